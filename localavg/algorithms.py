@@ -1,0 +1,136 @@
+"""THE table: every synchronous algorithm is a schedule (when), a combine step (what an average does) and an exchange
+(what travels every step). Any of them runs with any local optimiser, sampling and step size.
+
+The parameters of each function are its options on the command line, by the papers' names. T (updates in all) and
+`epoch` (updates in an epoch) are filled in by the caller where a function asks for them.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from localavg import schedules as when
+from localavg.combine import BlockMomentum, Mean
+from localavg.config import UserError, bad, positive
+from localavg.exchange import MeanGradient, Nothing, QuantisedGradient
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """One row of the table, ready to run. S: learners in a cluster, where there are clusters."""
+
+    schedule: when.Schedule
+    combine: Mean
+    exchange: Nothing
+    S: int | None = None
+
+
+def sgd() -> Algorithm:
+    """Sequential mini-batch SGD, P = 1."""
+    return Algorithm(when.Never(), Mean(), Nothing())
+
+
+def sync() -> Algorithm:
+    """Synchronous SGD (FULLSGD): the mean gradient at every step."""
+    return Algorithm(when.Never(), Mean(), MeanGradient())
+
+
+def qsgd(bits: int = 8, bucket: int = 512) -> Algorithm:
+    """QSGD (adpsgd §IV; Alistarh et al. 2017): synchronous SGD on gradients quantised without bias."""
+    return Algorithm(when.Never(), Mean(), QuantisedGradient(bits, bucket))
+
+
+def kavg(K: int = 16) -> Algorithm:
+    """K-AVG (kavg Alg. 1) = CPSGD (adpsgd Alg. 1) = LUPA-SGD (lupa Alg. 1, τ = K): w_j ← w̄ every K updates."""
+    return Algorithm(when.Every(K), Mean(), Nothing())
+
+
+def oneshot() -> Algorithm:
+    """One-shot averaging (lupa §6): one average, at T."""
+    return Algorithm(when.OneShot(), Mean(), Nothing())
+
+
+def mavg(K: int = 16, mu: float = 0.7, nesterov: bool = False) -> Algorithm:
+    """M-AVG (mavg Alg. 1): K-AVG with block momentum μ at the global level."""
+    return Algorithm(when.Every(K), BlockMomentum(mu, nesterov), Nothing())
+
+
+def hieravg(K1: int = 4, K2: int = 16, S: int = 4, mu: float = 0.0, nesterov: bool = False) -> Algorithm:
+    """Hier-AVG (hieravg Alg. 1): clusters of S consecutive learners average every K1 updates, everyone every K2."""
+    schedule = when.Hierarchical(K1, K2)
+    return Algorithm(schedule if S > 1 else when.Every(K2), _average(mu, nesterov), Nothing(), S)  # S = 1: nobody to meet
+
+
+def adpsgd(T: int, epoch: float, p_init: int = 4, Ks: float = 0.25, low: float = 0.7, high: float = 1.3,
+           warmup: float = 1.0, mu: float = 0.0, nesterov: bool = False) -> Algorithm:
+    """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period. Ks: a fraction of T below 1, or updates.
+
+    warmup: epochs of averaging every step before Algorithm 2 starts.
+    """
+    positive("Ks", Ks)
+    if not 0 <= warmup < math.inf:
+        raise bad("warmup", warmup, "must be a number of epochs of at least 0")
+    K_s = int(Ks * T) if Ks < 1 else int(Ks)
+    schedule = when.VarianceDriven(p_init, K_s, low, high, warmup=math.ceil(warmup * epoch))
+    return Algorithm(schedule, _average(mu, nesterov), Nothing())
+
+
+def adalupa(tau0: int = 91, alpha: float = 1.09, rule: str = "linear", mu: float = 0.0, nesterov: bool = False) -> Algorithm:
+    """ADA-LUPA-SGD (lupa §5–6): periods (1 + iα)τ_0 (rule linear), or from the objective by eq. 11 (rule loss)."""
+    if rule not in ("linear", "loss"):
+        raise bad("rule", rule, "must be linear (lupa §6) or loss (lupa eq. 11)")
+    schedule = when.Linear(tau0, alpha) if rule == "linear" else when.LossDriven(tau0)
+    return Algorithm(schedule, _average(mu, nesterov), Nothing())
+
+
+def piecewise(epoch: float, pieces: str = "0:4", mu: float = 0.0, nesterov: bool = False) -> Algorithm:
+    """A period K for each stage of training (adpsgd §III-A, §V-B), as FROM_EPOCH:K,FROM_EPOCH:K,…"""
+    try:
+        stages = [(round(float(start) * epoch), int(K)) for start, K in (p.split(":") for p in pieces.split(","))]
+    except (ValueError, OverflowError):
+        raise bad("pieces", pieces, "must read FROM_EPOCH:K,FROM_EPOCH:K,… such as 0:4,80:8") from None
+    return Algorithm(when.Piecewise(stages), _average(mu, nesterov), Nothing())
+
+
+ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
+    "sgd": sgd,  # all papers
+    "sync": sync,  # kavg, adpsgd, lupa: the baseline
+    "qsgd": qsgd,  # adpsgd §IV
+    "kavg": kavg,  # kavg Alg. 1, adpsgd Alg. 1, lupa Alg. 1
+    "oneshot": oneshot,  # lupa §6
+    "mavg": mavg,  # mavg Alg. 1
+    "hieravg": hieravg,  # hieravg Alg. 1
+    "adpsgd": adpsgd,  # adpsgd Alg. 2
+    "adalupa": adalupa,  # lupa §5–6
+    "piecewise": piecewise,  # adpsgd §III-A, §V-B
+}
+
+
+def options(name: str) -> dict[str, Any]:
+    """The options of an algorithm and their defaults."""
+    parameters = inspect.signature(ALGORITHMS[name]).parameters
+    return {p.name: p.default for p in parameters.values() if p.default is not p.empty}
+
+
+def make(name: str, given: Mapping[str, Any], T: int, epoch: float) -> Algorithm:
+    """The algorithm `name` with the options `given`, for a run of T updates with `epoch` updates in an epoch.
+
+    Raises UserError for an unknown name, an option that the algorithm does not have, or a value that breaks a rule.
+    """
+    if name not in ALGORITHMS:
+        raise UserError(f"algorithm {name}: must be one of {', '.join(ALGORITHMS)}")
+    known = options(name)
+    if stray := [option for option in given if option not in known]:
+        takes = ", ".join(f"--{option.replace('_', '-')}" for option in known) or "no options of its own"
+        raise UserError(f"--{stray[0].replace('_', '-')} means nothing to {name}, which takes {takes}")
+    wanted = inspect.signature(ALGORITHMS[name]).parameters
+    context = {key: value for key, value in (("T", T), ("epoch", epoch)) if key in wanted}
+    return ALGORITHMS[name](**context, **given)
+
+
+def _average(mu: float, nesterov: bool) -> Mean:
+    return BlockMomentum(mu, nesterov) if mu else Mean()

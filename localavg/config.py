@@ -1,0 +1,142 @@
+"""The settings of a training run: a frozen dataclass, one line of help a field. Standard library only.
+
+The command line is made from these fields, and the run file stores them, so a setting is named once.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+
+class UserError(Exception):
+    """A mistake in what the user asked for: one line that names the value, the rule and the remedy (exit status 2)."""
+
+
+def option(default: Any, help: str, *, group: str, **extra: Any) -> Any:
+    """A dataclass field with its help text, its group in ``--help`` and what argparse should know beside."""
+    return field(default=default, metadata={"help": help, "group": group, **extra})
+
+
+SAMPLING = ("iid", "shuffle", "shard", "block")
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
+STATES = ("keep", "average", "reset")
+STEP_SIZES = ("constant", "steps", "inverse")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that defines a training run, but for the algorithm's own options (``algorithms.py``)."""
+
+    algorithm: str = field(metadata={"help": "which algorithm", "group": ""})
+
+    data: str = option("epsilon-like", "a prepared .h5 file, or epsilon-like[:ROWSxFEATURES]", group="data")
+    problem: str = option("logistic", "the model and its loss", group="data", choices=("logistic",))
+    l2: float = option(1e-4, "λ of the ℓ2 term (λ/2)‖w‖²", group="data")
+    sampling: str = option("iid", "which examples a learner draws", group="data", choices=SAMPLING)
+    force_block: bool = option(False, "allow block sampling of data that was not shuffled", group="data")
+
+    learners: int | None = option(None, "P, a multiple of the ranks (default: one a rank)", group="learners")
+    ranks_per_node: int | None = option(None, "split each machine into nodes of so many ranks", group="learners")
+    transport: str = option("auto", "how a mean travels", group="learners", choices=("auto", "mpi"))
+    device: str = option("cpu", "where the learners compute", group="learners", choices=("cpu", "cuda"))
+
+    steps: int | None = option(None, "T, local updates per learner", group="training")
+    epochs: float | None = option(None, "passes over the data by all learners together (default: 1)", group="training")
+    batch_size: int = option(128, "B, mini-batch per learner", group="training")
+    optimizer: str = option("sgd", "the local update", group="training", choices=OPTIMIZERS)
+    momentum: float = option(0.9, "coefficient of momentum and nesterov", group="training")
+    state: str = option("keep", "the optimiser's state at an average", group="training", choices=STATES)
+    seed: int = option(0, "of all random draws", group="training")
+
+    lr: float = option(0.01, "γ, the step size", group="step size")
+    schedule: str = option("constant", "γ_t: constant, multiplied at --milestones or --every epochs (steps), or "
+                           "4/(μ(t+a)) (inverse)", group="step size", choices=STEP_SIZES)
+    factor: float = option(0.1, "multiplies γ at every milestone", group="step size")
+    milestones: tuple[float, ...] = option((), "epochs after which γ is multiplied", group="step size")
+    every: float | None = option(None, "multiply γ after every so many epochs", group="step size")
+    warmup_epochs: float = option(0.0, "linear warm-up over so many epochs", group="step size")
+    warmup_from: float | None = option(None, "γ at the start of the warm-up (default: lr / 10)", group="step size")
+    pl_constant: float | None = option(None, "μ of the inverse schedule", group="step size")
+    shift: float | None = option(None, "a of the inverse schedule", group="step size")
+
+    out: str | None = option(None, "the run file (default: runs/ALGORITHM-sSEED.h5)", group="output")
+    save_weights: bool = option(False, "store /initial_weights and /weights", group="output")
+    variance: str = option("no", "record the learners' variance: S at averages, or V_t too, which takes one more mean a step "
+                           "outside the clock (steps)", group="output", choices=("no", "averages", "steps"))
+    grad_norm: bool = option(False, "‖∇F(w̄)‖² at every evaluation, another pass over the data", group="output")
+    log_every: int | None = option(None, "steps between rows of /train (default: T / 100)", group="output")
+    eval_every: int | None = option(None, "steps between evaluations (default: T / 20)", group="output")
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            check_choice(f.name, getattr(self, f.name), f.metadata.get("choices"))
+        at_least("learners", self.learners, 1)
+        at_least("ranks_per_node", self.ranks_per_node, 1)
+        at_least("steps", self.steps, 1)
+        at_least("batch_size", self.batch_size, 1)
+        at_least("log_every", self.log_every, 1)
+        at_least("eval_every", self.eval_every, 1)
+        at_least("seed", self.seed, 0)
+        positive("lr", self.lr)
+        positive("epochs", self.epochs)
+        positive("factor", self.factor)
+        positive("every", self.every)
+        positive("warmup_from", self.warmup_from)
+        positive("pl_constant", self.pl_constant)
+        for name in ("l2", "warmup_epochs", "shift", *(("milestones",) if self.milestones else ())):
+            value = getattr(self, name)
+            for x in value if isinstance(value, tuple) else (value,):
+                if x is not None and not 0 <= x < math.inf:
+                    raise bad(name, x, "must be a finite number of at least 0")
+        if not 0 <= self.momentum < 1:
+            raise bad("momentum", self.momentum, "must lie in [0, 1)")
+        if self.seed >= 2**63:
+            raise bad("seed", self.seed, "must be below 2^63")
+        if self.steps is not None and self.epochs is not None:
+            raise UserError(f"--steps {self.steps} and --epochs {self.epochs:g} both set the length: give one of them")
+        self._check_schedule()
+        if self.device == "cuda":
+            raise UserError("--device cuda: training runs on the CPU so far; leave the option out")
+
+    def _check_schedule(self) -> None:
+        given = {name for name in ("milestones", "every", "pl_constant", "shift") if getattr(self, name) not in (None, ())}
+        used = {"constant": set(), "steps": {"milestones", "every"}, "inverse": {"pl_constant", "shift"}}[self.schedule]
+        if stray := sorted(given - used):
+            needs = "steps" if stray[0] in ("milestones", "every") else "inverse"
+            raise UserError(f"--{stray[0].replace('_', '-')} means nothing to --schedule {self.schedule}: "
+                            f"add --schedule {needs} or leave it out")
+        if self.schedule == "steps" and len(given) != 1:
+            raise UserError("--schedule steps needs one of --milestones and --every, in epochs")
+        if self.schedule == "inverse" and self.pl_constant is None:
+            raise UserError("--schedule inverse needs --pl-constant, the μ of γ_t = 4/(μ(t+a))")
+
+    @property
+    def path(self) -> str:
+        """Where the run file goes."""
+        return self.out or os.path.join("runs", f"{self.algorithm}-s{self.seed}.h5")
+
+
+def bad(name: str, value: Any, rule: str) -> UserError:
+    """The error of an option whose value breaks a rule."""
+    return UserError(f"--{name.replace('_', '-')} {value}: {rule}")
+
+
+def at_least(name: str, value: int | None, least: int) -> None:
+    """Refuse an integer option below `least`."""
+    if value is not None and value < least:
+        raise bad(name, value, f"must be at least {least}")
+
+
+def positive(name: str, value: float | None) -> None:
+    """Refuse a number that is not finite and above 0 (NaN among them)."""
+    if value is not None and not 0 < value < math.inf:
+        raise bad(name, value, "must be a finite number above 0")
+
+
+def check_choice(name: str, value: Any, choices: tuple[str, ...] | None) -> None:
+    """Refuse a named choice that is not one of the names."""
+    if choices is not None and value not in choices:
+        raise bad(name, value, f"must be one of {', '.join(choices)}")

@@ -1,0 +1,197 @@
+"""A prepared dataset: one HDF5 file, written once and whole, read in slabs.
+
+`/train` and, where the set has one, `/test` hold `x` float32 [n, d] and `y` float32 [n] (−1 or +1), uncompressed and
+contiguous. The root attributes are `schema`, `kind`, `name`, `source` (file names), `classes` (the two labels as they
+were, smaller first), `shuffled` and, where the rows were permuted, `shuffle_seed`.
+"""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from localavg.config import UserError
+
+SCHEMA = 1
+SLAB_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a prepared file says of itself."""
+
+    name: str
+    """name of the dataset"""
+    kind: str
+    """what a row of x is: "features" """
+    classes: tuple
+    """the two original labels, (that of −1, that of +1)"""
+    shuffled: bool
+    """the rows are in random order, so that consecutive rows are a fair sample"""
+    shapes: dict
+    """(n, d) of each split, by its name"""
+
+
+def slabs(rows, row_bytes, first=0, slab_bytes=SLAB_BYTES):
+    """Yield (start, stop) pairs that cover rows `first` … `rows` − 1 in pieces of about `slab_bytes`."""
+    step = max(1, slab_bytes // max(1, row_bytes))
+    for start in range(first, rows, step):
+        yield start, min(start + step, rows)
+
+
+def on_root(comm, work):
+    """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError reaches every rank."""
+    result = error = None
+    if comm is None or comm.rank == 0:
+        try:
+            result = work()
+        except UserError as caught:
+            error = caught
+        except OSError as caught:
+            error = UserError(f"{caught.filename or 'input or output'}: {caught.strerror or caught}")
+    if comm is not None:
+        result, error = comm.bcast((result, error), root=0)
+    if error is not None:
+        raise error
+    return result
+
+
+def check_out(out):
+    """Refuse an output path that exists or has no folder, so that the user hears of it before the work."""
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists and is never overwritten; remove it or choose another --out")
+    if not out.parent.is_dir():
+        raise UserError(f"the folder of --out {out} does not exist; create {out.parent} first")
+
+
+@contextlib.contextmanager
+def create(out, features, rows, **attributes):
+    """Yield a new prepared file with empty `/<split>/x` [n, d] and `/<split>/y` [n] to fill; rows = {split: n}.
+
+    The file gets its name only when the block ends well: until then it is a temporary one beside it, removed on any
+    error, Ctrl-C or SIGTERM. UserError if `out` exists, its folder is missing or the disk is too small.
+    """
+    out = Path(out)
+    check_out(out)
+    need, free = sum(rows.values()) * (features + 1) * 4, shutil.disk_usage(out.parent).free
+    if need > free:
+        raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with _terminate_as_exit():
+        try:
+            with h5py.File(part, "w") as file:
+                file.attrs.update({"schema": SCHEMA, "kind": "features", **attributes})
+                for split, n in rows.items():
+                    file.create_dataset(f"{split}/x", (n, features), np.float32)
+                    file.create_dataset(f"{split}/y", (n,), np.float32)
+                yield file
+            _sync(part)
+            check_out(out)
+            os.replace(part, out)
+            _sync(out.parent)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _terminate_as_exit():
+    """Let SIGTERM (what mpirun sends on Ctrl-C) unwind the stack, so that temporary files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sync(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def opened(path):
+    """Yield the HDF5 file `path` for reading; UserError if it is missing, not HDF5, or damaged."""
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such file; write it first with `python -m localavg prepare …`")
+    with open(path, "rb"):  # an unreadable file fails here, with its reason
+        pass
+    if not h5py.is_hdf5(path):
+        raise UserError(f"{path} is not an HDF5 file; a dataset is a file written by `python -m localavg prepare …`")
+    try:
+        # No lock: a prepared file never changes, and shared file systems may have none.
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} is damaged or cut short ({_first_line(error)}); prepare it again") from error
+
+
+def _first_line(error):
+    return str(error).strip().split("\n")[0]
+
+
+def header(path):
+    """Return the Header of `path`; UserError unless it is a prepared file whose shapes and types agree."""
+    with opened(path) as file:
+        schema = file.attrs.get("schema")
+        if schema is None or "train/x" not in file:
+            raise UserError(f"{path} holds no prepared dataset (a `schema` and /train/x); use `localavg prepare …`")
+        if schema != SCHEMA:
+            raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}; prepare it again")
+        shapes = {}
+        for split in ("train", "test"):
+            if split in file:
+                shapes[split] = _checked_shape(path, file[split], split)
+        if len({d for _, d in shapes.values()}) > 1:
+            raise UserError(f"{path}: train and test have different widths {shapes}; prepare them together")
+        attributes = file.attrs
+        try:
+            return Header(name=str(attributes["name"]), kind=str(attributes["kind"]),
+                          classes=tuple(float(label) for label in attributes["classes"]),
+                          shuffled=bool(attributes["shuffled"]), shapes=shapes)
+        except KeyError as error:
+            raise UserError(f"{path} lacks an attribute ({_first_line(error)}); prepare it again") from error
+
+
+def _checked_shape(path, group, split):
+    x, y = group.get("x"), group.get("y")
+    if not (isinstance(x, h5py.Dataset) and isinstance(y, h5py.Dataset)):
+        raise UserError(f"{path}: /{split} must hold the arrays x and y; prepare it again")
+    if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:
+        raise UserError(f"{path}: /{split} has x {x.shape} and y {y.shape}, not [n, d] and [n]; prepare it again")
+    if x.dtype != np.float32 or y.dtype != np.float32:
+        raise UserError(f"{path}: /{split} has x {x.dtype} and y {y.dtype}, not float32; prepare it again")
+    return x.shape
+
+
+def read(path, split, x, y, start, stop):
+    """Read rows start … stop − 1 of a split straight into x [n, d] and y [n], which stand for all its rows.
+
+    UserError names the row of the first value that is not finite or label that is not −1 or +1.
+    """
+    with opened(path) as file:
+        if stop > start:
+            file[f"{split}/y"].read_direct(y, np.s_[start:stop], np.s_[start:stop])
+        for a, b in slabs(stop, x[:1].nbytes, start):
+            file[f"{split}/x"].read_direct(x, np.s_[a:b], np.s_[a:b])
+            finite = np.isfinite(x[a:b])  # [b − a, d]
+            if not finite.all():
+                row = a + int(np.argmin(finite.all(axis=1)))
+                raise UserError(f"{path}: row {row} of /{split}/x holds a value that is not finite; prepare it again")
+    wrong = np.flatnonzero(np.abs(y[start:stop]) != 1)
+    if wrong.size:
+        row = start + int(wrong[0])
+        raise UserError(f"{path}: label {y[row]} in row {row} of /{split}/y is not -1 or +1; prepare it again")

@@ -1,0 +1,41 @@
+"""The flat weight matrix: one float32 row a learner, the named tensors of a model as views into it.
+
+An average then needs no packing, no copying back and no call per tensor.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+Array = Any  # numpy or CuPy
+
+
+class Flat:
+    """`w` [L, d], the weights of this rank's L learners, and where each named tensor lies in a row.
+
+    shapes: the tensors in the order they are laid out, parameters first; a statistic that is averaged but not
+    trained comes after them. parameters: how many of the tensors are trained. `allocate(shape)` gives the float32 memory
+    (ordinary by default; a shared window or a device array for transports that want one).
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], L: int, parameters: int | None = None,
+                 allocate: Callable[[tuple[int, int]], Array] | None = None) -> None:
+        self.shapes = dict(shapes)
+        sizes = [math.prod(shape) for shape in self.shapes.values()]
+        ends = np.cumsum([0, *sizes]).tolist()
+        self.segments = {name: slice(a, b) for name, a, b in zip(self.shapes, ends, ends[1:], strict=False)}
+        self.d = ends[-1]
+        self.d_trained = ends[len(sizes) if parameters is None else parameters]
+        self.w = np.zeros((L, self.d), np.float32) if allocate is None else allocate((L, self.d))  # [L, d]
+
+    def view(self, l: int, name: str) -> Array:
+        """Tensor `name` of local learner l, a view into its row."""
+        return self.w[l, self.segments[name]].reshape(self.shapes[name])
+
+    def views(self, l: int) -> dict[str, Array]:
+        """All tensors of local learner l by name."""
+        return {name: self.view(l, name) for name in self.shapes}

@@ -1,0 +1,174 @@
+"""P learners over the MPI ranks, and the communicators between them.
+
+Learners, not ranks, are the unit: rank r of R owns the L = P / R consecutive learners r·L … (r+1)·L − 1, the rows of its
+weight matrix. The communicators: `world`; `node`, the ranks of this machine; `cross`, the ranks with my place on every
+node; and, for averages within clusters of S learners, one for each cluster that spans ranks.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from mpi4py import MPI
+from threadpoolctl import threadpool_limits
+
+from localavg.config import UserError
+
+T = TypeVar("T")
+
+LAUNCHERS = {  # environment variable with the number of ranks -> who sets it; the innermost launcher first
+    "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
+    "PMI_SIZE": "MPICH's mpiexec or a PMI launcher",
+    "JSM_NAMESPACE_SIZE": "jsrun",
+    "SLURM_STEP_NUM_TASKS": "srun",
+    "SLURM_NTASKS": "Slurm",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Learners that average together: rows of this rank's matrix, the ranks that hold the others, and how many in all."""
+
+    rows: slice
+    comm: MPI.Comm | None  # None: all of them are here
+    learners: int
+    nodes: int  # nodes that the group's ranks lie on
+
+
+class Fleet:
+    """P learners laid over the ranks of `world`.
+
+    `world` is any intracommunicator; nothing below reaches for COMM_WORLD. `ranks_per_node` splits each machine into
+    artificial nodes of so many ranks, so that node and cross steps can be told apart on a laptop.
+
+    Raises UserError where P is not a multiple of the ranks, or where the launcher started another number of ranks than
+    `world` holds.
+    """
+
+    def __init__(self, world: MPI.Intracomm, P: int | None = None, ranks_per_node: int | None = None) -> None:
+        check_world_size(world.size, os.environ)
+        self.world = world
+        self.rank, self.ranks = world.rank, world.size
+        self.P = P = self.ranks if P is None else P
+        if P % self.ranks:
+            raise UserError(f"--learners {P} on {self.ranks} ranks: P must be a multiple of the ranks; "
+                            f"use {max(1, P // self.ranks) * self.ranks} learners or another mpirun -n")
+        self.L = P // self.ranks
+        self.learners = range(self.rank * self.L, (self.rank + 1) * self.L)
+
+        machine = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
+        self.node = machine.Split(machine.rank // (ranks_per_node or machine.size), key=machine.rank)
+        self.cross = world.Split(self.node.rank, key=world.rank)
+        first = world.allgather(self.node.bcast(world.rank))  # [R] the first rank on each rank's node
+        self.node_of = [sorted(set(first)).index(r) for r in first]  # [R]
+        self.nodes = len(set(first))
+        self.hosts = world.allgather(MPI.Get_processor_name())  # [R]
+        self.threads = threads_per_rank(machine)
+        threadpool_limits(self.threads)
+        self._groups: dict[int, list[Group]] = {}
+        self._windows: list[MPI.Win] = []
+
+    def groups(self, S: int) -> list[Group]:
+        """This rank's part of the clusters of S consecutive learners; S = P is everyone. Collective at its first call."""
+        if S not in self._groups:
+            if S < 1 or self.P % S:
+                raise UserError(f"--S {S} with {self.P} learners: a cluster's size must divide P")
+            self._groups[S] = [self._group(c, S) for c in range(self.P // S) if self._spans(c, S) or self._mine(c, S)]
+        return self._groups[S]
+
+    def _mine(self, c: int, S: int) -> range:
+        """The learners of cluster c that live on this rank."""
+        return range(max(c * S, self.learners.start), min((c + 1) * S, self.learners.stop))
+
+    def _spans(self, c: int, S: int) -> bool:
+        """Whether cluster c lies on several ranks, this one among them."""
+        first, last = c * S // self.L, ((c + 1) * S - 1) // self.L
+        return first < last and first <= self.rank <= last
+
+    def _group(self, c: int, S: int) -> Group:
+        mine, first, last = self._mine(c, S), c * S // self.L, ((c + 1) * S - 1) // self.L
+        rows = slice(mine.start - self.learners.start, mine.stop - self.learners.start)
+        members = range(first, last + 1)
+        comm = None
+        if first < last:  # only the members call: clusters are made in order of c, so neighbours cannot wait in a ring
+            comm = self.world.Create_group(self.world.group.Incl(list(members)), tag=c)
+        return Group(rows, comm, S, len({self.node_of[r] for r in members}))
+
+    def node_array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
+        """An uninitialised array that all ranks of the node share: one copy a node. Collective on the node.
+
+        Raises UserError (on the node's ranks) where shared memory cannot hold it.
+        """
+        nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+        if self.node.size == 1:
+            return np.empty(shape, dtype)
+        free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else nbytes
+        if self.node.allreduce(free, MPI.MIN) < nbytes:  # a page that tmpfs cannot give is a SIGBUS, not an error
+            raise UserError(f"shared memory: /dev/shm has {free / 1e9:.2f} GB free and {nbytes / 1e9:.2f} GB are needed for the "
+                            f"node's one copy of the data; enlarge it (mount -o remount,size=…), or use one rank a node")
+        window = MPI.Win.Allocate_shared(nbytes if self.node.rank == 0 else 0, 1, comm=self.node)
+        self._windows.append(window)
+        memory, _ = window.Shared_query(0)
+        return np.frombuffer(memory, dtype=dtype, count=nbytes // np.dtype(dtype).itemsize).reshape(shape)
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work` on every rank; if it fails for the user or the system on any, every rank raises the first such error."""
+        value, error = None, None
+        try:
+            value = work()
+        except (UserError, OSError, MemoryError) as e:
+            error = str(e) if isinstance(e, UserError) else f"rank {self.rank}: {e or type(e).__name__}"
+        for e in self.world.allgather(error):
+            if e is not None:
+                raise UserError(e)
+        return value  # type: ignore[return-value]
+
+    def close(self) -> None:
+        """Free the shared windows. Collective; arrays from `node_array` are gone after it."""
+        while self._windows:
+            self._windows.pop().Free()
+
+
+def check_world_size(size: int, environ: Mapping[str, str]) -> None:
+    """Fail at once where the launcher started another number of ranks than MPI sees (srun without PMIx: N singletons)."""
+    for variable, launcher in LAUNCHERS.items():
+        if (value := environ.get(variable, "")).isdigit():
+            if int(value) != size:
+                raise UserError(
+                    f"{launcher} started {value} ranks ({variable}) but MPI sees {size}: launcher and MPI library do not "
+                    f"belong together; use srun --mpi=pmix, or the mpirun of the MPI that mpi4py loads "
+                    f"(python -m mpi4py --mpi-library), or unset {variable} if one rank is meant")
+            return
+
+
+def threads_per_rank(machine: MPI.Intracomm) -> int:
+    """Threads a rank may use: OMP_NUM_THREADS if set; what the launcher bound it to, shared fairly; 1 where nothing was said."""
+    told = os.environ.get("OMP_NUM_THREADS", "")
+    cores = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset({0})
+    sharing = sum(not cores.isdisjoint(other) for other in machine.allgather(cores))
+    if told.isdigit() and int(told) > 0:
+        return int(told)
+    bound = len(cores) < (os.cpu_count() or 1)
+    return max(1, len(cores) // sharing) if bound else 1
+
+
+def abort_on_exception(world: MPI.Intracomm) -> None:
+    """From now on an exception that nobody catches, in any thread, ends the whole job with status 1."""
+
+    def hook(kind: type[BaseException], value: BaseException, trace: Any) -> None:
+        sys.stderr.write(f"rank {world.rank} failed; ending the job\n")
+        traceback.print_exception(kind, value, trace)
+        sys.stderr.flush()
+        world.Abort(1)
+
+    import threading
+
+    sys.excepthook = hook
+    threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)

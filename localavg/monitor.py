@@ -1,0 +1,210 @@
+"""What is watched while training: where the time goes, losses, evaluations of the averaged model, progress, the run file.
+
+Ranks exchange a handful of numbers at every row of /train, about a hundred in a run, and nothing in between.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+from tqdm import tqdm
+
+from localavg.fleet import Fleet
+from localavg.record import Record
+from localavg.schedules import Scope
+
+Array = Any
+
+
+class Diverged(Exception):
+    """A loss is not finite; raised on every rank alike."""
+
+
+class Clock:
+    """Seconds by purpose: every `lap` gives the time since the last one to a name."""
+
+    def __init__(self) -> None:
+        self.start()
+
+    def start(self) -> None:
+        """From zero, now."""
+        self.seconds = {"data": 0.0, "compute": 0.0, "communicate": 0.0, "rest": 0.0, "outside": 0.0}
+        self._last = perf_counter()
+
+    def lap(self, name: str) -> float:
+        """Give the time since the last lap to `name`, and return it."""
+        now = perf_counter()
+        seconds, self._last = now - self._last, now
+        self.seconds[name] += seconds
+        return seconds
+
+    @property
+    def wall_s(self) -> float:
+        """All of it but "outside": evaluation, diagnosis."""
+        return sum(self.seconds.values()) - self.seconds["outside"]
+
+
+class Monitor:
+    """Watches one run of T updates with `epoch` updates in an epoch and batches of B.
+
+    record: the run file on rank 0, None elsewhere. variance: record S at every average; V: record V_t of every period
+    as well (adpsgd eq. 11), which takes one more mean of the weights a step, kept out of wall_s. grad_norm: ‖∇F(w̄)‖² at
+    every evaluation.
+    """
+
+    def __init__(self, fleet: Fleet, problem: Any, transport: Any, record: Record | None, *, T: int, epoch: float, B: int,
+                 log_every: int, eval_every: int, payload_bytes: int, variance: bool = False, V: bool = False,
+                 grad_norm: bool = False) -> None:
+        self.fleet, self.problem, self.transport, self.record = fleet, problem, transport, record
+        self.T, self.epoch, self.B, self.log_every, self.eval_every = T, epoch, B, log_every, eval_every
+        self.variance, self.V, self.grad_norm = variance, V, grad_norm
+        self.clock = Clock()
+        self.losses = np.zeros((log_every, fleet.L))  # [steps a row of /train, L]; row t mod log_every is update t's
+        self.due = min(T, log_every, eval_every)  # t of the next report
+        self._reported = 0  # t of the last one
+        self._events: list[float] = []  # seconds of every exchange since then
+        self._split = np.zeros(4)  # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
+        self._drift: list[float] = []  # Var[W_k] after each update since the last average
+        self._bytes = {scope: self._everyones_bytes(scope, payload_bytes) for scope in (Scope.CLUSTER, Scope.WORLD)}
+        self._progress = Progress(T) if record is not None else None
+
+    def start(self, w: Array) -> None:
+        """Evaluate the initial weights, then start the clock on all ranks together."""
+        self._evaluate(0, w)
+        self.fleet.world.Barrier()
+        self.clock.start()
+
+    def averaged(self, t: int, scope: Scope, period: int, S: float) -> None:
+        """Weights or gradients were averaged over `scope` after `period` updates; S: the variance, if known."""
+        seconds = self.clock.lap("communicate")
+        self._events.append(seconds)
+        if self.record is not None:
+            within, across = self._bytes[scope]
+            V = sum(self._drift) / len(self._drift) if self._drift else math.nan
+            self.record.append("averages", t=t, scope=int(scope), period=period, variance=S, mean_variance=V,
+                               bytes_node=within, bytes_cross=across, seconds=seconds)
+        self._drift.clear()
+
+    def drifted(self, w: Array) -> None:
+        """The variance of the learners' weights after an update, for V_t."""
+        self.clock.lap("rest")
+        self._drift.append(self.transport.variance(w))
+        self.clock.lap("outside")
+
+    def objective(self, w: Array) -> float:
+        """F at w [d] over all training data, for the schedule that is steered by it: part of the algorithm and its time."""
+        F = self._totals(w, self.problem.data.train)[0] + self.problem.regulariser(w)
+        self.clock.lap("compute")
+        return F
+
+    def report(self, t: int, gamma: float, w: Array) -> None:
+        """A row of /train, and of /eval when it is time. Collective. Raises Diverged everywhere if a loss was not finite."""
+        self.clock.lap("rest")
+        wall_s = self.clock.wall_s
+        loss, where = self._exchange_interval(t)
+        if where is not None:
+            if self.record is not None:
+                self.record.flush(force=True)
+            raise Diverged(f"the loss at step {where[0]} of learner {where[1]} is not finite; lower --lr (now {gamma:g})")
+        samples = t * self.fleet.P * self.B
+        if self.record is not None:
+            compute, data, communicate, wait = self._split
+            self.record.append("train", t=t, epoch=t / self.epoch, samples=samples, step_size=gamma, loss=loss, wall_s=wall_s,
+                               compute_s=compute, communicate_s=communicate, wait_s=wait, data_s=data)
+            self.record.flush()
+            self._progress.step(t, loss, samples / wall_s)
+        self._reported = t
+        evaluating = t == self.T or t % self.eval_every == 0
+        self.due = min(self.T, *(t + every - t % every for every in (self.log_every, self.eval_every)))
+        self.clock.lap("rest")
+        if evaluating:
+            self._evaluate(t, w, wall_s)
+
+    def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
+        """Over the updates since the last report: the mean loss, and (t, j) of the first loss that is not finite."""
+        L, P = self.fleet.L, self.fleet.P
+        steps = np.arange(self._reported + 1, t + 1)
+        losses = self.losses[steps % self.log_every]  # [steps, L]
+        bad = np.argwhere(~np.isfinite(losses))
+        first = float(steps[bad[0, 0]] * P + self.fleet.learners[bad[0, 1]]) if len(bad) else math.inf
+        fastest = np.array([first, *self._events])  # who comes last to an exchange does not wait there: the minimum is its cost
+        self.fleet.world.Allreduce(MPI.IN_PLACE, fastest, MPI.MIN)
+        communicate = fastest[1:].sum()
+        now = self.clock.seconds
+        sums = np.array([losses.sum(), now["compute"], now["data"], communicate, sum(self._events) - communicate])
+        self._events.clear()
+        self.fleet.world.Allreduce(MPI.IN_PLACE, sums)
+        sums[1:] /= self.fleet.ranks
+        self._split[:2] = sums[1:3]
+        self._split[2:] += sums[3:]
+        where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None
+        return sums[0] / (len(steps) * L * self.fleet.ranks), where
+
+    def _evaluate(self, t: int, w: Array, wall_s: float = 0.0) -> None:
+        """A row of /eval: the averaged model w̄ on all data, each learner summing over its part of the rows."""
+        mean, data = self.transport.mean(w), self.problem.data  # [d]
+        train_loss, train_accuracy, grad = self._totals(mean, data.train, self.grad_norm)
+        train_loss += self.problem.regulariser(mean)
+        test_loss, test_accuracy, _ = self._totals(mean, data.test) if data.test is not None else (math.nan, math.nan, None)
+        if data.test is not None:
+            test_loss += self.problem.regulariser(mean)
+        if self.record is not None:
+            if grad is not None:
+                grad += self.problem.l2 * mean
+            self.record.append("eval", t=t, epoch=t / self.epoch, wall_s=wall_s, train_loss=train_loss,
+                               train_accuracy=train_accuracy, test_loss=test_loss, test_accuracy=test_accuracy,
+                               grad_norm_sq=math.nan if grad is None else float(grad @ grad))
+            self._progress.evaluated(t, train_loss, test_accuracy)
+        self.clock.lap("outside")
+
+    def _totals(self, w: Array, split: Any, gradient: bool = False) -> tuple[float, float, Array | None]:
+        """Mean loss without regulariser, accuracy, mean gradient [d] of w over a split: the same numbers for any layout."""
+        n, P = len(split.y), self.fleet.P
+        parts = [self.problem.sums(w, split, n * j // P, n * (j + 1) // P, gradient) for j in self.fleet.learners]
+        everyone = np.array(self.fleet.world.allgather([part[:2] for part in parts])).reshape(P, 2)  # in learners' order
+        loss, right = everyone.sum(axis=0) / n
+        if not gradient:
+            return loss, right, None
+        grad = sum(part[2] for part in parts)  # [d] float64
+        self.fleet.world.Allreduce(MPI.IN_PLACE, grad)
+        return loss, right, grad / n
+
+    def _everyones_bytes(self, scope: Scope, nbytes: int) -> tuple[int, int]:
+        return tuple(self.fleet.world.allreduce(np.array(self.transport.payload_bytes(nbytes, scope))).tolist())
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._progress is not None:
+            self._progress.close()
+
+
+class Progress:
+    """A bar on a terminal; elsewhere one plain line an evaluation."""
+
+    def __init__(self, T: int) -> None:
+        self.T = T
+        self.bar = tqdm(total=T, unit="step", dynamic_ncols=True, mininterval=0.5) if sys.stderr.isatty() else None
+        self._loss, self._rate = math.nan, math.nan
+
+    def step(self, t: int, loss: float, rate: float) -> None:
+        """Update t is done; the loss since the last call; samples/s since the start."""
+        self._loss, self._rate = loss, rate
+        if self.bar is not None:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} samples/s", refresh=False)
+            self.bar.update(t - self.bar.n)
+
+    def evaluated(self, t: int, loss: float, accuracy: float) -> None:
+        """The averaged model's training loss and test accuracy."""
+        if self.bar is None:
+            rate = "" if math.isnan(self._rate) else f"  {self._rate:,.0f} samples/s"
+            print(f"t {t}/{self.T}  train loss {loss:.4f}  test accuracy {accuracy:.4f}{rate}", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self.bar is not None:
+            self.bar.close()

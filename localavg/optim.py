@@ -1,0 +1,105 @@
+"""The local update, on all of a rank's rows at once, and what an average does to the optimiser's state.
+
+Conventions are torch.optim's: v ← m v + g, w ← w − γ v. `state` lists the matrices [L, n] that the policies at an
+average act on: keep (nothing), average (like the weights), reset (to zero).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from localavg.schedules import Scope
+
+Array = Any
+
+
+class SGD:
+    """w ← w − γ g."""
+
+    def __init__(self, policy: str = "keep") -> None:
+        self.policy = policy
+        self.state: list[Array] = []  # matrices [L, n]
+
+    def start(self, w: Array) -> None:
+        """Make the state for weights w [L, n], all zero."""
+
+    def update_(self, w: Array, g: Array, gamma: float) -> None:
+        """One local update of w [L, n] in place; g [L, n] is used up."""
+        g *= gamma
+        w -= g
+
+    def at_average_(self, scope: Scope, transport: Any) -> None:
+        """What the policy says happens to the state when the weights average over `scope`."""
+        if self.policy == "average":
+            for s in self.state:
+                transport.mean_(s, scope)
+        elif self.policy == "reset":
+            self.reset_()
+
+    def reset_(self) -> None:
+        """Forget the past."""
+        for s in self.state:
+            s[...] = 0
+
+
+class Momentum(SGD):
+    """v ← m v + g; w ← w − γ v, or with Nesterov's look-ahead w ← w − γ (g + m v)."""
+
+    def __init__(self, m: float, nesterov: bool = False, policy: str = "keep") -> None:
+        super().__init__(policy)
+        self.m, self.nesterov = m, nesterov
+
+    def start(self, w: Array) -> None:
+        self.v = w * 0  # [L, n]
+        self.state = [self.v]
+
+    def update_(self, w: Array, g: Array, gamma: float) -> None:
+        v = self.v
+        v *= self.m
+        v += g
+        if self.nesterov:
+            g += self.m * v
+            g *= gamma
+            w -= g
+        else:
+            w -= gamma * v
+
+
+class Adam(SGD):
+    """Adam (Kingma & Ba 2015) with its default β₁ = 0.9, β₂ = 0.999, ε = 1e-8; LUPA's released code trains with it."""
+
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+
+    def start(self, w: Array) -> None:
+        self.m, self.u = w * 0, w * 0  # [L, n] first and second moment
+        self.state = [self.m, self.u]
+        self.t = 0  # updates since the state was zero
+
+    def reset_(self) -> None:
+        super().reset_()
+        self.t = 0
+
+    def update_(self, w: Array, g: Array, gamma: float) -> None:
+        self.t += 1
+        m, u = self.m, self.u
+        m *= self.beta1
+        m += (1 - self.beta1) * g
+        g *= g
+        g *= 1 - self.beta2
+        u *= self.beta2
+        u += g
+        # γ m̂ / (√û + ε) with m̂ = m / (1 − β₁^t), û = u / (1 − β₂^t)
+        g[...] = u
+        g **= 0.5
+        g *= (1 - self.beta2**self.t) ** -0.5
+        g += self.eps
+        w -= gamma / (1 - self.beta1**self.t) * (m / g)
+
+
+def make(name: str, momentum: float, policy: str) -> SGD:
+    """The local optimiser by its command-line name."""
+    if name == "sgd":
+        return SGD(policy)
+    if name == "adam":
+        return Adam(policy)
+    return Momentum(momentum, nesterov=name == "nesterov", policy=policy)

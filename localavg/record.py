@@ -1,0 +1,335 @@
+"""The run file: HDF5, written by rank 0 while training runs and read back as DataFrames.
+
+A flush builds the next version of the file in memory, writes it beside the old one (`NAME.partial`) and renames it
+over. Whoever opens the path finds one whole version, whether the writer is busy, was killed or met a full disk.
+"""
+
+import contextlib
+import io
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import h5py
+import numpy as np
+
+from localavg.config import UserError
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+SCHEMA_VERSION = 1
+ENDS = ("finished", "interrupted", "failed")
+CLUSTER, WORLD = 1, 2
+WEIGHTS = {"weights": "averaged model at the end", "initial_weights": "model that all learners started from"}
+CHUNK_ROWS = 1024
+REWRITE_BYTES_PER_S = 4e6  # what unforced flushes may ask of a shared file system, on average
+
+_T = ("i8", "updates", "completed local updates of each learner")
+_EPOCH = ("f8", "epochs", "passes over the training set, all learners together")
+_WALL = ("f8", "s", "wall clock since the start of training, evaluation left out")
+SCHEMA = {  # group: {column: (dtype, unit, description)}
+    "train": {
+        "t": _T,
+        "epoch": _EPOCH,
+        "samples": ("i8", "examples", "training examples used since the start, all learners together"),
+        "step_size": ("f8", "1", "step size of this update"),
+        "loss": ("f8", "1", "mini-batch loss of the local models, averaged since the row before"),
+        "wall_s": _WALL,
+        "compute_s": ("f8", "s", "time in gradients and local updates since the start of training"),
+        "communicate_s": ("f8", "s", "time in communication since the start of training"),
+        "wait_s": ("f8", "s", "time waiting for other ranks since the start of training"),
+        "data_s": ("f8", "s", "time waiting for training data since the start of training"),
+    },
+    "averages": {
+        "t": _T,
+        "scope": ("i1", "1", f"whose models were averaged: {CLUSTER} = cluster, {WORLD} = world"),
+        "period": ("i8", "updates", "local updates since the average before, of any scope"),
+        "variance": ("f8", "1", "S = mean over learners of |w_mean - w_j|^2 just before the average"),
+        "mean_variance": (
+            "f8",
+            "1",
+            "V_t = mean of that variance over the updates since the average before, if asked for",
+        ),
+        "bytes_node": ("i8", "bytes", "payload handed to communicators inside a node, summed over ranks"),
+        "bytes_cross": ("i8", "bytes", "payload handed to communicators spanning nodes, summed over ranks"),
+        "seconds": ("f8", "s", "duration of this one average"),
+    },
+    "eval": {
+        "t": _T,
+        "epoch": _EPOCH,
+        "wall_s": _WALL,
+        "train_loss": ("f8", "1", "objective of the averaged model on the training set"),
+        "train_accuracy": ("f8", "1", "fraction of the training set that the averaged model gets right"),
+        "test_loss": ("f8", "1", "objective of the averaged model on the test set"),
+        "test_accuracy": ("f8", "1", "fraction of the test set that the averaged model gets right"),
+        "grad_norm_sq": ("f8", "1", "squared norm of the full training gradient at the averaged model"),
+    },
+    "staleness": {
+        "t": ("i8", "updates", "completed local updates of this learner"),
+        "learner": ("i8", "1", "id of the learner that exchanged with the server"),
+        "staleness": ("i8", "updates", "server updates since this learner's last pull"),
+        "wall_s": _WALL,
+    },
+}
+_INTEGERS = {group: {name for name, column in table.items() if column[0] != "f8"} for group, table in SCHEMA.items()}
+
+
+class NotARunFile(UserError):
+    """A readable HDF5 file that is something else."""
+
+
+class Record:
+    """Writer of one run file, held by rank 0 alone; make one with `create`."""
+
+    def __init__(self, path: Path, clock: Callable[[], float]):
+        self.path, self._clock = path, clock
+        self._rows: dict[str, list[Mapping[str, Any]]] = {group: [] for group in SCHEMA}
+        self._flushed_s = self._wait_s = 0.0
+
+    @classmethod
+    def create(cls, path: str | os.PathLike, config: Mapping, provenance: Mapping, clock=time.perf_counter) -> "Record":
+        """Make a new run file with status `running`, and the folders above it; `clock` gives seconds.
+
+        `config` and `provenance` are flat: str, int, float, bool, None (written "none"), lists and tuples (JSON text).
+        Raises UserError when `path` exists (one of two racing creators gets it) or cannot be written.
+        """
+        if os.path.lexists(path):
+            raise UserError(f"{path} exists; run files are never overwritten: give another name or move it away")
+        record = cls(Path(path), clock)
+        with _clear_errors(f"{path}: cannot write in the folder {record.path.parent}", "give another folder"):
+            record.path.parent.mkdir(parents=True, exist_ok=True)
+            record.path.open("x").close()
+        try:
+            root = {"schema": SCHEMA_VERSION, "status": "running"}
+            record._rewrite({"/": root, "config": config, "provenance": provenance}, mode="w")
+        except BaseException:
+            record.path.unlink(missing_ok=True)
+            raise
+        return record
+
+    def append(self, group: str, **row: float) -> None:
+        """Buffer one row of `group`; a float column left out is NaN. ValueError: unknown column, integer left out."""
+        if not _INTEGERS[group] <= row.keys() <= SCHEMA[group].keys():
+            unknown, lacking = row.keys() - SCHEMA[group].keys(), _INTEGERS[group] - row.keys()
+            raise ValueError(f"/{group}: unknown columns {sorted(unknown)}, missing columns {sorted(lacking)}")
+        self._rows[group].append(row)
+
+    def append_rows(self, group: str, rows: Iterable[Mapping[str, float]]) -> None:
+        """Buffer several rows of `group`, each a mapping of column to value, as `append` does."""
+        for row in rows:
+            self.append(group, **row)
+
+    def flush(self, force: bool = False) -> bool:
+        """Write the buffered rows if due, or with `force`; tells whether it wrote.
+
+        Due: max(1 s, 100 x what the last flush took, 1 s for every 4 MB of file) after the last one.
+        Raises UserError when the file cannot be written; it then stays as it was and the rows stay buffered.
+        """
+        due = force or self._clock() - self._flushed_s >= self._wait_s
+        if due and (due := any(self._rows.values())):
+            self._rewrite()
+        return due
+
+    def save_weights(self, name: str, w: np.ndarray) -> None:
+        """Write vector `w` [d] as float32 `weights` or `initial_weights`. Raises UserError as `flush`."""
+        if name not in WEIGHTS or np.ndim(w) != 1:
+            raise ValueError(f"{name} {np.shape(w)}: weights are a vector named {' or '.join(WEIGHTS)}")
+        self._rewrite({name: {"unit": "1", "description": WEIGHTS[name]}}, {name: np.asarray(w, np.float32)})
+
+    def finish(self, status: str, **attrs: Any) -> None:
+        """Write all rows, the final `status`, root attributes such as `failure`, and `end`. UserError as `flush`."""
+        if status not in ENDS:
+            raise ValueError(f"status {status!r}: a run ends as one of {', '.join(ENDS)}")
+        self._rewrite({"/": {**attrs, "status": status}, "provenance": {"end": _now()}})
+
+    def _rewrite(self, attrs: Mapping | None = None, vectors: Mapping | None = None, mode: str = "r+") -> None:
+        start = self._clock()
+        tables = {group: _columns(group, rows) for group, rows in self._rows.items() if rows}
+        with _clear_errors(f"{self.path}: cannot write this run file", "free space or check the file system"):
+            image = io.BytesIO(self.path.read_bytes())
+            with h5py.File(image, mode) as file:
+                for name, w in (vectors or {}).items():
+                    if name in file:
+                        del file[name]
+                    file[name] = w  # [d]
+                for name, values in (attrs or {}).items():
+                    _write_attrs(file[name] if name in file else file.create_group(name), values)
+                for group, columns in tables.items():
+                    _extend(file, group, columns)
+            _replace(self.path, image)
+        for group in tables:
+            self._rows[group].clear()
+        self._flushed_s = self._clock()
+        self._wait_s = max(1.0, 100 * (self._flushed_s - start), image.getbuffer().nbytes / REWRITE_BYTES_PER_S)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a run file holds. Tables have the columns of `SCHEMA`, and no rows where the run recorded none."""
+
+    path: Path
+    status: str
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    train: "DataFrame"
+    averages: "DataFrame"
+    eval: "DataFrame"
+    staleness: "DataFrame"
+    weights: np.ndarray | None  # [d] float32
+    initial_weights: np.ndarray | None  # [d] float32
+    attrs: dict[str, Any]
+
+
+def load(path: str | os.PathLike, weights: bool = True) -> Run:
+    """Read one run file, a running one too; `weights=False` leaves the weight vectors unread (None).
+
+    Raises UserError for a file that is missing, damaged or of another schema, NotARunFile for other HDF5.
+    """
+    from pandas import DataFrame
+
+    reading = _clear_errors(f"{path}: cannot read this run file", "check the path, and move damaged files away")
+    with reading, open(path, "rb"), h5py.File(path, "r", locking=False) as file:
+        attrs = _read_attrs(file)
+        if not {"schema", "status"} <= attrs.keys() or not {"config", "provenance"} <= file.keys():
+            raise NotARunFile(f"{path} is HDF5 but no run file: give a file that a training run wrote")
+        if attrs["schema"] != SCHEMA_VERSION:
+            raise UserError(f"{path} has schema {attrs['schema']}, not {SCHEMA_VERSION}: use the version that wrote it")
+        tables = {group: DataFrame(_read_table(file, group)) for group in SCHEMA}
+        vectors = {name: file[name][:] if weights and name in file else None for name in WEIGHTS}  # [d]
+        config, origin = _read_attrs(file["config"]), _read_attrs(file["provenance"])
+        return Run(Path(path), attrs["status"], config, origin, **tables, **vectors, attrs=attrs)
+
+
+def load_many(source: str | os.PathLike | Iterable[str | os.PathLike], weights: bool = False) -> list[Run]:
+    """Read the run files `*.h5` below a folder, or those of a list of files and folders; sorted by path.
+
+    Skips other HDF5 files in folders. Raises UserError for damaged files, a missing folder, one without run files.
+    """
+    runs = {}
+    for place in map(Path, [source] if isinstance(source, str | os.PathLike) else source):
+        for path in place.rglob("*.h5") if place.is_dir() else [place]:
+            with contextlib.suppress(NotARunFile if path != place else ()):
+                if path == place or path.stat().st_size > 0:  # an empty one is a run about to start
+                    runs[path] = load(path, weights)
+    if not runs:
+        raise UserError(f"{source}: no run files (*.h5) here: train first, or give another folder")
+    return [runs[path] for path in sorted(runs)]
+
+
+def provenance(argv: list[str] | None = None) -> dict[str, Any]:
+    """Command line, git state of the package, versions, start (UTC), platform, CPU; None for what cannot be had.
+
+    It runs git as a child process: call it before MPI starts.
+    """
+    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "localavg")
+    return {
+        "command": shlex.join(sys.orig_argv if argv is None else argv),
+        "git_commit": commit,
+        "git_dirty": None if commit is None or changes is None else changes != "",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "hdf5": h5py.version.hdf5_version,
+        "torch": _version("torch"),
+        "mpi4py": _version("mpi4py"),
+        "cupy": _version("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x"),
+        "start": _now(),
+        "platform": platform.platform(),
+        "cpu": _cpu(),
+    }
+
+
+def _git(*words: str) -> str | None:
+    checkout = Path(__file__).resolve().parent.parent
+    if not (checkout / ".git").exists():
+        return None
+    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, env=env, capture_output=True, check=True, timeout=10, text=True).stdout.strip()
+    return None
+
+
+def _version(*names: str) -> str | None:
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            return metadata.version(name)
+    return None
+
+
+def _cpu() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.machine()
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def _columns(group: str, rows: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    return {name: np.array([row.get(name, np.nan) for row in rows], c[0]) for name, c in SCHEMA[group].items()}
+
+
+def _extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> None:
+    table = file[group] if group in file else file.create_group(group, track_order=True)
+    for name, values in columns.items():  # [rows]
+        if name in table:
+            table[name].resize(len(table[name]) + len(values), axis=0)
+            table[name][-len(values) :] = values
+        else:
+            column = table.create_dataset(name, data=values, maxshape=(None,), chunks=(CHUNK_ROWS,))
+            _write_attrs(column, dict(zip(("unit", "description"), SCHEMA[group][name][1:], strict=True)))
+
+
+def _read_table(file: h5py.File, group: str) -> dict[str, np.ndarray]:
+    if group not in file:
+        return _columns(group, [])
+    rows = min(len(column) for column in file[group].values())
+    return {name: file[group][name][:rows] for name in SCHEMA[group] if name in file[group]}  # [rows]
+
+
+def _write_attrs(item: h5py.HLObject, attrs: Mapping[str, Any]) -> None:
+    for name, value in attrs.items():
+        text = "none" if value is None else json.dumps(value) if isinstance(value, list | tuple) else value
+        text = os.fspath(text) if isinstance(text, os.PathLike) else text
+        item.attrs[name] = text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
+
+
+def _read_attrs(item: h5py.HLObject) -> dict[str, Any]:
+    return {name: value.item() if isinstance(value, np.generic) else value for name, value in item.attrs.items()}
+
+
+def _replace(path: Path, image: io.BytesIO) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as out:
+            out.write(image.getbuffer())
+            out.flush()
+            os.fsync(out.fileno())
+        partial.replace(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def _clear_errors(problem: str, remedy: str):
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UserError(f"{problem} ({reason.splitlines()[0]}): {remedy}") from error

@@ -1,0 +1,105 @@
+"""A training run from its settings: build the pieces, train, and leave a run file that says what happened."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg import algorithms, datasets, optim, record, stepsizes
+from localavg.config import TrainConfig, UserError
+from localavg.datasets import Dataset
+from localavg.flat import Flat
+from localavg.fleet import Fleet, abort_on_exception
+from localavg.monitor import Diverged, Monitor
+from localavg.problems.logistic import Logistic
+from localavg.sampling import SAMPLERS
+from localavg.train import train
+from localavg.transport.mpi import HostMPI
+
+FINISHED, FAILED = 0, 1  # exit status; 2 is a user's mistake
+
+
+def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm) -> int:
+    """Train as `c` and the algorithm's own `options` say, on the ranks of `world`; returns the exit status on all of them.
+
+    Raises UserError on all ranks, before training starts, for anything that cannot be run. Rank 0 writes c.path.
+    """
+    provenance = record.provenance() if world.rank == 0 else {}
+    fleet = Fleet(world, c.learners, c.ranks_per_node)
+    algorithms.make(c.algorithm, options, T=c.steps or 10**9, epoch=1e6)  # a wrong option is told before data is read
+    if c.algorithm == "sgd" and fleet.P > 1:
+        raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
+    data = datasets.load(c.data, fleet)
+    if c.sampling == "block" and not data.shuffled and not c.force_block:
+        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so neighbours are no random sample; "
+                        f"prepare it with --shuffle SEED, or add --force-block")
+    problem = Logistic(data, c.l2)
+    sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
+    epoch = sampler.epoch
+    T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
+    algorithm = algorithms.make(c.algorithm, options, T, epoch)
+    transport = HostMPI(fleet, algorithm.S)
+    flat = Flat(problem.shapes, fleet.L)
+    problem.initial_(flat.w[0])
+    world.Bcast(flat.w[0])  # equal by broadcast, not by seeding alike
+    flat.w[1:] = flat.w[0]
+    algorithm.exchange.start(fleet.learners, c.seed)
+
+    settings = _settings(c, options, fleet, data, problem, T)
+    provenance |= _where(fleet, transport)
+    file = fleet.together(lambda: record.Record.create(c.path, settings, provenance) if world.rank == 0 else None)
+    monitor = Monitor(
+        fleet, problem, transport, file, T=T, epoch=epoch, B=c.batch_size,
+        log_every=min(T, c.log_every or max(1, T // 100)), eval_every=min(T, c.eval_every or max(1, T // 20)),
+        payload_bytes=algorithm.exchange.payload_bytes(flat.d, fleet.L),
+        variance=c.variance == "averages" or algorithm.schedule.needs == "variance", V=c.variance == "steps",
+        grad_norm=c.grad_norm,
+    )
+    abort_on_exception(world)
+    status, why = "failed", {}
+    try:
+        if file is not None and c.save_weights:
+            file.save_weights("initial_weights", flat.w[0])
+        optimizer, step_size = optim.make(c.optimizer, c.momentum, c.state), stepsizes.make(c, epoch)
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses and told once
+            train(problem, flat, algorithm, optimizer, step_size, sampler, transport, fleet.learners, T, monitor)
+        if file is not None and c.save_weights:
+            file.save_weights("weights", flat.w[0])
+        status = "finished"
+    except Diverged as e:
+        why = {"failure": str(e)}
+    except KeyboardInterrupt:
+        status = "interrupted"
+        raise
+    except Exception as e:
+        why = {"failure": f"{type(e).__name__}: {e}"}
+        raise
+    finally:
+        if file is not None:
+            monitor.close()
+            file.finish(status, **why)
+    if file is not None:
+        print(why["failure"] if why else f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.clock.wall_s:.1f} s",
+              file=sys.stderr)
+        print(c.path, flush=True)
+    fleet.close()
+    return FAILED if why else FINISHED
+
+
+def _settings(c: TrainConfig, options: Mapping[str, Any], fleet: Fleet, data: Dataset, problem: Logistic, T: int) -> dict[str, Any]:
+    """/config: every setting as it took effect, flat."""
+    return {**asdict(c), **algorithms.options(c.algorithm), **options, "learners": fleet.P, "steps": T,
+            "rows": problem.n, "d": problem.d, "data_name": data.name}
+
+
+def _where(fleet: Fleet, transport: HostMPI) -> dict[str, Any]:
+    """/provenance: the machine's side of it."""
+    return {"mpi_library": MPI.Get_library_version().splitlines()[0].rstrip("\0 "), "hosts": sorted(set(fleet.hosts)),
+            "ranks": fleet.ranks, "nodes": fleet.nodes, "learners_per_rank": fleet.L, "threads": fleet.threads,
+            "transport": transport.name, "transport_why": transport.why}

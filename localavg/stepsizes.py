@@ -1,0 +1,51 @@
+"""The step size γ_t of local update t = 1, 2, …"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable
+
+from localavg.config import TrainConfig
+
+StepSize = Callable[[int], float]
+
+
+def constant(gamma: float) -> StepSize:
+    """γ_t = γ."""
+    return lambda t: gamma
+
+
+def at_milestones(gamma: float, factor: float, milestones: list[int]) -> StepSize:
+    """γ times `factor` for every milestone that t − 1 completed updates have reached (adpsgd, hieravg)."""
+    return lambda t: gamma * factor ** bisect_right(milestones, t - 1)
+
+
+def every(gamma: float, factor: float, period: float) -> StepSize:
+    """γ times `factor` after every `period` updates (kavg: ×0.5 every 50 epochs)."""
+    return lambda t: gamma * factor ** int((t - 1) // period)
+
+
+def inverse_time(mu: float, a: float) -> StepSize:
+    """γ_t = 4 / (μ (t + a)), μ the PL constant (lupa Theorem 1, a = ατ + 4)."""
+    return lambda t: 4 / (mu * (t + a))
+
+
+def warmed_up(after: StepSize, start: float, end: float, steps: int) -> StepSize:
+    """Linear from `start` at t = 1 towards `end`, reached after `steps` updates; then `after` (adpsgd §V, ImageNet)."""
+    return lambda t: start + (end - start) * (t - 1) / steps if t <= steps else after(t)
+
+
+def make(c: TrainConfig, epoch: float) -> StepSize:
+    """γ_t as the settings say; `epoch` is the number of updates in one."""
+    if c.schedule == "steps" and c.every is not None:
+        gamma = every(c.lr, c.factor, c.every * epoch)
+    elif c.schedule == "steps":
+        gamma = at_milestones(c.lr, c.factor, sorted(round(m * epoch) for m in c.milestones))
+    elif c.schedule == "inverse":
+        gamma = inverse_time(c.pl_constant, c.shift or 0.0)
+    else:
+        gamma = constant(c.lr)
+    if steps := round(c.warmup_epochs * epoch):
+        start = c.lr / 10 if c.warmup_from is None else c.warmup_from
+        gamma = warmed_up(gamma, start, c.lr, steps)
+    return gamma

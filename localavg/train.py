@@ -1,0 +1,63 @@
+"""The synchronous loop: local updates, an average when the schedule says so, what is recorded beside it.
+
+Every algorithm of `algorithms.py` runs through it.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from localavg.algorithms import Algorithm
+from localavg.flat import Flat
+from localavg.monitor import Monitor
+from localavg.optim import SGD
+from localavg.sampling import Sampler
+from localavg.stepsizes import StepSize
+
+
+def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_size: StepSize, sampler: Sampler,
+          transport: Any, learners: range, T: int, monitor: Monitor) -> None:
+    """T local updates of this rank's learners, whose weights are the rows of flat.w; collective over the ranks.
+
+    It starts from equal rows and always ends averaged. Raises `monitor.Diverged` on every rank where a loss is not finite.
+    """
+    schedule, combine, exchange = algorithm.schedule, algorithm.combine, algorithm.exchange
+    w, g = flat.w, np.zeros_like(flat.w)  # [L, d]
+    trained = slice(0, flat.d_trained)
+    combine.start(w, flat.d_trained)
+    optimizer.start(w[:, trained])
+    clock, losses = monitor.clock, monitor.losses  # losses: [steps a row of /train, L]
+
+    if schedule.needs == "objective":
+        schedule.observe(0, monitor.objective(w[0]), step_size(1))
+    monitor.start(w)
+    last = 0  # t of the last average
+    for t in range(1, T + 1):  # t = completed local updates
+        gamma = step_size(t)
+        row = losses[t % len(losses)]
+        for l, j in enumerate(learners):
+            batch = problem.fetch(sampler.batch(j, t))
+            clock.lap("data")
+            row[l] = problem.gradient_(w[l], batch, out=g[l])
+            clock.lap("compute")
+        if exchange.scope:
+            exchange.exchange_(g[:, trained], t, transport)
+            monitor.averaged(t, exchange.scope, 1, math.nan)
+        optimizer.update_(w[:, trained], g[:, trained], gamma)
+        clock.lap("compute")
+        scope = schedule.final if t == T else schedule.after(t)
+        if monitor.V:
+            monitor.drifted(w)
+        if scope:
+            S = combine.average_(w, scope, transport, variance=monitor.variance)
+            optimizer.at_average_(scope, transport)
+            monitor.averaged(t, scope, t - last, S)
+            last = t
+            if schedule.needs:
+                feedback = S if schedule.needs == "variance" else monitor.objective(w[0])
+                schedule.observe(t, feedback, gamma)
+        if t == monitor.due:
+            monitor.report(t, gamma, w)

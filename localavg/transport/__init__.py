@@ -1,0 +1,1 @@
+"""How a mean travels: one file a transport, all with the methods of `mpi.HostMPI`."""

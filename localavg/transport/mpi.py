@@ -1,0 +1,85 @@
+"""Means over host memory: a sum over the rank's own rows, MPI Allreduce over the ranks, one division."""
+
+from __future__ import annotations
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.fleet import Fleet, Group
+from localavg.schedules import Scope
+
+CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
+
+
+class HostMPI:
+    """The mean of learners' rows, summed in a fixed order over the rank's rows, by MPI over the ranks, and divided once.
+
+    S: the cluster size that Scope.CLUSTER stands for. Every method is collective over the ranks of the scope.
+    """
+
+    name = "mpi"
+    why = "the rows lie in host memory"
+
+    def __init__(self, fleet: Fleet, S: int | None = None) -> None:
+        self.world = fleet.world
+        self.P = fleet.P
+        self.groups = {Scope.WORLD: fleet.groups(fleet.P), Scope.CLUSTER: fleet.groups(S) if S else []}
+        self._memory = np.empty(0, np.float32)  # [≥ n] the sum over a group's rows
+
+    def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
+        """Every row of w [L, n] becomes its group's mean, in place.
+
+        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
+        """
+        spread = 0.0
+        for group in self.groups[scope]:
+            rows = w[group.rows]  # [l, n]
+            if len(rows) == 1 and not variance:
+                self._sum_over_ranks_(rows[0], group)
+                rows[0] /= np.float32(group.learners)
+                continue
+            mean = self._mean(rows, group)  # [n]
+            if variance:
+                spread += self._spread(rows, mean)
+            rows[:] = mean
+        return self.world.allreduce(spread) / self.P if variance else np.nan
+
+    def mean(self, w: np.ndarray) -> np.ndarray:
+        """w̄ [n] over everyone's rows of w [L, n], which stay as they are. Valid until the next call."""
+        return self._mean(w, self.groups[Scope.WORLD][0])
+
+    def variance(self, w: np.ndarray) -> float:
+        """Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² over everyone's rows of w [L, n], which stay as they are (adpsgd eq. 7)."""
+        return self.world.allreduce(self._spread(w, self.mean(w))) / self.P
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        """The rows x [L, n] of all learners, [P, n] in their order, on every rank."""
+        if self.world.size == 1:
+            return x
+        everyone = np.empty((self.P, x.shape[1]), x.dtype)
+        self.world.Allgather(np.ascontiguousarray(x), everyone)
+        return everyone
+
+    def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
+        """What this rank hands to communicators (within a node, across nodes) when each of its groups exchanges nbytes."""
+        spans = [group.nodes > 1 for group in self.groups[scope] if group.comm is not None]
+        return nbytes * (len(spans) - sum(spans)), nbytes * sum(spans)
+
+    def _mean(self, rows: np.ndarray, group: Group) -> np.ndarray:
+        n = rows.shape[1]
+        if len(self._memory) < n:
+            self._memory = np.empty(n, np.float32)
+        mean = np.sum(rows, axis=0, out=self._memory[:n])  # [n]
+        self._sum_over_ranks_(mean, group)
+        mean /= np.float32(group.learners)
+        return mean
+
+    @staticmethod
+    def _spread(rows: np.ndarray, mean: np.ndarray) -> float:
+        return sum(float(off @ off) for off in (row - mean for row in rows))
+
+    @staticmethod
+    def _sum_over_ranks_(x: np.ndarray, group: Group) -> None:
+        if group.comm is not None:
+            for i in range(0, len(x), CHUNK):
+                group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
