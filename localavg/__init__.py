@@ -1,6 +1,21 @@
 """SGD with local updates and periodic averaging over MPI.
 
-Importing the package loads neither MPI, torch, CuPy nor h5py; each module brings what it needs.
+Importing the package loads neither MPI, torch, CuPy nor h5py: a name below is looked up in its module when it is first used.
 """
 
+from importlib import import_module
+from typing import Any
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "Fleet": "fleet", "attach": "averager", "load": "record", "UserError": "config",
+    **dict.fromkeys(("sync", "qsgd", "kavg", "oneshot", "mavg", "hieravg", "adpsgd", "adalupa", "piecewise"), "algorithms"),
+}  # fmt: skip
+__all__ = [*_HOME, "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'localavg' has no attribute {name!r}")
+    return getattr(import_module(f"localavg.{_HOME[name]}"), name)

@@ -20,6 +20,13 @@ class Mean:
     def start(self, w: Array, trained: int) -> None:
         """Called once with the equal initial weights w [L, d], of which the first `trained` columns are parameters."""
 
+    def state_dict(self) -> dict[str, Array]:
+        """What an average remembers: nothing here."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        """Go on from `state`."""
+
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
         """Average w [L, d] over `scope` in place; returns S if asked for, else NaN."""
         return transport.mean_(w, scope, variance)
@@ -43,6 +50,12 @@ class BlockMomentum(Mean):
     def start(self, w: Array, trained: int) -> None:
         self.w_tilde = w[0, :trained].copy()  # [n] w̃_1
         self.v = w[0, :trained] * 0  # [n] v ← 0
+
+    def state_dict(self) -> dict[str, Array]:
+        return {"w_tilde": self.w_tilde, "v": self.v}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        self.w_tilde[...], self.v[...] = state["w_tilde"], state["v"]
 
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
         S = transport.mean_(w, scope, variance)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+import tempfile
+import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -73,7 +75,6 @@ class Fleet:
         self.threads = threads_per_rank(machine)
         threadpool_limits(self.threads)
         self._groups: dict[int, list[Group]] = {}
-        self._windows: list[MPI.Win] = []
 
     def groups(self, S: int) -> list[Group]:
         """This rank's part of the clusters of S consecutive learners; S = P is everyone. Collective at its first call."""
@@ -102,21 +103,22 @@ class Fleet:
         return Group(rows, comm, S, len({self.node_of[r] for r in members}))
 
     def node_array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
-        """An uninitialised array that all ranks of the node share: one copy a node. Collective on the node.
+        """An array that all ranks of the node share, one copy a node; its contents are whatever they are. Collective.
 
-        Raises UserError (on the node's ranks) where shared memory cannot hold it.
+        It lies in shared memory, or, where /dev/shm is too small, in a file in the temporary folder, which is then said.
+        The file has no name by the time this returns, so nothing stays behind however the job ends.
+        Raises UserError on every rank where neither has room.
         """
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if self.node.size == 1:
+        if self.node.size == 1 or not nbytes:
             return np.empty(shape, dtype)
-        free = shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else nbytes
-        if self.node.allreduce(free, MPI.MIN) < nbytes:  # a page that tmpfs cannot give is a SIGBUS, not an error
-            raise UserError(f"shared memory: /dev/shm has {free / 1e9:.2f} GB free and {nbytes / 1e9:.2f} GB are needed for the "
-                            f"node's one copy of the data; enlarge it (mount -o remount,size=…), or use one rank a node")
-        window = MPI.Win.Allocate_shared(nbytes if self.node.rank == 0 else 0, 1, comm=self.node)
-        self._windows.append(window)
-        memory, _ = window.Shared_query(0)
-        return np.frombuffer(memory, dtype=dtype, count=nbytes // np.dtype(dtype).itemsize).reshape(shape)
+        path = self.together(lambda: _shared_file(nbytes) if self.node.rank == 0 else None)
+        path = self.node.bcast(path)
+        array = self.together(lambda: np.memmap(path, dtype, "r+", shape=shape))
+        self.node.Barrier()
+        if self.node.rank == 0:
+            os.unlink(path)
+        return np.asarray(array)
 
     def together(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank; if it fails for the user or the system on any, every rank raises the first such error."""
@@ -130,10 +132,22 @@ class Fleet:
                 raise UserError(e)
         return value  # type: ignore[return-value]
 
-    def close(self) -> None:
-        """Free the shared windows. Collective; arrays from `node_array` are gone after it."""
-        while self._windows:
-            self._windows.pop().Free()
+
+def _shared_file(nbytes: int) -> str:
+    """A new file of nbytes in shared memory, else in the temporary folder; its pages are made where they are first touched."""
+    places = ["/dev/shm", tempfile.gettempdir()]
+    for place in places:
+        # Asked before: a page that tmpfs then cannot give is a SIGBUS, not an error.
+        if os.path.isdir(place) and shutil.disk_usage(place).free > nbytes:
+            handle, path = tempfile.mkstemp(prefix="localavg-", dir=place)
+            os.ftruncate(handle, nbytes)
+            os.close(handle)
+            if place != places[0]:
+                print(f"localavg: {nbytes / 1e9:.2f} GB do not fit in /dev/shm; the node's copy of the data is a file in {place}",
+                      file=sys.stderr)
+            return path
+    raise UserError(f"{nbytes / 1e9:.2f} GB for the node's one copy of the data: neither {' nor '.join(places)} has room; "
+                    f"enlarge /dev/shm (mount -o remount,size=…), set TMPDIR, or use one rank a node")
 
 
 def check_world_size(size: int, environ: Mapping[str, str]) -> None:
@@ -167,8 +181,6 @@ def abort_on_exception(world: MPI.Intracomm) -> None:
         traceback.print_exception(kind, value, trace)
         sys.stderr.flush()
         world.Abort(1)
-
-    import threading
 
     sys.excepthook = hook
     threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)

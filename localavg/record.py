@@ -56,11 +56,7 @@ SCHEMA = {  # group: {column: (dtype, unit, description)}
         "scope": ("i1", "1", f"whose models were averaged: {CLUSTER} = cluster, {WORLD} = world"),
         "period": ("i8", "updates", "local updates since the average before, of any scope"),
         "variance": ("f8", "1", "S = mean over learners of |w_mean - w_j|^2 just before the average"),
-        "mean_variance": (
-            "f8",
-            "1",
-            "V_t = mean of that variance over the updates since the average before, if asked for",
-        ),
+        "mean_variance": ("f8", "1", "V_t = mean of that variance over the updates since the average before"),
         "bytes_node": ("i8", "bytes", "payload handed to communicators inside a node, summed over ranks"),
         "bytes_cross": ("i8", "bytes", "payload handed to communicators spanning nodes, summed over ranks"),
         "seconds": ("f8", "s", "duration of this one average"),
@@ -230,7 +226,7 @@ def load_many(source: str | os.PathLike | Iterable[str | os.PathLike], weights: 
 def provenance(argv: list[str] | None = None) -> dict[str, Any]:
     """Command line, git state of the package, versions, start (UTC), platform, CPU; None for what cannot be had.
 
-    It runs git as a child process: call it before MPI starts.
+    It runs git as a child process, so it is best called before MPI starts.
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "localavg")
     return {

@@ -88,7 +88,6 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm) -> int
         print(why["failure"] if why else f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.clock.wall_s:.1f} s",
               file=sys.stderr)
         print(c.path, flush=True)
-    fleet.close()
     return FAILED if why else FINISHED
 
 

@@ -32,6 +32,7 @@ class Schedule:
 
     final = Scope.WORLD
     needs: str | None = None
+    remembers: tuple[str, ...] = ()  # the attributes that are state
 
     def after(self, t: int) -> Scope:
         """Who averages after local update t, t = 1, 2, …"""
@@ -39,6 +40,15 @@ class Schedule:
 
     def observe(self, t: int, value: float, gamma: float) -> None:
         """Feedback after the average at t: S or F(w̄) as `needs` says, and the step size γ of update t."""
+
+    def state_dict(self) -> dict[str, float]:
+        """What a feedback controller has learnt so far; empty for the static schedules."""
+        return {name: getattr(self, name) for name in self.remembers}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """Go on from `state`."""
+        for name in self.remembers:
+            setattr(self, name, state[name])
 
 
 class Never(Schedule):
@@ -154,6 +164,7 @@ class LossDriven(Schedule):
     due: int = 0  # t of the next average
     F0: float = math.nan
     needs = "objective"
+    remembers = ("due", "F0")
 
     def __post_init__(self) -> None:
         _at_least_one("tau0", self.tau0)
@@ -187,6 +198,7 @@ class VarianceDriven(Schedule):
     C2: float = 0.0
     n_C: int = 0
     needs = "variance"
+    remembers = ("p", "cnt", "C2", "n_C")
 
     def __post_init__(self) -> None:
         _at_least_one("p_init", self.p_init)

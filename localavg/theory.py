@@ -160,15 +160,18 @@ def kavg_step(*, F1_minus_Fstar, L, M, B, P, K, N):
 
 
 @_checked
-def kavg_N_condition(*, F1_minus_Fstar, L, M, B, P, K, N) -> Condition:
-    """Condition (3.24) of Corollary 3.1 on N, cleared of its denominator M.
+def kavg_N_conditions(*, F1_minus_Fstar, L, M, B, P, K, N) -> tuple[Condition, Condition]:
+    """Condition (3.24) of Corollary 3.1 on N as printed, and the one that bound (3.25) needs; both times M.
 
-    It makes K/P dominate in (3.2), whence (3.25). The proof takes it to imply (3.1) as well, which it does not: at
-    equality with P ≤ K, LγK = 1 leaves no room for the other term if K ≥ 3. It implies the first of (3.1) for K ≤ 2 or
-    P ≥ 1.37 K; check (3.1) by itself.
+    (3.25) follows if K/P ≥ L(2K−1)(K−1)γ/6 at the step (3.23), which is the second condition: (3.30) lost a square, so
+    (3.24) suffices for K ≤ 4 only. Nor does (3.24) imply the first of (3.1), as its proof has it, but for K ≤ 2 or
+    P ≥ 1.37 K: at equality with P ≤ K, LγK = 1 leaves no room for the other term. Check (3.1) by itself.
     """
-    return Condition("K-AVG (3.24): N ≥ (F1−F*)LBP/M · max(P²/K², 1), times M",
-                     N * M, F1_minus_Fstar * L * B * P * np.maximum(P**2 / K**2, 1))
+    least = F1_minus_Fstar * L * B * P
+    return (Condition("K-AVG (3.24): N ≥ (F1−F*)LBP/M · max(P²/K², 1), times M",
+                      N * M, least * np.maximum(P**2 / K**2, 1)),
+            Condition("K-AVG (3.25): N ≥ (F1−F*)LBP/M · (P(2K−1)(K−1)/(6K²))², times M",
+                      N * M, least * (P * (2 * K - 1) * (K - 1) / (6 * K**2))**2))
 
 
 def _kavg_alpha_beta_eta(F1_minus_Fstar, L, M, gamma, B, P, S_total):
@@ -230,8 +233,9 @@ def mavg_bound(*, F1_minus_Fstar, L, M, sigma2, eta, mu, B, P, K, N, delta):
 def mavg_mu_opt(*, F1_minus_Fstar, L, M, sigma2, eta, B, P, K, N):
     """The μ in [0, 1) that minimises bound (3), which is convex in μ; δ does not matter.
 
-    Lemma 6 (N = S/(P B K), S fixed): μ_opt(λP) ≥ μ_opt(P) for λ > 1. The lemma's strict sign needs μ_opt(λP) > 0; while
-    momentum does not pay at all, both are 0. The conditions of Theorem 1 do not enter: `mavg_mu_max` is their limit.
+    Lemma 6 (N = S/(P B K), S fixed): μ_opt(λP) ≥ μ_opt(P) for λ > 1. The lemma's strict sign needs μ_opt(λP) > 0; where
+    momentum does not pay at either P, both are 0. The conditions of Theorem 1 do not enter: `mavg_mu_max` is their
+    limit, the same for every P, and the best admissible μ is the smaller of the two.
     """
     if np.any(M + sigma2 == 0):
         raise UserError("M = sigma2 = 0: bound (3) falls all the way to μ = 1; give one of them above 0")
@@ -274,7 +278,7 @@ def mavg_K_opt(*, F1_minus_Fstar, L, M, sigma2, eta, mu, B, P, S_total, delta):
 
 @_checked
 def mavg_K_above_1(*, F1_minus_Fstar, L, M, sigma2, eta, mu, B, P, S_total, delta) -> Condition:
-    """Condition (11) of Lemma 5 for K_opt(μ) > 1, also (12) of Lemma 7. Necessary too, as (3.47) of K-AVG."""
+    """Condition (11) of Lemma 5 for K_opt(μ) > 1, also (12) of Lemma 7. Necessary too, as K-AVG's (3.47)."""
     return Condition(
         "M-AVG (11), K_opt(μ) > 1",
         (1 - delta) / delta * F1_minus_Fstar / (S_total * eta),
@@ -591,7 +595,7 @@ def predict(constants: Constants, *, P: int, B: int, gamma: float, T: int, K1: i
     lupa = lupa_table(c, B=B, P=[P], T=[T])[0]
     conditions = [
         *kavg_conditions(L=c.L, gamma=gamma, K=K_opt, delta=c.delta),
-        kavg_N_condition(**of_F, K=K_opt, N=N),
+        *kavg_N_conditions(**of_F, K=K_opt, N=N),
         kavg_K_above_1(**of_F, gamma=gamma, S_total=T, delta=c.delta),
         *mavg_conditions(L=c.L, eta=gamma, mu=mu_opt, K=K_opt, delta=c.delta),
         mavg_K_above_1(**of_M, mu=mu_opt, S_total=T, delta=c.delta),

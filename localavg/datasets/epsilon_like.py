@@ -18,7 +18,7 @@ import math
 import numpy as np
 
 from localavg.config import UserError
-from localavg.datasets import prepared
+from localavg.datasets import writer
 
 ROWS, FEATURES = 400_000, 2000
 RHO, MARGIN = 0.98, 5.0
@@ -94,8 +94,8 @@ def generate(x, y, first_row=0, *, teacher, seed=0, split="train", rho=RHO):
     stop_row = first_row + len(x)
     for start in range(first_row // BLOCK * BLOCK, stop_row, BLOCK):
         begin, end = max(start, first_row), min(start + BLOCK, stop_row)
-        to = slice(begin - first_row, end - first_row)
-        _fill_block(x[to], y[to], slice(begin - start, end - start), teacher, _generator(seed, split, start // BLOCK), rho)
+        to, part = slice(begin - first_row, end - first_row), slice(begin - start, end - start)
+        _fill_block(x[to], y[to], part, teacher, _generator(seed, split, start // BLOCK), rho)
 
 
 def _fill_block(x, y, part, teacher, random, rho):
@@ -147,7 +147,7 @@ def prepare_epsilon_like(out, rows=ROWS, features=FEATURES, seed=0, rho=RHO, mar
         raise UserError(f"margin {margin} must be positive")
     if seed < 0:
         raise UserError(f"seed {seed} must not be negative")
-    prepared.on_root(comm, lambda: _write(out, rows, features, seed, rho, margin))
+    writer.on_root(comm, lambda: _write(out, rows, features, seed, rho, margin))
 
 
 def _write(out, rows, features, seed, rho, margin):
@@ -156,18 +156,17 @@ def _write(out, rows, features, seed, rho, margin):
     weights = teacher(features, seed, rho, margin)  # [d]
     attributes = {"name": f"epsilon-like:{rows}x{features}", "source": "generated", "classes": [-1.0, 1.0],
                   "shuffled": True, "seed": seed}
-    with prepared.create(out, features, sizes(rows), **attributes) as file:
-        eigenvalues = spectrum(features, rho)  # [d]
-        file["teacher"] = weights
-        file["teacher"].attrs.update({"margin": margin, "rho": rho, "largest_eigenvalue": eigenvalues[0],
-                                      "condition_number": eigenvalues[0] / eigenvalues[-1]})
-        with tqdm(total=sum(sizes(rows).values()), unit="row", unit_scale=True, desc=str(out), disable=None) as bar:
-            for split, n in sizes(rows).items():
-                x = np.empty((min(n, BLOCK), features), np.float32)  # [BLOCK, d]
-                y = np.empty(len(x), np.float32)
-                for start in range(0, n, BLOCK):
-                    m = min(BLOCK, n - start)
-                    generate(x[:m], y[:m], start, teacher=weights, seed=seed, split=split, rho=rho)
-                    file[f"{split}/x"][start:start + m] = x[:m]
-                    file[f"{split}/y"][start:start + m] = y[:m]
-                    bar.update(m)
+    eigenvalues = spectrum(features, rho)  # [d]
+    arrays = {"teacher": (weights, {"margin": margin, "rho": rho, "largest_eigenvalue": eigenvalues[0],
+                                    "condition_number": eigenvalues[0] / eigenvalues[-1]})}
+    total = sum(sizes(rows).values())
+    with (writer.create(out, features, sizes(rows), attributes, arrays) as target,
+          tqdm(total=total, unit="row", unit_scale=True, desc=f"write {out}", disable=None) as bar):
+        for split, n in sizes(rows).items():
+            x = np.empty((min(n, BLOCK), features), np.float32)  # [BLOCK, d]
+            y = np.empty(len(x), np.float32)  # [BLOCK]
+            for start in range(0, n, BLOCK):
+                m = min(BLOCK, n - start)
+                generate(x[:m], y[:m], start, teacher=weights, seed=seed, split=split, rho=rho)
+                target.write(split, start, x[:m], y[:m])
+                bar.update(m)

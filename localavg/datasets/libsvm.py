@@ -7,12 +7,13 @@ file must be unpacked from its start, so every rank unpacks all of it; unpack it
 
 import contextlib
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 
 from localavg.config import UserError
-from localavg.datasets import prepared
+from localavg.datasets import writer
 from localavg.datasets.libsvm_text import blocks
 from localavg.datasets.spool import Spool
 
@@ -39,16 +40,17 @@ def prepare_libsvm(train, out, test=None, features=None, shuffle=None, name=None
     with contextlib.ExitStack() as stack:
 
         def start():
-            prepared.check_out(out)
+            writer.check_out(out)
             for split, path in files.items():
-                spools[split] = stack.enter_context(contextlib.closing(Spool(path, Path(out).parent)))
+                file = stack.enter_context(tempfile.TemporaryFile(dir=Path(out).parent))
+                spools[split] = Spool(path, file)
 
-        prepared.on_root(comm, start)
+        writer.on_root(comm, start)
         for split, path in files.items():
             if rank:
                 _send(path, features, comm)
-            prepared.on_root(comm, lambda: _collect(spools[split], features, comm, ranks))
-        prepared.on_root(comm, lambda: _write(out, spools, features, shuffle, name or _stem(files["train"])))
+            writer.on_root(comm, lambda split=split: _collect(spools[split], features, comm, ranks))
+        writer.on_root(comm, lambda: _write(out, spools, features, shuffle, name or _stem(files["train"])))
 
 
 def _stem(path):
@@ -121,7 +123,7 @@ def _collect(spool, features, comm, ranks):
 
 
 def _differs(path, source):
-    return UserError(f"{path} is not the same file on ranks 0 and {source}; put it on a file system that all ranks share")
+    return UserError(f"{path} differs between ranks 0 and {source}; put it on a file system that all ranks share")
 
 
 def _write(out, spools, features, shuffle, name):
@@ -134,15 +136,14 @@ def _write(out, spools, features, shuffle, name):
                   "shuffled": shuffle is not None} | ({} if shuffle is None else {"shuffle_seed": shuffle})
     rows = {split: spool.rows for split, spool in spools.items()}
     total = sum(rows.values()) * features * 4
-    with prepared.create(out, features, rows, **attributes) as file, _bar(total, f"write {Path(out).name}") as bar:
+    with writer.create(out, features, rows, attributes) as target, _bar(total, f"write {Path(out).name}") as bar:
         for split, spool in spools.items():
             order = None
             if split == "train" and shuffle is not None:
                 order = np.random.default_rng(shuffle).permutation(spool.rows)  # [n]
-            y = spool.signs(classes)  # [n]
-            file[f"{split}/y"][:] = y if order is None else y[order]
+            y = spool.signs(classes)[slice(None) if order is None else order]  # [n]
             for start, x in spool.dense(features, order):
-                file[f"{split}/x"][start:start + len(x)] = x
+                target.write(split, start, x, y[start:start + len(x)])
                 bar.update(x.nbytes)
 
 

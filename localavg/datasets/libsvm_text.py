@@ -6,6 +6,7 @@ import io
 import lzma
 import os
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +30,7 @@ class Chunk:
     """place of the chunk in the file, from 0"""
     text: bytes | None
     """the lines; None for a chunk of another rank"""
-    lines_before: object
+    lines_before: Callable
     """function that returns how many lines of the file come before the chunk"""
     position: int
     """bytes of the file (as stored) read when this chunk has been"""
@@ -59,7 +60,8 @@ def blocks(path, features=None, rank=0, ranks=1):
             head = file.read(8)
             opener = next((COMPRESSED[magic] for magic in COMPRESSED if head.startswith(magic)), None)
             file.seek(0)
-            for chunk in _stream_chunks(path, file, opener, rank, ranks) if opener else _chunks(path, file, rank, ranks):
+            chunks = _packed_chunks(path, file, opener, rank, ranks) if opener else _chunks(path, file, rank, ranks)
+            for chunk in chunks:
                 yield chunk.position, None if chunk.text is None else parse(path, chunk, features)
     except (EOFError, lzma.LZMAError, zlib.error) as error:
         raise UserError(f"{path} is damaged or cut short ({error}); fetch it again") from error
@@ -103,7 +105,7 @@ def _count_lines(path, stop):
     return lines
 
 
-def _stream_chunks(path, file, opener, rank, ranks):
+def _packed_chunks(path, file, opener, rank, ranks):
     """Chunks of a compressed file: every rank unpacks all of it and keeps its own."""
     rest, number, lines = b"", 0, 0
     with opener(file) as stream:
@@ -111,17 +113,17 @@ def _stream_chunks(path, file, opener, rank, ranks):
             text = rest + piece
             cut = text.rfind(b"\n") + 1
             text, rest = text[:cut], text[cut:]
-            if len(rest) >= LONGEST_LINE_BYTES:
-                raise _too_long(path, lines)
             if text:
                 yield Chunk(number, text if number % ranks == rank else None, lambda lines=lines: lines, file.tell())
                 number, lines = number + 1, lines + text.count(b"\n")
+            if len(rest) >= LONGEST_LINE_BYTES:
+                raise _too_long(path, lines)
     if rest:
         yield Chunk(number, rest if number % ranks == rank else None, lambda: lines, file.tell())
 
 
 def _too_long(path, lines):
-    return UserError(f"{path}, line {lines + 1}: longer than {LONGEST_LINE_BYTES >> 20} MiB; {RULE}: is this such a file?")
+    return UserError(f"{path}, line {lines + 1}: longer than {LONGEST_LINE_BYTES >> 20} MiB; {RULE}")
 
 
 def parse(path, chunk, features=None):
@@ -177,7 +179,7 @@ def _first_bad(lines):
 
 def _complaint(line, error):
     """Return what is wrong with a line that made the parser raise `error`."""
-    label, *entries = line.split(b"#")[0].split()
+    entries = line.split(b"#")[0].split()[1:]
     before = 0
     for entry in entries:
         index, colon, value = entry.partition(b":")
@@ -189,7 +191,9 @@ def _complaint(line, error):
         if int(index[:20]) <= before:
             return f"{shown} comes after index {before}"
         before = int(index[:20])
-    return str(error)
+        if before > np.iinfo(ENTRY["index"]).max:
+            return f"{shown}: the index is too large"
+    return str(error)[:120]
 
 
 def _line_of_row(chunk, row):

@@ -7,12 +7,7 @@ were, smaller first), `shuffled` and, where the rows were permuted, `shuffle_see
 
 import contextlib
 import os
-import shutil
-import signal
-import sys
-import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 import h5py
 import numpy as np
@@ -21,6 +16,7 @@ from localavg.config import UserError
 
 SCHEMA = 1
 SLAB_BYTES = 16 << 20
+FLOAT = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
@@ -46,82 +42,6 @@ def slabs(rows, row_bytes, first=0, slab_bytes=SLAB_BYTES):
         yield start, min(start + step, rows)
 
 
-def on_root(comm, work):
-    """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError reaches every rank."""
-    result = error = None
-    if comm is None or comm.rank == 0:
-        try:
-            result = work()
-        except UserError as caught:
-            error = caught
-        except OSError as caught:
-            error = UserError(f"{caught.filename or 'input or output'}: {caught.strerror or caught}")
-    if comm is not None:
-        result, error = comm.bcast((result, error), root=0)
-    if error is not None:
-        raise error
-    return result
-
-
-def check_out(out):
-    """Refuse an output path that exists or has no folder, so that the user hears of it before the work."""
-    out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists and is never overwritten; remove it or choose another --out")
-    if not out.parent.is_dir():
-        raise UserError(f"the folder of --out {out} does not exist; create {out.parent} first")
-
-
-@contextlib.contextmanager
-def create(out, features, rows, **attributes):
-    """Yield a new prepared file with empty `/<split>/x` [n, d] and `/<split>/y` [n] to fill; rows = {split: n}.
-
-    The file gets its name only when the block ends well: until then it is a temporary one beside it, removed on any
-    error, Ctrl-C or SIGTERM. UserError if `out` exists, its folder is missing or the disk is too small.
-    """
-    out = Path(out)
-    check_out(out)
-    need, free = sum(rows.values()) * (features + 1) * 4, shutil.disk_usage(out.parent).free
-    if need > free:
-        raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with _terminate_as_exit():
-        try:
-            with h5py.File(part, "w") as file:
-                file.attrs.update({"schema": SCHEMA, "kind": "features", **attributes})
-                for split, n in rows.items():
-                    file.create_dataset(f"{split}/x", (n, features), np.float32)
-                    file.create_dataset(f"{split}/y", (n,), np.float32)
-                yield file
-            _sync(part)
-            check_out(out)
-            os.replace(part, out)
-            _sync(out.parent)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _terminate_as_exit():
-    """Let SIGTERM (what mpirun sends on Ctrl-C) unwind the stack, so that temporary files go."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _sync(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextlib.contextmanager
 def opened(path):
     """Yield the HDF5 file `path` for reading; UserError if it is missing, not HDF5, or damaged."""
@@ -136,10 +56,11 @@ def opened(path):
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or cut short ({_first_line(error)}); prepare it again") from error
+        raise UserError(f"{path} is damaged or cut short ({first_line(error)}); prepare it again") from error
 
 
-def _first_line(error):
+def first_line(error):
+    """Return the first line of an exception's text."""
     return str(error).strip().split("\n")[0]
 
 
@@ -163,7 +84,7 @@ def header(path):
                           classes=tuple(float(label) for label in attributes["classes"]),
                           shuffled=bool(attributes["shuffled"]), shapes=shapes)
         except KeyError as error:
-            raise UserError(f"{path} lacks an attribute ({_first_line(error)}); prepare it again") from error
+            raise UserError(f"{path} lacks an attribute ({first_line(error)}); prepare it again") from error
 
 
 def _checked_shape(path, group, split):

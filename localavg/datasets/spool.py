@@ -1,8 +1,5 @@
 """Rows on disk while a dataset is prepared: sparse in the order of the file, then dense in the order wanted."""
 
-import os
-import tempfile
-
 import numpy as np
 
 from localavg.config import UserError
@@ -14,20 +11,16 @@ SHOWN_LABELS = 5
 
 
 class Spool:
-    """The rows of one file, in a temporary file without a name, 8 bytes an entry; 5 bytes a row stay in memory."""
+    """The rows of a LIBSVM file, kept in `file` (open to write and read), 8 bytes an entry; 5 bytes a row in memory."""
 
-    def __init__(self, path, folder):
-        self.path, self.folder = path, folder
+    def __init__(self, path, file):
+        self.path = path
         self.labels = []
         """distinct labels, in order of appearance"""
         self.features = 0
         """largest index seen"""
-        self._file = tempfile.TemporaryFile(dir=folder)
+        self._file = file
         self._codes, self._counts = [], []
-
-    def close(self):
-        """Free the disk space."""
-        self._file.close()
 
     def append(self, block):
         """Add the rows of a Block; UserError when a third label appears."""
@@ -43,7 +36,7 @@ class Spool:
         try:
             self._file.write(block.entries.tobytes())
         except OSError as error:
-            raise UserError(f"temporary rows of {self.path} in {self.folder}: {error.strerror}; make room") from error
+            raise UserError(f"temporary rows of {self.path}, beside --out: {error.strerror}; make room") from error
 
     @property
     def rows(self):
@@ -75,10 +68,8 @@ class Spool:
             yield start, x
 
     def _read(self, entries, first):
-        view, offset = memoryview(entries).cast("B"), int(first) * ENTRY.itemsize
-        while view:
-            got = os.preadv(self._file.fileno(), [view], offset)
-            view, offset = view[got:], offset + got
+        self._file.seek(int(first) * ENTRY.itemsize)
+        self._file.readinto(memoryview(entries).cast("B"))
 
 
 def _distinct(values):

@@ -1,0 +1,124 @@
+"""Writing a prepared dataset (see `prepared`): atomically, never over another file, by rank 0."""
+
+import contextlib
+import os
+import shutil
+import signal
+import sys
+import threading
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from localavg.config import UserError
+from localavg.datasets.prepared import FLOAT, SCHEMA, first_line
+
+
+def on_root(comm, work):
+    """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError reaches every rank."""
+    result = error = None
+    if comm is None or comm.rank == 0:
+        try:
+            result = work()
+        except UserError as caught:
+            error = caught
+        except OSError as caught:
+            error = UserError(": ".join(filter(None, (caught.filename, caught.strerror or first_line(caught)))))
+    if comm is not None:
+        result, error = comm.bcast((result, error), root=0)
+    if error is not None:
+        raise error
+    return result
+
+
+def check_out(out):
+    """Refuse an output path that exists or has no folder, so that the user hears of it before the work."""
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists and is never overwritten; remove it or choose another --out")
+    if not out.parent.is_dir():
+        raise UserError(f"the folder of --out {out} does not exist; create {out.parent} first")
+
+
+class Writer:
+    """Writes rows into the arrays of a new prepared file."""
+
+    def __init__(self, file, offsets, features):
+        self._file, self._offsets, self._features = file, offsets, features
+
+    def write(self, split, start, x, y):
+        """Write rows start … start + m − 1 of a split: x [m, d], y [m]."""
+        for name, values, row_items in (("x", x, self._features), ("y", y, 1)):
+            self._file.seek(self._offsets[f"{split}/{name}"] + start * row_items * FLOAT.itemsize)
+            self._file.write(np.ascontiguousarray(values, FLOAT))
+
+
+@contextlib.contextmanager
+def create(out, features, rows, attributes, arrays=None):
+    """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and `arrays` at the root
+    ({name: (values, attributes)}).
+
+    The file gets its name only when the block ends well: until then it is a temporary one beside it, removed on any
+    error, Ctrl-C or SIGTERM. UserError if `out` exists, its folder is missing or the disk is too small.
+    """
+    out = Path(out)
+    check_out(out)
+    need, free = sum(rows.values()) * (features + 1) * FLOAT.itemsize + (1 << 20), shutil.disk_usage(out.parent).free
+    if need > free:
+        raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    with _terminate_as_exit():
+        try:
+            offsets = _lay_out(part, features, rows, attributes, arrays or {})
+            # HDF5 crashes when a disk fills under it, so the rows are written past it, where it laid them out.
+            with open(part, "r+b") as file:
+                yield Writer(file, offsets, features)
+                file.flush()
+                os.fsync(file.fileno())
+            check_out(out)
+            os.replace(part, out)
+            _sync_folder(out.parent)
+        except OSError as error:
+            reason = error.strerror or first_line(error)
+            raise UserError(f"{out} cannot be written ({reason}); nothing of it was kept, make room") from error
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def _lay_out(path, features, rows, attributes, arrays):
+    """Write everything but the rows; return {array: its first byte in the file}."""
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    shapes = {}
+    for split, n in rows.items():
+        shapes |= {f"{split}/x": (n, features), f"{split}/y": (n,)}
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"schema": SCHEMA, "kind": "features", **attributes})
+        for name, (values, array_attributes) in arrays.items():
+            file[name] = values
+            file[name].attrs.update(array_attributes)
+        return {name: file.create_dataset(name, shape, FLOAT, dcpl=early).id.get_offset()
+                for name, shape in shapes.items()}
+
+
+@contextlib.contextmanager
+def _terminate_as_exit():
+    """Let SIGTERM (what mpirun sends on Ctrl-C) unwind the stack, so that temporary files go."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _sync_folder(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
