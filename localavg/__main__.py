@@ -26,6 +26,7 @@ def parser() -> Parser:
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_prepare(commands)
+    _add_bench(commands)
     return top
 
 
@@ -87,17 +88,36 @@ def _add_prepare(commands: Any) -> None:
     s.set_defaults(call=_prepare_epsilon_like)
 
 
+def _add_bench(commands: Any) -> None:
+    p = commands.add_parser("bench", help="measure speed and memory against what the machine can do")
+    sets = p.add_subparsers(dest="what", required=True, metavar="WHAT")
+    for name, what, steps in (("train", "local updates of one learner against a bare loop and the floor of reading the data", 3000),
+                              ("memory", "the memory of a training run against its data, under mpirun", 50)):
+        s = sets.add_parser(name, help=what, description=f"Measure {what}.")
+        s.add_argument("--data", default="epsilon-like:200000x2000" if name == "train" else "epsilon-like")
+        s.add_argument("--steps", type=int, default=steps)
+        s.add_argument("--json", metavar="FILE", help="write the rows there too")
+        s.set_defaults(call=_bench)
+        if name == "train":
+            s.add_argument("--problem", choices=("logistic",), default="logistic")
+            s.add_argument("--batch-size", type=int, default=128)
+            s.add_argument("--repeats", type=int, default=7)
+
+
 def _train(args: argparse.Namespace) -> int:
     given = vars(args)
     options = {key.removeprefix("own "): value for key, value in given.items() if key.startswith("own ")}
     names = {f.name for f in fields(TrainConfig)}
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names}
     config = TrainConfig(**settings)
+    from localavg.record import provenance
+
+    origin = provenance() if _rank() == 0 else None  # runs git: before MPI starts
     from mpi4py import MPI
 
     from localavg.run import run
 
-    return run(config, options, MPI.COMM_WORLD)
+    return run(config, options, MPI.COMM_WORLD, origin)
 
 
 def _prepare_libsvm(args: argparse.Namespace) -> int:
@@ -116,6 +136,30 @@ def _prepare_epsilon_like(args: argparse.Namespace) -> int:
     if _rank() == 0:
         prepare_epsilon_like(args.out, rows=args.rows, features=args.features, seed=args.seed)
     return _say(args.out)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    import json
+
+    from mpi4py import MPI
+
+    from localavg import bench
+
+    if args.what == "train":
+        from localavg.fleet import Fleet
+
+        rows = bench.bench_train(Fleet(MPI.COMM_WORLD), args.data, args.batch_size, args.steps, args.repeats)
+    else:
+        rows = bench.bench_memory(MPI.COMM_WORLD, args.data, args.steps)
+    if _rank() == 0:
+        from tabulate import tabulate
+
+        for row in rows:
+            print(tabulate(row.items(), floatfmt=",.4g", intfmt=","))
+        if args.json:
+            with open(args.json, "w") as f:
+                json.dump(rows, f, indent=1)
+    return 0
 
 
 def _say(path: str) -> int:

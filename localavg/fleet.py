@@ -110,15 +110,13 @@ class Fleet:
         Raises UserError on every rank where neither has room.
         """
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
-        if self.node.size == 1 or not nbytes:
-            return np.empty(shape, dtype)
-        path = self.together(lambda: _shared_file(nbytes) if self.node.rank == 0 else None)
-        path = self.node.bcast(path)
-        array = self.together(lambda: np.memmap(path, dtype, "r+", shape=shape))
+        shared = self.node.size > 1 and nbytes > 0
+        path = self.node.bcast(self.together(lambda: _shared_file(nbytes) if shared and self.node.rank == 0 else None))
+        array = self.together(lambda: np.asarray(np.memmap(path, dtype, "r+", shape=shape)) if shared else np.empty(shape, dtype))
         self.node.Barrier()
-        if self.node.rank == 0:
+        if path is not None and self.node.rank == 0:
             os.unlink(path)
-        return np.asarray(array)
+        return array
 
     def together(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank; if it fails for the user or the system on any, every rank raises the first such error."""

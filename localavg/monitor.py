@@ -69,7 +69,7 @@ class Monitor:
         self._reported = 0  # t of the last one
         self._events: list[float] = []  # seconds of every exchange since then
         self._split = np.zeros(4)  # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
-        self._drift: list[float] = []  # Var[W_k] after each update since the last average
+        self._drift: list[float] = []  # Var[W_k] of the updates since the last average
         self._bytes = {scope: self._everyones_bytes(scope, payload_bytes) for scope in (Scope.CLUSTER, Scope.WORLD)}
         self._progress = Progress(T) if record is not None else None
 
@@ -91,7 +91,7 @@ class Monitor:
         self._drift.clear()
 
     def drifted(self, w: Array) -> None:
-        """The variance of the learners' weights after an update, for V_t."""
+        """Var[W_k], the variance of the learners' weights before update k + 1: the first after an average is 0."""
         self.clock.lap("rest")
         self._drift.append(self.transport.variance(w))
         self.clock.lap("outside")

@@ -92,6 +92,7 @@ class Record:
         self.path, self._clock = path, clock
         self._rows: dict[str, list[Mapping[str, Any]]] = {group: [] for group in SCHEMA}
         self._flushed_s = self._wait_s = 0.0
+        self._checked: set[tuple[str, ...]] = set()  # the columns that rows have come with
 
     @classmethod
     def create(cls, path: str | os.PathLike, config: Mapping, provenance: Mapping, clock=time.perf_counter) -> "Record":
@@ -116,9 +117,11 @@ class Record:
 
     def append(self, group: str, **row: float) -> None:
         """Buffer one row of `group`; a float column left out is NaN. ValueError: unknown column, integer left out."""
-        if not _INTEGERS[group] <= row.keys() <= SCHEMA[group].keys():
-            unknown, lacking = row.keys() - SCHEMA[group].keys(), _INTEGERS[group] - row.keys()
-            raise ValueError(f"/{group}: unknown columns {sorted(unknown)}, missing columns {sorted(lacking)}")
+        if (columns := (group, *row)) not in self._checked:
+            if not _INTEGERS[group] <= row.keys() <= SCHEMA[group].keys():
+                unknown, lacking = row.keys() - SCHEMA[group].keys(), _INTEGERS[group] - row.keys()
+                raise ValueError(f"/{group}: unknown columns {sorted(unknown)}, missing columns {sorted(lacking)}")
+            self._checked.add(columns)
         self._rows[group].append(row)
 
     def append_rows(self, group: str, rows: Iterable[Mapping[str, float]]) -> None:

@@ -25,12 +25,12 @@ from localavg.transport.mpi import HostMPI
 FINISHED, FAILED = 0, 1  # exit status; 2 is a user's mistake
 
 
-def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm) -> int:
+def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
     """Train as `c` and the algorithm's own `options` say, on the ranks of `world`; returns the exit status on all of them.
 
-    Raises UserError on all ranks, before training starts, for anything that cannot be run. Rank 0 writes c.path.
+    provenance: `record.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
+    Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
-    provenance = record.provenance() if world.rank == 0 else {}
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     algorithms.make(c.algorithm, options, T=c.steps or 10**9, epoch=1e6)  # a wrong option is told before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
@@ -52,8 +52,8 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm) -> int
     algorithm.exchange.start(fleet.learners, c.seed)
 
     settings = _settings(c, options, fleet, data, problem, T)
-    provenance |= _where(fleet, transport)
-    file = fleet.together(lambda: record.Record.create(c.path, settings, provenance) if world.rank == 0 else None)
+    origin = {**(provenance or {}), **_where(fleet, transport)}
+    file = fleet.together(lambda: record.Record.create(c.path, settings, origin) if world.rank == 0 else None)
     monitor = Monitor(
         fleet, problem, transport, file, T=T, epoch=epoch, B=c.batch_size,
         log_every=min(T, c.log_every or max(1, T // 100)), eval_every=min(T, c.eval_every or max(1, T // 20)),
@@ -94,7 +94,8 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm) -> int
 def _settings(c: TrainConfig, options: Mapping[str, Any], fleet: Fleet, data: Dataset, problem: Logistic, T: int) -> dict[str, Any]:
     """/config: every setting as it took effect, flat."""
     return {**asdict(c), **algorithms.options(c.algorithm), **options, "learners": fleet.P, "steps": T,
-            "rows": problem.n, "d": problem.d, "data_name": data.name}
+            "rows": problem.n, "d": problem.d, "data_name": data.name,
+            "test_rows": 0 if data.test is None else len(data.test.y)}
 
 
 def _where(fleet: Fleet, transport: HostMPI) -> dict[str, Any]:

@@ -26,9 +26,10 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     """
     schedule, combine, exchange = algorithm.schedule, algorithm.combine, algorithm.exchange
     w, g = flat.w, np.zeros_like(flat.w)  # [L, d]
-    trained = slice(0, flat.d_trained)
+    rows = [(l, j, w[l], g[l]) for l, j in enumerate(learners)]  # views [d]
+    w_trained, g_trained = w[:, : flat.d_trained], g[:, : flat.d_trained]
     combine.start(w, flat.d_trained)
-    optimizer.start(w[:, trained])
+    optimizer.start(w_trained)
     clock, losses = monitor.clock, monitor.losses  # losses: [steps a row of /train, L]
 
     if schedule.needs == "objective":
@@ -37,20 +38,20 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     last = 0  # t of the last average
     for t in range(1, T + 1):  # t = completed local updates
         gamma = step_size(t)
-        row = losses[t % len(losses)]
-        for l, j in enumerate(learners):
-            batch = problem.fetch(sampler.batch(j, t))
-            clock.lap("data")
-            row[l] = problem.gradient_(w[l], batch, out=g[l])
-            clock.lap("compute")
-        if exchange.scope:
-            exchange.exchange_(g[:, trained], t, transport)
-            monitor.averaged(t, exchange.scope, 1, math.nan)
-        optimizer.update_(w[:, trained], g[:, trained], gamma)
-        clock.lap("compute")
-        scope = schedule.final if t == T else schedule.after(t)
+        loss = losses[t % len(losses)]
         if monitor.V:
             monitor.drifted(w)
+        for l, j, w_j, g_j in rows:
+            batch = problem.fetch(sampler.batch(j, t))
+            clock.lap("data")
+            loss[l] = problem.gradient_(w_j, batch, out=g_j)
+            clock.lap("compute")
+        if exchange.scope:
+            exchange.exchange_(g_trained, t, transport)
+            monitor.averaged(t, exchange.scope, 1, math.nan)
+        optimizer.update_(w_trained, g_trained, gamma)
+        clock.lap("compute")
+        scope = schedule.final if t == T else schedule.after(t)
         if scope:
             S = combine.average_(w, scope, transport, variance=monitor.variance)
             optimizer.at_average_(scope, transport)

@@ -41,6 +41,9 @@ def prepare_libsvm(train, out, test=None, features=None, shuffle=None, name=None
 
         def start():
             writer.check_out(out)
+            for path in files.values():
+                with open(path, "rb"):  # a missing file is named now, not after the other one is read
+                    pass
             for split, path in files.items():
                 file = stack.enter_context(tempfile.TemporaryFile(dir=Path(out).parent))
                 spools[split] = Spool(path, file)

@@ -56,11 +56,13 @@ def opened(path):
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or cut short ({first_line(error)}); prepare it again") from error
+        raise UserError(f"{path} is damaged or cut short ({reason(error)}); prepare it again") from error
 
 
-def first_line(error):
-    """Return the first line of an exception's text."""
+def reason(error):
+    """Return in one line why an OSError or HDF5 error came about."""
+    if isinstance(error, OSError) and error.errno:
+        return os.strerror(error.errno)
     return str(error).strip().split("\n")[0]
 
 
@@ -83,12 +85,12 @@ def header(path):
             return Header(name=str(attributes["name"]), kind=str(attributes["kind"]),
                           classes=tuple(float(label) for label in attributes["classes"]),
                           shuffled=bool(attributes["shuffled"]), shapes=shapes)
-        except KeyError as error:
-            raise UserError(f"{path} lacks an attribute ({first_line(error)}); prepare it again") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path} lacks a good attribute ({reason(error)}); prepare it again") from error
 
 
 def _checked_shape(path, group, split):
-    x, y = group.get("x"), group.get("y")
+    x, y = (group.get("x"), group.get("y")) if isinstance(group, h5py.Group) else (None, None)
     if not (isinstance(x, h5py.Dataset) and isinstance(y, h5py.Dataset)):
         raise UserError(f"{path}: /{split} must hold the arrays x and y; prepare it again")
     if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:

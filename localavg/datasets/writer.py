@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from localavg.config import UserError
-from localavg.datasets.prepared import FLOAT, SCHEMA, first_line
+from localavg.datasets.prepared import FLOAT, SCHEMA, reason
 
 
 def on_root(comm, work):
@@ -24,7 +24,7 @@ def on_root(comm, work):
         except UserError as caught:
             error = caught
         except OSError as caught:
-            error = UserError(": ".join(filter(None, (caught.filename, caught.strerror or first_line(caught)))))
+            error = UserError(": ".join(filter(None, (caught.filename, reason(caught)))))
     if comm is not None:
         result, error = comm.bcast((result, error), root=0)
     if error is not None:
@@ -80,8 +80,7 @@ def create(out, features, rows, attributes, arrays=None):
             os.replace(part, out)
             _sync_folder(out.parent)
         except OSError as error:
-            reason = error.strerror or first_line(error)
-            raise UserError(f"{out} cannot be written ({reason}); nothing of it was kept, make room") from error
+            raise UserError(f"{out} cannot be written ({reason(error)}); nothing of it was kept") from error
         finally:
             part.unlink(missing_ok=True)
 

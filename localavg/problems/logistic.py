@@ -58,7 +58,7 @@ class Logistic:
         slope /= len(y)
         xp.matmul(slope, x, out=out)
         out += self.l2 * w
-        return b.mean() + 0.5 * self.l2 * (w @ w)
+        return b.sum() / len(y) + 0.5 * self.l2 * (w @ w)
 
     def regulariser(self, w: Array) -> float:
         """(λ/2) ‖w‖²."""

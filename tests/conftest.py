@@ -1,0 +1,41 @@
+"""Data that several test files train on."""
+
+from typing import NamedTuple
+
+import h5py
+import numpy as np
+import pytest
+
+N, D = 168, 20  # rows, a multiple of 8 and 12; features
+
+
+class Data(NamedTuple):
+    """A prepared file and, in float64, what is in it."""
+
+    path: str
+    X: np.ndarray  # [N, D]
+    y: np.ndarray  # [N]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """Rows whose distribution drifts with the row number, so that contiguous shards disagree; labels with noise."""
+    return write(tmp_path_factory.mktemp("data") / "shards.h5", noise=1.0)
+
+
+@pytest.fixture(scope="session")
+def separable(tmp_path_factory):
+    """The same rows with labels that a linear classifier gets right."""
+    return write(tmp_path_factory.mktemp("data") / "separable.h5", noise=0.0)
+
+
+def write(path, noise):
+    """A prepared dataset of N rows, said to be shuffled so that all samplings take it."""
+    rng = np.random.default_rng(7)
+    X = (rng.normal(size=(N, D)) + 1.5 * np.linspace(-1, 1, N)[:, None] * rng.normal(size=D)) / np.sqrt(D)
+    X = X.astype(np.float32)
+    y = np.where(X @ rng.normal(size=D) + noise * rng.normal(size=N) > 0, 1, -1).astype(np.float32)
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"schema": 1, "kind": "features", "name": path.stem, "classes": [-1.0, 1.0], "shuffled": True})
+        file["train/x"], file["train/y"] = X, y
+    return Data(str(path), X.astype(np.float64), y.astype(np.float64))

@@ -1,0 +1,42 @@
+"""Runs under MPI for `mpi.py`: `python -m mpi4py drive.py REQUEST REPLY` calls one function on every rank.
+
+REQUEST holds (module, function, arguments), pickled; the function gets the world communicator before its arguments.
+Rank 0 writes what it returned on all of them to REPLY.
+"""
+
+import importlib
+import pickle
+import sys
+from pathlib import Path
+
+from mpi4py import MPI
+
+from localavg.__main__ import parser
+from localavg.config import UserError
+
+
+def command_lines(world, lines):
+    """Run command lines of localavg one after the other in these processes; returns their exit statuses."""
+    statuses = []
+    for words in lines:
+        try:
+            args = parser().parse_args(words)
+            statuses.append(args.call(args))
+        except UserError as e:  # on all ranks alike
+            statuses.append(2)
+            if world.rank == 0:
+                print(f"localavg {' '.join(words)}: {e}", file=sys.stderr, flush=True)
+    return statuses
+
+
+def main(request, reply):
+    """Do what REQUEST says."""
+    module, function, args = pickle.loads(Path(request).read_bytes())
+    world = MPI.COMM_WORLD
+    answers = world.gather(getattr(importlib.import_module(module), function)(world, *args))
+    if world.rank == 0:
+        Path(reply).write_bytes(pickle.dumps(answers))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,387 @@
+"""Naive float64 oracles for SGD with local updates and periodic averaging.
+
+Every algorithm is written straight from its paper's pseudo-code, as its own loop, for one problem:
+l2-regularised logistic regression on fixed contiguous shards, with whole-shard batches and zero initial
+weights. Nothing here uses the package under test, nothing is random and nothing is clever.
+
+Papers, by the short names used in the comments:
+  kavg     Zhou and Cong, K-step averaging SGD, Algorithm 1 (its statements carry no numbers)
+  lupa     Haddadpour et al., LUPA-SGD, Algorithm 1 (numbered lines), equation 11, section 6
+  adpsgd   Jiang and Agrawal, adaptive periodic averaging, Algorithms 1 and 2 (numbered lines)
+  mavg     Cong and Liu, block momentum M-AVG, Algorithm 1 (no line numbers)
+  hieravg  Zhou and Cong, hierarchical averaging Hier-AVG, Algorithm 1 (no line numbers)
+
+Conventions:
+  t          completed local updates, 1-based: update t uses the step size gamma(t); T updates in all
+  W, w_bar   W[j] are learner j's weights; w_bar is their plain mean, however unequal the shards are
+  averages   list of (t, scope): after update t there was an average; scope is "global" or "local" (all the
+             clusters of Hier-AVG at once); a run always ends with a global average at T
+Every algorithm returns (final w_bar, averages); `adpsgd` returns a third value, its controller's trace.
+"""
+
+import math
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Setup(NamedTuple):
+    """The problem, the number of learners and their local optimiser."""
+
+    X: np.ndarray  # (n, d)
+    y: np.ndarray  # (n,), entries -1 or +1
+    P: int = 1
+    l2: float = 0.0
+    optimiser: str = "sgd"  # sgd | momentum | nesterov | adam
+    m: float = 0.9  # momentum coefficient of momentum and nesterov
+    policy: str = "keep"  # what an average does to the optimiser's state: keep | average | reset
+
+
+# ---------------------------------------------------------------------------------------------- the problem
+
+
+def objective(w, X, y, l2):
+    """F(w) = mean_i log(1 + exp(-y_i x_i.w)) + (l2 / 2) ||w||^2."""
+    return np.mean(np.logaddexp(0.0, -y * (X @ w))) + 0.5 * l2 * np.sum(w * w)
+
+
+def gradient(w, X, y, l2):
+    """The gradient of `objective`: mean_i -y_i x_i / (1 + exp(y_i x_i.w)) + l2 w."""
+    total = np.zeros(X.shape[1])
+    for x_i, y_i in zip(X, y, strict=True):
+        total += -y_i * x_i * np.exp(-np.logaddexp(0.0, y_i * (x_i @ w)))
+    return total / len(y) + l2 * w
+
+
+def shard(n, j, P):
+    """The rows of learner j of P: floor(n j / P) .. floor(n (j + 1) / P) - 1."""
+    return slice(n * j // P, n * (j + 1) // P)
+
+
+def learner_gradient(setup, j, w):
+    """The mean gradient over the whole shard of learner j."""
+    rows = shard(len(setup.y), j, setup.P)
+    return gradient(w, setup.X[rows], setup.y[rows], setup.l2)
+
+
+# ---------------------------------------------------------------------------------- the local optimiser
+
+
+def fresh_state(d):
+    """The state of a local optimiser that has made no step (v: velocity; a, b, n: Adam's moments and step count)."""
+    return {"v": np.zeros(d), "a": np.zeros(d), "b": np.zeros(d), "n": 0}
+
+
+def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
+    """One local update from w with the gradient g; returns (new w, new state) and changes neither argument."""
+    state = dict(state)
+    if optimiser == "sgd":
+        return w - lr * g, state
+    if optimiser == "momentum":
+        state["v"] = m * state["v"] + g
+        return w - lr * state["v"], state
+    if optimiser == "nesterov":
+        state["v"] = m * state["v"] + g
+        return w - lr * (g + m * state["v"]), state
+    if optimiser == "adam":
+        beta1, beta2, eps = 0.9, 0.999, 1e-8
+        state["n"] = state["n"] + 1
+        state["a"] = beta1 * state["a"] + (1 - beta1) * g
+        state["b"] = beta2 * state["b"] + (1 - beta2) * g * g
+        a_hat = state["a"] / (1 - beta1 ** state["n"])
+        b_hat = state["b"] / (1 - beta2 ** state["n"])
+        return w - lr * a_hat / (np.sqrt(b_hat) + eps), state
+    raise ValueError(f"unknown optimiser {optimiser!r}")
+
+
+def states_after_average(states, policy):
+    """The optimiser states of the learners that have just been averaged together.
+
+    keep leaves them alone; average takes the mean of every array (the step counts agree already); reset makes
+    them fresh, Adam's step count included.
+    """
+    if policy == "keep":
+        return states
+    if policy == "average":
+        mean = {name: sum(s[name] for s in states) / len(states) for name in ("v", "a", "b")}
+        return [{**mean, "n": s["n"]} for s in states]
+    if policy == "reset":
+        return [fresh_state(len(s["v"])) for s in states]
+    raise ValueError(f"unknown policy {policy!r}")
+
+
+def start(setup):
+    """Zero weights and fresh states for every learner."""
+    d = setup.X.shape[1]
+    return [np.zeros(d) for _ in range(setup.P)], [fresh_state(d) for _ in range(setup.P)]
+
+
+def every_learner_steps(setup, W, states, lr):
+    """One local update of every learner on its own shard: the inner statement of all the pseudo-codes."""
+    pairs = [
+        local_step(W[j], learner_gradient(setup, j, W[j]), states[j], lr, setup.optimiser, setup.m)
+        for j in range(setup.P)
+    ]
+    return [w for w, _ in pairs], [s for _, s in pairs]
+
+
+def mean(vectors):
+    """The plain mean of a list of vectors."""
+    return sum(vectors) / len(vectors)
+
+
+# -------------------------------------------------------------------------------------------- the algorithms
+
+
+def sgd(setup, T, gamma):
+    """Sequential SGD: one learner, whose batch is all the rows; there is nothing to average."""
+    w = np.zeros(setup.X.shape[1])
+    state = fresh_state(len(w))
+    for t in range(1, T + 1):
+        g = gradient(w, setup.X, setup.y, setup.l2)
+        w, state = local_step(w, g, state, gamma(t), setup.optimiser, setup.m)
+    return w, []
+
+
+def sync(setup, T, gamma):
+    """Synchronous SGD: the mean of the P gradients is applied every step, with one common optimiser state."""
+    w = np.zeros(setup.X.shape[1])
+    state = fresh_state(len(w))
+    averages = []
+    for t in range(1, T + 1):
+        g = mean([learner_gradient(setup, j, w) for j in range(setup.P)])
+        w, state = local_step(w, g, state, gamma(t), setup.optimiser, setup.m)
+        averages.append((t, "global"))
+    return w, averages
+
+
+def kavg(setup, T, gamma, K):
+    """kavg Algorithm 1; adpsgd Algorithm 1, lines 3-6; lupa Algorithm 1, lines 5-9 (average when K divides t)."""
+    W, states = start(setup)  # kavg: "initialize" and "set w_n^j = w~_n"
+    averages = []
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))  # kavg: "update"; adpsgd lines 3-4
+        if t % K == 0 or t == T:  # adpsgd line 5; lupa line 6, and line 13 at the end
+            w_bar = mean(W)  # kavg: "Synchronize"; adpsgd line 6; lupa line 7
+            W = [w_bar for _ in range(setup.P)]
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+    return W[0], averages
+
+
+def oneshot(setup, T, gamma):
+    """lupa section 6: local SGD "with only having one round of communication at the end" (Algorithm 1, line 13)."""
+    W, states = start(setup)
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+    return mean(W), [(T, "global")]
+
+
+def linear_period(i, tau0, alpha):
+    """lupa section 6: tau_i = (1 + i alpha) tau_0 rounded up, with alpha taken as the decimal number it is written as.
+
+    The arithmetic is exact: in binary floating point (1 + 14 * 0.1) * 10 is above 24 and would round up to 25.
+    """
+    return math.ceil((1 + i * Fraction(str(alpha))) * tau0)
+
+
+def adalupa_linear(setup, T, gamma, tau0, alpha):
+    """lupa Algorithm 1 with the periods tau_0, tau_1, ... of `linear_period` one after the other."""
+    W, states = start(setup)
+    averages = []
+    i = 0
+    due = linear_period(0, tau0, alpha)
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))  # lupa line 9
+        if t in (due, T):
+            w_bar = mean(W)  # lupa line 7
+            W = [w_bar for _ in range(setup.P)]
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+            i += 1
+            due = t + linear_period(i, tau0, alpha)
+    return W[0], averages
+
+
+def adalupa_loss(setup, T, gamma, tau0):
+    """lupa Algorithm 1 with equation 11 (without F*): tau_i = ceil((F(w_bar_0) / F(w_bar_i))^(1/3)) tau_0.
+
+    w_bar_i is the mean just after average i; w_bar_0 the initial weights, so the first period is tau_0.
+    F is the full regularised objective over all the rows.
+    """
+    W, states = start(setup)
+    averages = []
+    F0 = objective(W[0], setup.X, setup.y, setup.l2)
+    due = tau0
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))  # lupa line 9
+        if t in (due, T):
+            w_bar = mean(W)  # lupa line 7
+            W = [w_bar for _ in range(setup.P)]
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+            Fi = objective(w_bar, setup.X, setup.y, setup.l2)
+            due = t + math.ceil((F0 / Fi) ** (1 / 3)) * tau0  # lupa equation 11
+    return W[0], averages
+
+
+def piecewise(setup, T, gamma, pieces):
+    """adpsgd sections III-A and V-B: a period that changes at given updates.
+
+    pieces is a list of (from_step, period) in increasing order, the first from step 0: update t belongs to the
+    last piece with from_step < t. There is an average once the updates since the last one are at least the
+    period in force.
+    """
+    W, states = start(setup)
+    averages = []
+    since = 0
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))  # adpsgd Algorithm 1, lines 3-4
+        since += 1
+        period = [p for from_step, p in pieces if from_step < t][-1]
+        if since >= period or t == T:  # adpsgd Algorithm 1, line 5
+            w_bar = mean(W)  # adpsgd Algorithm 1, line 6
+            W = [w_bar for _ in range(setup.P)]
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+            since = 0
+    return W[0], averages
+
+
+class Adaptation(NamedTuple):
+    """What Algorithm 2 of adpsgd did at one average."""
+
+    t: int
+    period: int  # the period in force, 1 in the warm-up
+    variance: float  # S_k, among the learners just before the average
+    C2: float  # after it
+    next_period: int
+    phase: str  # warmup | sampling | control | final (forced at T; C2 and the period are left alone)
+
+
+def adpsgd(setup, T, gamma, p_init, K_s, warmup=0, k_from="run"):
+    """adpsgd Algorithm 2 after `warmup` updates that are averaged every step; K_s is a number of updates.
+
+    Line 4 counts the iterations from k = 0, so update t is iteration k = t - 1 and its step size gamma_k is
+    gamma(t); an average at t is a sample when t - 1 < K_s. k_from="warmup" counts k in line 13 from the end of
+    the warm-up instead: t - 1 - warmup < K_s.
+    Returns (w_bar, averages, trace), the trace a list of `Adaptation`, one for every average.
+    """
+    first_k = {"run": 0, "warmup": warmup}[k_from]
+    W, states = start(setup)
+    averages, trace = [], []
+    cnt, p, C2, n_C = 0, p_init, 0.0, 0  # lines 1-3
+    for t in range(1, T + 1):  # line 4
+        lr = gamma(t)
+        W, states = every_learner_steps(setup, W, states, lr)  # lines 6-7
+        warming = t <= warmup
+        if not warming:
+            cnt += 1  # line 5
+        if warming or cnt == p or t == T:  # line 8
+            w_bar = mean(W)  # line 10
+            variance = float(mean([np.sum((w_bar - w) ** 2) for w in W]))  # line 11: S_k
+            W = [w_bar for _ in range(setup.P)]  # line 12
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+            used = 1 if warming else p
+            if warming:
+                phase = "warmup"
+            elif cnt != p:
+                phase = "final"
+            elif t - 1 - first_k < K_s:  # line 13
+                phase = "sampling"
+                n_C += 1
+                C2 += (variance / lr - C2) / n_C  # line 14
+            else:
+                phase = "control"
+                if variance < 0.7 * lr * C2:  # line 16
+                    p += 1  # line 17
+                elif variance > 1.3 * lr * C2:  # line 18
+                    p = max(1, p - 1)  # line 19
+            cnt = 0  # line 9
+            trace.append(Adaptation(t, used, variance, C2, p, phase))
+    return W[0], averages, trace
+
+
+def mavg(setup, T, gamma, K, mu, nesterov=False):
+    """mavg Algorithm 1; with nesterov, its last line is w~ <- w~ + mu v + d.
+
+    A last partial period ends like any other, with the momentum step. The local optimiser's states follow the policy;
+    v is kept, whatever the policy.
+    """
+    W, states = start(setup)
+    w_tilde = np.zeros(setup.X.shape[1])  # "initialize w~_1"
+    v = np.zeros(setup.X.shape[1])  # "v <- 0"
+    averages = []
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))  # "update"
+        if t % K == 0 or t == T:
+            a = mean(W)
+            d = a - w_tilde
+            v = mu * v + d
+            w_tilde = w_tilde + mu * v + d if nesterov else w_tilde + v
+            W = [w_tilde for _ in range(setup.P)]  # "set w_n^j = w~_n" of the next n
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+    return w_tilde, averages
+
+
+def hieravg(setup, T, gamma, K1, K2, S):
+    """hieravg Algorithm 1 with clusters of S consecutive learners; K1 need not divide K2.
+
+    A global average is due every K2 updates and replaces the local one due at the same update; the local count
+    restarts at each global average. A cluster of one has nothing to average: with S = 1 there are no local ones.
+    """
+    assert setup.P % S == 0 and K1 <= K2
+    W, states = start(setup)
+    averages = []
+    since_local = since_global = 0
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))  # "local SGD"
+        since_local += 1
+        since_global += 1
+        if since_global == K2 or t == T:  # "Globally average and synchronize"
+            w_bar = mean(W)
+            W = [w_bar for _ in range(setup.P)]
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+            since_local = since_global = 0
+        elif since_local == K1 and S > 1:  # "Locally average and synchronize"
+            for first in range(0, setup.P, S):
+                cluster = slice(first, first + S)
+                w_cluster = mean(W[cluster])
+                W[cluster] = [w_cluster for _ in range(S)]
+                states[cluster] = states_after_average(states[cluster], setup.policy)
+            averages.append((t, "local"))
+            since_local = 0
+    return W[0], averages
+
+
+def quantise(g, u, bits=8, bucket=512):
+    """QSGD (Alistarh et al. 2017): the decoded stochastic rounding of g, given u uniform in [0, 1) of g's length.
+
+    In each bucket of consecutive entries (the last may be short): level = floor(|g| / ||g||_2 * s + u) with
+    s = 2^(bits - 1) - 1, at most s; decoded = ||g||_2 * sign(g) * level / s. A zero bucket decodes to zeros.
+    """
+    s = 2 ** (bits - 1) - 1
+    decoded = np.zeros(len(g))
+    for first in range(0, len(g), bucket):
+        part = g[first : first + bucket]
+        norm = np.sqrt(np.sum(part * part))
+        if norm > 0:
+            level = np.minimum(np.floor(np.abs(part) / norm * s + u[first : first + bucket]), s)
+            decoded[first : first + bucket] = norm * np.sign(part) * level / s
+    return decoded
+
+
+def qsgd(setup, T, gamma, uniforms, bits=8, bucket=512):
+    """adpsgd section IV: `sync` on quantised gradients. uniforms(t, j) is learner j's array of length d at update t."""
+    w = np.zeros(setup.X.shape[1])
+    state = fresh_state(len(w))
+    averages = []
+    for t in range(1, T + 1):
+        decoded = [quantise(learner_gradient(setup, j, w), uniforms(t, j), bits, bucket) for j in range(setup.P)]
+        w, state = local_step(w, mean(decoded), state, gamma(t), setup.optimiser, setup.m)
+        averages.append((t, "global"))
+    return w, averages

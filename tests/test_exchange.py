@@ -1,0 +1,300 @@
+"""What travels every step: gradients, or QSGD's quantised ones (Alistarh et al. 2017), unbiased and within its bound.
+
+The statistical tests draw from fixed seeds, so they pass or fail for good; their error rate is the share of seeds for
+which a correct quantiser would fail.
+"""
+
+import warnings
+
+import numpy as np
+import pytest
+from scipy.stats import chi2
+
+from localavg.config import UserError
+from localavg.exchange import MeanGradient, Nothing, QuantisedGradient, decode, quantise
+from localavg.schedules import Scope
+
+BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
+
+
+class Together:
+    """Stands in for a transport whose one rank holds everyone."""
+
+    def __init__(self):
+        self.asked = []
+
+    def mean_(self, x, scope, variance=False):
+        self.asked.append(scope)
+        x[:] = x.mean(axis=0)
+
+    def gather(self, x):
+        return x
+
+
+class Part:
+    """Stands in for the transport of one rank of several; `sent`: what all of them send, rank by rank, call by call."""
+
+    def __init__(self, sent=None):
+        self.mine, self.sent = [], sent
+
+    def gather(self, x):
+        self.mine.append(x)
+        return x if self.sent is None else np.concatenate([rank[len(self.mine) - 1] for rank in self.sent])
+
+
+def gradients():
+    """Gradients by name, of odd lengths, with parts of very different size."""
+    rng = np.random.default_rng(0)
+    mixed = rng.normal(size=700) * np.repeat([1, 1e-4, 30, 1e-8, 1, 0, 5], 100)
+    sparse = np.where(rng.random(513) < 0.02, rng.normal(size=513), 0)
+    return {name: g.astype(np.float32) for name, g in {
+        "normal": rng.normal(size=700), "mixed": mixed, "sparse": sparse, "equal": np.full(515, -0.25),
+        "tiny": 1e-30 * rng.normal(size=100), "large": 1e30 * rng.normal(size=100)}.items()}
+
+
+def drawn(g, s, bucket, draws, seed=1):
+    """[draws, d] float64: what arrives of g, again and again."""
+    rng = np.random.default_rng(seed)
+    u = rng.random((draws, len(g)), np.float32)
+    return np.array([decode(*quantise(g, s, bucket, u_i), s, bucket) for u_i in u], float)
+
+
+def norms_by_hand(g, bucket):
+    return np.array([np.linalg.norm(g[i : i + bucket].astype(float)) for i in range(0, len(g), bucket)])
+
+
+def chances(g, s, bucket):
+    """For every entry [d] by hand, in float64: the distance of two levels, and the chance of the upper one."""
+    step = np.repeat(norms_by_hand(g, bucket) / s, bucket)[: len(g)]
+    level = np.divide(np.abs(g), step, out=np.zeros(len(g)), where=step > 0)
+    return step, level - np.floor(level)
+
+
+# --------------------------------------------------------------------------------------------- QSGD's quantiser
+
+
+@pytest.mark.parametrize("name", gradients())
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_the_quantiser_has_no_bias(name, bits):
+    """Over 3000 draws: χ² of the entries' mean errors, in units of their own deviation. Errs with probability 1e-6."""
+    g, s, bucket, draws = gradients()[name], 2 ** (bits - 1) - 1, 256, 3000
+    q = drawn(g, s, bucket, draws)
+    step, p = chances(g, s, bucket)
+    common = p * (1 - p) * draws > 10  # entries with upper and lower draws enough that their mean is normal
+    z = (q.mean(axis=0) - g)[common] / (step * np.sqrt(p * (1 - p) / draws))[common]
+    assert common.sum() >= 5 or name in ("sparse", "equal")
+    assert (z**2).sum() < chi2.isf(1e-6, max(1, len(z)))
+    off = np.abs(q - g) > step * (1 + 1e-5)  # never further than the next level
+    assert not off.any()
+    exact = step == 0
+    assert (q[:, exact] == 0).all()
+
+
+@pytest.mark.parametrize("name", gradients())
+@pytest.mark.parametrize(("bits", "bucket"), [(2, 512), (4, 64), (8, 512), (8, 64)])
+def test_the_variance_is_within_lemma_3_1(name, bits, bucket):
+    """E‖Q(g) − g‖² ≤ min(d/s², √d/s) ‖g‖² for every bucket of d entries, and as large as the levels' distance says."""
+    g, s, draws = gradients()[name], 2 ** (bits - 1) - 1, 800
+    errors = (drawn(g, s, bucket, draws) - g) ** 2  # [draws, d]
+    step, p = chances(g, s, bucket)
+    for i in range(0, len(g), bucket):
+        part = slice(i, i + bucket)
+        d, norm = len(g[part]), norms_by_hand(g[part], bucket)[0]
+        found = errors[:, part].sum(axis=1)
+        assert found.mean() <= min(d / s**2, np.sqrt(d) / s) * norm**2
+        expected = (step[part] ** 2 * p[part] * (1 - p[part])).sum()
+        assert abs(found.mean() - expected) <= 6 * found.std() / np.sqrt(draws) + 1e-5 * (step[part] ** 2).sum()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_levels_fit_the_bits_even_at_the_ends(bits):
+    s = 2 ** (bits - 1) - 1
+    g = np.concatenate([np.linspace(-3, 3, 99), [0, 100, -100]]).astype(np.float32)
+    for bucket in (1, 2, 34, 102, 512):
+        for u in (np.zeros(102, np.float32), np.full(102, BELOW_1), np.random.default_rng(0).random(102, np.float32)):
+            codes, norms = quantise(g, s, bucket, u)
+            assert codes.dtype == np.int8 and codes.shape == g.shape
+            assert norms.dtype == np.float32
+            assert np.abs(codes.astype(int)).max() <= s
+            assert (np.sign(codes) * np.sign(g) >= 0).all()
+            assert decode(codes, norms, s, bucket).dtype == np.float32
+
+
+def test_rounding_by_hand():
+    # ‖g‖ = 5, s = 3: levels 3 · 0.6 = 1.8 and 3 · 0.8 = 2.4
+    g = np.array([3, -4], np.float32)
+    by_draw = {0.0: [1, -2], 0.15: [1, -2], 0.25: [2, -2], 0.55: [2, -2], 0.65: [2, -3], BELOW_1: [2, -3]}
+    for u, levels in by_draw.items():
+        codes, norms = quantise(g, 3, 512, np.full(2, u, np.float32))
+        assert codes.tolist() == levels and norms.tolist() == [5]
+        np.testing.assert_allclose(decode(codes, norms, 3, 512), np.array(levels) * 5 / 3, rtol=1e-6)
+
+
+@pytest.mark.parametrize("d", [1, 2, 511, 512, 513, 1023, 1025, 2000])
+@pytest.mark.parametrize("bucket", [1, 7, 512, 4096])
+def test_every_length_has_its_buckets(d, bucket):
+    g = np.random.default_rng(d).normal(size=d).astype(np.float32)
+    codes, norms = quantise(g, 127, bucket, np.full(d, 0.5, np.float32))
+    assert norms.shape == (-(-d // bucket),)
+    np.testing.assert_allclose(norms, norms_by_hand(g, bucket), rtol=1e-6)
+    step = np.repeat(norms_by_hand(g, bucket) / 127, bucket)[:d]
+    assert (np.abs(decode(codes, norms, 127, bucket) - g) <= 0.501 * step).all()  # u = ½ rounds to the nearest
+
+
+def test_buckets_do_not_feel_each_other():
+    g = gradients()["mixed"]
+    u = np.random.default_rng(3).random(700, np.float32)
+    codes, norms = quantise(g, 127, 100, u)
+    for b in range(7):
+        part = slice(100 * b, 100 * b + 100)
+        alone, norm = quantise(g[part], 127, 100, u[part])
+        assert (codes[part] == alone).all() and norms[b] == norm[0]
+
+
+@pytest.mark.parametrize("u", [0.0, 0.5, BELOW_1])
+def test_zero_gradients_arrive_as_zeros_in_silence(u):
+    g = np.zeros(1100, np.float32)
+    g[600:700] = 1  # the middle bucket is not zero
+    with np.errstate(all="raise"), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for x in (g, np.zeros(1100, np.float32)):
+            codes, norms = quantise(x, 127, 512, np.full(1100, u, np.float32))
+            q = decode(codes, norms, 127, 512)
+            assert not q[x == 0].any() and np.isfinite(q).all()
+            assert (norms > 0).tolist() == [False, bool(x.any()), False]
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("value", [1.0, -2.5, 3e-20, -7e20])
+def test_one_nonzero_entry_arrives_whole(bits, value):
+    """Its level is the last one whatever is drawn: no noise, and none on the zeros beside it."""
+    s, g = 2 ** (bits - 1) - 1, np.zeros(33, np.float32)
+    g[17] = value
+    for u in (0.0, 0.3, BELOW_1):
+        codes, norms = quantise(g, s, 512, np.full(33, u, np.float32))
+        assert codes[17] == np.sign(value) * s and np.count_nonzero(codes) == 1
+        np.testing.assert_allclose(decode(codes, norms, s, 512)[17], value, rtol=3e-7)
+
+
+def test_gradients_below_the_normal_numbers_are_no_disaster():
+    g = np.array([1e-39, -1e-39, 0, 0], np.float32)
+    with np.errstate(invalid="raise"):  # such as 0 · ∞
+        codes, norms = quantise(g, 127, 512, np.full(4, 0.5, np.float32))
+        q = decode(codes, norms, 127, 512)
+    assert (np.abs(q) <= 1e-38).all() and not q[2:].any()
+
+
+# ------------------------------------------------------------------------------------------------ the exchanges
+
+
+def test_what_travels_by_name():
+    assert (Nothing().scope, MeanGradient().scope, QuantisedGradient().scope) == (Scope.NONE, Scope.WORLD, Scope.WORLD)
+
+
+def test_the_mean_gradient_is_one_mean_over_everyone():
+    g, transport = np.array([[1, 2], [3, 6]], np.float32), Together()
+    MeanGradient().exchange_(g, 1, transport)
+    assert g.tolist() == [[2, 4], [2, 4]] and transport.asked == [Scope.WORLD]
+
+
+def test_bytes_on_the_wire():
+    assert Nothing().payload_bytes(1000, L=3) == MeanGradient().payload_bytes(1000, L=3) == 4000  # one float32 row
+    quantised = [(1, 1, 512, 5), (512, 1, 512, 516), (513, 1, 512, 521), (1000, 3, 512, 3 * 1008), (1000, 1, 1, 5000)]
+    for d, L, bucket, expected in quantised:
+        for bits in (2, 8):
+            assert QuantisedGradient(bits, bucket).payload_bytes(d, L) == expected
+    d = 11_200_000
+    ratio = QuantisedGradient().payload_bytes(d, 1) / MeanGradient().payload_bytes(d, 1)
+    assert ratio == pytest.approx(0.252, abs=1e-3)
+
+
+@pytest.mark.parametrize("L", [1, 2, 3])
+def test_bytes_are_those_that_are_handed_over(L):
+    exchange, rank = QuantisedGradient(8, 100), Part()
+    exchange.start(range(L), seed=0)
+    exchange.exchange_(np.ones((L, 333), np.float32), 1, rank)
+    assert sum(x.nbytes for x in rank.mine) == exchange.payload_bytes(333, L)
+
+
+def exchanged(g, t=1, seed=0, learners=None, transport=None, **options):
+    exchange, g = QuantisedGradient(**options), g.copy()
+    exchange.start(range(len(g)) if learners is None else learners, seed)
+    exchange.exchange_(g, t, Together() if transport is None else transport)
+    return g
+
+
+def rows(P=4, d=700):
+    return np.random.default_rng(5).normal(size=(P, d)).astype(np.float32)  # [P, d]
+
+
+def test_everyone_gets_the_mean_of_what_was_decoded():
+    g, sent = rows(), Part()
+    found = exchanged(g, transport=sent, bits=4, bucket=64)
+    codes, norms = sent.mine
+    expected = np.mean([decode(c, n, 7, 64).astype(float) for c, n in zip(codes, norms, strict=True)], axis=0)
+    np.testing.assert_allclose(found, np.broadcast_to(expected, (4, 700)), rtol=1e-5, atol=1e-6)
+    assert (found == found[0]).all()
+
+
+def test_the_exchange_is_near_the_mean_gradient():
+    g = rows()
+    np.testing.assert_allclose(exchanged(g, bucket=128)[0], g.mean(axis=0), atol=4 / 127 * np.sqrt(128) / 2)
+
+
+def test_the_exchange_has_no_bias():
+    """Over 3000 steps: χ² of 60 entries' mean errors in units of their own deviation. Errs with probability 1e-6."""
+    g, steps = rows(P=2, d=60), 3000
+    exchange = QuantisedGradient(bits=3, bucket=20)
+    exchange.start(range(2), seed=0)
+    total = np.zeros(60)
+    for t in range(1, steps + 1):
+        copy = g.copy()
+        exchange.exchange_(copy, t, Together())
+        total += copy[0]
+    variance = sum(step**2 * p * (1 - p) for step, p in (chances(row, 3, 20) for row in g)) / 4
+    z = (total / steps - g.mean(axis=0)) / np.sqrt(variance / steps)
+    assert (z**2).sum() < chi2.isf(1e-6, 60)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_rounding_depends_on_learner_and_step_and_not_on_the_layout(ranks):
+    g, L = rows(), 4 // ranks
+    parts = [(g[r * L : r * L + L], range(r * L, r * L + L)) for r in range(ranks)]
+    sent = []
+    for part, learners in parts:
+        rank = Part()
+        exchanged(part, learners=learners, transport=rank)
+        sent.append(rank.mine)
+    found = [exchanged(part, learners=learners, transport=Part(sent)) for part, learners in parts]
+    assert (np.concatenate(found) == exchanged(g)).all()  # to the last bit
+
+
+def test_rounding_is_drawn_anew_by_learner_step_and_seed():
+    g = np.tile(rows(P=1), (2, 1))  # two learners with the same gradient
+    sent = Part()
+    exchanged(g, transport=sent)
+    assert (sent.mine[0][0] != sent.mine[0][1]).any()
+    first = exchanged(g)
+    assert (first == exchanged(g)).all()
+    assert (first != exchanged(g, t=2)).any()
+    assert (first != exchanged(g, seed=1)).any()
+
+
+@pytest.mark.parametrize("d", [1, 5, 513])
+def test_odd_rows_and_parts_of_a_wider_matrix(d):
+    wide = np.concatenate([rows(3, d), np.full((3, 2), 9, np.float32)], axis=1)
+    exchange, expected = QuantisedGradient(), exchanged(wide[:, :d])
+    exchange.start(range(3), 0)
+    exchange.exchange_(wide[:, :d], 1, Together())
+    assert (wide[:, :d] == expected).all() and (wide[:, d:] == 9).all()
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ({"bits": 1}, "--bits 1: must lie in 2 … 8"), ({"bits": 9}, "--bits 9: must lie in 2 … 8"),
+    ({"bits": 0}, "--bits 0"), ({"bits": -8}, "--bits -8"),
+    ({"bucket": 0}, "--bucket 0: must be at least 1"), ({"bucket": -512}, "--bucket -512"),
+])
+def test_a_bad_value_is_refused_by_name(options, words):
+    with pytest.raises(UserError) as e:
+        QuantisedGradient(**options)
+    assert str(e.value).startswith(words)

@@ -1,0 +1,365 @@
+"""The run file: what is written is read back, and no crash, reader or full disk loses what was flushed."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from localavg import record
+from localavg.config import UserError
+from localavg.record import SCHEMA, WORLD, NotARunFile, Record, load, load_many
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def row(group: str, i: int) -> dict:
+    """Row i of a table, another number in every column."""
+    return {name: i % 100 if c[0] == "i1" else i * (k + 1) for k, (name, c) in enumerate(SCHEMA[group].items())}
+
+
+def python(code: str, *argv: str, **options) -> subprocess.Popen:
+    return subprocess.Popen([sys.executable, "-c", code, *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE, **options)
+
+
+class Clock:
+    """A clock that only moves when told."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "runs" / "run.h5"
+
+
+def test_what_is_written_is_read_back(path):
+    config = {"algorithm": "kavg", "K": 16, "lr": 0.1, "nesterov": False, "out": None, "milestones": (80, 120)}
+    file = Record.create(path, config, {"command": "localavg train", "hosts": ["a", "b"]})
+    w = np.arange(7, dtype=np.float64)  # [d]
+    file.save_weights("initial_weights", w)
+    for group in SCHEMA:
+        file.append(group, **row(group, 1))
+        file.append_rows(group, [row(group, i) for i in (2, 3)])
+    assert load(path).status == "running"
+    assert file.flush(force=True)
+    for group in SCHEMA:
+        file.append(group, **row(group, 4))
+    file.save_weights("weights", 2 * w)
+    file.finish("failed", failure="rank 1 raised")
+
+    run = load(path)
+    for group in SCHEMA:
+        table = getattr(run, group)
+        assert table.to_dict("records") == [row(group, i) for i in (1, 2, 3, 4)]
+        assert [str(dtype) for dtype in table.dtypes] == [str(np.dtype(c[0])) for c in SCHEMA[group].values()]
+    assert run.config == {**config, "out": "none", "milestones": "[80, 120]"}
+    assert [type(run.config[key]) for key in ("K", "lr", "nesterov")] == [int, float, bool]
+    assert run.provenance["hosts"] == '["a", "b"]' and run.provenance["end"].endswith("+00:00")
+    assert run.status == "failed" and run.attrs["failure"] == "rank 1 raised"
+    assert run.weights.dtype == np.float32 and np.array_equal(run.weights, 2 * w)
+    assert np.array_equal(run.initial_weights, w)
+    assert load(path, weights=False).weights is None
+
+
+def test_every_column_has_a_unit_and_a_description_and_can_grow(path):
+    file = Record.create(path, {}, {})
+    for group in SCHEMA:
+        file.append(group, **row(group, 1))
+    file.finish("finished")
+    with h5py.File(path) as f:
+        assert f.attrs["schema"] == record.SCHEMA_VERSION
+        for group, columns in SCHEMA.items():
+            assert set(f[group]) == set(columns)
+            for column in f[group].values():
+                assert column.attrs["unit"] and column.attrs["description"]
+                assert column.maxshape == (None,) and column.chunks
+                assert column.attrs["unit"] == "s" if column.name.endswith(("_s", "/seconds")) else True
+        assert "1 = cluster, 2 = world" in f["averages/scope"].attrs["description"]
+
+
+def test_tables_that_were_never_written_are_empty_and_float_columns_left_out_are_nan(path):
+    file = Record.create(path, {}, {})
+    file.append("eval", t=3, train_loss=0.5)
+    file.finish("finished")
+    run = load(path)
+    assert run.eval.t.tolist() == [3] and run.eval.train_loss.tolist() == [0.5]
+    assert run.eval.drop(columns=["t", "train_loss"]).isna().all(axis=None)
+    assert len(run.staleness) == 0 and list(run.staleness) == list(SCHEMA["staleness"])
+    assert run.weights is None
+
+
+@pytest.mark.parametrize("wrong", [{"t": 1, "los": 0.1}, {"train_loss": 0.1}])
+def test_a_wrong_column_is_refused_when_it_is_appended(path, wrong):
+    file = Record.create(path, {}, {})
+    with pytest.raises(ValueError, match="/eval: unknown columns"):
+        file.append("eval", **wrong)
+
+
+def test_wrong_ends_and_wrong_weights_are_refused(path):
+    file = Record.create(path, {}, {})
+    with pytest.raises(ValueError, match="done"):
+        file.finish("done")
+    for name, w in (("bias", np.zeros(3)), ("weights", np.zeros((2, 3)))):
+        with pytest.raises(ValueError, match="vector"):
+            file.save_weights(name, w)
+
+
+def test_a_run_file_is_never_overwritten(path, monkeypatch):
+    Record.create(path, {"seed": 1}, {}).finish("finished")
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"run\.h5 exists; run files are never overwritten: .*another name"):
+        Record.create(path, {"seed": 2}, {})
+    monkeypatch.setattr(os.path, "lexists", lambda path: False)  # another creator came between look and make
+    with pytest.raises(UserError, match=r"run\.h5"):
+        Record.create(path, {"seed": 2}, {})
+    assert path.read_bytes() == before
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path in (tmp_path / "file" / "run.h5", tmp_path / "file" / "deeper" / "run.h5"):
+        with pytest.raises(UserError, match=r"cannot write in the folder .*file.* give another folder"):
+            Record.create(path, {}, {})
+
+
+def test_flushes_are_at_least_a_second_and_a_hundred_times_their_cost_apart(path, monkeypatch):
+    clock, cost, replace = Clock(), 0.0, record._replace
+
+    def slow(*args):
+        replace(*args)
+        clock.now += cost
+
+    monkeypatch.setattr(record, "_replace", slow)
+    file = Record.create(path, {}, {}, clock=clock)
+
+    def due_after(wait):
+        last = clock.now
+        file.append("staleness", **row("staleness", 1))
+        clock.now = last + 0.99 * wait
+        early = file.flush()
+        clock.now = last + wait
+        return file.flush() and not early
+
+    assert due_after(1.0)
+    cost = 0.5
+    assert due_after(1.0)  # its own cost counts from the next on
+    cost = 0.0
+    assert due_after(50.0)
+    assert due_after(1.0)
+    file.save_weights("weights", np.zeros(10_000_000))
+    assert due_after(path.stat().st_size / record.REWRITE_BYTES_PER_S)  # 10 s for 40 MB
+    assert not file.flush() and not file.flush(force=True)  # nothing to write
+    assert len(load(path).staleness) == 5
+
+
+def test_a_flush_that_fails_leaves_the_file_and_keeps_the_rows(path, monkeypatch):
+    file = Record.create(path, {}, {})
+    file.append("staleness", **row("staleness", 0))
+    file.flush(force=True)
+    before = path.read_bytes()
+    file.append("staleness", **row("staleness", 1))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(UserError, match=r"run\.h5: cannot write .*No space left on device.*free space"):
+            file.flush(force=True)
+    assert path.read_bytes() == before and os.listdir(path.parent) == ["run.h5"]
+    file.finish("finished")
+    assert load(path).staleness.t.tolist() == [0, 1]
+
+
+def test_a_full_disk_ends_in_one_line_and_a_readable_file(path):
+    code = """
+import resource, sys
+from localavg.config import UserError
+from localavg.record import Record
+file = Record.create(sys.argv[1], {}, {})
+file.append("staleness", t=0, learner=0, staleness=0)
+file.flush(force=True)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
+file.append_rows("staleness", [dict(t=i, learner=0, staleness=0) for i in range(1, 9000)])
+try:
+    file.flush(force=True)
+except UserError as error:
+    print(error)
+"""
+    child = python(code, str(path), stderr=subprocess.PIPE)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 0 and err == ""
+    assert str(path) in out and "File too large" in out and out.count("\n") == 1
+    assert load(path).staleness.t.tolist() == [0]
+
+
+def test_a_vanished_folder_is_a_clear_error(path):
+    file = Record.create(path, {}, {})
+    shutil.rmtree(path.parent)
+    with pytest.raises(UserError, match=r"run\.h5: cannot write this run file \(No such file"):
+        file.finish("finished")
+
+
+def test_kill_9_at_any_moment_leaves_all_flushed_rows(tmp_path):
+    code = """
+import sys
+from localavg.record import Record
+file = Record.create(sys.argv[1], {}, {})
+print("started", flush=True)
+for i in range(10**9):
+    file.append_rows("staleness", [dict(t=7 * i + k, learner=k, staleness=i, wall_s=i + k) for k in range(7)])
+    file.flush(force=True)
+    print(i, flush=True)
+"""
+    draw = random.Random(0)
+    kills = [(python(code, str(tmp_path / f"{k}.h5")), draw.uniform(0.0, 0.15)) for k in range(10)]
+    for child, wait in kills:
+        assert child.stdout.readline() == "started\n"
+        time.sleep(wait)
+        child.send_signal(signal.SIGKILL)
+        assert child.wait(timeout=30) == -signal.SIGKILL
+    for k, (child, _) in enumerate(kills):
+        flushes = len(child.stdout.read().split("\n")) - 1
+        child.stdout.close()
+        run = load(tmp_path / f"{k}.h5")
+        n = len(run.staleness)
+        assert run.status == "running" and n in (7 * flushes, 7 * flushes + 7)
+        i, k7 = np.divmod(np.arange(n), 7)
+        expected = {"t": 7 * i + k7, "learner": k7, "staleness": i, "wall_s": i + k7}
+        assert all(np.array_equal(run.staleness[name], values) for name, values in expected.items())
+    assert sum(len(load(path).staleness) > 0 for path in tmp_path.glob("*.h5")) >= 5
+
+
+def test_a_flush_killed_before_its_rename_is_as_if_it_never_was(path, monkeypatch):
+    file = Record.create(path, {}, {})
+    before = path.read_bytes()
+    file.append("staleness", **row("staleness", 0))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+        file.flush(force=True)
+    assert path.read_bytes() == before
+    file.finish("interrupted")
+    assert len(load(path).staleness) == 1 and os.listdir(path.parent) == ["run.h5"]
+
+
+def test_a_reader_that_locks_the_file_stops_nobody(path):
+    file = Record.create(path, {}, {})
+    code = "import h5py, sys; f = h5py.File(sys.argv[1], locking=True); print('open', flush=True); sys.stdin.read()"
+    reader = python(code, str(path), stdin=subprocess.PIPE)
+    assert reader.stdout.readline() == "open\n"
+    file.append("staleness", **row("staleness", 0))
+    file.finish("finished")
+    assert len(load(path).staleness) == 1
+    reader.communicate(timeout=30)
+
+
+def test_a_table_is_cut_to_its_shortest_column(path):
+    file = Record.create(path, {}, {})
+    file.append_rows("train", [row("train", i) for i in range(5)])
+    file.finish("finished")
+    with h5py.File(path, "r+") as f:
+        f["train/loss"].resize((3,))
+    assert load(path).train.t.tolist() == [0, 1, 2]
+
+
+def test_what_is_no_run_file_is_told_in_one_line(tmp_path):
+    whole = tmp_path / "whole.h5"
+    Record.create(whole, {"text": "x" * 10_000}, {}).finish("finished")
+    image = whole.read_bytes()
+    for size in (4, 100, len(image) // 2, len(image) - 1):
+        (tmp_path / "cut.h5").write_bytes(image[:size])
+        with pytest.raises(UserError, match=r"cut\.h5: cannot read") as caught:
+            load(tmp_path / "cut.h5")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=r"none\.h5.*No such file"):
+        load(tmp_path / "none.h5")
+    with h5py.File(tmp_path / "data.h5", "w") as f:
+        f.attrs["schema"] = 1
+    with pytest.raises(NotARunFile, match=r"data\.h5"):
+        load(tmp_path / "data.h5")
+    with h5py.File(whole, "r+") as f:
+        f.attrs["schema"] = 99
+    with pytest.raises(UserError, match="schema 99"):
+        load(whole)
+
+
+def test_load_many_finds_the_run_files_and_skips_other_hdf5(tmp_path):
+    with pytest.raises(UserError, match="no run files"):
+        load_many(tmp_path)
+    for name in ("b/2.h5", "a.h5", "b/1.h5"):
+        Record.create(tmp_path / name, {}, {}).finish("finished")
+    with h5py.File(tmp_path / "data.h5", "w") as f:
+        f["x"] = [1.0]
+    (tmp_path / "about-to-start.h5").touch()
+    (tmp_path / "a.h5.partial").write_bytes(b"half")
+    names = ["a.h5", "b/1.h5", "b/2.h5"]
+    assert [str(run.path.relative_to(tmp_path)) for run in load_many(tmp_path)] == names
+    assert [str(run.path.relative_to(tmp_path)) for run in load_many([tmp_path / "b", tmp_path / "a.h5"])] == names
+    with pytest.raises(NotARunFile):
+        load_many([tmp_path / "data.h5"])
+    with pytest.raises(UserError, match="nowhere"):
+        load_many(tmp_path / "nowhere")
+    (tmp_path / "b" / "3.h5").write_bytes((tmp_path / "a.h5").read_bytes()[:2000])
+    with pytest.raises(UserError, match=r"3\.h5: cannot read"):
+        load_many(tmp_path)
+
+
+def test_scope_tells_world_from_cluster(path):
+    assert WORLD == 2 and record.CLUSTER == 1
+    file = Record.create(path, {}, {})
+    file.append_rows("averages", [row("averages", 1) | {"scope": scope} for scope in (1, 2, 2)])
+    file.finish("finished")
+    assert (load(path).averages.scope == WORLD).tolist() == [False, True, True]
+
+
+def test_provenance_without_git_says_nothing(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    origin = record.provenance(["localavg", "train", "--out", "a b"])
+    assert origin["command"] == "localavg train --out 'a b'"
+    assert origin["git_commit"] is None and origin["git_dirty"] is None
+    assert origin["numpy"] == np.__version__ and origin["python"] and origin["cpu"] and origin["platform"]
+    assert origin["start"].endswith("+00:00")
+    assert capfd.readouterr() == ("", "")
+    Record.create(tmp_path / "run.h5", {}, origin)
+    assert load(tmp_path / "run.h5").provenance["git_commit"] == "none"
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_path, monkeypatch):
+    package = tmp_path / "checkout" / "localavg"
+    package.mkdir(parents=True)
+    (package / "record.py").write_text("")
+    monkeypatch.setattr(record, "__file__", str(package / "record.py"))
+    assert record.provenance()["git_commit"] is None
+
+    def git(*words):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
+        command = ["git", "-C", package.parent, *identity, *words]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+    git("init")
+    assert record.provenance()["git_commit"] is None
+    git("add", ".")
+    git("commit", "-m", "all")
+    assert (record.provenance()["git_commit"], record.provenance()["git_dirty"]) == (git("rev-parse", "HEAD"), False)
+    (package.parent / "notes").write_text("not the package")
+    assert record.provenance()["git_dirty"] is False
+    (package / "record.py").write_text("changed")
+    assert record.provenance()["git_dirty"] is True
+
+
+def test_the_module_needs_no_pandas_torch_or_mpi_to_write(path):
+    code = "import sys, localavg.record as r; r.provenance(); print({'pandas', 'torch', 'mpi4py'} & set(sys.modules))"
+    child = python(code)
+    assert child.communicate(timeout=60)[0] == "set()\n"

@@ -1,0 +1,291 @@
+"""When learners average: every schedule against lists written by hand from the papers."""
+
+import math
+import random
+from fractions import Fraction
+
+import pytest
+
+from localavg.config import UserError
+from localavg.schedules import (
+    Every,
+    Hierarchical,
+    Linear,
+    LossDriven,
+    Never,
+    OneShot,
+    Piecewise,
+    Scope,
+    VarianceDriven,
+)
+
+
+def letters(schedule, T):
+    """One letter an update: . nobody, C the clusters, W everyone."""
+    return "".join(".CW"[schedule.after(t)] for t in range(1, T + 1))
+
+
+def averages(schedule, T):
+    """The updates t = 1 … T after which everyone averages."""
+    return [t for t in range(1, T + 1) if schedule.after(t) is Scope.WORLD]
+
+
+def steered(schedule, feedback, T, gamma=1.0):
+    """The averages of a controller that is told the next of `feedback` at each, the last for ever."""
+    told, found = list(feedback), []
+    for t in range(1, T + 1):
+        if schedule.after(t) is Scope.WORLD:
+            schedule.observe(t, told.pop(0) if len(told) > 1 else told[0], gamma)
+            found.append(t)
+    return found
+
+
+# ------------------------------------------------------------------------------------------ static schedules
+
+TRUTH = [
+    (Never(), "........"),
+    (OneShot(), "........"),
+    (Every(1), "WWWWWWWW"),
+    (Every(3), "..W..W..W."),
+    (Every(4), "...W...W...W"),
+    (Every(9), "........"),
+    (Hierarchical(1, 1), "WWWW"),
+    (Hierarchical(3, 3), "..W..W..W"),
+    (Hierarchical(1, 4), "CCCWCCCW"),
+    (Hierarchical(2, 4), ".C.W.C.W"),
+    (Hierarchical(2, 6), ".C.C.W.C.C.W"),
+    (Hierarchical(2, 3), ".CW.CW.CW"),  # K1 does not divide K2: the local count restarts at each global average
+    (Hierarchical(3, 8), "..C..C.W..C..C.W"),
+    (Hierarchical(4, 6), "...C.W...C.W"),
+    (Linear(4, 0.0), "...W...W...W"),
+    (Linear(3, 0.5), "..W....W.....W.......W........W"),  # 3, ⌈4.5⌉ = 5, 6, ⌈7.5⌉ = 8, 9
+    (Piecewise([(0, 3)]), "..W..W..W"),
+    (Piecewise([(0, 4), (8, 8)]), "...W...W.......W.......W"),  # 4 → 8 (adpsgd strategy 1)
+    (Piecewise([(0, 8), (16, 4)]), ".......W.......W...W...W"),  # 8 → 4 (strategy 2)
+]
+
+
+@pytest.mark.parametrize(("schedule", "expected"), TRUTH, ids=[f"{type(s).__name__} {x}" for s, x in TRUTH])
+def test_a_schedule_averages_after_these_updates(schedule, expected):
+    assert letters(schedule, len(expected)) == expected
+
+
+def test_an_average_is_told_as_a_scope_and_only_averages_are_true():
+    assert [Every(2).after(t) for t in (1, 2)] == [Scope.NONE, Scope.WORLD]
+    assert Hierarchical(1, 3).after(1) is Scope.CLUSTER
+    assert [bool(scope) for scope in (Scope.NONE, Scope.CLUSTER, Scope.WORLD)] == [False, True, True]
+
+
+def test_every_run_ends_with_everyone_but_where_no_weights_are_averaged():
+    weights = [OneShot(), Every(4), Hierarchical(2, 4), Linear(4, 0.1), Piecewise([(0, 4)]), LossDriven(4),
+               VarianceDriven(4, 8)]
+    assert [schedule.final for schedule in weights] == [Scope.WORLD] * 7
+    assert Never().final is Scope.NONE
+
+
+def test_only_the_two_controllers_need_feedback():
+    static = [Never(), OneShot(), Every(4), Hierarchical(2, 4), Linear(4, 0.1), Piecewise([(0, 4)])]
+    assert [schedule.needs for schedule in static] == [None] * 6
+    assert (LossDriven(4).needs, VarianceDriven(4, 8).needs) == ("objective", "variance")
+
+
+def test_lupas_linear_periods():
+    # τ_0 = 91, α = 1.09: 91, ⌈190.19⌉, ⌈289.38⌉, ⌈388.57⌉, ⌈487.76⌉
+    assert averages(Linear(91, 1.09), 1500) == [91, 91 + 191, 282 + 290, 572 + 389, 961 + 488]
+
+
+def test_linear_periods_that_are_whole_numbers_are_not_rounded_up():
+    assert averages(Linear(10, 0.1), 60) == [10, 21, 33, 46, 60]
+    # (1 + 2 · 0.07) · 100 is 114.00000000000001 in floating point
+    assert averages(Linear(100, 0.07), 900) == [100, 207, 321, 442, 570, 705, 847]
+
+
+@pytest.mark.parametrize("tau0", [1, 3, 7, 10, 50, 91, 1000])
+def test_linear_periods_are_those_of_exact_fractions(tau0):
+    for hundredths in range(201):
+        schedule, end = Linear(tau0, hundredths / 100), 0
+        for i in range(30):
+            tau = math.ceil((1 + i * Fraction(hundredths, 100)) * tau0)
+            end += tau
+            assert schedule.after(end) is Scope.WORLD, (hundredths, i)
+            assert tau == 1 or schedule.after(end - 1) is Scope.NONE, (hundredths, i)
+            assert tau == 1 or schedule.after(end - tau + 1) is Scope.NONE, (hundredths, i)
+
+
+def test_a_period_that_falls():
+    assert averages(Piecewise([(0, 20), (40, 5)]), 60) == [20, 40, 45, 50, 55, 60]  # 20 → 5 (adpsgd §V-B)
+
+
+def test_a_piece_that_starts_between_averages_takes_over_at_once():
+    # update 10 belongs to K = 4, update 11 to K = 8; the last average was at 8
+    assert averages(Piecewise([(0, 4), (10, 8)]), 32) == [4, 8, 16, 24, 32]
+    # at update 31 eleven updates have passed and K is 5: it is overdue
+    assert averages(Piecewise([(0, 20), (30, 5)]), 41) == [20, 31, 36, 41]
+    # a piece too short for an average of its own
+    assert averages(Piecewise([(0, 4), (6, 50), (9, 3)]), 16) == [4, 10, 13, 16]
+
+
+def test_piecewise_is_counting_up_to_the_period_in_force():
+    draw = random.Random(0)
+    for _ in range(200):
+        starts = [0, *sorted(draw.sample(range(1, 60), draw.randint(0, 4)))]
+        pieces = [(start, draw.randint(1, 25)) for start in starts]
+        expected, count = [], 0
+        for t in range(1, 101):
+            count += 1
+            if count >= next(K for start, K in reversed(pieces) if start < t):
+                expected.append(t)
+                count = 0
+        assert averages(Piecewise(pieces), 100) == expected, pieces
+
+
+STATIC = [Never, OneShot, lambda: Every(3), lambda: Hierarchical(3, 8), lambda: Linear(5, 0.3),
+          lambda: Piecewise([(0, 4), (30, 9), (70, 2)])]
+
+
+@pytest.mark.parametrize("make", STATIC)
+def test_a_static_schedule_answers_the_same_whenever_and_however_often_it_is_asked(make):
+    in_order = letters(make(), 120)
+    order = [*range(120, 0, -1), *range(1, 121), *random.Random(1).choices(range(1, 121), k=300)]
+    schedule = make()
+    assert all(".CW"[schedule.after(t)] == in_order[t - 1] for t in order)
+    assert all(".CW"[make().after(t)] == in_order[t - 1] for t in (1, 24, 57, 120))  # a new one, asked once
+
+
+# ------------------------------------------------------------------------------------- driven by the objective
+
+
+def opened(tau0, F0):
+    schedule = LossDriven(tau0)
+    schedule.observe(0, F0, 1.0)
+    return schedule
+
+
+def test_periods_from_the_objective():
+    # eq. 11 with τ_0 = 10, F(w̄_0) = 8: ⌈1⌉, ⌈(8/2)^⅓⌉ = 2, ⌈8^⅓⌉ = 2, ⌈(8/0.9)^⅓⌉ = 3, ⌈(8/0.1)^⅓⌉ = 5
+    assert steered(opened(10, 8.0), [2.0, 1.0, 0.9, 0.1, 0.1], 130) == [10, 30, 50, 80, 130]
+
+
+def test_an_objective_that_has_not_fallen_keeps_the_first_period():
+    assert steered(opened(10, 1.0), [1.0, 1.5, 40.0, 1e6], 50) == [10, 20, 30, 40, 50]
+
+
+def test_no_objective_is_so_large_that_the_averages_stop():
+    # ⌈x⌉ of a positive x is at least 1, so τ_i ≥ τ_0
+    assert steered(opened(10, 1.0), [1e30], 30) == [10, 20, 30]
+
+
+@pytest.mark.parametrize("root", [2, 3, 4, 5, 6, 7, 10, 11, 100])
+def test_exact_cubes_are_not_rounded_up(root):
+    assert steered(opened(1, float(root**3)), [1.0], 1 + root) == [1, 1 + root]
+
+
+@pytest.mark.parametrize("F", [0.0, -1.0, math.nan, math.inf])
+def test_eq_11_needs_a_finite_positive_objective(F):
+    with pytest.raises(UserError, match=rf"adalupa --rule loss: F\(w̄\) = {F:g} at t = 10"):
+        opened(10, 1.0).observe(10, F, 1.0)
+    with pytest.raises(UserError, match=rf"adalupa --rule loss: F\(w̄\) = {F:g} at t = 0"):
+        LossDriven(10).observe(0, F, 1.0)
+
+
+# -------------------------------------------------------------------------------------- driven by the variance
+
+
+def test_the_variance_steers_the_period():
+    # p_init = 2, K_s = 6: samples at t = 2, 4, 6 (k = 1, 3, 5) of S = 1, 2, 3, so C₂ = 2; thresholds 1.4 and 2.6
+    feedback = [1, 2, 3, 1.39, 2.0, 2.61, 1.41, 2.59, 1.0, 1.0, 3.0]
+    #           2  4  6  8     11   14    16    18    20   23   27
+    expected = [2, 4, 6, 8, 11, 14, 16, 18, 20, 23, 27, 30]
+    assert steered(VarianceDriven(2, 6), feedback, 31) == expected
+
+
+def test_the_running_mean_of_the_samples_is_exact_and_then_frozen():
+    schedule = VarianceDriven(1, 4)
+    for t, S in enumerate([1.0, 2.0, 6.0, 7.0, 100.0], start=1):
+        assert schedule.after(t) is Scope.WORLD
+        schedule.observe(t, S, gamma=0.5)
+    assert abs(schedule.C2 - 8.0) < 1e-14  # (1 + 2 + 6 + 7) / (4 · 0.5)
+    assert schedule.n_C == 4
+
+
+def test_a_variance_on_a_threshold_changes_nothing():
+    schedule = VarianceDriven(4, 4, low=0.5, high=1.5)
+    assert steered(schedule, [2.0, 1.0, 3.0, 1.0], 16) == [4, 8, 12, 16]
+
+
+def test_the_period_never_falls_below_one():
+    assert steered(VarianceDriven(3, 3), [1.0, 9.0, 9.0, 9.0, 9.0, 9.0], 13) == [3, 6, 8, 9, 10, 11, 12, 13]
+
+
+def test_a_period_of_one_can_grow_again():
+    assert steered(VarianceDriven(1, 1), [1.0, 9.0, 0.1, 0.1, 1.0], 10) == [1, 2, 3, 5, 8]
+
+
+def test_iterations_count_from_zero_in_the_sampling_phase():
+    # the average at t = 4 is iteration k = 3: a sample for K_s = 4, and the first that steers for K_s = 3
+    assert steered(VarianceDriven(2, 4), [1.0, 9.0, 5.0], 10) == [2, 4, 6, 8, 10]
+    assert steered(VarianceDriven(2, 3), [1.0, 9.0, 1.0], 7) == [2, 4, 5, 6, 7]
+
+
+def test_thresholds_follow_the_step_size():
+    schedule = VarianceDriven(2, 2)
+    assert steered(schedule, [0.4], 2, gamma=0.1) == [2]  # C₂ = 4
+    assert [t for t in (3, 4) if schedule.after(t)] == [4]
+    schedule.observe(4, 0.04, 0.01)  # S = γ C₂: as it should be
+    assert schedule.p == 2
+    assert [t for t in (5, 6) if schedule.after(t)] == [6]
+    schedule.observe(6, 0.4, 0.01)  # ten times γ C₂
+    assert schedule.p == 1
+
+
+def test_a_warm_up_averages_every_step_and_is_no_part_of_the_algorithm():
+    schedule = VarianceDriven(2, 2, warmup=3)
+    # samples of the warm-up are not seen: C₂ = 1 from t = 5 alone, whose k is 1; S = 9 then lowers p to 1
+    assert steered(schedule, [50.0, 50.0, 50.0, 1.0, 9.0, 1.0], 10) == [1, 2, 3, 5, 7, 8, 9, 10]
+    assert (schedule.C2, schedule.n_C) == (1.0, 1)
+
+
+def test_other_thresholds():
+    assert steered(VarianceDriven(2, 2, low=0.1, high=20.0), [1.0, 0.5, 9.0, 19.0], 8) == [2, 4, 6, 8]
+
+
+# ------------------------------------------------------------------------------------------------- bad values
+
+BAD = [
+    (lambda: Every(0), "--K 0: a period must be at least 1"),
+    (lambda: Every(-3), "--K -3: a period must be at least 1"),
+    (lambda: Hierarchical(0, 4), "--K1 0: a period must be at least 1"),
+    (lambda: Hierarchical(4, -1), "--K2 -1: a period must be at least 1"),
+    (lambda: Hierarchical(5, 4), "--K1 5 exceeds --K2 4"),
+    (lambda: Linear(0, 1.0), "--tau0 0: a period must be at least 1"),
+    (lambda: Linear(4, -0.1), "--alpha -0.1: must be a finite number of at least 0"),
+    (lambda: Linear(4, math.nan), "--alpha nan"),
+    (lambda: Linear(4, math.inf), "--alpha inf"),
+    (lambda: Piecewise([]), "--pieces"),
+    (lambda: Piecewise([(1, 4)]), "--pieces with starts [1]: they must begin at 0"),
+    (lambda: Piecewise([(0, 4), (0, 8)]), "--pieces with starts [0, 0]"),
+    (lambda: Piecewise([(0, 4), (10, 8), (5, 2)]), "--pieces with starts [0, 10, 5]"),
+    (lambda: Piecewise([(0, 4), (10, 0)]), "--pieces 0: a period must be at least 1"),
+    (lambda: LossDriven(0), "--tau0 0: a period must be at least 1"),
+    (lambda: VarianceDriven(0, 10), "--p-init 0: a period must be at least 1"),
+    (lambda: VarianceDriven(4, 10, low=0.0), "--low 0"),
+    (lambda: VarianceDriven(4, 10, low=-1.0), "--low -1"),
+    (lambda: VarianceDriven(4, 10, low=math.nan), "--low nan"),
+    (lambda: VarianceDriven(4, 10, high=math.inf), "--low 0.7 and --high inf"),
+    (lambda: VarianceDriven(4, 10, high=math.nan), "--low 0.7 and --high nan"),
+    (lambda: VarianceDriven(4, 10, low=1.5, high=1.2), "--low 1.5 and --high 1.2"),
+    (lambda: VarianceDriven(4, 3), "--Ks of 3 updates ends before the first average at p_init = 4"),
+]
+
+
+@pytest.mark.parametrize(("make", "words"), BAD, ids=[words for _, words in BAD])
+def test_a_bad_value_is_refused_by_name(make, words):
+    with pytest.raises(UserError) as e:
+        make()
+    assert str(e.value).startswith(words)
+    assert "\n" not in str(e.value)
+
+
+def test_limits_are_taken():
+    Every(1), Hierarchical(1, 1), Linear(1, 0.0), Piecewise([(0, 1), (1, 1)]), LossDriven(1)
+    VarianceDriven(4, 4, low=1.0, high=1.0)
