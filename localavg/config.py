@@ -40,7 +40,7 @@ class TrainConfig:
 
     learners: int | None = option(None, "P, a multiple of the ranks (default: one a rank)", group="learners")
     ranks_per_node: int | None = option(None, "split each machine into nodes of so many ranks", group="learners")
-    transport: str = option("auto", "how a mean travels", group="learners", choices=("auto", "mpi"))
+    transport: str = option("auto", "how a mean travels", group="learners", choices=("auto", "shared", "mpi"))
     device: str = option("cpu", "where the learners compute", group="learners", choices=("cpu", "cuda"))
 
     steps: int | None = option(None, "T, local updates per learner", group="training")

@@ -7,6 +7,7 @@ node; and, for averages within clusters of S learners, one for each cluster that
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import sys
@@ -24,6 +25,8 @@ from threadpoolctl import threadpool_limits
 from localavg.config import UserError
 
 T = TypeVar("T")
+
+SHARED_MEMORY = "/dev/shm"
 
 LAUNCHERS = {  # environment variable with the number of ranks -> who sets it; the innermost launcher first
     "OMPI_COMM_WORLD_SIZE": "Open MPI's mpirun",
@@ -112,11 +115,17 @@ class Fleet:
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         shared = self.node.size > 1 and nbytes > 0
         path = self.node.bcast(self.together(lambda: _shared_file(nbytes) if shared and self.node.rank == 0 else None))
-        array = self.together(lambda: np.asarray(np.memmap(path, dtype, "r+", shape=shape)) if shared else np.empty(shape, dtype))
+        array = self.together(lambda: np.memmap(path, dtype, "r+", shape=shape) if shared else np.empty(shape, dtype))
         self.node.Barrier()
         if path is not None and self.node.rank == 0:
             os.unlink(path)
-        return array
+        return np.asarray(array)
+
+    def shared_memory_room(self) -> float:
+        """Bytes free in this node's shared memory; a rank that is alone on its node needs none, and has no bound."""
+        if self.node.size == 1:
+            return math.inf
+        return float(shutil.disk_usage(SHARED_MEMORY).free) if os.path.isdir(SHARED_MEMORY) else 0.0
 
     def together(self, work: Callable[[], T]) -> T:
         """Run `work` on every rank; if it fails for the user or the system on any, every rank raises the first such error."""
@@ -133,7 +142,7 @@ class Fleet:
 
 def _shared_file(nbytes: int) -> str:
     """A new file of nbytes in shared memory, else in the temporary folder; its pages are made where they are first touched."""
-    places = ["/dev/shm", tempfile.gettempdir()]
+    places = [SHARED_MEMORY, tempfile.gettempdir()]
     for place in places:
         # Asked before: a page that tmpfs then cannot give is a SIGBUS, not an error.
         if os.path.isdir(place) and shutil.disk_usage(place).free > nbytes:
@@ -141,7 +150,7 @@ def _shared_file(nbytes: int) -> str:
             os.ftruncate(handle, nbytes)
             os.close(handle)
             if place != places[0]:
-                print(f"localavg: {nbytes / 1e9:.2f} GB do not fit in /dev/shm; the node's copy of the data is a file in {place}",
+                print(f"localavg: {nbytes / 1e9:.2f} GB do not fit in {places[0]}; this node shares a file in {place} instead",
                       file=sys.stderr)
             return path
     raise UserError(f"{nbytes / 1e9:.2f} GB for the node's one copy of the data: neither {' nor '.join(places)} has room; "
@@ -161,7 +170,7 @@ def check_world_size(size: int, environ: Mapping[str, str]) -> None:
 
 
 def threads_per_rank(machine: MPI.Intracomm) -> int:
-    """Threads a rank may use: OMP_NUM_THREADS if set; what the launcher bound it to, shared fairly; 1 where nothing was said."""
+    """Threads a rank may use: OMP_NUM_THREADS if set; else the cores it is bound to, shared fairly; 1 where it is not bound."""
     told = os.environ.get("OMP_NUM_THREADS", "")
     cores = frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset({0})
     sharing = sum(not cores.isdisjoint(other) for other in machine.allgather(cores))

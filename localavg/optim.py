@@ -6,7 +6,10 @@ average act on: keep (nothing), average (like the weights), reset (to zero).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+import numpy as np
 
 from localavg.schedules import Scope
 
@@ -16,12 +19,20 @@ Array = Any
 class SGD:
     """w ← w − γ g."""
 
+    matrices = 0  # [L, n] of state
+
     def __init__(self, policy: str = "keep") -> None:
         self.policy = policy
-        self.state: list[Array] = []  # matrices [L, n]
+        self.state: list[Array] = []
 
-    def start(self, w: Array) -> None:
-        """Make the state for weights w [L, n], all zero."""
+    @property
+    def averaged(self) -> int:
+        """How many matrices of state are averaged with the weights."""
+        return self.matrices if self.policy == "average" else 0
+
+    def start(self, shape: tuple[int, int], zeros: Callable[[tuple[int, int]], Array]) -> None:
+        """Make the state for weights of shape (L, n), all zero: where it is averaged, by the transport's `zeros`."""
+        self.state = [zeros(shape) if self.averaged else np.zeros(shape, np.float32) for _ in range(self.matrices)]
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         """One local update of w [L, n] in place; g [L, n] is used up."""
@@ -45,16 +56,14 @@ class SGD:
 class Momentum(SGD):
     """v ← m v + g; w ← w − γ v, or with Nesterov's look-ahead w ← w − γ (g + m v)."""
 
+    matrices = 1
+
     def __init__(self, m: float, nesterov: bool = False, policy: str = "keep") -> None:
         super().__init__(policy)
         self.m, self.nesterov = m, nesterov
 
-    def start(self, w: Array) -> None:
-        self.v = w * 0  # [L, n]
-        self.state = [self.v]
-
     def update_(self, w: Array, g: Array, gamma: float) -> None:
-        v = self.v
+        (v,) = self.state  # [L, n]
         v *= self.m
         v += g
         if self.nesterov:
@@ -70,10 +79,8 @@ class Adam(SGD):
 
     beta1, beta2, eps = 0.9, 0.999, 1e-8
 
-    def start(self, w: Array) -> None:
-        self.m, self.u = w * 0, w * 0  # [L, n] first and second moment
-        self.state = [self.m, self.u]
-        self.t = 0  # updates since the state was zero
+    matrices = 2
+    t = 0  # updates since the state was zero
 
     def reset_(self) -> None:
         super().reset_()
@@ -81,7 +88,7 @@ class Adam(SGD):
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         self.t += 1
-        m, u = self.m, self.u
+        m, u = self.state  # [L, n] first and second moment
         m *= self.beta1
         m += (1 - self.beta1) * g
         g *= g

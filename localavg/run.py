@@ -20,6 +20,7 @@ from localavg.monitor import Diverged, Monitor
 from localavg.problems.logistic import Logistic
 from localavg.sampling import SAMPLERS
 from localavg.train import train
+from localavg.transport import choose
 from localavg.transport.mpi import HostMPI
 
 FINISHED, FAILED = 0, 1  # exit status; 2 is a user's mistake
@@ -37,15 +38,17 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
     data = datasets.load(c.data, fleet)
     if c.sampling == "block" and not data.shuffled and not c.force_block:
-        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so neighbours are no random sample; "
+        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so neighbours are no fair sample; "
                         f"prepare it with --shuffle SEED, or add --force-block")
     problem = Logistic(data, c.l2)
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
     epoch = sampler.epoch
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
     algorithm = algorithms.make(c.algorithm, options, T, epoch)
-    transport = HostMPI(fleet, algorithm.S)
-    flat = Flat(problem.shapes, fleet.L)
+    optimizer = optim.make(c.optimizer, c.momentum, c.state)
+    matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
+    transport = choose(c.transport, fleet, algorithm.S, nbytes=4 * matrices * fleet.L * problem.d)
+    flat = Flat(problem.shapes, fleet.L, allocate=transport.zeros)
     problem.initial_(flat.w[0])
     world.Bcast(flat.w[0])  # equal by broadcast, not by seeding alike
     flat.w[1:] = flat.w[0]
@@ -66,7 +69,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     try:
         if file is not None and c.save_weights:
             file.save_weights("initial_weights", flat.w[0])
-        optimizer, step_size = optim.make(c.optimizer, c.momentum, c.state), stepsizes.make(c, epoch)
+        step_size = stepsizes.make(c, epoch)
         with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses and told once
             train(problem, flat, algorithm, optimizer, step_size, sampler, transport, fleet.learners, T, monitor)
         if file is not None and c.save_weights:
@@ -91,7 +94,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     return FAILED if why else FINISHED
 
 
-def _settings(c: TrainConfig, options: Mapping[str, Any], fleet: Fleet, data: Dataset, problem: Logistic, T: int) -> dict[str, Any]:
+def _settings(c: TrainConfig, options: Mapping[str, Any], fleet: Fleet, data: Dataset, problem: Any, T: int) -> dict[str, Any]:
     """/config: every setting as it took effect, flat."""
     return {**asdict(c), **algorithms.options(c.algorithm), **options, "learners": fleet.P, "steps": T,
             "rows": problem.n, "d": problem.d, "data_name": data.name,

@@ -61,7 +61,7 @@ class Block(Sampler):
 
 
 class Shuffle(Sampler):
-    """One global reshuffle an epoch, dealt out in disjoint parts; what does not fill P mini-batches is left out (adpsgd §IV)."""
+    """One global reshuffle an epoch, dealt out in disjoint parts; what fills no P mini-batches is left out (adpsgd §IV)."""
 
     def __init__(self, n: int, P: int, B: int, seed: int) -> None:
         super().__init__(n, P, B, seed)

@@ -29,6 +29,7 @@ _RULES: dict[str, tuple[Callable, str]] = {
     **dict.fromkeys(("L", "gamma", "eta", "N", "mu_PL", "alpha", "C"), _above_0),
     **dict.fromkeys(("K", "K1", "K2", "S", "B", "T", "S_total", "tau", "taus", "tau0"), _at_least_1),
     "P": (lambda x: x >= 1, "must be at least 1"),
+    "c": (lambda x: (x >= 4) & (x < np.inf), "must be finite and at least 4, as α max τ_i + 4 is"),
     "E": (lambda x: (x >= 2) & (x < np.inf), "must be finite and at least 2: one period has nothing to grow from"),
     "delta": (lambda x: (x > 0) & (x < 1), "must lie strictly between 0 and 1"),
     "mu": (lambda x: (x >= 0) & (x < 1), "must lie in [0, 1)"),
@@ -249,7 +250,8 @@ def mavg_mu_opt(*, F1_minus_Fstar, L, M, sigma2, eta, B, P, K, N):
     low, high = np.zeros_like(slope(0.0)), np.ones_like(slope(0.0))
     for _ in range(53):  # bits of a float in [0, 1)
         mu = (low + high) / 2
-        low, high = np.where(slope(mu) < 0, mu, low), np.where(slope(mu) < 0, high, mu)
+        falls = slope(mu) < 0
+        low, high = np.where(falls, mu, low), np.where(falls, high, mu)
     return low[()]
 
 
@@ -407,9 +409,9 @@ def stich_tau(*, B, P, T):
 
 
 @_checked
-def lupa_conditions(*, L, mu_PL, P, tau, alpha, C1=0.0, a=None) -> tuple[Condition, ...]:
-    """What Theorem 1 asks of α and τ, (7) included. Theorem 2 asks it of every τ_i with a = c = α max τ_i + 4."""
-    a, kappa = alpha * tau + 4 if a is None else a, L / mu_PL
+def lupa_conditions(*, L, mu_PL, P, tau, alpha, C1=0.0, c=None) -> tuple[Condition, ...]:
+    """What Theorem 1 asks of α and τ, (7) included. Theorem 2 asks it of every τ_i with c = α max τ_i + 4 for a."""
+    a, kappa = alpha * tau + 4 if c is None else c, L / mu_PL
     # (7) divided by X = ((p+1)/p) 192 κ² e^(4/α), which overflows for small α; x = 1/X
     x = P / (P + 1) / (192 * kappa**2) * np.exp(-4 / alpha)
     room = 1 - alpha**2 * x
@@ -524,7 +526,7 @@ def _row(conditions: Sequence[Condition] = (), **values: Any) -> dict[str, Any]:
 def kavg_table(constants: Constants, *, gamma: float, B: int, S_total: int, P: Sequence[int],
                K: Sequence[int]) -> list[dict]:
     """Bound (3.2) for every P and K at fixed S = N K, with K_opt and whether (3.1) holds; ASGD's (3.39) at N = S."""
-    c = constants
+    c, _ = constants, _admit("K", K)
     of_F = {"F1_minus_Fstar": c.F1_minus_Fstar, "L": c.L, "M": c.M, "gamma": gamma, "B": B}
     return [_row(P=p, K=k, N=S_total / k, bound=kavg_bound(**of_F, P=p, K=k, N=S_total / k, delta=c.delta),
                  asgd_bound=asgd_bound(**of_F, P=p, N=S_total),
@@ -536,7 +538,7 @@ def kavg_table(constants: Constants, *, gamma: float, B: int, S_total: int, P: S
 def mavg_table(constants: Constants, *, eta: float, B: int, S_total: int, P: Sequence[int], K: Sequence[int],
                mu: Sequence[float]) -> list[dict]:
     """Bound (3) for every P, K and μ at fixed S = N K (Lemma 7), with μ_opt, its limit μ_max, and K_opt(μ)."""
-    c = constants
+    c, _ = constants, _admit("K", K)
     of_F = {"F1_minus_Fstar": c.F1_minus_Fstar, "L": c.L, "M": c.G2, "sigma2": c.M, "eta": eta, "B": B}
     return [_row(P=p, K=k, mu=m, N=S_total / k,
                  bound=mavg_bound(**of_F, P=p, K=k, mu=m, N=S_total / k, delta=c.delta),
@@ -550,7 +552,7 @@ def mavg_table(constants: Constants, *, eta: float, B: int, S_total: int, P: Seq
 def hieravg_table(constants: Constants, *, gamma: float, B: int, T: int, P: Sequence[int], K1: Sequence[int],
                   K2: Sequence[int], S: Sequence[int]) -> list[dict]:
     """Bounds (3.6) and (3.2) for every P, K2, K1 ≤ K2 and S | P at fixed T = N K2, with K-AVG(K2)'s for comparison."""
-    c = constants
+    c, _, _ = constants, _admit("K2", K2), _admit("S", S)
     of_F = {"F1_minus_Fstar": c.F1_minus_Fstar, "L": c.L, "M": c.M, "gamma": gamma, "B": B}
     return [_row(P=p, K2=k2, K1=k1, S=s, N=T / k2,
                  bound=hieravg_bound_3_6(**of_F, P=p, K1=k1, K2=k2, S=s, N=T / k2, delta=1 - c.delta),
@@ -584,7 +586,7 @@ def predict(constants: Constants, *, P: int, B: int, gamma: float, T: int, K1: i
     `tau`, `tau_stich`. `conditions` are rows (condition, lhs, relation, rhs, margin, holds), `failing` those that do
     not hold.
     """
-    c = constants
+    c, lupa = constants, lupa_table(constants, B=B, P=[P], T=[T])[0]
     of_F = {"F1_minus_Fstar": c.F1_minus_Fstar, "L": c.L, "M": c.M, "B": B, "P": P}
     of_M = {"F1_minus_Fstar": c.F1_minus_Fstar, "L": c.L, "M": c.G2, "sigma2": c.M, "eta": gamma, "B": B, "P": P}
     K_opt = kavg_K_opt(**of_F, gamma=gamma, S_total=T, delta=c.delta)
@@ -592,7 +594,6 @@ def predict(constants: Constants, *, P: int, B: int, gamma: float, T: int, K1: i
     mu_opt = mavg_mu_opt(**of_M, K=K_opt, N=N)
     gamma_K2, K2 = hieravg_step(B=B, P=P, T=T)
     K2_opt = hieravg_K2_opt(**of_F, gamma=gamma, K1=K1, S=S, T=T, delta=1 - c.delta)
-    lupa = lupa_table(c, B=B, P=[P], T=[T])[0]
     conditions = [
         *kavg_conditions(L=c.L, gamma=gamma, K=K_opt, delta=c.delta),
         *kavg_N_conditions(**of_F, K=K_opt, N=N),

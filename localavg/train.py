@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
-
 from localavg.algorithms import Algorithm
 from localavg.flat import Flat
 from localavg.monitor import Monitor
@@ -25,11 +23,11 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     It starts from equal rows and always ends averaged. Raises `monitor.Diverged` on every rank where a loss is not finite.
     """
     schedule, combine, exchange = algorithm.schedule, algorithm.combine, algorithm.exchange
-    w, g = flat.w, np.zeros_like(flat.w)  # [L, d]
+    w, g = flat.w, transport.zeros(flat.w.shape)  # [L, d]
     rows = [(l, j, w[l], g[l]) for l, j in enumerate(learners)]  # views [d]
     w_trained, g_trained = w[:, : flat.d_trained], g[:, : flat.d_trained]
     combine.start(w, flat.d_trained)
-    optimizer.start(w_trained)
+    optimizer.start(w_trained.shape, transport.zeros)
     clock, losses = monitor.clock, monitor.losses  # losses: [steps a row of /train, L]
 
     if schedule.needs == "objective":

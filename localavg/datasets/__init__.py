@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,13 +33,13 @@ class Dataset:
     """the examples to learn from"""
     test: Split | None
     """held-out examples, if the set has any"""
-    classes: tuple
+    classes: tuple[float, float]
     """the labels as they were, (that of −1, that of +1)"""
     shuffled: bool
     """the training rows are in random order, so that consecutive rows are a fair sample"""
 
 
-def load(spec, fleet):
+def load(spec: str | Path, fleet: Any) -> Dataset:
     """Return the Dataset `spec` names: a prepared file, or a named set (`NAMED`). Collective over `fleet`.
 
     The arrays are `fleet.node_array`s, one copy a node, each rank filling its part of the rows; nothing else as large
@@ -53,7 +54,7 @@ def load(spec, fleet):
     return _load_prepared(str(spec), fleet)
 
 
-def _load_prepared(path, fleet):
+def _load_prepared(path: str, fleet: Any) -> Dataset:
     from localavg.datasets import prepared
 
     header = fleet.together(lambda: prepared.header(path))
@@ -67,7 +68,7 @@ def _load_prepared(path, fleet):
     return Dataset(header.name, header.kind, splits["train"], splits.get("test"), header.classes, header.shuffled)
 
 
-def _load_epsilon_like(size, fleet):
+def _load_epsilon_like(size: str | None, fleet: Any) -> Dataset:
     from localavg.datasets import epsilon_like
 
     rows, features = epsilon_like.ROWS, epsilon_like.FEATURES
@@ -87,7 +88,7 @@ def _load_epsilon_like(size, fleet):
     return Dataset(name, "features", splits["train"], splits.get("test"), (-1.0, 1.0), shuffled=True)
 
 
-def _filled(fleet, n, features, block, name, fill: Callable):
+def _filled(fleet: Any, n: int, features: int, block: int, name: str, fill: Callable) -> Split:
     """Return Split `name`, each rank of the node filling its rows, cut at multiples of `block`, of x [n, d], y [n]."""
     x = fleet.node_array((n, features), np.float32)  # [n, d]
     y = fleet.node_array((n,), np.float32)  # [n]

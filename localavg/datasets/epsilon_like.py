@@ -14,6 +14,8 @@ by E[F_n(w*) − min F_n] ≈ d/(2n) (Wilks: 2n times the gap is χ² with d deg
 """
 
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,22 +31,22 @@ TILE = 16
 STREAMS = {"train": 0, "test": 1, "teacher": 2}
 
 
-def sizes(rows):
+def sizes(rows: int) -> dict[str, int]:
     """Return {split: rows}: a quarter as many test rows as training rows, as in Epsilon; no test split below 4."""
     return {"train": rows, "test": rows // 4} if rows >= 4 else {"train": rows}
 
 
-def largest_eigenvalue(features, rho=RHO):
+def largest_eigenvalue(features: int, rho: float = RHO) -> float:
     """Return (1 + ρ)/((1 − ρ) d), the limit of the largest eigenvalue of E[x xᵀ] as d grows."""
     return (1 + rho) / (1 - rho) / features
 
 
-def condition_number(rho=RHO):
+def condition_number(rho: float = RHO) -> float:
     """Return ((1 + ρ)/(1 − ρ))², the limit of the condition number of E[x xᵀ] as d grows."""
     return ((1 + rho) / (1 - rho)) ** 2
 
 
-def spectrum(features, rho=RHO):
+def spectrum(features: int, rho: float = RHO) -> np.ndarray:
     """Return the eigenvalues of E[x xᵀ] [d], descending; they sum to 1.
 
     Those of the Toeplitz matrix are λ(θ) = (1 − ρ²)/(1 − 2ρ cos θ + ρ²), θ the roots of
@@ -71,7 +73,7 @@ def spectrum(features, rho=RHO):
     return result
 
 
-def teacher(features=FEATURES, seed=0, rho=RHO, margin=MARGIN):
+def teacher(features: int = FEATURES, seed: int = 0, rho: float = RHO, margin: float = MARGIN) -> np.ndarray:
     """Return w* [d] float32, with wᵀ T w / d = margin², T the Toeplitz matrix ρ^|i−j|."""
     z = _generator(seed, "teacher", 0).standard_normal(features).tolist()
     w = [z[0] / math.sqrt(1 - rho**2)]
@@ -85,7 +87,8 @@ def teacher(features=FEATURES, seed=0, rho=RHO, margin=MARGIN):
     return (np.array(w) * (margin * math.sqrt(features / quadratic))).astype(np.float32)
 
 
-def generate(x, y, first_row=0, *, teacher, seed=0, split="train", rho=RHO):
+def generate(x: np.ndarray, y: np.ndarray, first_row: int = 0, *, teacher: np.ndarray, seed: int = 0,
+             split: str = "train", rho: float = RHO) -> None:
     """Fill x [n, d] float32 and y [n] float32 with rows first_row … first_row + n − 1 of a split ("train" or "test").
 
     The split is endless and a row depends on (seed, split, its number, teacher, ρ) only: any cut of the rows among
@@ -133,7 +136,8 @@ def _generator(seed, split, block):
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(STREAMS[split], block))))
 
 
-def prepare_epsilon_like(out, rows=ROWS, features=FEATURES, seed=0, rho=RHO, margin=MARGIN, comm=None):
+def prepare_epsilon_like(out: str | Path, rows: int = ROWS, features: int = FEATURES, seed: int = 0, rho: float = RHO,
+                         margin: float = MARGIN, comm: Any = None) -> None:
     """Write a prepared file of `rows` training rows and rows // 4 test rows, the teacher [d] beside them.
 
     Rank 0 of `comm` works. `/teacher` carries the attributes `margin`, `rho`, `condition_number` (of E[x xᵀ]) and

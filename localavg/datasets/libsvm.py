@@ -9,6 +9,7 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,8 @@ from localavg.datasets.libsvm_text import blocks
 from localavg.datasets.spool import Spool
 
 
-def prepare_libsvm(train, out, test=None, features=None, shuffle=None, name=None, comm=None):
+def prepare_libsvm(train: str | Path, out: str | Path, test: str | Path | None = None, features: int | None = None,
+                   shuffle: int | None = None, name: str | None = None, comm: Any = None) -> None:
     """Write the prepared file `out` from LIBSVM text; collective over `comm` (None: no MPI).
 
     features: number of features d; default the largest index in the files. A larger index is an error.

@@ -6,7 +6,7 @@ import io
 import lzma
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,7 +50,8 @@ class Block:
     """[Σ counts] of type ENTRY, row after row"""
 
 
-def blocks(path, features=None, rank=0, ranks=1):
+def blocks(path: str | os.PathLike, features: int | None = None, rank: int = 0,
+           ranks: int = 1) -> Iterator[tuple[int, Block | None]]:
     """Yield (position, Block) for every chunk of the file, the Block None unless chunk number mod ranks is rank.
 
     UserError names the file, the line and the rule where the text breaks it; `features` is the largest index allowed.
@@ -126,7 +127,7 @@ def _too_long(path, lines):
     return UserError(f"{path}, line {lines + 1}: longer than {LONGEST_LINE_BYTES >> 20} MiB; {RULE}")
 
 
-def parse(path, chunk, features=None):
+def parse(path: str | os.PathLike, chunk: Chunk, features: int | None = None) -> Block:
     """Return the Block of a Chunk; UserError as in `blocks`."""
     try:
         rows, labels = _load(chunk.text)

@@ -7,6 +7,7 @@ were, smaller first), `shuffled` and, where the rows were permuted, `shuffle_see
 
 import contextlib
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import h5py
@@ -27,15 +28,15 @@ class Header:
     """name of the dataset"""
     kind: str
     """what a row of x is: "features" """
-    classes: tuple
+    classes: tuple[float, float]
     """the two original labels, (that of −1, that of +1)"""
     shuffled: bool
     """the rows are in random order, so that consecutive rows are a fair sample"""
-    shapes: dict
+    shapes: dict[str, tuple[int, int]]
     """(n, d) of each split, by its name"""
 
 
-def slabs(rows, row_bytes, first=0, slab_bytes=SLAB_BYTES):
+def slabs(rows: int, row_bytes: int, first: int = 0, slab_bytes: int = SLAB_BYTES) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) pairs that cover rows `first` … `rows` − 1 in pieces of about `slab_bytes`."""
     step = max(1, slab_bytes // max(1, row_bytes))
     for start in range(first, rows, step):
@@ -43,7 +44,7 @@ def slabs(rows, row_bytes, first=0, slab_bytes=SLAB_BYTES):
 
 
 @contextlib.contextmanager
-def opened(path):
+def opened(path: str | os.PathLike) -> Iterator[h5py.File]:
     """Yield the HDF5 file `path` for reading; UserError if it is missing, not HDF5, or damaged."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; write it first with `python -m localavg prepare …`")
@@ -59,14 +60,14 @@ def opened(path):
         raise UserError(f"{path} is damaged or cut short ({reason(error)}); prepare it again") from error
 
 
-def reason(error):
+def reason(error: Exception) -> str:
     """Return in one line why an OSError or HDF5 error came about."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return str(error).strip().split("\n")[0]
 
 
-def header(path):
+def header(path: str | os.PathLike) -> Header:
     """Return the Header of `path`; UserError unless it is a prepared file whose shapes and types agree."""
     with opened(path) as file:
         schema = file.attrs.get("schema")
@@ -100,7 +101,7 @@ def _checked_shape(path, group, split):
     return x.shape
 
 
-def read(path, split, x, y, start, stop):
+def read(path: str | os.PathLike, split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
     """Read rows start … stop − 1 of a split straight into x [n, d] and y [n], which stand for all its rows.
 
     UserError names the row of the first value that is not finite or label that is not −1 or +1.

@@ -1,9 +1,13 @@
 """Rows on disk while a dataset is prepared: sparse in the order of the file, then dense in the order wanted."""
 
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO
+
 import numpy as np
 
 from localavg.config import UserError
-from localavg.datasets.libsvm_text import ENTRY
+from localavg.datasets.libsvm_text import ENTRY, Block
 from localavg.datasets.prepared import slabs
 
 SLAB_BYTES = 4 << 20
@@ -13,7 +17,7 @@ SHOWN_LABELS = 5
 class Spool:
     """The rows of a LIBSVM file, kept in `file` (open to write and read), 8 bytes an entry; 5 bytes a row in memory."""
 
-    def __init__(self, path, file):
+    def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
         self.labels = []
         """distinct labels, in order of appearance"""
@@ -22,7 +26,7 @@ class Spool:
         self._file = file
         self._codes, self._counts = [], []
 
-    def append(self, block):
+    def append(self, block: Block) -> None:
         """Add the rows of a Block; UserError when a third label appears."""
         for label in _distinct(block.labels):
             if label not in self.labels:
@@ -39,17 +43,17 @@ class Spool:
             raise UserError(f"temporary rows of {self.path}, beside --out: {error.strerror}; make room") from error
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """number of rows"""
         return sum(map(len, self._counts))
 
-    def signs(self, classes):
+    def signs(self, classes: Sequence[float]) -> np.ndarray:
         """Return y [n] float32: −1 where the label is classes[0], else +1."""
         codes = np.concatenate(self._codes)  # [n]
         by_code = np.array([-1.0 if label == classes[0] else 1.0 for label in self.labels], np.float32)
         return by_code[codes]
 
-    def dense(self, features, order=None):
+    def dense(self, features: int, order: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Yield (start, x [m, features] float32) for consecutive rows, from 0; row i is the spooled row order[i]."""
         counts = np.concatenate(self._counts).astype(np.int64)  # [n]
         ends = np.cumsum(counts)  # [n]

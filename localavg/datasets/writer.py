@@ -6,7 +6,9 @@ import shutil
 import signal
 import sys
 import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import h5py
 import numpy as np
@@ -14,8 +16,10 @@ import numpy as np
 from localavg.config import UserError
 from localavg.datasets.prepared import FLOAT, SCHEMA, reason
 
+T = TypeVar("T")
 
-def on_root(comm, work):
+
+def on_root(comm: Any, work: Callable[[], T]) -> T:
     """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError reaches every rank."""
     result = error = None
     if comm is None or comm.rank == 0:
@@ -32,7 +36,7 @@ def on_root(comm, work):
     return result
 
 
-def check_out(out):
+def check_out(out: str | Path) -> None:
     """Refuse an output path that exists or has no folder, so that the user hears of it before the work."""
     out = Path(out)
     if out.exists():
@@ -44,10 +48,10 @@ def check_out(out):
 class Writer:
     """Writes rows into the arrays of a new prepared file."""
 
-    def __init__(self, file, offsets, features):
+    def __init__(self, file: BinaryIO, offsets: dict[str, int], features: int) -> None:
         self._file, self._offsets, self._features = file, offsets, features
 
-    def write(self, split, start, x, y):
+    def write(self, split: str, start: int, x: np.ndarray, y: np.ndarray) -> None:
         """Write rows start … start + m − 1 of a split: x [m, d], y [m]."""
         for name, values, row_items in (("x", x, self._features), ("y", y, 1)):
             self._file.seek(self._offsets[f"{split}/{name}"] + start * row_items * FLOAT.itemsize)
@@ -55,7 +59,8 @@ class Writer:
 
 
 @contextlib.contextmanager
-def create(out, features, rows, attributes, arrays=None):
+def create(out: str | Path, features: int, rows: dict[str, int], attributes: dict,
+           arrays: dict[str, tuple[np.ndarray, dict]] | None = None) -> Iterator[Writer]:
     """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and `arrays` at the root
     ({name: (values, attributes)}).
 
@@ -93,7 +98,7 @@ def _lay_out(path, features, rows, attributes, arrays):
     shapes = {}
     for split, n in rows.items():
         shapes |= {f"{split}/x": (n, features), f"{split}/y": (n,)}
-    with h5py.File(path, "w") as file:
+    with h5py.File(path, "w", locking=False) as file:
         file.attrs.update({"schema": SCHEMA, "kind": "features", **attributes})
         for name, (values, array_attributes) in arrays.items():
             file[name] = values

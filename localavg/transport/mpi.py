@@ -18,13 +18,16 @@ class HostMPI:
     """
 
     name = "mpi"
-    why = "the rows lie in host memory"
 
-    def __init__(self, fleet: Fleet, S: int | None = None) -> None:
-        self.world = fleet.world
+    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for") -> None:
+        self.world, self.why = fleet.world, why
         self.P = fleet.P
         self.groups = {Scope.WORLD: fleet.groups(fleet.P), Scope.CLUSTER: fleet.groups(S) if S else []}
         self._memory = np.empty(0, np.float32)  # [≥ n] the sum over a group's rows
+
+    def zeros(self, shape: tuple[int, int]) -> np.ndarray:
+        """Rows [L, n] to be averaged, all zero, in the memory that suits the transport. Collective."""
+        return np.zeros(shape, np.float32)
 
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
         """Every row of w [L, n] becomes its group's mean, in place.

@@ -23,6 +23,10 @@ DEPTH = 4  # chunks on their way at once
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
 
 
+Chunk = tuple[np.ndarray, np.ndarray]  # a group's rows [l, n] in some columns, and where their sum goes [n]
+Work = tuple[MPI.Comm | None, np.float32, list[Chunk], list[tuple[MPI.Comm, list[Chunk]]]]  # of Part: here, learners, mine
+
+
 @dataclass(frozen=True)
 class Part:
     """This rank's work in the mean of one group of learners."""
@@ -38,14 +42,14 @@ class SharedMemory(HostMPI):
     """Means of rows that `zeros` made; other arrays go the way of HostMPI. Bits do not depend on the ranks of a node."""
 
     name = "shared"
-    why = "ranks of a node share its memory"
 
-    def __init__(self, fleet: Fleet, S: int | None = None) -> None:
-        super().__init__(fleet, S)
+    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for") -> None:
+        super().__init__(fleet, S, why)
         self.fleet = fleet
         self.parts = {Scope.WORLD: self._parts(fleet.P), Scope.CLUSTER: self._parts(S) if S else []}
         self._matrices: list[tuple[int, int, np.ndarray]] = []  # address and bytes of my rows, the node's matrix
-        self._scratch = np.empty((DEPTH, SENT if fleet.nodes > 1 else CHUNK), np.float32)
+        self._works: dict[tuple[int, int, Scope], list[Work]] = {}
+        self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), np.float32)
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
         """My rows [L, n], all zero, of a new matrix that the node shares. Collective."""
@@ -54,56 +58,59 @@ class SharedMemory(HostMPI):
         matrix = self.fleet.node_array((L * node.size, n))  # [learners of the node, n]
         rows = matrix[L * node.rank : L * (node.rank + 1)]
         rows[...] = 0
-        self._matrices.append((_address(rows), rows.nbytes, matrix))
+        self._matrices.append((rows.__array_interface__["data"][0], rows.nbytes, matrix))
         node.Barrier()
         return rows
 
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
-        matrix = self._shared(w)
-        if matrix is None:
+        work = self._work(w, scope)
+        if work is None:
             return super().mean_(w, scope, variance)
         spread = 0.0
-        for part in self.parts[scope]:
-            spread += self._reduce(matrix[part.rows], part, matrix[part.rows], variance)
+        for here, P, chunks, lanes in work:
+            if here is not None:
+                here.Barrier()  # everyone's rows are ready
+            for rows, mean in chunks:
+                np.add.reduce(rows, axis=0, out=mean)
+                spread += _finish(rows, mean, P, variance)
+            for comm, sent in lanes:
+                spread += _across(comm, sent, P, variance)
+            if here is not None:
+                here.Barrier()  # nobody goes on before all lanes are written
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
-    def _reduce(self, rows: np.ndarray, part: Part, out: np.ndarray, variance: bool) -> float:
-        """The mean of rows [learners here, n] into every row of out; returns this rank's share of Σ ‖w̄ − w_j‖²."""
-        if part.here is not None:
-            part.here.Barrier()  # everyone's rows are ready
-        spread = 0.0
+    def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
+        """A rank contributes nbytes within its node; across nodes its lanes of them."""
+        within = sum(nbytes for part in self.parts[scope] if part.here is not None)
+        across = sum(nbytes // part.lanes for part in self.parts[scope] for _, comm in part.mine if comm is not None)
+        return within, across
+
+    def _work(self, w: np.ndarray, scope: Scope) -> list[Work] | None:
+        """What this rank does for a mean of w [L, n], made at the first one; None for rows that `zeros` did not make."""
+        address, n = w.__array_interface__["data"][0], w.shape[1]
+        if (key := (address, n, scope)) not in self._works:
+            found = [(start, matrix) for start, size, matrix in self._matrices if start <= address < start + size]
+            if not found:
+                return None
+            start, matrix = found[0]
+            first = (address - start) // w.itemsize
+            columns = matrix[:, first : first + n]  # [learners of the node, n]
+            self._works[key] = [self._cut(columns[part.rows], part) for part in self.parts[scope]]
+        return self._works[key]
+
+    def _cut(self, rows: np.ndarray, part: Part) -> Work:
+        """This rank's lanes of rows [learners of the group here, n], in chunks."""
+        chunks, lanes = [], []
         for lane, comm in part.mine:
-            lo, hi = _cut(rows.shape[1], lane, part.lanes), _cut(rows.shape[1], lane + 1, part.lanes)
+            size = CHUNK if comm is None else SENT
+            lo, hi = (min(rows.shape[1], -(-rows.shape[1] // LINE) * i // part.lanes * LINE) for i in (lane, lane + 1))
+            cut = [rows[:, a : min(a + size, hi)] for a in range(lo, hi, size)]
+            cut = [(piece, self._scratch[k % len(self._scratch), : piece.shape[1]]) for k, piece in enumerate(cut)]
             if comm is None:
-                for a in range(lo, hi, CHUNK):
-                    b = min(a + CHUNK, hi)
-                    mean = np.add.reduce(rows[:, a:b], axis=0, out=self._scratch[0, : b - a])
-                    spread += _finish(mean, part.learners, rows[:, a:b], out[:, a:b], variance)
+                chunks += cut
             else:
-                spread += self._reduce_across(rows[:, lo:hi], comm, part.learners, out[:, lo:hi], variance)
-        if part.here is not None:
-            part.here.Barrier()  # nobody goes on before all lanes are written
-        return spread
-
-    def _reduce_across(self, rows: np.ndarray, comm: MPI.Comm, P: int, out: np.ndarray, variance: bool) -> float:
-        """`_reduce` of a lane [learners here, n] whose other rows are on other nodes: DEPTH chunks travel while the next is summed."""
-        spread, flying = 0.0, []
-        for k, a in enumerate(range(0, rows.shape[1], SENT)):
-            if len(flying) == DEPTH:
-                spread += _land(flying.pop(0), P, rows, out, variance)
-            b = min(a + SENT, rows.shape[1])
-            total = np.add.reduce(rows[:, a:b], axis=0, out=self._scratch[k % DEPTH, : b - a])
-            flying.append((a, b, total, comm.Iallreduce(MPI.IN_PLACE, total)))
-        return spread + sum(_land(chunk, P, rows, out, variance) for chunk in flying)
-
-    def _shared(self, w: np.ndarray) -> np.ndarray | None:
-        """The columns of the node's matrix that w [L, n] is rows of, or None."""
-        address = _address(w)
-        for start, nbytes, matrix in self._matrices:
-            if start <= address < start + nbytes:
-                first = (address - start) // w.itemsize
-                return matrix[:, first : first + w.shape[1]]
-        return None
+                lanes.append((comm, cut))
+        return part.here, np.float32(part.learners), chunks, lanes
 
     def _parts(self, S: int) -> list[Part]:
         """This rank's parts of the clusters of S learners. Collective over their members, in the order of the clusters."""
@@ -134,27 +141,29 @@ class SharedMemory(HostMPI):
         return self.world.Create_group(self.world.group.Incl(ranks)) if len(ranks) > 1 else None
 
 
-def _land(chunk: tuple, P: int, rows: np.ndarray, out: np.ndarray, variance: bool) -> float:
-    a, b, total, request = chunk
+def _across(comm: MPI.Comm, chunks: list[Chunk], P: np.float32, variance: bool) -> float:
+    """The chunks of a lane that other nodes have rows of too: some travel while the next is summed."""
+    spread, flying = 0.0, []
+    for rows, mean in chunks:
+        if len(flying) == DEPTH:
+            spread += _land(*flying.pop(0), P, variance)
+        np.add.reduce(rows, axis=0, out=mean)
+        flying.append((rows, mean, comm.Iallreduce(MPI.IN_PLACE, mean)))
+    return spread + sum(_land(*chunk, P, variance) for chunk in flying)
+
+
+def _land(rows: np.ndarray, mean: np.ndarray, request: MPI.Request, P: np.float32, variance: bool) -> float:
     request.Wait()
-    return _finish(total, P, rows[:, a:b], out[:, a:b], variance)
+    return _finish(rows, mean, P, variance)
 
 
-def _finish(total: np.ndarray, P: int, rows: np.ndarray, out: np.ndarray, variance: bool) -> float:
-    """Divide a chunk's sum [n] by P and write it to every row of out [rows, n]; returns Σ ‖mean − row‖² if asked for."""
-    total /= np.float32(P)
+def _finish(rows: np.ndarray, mean: np.ndarray, P: np.float32, variance: bool) -> float:
+    """Divide a chunk's sum `mean` [n] by P and write it to every row of rows [l, n]; returns Σ ‖w̄ − w_j‖² if asked for."""
+    mean /= P
     spread = 0.0
     if variance:
         for row in rows:
-            off = total - row
+            off = row - mean
             spread += float(off @ off)
-    out[...] = total
+    rows[...] = mean
     return spread
-
-
-def _cut(n: int, lane: int, lanes: int) -> int:
-    return min(n, -(-n // LINE) * lane // lanes * LINE)
-
-
-def _address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]

@@ -1,0 +1,111 @@
+"""What one average costs: ours, MPI Allreduce + scale, torch's PeriodicModelAverager, and the floor of memory and link."""
+
+from __future__ import annotations
+
+import os
+import socket
+import warnings
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg import transport
+from localavg.fleet import Fleet
+from localavg.schedules import Scope
+
+SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, 11_173_962, 25_557_032)  # Epsilon, …, ResNet-18, ResNet-50
+TENSORS = 62  # of ResNet-18: what torch's averager has to pack and unpack
+
+
+def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int) -> list[dict[str, Any]]:
+    """Rows {elements, ranks, nodes, ours_s, transport, allreduce_s, torch_s, floor_s}: medians of `repeats` turns.
+
+    One row a learner; the times are those of the slowest rank. floor_s: every rank copies a row of the same size at once,
+    the memory traffic of any mean in place; between nodes, the time one row takes over the measured link if that is longer.
+    """
+    link = _link_bytes_per_s(fleet)
+    rows = []
+    for n in sizes:
+        ours = transport.choose(name, fleet, None, 4 * n * fleet.L)
+        w = ours.zeros((fleet.L, n))
+        flat, copy = np.zeros(n, np.float32), np.empty(n, np.float32)
+        ways: dict[str, Callable[[], Any]] = {
+            "ours_s": lambda ours=ours, w=w: ours.mean_(w, Scope.WORLD),
+            "allreduce_s": lambda flat=flat: _allreduce(fleet, flat),
+            "floor_s": lambda flat=flat, copy=copy: np.copyto(copy, flat),
+        }
+        if (averager := _torch_averager(fleet, n)) is not None:
+            ways["torch_s"] = averager
+        times = {way: [] for way in ways}
+        for turn in range(repeats + 2):  # two warm up
+            for way, average in ways.items():
+                seconds = _slowest(fleet, average)
+                if turn >= 2:
+                    times[way].append(seconds)
+        row = {way: median(t) for way, t in times.items()}
+        if fleet.nodes > 1:
+            row["floor_s"] = max(row["floor_s"], 4 * n / link)
+        where = {"elements": n, "ranks": fleet.ranks, "nodes": fleet.nodes, "transport": ours.name}
+        rows.append({**where, "torch_s": np.nan, **row})
+    return rows
+
+
+def _allreduce(fleet: Fleet, flat: np.ndarray) -> None:
+    fleet.world.Allreduce(MPI.IN_PLACE, flat)
+    flat /= fleet.ranks
+
+
+def _slowest(fleet: Fleet, work: Callable[[], Any]) -> float:
+    fleet.world.Barrier()
+    start = perf_counter()
+    work()
+    return fleet.world.allreduce(perf_counter() - start, MPI.MAX)
+
+
+def _link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
+    """What a node sends in one direction while it receives as much, between the first two nodes; inf on one node."""
+    leaders = [fleet.node_of.index(k) for k in range(min(2, fleet.nodes))]
+    rate = np.inf
+    if fleet.nodes > 1 and fleet.rank in leaders:
+        peer = leaders[1 - leaders.index(fleet.rank)]
+        out, back = np.zeros(n, np.uint8), np.empty(n, np.uint8)
+        times = []
+        for _ in range(4):
+            start = perf_counter()
+            fleet.world.Sendrecv(out, peer, recvbuf=back, source=peer)
+            times.append(perf_counter() - start)
+        rate = n / min(times[1:])
+    return fleet.world.allreduce(rate, MPI.MIN)
+
+
+def _torch_averager(fleet: Fleet, n: int) -> Callable[[], Any] | None:
+    """torch's PeriodicModelAverager over gloo on n parameters in as many tensors as ResNet-18 has; None without torch."""
+    torch = None
+    with suppress(ImportError):
+        import torch
+        import torch.distributed as dist
+        from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
+    if torch is None or fleet.ranks == 1:
+        return None
+    if not dist.is_initialized():
+        torch.set_num_threads(fleet.threads)
+        with socket.socket() as s:
+            s.bind(("", 0))
+            port = s.getsockname()[1]
+        host, port = fleet.world.bcast((socket.gethostbyname(socket.gethostname()), port))
+        if len(set(fleet.hosts)) == 1:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+        dist.init_process_group("gloo", init_method=f"tcp://{host}:{port}", rank=fleet.rank, world_size=fleet.ranks)
+    cuts = np.linspace(0, n, min(TENSORS, n) + 1).astype(int)
+    parameters = [torch.nn.Parameter(torch.zeros(int(b - a))) for a, b in zip(cuts, cuts[1:], strict=False)]
+    for p in parameters:
+        p.grad = torch.zeros_like(p)  # it averages what has a gradient
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "when period is 1 …": here every call shall average
+        averager = PeriodicModelAverager(period=1, warmup_steps=0)
+    return lambda: averager.average_parameters(iter(parameters))

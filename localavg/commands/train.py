@@ -1,0 +1,62 @@
+"""``localavg train ALGORITHM``: the options are the fields of TrainConfig and the parameters of the algorithms."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any, get_args, get_type_hints
+
+from localavg.algorithms import ALGORITHMS, options
+from localavg.commands import rank
+from localavg.config import TrainConfig
+
+
+def add(commands: Any) -> None:
+    rows = [(name, make.__doc__.splitlines()[0]) for name, make in ALGORITHMS.items()]
+    takes = {name: " ".join(f"--{o.replace('_', '-')}" for o in options(name)) for name in ALGORITHMS}
+    table = "\n".join(f"  {name:<10} {doc}\n{'':13}{takes[name]}".rstrip() for name, doc in rows)
+    p = commands.add_parser("train", help="train with one algorithm", formatter_class=argparse.RawDescriptionHelpFormatter,
+                            description="Train with one algorithm, under mpirun or alone.", epilog=f"algorithms:\n{table}")
+    p.set_defaults(call=_train)
+    p.add_argument("algorithm", metavar="ALGORITHM", help="one of the algorithms below")
+    groups: dict[str, Any] = {}
+    hints = get_type_hints(TrainConfig)
+    for f in fields(TrainConfig):
+        if not (group := f.metadata["group"]):
+            continue
+        to = groups.setdefault(group, p.add_argument_group(group) if group not in groups else None)
+        kind = next((t for t in (*get_args(hints[f.name]), hints[f.name]) if t in (int, float, str, bool)), str)
+        how = {"action": "store_true"} if kind is bool else {"type": kind, "choices": f.metadata.get("choices")}
+        if isinstance(f.default, tuple):
+            how["nargs"] = "+"
+        elif kind is not bool and not how["choices"]:
+            how["metavar"] = f.metadata.get("metavar", "N" if kind is int else "X" if kind is float else "TEXT")
+        default = f" (default: {f.default})" if kind is not bool and f.default not in (None, ()) else ""
+        to.add_argument(_flag(f.name), default=argparse.SUPPRESS, dest=f.name,
+                        help=f.metadata["help"].replace("%", "%%") + default, **how)
+    own = p.add_argument_group("options of the algorithms")
+    for option in dict.fromkeys(o for name in ALGORITHMS for o in options(name)):
+        default = next(options(name)[option] for name in ALGORITHMS if option in options(name))
+        flags = [_flag(option)] + (["--tau"] if option == "K" else [])
+        how = {"action": "store_true"} if isinstance(default, bool) else {"type": type(default), "metavar": "X"}
+        own.add_argument(*flags, dest=f"own {option}", default=argparse.SUPPRESS, **how)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _train(args: argparse.Namespace) -> int:
+    given = vars(args)
+    options = {key.removeprefix("own "): value for key, value in given.items() if key.startswith("own ")}
+    names = {f.name for f in fields(TrainConfig)}
+    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names}
+    config = TrainConfig(**settings)
+    from localavg.record import provenance
+
+    origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
+    from mpi4py import MPI
+
+    from localavg.run import run
+
+    return run(config, options, MPI.COMM_WORLD, origin)
