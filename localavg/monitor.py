@@ -70,6 +70,7 @@ class Monitor:
         self._events: list[float] = []  # seconds of every exchange since then
         self._split = np.zeros(4)  # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
         self._drift: list[float] = []  # Var[W_k] of the updates since the last average
+        self.diagnosis_s = 0.0  # what V_t took
         self._bytes = {scope: self._everyones_bytes(scope, payload_bytes) for scope in (Scope.CLUSTER, Scope.WORLD)}
         self._progress = Progress(T) if record is not None else None
 
@@ -90,11 +91,19 @@ class Monitor:
                                bytes_node=within, bytes_cross=across, seconds=seconds)
         self._drift.clear()
 
+    def summary(self) -> str:
+        """Where the time went, for people: shares of the wall clock, means over the ranks."""
+        wall_s = self.clock.wall_s
+        compute, data, communicate, wait = 100 * self._split / wall_s
+        text = (f"{wall_s:.1f} s, {self.T * self.fleet.P * self.B / wall_s:,.0f} samples/s: compute {compute:.0f} %, "
+                f"data {data:.0f} %, communicate {communicate:.0f} %, wait {wait:.0f} %")
+        return text + (f"; V_t took {self.diagnosis_s:.1f} s more" if self.V else "")
+
     def drifted(self, w: Array) -> None:
         """Var[W_k], the variance of the learners' weights before update k + 1: the first after an average is 0."""
         self.clock.lap("rest")
         self._drift.append(self.transport.variance(w))
-        self.clock.lap("outside")
+        self.diagnosis_s += self.clock.lap("outside")
 
     def objective(self, w: Array) -> float:
         """F at w [d] over all training data, for the schedule that is steered by it: part of the algorithm and its time."""

@@ -38,7 +38,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
     data = datasets.load(c.data, fleet)
     if c.sampling == "block" and not data.shuffled and not c.force_block:
-        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so neighbours are no fair sample; "
+        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so they are no fair sample; "
                         f"prepare it with --shuffle SEED, or add --force-block")
     problem = Logistic(data, c.l2)
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
@@ -88,8 +88,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
             monitor.close()
             file.finish(status, **why)
     if file is not None:
-        print(why["failure"] if why else f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.clock.wall_s:.1f} s",
-              file=sys.stderr)
+        print(why.get("failure") or f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.summary()}", file=sys.stderr)
         print(c.path, flush=True)
     return FAILED if why else FINISHED
 

@@ -40,10 +40,11 @@ def _prepare_libsvm(args: argparse.Namespace) -> int:
 
 
 def _prepare_epsilon_like(args: argparse.Namespace) -> int:
+    from mpi4py import MPI
+
     from localavg.datasets.epsilon_like import prepare_epsilon_like
 
-    if rank() == 0:
-        prepare_epsilon_like(args.out, rows=args.rows, features=args.features, seed=args.seed)
+    prepare_epsilon_like(args.out, rows=args.rows, features=args.features, seed=args.seed, comm=MPI.COMM_WORLD)
     return _say(args.out)
 
 

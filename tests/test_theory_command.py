@@ -1,0 +1,97 @@
+"""`localavg theory`: the constants of a problem against brute force, and what the command prints."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from localavg.datasets import Dataset, Split
+from localavg.estimate import logistic_constants
+from localavg.problems.logistic import Logistic
+
+LAMBDA = 0.01
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A small ill-conditioned problem whose classes overlap."""
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((500, 12)) * np.linspace(0.2, 2, 12)).astype(np.float32)  # [n, d]
+    y = np.where(x @ rng.standard_normal(12) + rng.standard_normal(500) > 0, 1, -1).astype(np.float32)  # [n]
+    return Logistic(Dataset("small", "features", Split(x, y), None, (-1, 1), True), LAMBDA)
+
+
+def gradients(problem, w):
+    """∇f_i(w) of every example, [n, d] float64, from the definition."""
+    x, y = problem.x.astype(float), problem.y.astype(float)
+    return -(y / (1 + np.exp(y * (x @ w))))[:, None] * x + LAMBDA * w
+
+
+def objective(problem, w):
+    """F(w), float64, from the definition."""
+    x, y = problem.x.astype(float), problem.y.astype(float)
+    return np.mean(np.log(1 + np.exp(-y * (x @ w)))) + LAMBDA / 2 * (w @ w)
+
+
+def minimiser(problem):
+    """w* by Newton's method."""
+    x, y, w = problem.x.astype(float), problem.y.astype(float), np.zeros(problem.d)
+    for _ in range(50):
+        s = 1 / (1 + np.exp(y * (x @ w)))
+        w = w - np.linalg.solve((x * (s * (1 - s))[:, None]).T @ x / len(y) + LAMBDA * np.eye(problem.d), gradients(problem, w).mean(0))
+    return w
+
+
+def test_constants_are_those_of_the_problem(problem):
+    best = minimiser(problem)
+    c, found = logistic_constants(problem, [], delta=0.5)
+    x = problem.x.astype(float)
+    assert c.L == pytest.approx(np.linalg.eigvalsh(x.T @ x)[-1] / (4 * len(x)) + LAMBDA, rel=5e-3)
+    assert found["Fstar"] == pytest.approx(objective(problem, best), abs=2e-6)
+    assert found["gap"] < 1e-5
+    assert c.F1_minus_Fstar == pytest.approx(np.log(2) - objective(problem, best), abs=2e-6)
+    at = [gradients(problem, w) for w in (np.zeros(problem.d), best)]
+    assert c.M == pytest.approx(max(g.var(axis=0).sum() for g in at), rel=1e-4)
+    assert c.G2_max == pytest.approx(max((g.mean(axis=0) ** 2).sum() for g in at), rel=1e-4)
+    assert c.mu_PL == LAMBDA
+
+
+def test_weights_that_a_run_visited_raise_the_gradients_bounds(problem):
+    far = np.full(problem.d, -3.0, np.float32)
+    c, _ = logistic_constants(problem, [far], delta=0.5)
+    g = gradients(problem, far.astype(float))
+    assert c.M == pytest.approx(g.var(axis=0).sum(), rel=1e-4)
+    assert c.G2_max == pytest.approx((g.mean(axis=0) ** 2).sum(), rel=1e-4)
+
+
+def localavg(*words):
+    """The command line, on one process."""
+    return subprocess.run([sys.executable, "-m", "localavg", *map(str, words)], capture_output=True, text=True, timeout=120)
+
+
+def test_tables_and_predictions_are_printed():
+    done = localavg("theory", "--F1-minus-Fstar", 2.3, "--L", 10, "--M", 100, "--gamma", 0.01, "--batch-size", 128, "--steps", 21875,
+                    "--P", 5, "--mu-PL", 0.1)
+    assert done.returncode == 0, done.stderr
+    assert all(word in done.stdout for word in ("K-AVG", "M-AVG", "Hier-AVG", "LUPA", "predicted for P = 5", "that fail there"))
+    tau = next(line.split() for line in done.stdout.splitlines() if line.startswith("tau "))
+    assert tau == ["tau", "91"]  # lupa §6
+
+
+def test_a_missing_constant_is_named():
+    done = localavg("theory", "--L", 10, "--M", 100)
+    assert done.returncode == 2
+    assert done.stderr.startswith("localavg: theory needs --F1-minus-Fstar, --gamma, --batch-size, --steps")
+
+
+def test_predictions_from_a_run(tmp_path):
+    """B, P, γ and T are the run's, the constants its problem's."""
+    out = tmp_path / "run.h5"
+    assert localavg("train", "kavg", "--K", 4, "--learners", 2, "--data", "epsilon-like:2000x20", "--steps", 60, "--batch-size", 8,
+                    "--lr", 0.5, "--l2", 0.001, "--save-weights", "--out", out).returncode == 0
+    done = localavg("theory", "--from-run", out, "--tables", "none")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) == 2}
+    assert lines["tau"] == str(round(60 ** (2 / 3) / 16 ** (1 / 3)))
+    assert float(lines["mu_PL"]) == 0.001
