@@ -23,7 +23,7 @@ from localavg.config import STATES, UserError, check_choice
 from localavg.flat import Flat
 from localavg.fleet import Fleet
 from localavg.schedules import Scope
-from localavg.transport.mpi import HostMPI
+from localavg.transport import choose
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -66,12 +66,12 @@ class Averager:
         torch.set_num_threads(min(fleet.threads, torch.get_num_threads()))
         self.algorithm = algorithm = copy.deepcopy(algorithm)
         self.model, self.fleet, self.optimizer, self.policy, self.objective = model, fleet, optimizer, state, objective
-        self.transport = HostMPI(fleet, algorithm.S)
-        self._parameters = dict(model.named_parameters())
-        self.flat = Row(_averaged(model), len(self._parameters))
-        first = fleet.world.bcast(self.flat.shapes)
-        fleet.together(lambda: _check_same(self.flat.shapes, first, fleet.rank))
-        self.flat.adopt(_averaged(model))
+        self._parameters, tensors = dict(model.named_parameters()), _averaged(model)
+        _check_same(fleet, {name: tuple(x.shape) for name, x in tensors.items()})
+        rows = 1 + bool(algorithm.exchange.scope) + 2 * (state == "average")  # weights, gradients, Adam's state
+        self.transport = choose("auto", fleet, algorithm.S, 4 * rows * sum(x.numel() for x in tensors.values()))
+        self.flat = Row(tensors, self.transport.zeros, len(self._parameters))
+        self.flat.adopt(tensors)
         fleet.world.Bcast(self.flat.w[0])
         for b in model.buffers():
             if not b.is_floating_point():
@@ -82,7 +82,7 @@ class Averager:
         algorithm.combine.start(self.flat.w, self.flat.d_trained)
         algorithm.exchange.start(fleet.learners, seed)
         if algorithm.exchange.scope:
-            self._gradients = Row(self._parameters)
+            self._gradients = Row(self._parameters, self.transport.zeros)
             optimizer.register_step_pre_hook(self._exchange)
         if algorithm.schedule.needs == "objective":
             algorithm.schedule.observe(0, self._objective(), math.nan)
@@ -110,6 +110,8 @@ class Averager:
             self.flat.adopt(_averaged(self.model))
             self.transport.mean_(self.flat.w[:, self.flat.d_trained :], Scope.WORLD)
         elif final > self.scope:
+            if self.scope:
+                self._start = self.t
             self._average(final)
             self.scope = final
             return final
@@ -176,16 +178,16 @@ class Averager:
         """keep, average or reset the optimiser's state."""
         if self.policy == "keep":
             return
-        states = {name: self.optimizer.state.get(p, {}) for name, p in self._parameters.items()}
         if self.policy == "reset":
-            for state in states.values():
-                state.clear()  # the optimiser makes it anew, as at its first step
+            for p in self._parameters.values():
+                self.optimizer.state.pop(p, None)  # the optimiser makes it anew, as at its first step
             return
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self._parameters.items()}
         shaped = {key for name, state in states.items() for key, x in state.items()
                   if key != "step" and getattr(x, "shape", None) == self._parameters[name].shape}
         for key in sorted(shaped):
             if key not in self._state:
-                self._state[key] = Row(self._parameters)
+                self._state[key] = Row(self._parameters, self.transport.zeros)
             row = self._state[key]
             row.adopt({name: state[key] for name, state in states.items() if key in state})
             for name in [name for name, state in states.items() if key not in state]:
@@ -196,10 +198,10 @@ class Averager:
 class Row(Flat):
     """One learner's flat row [1, d] with room for tensors of the shapes of `like`; `tensors` are its views by name."""
 
-    def __init__(self, like: Mapping[str, Tensor], parameters: int | None = None) -> None:
+    def __init__(self, like: Mapping[str, Tensor], allocate: Callable, parameters: int | None = None) -> None:
         import torch
 
-        super().__init__({name: tuple(x.shape) for name, x in like.items()}, 1, parameters)
+        super().__init__({name: tuple(x.shape) for name, x in like.items()}, 1, parameters, allocate)
         self.tensors = {name: torch.from_numpy(view) for name, view in self.views(0).items()}
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
@@ -252,8 +254,13 @@ def _check_tensor(name: str, x: Tensor) -> None:
         raise UserError(f"attach: {name} is {x.dtype} on {x.device}; weights must be torch.float32 on the CPU so far")
 
 
-def _check_same(shapes: dict[str, tuple[int, ...]], first: dict[str, tuple[int, ...]], rank: int) -> None:
-    for mine, theirs in zip_longest(shapes.items(), first.items()):
-        if mine != theirs:
-            raise UserError(f"attach: rank {rank}'s model has {mine or 'no more tensors'} where rank 0's has "
-                            f"{theirs or 'no more'}; build the same model on every rank")
+def _check_same(fleet: Fleet, shapes: dict[str, tuple[int, ...]]) -> None:
+    first = fleet.world.bcast(shapes)
+
+    def check() -> None:
+        for mine, theirs in zip_longest(shapes.items(), first.items()):
+            if mine != theirs:
+                raise UserError(f"attach: rank {fleet.rank}'s model has {mine or 'no more tensors'} where rank 0's has "
+                                f"{theirs or 'none'}; build the same model on every rank")
+
+    fleet.together(check)

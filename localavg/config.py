@@ -91,6 +91,10 @@ class TrainConfig:
             for x in value if isinstance(value, tuple) else (value,):
                 if x is not None and not 0 <= x < math.inf:
                     raise bad(name, x, "must be a finite number of at least 0")
+        lengths = [("milestones", m) for m in self.milestones]
+        for name, x in [("epochs", self.epochs), ("warmup_epochs", self.warmup_epochs), *lengths]:
+            if x is not None and x > 1e9:
+                raise bad(name, x, "must be at most 1e9 epochs")
         if not 0 <= self.momentum < 1:
             raise bad("momentum", self.momentum, "must lie in [0, 1)")
         if self.seed >= 2**63:

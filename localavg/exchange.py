@@ -90,7 +90,7 @@ def quantise(g: Array, s: int, bucket: int, u: Array) -> tuple[Array, Array]:
     """
     starts = np.arange(0, len(g), bucket)
     norms = np.sqrt(np.add.reduceat(np.square(g, dtype=np.float64), starts)).astype(np.float32)
-    scale = np.divide(s, norms, out=np.zeros_like(norms), where=norms > 0)
+    scale = np.divide(s, norms, out=np.zeros_like(norms), where=norms > 1e-36)
     levels = np.floor(np.abs(g) * _spread(scale, bucket, len(g)) + u)
     return (np.sign(g) * np.minimum(levels, s)).astype(np.int8), norms
 

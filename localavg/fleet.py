@@ -58,7 +58,7 @@ class Fleet:
     """
 
     def __init__(self, world: MPI.Intracomm, P: int | None = None, ranks_per_node: int | None = None) -> None:
-        check_world_size(world.size, os.environ)
+        check_world_size(MPI.COMM_WORLD.size, os.environ)  # what was launched; `world` may be a part of it
         self.world = world
         self.rank, self.ranks = world.rank, world.size
         self.P = P = self.ranks if P is None else P
@@ -115,10 +115,11 @@ class Fleet:
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         shared = self.node.size > 1 and nbytes > 0
         path = self.node.bcast(self.together(lambda: _shared_file(nbytes) if shared and self.node.rank == 0 else None))
-        array = self.together(lambda: np.memmap(path, dtype, "r+", shape=shape) if shared else np.empty(shape, dtype))
-        self.node.Barrier()
-        if path is not None and self.node.rank == 0:
-            os.unlink(path)
+        try:
+            array = self.together(lambda: np.memmap(path, dtype, "r+", shape=shape) if shared else np.empty(shape, dtype))
+        finally:  # everyone has it, or nobody wants it
+            if path is not None and self.node.rank == 0:
+                os.unlink(path)
         return np.asarray(array)
 
     def shared_memory_room(self) -> float:
@@ -133,7 +134,7 @@ class Fleet:
         try:
             value = work()
         except (UserError, OSError, MemoryError) as e:
-            error = str(e) if isinstance(e, UserError) else f"rank {self.rank}: {e or type(e).__name__}"
+            error = str(e) if isinstance(e, UserError) else f"rank {self.rank}: {str(e) or type(e).__name__}"
         for e in self.world.allgather(error):
             if e is not None:
                 raise UserError(e)

@@ -105,10 +105,12 @@ class Monitor:
         self._drift.append(self.transport.variance(w))
         self.diagnosis_s += self.clock.lap("outside")
 
-    def objective(self, w: Array) -> float:
+    def objective(self, t: int, w: Array) -> float:
         """F at w [d] over all training data, for the schedule that is steered by it: part of the algorithm and its time."""
         F = self._totals(w, self.problem.data.train)[0] + self.problem.regulariser(w)
         self.clock.lap("compute")
+        if not math.isfinite(F):
+            raise Diverged(f"the objective after step {t} is not finite; lower --lr")
         return F
 
     def report(self, t: int, gamma: float, w: Array) -> None:

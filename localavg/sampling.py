@@ -69,7 +69,7 @@ class Shuffle(Sampler):
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, permutation [n])
         if not self.epoch:
             raise UserError(f"--batch-size {B} with {P} learners: an epoch of {n} rows has no {P} disjoint mini-batches; "
-                            f"lower --batch-size to at most {n // P} or use --sampling iid")
+                            f"{_remedy(n // P)} or use --sampling iid")
 
     def draw(self, j: int, window: int) -> list[Batch]:
         if self._order is None or self._order[0] != window:
@@ -89,7 +89,7 @@ class Shard(Sampler):
         self.epoch = self.length = n // P // B  # of the smallest shard
         if not self.epoch:
             raise UserError(f"--batch-size {B}: the smallest of {P} shards of {n} rows has {n // P}; "
-                            f"lower --batch-size to at most {n // P}")
+                            f"{_remedy(n // P)}")
 
     def draw(self, j: int, window: int) -> list[Batch]:
         lo, hi = self.n * j // self.P, self.n * (j + 1) // self.P
@@ -97,6 +97,10 @@ class Shard(Sampler):
             return [slice(lo, hi)]
         order = lo + generator(self.seed, j, window).permutation(hi - lo)
         return list(order[: self.length * self.B].reshape(self.length, self.B))
+
+
+def _remedy(most: int) -> str:
+    return f"lower --batch-size to at most {most}" if most else "use fewer learners than rows"
 
 
 SAMPLERS = {"iid": IID, "shuffle": Shuffle, "shard": Shard, "block": Block}

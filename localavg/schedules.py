@@ -175,9 +175,9 @@ class LossDriven(Schedule):
     def observe(self, t: int, value: float, gamma: float) -> None:
         if t == 0:
             self.F0 = value
-        if not (value > 0 and self.F0 > 0):
-            raise UserError(f"adalupa --rule loss: F(w̄) = {value:g} at t = {t}, but eq. 11 needs a positive objective")
-        self.due = t + math.ceil(round((self.F0 / value) ** (1 / 3), 9)) * self.tau0
+        if not (0 < value < math.inf and self.F0 > 0):
+            raise UserError(f"adalupa --rule loss: F(w̄) = {value:g} at t = {t}, but eq. 11 needs a finite positive objective")
+        self.due = t + max(1, math.ceil(round((self.F0 / value) ** (1 / 3), 9))) * self.tau0
 
 
 @dataclass

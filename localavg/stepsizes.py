@@ -22,7 +22,7 @@ def at_milestones(gamma: float, factor: float, milestones: list[int]) -> StepSiz
 
 def every(gamma: float, factor: float, period: float) -> StepSize:
     """γ times `factor` after every `period` updates (kavg: ×0.5 every 50 epochs)."""
-    return lambda t: gamma * factor ** int((t - 1) // period)
+    return lambda t: gamma * factor ** int(round((t - 1) / period, 9))
 
 
 def inverse_time(mu: float, a: float) -> StepSize:

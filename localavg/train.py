@@ -31,7 +31,7 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     clock, losses = monitor.clock, monitor.losses  # losses: [steps a row of /train, L]
 
     if schedule.needs == "objective":
-        schedule.observe(0, monitor.objective(w[0]), step_size(1))
+        schedule.observe(0, monitor.objective(0, w[0]), step_size(1))
     monitor.start(w)
     last = 0  # t of the last average
     for t in range(1, T + 1):  # t = completed local updates
@@ -56,7 +56,7 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
             monitor.averaged(t, scope, t - last, S)
             last = t
             if schedule.needs:
-                feedback = S if schedule.needs == "variance" else monitor.objective(w[0])
+                feedback = S if schedule.needs == "variance" else monitor.objective(t, w[0])
                 schedule.observe(t, feedback, gamma)
         if t == monitor.due:
             monitor.report(t, gamma, w)

@@ -29,8 +29,8 @@ def run(ranks: int, *argv: str | os.PathLike, timeout: float = 120, mpi: str = "
         env: Mapping[str, str | None] | None = None, check: bool = False) -> subprocess.CompletedProcess:
     """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout; mpi is openmpi or mpich.
 
-    env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is killed, all its processes,
-    and fails the test; with `check`, so does one that ends with another status than 0.
+    env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is killed, all its
+    processes, and fails the test; with `check`, so does one that ends with another status than 0.
     """
     need(mpi)
     words = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", *map(os.fspath, argv)]
@@ -55,7 +55,17 @@ def run(ranks: int, *argv: str | os.PathLike, timeout: float = 120, mpi: str = "
 
 
 def kill(mark: str) -> None:
-    """Kill every process of the launch with this mark: ranks leave their launcher's process group, with MPICH its session."""
+    """End every process of the launch with this mark: ranks leave its group, with MPICH its session.
+
+    The launcher is asked first, because it then removes the shared memory of its ranks.
+    """
+    found = marked(mark)
+    pids = {process.pid for process in found}
+    for process in found:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if process.ppid() not in pids:
+                process.terminate()
+    psutil.wait_procs(found, timeout=5)
     while found := marked(mark):
         for process in found:
             with contextlib.suppress(psutil.NoSuchProcess):
@@ -63,12 +73,12 @@ def kill(mark: str) -> None:
         psutil.wait_procs(found, timeout=5)
 
 
-def marked(mark: str) -> list[psutil.Process]:
-    """The living processes of the launch with this mark, launcher first."""
+def marked(mark: str, name: str = MARK) -> list[psutil.Process]:
+    """The living processes in whose environment `name` is `mark`."""
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
+            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(name) == mark:
                 found.append(process)
     return found
 
@@ -105,7 +115,8 @@ class Runs:
         except record.UserError as e:
             pytest.fail(f"{name}: {e}{_tail(self.done.stdout, self.done.stderr)}")
         if found.status != "finished":
-            pytest.fail(f"{name} is {found.status}: {found.attrs.get('failure')}{_tail(self.done.stdout, self.done.stderr)}")
+            why = f"{name} is {found.status}: {found.attrs.get('failure')}"
+            pytest.fail(why + _tail(self.done.stdout, self.done.stderr))
         return found
 
 
@@ -117,7 +128,8 @@ def call(ranks: int, function: Callable, *args: Any, **how: Any) -> list[Any]:
     return answers
 
 
-def _drive(ranks: int, module: str, function: str, args: tuple, **how: Any) -> tuple[list | None, subprocess.CompletedProcess]:
+def _drive(ranks: int, module: str, function: str, args: tuple,
+           **how: Any) -> tuple[list | None, subprocess.CompletedProcess]:
     with tempfile.TemporaryDirectory() as folder:
         request, reply = Path(folder, "request"), Path(folder, "reply")
         request.write_bytes(pickle.dumps((module, function, args)))

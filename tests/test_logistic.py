@@ -173,21 +173,18 @@ def test_sums_of_another_split_are_over_its_rows():
 
 
 def test_sums_are_kept_in_float64():
-    """A million losses near 1: a float32 total would be off by more than 1e-7 of it."""
-    n = 10**6
-    x = np.ones((n, 1), np.float32)
-    y = np.ones(n, np.float32)
-    w = np.array([-np.log(np.e - 1)], np.float32)  # log(1 + exp(log(e − 1))) = 1
-    loss, _, total = Logistic(dataset(x, y), 0.0).sums(w, Split(x, y), 0, n, gradient=True)
-    assert loss == pytest.approx(losses(w, x[:1], y[:1])[0] * n, rel=1e-7)
-    assert total[0] == pytest.approx(gradient(w, x[:1], y[:1], 0)[0] * n, rel=2e-7)
+    """A loss of 1e4 and 4095 of 1e-4: in float32, whose step at 1e4 is 1e-3, much of the small ones would be lost."""
+    x, y, w = np.full((4096, 1), 9.21, np.float32), np.ones(4096, np.float32), np.ones(1, np.float32)
+    x[1000] = -1e4
+    loss, right, _ = Logistic(dataset(x, y), 0.0).sums(w, Split(x, y), 0, 4096)
+    assert loss == pytest.approx(1e4 + 4095 * losses(w, x[:1], y[:1])[0], rel=2e-10) and right == 4095
 
 
 def test_accuracy_counts_the_sign_of_the_score():
-    x = np.array([[2], [1], [-1], [-3], [0], [0]], np.float32)
-    y = np.array([1, -1, 1, -1, 1, -1], np.float32)  # right, wrong, wrong, right; a score of 0 says +1
+    x = np.array([[2], [1], [-1], [-3], [0], [0], [0]], np.float32)
+    y = np.array([1, -1, 1, -1, 1, 1, -1], np.float32)  # right, wrong, wrong, right; a score of 0 says +1
     problem = Logistic(dataset(x, y), 0.0)
-    assert problem.sums(np.array([1], np.float32), problem.data.train, 0, 6)[1] == 3
+    assert problem.sums(np.array([1], np.float32), problem.data.train, 0, 7)[1] == 4
     assert problem.sums(np.array([-1], np.float32), problem.data.train, 0, 4)[1] == 2
 
 
@@ -210,6 +207,18 @@ def test_smoothness_is_a_quarter_of_the_largest_eigenvalue(spread, l2, monkeypat
     top = np.linalg.eigvalsh(x.astype(float).T @ x)[-1] / (4 * 500) + l2
     assert problem.smoothness(tolerance=1e-7, most=5000) == pytest.approx(top, rel=1e-5)
     assert top * (1 - 0.05) <= problem.smoothness() <= top * (1 + 1e-5)  # power iteration comes from below
+
+
+@pytest.mark.parametrize("far", [0, 1, 50])
+def test_the_variance_of_one_examples_gradient(far, monkeypatch):
+    """(1/n) Σ ‖∇f_i − ∇F‖², the same with and without the regulariser, which is in every f_i."""
+    monkeypatch.setattr(logistic, "ROWS", 64)
+    x, y, w = examples()
+    w *= far
+    each = np.array([gradient(w, x[i : i + 1], y[i : i + 1], 0.3) for i in range(300)])  # [n, d]
+    expected = ((each - each.mean(axis=0)) ** 2).sum() / 300
+    for l2 in (0.0, 0.3):
+        assert Logistic(dataset(x, y), l2).gradient_variance(w) == pytest.approx(expected, rel=1e-5)
 
 
 # ------------------------------------------------------------------------------------- another array module
@@ -313,8 +322,12 @@ class Device:
         return call
 
     @staticmethod
-    def asarray(x):
-        return x if isinstance(x, DeviceArray) else DeviceArray(x.copy())
+    def asarray(x, dtype=None):
+        return DeviceArray(np.array(x.host if isinstance(x, DeviceArray) else x, dtype))
+
+    @staticmethod
+    def einsum(subscripts, *arrays):
+        return DeviceArray(np.einsum(subscripts, *map(inside, arrays)))
 
     @staticmethod
     def empty(shape, dtype=float):
@@ -379,8 +392,10 @@ def test_evaluation_is_the_same_on_the_device(monkeypatch):
     assert case.device.regulariser(case.w_device) == case.host.regulariser(case.w)
 
 
-def test_start_and_smoothness_are_the_same_on_the_device():
+def test_start_and_constants_are_the_same_on_the_device():
     case = on_both()
+    for w in (case.w, case.w_device):
+        assert float(case.device.gradient_variance(w)) == case.host.gradient_variance(case.w)
     case.device.initial_(case.w_device)
     assert not case.w_device.host.any()
     assert float(case.device.smoothness()) == case.host.smoothness()

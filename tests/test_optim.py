@@ -16,10 +16,14 @@ OPTIMIZERS = {
 
 
 class Recorder:
-    """Stands in for a transport: one rank that holds everyone; remembers what it was asked for."""
+    """Stands in for a transport: one rank that holds everyone; remembers what it was asked for and what it gave."""
 
     def __init__(self):
-        self.asked = []
+        self.asked, self.given = [], []
+
+    def zeros(self, shape):
+        self.given.append(np.zeros(shape, np.float32))
+        return self.given[-1]
 
     def mean_(self, x, scope):
         self.asked.append((x, scope))
@@ -46,7 +50,7 @@ def weights():
 def stepped(name, g, policy="keep", m=0.9):
     """An optimiser after updates with g [steps, L, N], and its weights [L, N]."""
     optimizer, w = optim.make(name, m, policy), weights()[: g.shape[1]]
-    optimizer.start(w)
+    optimizer.start(w.shape, Recorder().zeros)
     for t, g_t in enumerate(g, start=1):
         optimizer.update_(w, g_t.copy(), gamma(t))
     return optimizer, w
@@ -62,7 +66,7 @@ def test_many_updates_are_those_of_torch(name):
     w = weights()
     theirs = torch.nn.Parameter(torch.from_numpy(w.copy()))
     ours, reference = optim.make(name, 0.9, "keep"), OPTIMIZERS[name](torch, theirs)
-    ours.start(w)
+    ours.start(w.shape, Recorder().zeros)
     for t, g in enumerate(gradients(), start=1):
         theirs.grad = torch.from_numpy(g.copy())
         reference.param_groups[0]["lr"] = gamma(t)
@@ -86,7 +90,7 @@ def test_two_updates_by_hand():
     start = weights()[:1]
     for name, moved in [("sgd", 2 + 2), ("momentum", 2 + 3.8), ("nesterov", 3.8 + 5.42), ("adam", 1 + 1)]:
         optimizer, w = optim.make(name, 0.9, "keep"), start.copy()
-        optimizer.start(w)
+        optimizer.start(w.shape, Recorder().zeros)
         for g_t in g:
             optimizer.update_(w, g_t.copy(), 0.5)
         np.testing.assert_allclose(start - w, np.full((1, N), 0.5 * moved), rtol=1e-5)
@@ -98,7 +102,7 @@ def test_learners_do_not_feel_their_neighbours(name):
     together = stepped(name, g)[1]
     for l in range(L):
         optimizer, w = optim.make(name, 0.9, "keep"), weights()[l : l + 1]
-        optimizer.start(w)
+        optimizer.start(w.shape, Recorder().zeros)
         for t, g_t in enumerate(g, start=1):
             optimizer.update_(w, g_t[l : l + 1].copy(), gamma(t))
         assert (w[0] == together[l]).all()
@@ -108,7 +112,7 @@ def test_learners_do_not_feel_their_neighbours(name):
 def test_the_update_is_in_place_and_leaves_statistics_alone(name):
     w = np.concatenate([weights(), np.full((L, 5), 7, np.float32)], axis=1)  # [L, N + 5]
     trained, optimizer = w[:, :N], optim.make(name, 0.9, "keep")
-    optimizer.start(trained)
+    optimizer.start(trained.shape, Recorder().zeros)
     for t, g in enumerate(gradients(20), start=1):
         optimizer.update_(trained, g, gamma(t))
     assert (trained == stepped(name, gradients(20))[1]).all()
@@ -124,6 +128,20 @@ def test_what_the_state_is():
     m, u = stepped("adam", g)[0].state
     np.testing.assert_allclose(m, 0.09 * g[0] + 0.1 * g[1], rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(u, 0.000999 * g[0] ** 2 + 0.001 * g[1] ** 2, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("policy", ["keep", "average", "reset"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_that_will_be_averaged_lies_where_the_transport_wants_it(name, policy):
+    optimizer, transport = optim.make(name, 0.9, policy), Recorder()
+    optimizer.start((L, N), transport.zeros)
+    assert [s.shape for s in optimizer.state] == [(L, N)] * optimizer.matrices
+    assert all(s.dtype == np.float32 and not s.any() for s in optimizer.state)
+    if policy == "average":
+        assert all(s is given for s, given in zip(optimizer.state, transport.given, strict=True))
+    else:
+        assert transport.given == []
+    assert optimizer.averaged == len(transport.given)
 
 
 # ---------------------------------------------------------------------------------------------------- policies
@@ -158,7 +176,7 @@ def test_reset_forgets_everything(name):
     optimizer, transport = stepped(name, gradients(30), "reset")[0], Recorder()
     new = optim.make(name, 0.9, "reset")
     ours, fresh = weights(), weights()
-    new.start(fresh)
+    new.start(fresh.shape, Recorder().zeros)
     optimizer.at_average_(Scope.WORLD, transport)
     assert transport.asked == []
     assert all((s == 0).all() for s in optimizer.state)

@@ -7,6 +7,7 @@ rounding, whose uniform numbers they are given.
 import math
 import shlex
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -21,7 +22,9 @@ from localavg.sampling import generator
 M, L2 = 0.8, 0.01  # learners' momentum and the ℓ2 coefficient of every case
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
 
-WORLDS = [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 4)]
+WORLDS = [  # MPI library, ranks, transport
+    ("openmpi", 1, "auto"), ("openmpi", 2, "mpi"), ("openmpi", 3, "shared"), ("openmpi", 4, "shared"), ("mpich", 2, "auto"),
+]
 
 
 # ---------------------------------------------------------------------------------------------- the cases
@@ -39,7 +42,7 @@ def constant(lr):
 
 
 FALLING = StepSize("--lr 1.2 --schedule steps --milestones 21 45 --factor 0.4",
-                   lambda t: 1.2 * 0.4 ** ((t > 21) + (t > 45)))  # fmt: skip
+                   lambda t: 1.2 * 0.4 ** ((t > 21) + (t > 45)))
 STAIRS = StepSize("--lr 1.5 --schedule steps --every 16 --factor 0.7", lambda t: 1.5 * 0.7 ** ((t - 1) // 16))
 RISING = StepSize("--lr 1.2 --warmup-epochs 40 --warmup-from 0.1", lambda t: 0.1 + 1.1 * min(t - 1, 40) / 40)
 INVERSE = StepSize("--schedule inverse --pl-constant 0.1 --shift 30", lambda t: 4 / (0.1 * (t + 30)))
@@ -60,9 +63,10 @@ class Case(NamedTuple):
 
     def command(self, data):
         """The arguments of `localavg train`."""
-        return (f"{self.line} --learners {self.P} --data {shlex.quote(data.path)} --sampling shard --batch-size {N // self.P} "
-                f"--steps {self.T} --l2 {self.l2} --optimizer {self.optimiser} --momentum {M} --state {self.policy} "
-                f"{self.step.options} --save-weights --seed 0")  # fmt: skip
+        return (f"{self.line} --learners {self.P} --data {shlex.quote(data.path)} --sampling shard "
+                f"--batch-size {N // self.P} --steps {self.T} --l2 {self.l2} --optimizer {self.optimiser} "
+                f"--momentum {M} --state {self.policy} {self.step.options} --save-weights --seed 0 "
+                f"--log-every {self.T} --eval-every {self.T}")
 
     def expected(self, data):
         """What the oracle returns: weights, averages, and for adpsgd its trace."""
@@ -155,7 +159,8 @@ def adpsgd_with_momentum(p_init, K_s, warmup, mu):
                     samples.append(S / gamma(t))
                 else:
                     phase = "control"
-                    p = p + 1 if S < 0.7 * gamma(t) * C2 else max(1, p - 1) if S > 1.3 * gamma(t) * C2 else p
+                    ratio = S / (gamma(t) * C2)
+                    p = p + 1 if ratio < 0.7 else max(1, p - 1) if ratio > 1.3 else p
                 cnt = 0
                 trace.append(oracle.Adaptation(t, 0, S, C2, p, phase))
         return w_tilde, averages, trace
@@ -189,10 +194,10 @@ def piecewise(*pieces):
     return lambda s, T, gamma: oracle.piecewise(s, T, gamma, pieces)
 
 
-ADAM = constant(0.03)
+ADAM, FASTER_ADAM = constant(0.03), constant(0.05)
 CASES = {
     **{f"sgd-{optimiser}": Case("sgd", oracle.sgd, optimiser, step=step, P=1)
-       for optimiser, step in {"sgd": FALLING, "momentum": INVERSE, "nesterov": RISING, "adam": ADAM}.items()},
+       for optimiser, step in {"sgd": FALLING, "momentum": INVERSE, "nesterov": RISING, "adam": FASTER_ADAM}.items()},
     **{f"sync-{optimiser}": Case("sync", oracle.sync, optimiser, step=step)
        for optimiser, step in {"sgd": STAIRS, "momentum": RISING, "nesterov": FALLING, "adam": ADAM}.items()},
     "kavg-sgd": Case("kavg --K 7", kavg(7), step=FALLING),
@@ -230,20 +235,22 @@ CASES = {
     "hieravg-mu": Case("hieravg --K1 3 --K2 8 --S 4 --mu 0.5", hieravg_with_momentum(3, 8, 4, 0.5), "momentum"),
     "hieravg-mu-nesterov": Case("hieravg --K1 2 --K2 7 --S 2 --mu 0.4 --nesterov",
                                 hieravg_with_momentum(2, 7, 2, 0.4, nesterov=True), step=STAIRS),
-    **{f"hieravg-12-{S}": Case(f"hieravg --K1 3 --K2 {K2} --S {S}", hieravg(3, K2, S), "momentum", policy, FALLING, P=12)
+    **{f"hieravg-12-{S}": Case(f"hieravg --K1 3 --K2 {K2} --S {S}", hieravg(3, K2, S), "momentum", policy, P=12)
        for S, K2, policy in ((2, 8, "keep"), (3, 7, "reset"), (4, 7, "average"), (6, 8, "average"))},
     "adpsgd-grows": Case("adpsgd --p-init 3 --Ks 20 --warmup 0", adpsgd(3, 20), step=FALLING, T=120),
     "adpsgd-shrinks": Case("adpsgd --p-init 5 --Ks 12 --warmup 0", adpsgd(5, 12), step=RISING, T=80),
-    "adpsgd-warm-up": Case("adpsgd --p-init 4 --Ks 0.25 --warmup 9", adpsgd(4, 25, 9), "momentum", "average", FALLING, T=101),
+    "adpsgd-warm-up": Case("adpsgd --p-init 4 --Ks 0.25 --warmup 9", adpsgd(4, 25, 9), "momentum", "average",
+                           FALLING, T=101),
     "adpsgd-reset": Case("adpsgd --p-init 3 --Ks 0.2 --warmup 5", adpsgd(3, 18, 5), "nesterov", "reset", STAIRS, T=90),
     "adpsgd-sampling-only": Case("adpsgd --p-init 6 --Ks 60 --warmup 0", adpsgd(6, 60), "adam", step=ADAM),
-    "adpsgd-mu": Case("adpsgd --p-init 3 --Ks 20 --warmup 4 --mu 0.4", adpsgd_with_momentum(3, 20, 4, 0.4), step=FALLING, T=110),
+    "adpsgd-mu": Case("adpsgd --p-init 3 --Ks 20 --warmup 4 --mu 0.4", adpsgd_with_momentum(3, 20, 4, 0.4),
+                      step=FALLING, T=110),
     "adpsgd-12": Case("adpsgd --p-init 4 --Ks 16 --warmup 3", adpsgd(4, 16, 3), "momentum", step=FALLING, T=90, P=12),
     "qsgd": Case("qsgd", qsgd(), step=FALLING),
     "qsgd-buckets": Case("qsgd --bucket 8", qsgd(bucket=8), "momentum"),
     "qsgd-4-bits": Case("qsgd --bits 4 --bucket 6", qsgd(4, 6), "adam", step=ADAM, T=55),
     "qsgd-12": Case("qsgd --bucket 16", qsgd(bucket=16), "nesterov", step=constant(0.4), P=12, T=50),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -269,17 +276,19 @@ def cases_on(ranks):
     return [name for name, case in CASES.items() if case.P % ranks == 0]
 
 
-@pytest.fixture(scope="module")
-def runs(request, tmp_path_factory, datasets):
-    """The run of every case that one layout can hold, in one launch."""
-    mpi, ranks = request.param
-    lines = {name: CASES[name].command(datasets[CASES[name].data]) for name in cases_on(ranks)}
-    return train_all(tmp_path_factory.mktemp("runs"), ranks, lines, mpi=mpi, timeout=300)
+@pytest.fixture
+def runs(request, once, tmp_path_factory, datasets):
+    """The runs, by name, of every case that a layout can hold: one launch."""
+    mpi, ranks, transport = request.param
+    lines = {name: f"{CASES[name].command(datasets[CASES[name].data])} --transport {transport}"
+             for name in cases_on(ranks)}
+    return once(request.param, train_all, tmp_path_factory.getbasetemp(), ranks, lines, mpi=mpi, timeout=300)
 
 
 everywhere = pytest.mark.parametrize(
     ("runs", "name"),
-    [pytest.param(world, name, id=f"{world[0]}-{world[1]}-{name}") for world in WORLDS for name in cases_on(world[1])],
+    [pytest.param((mpi, ranks, transport), name, id=f"{mpi}-{ranks}-{transport}-{name}")
+     for mpi, ranks, transport in WORLDS for name in cases_on(ranks)],
     indirect=["runs"],
 )
 
@@ -310,15 +319,14 @@ def test_the_averages_are_the_oracles(runs, name, expected):
         assert got.t.iloc[-1] == CASES[name].T and got.scope.iloc[-1] == WORLD
 
 
-@pytest.mark.parametrize(
-    ("runs", "name"),
-    [pytest.param(world, name, id=f"{world[0]}-{world[1]}-{name}")
-     for world in WORLDS for name in cases_on(world[1]) if name.startswith("adpsgd")],
-    indirect=["runs"],
-)  # fmt: skip
-def test_adpsgds_variances_are_the_oracles(runs, name, expected):
-    trace = expected(name)[2]
-    np.testing.assert_allclose(runs[name].averages.variance, [a.variance for a in trace], rtol=1e-4)
+@everywhere
+def test_the_variances_are_the_oracles(runs, name, expected):
+    """ADPSGD records the S that steers it; where nothing asked for S there is none."""
+    if name.startswith("adpsgd"):
+        wanted = [a.variance for a in expected(name)[2]]
+    else:
+        wanted = np.full(len(expected(name)[1]), np.nan)
+    np.testing.assert_allclose(runs[name].averages.variance, wanted, rtol=1e-4)
 
 
 def test_the_cases_tell_algorithms_and_options_apart(expected):
@@ -330,9 +338,9 @@ def test_the_cases_tell_algorithms_and_options_apart(expected):
 
 
 def test_adpsgd_goes_through_all_its_phases(expected):
-    changes = {name: [b.next_period - a.next_period for a, b in zip(t, t[1:], strict=False)]
-               for name in CASES if name.startswith("adpsgd") for t in [expected(name)[2]]}  # fmt: skip
-    phases = {name: {a.phase for a in expected(name)[2]} for name in changes}
+    traces = {name: expected(name)[2] for name in CASES if name.startswith("adpsgd")}
+    changes = {name: [b.next_period - a.next_period for a, b in pairwise(trace)] for name, trace in traces.items()}
+    phases = {name: {a.phase for a in trace} for name, trace in traces.items()}
     assert phases["adpsgd-warm-up"] == phases["adpsgd-reset"] == {"warmup", "sampling", "control", "final"}
     assert changes["adpsgd-grows"].count(1) >= 3 and changes["adpsgd-shrinks"].count(-1) >= 3
     assert phases["adpsgd-sampling-only"] <= {"sampling", "final"}
@@ -353,3 +361,208 @@ def test_no_decision_hangs_on_rounding(name, datasets, expected):
         w, averages = CASES[name].expected(moved)[:2]
         assert averages == expected(name)[1]
         assert distance(w, expected(name)[0]) < 20 * TOLERANCE
+
+
+# ------------------------------------------------------------------------------------------ what a run file says
+
+
+@everywhere
+def test_a_run_starts_at_zero_and_evaluates_the_weights_it_stores(runs, name, datasets, expected):
+    run, data = runs[name], datasets[CASES[name].data]
+    assert (run.initial_weights == 0).all()
+    first, last = run.eval.iloc[0], run.eval.iloc[-1]
+    assert first.t == 0 and first.train_loss == pytest.approx(math.log(2), rel=1e-6)
+    assert last.t == CASES[name].T
+    w = run.weights.astype(np.float64)
+    assert last.train_loss == pytest.approx(oracle.objective(w, data.X, data.y, CASES[name].l2), rel=1e-5)
+    assert last.train_accuracy == pytest.approx(np.mean(np.sign(data.X @ w) == data.y))
+
+
+# ---------------------------------------------------------------------------------- algorithms that are the same
+
+
+def line(algorithm, data, optimiser="sgd", policy="keep", P=8, sampling="iid", B=5, more=""):
+    return (f"{algorithm} --learners {P} --data {shlex.quote(data.path)} --sampling {sampling} --batch-size {B} "
+            f"--steps 60 --l2 {L2} --optimizer {optimiser} --momentum {M} --state {policy} --lr 0.5 --save-weights "
+            f"--eval-every 60 {more}")
+
+
+SAME_BITS = {
+    "hieravg --K1 7 --K2 7 --S 4": "kavg --K 7",
+    "hieravg --K1 3 --K2 7 --S 1": "kavg --K 7",
+    "hieravg --K1 3 --K2 9 --S 8": "kavg --K 3",
+    "hieravg --K1 1 --K2 1 --S 2": "kavg --K 1",
+    "piecewise --pieces 0:7": "kavg --K 7",
+    "piecewise --pieces 0:5,2:5": "kavg --K 5",
+    "adalupa --tau0 7 --alpha 0": "kavg --K 7",
+    "oneshot": "kavg --K 60",
+    "adalupa --tau0 60": "oneshot",
+    "kavg --K 1000": "oneshot",
+    "adpsgd --p-init 7 --Ks 60 --warmup 0": "kavg --K 7",
+    "adpsgd --p-init 7 --Ks 60 --warmup 99": "kavg --K 1",
+    "hieravg --K1 3 --K2 8 --S 2 --mu 0": "hieravg --K1 3 --K2 8 --S 2",
+    "hieravg --K1 7 --K2 7 --S 4 --mu 0.5": "mavg --K 7 --mu 0.5",
+}
+SAME_TO_ROUNDING = {
+    "mavg --K 7 --mu 0": "kavg --K 7",
+    "mavg --K 7 --mu 0 --nesterov": "kavg --K 7",
+    "kavg --K 1": "sync",
+}
+ONE_LEARNER = ["kavg --K 7", "sync", "oneshot", "hieravg --K1 2 --K2 6 --S 1", "adpsgd --p-init 4 --Ks 60 --warmup 0"]
+LINEAR = ["sgd", "momentum", "nesterov"]  # optimisers whose step is linear in gradients and state
+OPTIMISERS = [*LINEAR, "adam"]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory, shards):
+    """Eight learners on two ranks, by name."""
+    names = {**SAME_BITS, **SAME_TO_ROUNDING}
+    lines = {name: line(name, shards, "momentum", "average") for name in [*names, *names.values()]}
+    whole = {"sampling": "shard", "B": N // 8}
+    for optimiser in LINEAR:
+        for policy in ("keep", "average"):
+            lines[f"K=1 {optimiser} {policy}"] = line("kavg --K 1", shards, optimiser, policy, **whole)
+        lines[f"sync {optimiser}"] = line("sync", shards, optimiser, **whole)
+    for seed in (0, 1):
+        for algorithm in ("kavg --K 7", "hieravg --K1 3 --K2 8 --S 4", "sync"):
+            lines[f"{algorithm} {seed}"] = line(algorithm, shards, "momentum", **whole, more=f"--seed {seed}")
+        for sampling in ("iid", "shuffle", "shard", "block"):
+            lines[f"{sampling} {seed}"] = line("kavg --K 7", shards, sampling=sampling, more=f"--seed {seed}")
+    lines["S"] = line("kavg --K 7", shards, **whole, more="--variance averages --grad-norm")
+    lines["V"] = line("kavg --K 7", shards, **whole, more="--variance steps")
+    lines["unwatched"] = line("kavg --K 7", shards, **whole)
+    lines["weights not asked for"] = line("kavg --K 7", shards, **whole).replace("--save-weights", "")
+    return train_all(tmp_path_factory.getbasetemp(), 2, lines, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory, shards):
+    """One learner on one rank, by name."""
+    lines = {f"whole {optimiser}": line("sgd", shards, optimiser, P=1, sampling="shard", B=N) for optimiser in LINEAR}
+    lines |= {f"{algorithm} {optimiser}": line(algorithm, shards, optimiser, P=1)
+              for algorithm in ["sgd", *ONE_LEARNER] for optimiser in OPTIMISERS}
+    return train_all(tmp_path_factory.getbasetemp(), 1, lines, timeout=300)
+
+
+@pytest.mark.parametrize(("a", "b"), SAME_BITS.items())
+def test_special_cases_have_the_same_bits(two_ranks, a, b):
+    assert np.array_equal(two_ranks[a].weights, two_ranks[b].weights)
+
+
+@pytest.mark.parametrize(("a", "b"), SAME_TO_ROUNDING.items())
+def test_special_cases_are_the_same_to_rounding(two_ranks, a, b):
+    assert distance(two_ranks[a].weights, two_ranks[b].weights) < TOLERANCE
+
+
+@pytest.mark.parametrize("optimiser", LINEAR)
+def test_period_one_is_sync_is_one_learner_with_a_large_batch(two_ranks, one_rank, optimiser):
+    large = one_rank[f"whole {optimiser}"].weights  # its batches are the union of the eight learners'
+    for name in (f"K=1 {optimiser} keep", f"K=1 {optimiser} average", f"sync {optimiser}"):
+        assert distance(two_ranks[name].weights, large) < TOLERANCE
+
+
+@pytest.mark.parametrize("optimiser", OPTIMISERS)
+@pytest.mark.parametrize("algorithm", ONE_LEARNER)
+def test_one_learner_is_sgd_bit_by_bit(one_rank, algorithm, optimiser):
+    assert np.array_equal(one_rank[f"{algorithm} {optimiser}"].weights, one_rank[f"sgd {optimiser}"].weights)
+
+
+# ------------------------------------------------------------------------------------------ seeds and repetition
+
+
+@pytest.mark.parametrize("algorithm", ["kavg --K 7", "hieravg --K1 3 --K2 8 --S 4", "sync"])
+def test_whole_shards_leave_nothing_to_the_seed(two_ranks, algorithm):
+    assert np.array_equal(two_ranks[f"{algorithm} 0"].weights, two_ranks[f"{algorithm} 1"].weights)
+
+
+@pytest.mark.parametrize("sampling", ["iid", "shuffle", "shard", "block"])
+def test_another_seed_draws_other_examples(two_ranks, sampling):
+    assert distance(two_ranks[f"{sampling} 1"].weights, two_ranks[f"{sampling} 0"].weights) > 100 * TOLERANCE
+
+
+AGAIN = {
+    **{sampling: ("kavg --K 7", "momentum", sampling) for sampling in ("iid", "shuffle", "shard", "block")},
+    "sync": ("sync", "adam", "iid"),
+    "qsgd": ("qsgd --bucket 8", "sgd", "iid"),
+    "hieravg": ("hieravg --K1 3 --K2 8 --S 4 --mu 0.3", "nesterov", "iid"),
+    "adpsgd": ("adpsgd --p-init 3 --Ks 12", "sgd", "iid"),
+}
+
+
+@pytest.fixture(scope="module")
+def repeated(once, tmp_path_factory, shards):
+    """Twelve learners on three ranks, every run in two launches of each MPI library: {mpi: (runs, runs)}."""
+    lines = {name: line(algorithm, shards, optimiser, "average", P=12, sampling=sampling)
+             for name, (algorithm, optimiser, sampling) in AGAIN.items()}
+    folder = tmp_path_factory.getbasetemp()
+    return lambda mpi: tuple(once((mpi, i), train_all, folder, 3, lines, mpi=mpi) for i in range(2))
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+@pytest.mark.parametrize("name", AGAIN)
+def test_the_same_command_gives_the_same_bits(repeated, name, mpi):
+    first, second = (runs[name] for runs in repeated(mpi))
+    assert np.array_equal(first.weights, second.weights)
+    for column in ("t", "scope", "period", "variance"):
+        assert np.array_equal(first.averages[column], second.averages[column], equal_nan=True)
+    assert np.array_equal(first.train.loss, second.train.loss)
+
+
+def test_a_command_alone_gives_the_bits_of_one_among_many(two_ranks, tmp_path, shards):
+    """What ran before in the same processes leaves nothing behind."""
+    name = "hieravg --K1 3 --K2 8 --S 2 --mu 0"
+    alone = train(tmp_path, 2, line(name, shards, "momentum", "average"))
+    assert alone.status == "finished" and np.array_equal(alone.weights, two_ranks[name].weights)
+
+
+@pytest.mark.parametrize("name", AGAIN)
+def test_mpich_and_open_mpi_give_the_same_weights(repeated, name):
+    assert distance(repeated("mpich")[0][name].weights, repeated("openmpi")[0][name].weights) < TOLERANCE
+
+
+# --------------------------------------------------------------------------------------- what is recorded beside
+
+
+def test_weights_are_stored_only_when_asked_for(two_ranks):
+    without, with_them = two_ranks["weights not asked for"], two_ranks["unwatched"]
+    assert without.weights is None and without.initial_weights is None
+    assert with_them.weights.shape == with_them.initial_weights.shape == (D,)
+    assert with_them.weights.dtype == with_them.initial_weights.dtype == np.float32
+
+
+def test_watching_changes_nothing(two_ranks):
+    for name in ("S", "V", "weights not asked for"):
+        assert np.array_equal(two_ranks[name].eval.train_loss, two_ranks["unwatched"].eval.train_loss)
+    assert np.array_equal(two_ranks["V"].weights, two_ranks["unwatched"].weights)
+    assert two_ranks["unwatched"].averages.variance.isna().all()
+    assert two_ranks["unwatched"].averages.mean_variance.isna().all()
+
+
+def test_the_variance_at_averages_is_the_oracles(two_ranks, shards):
+    """ADPSGD that samples all the way is K-AVG with S beside it."""
+    trace = oracle.adpsgd(oracle.Setup(shards.X, shards.y, 8, L2), 60, lambda t: 0.5, 7, 60)[2]
+    np.testing.assert_allclose(two_ranks["S"].averages.variance, [a.variance for a in trace], rtol=1e-4)
+
+
+def test_the_mean_variance_of_a_period_is_equation_11(two_ranks, shards):
+    """V_t of adpsgd: the mean of Var[W_k] over a period, W_k the weights at the beginning of iteration k."""
+    setup = oracle.Setup(shards.X, shards.y, 8, L2)
+    W, states = oracle.start(setup)
+    V, period = [], []
+    for t in range(1, 61):
+        w_bar = oracle.mean(W)
+        period.append(np.mean([np.sum((w_bar - w) ** 2) for w in W]))  # eq. 7
+        W, states = oracle.every_learner_steps(setup, W, states, 0.5)
+        if t % 7 == 0 or t == 60:
+            W = [oracle.mean(W)] * 8
+            V.append(np.mean(period))
+            period = []
+    np.testing.assert_allclose(two_ranks["V"].averages.mean_variance, V, rtol=1e-4)
+
+
+def test_the_gradient_norm_is_that_of_the_averaged_model(two_ranks, shards):
+    run = two_ranks["S"]
+    for w, row in ((run.initial_weights, run.eval.iloc[0]), (run.weights, run.eval.iloc[-1])):
+        gradient = oracle.gradient(w.astype(np.float64), shards.X, shards.y, L2)
+        assert row.grad_norm_sq == pytest.approx(gradient @ gradient, rel=1e-4)
+    assert two_ranks["unwatched"].eval.grad_norm_sq.isna().all()

@@ -44,7 +44,8 @@ class Logistic:
         if self._gathered is None or len(self._gathered[1]) != len(batch):
             self._gathered = self.xp.empty((len(batch), self.d), self.x.dtype), self.xp.empty(len(batch), self.y.dtype)
         x, y = self._gathered
-        return self.xp.take(self.x, batch, axis=0, out=x, mode="clip"), self.xp.take(self.y, batch, out=y, mode="clip")
+        xp, how = self.xp, {"mode": "clip"} if self.xp is np else {}  # NumPy buffers `out` unless told; CuPy has no modes
+        return xp.take(self.x, batch, axis=0, out=x, **how), xp.take(self.y, batch, out=y, **how)
 
     def gradient_(self, w: Array, batch: tuple[Array, Array], out: Array) -> Array:
         """The gradient of the mini-batch objective at w [d] into `out` [d]; returns that objective, a scalar."""

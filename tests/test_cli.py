@@ -1,0 +1,252 @@
+"""The command line: every setting has an option with help, arrives in the run file, and is refused by name if bad."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+
+import pytest
+
+from localavg import algorithms
+from localavg.__main__ import parser
+from localavg.algorithms import ALGORITHMS, options
+from localavg.config import TrainConfig, UserError
+from localavg.record import load
+
+PAPERS = {"sgd", "sync", "kavg", "oneshot", "adalupa", "adpsgd", "piecewise", "qsgd", "mavg", "hieravg"}
+
+
+def localavg(*words, cwd):
+    """`python -m localavg WORDS` in a folder, outside any job."""
+    launchers = ("OMPI_", "PMI", "PRTE", "JSM_", "SLURM_")
+    env = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    return subprocess.run([sys.executable, "-m", "localavg", *map(str, words)], cwd=cwd, env=env, text=True, timeout=60,
+                          capture_output=True)
+
+
+def helped(*words, cwd):
+    done = localavg(*words, "--help", cwd=cwd)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+# -------------------------------------------------------------------------------------------------------- help
+
+
+def test_help_names_the_commands(tmp_path):
+    text = helped(cwd=tmp_path)
+    assert re.search(r"^ +train +\w", text, re.M) and re.search(r"^ +prepare +\w", text, re.M)
+    text = helped("prepare", cwd=tmp_path)
+    assert all(re.search(rf"^ +{name}\s+\w", text, re.M) for name in ("epsilon", "libsvm", "epsilon-like"))
+
+
+def test_help_of_train_names_every_algorithm_with_its_options_and_every_setting(tmp_path):
+    text = helped("train", cwd=tmp_path)
+    assert set(ALGORITHMS) >= PAPERS
+    settings, table = text.split("\nalgorithms:\n")
+    for name in ALGORITHMS:
+        own = re.search(rf"^  {name} +\w.*(?:\n {{13}}.*)*", table, re.M)[0]
+        assert set(re.findall(r"--[\w-]+", own)) == {"--" + o.replace("_", "-") for o in options(name)}
+    for f in fields(TrainConfig):
+        assert f.metadata["help"]
+        if f.name != "algorithm":
+            assert f"--{f.name.replace('_', '-')}" in settings
+
+
+def test_the_papers_symbols_are_the_options():
+    symbols = {"kavg": {"K"}, "mavg": {"K", "mu"}, "hieravg": {"K1", "K2", "S"}, "adalupa": {"tau0", "alpha"},
+               "adpsgd": {"p_init", "Ks"}, "qsgd": {"bits", "bucket"}, "piecewise": {"pieces"}}
+    for name, own in symbols.items():
+        assert own <= set(options(name))
+    assert [options(name) for name in ("sgd", "sync", "oneshot")] == [{}, {}, {}]
+
+
+def test_the_papers_settings_are_the_defaults():
+    assert options("adpsgd") | {"mu": 0} == {
+        "p_init": 4, "Ks": 0.25, "low": 0.7, "high": 1.3, "warmup": 1.0, "mu": 0, "nesterov": False}
+    assert (options("adalupa")["tau0"], options("adalupa")["alpha"]) == (91, 1.09)
+    assert options("qsgd") == {"bits": 8, "bucket": 512}
+
+
+# ----------------------------------------------------------------------------------------------------- parsing
+
+
+def test_tau_is_lupas_name_of_k():
+    for flag in ("--K", "--tau"):
+        assert vars(parser().parse_args(["train", "kavg", flag, "7"]))["own K"] == 7
+
+
+def test_only_what_is_given_is_passed_on():
+    given = vars(parser().parse_args(["train", "kavg", "--lr", "0.5"]))
+    assert {name: given[name] for name in given if name not in ("call", "command")} == {"algorithm": "kavg", "lr": 0.5}
+
+
+@pytest.mark.parametrize(("line", "words"), [
+    ("", "COMMAND"),
+    ("fly", "'fly'"),
+    ("train", "ALGORITHM"),
+    ("train kavg --K many", "--K/--tau: invalid int value: 'many'"),
+    ("train kavg --lr much", "--lr: invalid float value: 'much'"),
+    ("train kavg --sampling some", "--sampling: invalid choice: 'some'"),
+    ("train kavg --optimizer lion", "--optimizer: invalid choice: 'lion'"),
+    ("train kavg --wings 2", "--wings 2"),
+    ("prepare", "SET"),
+    ("prepare libsvm", "TRAIN"),
+    ("prepare libsvm a.txt", "--out"),
+])
+def test_a_line_that_does_not_parse_is_a_users_mistake_that_points_to_help(line, words):
+    with pytest.raises(UserError) as e:
+        parser().parse_args(line.split())
+    assert words in str(e.value) and str(e.value).endswith("--help)") and "\n" not in str(e.value)
+
+
+# -------------------------------------------------------------------------------------------------------- runs
+
+
+def test_every_setting_arrives_in_the_run_file(tmp_path):
+    given = {
+        "data": "epsilon-like:60x5", "problem": "logistic", "l2": 0.01, "sampling": "shard", "learners": 3,
+        "ranks_per_node": 1, "transport": "mpi", "device": "cpu", "steps": 12, "batch_size": 4, "optimizer": "nesterov",
+        "momentum": 0.5, "state": "average", "seed": 3, "lr": 0.2, "schedule": "steps", "factor": 0.25,
+        "milestones": [1.0, 2.0], "warmup_epochs": 0.5, "warmup_from": 0.1, "out": "run.h5", "variance": "averages",
+        "log_every": 2, "eval_every": 6,
+    }
+    flags = ["save_weights", "grad_norm", "force_block"]
+    words = [f"--{flag.replace('_', '-')}" for flag in flags]
+    for name, value in given.items():
+        words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
+    done = localavg("train", "mavg", "--K", 4, "--mu", 0.25, *words, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "run.h5\n"
+    assert "Traceback" not in done.stderr and "localavg:" not in done.stderr
+    run = load(tmp_path / "run.h5")
+    given |= {"milestones": json.dumps(given["milestones"]), "algorithm": "mavg", "K": 4, "mu": 0.25, "nesterov": False}
+    assert {name: run.config[name] for name in given} == given
+    assert [run.config[flag] for flag in flags] == [True, True, True]
+    unset = {"epochs", "every", "pl_constant", "shift"}
+    assert {f.name for f in fields(TrainConfig)} - set(given) - set(flags) == unset
+    assert {run.config[name] for name in unset} == {"none"}
+    # and they took effect
+    assert run.status == "finished"
+    assert run.averages.t.tolist() == [4, 8, 12]
+    assert run.train.t.tolist() == [2, 4, 6, 8, 10, 12] and run.eval.t.tolist() == [0, 6, 12]
+    # 5 updates an epoch of a shard of 20 rows: a warm-up of round(2.5) = 2, ×0.25 after 5 and 10
+    assert run.train.step_size.tolist() == pytest.approx([0.15, 0.2, 0.05, 0.05, 0.05, 0.0125])
+    assert run.train.samples.tolist() == [24, 48, 72, 96, 120, 144]
+    assert len(run.weights) == len(run.initial_weights) == 5
+    assert run.averages.variance.notna().all() and run.eval.grad_norm_sq.notna().all()
+
+
+def test_without_settings_it_is_one_epoch_in_the_default_place(tmp_path):
+    done = localavg("train", "kavg", "--data", "epsilon-like:64x8", "--batch-size", 4, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "runs/kavg-s0.h5\n")
+    run = load(tmp_path / "runs" / "kavg-s0.h5")
+    assert run.status == "finished" and run.config["steps"] == 16 == run.eval.t.iloc[-1]
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["kavg-s0.h5"]  # no partial
+
+
+def test_epochs_are_rounded_up_to_whole_updates(tmp_path):
+    words = "--data epsilon-like:64x8 --batch-size 5 --learners 2 --epochs 1.5 --seed 4"  # 6.4 updates an epoch
+    assert localavg("train", "oneshot", *words.split(), cwd=tmp_path).returncode == 0
+    run = load(tmp_path / "runs" / "oneshot-s4.h5")
+    assert run.config["steps"] == 10 and run.averages.t.tolist() == [10]
+
+
+# ----------------------------------------------------------------------------------------------- bad settings
+
+NAN, INF = math.nan, math.inf
+BAD = [
+    ({"learners": 0}, "--learners 0: must be at least 1"),
+    ({"ranks_per_node": 0}, "--ranks-per-node 0: must be at least 1"),
+    ({"steps": 0}, "--steps 0: must be at least 1"),
+    ({"steps": -5}, "--steps -5: must be at least 1"),
+    ({"batch_size": 0}, "--batch-size 0: must be at least 1"),
+    ({"log_every": 0}, "--log-every 0: must be at least 1"),
+    ({"eval_every": -1}, "--eval-every -1: must be at least 1"),
+    ({"seed": -1}, "--seed -1: must be at least 0"),
+    ({"seed": 2**63}, f"--seed {2**63}: must be below 2^63"),
+    *[({name: x}, f"--{name.replace('_', '-')} {x}: must be a finite number above 0")
+      for name in ("lr", "epochs", "factor", "warmup_from") for x in (0.0, -0.5, NAN, INF, -INF)],
+    *[({name: x}, f"--{name.replace('_', '-')} {x}: must be a finite number of at least 0")
+      for name in ("l2", "warmup_epochs") for x in (-0.5, NAN, INF)],
+    *[({"momentum": x}, f"--momentum {x}: must lie in [0, 1)") for x in (1.0, -0.1, NAN, INF)],
+    *[({"schedule": "steps", "milestones": (5.0, x)}, f"--milestones {x}: must be") for x in (-1.0, NAN, INF)],
+    *[({"schedule": "steps", "every": x}, f"--every {x}: must be") for x in (0.0, -1.0, NAN, INF)],
+    *[({"schedule": "inverse", "pl_constant": x}, f"--pl-constant {x}: must be") for x in (0.0, -1.0, NAN, INF)],
+    *[({"schedule": "inverse", "pl_constant": 1.0, "shift": x}, f"--shift {x}: must be") for x in (-1.0, NAN, INF)],
+    *[(settings, f"--{name} 1e+308: must be") for name, settings in (  # more updates than a number can count
+        ("epochs", {"epochs": 1e308}), ("warmup-epochs", {"warmup_epochs": 1e308}),
+        ("milestones", {"schedule": "steps", "milestones": (1e308,)}))],
+    ({"schedule": "cosine"}, "--schedule cosine: must be one of constant, steps, inverse"),
+    ({"optimizer": "lion"}, "--optimizer lion: must be one of sgd, momentum, nesterov, adam"),
+    ({"state": "forget"}, "--state forget: must be one of keep, average, reset"),
+    ({"sampling": "some"}, "--sampling some: must be one of iid, shuffle, shard, block"),
+    ({"variance": "yes"}, "--variance yes: must be one of no, averages, steps"),
+    ({"steps": 10, "epochs": 2.0}, "--steps 10 and --epochs 2 both set the length: give one of them"),
+    ({"milestones": (5.0,)}, "--milestones means nothing to --schedule constant: add --schedule steps or leave it out"),
+    ({"every": 5.0}, "--every means nothing to --schedule constant: add --schedule steps"),
+    ({"pl_constant": 1.0}, "--pl-constant means nothing to --schedule constant: add --schedule inverse"),
+    ({"schedule": "steps"}, "--schedule steps needs one of --milestones and --every"),
+    ({"schedule": "steps", "every": 5.0, "milestones": (5.0,)}, "--schedule steps needs one of --milestones and"),
+    ({"schedule": "steps", "every": 5.0, "shift": 1.0}, "--shift means nothing to --schedule steps"),
+    ({"schedule": "inverse"}, "--schedule inverse needs --pl-constant"),
+    ({"schedule": "inverse", "pl_constant": 1.0, "every": 5.0}, "--every means nothing to --schedule inverse"),
+]
+
+
+@pytest.mark.parametrize(("settings", "words"), BAD, ids=[f"{words}" for _, words in BAD])
+def test_a_bad_setting_is_refused_by_name_value_and_rule(settings, words):
+    with pytest.raises(UserError) as e:
+        TrainConfig(algorithm="kavg", **settings)
+    assert str(e.value).startswith(words) and "\n" not in str(e.value)
+
+
+def test_limits_are_taken():
+    TrainConfig(algorithm="kavg", learners=1, steps=1, batch_size=1, seed=2**63 - 1, momentum=0.0, l2=0.0, lr=5e-324)
+    TrainConfig(algorithm="kavg", schedule="steps", milestones=(0.0,), warmup_epochs=0.0)
+    TrainConfig(algorithm="kavg", schedule="inverse", pl_constant=1.0, shift=0.0)
+
+
+def test_settings_do_not_change():
+    c = TrainConfig(algorithm="kavg")
+    with pytest.raises(FrozenInstanceError):
+        c.lr = 0.5
+    with pytest.raises(TypeError):
+        TrainConfig("kavg")  # by name only
+
+
+@pytest.mark.parametrize(("name", "given", "words"), [
+    ("kavg", {"K": 0}, "--K 0: a period must be at least 1"),
+    ("mavg", {"K": -1}, "--K -1: a period must be at least 1"),
+    *[("mavg", {"mu": x}, f"--mu {x}: block momentum must lie in [0, 1)") for x in (1.0, -0.1, NAN, INF)],
+    ("hieravg", {"mu": NAN}, "--mu nan: block momentum"),
+    ("hieravg", {"K1": 5, "K2": 4}, "--K1 5 exceeds --K2 4"),
+    ("hieravg", {"K1": 0}, "--K1 0: a period"),
+    ("adpsgd", {"p_init": 0}, "--p-init 0: a period"),
+    *[("adpsgd", {"Ks": x}, f"--Ks {x}: must be a finite number above 0") for x in (0.0, -1.0, NAN, INF)],
+    ("adpsgd", {"Ks": 0.001}, "--Ks of 1 updates ends before the first average at p_init = 4"),
+    *[("adpsgd", {"warmup": x}, f"--warmup {x}: must be a number of epochs") for x in (-1.0, NAN, INF)],
+    ("adpsgd", {"low": 2.0}, "--low 2 and --high 1.3"),
+    ("adalupa", {"tau0": 0}, "--tau0 0: a period"),
+    ("adalupa", {"alpha": NAN}, "--alpha nan: must be"),
+    ("adalupa", {"rule": "loss", "tau0": 0}, "--tau0 0: a period"),
+    ("adalupa", {"rule": "guess"}, "--rule guess: must be linear"),
+    *[("piecewise", {"pieces": x}, f"--pieces {x}: must read FROM_EPOCH:K")
+      for x in ("", "4", "0:4,8", "0:x", "nan:4", "inf:4", "0:4:8", "0:2.5")],
+    ("piecewise", {"pieces": "1:4"}, "--pieces with starts [100]: they must begin at 0"),
+    ("piecewise", {"pieces": "0:4,0.001:8"}, "--pieces with starts [0, 0]"),
+    ("qsgd", {"bits": 1}, "--bits 1: must lie in 2 … 8"),
+    ("qsgd", {"bucket": 0}, "--bucket 0: must be at least 1"),
+    ("sync", {"K": 4}, "--K means nothing to sync, which takes no options of its own"),
+    ("kavg", {"mu": 0.5}, "--mu means nothing to kavg, which takes --K"),
+    ("kavg", {"p_init": 5}, "--p-init means nothing to kavg"),
+    ("flyavg", {}, "algorithm flyavg: must be one of sgd, sync, qsgd, kavg, "),
+])
+def test_a_bad_option_of_an_algorithm_is_refused_by_name(name, given, words):
+    with pytest.raises(UserError) as e:
+        algorithms.make(name, given, T=1000, epoch=100)
+    assert str(e.value).startswith(words) and "\n" not in str(e.value)
+    assert name in ALGORITHMS or all(known in str(e.value) for known in ALGORITHMS)
