@@ -5,10 +5,10 @@ RUNS   ?= runs/lupa-fig2
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run test lint bench clean
+.PHONY: help run test test-root lint bench clean
 
 help:            ## what there is to make
-	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 .venv/run: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -27,7 +27,11 @@ run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (
 	jobs/local/lupa-fig2 $(RUNS)
 
 test: .venv/test .mpich ## the tests (set-up included)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q -m 'not root'
+
+test-root: .venv/test ## the checks that need root: emulated hosts
+	command -v tc >/dev/null || (apt-get update -qq && apt-get install -y -qq iproute2)
+	$(BIN)/python -m pytest -q -m root
 
 lint: .venv/test ## ruff
 	$(BIN)/ruff check .

@@ -64,9 +64,9 @@ class Monitor:
         self.T, self.epoch, self.B, self.log_every, self.eval_every = T, epoch, B, log_every, eval_every
         self.variance, self.V, self.grad_norm = variance, V, grad_norm
         self.clock = Clock()
-        self.losses = np.zeros((log_every, fleet.L))  # [steps a row of /train, L]; row t mod log_every is update t's
+        self.losses = np.zeros((log_every, fleet.L))  # [steps a row of /train, L], of the updates since the last report
         self.due = min(T, log_every, eval_every)  # t of the next report
-        self._reported = 0  # t of the last one
+        self.reported = 0  # t of the last one
         self._events: list[float] = []  # seconds of every exchange since then
         self._split = np.zeros(4)  # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
         self._drift: list[float] = []  # Var[W_k] of the updates since the last average
@@ -129,7 +129,7 @@ class Monitor:
                                compute_s=compute, communicate_s=communicate, wait_s=wait, data_s=data)
             self.record.flush()
             self._progress.step(t, loss, samples / wall_s)
-        self._reported = t
+        self.reported = t
         evaluating = t == self.T or t % self.eval_every == 0
         self.due = min(self.T, *(t + every - t % every for every in (self.log_every, self.eval_every)))
         self.clock.lap("rest")
@@ -138,23 +138,24 @@ class Monitor:
 
     def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
         """Over the updates since the last report: the mean loss, and (t, j) of the first loss that is not finite."""
-        L, P = self.fleet.L, self.fleet.P
-        steps = np.arange(self._reported + 1, t + 1)
-        losses = self.losses[steps % self.log_every]  # [steps, L]
-        bad = np.argwhere(~np.isfinite(losses))
-        first = float(steps[bad[0, 0]] * P + self.fleet.learners[bad[0, 1]]) if len(bad) else math.inf
+        P, steps = self.fleet.P, t - self.reported
+        losses = self.losses[:steps]  # [steps, L]
+        loss, first = losses.sum(), math.inf
+        if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
+            step, l = bad[0]
+            first = float((self.reported + 1 + step) * P + self.fleet.learners[l])
         fastest = np.array([first, *self._events])  # who comes last to an exchange does not wait there: the minimum is its cost
         self.fleet.world.Allreduce(MPI.IN_PLACE, fastest, MPI.MIN)
         communicate = fastest[1:].sum()
         now = self.clock.seconds
-        sums = np.array([losses.sum(), now["compute"], now["data"], communicate, sum(self._events) - communicate])
+        sums = np.array([loss, now["compute"], now["data"], communicate, sum(self._events) - communicate])
         self._events.clear()
         self.fleet.world.Allreduce(MPI.IN_PLACE, sums)
         sums[1:] /= self.fleet.ranks
         self._split[:2] = sums[1:3]
         self._split[2:] += sums[3:]
         where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None
-        return sums[0] / (len(steps) * L * self.fleet.ranks), where
+        return sums[0] / (steps * P), where
 
     def _evaluate(self, t: int, w: Array, wall_s: float = 0.0) -> None:
         """A row of /eval: the averaged model w̄ on all data, each learner summing over its part of the rows."""

@@ -36,7 +36,7 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     last = 0  # t of the last average
     for t in range(1, T + 1):  # t = completed local updates
         gamma = step_size(t)
-        loss = losses[t % len(losses)]
+        loss = losses[t - monitor.reported - 1]
         if monitor.V:
             monitor.drifted(w)
         for l, j, w_j, g_j in rows:

@@ -18,7 +18,7 @@ def add(commands: Any) -> None:
     s.add_argument("--problem", choices=("logistic",), default="logistic")
     s.add_argument("--data", default="epsilon-like:200000x2000")
     s.add_argument("--batch-size", type=int, default=128)
-    s.add_argument("--steps", type=int, default=3000)
+    s.add_argument("--steps", type=int, default=10_000)
     s.add_argument("--repeats", type=int, default=7)
     s.set_defaults(call=_train)
 

@@ -82,8 +82,8 @@ class SharedMemory(HostMPI):
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
         """A rank contributes nbytes within its node; across nodes its lanes of them."""
         within = sum(nbytes for part in self.parts[scope] if part.here is not None)
-        across = sum(nbytes // part.lanes for part in self.parts[scope] for _, comm in part.mine if comm is not None)
-        return within, across
+        lanes = [(lane, part.lanes) for part in self.parts[scope] for lane, comm in part.mine if comm is not None]
+        return within, sum(nbytes * (lane + 1) // of - nbytes * lane // of for lane, of in lanes)
 
     def _work(self, w: np.ndarray, scope: Scope) -> list[Work] | None:
         """What this rank does for a mean of w [L, n], made at the first one; None for rows that `zeros` did not make."""
