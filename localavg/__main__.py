@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from typing import NoReturn
 
-from localavg.commands import bench, prepare, rank, theory, train
+from localavg.commands import RANK, bench, prepare, rank, theory, train
 from localavg.config import UserError
 
 
@@ -28,6 +29,8 @@ def parser() -> Parser:
 
 def main(argv: list[str] | None = None) -> NoReturn:
     """Run one command and exit: 0 done, 1 failed, 2 a user's mistake (one line on rank 0)."""
+    if not any(name in os.environ for name in RANK):
+        os.environ.setdefault("OMPI_MCA_btl", "self")  # alone, Open MPI would leave a file in /dev/shm each time
     try:
         args = parser().parse_args(argv)
         status = args.call(args)

@@ -115,7 +115,7 @@ class Log:
             self.file.finish("finished")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [name for name in algorithms.ALGORITHMS if name != "sgd"]  # sgd is for one learner
     parser.add_argument("--algorithm", choices=names, default="mavg")
@@ -126,7 +126,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--momentum", type=float, default=0.9)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", metavar="FILE.h5", help="leave a run file")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     kinds = {name: type(default) for name, default in algorithms.options(args.algorithm).items()}
     pairs = [option.partition("=")[::2] for option in args.options]
     args.options = {name: value == "True" if kinds.get(name) is bool else kinds.get(name, str)(value)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ def alone(tmp_path_factory):
     """Final weights of the same learners on one process, by P."""
     folder = tmp_path_factory.mktemp("alone")
 
+    @cache
     def weights(P):
         out = folder / f"{P}.h5"
         subprocess.run([ROOT / ".venv/bin/python", "-m", "localavg", *TRAIN, "--learners", str(P), "--out", out], check=True,

@@ -99,6 +99,14 @@ def balance(c, K, S, step):
     return c | {"F1_minus_Fstar": c["F1_minus_Fstar"] * c["L"]**2 * step**3 * noise * S * K**2 / c["B"]}
 
 
+def around_the_tie(bound, K):
+    """F1 − F* a little below and above where K and K + 1 give the same bound, which is linear in F1 − F*."""
+    (here, rise), (there, slower) = ((bound(Q(0), k), bound(Q(1), k) - bound(Q(0), k)) for k in (K, K + 1))
+    F1 = (there - here) / (rise - slower)
+    assert F1 > 0
+    return [float(F1 * (1 + shift)) for shift in (-Q(1, 10**9), Q(1, 10**9))]
+
+
 balanced = {"F1_minus_Fstar": st.fractions(min_value=Q(1, 10), max_value=2, max_denominator=10),
             "L": st.fractions(min_value=Q(1, 2), max_value=2, max_denominator=10),
             "M": st.fractions(min_value=Q(1, 2), max_value=4, max_denominator=10),
@@ -122,6 +130,15 @@ def test_kavg_K_above_1_is_necessary_and_sufficient(c, gamma, S):
     assume(abs(second - first) > first / 10**10)
     condition = theory.kavg_K_above_1(**floats(**c, gamma=gamma), S_total=S)
     assert condition.holds == (second < first) == (theory.kavg_K_opt(**floats(**c, gamma=gamma), S_total=S) > 1)
+
+
+@pytest.mark.parametrize("delta", [Q(2, 5), Q(7, 10)])
+@pytest.mark.parametrize("K", [1, 2, 3, 10, 60])
+def test_kavg_K_opt_turns_where_two_bounds_tie(K, delta):
+    F1 = around_the_tie(lambda F1, k: kavg_B(F1, Q(3), Q(5), Q(1, 50), 4, 8, 1000, delta, k), K)
+    symbols = {"L": 3, "M": 5, "gamma": 0.02, "B": 4, "P": 8, "S_total": 1000, "delta": float(delta)}
+    assert theory.kavg_K_opt(F1_minus_Fstar=F1, **symbols).tolist() == [K, K + 1]
+    assert theory.kavg_K_above_1(F1_minus_Fstar=F1, **symbols).holds.tolist() == [K > 1, True]
 
 
 def test_kavg_K_opt_vectorised_and_at_scale():
@@ -339,6 +356,19 @@ def test_mavg_K_opt_where_every_term_has_its_say():
     assert len(set(optima)) == len(changed)
 
 
+@pytest.mark.parametrize("mu", [Q(0), Q(2, 5)])
+@pytest.mark.parametrize("delta", [Q(2, 5), Q(7, 10)])
+@pytest.mark.parametrize("K", [1, 2, 3, 10, 60])
+def test_mavg_K_opt_turns_where_two_bounds_tie(K, delta, mu):
+    def bound(F1, k):
+        return mavg_bound_by_hand(F1, Q(3), Q(2), Q(5), Q(1, 50), mu, 4, 8, k, Q(1000, k), delta)
+
+    F1 = around_the_tie(bound, K)
+    symbols = {"L": 3, "M": 2, "sigma2": 5, "eta": 0.02, "mu": float(mu), "B": 4, "P": 8, "S_total": 1000}
+    assert theory.mavg_K_opt(F1_minus_Fstar=F1, **symbols, delta=float(delta)).tolist() == [K, K + 1]
+    assert theory.mavg_K_above_1(F1_minus_Fstar=F1, **symbols, delta=float(delta)).holds.tolist() == [K > 1, True]
+
+
 @for_all(st.fixed_dictionaries(balanced_mavg), st.sampled_from([0, Q(1, 4), Q(1, 2), Q(3, 4)]), st.integers(2, 10**6),
          fraction)
 def test_lemma_5_is_necessary_and_sufficient(c, mu, S, delta):
@@ -464,6 +494,20 @@ def test_hieravg_K2_opt_is_the_brute_force_minimum(c, gamma, K2, T, K1, S):
     K2_opt = theory.hieravg_K2_opt(**floats(**c, gamma=gamma), K1=K1, S=S, T=T)
     values = {K2: hieravg_bound_of(c, gamma, K1, K2, S, T) for K2 in range(K1, T + 1)}
     assert values[K2_opt] <= min(values.values()) * (1 + Q(1, 10**12))
+
+
+@pytest.mark.parametrize("delta", [Q(2, 5), Q(3, 5)])
+@pytest.mark.parametrize(("K1", "S", "K2"), [(1, 1, 1), (1, 4, 1), (1, 4, 2), (2, 4, 3), (5, 2, 5), (5, 2, 6), (7, 8, 60)])
+def test_hieravg_K2_opt_turns_where_two_bounds_tie(K1, S, K2, delta):
+    def bound(F1, k):
+        return hieravg_bound_by_hand(F1, Q(3), Q(5), Q(1, 50), 4, 8, K1, k, S, Q(1000, k), delta)
+
+    F1 = around_the_tie(bound, K2)
+    symbols = {"L": 3, "M": 5, "gamma": 0.02, "B": 4, "P": 8, "S": S, "T": 1000, "delta": float(delta)}
+    assert theory.hieravg_K2_opt(F1_minus_Fstar=F1, **symbols, K1=K1).tolist() == [K2, K2 + 1]
+    if K1 == 1:
+        _, exact = theory.hieravg_K2_above_1(F1_minus_Fstar=F1, **symbols)
+        assert exact.holds.tolist() == [K2 > 1, True]
 
 
 def test_hieravg_K2_opt_where_K1_and_S_matter():
@@ -720,6 +764,7 @@ def plain(rows):
 def test_constants_derive_the_gradient_bounds():
     assert CONSTANTS.G2 == 4 and CONSTANTS.M_G == 3  # 2 L (F1 − F*); sqrt(5 + 4)
     assert theory.Constants(F1_minus_Fstar=2, L=1, M=5, G2_max=11).M_G == 4
+    assert CONSTANTS.C1 == 0  # bounded variance, lupa's [6]
 
 
 def test_kavg_table():
