@@ -8,6 +8,7 @@ import time
 from functools import cache
 
 import numpy as np
+import psutil
 import pytest
 from mpi import ROOT
 
@@ -29,11 +30,12 @@ def emulated(*words, **how):
 
 
 def left_behind():
-    """Network namespaces, links and host files of emulated hosts."""
+    """Network namespaces, links, host files and processes of emulated hosts."""
     names = subprocess.run(["ip", "netns"], capture_output=True, text=True).stdout.split()
     links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
     return [x for x in [*names, *os.listdir("/etc/netns")] if x.startswith("lah")] + \
-           [line for line in links.splitlines() if ": la" in line]
+           [line for line in links.splitlines() if ": la" in line] + \
+           [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if "plm_ssh_agent" in (p.info["cmdline"] or ())]
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,7 @@ DEPTH = 4  # chunks on their way at once
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
 
 
-Chunk = tuple[np.ndarray, np.ndarray]  # a group's rows [l, n] in some columns, and where their sum goes [n]
+Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # a group's rows [l, n] in some columns, one by one, where their sum goes
 Work = tuple[MPI.Comm | None, np.float32, list[Chunk], list[tuple[MPI.Comm, list[Chunk]]]]  # of Part: here, learners, mine
 
 
@@ -70,9 +70,9 @@ class SharedMemory(HostMPI):
         for here, P, chunks, lanes in work:
             if here is not None:
                 here.Barrier()  # everyone's rows are ready
-            for rows, mean in chunks:
-                np.add.reduce(rows, axis=0, out=mean)
-                spread += _finish(rows, mean, P, variance)
+            for chunk in chunks:
+                _sum(chunk)
+                spread += _finish(chunk, P, variance)
             for comm, sent in lanes:
                 spread += _across(comm, sent, P, variance)
             if here is not None:
@@ -105,7 +105,7 @@ class SharedMemory(HostMPI):
             size = CHUNK if comm is None else SENT
             lo, hi = (min(rows.shape[1], -(-rows.shape[1] // LINE) * i // part.lanes * LINE) for i in (lane, lane + 1))
             cut = [rows[:, a : min(a + size, hi)] for a in range(lo, hi, size)]
-            cut = [(piece, self._scratch[k % len(self._scratch), : piece.shape[1]]) for k, piece in enumerate(cut)]
+            cut = [(piece, list(piece), self._scratch[k % len(self._scratch), : piece.shape[1]]) for k, piece in enumerate(cut)]
             if comm is None:
                 chunks += cut
             else:
@@ -144,26 +144,38 @@ class SharedMemory(HostMPI):
 def _across(comm: MPI.Comm, chunks: list[Chunk], P: np.float32, variance: bool) -> float:
     """The chunks of a lane that other nodes have rows of too: some travel while the next is summed."""
     spread, flying = 0.0, []
-    for rows, mean in chunks:
+    for chunk in chunks:
         if len(flying) == DEPTH:
             spread += _land(*flying.pop(0), P, variance)
-        np.add.reduce(rows, axis=0, out=mean)
-        flying.append((rows, mean, comm.Iallreduce(MPI.IN_PLACE, mean)))
-    return spread + sum(_land(*chunk, P, variance) for chunk in flying)
+        _sum(chunk)
+        flying.append((chunk, comm.Iallreduce(MPI.IN_PLACE, chunk[2])))
+    return spread + sum(_land(*sent, P, variance) for sent in flying)
 
 
-def _land(rows: np.ndarray, mean: np.ndarray, request: MPI.Request, P: np.float32, variance: bool) -> float:
+def _land(chunk: Chunk, request: MPI.Request, P: np.float32, variance: bool) -> float:
     request.Wait()
-    return _finish(rows, mean, P, variance)
+    return _finish(chunk, P, variance)
 
 
-def _finish(rows: np.ndarray, mean: np.ndarray, P: np.float32, variance: bool) -> float:
-    """Divide a chunk's sum `mean` [n] by P and write it to every row of rows [l, n]; returns Σ ‖w̄ − w_j‖² if asked for."""
+def _sum(chunk: Chunk) -> None:
+    """Add the rows up in their order."""
+    _, parts, total = chunk
+    if len(parts) == 1:
+        total[...] = parts[0]
+    else:
+        np.add(parts[0], parts[1], total)
+        for part in parts[2:]:
+            total += part
+
+
+def _finish(chunk: Chunk, P: np.float32, variance: bool) -> float:
+    """Divide a chunk's sum by P and write it to every row; returns Σ ‖w̄ − w_j‖² if asked for."""
+    rows, parts, mean = chunk
     mean /= P
     spread = 0.0
     if variance:
-        for row in rows:
-            off = row - mean
+        for part in parts:
+            off = part - mean
             spread += float(off @ off)
     rows[...] = mean
     return spread
