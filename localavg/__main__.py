@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from localavg.commands import RANK, bench, prepare, rank, theory, train
+from localavg.commands import RANK, bench, doctor, prepare, rank, theory, train
 from localavg.config import UserError
 
 
@@ -22,7 +22,7 @@ def parser() -> Parser:
     """All commands and their options."""
     top = Parser(prog="localavg", description="SGD with local updates and periodic averaging over MPI.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, prepare, theory, bench):
+    for command in (train, prepare, theory, bench, doctor):
         command.add(commands)
     return top
 

@@ -28,7 +28,7 @@ def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int) -
     One row a learner; the times are those of the slowest rank. floor_s: every rank copies a row of the same size at once,
     the memory traffic of any mean in place; between nodes, the time one row takes over the measured link if that is longer.
     """
-    link = _link_bytes_per_s(fleet)
+    link = link_bytes_per_s(fleet)
     rows = []
     for n in sizes:
         ours = transport.choose(name, fleet, None, 4 * n * fleet.L)
@@ -67,7 +67,7 @@ def _slowest(fleet: Fleet, work: Callable[[], Any]) -> float:
     return fleet.world.allreduce(perf_counter() - start, MPI.MAX)
 
 
-def _link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
+def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
     """What a node sends in one direction while it receives as much, between the first two nodes; inf on one node."""
     leaders = [fleet.node_of.index(k) for k in range(min(2, fleet.nodes))]
     rate = np.inf

@@ -20,8 +20,8 @@ pytestmark = [
     pytest.mark.skipif(not (shutil.which("ip") and shutil.which("tc")), reason="iproute2 (ip, tc) is not installed"),
 ]
 LIMIT_S = 120
-TRAIN = ("train", "kavg", "--K", "3", "--data", "epsilon-like:400x50", "--sampling", "shard", "--batch-size", "10", "--lr", "2",
-         "--steps", "40", "--save-weights")
+TRAIN = ("train", "kavg", "--K", "3", "--data", "epsilon-like:400x50", "--sampling", "shard", "--batch-size", "10",
+         "--lr", "2", "--save-weights", "--steps", "40")
 
 
 def emulated(*words, **how):
@@ -75,7 +75,7 @@ def test_learners_on_several_hosts_train_as_on_one(ranks, alone, tmp_path):
 
 
 def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path):
-    words = ["--hosts", "2", "--", *TRAIN[:-3], "--steps", "100000000", "--out", tmp_path / "run.h5"]
+    words = ["--hosts", "2", "--", *TRAIN[:-1], "100000000", "--out", tmp_path / "run.h5"]
     process = subprocess.Popen([ROOT / "jobs/emulated/run", *map(str, words)], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     until = time.monotonic() + 60
@@ -87,7 +87,8 @@ def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path):
 
 
 @pytest.mark.parametrize(("words", "told"), [
-    (("--rate", "fast", "--", *TRAIN), "--rate fast"), (("--hosts", "none", "--", *TRAIN), "--hosts none"), ((), "jobs/emulated/run"),
+    (("--rate", "fast", "--", *TRAIN), "--rate fast"), (("--hosts", "none", "--", *TRAIN), "--hosts none"),
+    ((), "jobs/emulated/run"),
 ])
 def test_a_mistake_is_told_with_status_2(words, told):
     done = emulated(*words)

@@ -39,7 +39,8 @@ def minimiser(problem):
     x, y, w = problem.x.astype(float), problem.y.astype(float), np.zeros(problem.d)
     for _ in range(50):
         s = 1 / (1 + np.exp(y * (x @ w)))
-        w = w - np.linalg.solve((x * (s * (1 - s))[:, None]).T @ x / len(y) + LAMBDA * np.eye(problem.d), gradients(problem, w).mean(0))
+        hessian = (x * (s * (1 - s))[:, None]).T @ x / len(y) + LAMBDA * np.eye(problem.d)
+        w = w - np.linalg.solve(hessian, gradients(problem, w).mean(0))
     return w
 
 
@@ -71,8 +72,8 @@ def localavg(*words):
 
 
 def test_tables_and_predictions_are_printed():
-    done = localavg("theory", "--F1-minus-Fstar", 2.3, "--L", 10, "--M", 100, "--gamma", 0.01, "--batch-size", 128, "--steps", 21875,
-                    "--P", 5, "--mu-PL", 0.1)
+    done = localavg("theory", "--F1-minus-Fstar", 2.3, "--L", 10, "--M", 100, "--gamma", 0.01, "--batch-size", 128,
+                    "--steps", 21875, "--P", 5, "--mu-PL", 0.1)
     assert done.returncode == 0, done.stderr
     assert all(word in done.stdout for word in ("K-AVG", "M-AVG", "Hier-AVG", "LUPA", "predicted for P = 5", "that fail there"))
     tau = next(line.split() for line in done.stdout.splitlines() if line.startswith("tau "))
@@ -88,8 +89,8 @@ def test_a_missing_constant_is_named():
 def test_predictions_from_a_run(tmp_path):
     """B, P, γ and T are the run's, the constants its problem's."""
     out = tmp_path / "run.h5"
-    assert localavg("train", "kavg", "--K", 4, "--learners", 2, "--data", "epsilon-like:2000x20", "--steps", 60, "--batch-size", 8,
-                    "--lr", 0.5, "--l2", 0.001, "--save-weights", "--out", out).returncode == 0
+    assert localavg("train", "kavg", "--K", 4, "--learners", 2, "--data", "epsilon-like:2000x20", "--steps", 60,
+                    "--batch-size", 8, "--lr", 0.5, "--l2", 0.001, "--save-weights", "--out", out).returncode == 0
     done = localavg("theory", "--from-run", out, "--tables", "none")
     assert done.returncode == 0, done.stderr
     lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) == 2}

@@ -23,7 +23,7 @@ DEPTH = 4  # chunks on their way at once
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
 
 
-Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # a group's rows [l, n] in some columns, one by one, where their sum goes
+Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # rows [l, n] of some columns, one by one, their sum [n]
 Work = tuple[MPI.Comm | None, np.float32, list[Chunk], list[tuple[MPI.Comm, list[Chunk]]]]  # of Part: here, learners, mine
 
 
