@@ -61,6 +61,8 @@ def mavg(K: int = 16, mu: float = 0.7, nesterov: bool = False) -> Algorithm:
 
 def hieravg(K1: int = 4, K2: int = 16, S: int = 4, mu: float = 0.0, nesterov: bool = False) -> Algorithm:
     """Hier-AVG (hieravg Alg. 1): clusters of S consecutive learners average every K1 updates, everyone every K2."""
+    if S < 1:
+        raise bad("S", S, "a cluster has at least 1 learner")
     schedule = when.Hierarchical(K1, K2)
     return Algorithm(schedule if S > 1 else when.Every(K2), _average(mu, nesterov), Nothing(), S)  # S = 1: nobody to meet
 

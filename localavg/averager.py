@@ -128,6 +128,18 @@ class Averager:
         finally:
             self.flat.w[...] = own
 
+    def payload_bytes(self) -> tuple[int, int]:
+        """What all ranks handed over at the latest exchange: within nodes, across nodes. Collective."""
+        exchange, flat, transport = self.algorithm.exchange, self.flat, self.transport
+        if exchange.gathers:
+            mine = transport.gather_bytes(exchange.payload_bytes(flat.d_trained, 1))
+        elif exchange.scope:
+            mine = transport.payload_bytes(exchange.payload_bytes(flat.d_trained, 1), self.scope)
+        else:
+            mine = transport.payload_bytes(4 * (flat.d + len(self._state) * flat.d_trained), self.scope)
+        within, across = zip(*self.fleet.world.allgather(mine), strict=True)
+        return sum(within), sum(across)
+
     def state_dict(self) -> dict[str, Any]:
         """What a restart needs beside the model and the optimiser, which between averages are each rank's own."""
         import torch

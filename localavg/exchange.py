@@ -22,6 +22,7 @@ class Nothing:
     """Learners keep their gradients to themselves (every algorithm that averages weights)."""
 
     scope = Scope.NONE
+    gathers = False  # whether rows travel as they are, not as a sum
 
     def start(self, learners: Sequence[int], seed: int) -> None:
         """Called once: the learners of this rank's rows, and the run's seed."""
@@ -30,7 +31,7 @@ class Nothing:
         """Exchange the gradients g [L, d] of update t in place."""
 
     def payload_bytes(self, d: int, L: int) -> int:
-        """What a rank of L learners hands to MPI in one exchange, of gradients or weights of d floats: here their sum."""
+        """What a rank of L learners hands over in one exchange of gradients of d floats: here their sum."""
         return 4 * d
 
 
@@ -54,6 +55,7 @@ class QuantisedGradient(Nothing):
     bits: int = 8
     bucket: int = 512
     scope = Scope.WORLD
+    gathers = True
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:

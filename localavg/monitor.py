@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
@@ -54,12 +55,12 @@ class Monitor:
 
     record: the run file on rank 0, None elsewhere. variance: record S at every average; V: record V_t of every period
     as well (adpsgd eq. 11), which takes one more mean of the weights a step, kept out of wall_s. grad_norm: ‖∇F(w̄)‖² at
-    every evaluation.
+    every evaluation. payload: what this rank hands to MPI in one exchange over a scope, (within its node, across nodes).
     """
 
     def __init__(self, fleet: Fleet, problem: Any, transport: Any, record: Record | None, *, T: int, epoch: float, B: int,
-                 log_every: int, eval_every: int, payload_bytes: int, variance: bool = False, V: bool = False,
-                 grad_norm: bool = False) -> None:
+                 log_every: int, eval_every: int, payload: Callable[[Scope], tuple[int, int]], variance: bool = False,
+                 V: bool = False, grad_norm: bool = False) -> None:
         self.fleet, self.problem, self.transport, self.record = fleet, problem, transport, record
         self.T, self.epoch, self.B, self.log_every, self.eval_every = T, epoch, B, log_every, eval_every
         self.variance, self.V, self.grad_norm = variance, V, grad_norm
@@ -71,8 +72,8 @@ class Monitor:
         self._split = np.zeros(4)  # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
         self._drift: list[float] = []  # Var[W_k] of the updates since the last average
         self.diagnosis_s = 0.0  # what V_t took
-        self._bytes = {scope: self._everyones_bytes(scope, payload_bytes) for scope in (Scope.CLUSTER, Scope.WORLD)}
-        self._progress = Progress(T) if record is not None else None
+        self._bytes = {s: fleet.world.allreduce(np.array(payload(s))).tolist() for s in (Scope.CLUSTER, Scope.WORLD)}
+        self.progress = Progress(T) if record is not None else None
 
     def start(self, w: Array) -> None:
         """Evaluate the initial weights, then start the clock on all ranks together."""
@@ -128,7 +129,7 @@ class Monitor:
             self.record.append("train", t=t, epoch=t / self.epoch, samples=samples, step_size=gamma, loss=loss, wall_s=wall_s,
                                compute_s=compute, communicate_s=communicate, wait_s=wait, data_s=data)
             self.record.flush()
-            self._progress.step(t, loss, samples / wall_s)
+            self.progress.step(t, loss, samples / wall_s)
         self.reported = t
         evaluating = t == self.T or t % self.eval_every == 0
         self.due = min(self.T, *(t + every - t % every for every in (self.log_every, self.eval_every)))
@@ -162,6 +163,8 @@ class Monitor:
         mean, data = self.transport.mean(w), self.problem.data  # [d]
         train_loss, train_accuracy, grad = self._totals(mean, data.train, self.grad_norm)
         train_loss += self.problem.regulariser(mean)
+        if t == self.T and not math.isfinite(train_loss):  # before T the next losses name the learner
+            raise Diverged(f"the averaged model's loss after step {t}, the last, is not finite; lower --lr")
         test_loss, test_accuracy, _ = self._totals(mean, data.test) if data.test is not None else (math.nan, math.nan, None)
         if data.test is not None:
             test_loss += self.problem.regulariser(mean)
@@ -171,7 +174,7 @@ class Monitor:
             self.record.append("eval", t=t, epoch=t / self.epoch, wall_s=wall_s, train_loss=train_loss,
                                train_accuracy=train_accuracy, test_loss=test_loss, test_accuracy=test_accuracy,
                                grad_norm_sq=math.nan if grad is None else float(grad @ grad))
-            self._progress.evaluated(t, train_loss, test_accuracy)
+            self.progress.evaluated(t, train_loss, test_accuracy)
         self.clock.lap("outside")
 
     def _totals(self, w: Array, split: Any, gradient: bool = False) -> tuple[float, float, Array | None]:
@@ -186,13 +189,10 @@ class Monitor:
         self.fleet.world.Allreduce(MPI.IN_PLACE, grad)
         return loss, right, grad / n
 
-    def _everyones_bytes(self, scope: Scope, nbytes: int) -> tuple[int, int]:
-        return tuple(self.fleet.world.allreduce(np.array(self.transport.payload_bytes(nbytes, scope))).tolist())
-
     def close(self) -> None:
         """Leave the terminal in order."""
-        if self._progress is not None:
-            self._progress.close()
+        if self.progress is not None:
+            self.progress.close()
 
 
 class Progress:
@@ -214,7 +214,8 @@ class Progress:
         """The averaged model's training loss and test accuracy."""
         if self.bar is None:
             rate = "" if math.isnan(self._rate) else f"  {self._rate:,.0f} samples/s"
-            print(f"t {t}/{self.T}  train loss {loss:.4f}  test accuracy {accuracy:.4f}{rate}", file=sys.stderr, flush=True)
+            test = "" if math.isnan(accuracy) else f"  test accuracy {accuracy:.4f}"
+            print(f"t {t}/{self.T}  train loss {loss:.4f}{test}{rate}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal in order."""

@@ -101,8 +101,7 @@ class Record:
         `config` and `provenance` are flat: str, int, float, bool, None (written "none"), lists and tuples (JSON text).
         Raises UserError when `path` exists (one of two racing creators gets it) or cannot be written.
         """
-        if os.path.lexists(path):
-            raise UserError(f"{path} exists; run files are never overwritten: give another name or move it away")
+        refuse_existing(path)
         record = cls(Path(path), clock)
         with _clear_errors(f"{path}: cannot write in the folder {record.path.parent}", "give another folder"):
             record.path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,6 +170,12 @@ class Record:
             self._rows[group].clear()
         self._flushed_s = self._clock()
         self._wait_s = max(1.0, 100 * (self._flushed_s - start), image.getbuffer().nbytes / REWRITE_BYTES_PER_S)
+
+
+def refuse_existing(path: str | os.PathLike) -> None:
+    """Raise UserError where a file of this name exists."""
+    if os.path.lexists(path):
+        raise UserError(f"{path} exists; run files are never overwritten: give another name or move it away")
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +314,14 @@ def _write_attrs(item: h5py.HLObject, attrs: Mapping[str, Any]) -> None:
 
 
 def _read_attrs(item: h5py.HLObject) -> dict[str, Any]:
-    return {name: value.item() if isinstance(value, np.generic) else value for name, value in item.attrs.items()}
+    return {name: _decoded(value) for name, value in item.attrs.items()}
+
+
+def _decoded(value: Any) -> Any:
+    """What `_write_attrs` made of None, lists and numbers."""
+    if isinstance(value, str):
+        return None if value == "none" else json.loads(value) if value[:1] == "[" and value[-1:] == "]" else value
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _replace(path: Path, image: io.BytesIO) -> None:

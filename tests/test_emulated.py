@@ -26,7 +26,8 @@ TRAIN = ("train", "kavg", "--K", "3", "--data", "epsilon-like:400x50", "--sampli
 
 def emulated(*words, **how):
     """jobs/emulated/run WORDS."""
-    return subprocess.run([ROOT / "jobs/emulated/run", *map(str, words)], capture_output=True, text=True, timeout=LIMIT_S, **how)
+    words = [ROOT / "jobs/emulated/run", *map(str, words)]
+    return subprocess.run(words, capture_output=True, text=True, timeout=LIMIT_S, **how)
 
 
 def left_behind():

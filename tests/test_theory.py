@@ -150,6 +150,7 @@ def test_kavg_K_opt_vectorised_and_at_scale():
     assert len(set(grid.ravel().tolist())) > 3
     # without noise fewer averages are always better, so K_opt is S itself, however close B(K+1) and B(K) are
     assert theory.kavg_K_opt(**symbols | {"M": 0}, P=8, S_total=10**12) == 10**12
+    assert theory.kavg_K_opt(**symbols | {"M": 0}, P=8, S_total=10**18) == 2**53  # where floats stop counting by ones
     assert theory.kavg_K_opt(**symbols | {"F1_minus_Fstar": 0, "delta": 0.9}, P=8, S_total=100) == 1
 
 
@@ -306,6 +307,17 @@ def test_mavg_mu_opt_by_hand():
     assert theory.mavg_mu_opt(F1_minus_Fstar=[0, F1], **symbols).tolist() == pytest.approx([0, 0.5])
     with pytest.raises(UserError, match="M = sigma2 = 0"):
         theory.mavg_mu_opt(F1_minus_Fstar=1, **symbols | {"M": 0})
+
+
+@pytest.mark.parametrize(("sigma2", "M", "P"), [(5, 7, 8), (5, 0, 8), (5, 0, math.inf), (0, 7, 8)])
+def test_mavg_mu_opt_by_hand_term_by_term(sigma2, M, P):
+    """F1 − F* such that the slope of bound (3) vanishes at μ = 1/2: 2(1−μ)^-3 = 16 in the second term, (1−μ)^-2 = 4 and
+    half of (2μ(1−μ) + 3μ²)/(1−μ)⁴ = 20 in the third, 20 in the fourth."""
+    L, eta, B, K, N = 3, 0.02, 4, 3, 10
+    second, fourth = L**2 * eta**2 * sigma2 * 5 * 3 * 2 / (6 * B), L * eta * K**2 * M
+    third = 2 * L * K**2 * sigma2 * eta / (P * B)
+    F1 = (16 * second + (4 + 10) * third + 20 * fourth) * N * eta / 2
+    assert close(theory.mavg_mu_opt(F1_minus_Fstar=F1, L=L, M=M, sigma2=sigma2, eta=eta, B=B, P=P, K=K, N=N), 0.5)
 
 
 @for_all(mavg_problem, st.integers(1, 64), st.integers(10**3, 10**9), st.fractions(min_value=Q(11, 10), max_value=16))
@@ -497,7 +509,8 @@ def test_hieravg_K2_opt_is_the_brute_force_minimum(c, gamma, K2, T, K1, S):
 
 
 @pytest.mark.parametrize("delta", [Q(2, 5), Q(3, 5)])
-@pytest.mark.parametrize(("K1", "S", "K2"), [(1, 1, 1), (1, 4, 1), (1, 4, 2), (2, 4, 3), (5, 2, 5), (5, 2, 6), (7, 8, 60)])
+@pytest.mark.parametrize(("K1", "S", "K2"), [(1, 1, 1), (1, 4, 1), (1, 4, 2), (2, 4, 3), (5, 2, 5), (5, 2, 6),
+                                             (7, 8, 60)])
 def test_hieravg_K2_opt_turns_where_two_bounds_tie(K1, S, K2, delta):
     def bound(F1, k):
         return hieravg_bound_by_hand(F1, Q(3), Q(5), Q(1, 50), 4, 8, K1, k, S, Q(1000, k), delta)
@@ -534,13 +547,13 @@ def test_condition_3_11_is_sufficient(c, gamma, S, T):
 
 
 def test_condition_3_11_by_hand_is_not_necessary():
-    symbols = {"L": 1, "M": 1, "gamma": 0.1, "B": 1, "P": 8, "S": 4, "T": 100, "delta": 0.5}
-    # rhs of (3.11): 2 · 0.1/8 + 0.01/4 = 0.0275; its lhs (F1−F*)/10
-    printed, exact = theory.hieravg_K2_above_1(F1_minus_Fstar=[0.2, 0.28], **symbols)
-    assert printed.rhs == pytest.approx(0.0275) and printed.lhs.tolist() == pytest.approx([0.02, 0.028])
+    symbols = {"L": 2, "M": 6, "gamma": 0.1, "B": 3, "P": 8, "S": 4, "T": 100, "delta": 0.6}
+    # rhs of (3.11): 2 · 2 · 0.1 · 6/24 + 4 · 0.01 · 6/12 = 0.12; its lhs 0.6(F1−F*)/(100 · 0.1 · 0.4)
+    printed, exact = theory.hieravg_K2_above_1(F1_minus_Fstar=[0.6, 0.82], **symbols)
+    assert printed.rhs == pytest.approx(0.12) and printed.lhs.tolist() == pytest.approx([0.09, 0.123])
     assert printed.holds.tolist() == [False, True] and exact.holds.tolist() == [True, True]
-    # B(2) < B(1): δα/(1−δ) = 0.04, (0.5/0.5) · 0.0125 + 12 · 0.01/12/4 = 0.015
-    assert exact.lhs[0] == pytest.approx(0.04) and exact.rhs == pytest.approx(0.015)
+    # B(2) < B(1): δα/(1−δ) = 0.18, (0.2/0.4) · 0.05 + 12 · (4 · 0.01 · 6/36)/4 = 0.045
+    assert exact.lhs[0] == pytest.approx(0.18) and exact.rhs == pytest.approx(0.045)
 
 
 @for_all(problem, step, st.integers(2, 200), st.fractions(min_value=0, max_value=Q(6, 10), max_denominator=100),
@@ -649,7 +662,8 @@ def test_lupa_conditions_as_printed(kappa, p, tau, alpha, C1):
     mu, a = 0.5, alpha * tau + 4
     L = kappa * mu
     of_alpha, seven, first, second = theory.lupa_conditions(L=L, mu_PL=mu, P=p, tau=tau, alpha=alpha, C1=C1)
-    assert of_alpha.holds == (alpha * math.exp(-2 / alpha) < kappa * math.sqrt(192 * (p + 1) / p))
+    least, most = alpha * math.exp(-2 / alpha), kappa * math.sqrt(192 * (p + 1) / p)
+    assert close(of_alpha.lhs, most) and close(of_alpha.rhs, least) and of_alpha.holds == (least < most)
     X = (p + 1) / p * 192 * kappa**2 * math.exp(4 / alpha)
     if of_alpha.holds:
         b = X + 6 * alpha
@@ -667,6 +681,10 @@ def test_lupa_conditions_of_theorem_2_and_at_scale():
     taus = np.array([5, 91, 2000])
     conditions = theory.lupa_conditions(L=1, mu_PL=1e-4, P=5, tau=taus, alpha=0.001, c=0.001 * 2000 + 4)
     assert all(np.all(np.isfinite(c.margin)) and np.all(c.holds) for c in conditions)
+    theory.lupa_conditions(L=1, mu_PL=1, P=5, tau=9, alpha=1, c=4)
+    for c in (3.9, math.inf):
+        with pytest.raises(UserError, match=r"^c = .*: must be finite and at least 4"):
+            theory.lupa_conditions(L=1, mu_PL=1, P=5, tau=9, alpha=1, c=c)
     by_hand = 4 * 3 * (3 / 7)**3 * 1 * 5  # (a − 3)((a − 3)/(a + 1))^(τ−2) at a = 6, τ = 5
     assert close(conditions[2].rhs[0], by_hand, rel=1e-9)
 
@@ -748,8 +766,9 @@ def test_bad_momentum_and_bad_constants():
         theory.Constants(F1_minus_Fstar=1, L=1, M=1, delta=1.5)
     with pytest.raises(UserError, match=r"^mu_PL = 0"):
         theory.Constants(F1_minus_Fstar=1, L=1, M=1, mu_PL=0)
-    with pytest.raises(UserError, match=r"^E = 1"):
-        theory.adalupa_alpha(T=100, E=1, tau0=10)
+    for E in (1, math.inf):
+        with pytest.raises(UserError, match=f"^E = {E}: must be finite and at least 2"):
+            theory.adalupa_alpha(T=100, E=E, tau0=10)
 
 
 # Tables and predictions -----------------------------------------------------------------------------------------------
@@ -764,6 +783,7 @@ def plain(rows):
 def test_constants_derive_the_gradient_bounds():
     assert CONSTANTS.G2 == 4 and CONSTANTS.M_G == 3  # 2 L (F1 − F*); sqrt(5 + 4)
     assert theory.Constants(F1_minus_Fstar=2, L=1, M=5, G2_max=11).M_G == 4
+    assert theory.Constants(F1_minus_Fstar=2, L=3, M=5).G2 == 12
     assert CONSTANTS.C1 == 0  # bounded variance, lupa's [6]
 
 
@@ -786,7 +806,7 @@ def test_mavg_table():
     for r in rows:
         mu = Q(r["mu"]).limit_denominator(10)
         by_hand = mavg_bound_by_hand(Q(2), Q(1), Q(4), Q(5), Q(1, 100), mu, 16, r["P"], 8, Q(125), DELTA)
-        assert close(r["bound"], by_hand)
+        assert close(r["bound"], by_hand) and r["N"] == 125
     assert rows[0]["mu_opt"] < rows[3]["mu_opt"] and rows[0]["K_opt"] >= rows[1]["K_opt"] >= rows[2]["K_opt"]
     assert [r["holds"] for r in rows[:3]] == [r["mu"] <= r["mu_max"] for r in rows[:3]] == [True, True, False]
 
@@ -794,7 +814,8 @@ def test_mavg_table():
 def test_hieravg_table():
     rows = theory.hieravg_table(CONSTANTS, gamma=0.02, B=16, T=960, P=[16, 6], K1=[1, 4, 8], K2=[4, 8], S=[1, 4])
     assert plain(rows)
-    assert {(r["P"], r["S"]) for r in rows} == {(16, 1), (16, 4), (6, 1)} and all(r["K1"] <= r["K2"] for r in rows)
+    assert {(r["P"], r["S"]) for r in rows} == {(16, 1), (16, 4), (6, 1)} and all(r["N"] == 960 / r["K2"] for r in rows)
+    assert {(r["K1"], r["K2"]) for r in rows} == {(1, 4), (4, 4), (1, 8), (4, 8), (8, 8)}
     for r in rows:
         by_hand = hieravg_bound_by_hand(Q(2), Q(1), Q(5), Q(1, 50), 16, r["P"], r["K1"], r["K2"], r["S"],
                                         Q(960, r["K2"]), DELTA)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from localavg.commands import rank
+from localavg.commands import rank, world
 
 
 def add(commands: Any) -> None:
@@ -30,21 +30,17 @@ def add(commands: Any) -> None:
 
 
 def _prepare_libsvm(args: argparse.Namespace) -> int:
-    from mpi4py import MPI
-
     from localavg.datasets.libsvm import prepare_libsvm
 
     prepare_libsvm(args.train, args.out, test=args.test, features=args.features, shuffle=args.shuffle, name=args.name,
-                   comm=MPI.COMM_WORLD)
+                   comm=world())
     return _say(args.out)
 
 
 def _prepare_epsilon_like(args: argparse.Namespace) -> int:
-    from mpi4py import MPI
-
     from localavg.datasets.epsilon_like import prepare_epsilon_like
 
-    prepare_epsilon_like(args.out, rows=args.rows, features=args.features, seed=args.seed, comm=MPI.COMM_WORLD)
+    prepare_epsilon_like(args.out, rows=args.rows, features=args.features, seed=args.seed, comm=world())
     return _say(args.out)
 
 

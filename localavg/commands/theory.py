@@ -6,8 +6,10 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from localavg.commands import print_table
+from localavg.commands import print_table, world
 from localavg.config import UserError
+
+TABLES = ("kavg", "mavg", "hieravg", "against", "lupa", "adalupa")
 
 
 def add(commands: Any) -> None:
@@ -31,8 +33,12 @@ def add(commands: Any) -> None:
                                 ("mu", float, [0.0, 0.3, 0.5, 0.7, 0.9]), ("K1", int, [1, 2, 4, 8]), ("S", int, [2, 4])):
         g.add_argument(f"--{name}", type=kind, nargs="+", metavar="X", default=default,
                        help=f"(default: {' '.join(map(str, default))})")
-    p.add_argument("--tables", nargs="+", choices=("kavg", "mavg", "hieravg", "lupa", "none"), metavar="TABLE",
-                   default=["kavg", "mavg", "hieravg", "lupa"], help="kavg mavg hieravg lupa (default: all), or none")
+    g.add_argument("--tau0", type=int, metavar="N", default=91, help="first period of ADA-LUPA (default: 91)")
+    g.add_argument("--E", type=int, nargs="+", metavar="X", default=[5, 10, 20], help="periods of ADA-LUPA (default: 5 10 20)")
+    g.add_argument("--a", type=float, nargs="+", metavar="X", default=[0.2, 0.4, 0.6],
+                   help="Theorem 3.6's K2 = (1 + a)K (default: 0.2 0.4 0.6)")
+    p.add_argument("--tables", nargs="+", choices=(*TABLES, "none"), metavar="TABLE", default=TABLES,
+                   help=f"{' '.join(TABLES)} (default: all), or none")
 
 
 def _theory(args: argparse.Namespace) -> int:
@@ -52,19 +58,23 @@ def _theory(args: argparse.Namespace) -> int:
     from localavg.record import load
 
     runs = [load(path) for path in args.from_run]
-    from mpi4py import MPI
-
+    here = world()
+    if here.size > 1:
+        raise UserError(f"theory on {here.size} ranks: it is one process's work; run it without mpirun")
     from localavg.estimate import from_runs
     from localavg.fleet import Fleet
 
-    for group in from_runs(runs, Fleet(MPI.COMM_WORLD), delta):
+    for group in from_runs(runs, Fleet(here), delta):
         constants, settings = group["constants"], group["runs"][0].config
-        gamma, B, T = (args.gamma or settings["lr"], args.batch_size or settings["batch_size"], args.steps or settings["steps"])
+        gamma = args.gamma or _first_step_size(group["runs"][0])
+        B, T = args.batch_size or settings["batch_size"], args.steps or settings["steps"]
         print_table(group["problem"], [{"constant": k, "value": v} for k, v in (asdict(constants) | group["found"]).items()])
         _print_theory(args, constants, gamma, B, T)
         for run in group["runs"]:
             _print_prediction(constants, str(run.path), P=run.config["learners"], B=args.batch_size or run.config["batch_size"],
-                              gamma=args.gamma or run.config["lr"], T=args.steps or run.config["steps"])
+                              gamma=args.gamma or _first_step_size(run), T=args.steps or run.config["steps"],
+                              K1=run.config.get("K1") or 1, S=run.config.get("S") or 1)
+            _print_variance(constants, run)
     return 0
 
 
@@ -79,11 +89,41 @@ def _print_theory(args: argparse.Namespace, constants: Any, gamma: float, B: int
         "hieravg": ("Hier-AVG: bound (3.6) at fixed T = N·K2", lambda: theory.hieravg_table(
             constants, gamma=gamma, B=B, T=T, P=args.P, K1=args.K1, K2=args.K, S=args.S)),
         "lupa": ("LUPA: τ of Corollary 1 and Stich's", lambda: theory.lupa_table(constants, B=B, P=args.P, T=[T])),
+        "adalupa": (f"ADA-LUPA: E periods that grow from τ_0 = {args.tau0} to make T, and their conditions",
+                    lambda: theory.adalupa_table(constants, B=B, P=args.P, T=T, tau0=args.tau0, E=args.E)),
+        "against": ("K-AVG(K) against Hier-AVG with K2 = (1 + a)K, K1 = 1, S = 4: Theorem 3.6", lambda: theory.against_table(
+            constants, gamma=gamma, B=B, T=T, P=args.P, K=args.K, a=args.a)),
     }
     for name in args.tables:
         if name in tables:
             title, rows = tables[name]
             print_table(f"{title} (γ = {gamma:g}, B = {B}, T = {T})", rows())
+
+
+def _first_step_size(run: Any) -> float:
+    """γ as the run began with it, whatever its schedule."""
+    if run.train.empty:
+        raise UserError(f"--from-run {run.path}: it has no row of /train yet; give --gamma")
+    return float(run.train.step_size.iloc[0])
+
+
+def _print_variance(constants: Any, run: Any) -> None:
+    """The weighted variance (9) and bound (8) of adpsgd, for a run that recorded V_t (train --variance steps)."""
+    import numpy as np
+
+    from localavg import theory
+
+    averages = run.averages
+    if averages.empty or averages.mean_variance.isna().any():
+        return
+    variance = np.repeat(averages.mean_variance.to_numpy(), averages.period)  # [T] V_t for every Var[W_k] of its period
+    gamma = np.interp(np.arange(1, len(variance) + 1), run.train.t, run.train.step_size)  # [T]
+    c, P, B = constants, run.config["learners"], run.config["batch_size"]
+    print_table(f"ADPSGD on {run.path}", [{
+        "weighted variance (9)": float(theory.adpsgd_weighted_variance(gamma=gamma, variance=variance)),
+        "bound (8)": float(theory.adpsgd_bound(F1_minus_Fstar=c.F1_minus_Fstar, L=c.L, sigma2=c.M, gamma=gamma,
+                                               variance=variance, B=B, P=P)),
+    }])
 
 
 def _print_prediction(constants: Any, title: str, **of: Any) -> None:

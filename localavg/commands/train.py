@@ -7,8 +7,8 @@ from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
 from localavg.algorithms import ALGORITHMS, options
-from localavg.commands import rank
-from localavg.config import TrainConfig
+from localavg.commands import rank, world
+from localavg.config import TrainConfig, UserError
 
 
 def add(commands: Any) -> None:
@@ -52,11 +52,24 @@ def _train(args: argparse.Namespace) -> int:
     names = {f.name for f in fields(TrainConfig)}
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names}
     config = TrainConfig(**settings)
+    _refuse_idle(settings, config)
     from localavg.record import provenance
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
-    from mpi4py import MPI
-
+    here = world()
     from localavg.run import run
 
-    return run(config, options, MPI.COMM_WORLD, origin)
+    return run(config, options, here, origin)
+
+
+def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:
+    """An option that does nothing beside the others is a mistake."""
+    idle = {
+        "lr": (c.schedule == "inverse", "--schedule inverse, whose γ_t is 4/(μ(t+a))"),
+        "factor": (c.schedule != "steps", f"--schedule {c.schedule}"),
+        "warmup_from": (not c.warmup_epochs, "a run without --warmup-epochs"),
+        "momentum": (c.optimizer not in ("momentum", "nesterov"), f"--optimizer {c.optimizer}"),
+    }
+    for name, (does_nothing, beside) in idle.items():
+        if name in given and does_nothing:
+            raise UserError(f"{_flag(name)} {given[name]} means nothing to {beside}; leave it out")

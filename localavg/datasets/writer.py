@@ -1,7 +1,9 @@
 """Writing a prepared dataset (see `prepared`): atomically, never over another file, by rank 0."""
 
 import contextlib
+import glob
 import os
+import platform
 import shutil
 import signal
 import sys
@@ -65,14 +67,19 @@ def create(out: str | Path, features: int, rows: dict[str, int], attributes: dic
     ({name: (values, attributes)}).
 
     The file gets its name only when the block ends well: until then it is a temporary one beside it, removed on any
-    error, Ctrl-C or SIGTERM. UserError if `out` exists, its folder is missing or the disk is too small.
+    error, Ctrl-C or SIGTERM; what a kill left is removed by the next one of the same name. UserError if `out` exists,
+    its folder is missing or the disk is too small.
     """
     out = Path(out)
     check_out(out)
     need, free = sum(rows.values()) * (features + 1) * FLOAT.itemsize + (1 << 20), shutil.disk_usage(out.parent).free
     if need > free:
         raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    mine = f".{out.name}.{platform.node()}"
+    for left in out.parent.glob(f"{glob.escape(mine)}.*.part"):
+        if not _alive(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
+    part = out.with_name(f"{mine}.{os.getpid()}.part")
     with _terminate_as_exit():
         try:
             offsets = _lay_out(part, features, rows, attributes, arrays or {})
@@ -88,6 +95,16 @@ def create(out: str | Path, features: int, rows: dict[str, int], attributes: dic
             raise UserError(f"{out} cannot be written ({reason(error)}); nothing of it was kept") from error
         finally:
             part.unlink(missing_ok=True)
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _lay_out(path, features, rows, attributes, arrays):

@@ -68,6 +68,10 @@ class HostMPI:
         spans = [group.nodes > 1 for group in self.groups[scope] if group.comm is not None]
         return nbytes * (len(spans) - sum(spans)), nbytes * sum(spans)
 
+    def gather_bytes(self, nbytes: int) -> tuple[int, int]:
+        """The same for a `gather` of nbytes a rank."""
+        return HostMPI.payload_bytes(self, nbytes, Scope.WORLD)
+
     def _mean(self, rows: np.ndarray, group: Group) -> np.ndarray:
         n = rows.shape[1]
         if len(self._memory) < n:
