@@ -65,7 +65,7 @@ class Case(NamedTuple):
         """The arguments of `localavg train`."""
         return (f"{self.line} --learners {self.P} --data {shlex.quote(data.path)} --sampling shard "
                 f"--batch-size {N // self.P} --steps {self.T} --l2 {self.l2} --optimizer {self.optimiser} "
-                f"--momentum {M} --state {self.policy} {self.step.options} --save-weights --seed 0 "
+                f"{momentum(self.optimiser)}--state {self.policy} {self.step.options} --save-weights --seed 0 "
                 f"--log-every {self.T} --eval-every {self.T}")
 
     def expected(self, data):
@@ -383,7 +383,7 @@ def test_a_run_starts_at_zero_and_evaluates_the_weights_it_stores(runs, name, da
 
 def line(algorithm, data, optimiser="sgd", policy="keep", P=8, sampling="iid", B=5, more=""):
     return (f"{algorithm} --learners {P} --data {shlex.quote(data.path)} --sampling {sampling} --batch-size {B} "
-            f"--steps 60 --l2 {L2} --optimizer {optimiser} --momentum {M} --state {policy} --lr 0.5 --save-weights "
+            f"--steps 60 --l2 {L2} --optimizer {optimiser} {momentum(optimiser)}--state {policy} --lr 0.5 --save-weights "
             f"--eval-every 60 {more}")
 
 
@@ -566,3 +566,8 @@ def test_the_gradient_norm_is_that_of_the_averaged_model(two_ranks, shards):
         gradient = oracle.gradient(w.astype(np.float64), shards.X, shards.y, L2)
         assert row.grad_norm_sq == pytest.approx(gradient @ gradient, rel=1e-4)
     assert two_ranks["unwatched"].eval.grad_norm_sq.isna().all()
+def momentum(optimiser):
+    """The option of the optimisers that have a coefficient."""
+    return f"--momentum {M} " if optimiser in ("momentum", "nesterov") else ""
+
+

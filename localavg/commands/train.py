@@ -66,10 +66,10 @@ def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:
     """An option that does nothing beside the others is a mistake."""
     idle = {
         "lr": (c.schedule == "inverse", "--schedule inverse, whose γ_t is 4/(μ(t+a))"),
-        "factor": (c.schedule != "steps", f"--schedule {c.schedule}"),
+        "factor": (c.schedule != "steps", f"--schedule {c.schedule}; use --schedule steps"),
         "warmup_from": (not c.warmup_epochs, "a run without --warmup-epochs"),
-        "momentum": (c.optimizer not in ("momentum", "nesterov"), f"--optimizer {c.optimizer}"),
+        "momentum": (c.optimizer not in ("momentum", "nesterov"), f"--optimizer {c.optimizer}; use --optimizer momentum"),
     }
     for name, (does_nothing, beside) in idle.items():
         if name in given and does_nothing:
-            raise UserError(f"{_flag(name)} {given[name]} means nothing to {beside}; leave it out")
+            raise UserError(f"{_flag(name)} {given[name]} means nothing to {beside}, or leave it out")
