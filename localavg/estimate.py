@@ -1,11 +1,12 @@
 """The constants of the papers' bounds, from the problem that runs were made on: ``localavg theory --from-run FILE…``.
 
-Logistic regression gives them exactly, up to the tolerances stated.
+Logistic regression gives them exactly, up to the tolerances stated; for anything else that has a gradient, networks for
+one, `sampled_constants` estimates them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -67,3 +68,35 @@ def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[dict[str,
         constants, found = logistic_constants(problem, visited, delta)
         rows.append({"problem": f"{data}, λ = {l2:g}", "runs": same, "constants": constants, "found": found})
     return rows
+
+
+def sampled_constants(gradient: Callable[[np.ndarray, Any], tuple[float, np.ndarray]], visited: Sequence[np.ndarray],
+                      batches: Sequence[Any], B: int, Fstar: float = 0.0, delta: float = 0.5, turns: int = 20) -> Constants:
+    """The constants of any differentiable problem, a network for one, estimated on a sample of mini-batches of B examples.
+
+    gradient(w, batch): the mini-batch loss at w [d] and its gradient [d]. visited: weights [d] along a run, the first of
+    them the start. F_1 is the mean loss there; Fstar the least that the loss can be. M, the variance of one example's
+    gradient, is B times that of mini-batches. L is the largest curvature met: at each of `visited` the eigenvalue of the
+    Hessian of the mean loss largest in absolute value, by `turns` of power iteration on differences of gradients; a lower
+    bound of the Lipschitz constant. M, L and the bound on ‖∇F‖² are the largest over `visited`.
+    """
+    if len(batches) < 2:
+        raise UserError(f"{len(batches)} mini-batches: a variance needs at least 2")
+
+    def mean_gradient(w: np.ndarray) -> np.ndarray:
+        return np.mean([gradient(w, batch)[1] for batch in batches], axis=0, dtype=float)
+
+    L, M, G2 = 0.0, 0.0, 0.0
+    for w in visited:
+        each = np.array([gradient(w, batch)[1] for batch in batches], float)  # [batches, d]
+        g = each.mean(axis=0)
+        M = max(M, B * float(((each - g) ** 2).sum()) / (len(batches) - 1))
+        G2 = max(G2, float(g @ g))
+        u = np.random.default_rng(0).standard_normal(len(w))
+        step = 1e-3 * max(1.0, float(np.linalg.norm(w)))
+        for _ in range(turns):
+            u = step * u / np.linalg.norm(u)
+            u = (mean_gradient(w + u) - mean_gradient(w - u)) / 2
+            L = max(L, float(np.linalg.norm(u)) / step)
+    F1 = float(np.mean([gradient(visited[0], batch)[0] for batch in batches]))
+    return Constants(F1_minus_Fstar=F1 - Fstar, L=L, M=M, delta=delta, G2_max=G2)

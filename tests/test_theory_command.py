@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from localavg.datasets import Dataset, Split
-from localavg.estimate import logistic_constants
+from localavg.estimate import logistic_constants, sampled_constants
 from localavg.problems.logistic import Logistic
 
 LAMBDA = 0.01
@@ -64,6 +64,46 @@ def test_weights_that_a_run_visited_raise_the_gradients_bounds(problem):
     g = gradients(problem, far.astype(float))
     assert c.M == pytest.approx(g.var(axis=0).sum(), rel=1e-4)
     assert c.G2_max == pytest.approx((g.mean(axis=0) ** 2).sum(), rel=1e-4)
+
+
+def test_sampling_finds_the_constants_of_a_problem_that_is_known(problem):
+    """Batches of every fifth row of logistic regression: M to the error of 100 batches, L to that of the power iteration."""
+    batches = [np.arange(i, i + 5) for i in range(0, 500, 5)]
+
+    def gradient(w, rows):
+        each, x, y = gradients(problem, w)[rows], problem.x[rows].astype(float), problem.y[rows].astype(float)
+        return np.mean(np.log(1 + np.exp(-y * (x @ w)))) + LAMBDA / 2 * (w @ w), each.mean(axis=0)
+
+    start = np.zeros(problem.d)
+    c = sampled_constants(gradient, [start, minimiser(problem)], batches, B=5, Fstar=0.25)
+    x = problem.x.astype(float)
+    assert c.L == pytest.approx(np.linalg.eigvalsh(x.T @ x)[-1] / (4 * len(x)) + LAMBDA, rel=5e-3)  # the curvature at 0
+    assert c.M == pytest.approx(gradients(problem, start).var(axis=0).sum(), rel=0.15)
+    assert c.G2 == pytest.approx((gradients(problem, start).mean(axis=0) ** 2).sum(), rel=1e-6)
+    assert c.F1_minus_Fstar == pytest.approx(np.log(2) - 0.25, rel=1e-9)
+
+
+def test_sampling_finds_the_curvature_of_a_network():
+    """Against the Hessian of a small network with a smooth activation, written out by torch."""
+    torch = pytest.importorskip("torch")
+    torch.manual_seed(0)
+    x, y = torch.randn(40, 3, dtype=torch.float64), torch.randint(0, 2, (40,))
+    d = 3 * 4 + 4 * 2
+
+    def loss(w, rows):
+        hidden = torch.tanh(x[rows] @ w[:12].reshape(3, 4))
+        return torch.nn.functional.cross_entropy(hidden @ w[12:].reshape(4, 2), y[rows])
+
+    def gradient(w, rows):
+        w = torch.tensor(w, requires_grad=True)
+        value = loss(w, rows)
+        return float(value.detach()), torch.autograd.grad(value, w)[0].numpy()
+
+    w = torch.randn(d, dtype=torch.float64)
+    hessian = torch.autograd.functional.hessian(lambda w: loss(w, slice(None)), w)
+    batches = [slice(i, i + 10) for i in range(0, 40, 10)]
+    c = sampled_constants(gradient, [w.numpy()], batches, B=10, turns=100)
+    assert c.L == pytest.approx(float(torch.linalg.eigvalsh(hessian).abs().max()), rel=1e-2)
 
 
 def localavg(*words):
