@@ -39,6 +39,8 @@ lint: .venv/test ## ruff
 bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(BIN)/python -m localavg bench train --problem logistic
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench memory
+	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average
+	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 11173962
 
 clean:           ## remove the environment, caches and results of make run
 	rm -rf .venv .mpich runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis
