@@ -65,10 +65,11 @@ class Monitor:
         self.T, self.epoch, self.B, self.log_every, self.eval_every = T, epoch, B, log_every, eval_every
         self.variance, self.V, self.grad_norm = variance, V, grad_norm
         self.clock = Clock()
-        self.losses = np.zeros((log_every, fleet.L))  # [steps a row of /train, L], of the updates since the last report
+        self.losses: list[float] = []  # L an update since the last report
         self.due = min(T, log_every, eval_every)  # t of the next report
         self.reported = 0  # t of the last one
         self._events: list[float] = []  # seconds of every exchange since then
+        self._averages: list[tuple] = []  # of rank 0, since the last report: t, scope, period, S, V_t, seconds
         self._split = np.zeros(4)  # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
         self._drift: list[float] = []  # Var[W_k] of the updates since the last average
         self.diagnosis_s = 0.0  # what V_t took
@@ -85,12 +86,12 @@ class Monitor:
         """Weights or gradients were averaged over `scope` after `period` updates; S: the variance, if known."""
         seconds = self.clock.lap("communicate")
         self._events.append(seconds)
+        V = math.nan
+        if self._drift:
+            V = sum(self._drift) / len(self._drift)
+            self._drift.clear()
         if self.record is not None:
-            within, across = self._bytes[scope]
-            V = sum(self._drift) / len(self._drift) if self._drift else math.nan
-            self.record.append("averages", t=t, scope=int(scope), period=period, variance=S, mean_variance=V,
-                               bytes_node=within, bytes_cross=across, seconds=seconds)
-        self._drift.clear()
+            self._averages.append((t, scope, period, S, V, seconds))
 
     def summary(self) -> str:
         """Where the time went, for people: shares of the wall clock, means over the ranks."""
@@ -121,10 +122,11 @@ class Monitor:
         loss, where = self._exchange_interval(t)
         if where is not None:
             if self.record is not None:
-                self.record.flush(force=True)
+                self._record_averages()
             raise Diverged(f"the loss at step {where[0]} of learner {where[1]} is not finite; lower --lr (now {gamma:g})")
         samples = t * self.fleet.P * self.B
         if self.record is not None:
+            self._record_averages()
             compute, data, communicate, wait = self._split
             self.record.append("train", t=t, epoch=t / self.epoch, samples=samples, step_size=gamma, loss=loss, wall_s=wall_s,
                                compute_s=compute, communicate_s=communicate, wait_s=wait, data_s=data)
@@ -140,7 +142,8 @@ class Monitor:
     def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
         """Over the updates since the last report: the mean loss, and (t, j) of the first loss that is not finite."""
         P, steps = self.fleet.P, t - self.reported
-        losses = self.losses[:steps]  # [steps, L]
+        losses = np.array(self.losses).reshape(steps, self.fleet.L)
+        self.losses.clear()
         loss, first = losses.sum(), math.inf
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
             step, l = bad[0]
@@ -157,6 +160,14 @@ class Monitor:
         self._split[2:] += sums[3:]
         where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None
         return sums[0] / (steps * P), where
+
+    def _record_averages(self) -> None:
+        """What `averaged` noted since the last report, as rows."""
+        for t, scope, period, S, V, seconds in self._averages:
+            within, across = self._bytes[scope]
+            self.record.append("averages", t=t, scope=int(scope), period=period, variance=S, mean_variance=V,
+                               bytes_node=within, bytes_cross=across, seconds=seconds)
+        self._averages.clear()
 
     def _evaluate(self, t: int, w: Array, wall_s: float = 0.0) -> None:
         """A row of /eval: the averaged model w̄ on all data, each learner summing over its part of the rows."""

@@ -131,7 +131,7 @@ class Record:
     def flush(self, force: bool = False) -> bool:
         """Write the buffered rows if due, or with `force`; tells whether it wrote.
 
-        Due: max(1 s, 100 x what the last flush took, 1 s for every 4 MB of file) after the last one.
+        Due: max(2 s, 300 x what the last flush took, 1 s for every 4 MB of file) after the last one.
         Raises UserError when the file cannot be written; it then stays as it was and the rows stay buffered.
         """
         due = force or self._clock() - self._flushed_s >= self._wait_s
@@ -169,7 +169,7 @@ class Record:
         for group in tables:
             self._rows[group].clear()
         self._flushed_s = self._clock()
-        self._wait_s = max(1.0, 100 * (self._flushed_s - start), image.getbuffer().nbytes / REWRITE_BYTES_PER_S)
+        self._wait_s = max(2.0, 300 * (self._flushed_s - start), image.getbuffer().nbytes / REWRITE_BYTES_PER_S)
 
 
 def refuse_existing(path: str | os.PathLike) -> None:

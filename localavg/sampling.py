@@ -26,7 +26,7 @@ class Sampler:
     def __init__(self, n: int, P: int, B: int, seed: int) -> None:
         self.n, self.P, self.B, self.seed = n, P, B, seed
         self.epoch: float = n / (P * B)
-        self._drawn: dict[int, tuple[int, list[Batch]]] = {}  # learner -> (window, its batches)
+        self._drawn: dict[int, tuple[int, list[Batch]]] = {}  # learner -> (t of the first, batches of a window)
         if B > n:
             raise UserError(f"--batch-size {B}: the training data has {n} rows; a mini-batch cannot be larger")
 
@@ -34,11 +34,11 @@ class Sampler:
 
     def batch(self, j: int, t: int) -> Batch:
         """Learner j's examples for update t = 1, 2, …"""
-        window, step = divmod(t - 1, self.length)
-        drawn = self._drawn.get(j)
-        if drawn is None or drawn[0] != window:
-            drawn = self._drawn[j] = (window, self.draw(j, window))
-        return drawn[1][step]
+        first, batches = self._drawn.get(j, (0, ()))
+        if not 0 <= t - first < len(batches):
+            window = (t - 1) // self.length
+            first, batches = self._drawn[j] = window * self.length + 1, self.draw(j, window)
+        return batches[t - first]
 
     def draw(self, j: int, window: int) -> list[Batch]:
         """Learner j's batches of one window of steps."""

@@ -24,11 +24,11 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     """
     schedule, combine, exchange = algorithm.schedule, algorithm.combine, algorithm.exchange
     w, g = flat.w, transport.zeros(flat.w.shape)  # [L, d]
-    rows = [(l, j, w[l], g[l]) for l, j in enumerate(learners)]  # views [d]
+    rows = list(zip(learners, w, g, strict=True))  # learner j, its weights and gradient: views [d]
     w_trained, g_trained = w[:, : flat.d_trained], g[:, : flat.d_trained]
     combine.start(w, flat.d_trained)
     optimizer.start(w_trained.shape, transport.zeros)
-    clock, losses = monitor.clock, monitor.losses  # losses: [steps a row of /train, L]
+    clock, losses = monitor.clock, monitor.losses
 
     if schedule.needs == "objective":
         schedule.observe(0, monitor.objective(0, w[0]), step_size(1))
@@ -36,21 +36,21 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     last = 0  # t of the last average
     for t in range(1, T + 1):  # t = completed local updates
         gamma = step_size(t)
-        loss = losses[t - monitor.reported - 1]
         if monitor.V:
             monitor.drifted(w)
-        for l, j, w_j, g_j in rows:
+        for j, w_j, g_j in rows:
+            clock.lap("compute")
             batch = problem.fetch(sampler.batch(j, t))
             clock.lap("data")
-            loss[l] = problem.gradient_(w_j, batch, out=g_j)
-            clock.lap("compute")
+            losses.append(problem.gradient_(w_j, batch, out=g_j))
         if exchange.scope:
+            clock.lap("compute")
             exchange.exchange_(g_trained, t, transport)
             monitor.averaged(t, exchange.scope, 1, math.nan)
         optimizer.update_(w_trained, g_trained, gamma)
-        clock.lap("compute")
         scope = schedule.final if t == T else schedule.after(t)
         if scope:
+            clock.lap("compute")
             S = combine.average_(w, scope, transport, variance=monitor.variance)
             optimizer.at_average_(scope, transport)
             monitor.averaged(t, scope, t - last, S)
@@ -59,4 +59,5 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
                 feedback = S if schedule.needs == "variance" else monitor.objective(t, w[0])
                 schedule.observe(t, feedback, gamma)
         if t == monitor.due:
+            clock.lap("compute")
             monitor.report(t, gamma, w)

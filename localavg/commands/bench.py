@@ -19,7 +19,7 @@ def add(commands: Any) -> None:
     s.add_argument("--problem", choices=("logistic",), default="logistic")
     s.add_argument("--data", default="epsilon-like:200000x2000")
     s.add_argument("--batch-size", type=at_least_1, default=128)
-    s.add_argument("--steps", type=at_least_1, default=10_000)
+    s.add_argument("--steps", type=at_least_1, default=21_875)
     s.add_argument("--repeats", type=at_least_1, default=7)
     s.set_defaults(call=_train)
 

@@ -54,12 +54,14 @@ class Logistic:
         m *= y
         xp.negative(m, out=m)
         b = xp.logaddexp(m, 0)  # [B] losses
-        slope = xp.expm1(-b, out=m)  # [B] −σ(−m)
+        xp.negative(b, out=m)
+        slope = xp.expm1(m, out=m)  # [B] −σ(−m)
         slope *= y
         slope /= len(y)
         xp.matmul(slope, x, out=out)
-        out += self.l2 * w
-        return b.sum() / len(y) + 0.5 * self.l2 * (w @ w)
+        ridge = self.l2 * w  # [d]
+        out += ridge
+        return b.sum() / len(y) + 0.5 * (ridge @ w)
 
     def regulariser(self, w: Array) -> float:
         """(λ/2) ‖w‖²."""

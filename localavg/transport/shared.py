@@ -101,7 +101,7 @@ class SharedMemory(HostMPI):
     def _cut(self, rows: np.ndarray, part: Part) -> Work:
         """This rank's lanes of rows [learners of the group here, n], in chunks."""
         chunks, lanes = [], []
-        for lane, comm in part.mine:
+        for lane, comm in part.mine if part.learners > 1 else ():  # one learner is its own mean
             size = CHUNK if comm is None else SENT
             lo, hi = (min(rows.shape[1], -(-rows.shape[1] // LINE) * i // part.lanes * LINE) for i in (lane, lane + 1))
             cut = [rows[:, a : min(a + size, hi)] for a in range(lo, hi, size)]
