@@ -15,7 +15,6 @@ Cost: about 10 s and 400 MB a rank on two cores; nothing is downloaded.
 
 import argparse
 
-import numpy as np
 import torch
 from mpi4py import MPI
 from sklearn.datasets import load_digits
@@ -85,7 +84,8 @@ class Log:
     def __init__(self, args: argparse.Namespace, averager: Averager, T: int) -> None:
         self.averager, self.world, self.epochs = averager, averager.fleet.world, args.epochs
         config = {**vars(args), **algorithms.options(args.algorithm), **args.options, "data": "digits", "steps": T,
-                  "problem": "network", "learners": averager.fleet.P, "d": averager.flat.d}
+                  "problem": "network", "learners": averager.fleet.P, "d": averager.flat.d,
+                  "schedule": "steps", "factor": 0.1, "milestones": (args.epochs / 2, args.epochs * 3 / 4)}
         del config["options"]
         self.file = None
         if args.out and self.world.rank == 0:
@@ -94,12 +94,10 @@ class Log:
     def average(self, scope: int) -> None:
         """Who averaged just now, if anyone: a row of /averages."""
         if scope:
-            a = self.averager
-            sent = a.transport.payload_bytes(a.algorithm.exchange.payload_bytes(a.flat.d, 1), scope)
-            node, cross = self.world.allreduce(np.array(sent)).tolist()
+            node, cross = self.averager.payload_bytes()
             if self.file:
-                self.file.append("averages", t=a.t, scope=int(scope), period=a.period, variance=a.variance,
-                                 bytes_node=node, bytes_cross=cross)
+                self.file.append("averages", t=self.averager.t, scope=int(scope), period=self.averager.period,
+                                 variance=self.averager.variance, bytes_node=node, bytes_cross=cross)
 
     def evaluation(self, i: int, train: tuple[float, float], test: tuple[float, float]) -> None:
         """Loss and accuracy after epoch i, on the training and the test digits."""

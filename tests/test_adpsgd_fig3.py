@@ -1,0 +1,173 @@
+"""The figure of ADPSGD's period, and the job that makes its runs, as users start them."""
+
+import os
+import re
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+
+from localavg.record import CLUSTER, WORLD, Record
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "analysis" / "adpsgd_fig3.py"
+T, EPOCHS = 600, 30
+
+
+def write_run(path, problem, algorithm, K=None, seed=0, until=T, **config):
+    """A run whose ADPSGD averages 10 times with period 1, 20 times with 4, then with 5, 6, …; and one cluster average."""
+    file = Record.create(path, {"algorithm": algorithm, "problem": problem, "seed": seed, "steps": T, "learners": 4,
+                                "data": "digits", "schedule": "steps", "milestones": (15, 22.5), "K": K, **config}, {})
+    periods = [1] * 10 + [4] * 20 + list(range(5, 200)) if algorithm == "adpsgd" else [K or T] * T
+    ends = [int(t) for t in np.cumsum(periods) if t < until] + ([T] if until == T else [])
+    for t, before in zip(ends, [0, *ends], strict=False):
+        row = {"scope": WORLD, "period": t - before, "bytes_node": 8, "bytes_cross": 0}
+        file.append("averages", t=t, variance=1e-3, **row)
+    file.append("averages", t=3, scope=CLUSTER, period=99, bytes_node=8, bytes_cross=0)
+    for t in range(0, until + 1, 60):
+        loss = 0.1 + 0.001 * (K or 0) + 0.01 * seed + 1 / (1 + t)
+        file.append("eval", t=t, epoch=t * EPOCHS / T, train_loss=loss)
+    if until == T:
+        file.finish("finished")
+    else:
+        file.flush(force=True)
+
+
+def averages(algorithm, K=None):
+    """How many averages of all learners the run above has."""
+    if algorithm == "kavg":
+        return -(-T // K)
+    t, n, p = 90, 30, 5
+    while t + p < T:
+        t, n, p = t + p, n + 1, p + 1
+    return n + 1
+
+
+def launch(line, folder):
+    """Run a launch line of the checkout's top level in another folder."""
+    if not (folder / "analysis").exists():
+        (folder / "analysis").symlink_to(ROOT / "analysis")
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run([sys.executable, *line.split()[1:]], cwd=folder, env=env, capture_output=True, text=True,
+                          timeout=60)
+
+
+def launch_line():
+    return re.search(r"^ +(python analysis/adpsgd_fig3\.py .*)$", SCRIPT.read_text(), re.MULTILINE)[1]
+
+
+def table(out):
+    """Runs, averages, last period and final loss by problem and algorithm."""
+    rows = re.findall(r"^(\S.*?) {2,}(\d+) +(\d+) +(\d+) +(\S.*)$", out, re.MULTILINE)
+    return {label: (int(runs), int(count), int(last), loss) for label, runs, count, last, loss in rows}
+
+
+def check_figures(out, folder, width):
+    """The last lines name both files; the picture has a white rim: nothing is clipped."""
+    pdf, png = (folder / line for line in out.splitlines()[-2:])
+    assert pdf.name == "adpsgd_fig3.pdf" and pdf.read_bytes().startswith(b"%PDF")
+    image = matplotlib.image.imread(png)[..., :3]  # [height, width, 3]
+    assert image.shape[1] == width and image.mean() < 0.99
+    assert all(edge.min() == 1 for edge in (image[0], image[-1], image[:, 0], image[:, -1]))
+
+
+def test_the_figure_by_its_own_launch_line(tmp_path):
+    for problem in ("logistic", "network"):
+        for seed in (0, 1):
+            for algorithm, K in (("adpsgd", None), ("kavg", 8), ("kavg", 4)):
+                path = tmp_path / "runs" / "adpsgd-fig3" / f"{problem}-{algorithm}{K or ''}-s{seed}.h5"
+                write_run(path, problem, algorithm, K, seed)
+    done = launch(launch_line(), tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = table(done.stdout)
+    names = ["ADPSGD", "CPSGD p = 8", "CPSGD p = 4"]
+    assert list(rows) == [f"{problem}, {name}" for problem in ("logistic regression", "network") for name in names]
+    n = averages("adpsgd")
+    assert rows["network, ADPSGD"] == (2, n, n - 31 + 4, "0.1067 ± 0.0071")
+    assert rows["network, CPSGD p = 8"][:3] == (2, 75, 8)
+    assert rows["logistic regression, CPSGD p = 4"] == (2, 150, 4, "0.1107 ± 0.0071")
+    assert not re.search("missing|unfinished|left out|note", done.stdout)
+    check_figures(done.stdout, tmp_path, 1400)
+
+
+def test_a_part_is_drawn_and_what_is_missing_is_said(tmp_path):
+    write_run(tmp_path / "runs" / "a.h5", "logistic", "adpsgd", seed=0)
+    write_run(tmp_path / "runs" / "b.h5", "logistic", "adpsgd", seed=1, lr=0.5)
+    write_run(tmp_path / "runs" / "c.h5", "logistic", "kavg", 20, until=300)
+    write_run(tmp_path / "runs" / "d.h5", "logistic", "hieravg")
+    write_run(tmp_path / "runs" / "e.h5", "logistic", "kavg", T)
+    done = launch("python analysis/adpsgd_fig3.py runs --out .", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = table(done.stdout)
+    assert list(rows) == ["logistic regression, ADPSGD", "logistic regression, CPSGD p = 20"]
+    assert rows["logistic regression, CPSGD p = 20"] == (1, 14, 20, "0.1233")
+    for said in ("missing: CPSGD p = 8 on logistic regression", "missing: ADPSGD on network",
+                 "unfinished: runs/c.h5 is running, drawn up to t = 280", "left out: runs/d.h5 is hieravg on logistic",
+                 "left out: runs/e.h5 has no averages", "2 runs of logistic regression, ADPSGD differ in lr"):
+        assert said in done.stdout, said
+    assert "missing: ADPSGD on logistic" not in done.stdout
+    check_figures(done.stdout, tmp_path, 680)
+
+
+def test_a_folder_without_runs_is_one_line_and_exit_2(tmp_path):
+    write_run(tmp_path / "other" / "d.h5", "logistic", "hieravg")
+    done = launch("python analysis/adpsgd_fig3.py other", tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith("adpsgd_fig3: other: no run here belongs to this figure")
+    assert done.stderr.count("\n") == 1 and not (tmp_path / "figures").exists()
+
+
+def test_the_step_size_drops_where_the_run_says(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "analysis"))
+    import adpsgd_fig3
+
+    from localavg.record import load
+
+    write_run(tmp_path / "a.h5", "network", "adpsgd")
+    run = load(tmp_path / "a.h5")
+    assert adpsgd_fig3.drops(run) == [300, 450]
+    rows = adpsgd_fig3.periods(run)
+    assert rows.t.max() < T and rows.period.max() < 99
+
+
+MPIRUN = """#!{python}
+import sys
+sys.path[:0] = [{tests!r}, {root!r}]
+from pathlib import Path
+from test_adpsgd_fig3 import write_run
+words = sys.argv[1:]
+with open("lines", "a") as file:
+    print("jobs/local/mpirun", *words, file=file)
+out, K = words[-1], next((int(w[2:]) for w in words if w.startswith("K=")), None)
+K = int(words[words.index("--K") + 1]) if "--K" in words else K
+write_run(Path(out), "logistic" if "-m localavg" in " ".join(words) else "network", "kavg" if K else "adpsgd", K)
+"""
+
+
+def test_the_job_does_what_the_figures_docstring_says(tmp_path):
+    """Its launches, noted by an mpirun that makes the run files at once; what is finished is not run again."""
+    local = tmp_path / "jobs" / "local"
+    local.mkdir(parents=True)
+    (local / "adpsgd-fig3").write_text((ROOT / "jobs" / "local" / "adpsgd-fig3").read_text())
+    mpirun = local / "mpirun"
+    mpirun.write_text(MPIRUN.format(python=sys.executable, tests=str(ROOT / "tests"), root=str(ROOT)))
+    mpirun.chmod(mpirun.stat().st_mode | stat.S_IXUSR)
+    (tmp_path / "analysis").symlink_to(ROOT / "analysis")
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+    (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for again in (False, True):
+        done = subprocess.run(["sh", "jobs/local/adpsgd-fig3"], cwd=tmp_path, env=env, capture_output=True, text=True,
+                              timeout=120)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.count("have runs/adpsgd-fig3/") == (6 if again else 0)
+    check_figures(done.stdout, tmp_path, 1400)
+    lines = (tmp_path / "lines").read_text().replace(f"{tmp_path}/jobs/local/../../", "").replace("--seed 0 ", "")
+    told = re.sub(r" \\\n +", " ", SCRIPT.read_text().replace("\\\\\n", "\\\n"))
+    told = [" ".join(line.split()) for line in re.findall(r"^ +(jobs/local/mpirun .*)$", told, re.MULTILINE)]
+    assert len(told) == 4
+    fours = [line.replace("--K 8", "--K 4").replace("K=8", "K=4").replace("kavg8", "kavg4") for line in told]
+    assert set(lines.splitlines()) == {*told, *fours} and len(lines.splitlines()) == 6
