@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 
 
 def attach(model: Module, fleet: Fleet, algorithm: Algorithm, optimizer: Optimizer | None = None, *,
-           state: str = "keep", objective: Callable[[], float] | None = None, seed: int = 0) -> Averager:
+           state: str = "keep", statistics: str = "average", objective: Callable[[], float] | None = None,
+           seed: int = 0) -> Averager:
     """Average `model` over the fleet, one learner a rank, as `algorithm` says; collective. All start from rank 0's.
 
     Parameters and floating-point buffers (BatchNorm's running statistics) are averaged; other buffers
@@ -42,13 +43,15 @@ def attach(model: Module, fleet: Fleet, algorithm: Algorithm, optimizer: Optimiz
     optimizer: needed by sync and qsgd, whose exchange opens its step (what clips before it clips each rank's own
     gradient; a parameter without gradient counts as zero); by adpsgd, for which the lr of its first group is γ; and for
     `state`, what an average does to those of its tensors that are shaped like their parameters: keep, average, reset.
+    statistics: average, or keep to leave every learner's floating-point buffers its own.
     objective: F on this rank's data at the model's present weights, for adalupa(rule="loss"); its mean over the ranks
     is used. seed: of qsgd's rounding.
 
     Raises UserError on every rank for several learners a rank, models that differ between ranks or are not float32 on
     the CPU, and what is needed and not given.
     """
-    return Averager(model, fleet, algorithm, optimizer, state, objective, seed)
+    check_choice("statistics", statistics, ("average", "keep"))
+    return Averager(model, fleet, algorithm, optimizer, state, statistics == "average", objective, seed)
 
 
 class Averager:
@@ -59,22 +62,23 @@ class Averager:
     """
 
     def __init__(self, model: Module, fleet: Fleet, algorithm: Algorithm, optimizer: Optimizer | None, state: str,
-                 objective: Callable[[], float] | None, seed: int) -> None:
+                 statistics: bool, objective: Callable[[], float] | None, seed: int) -> None:
         import torch
 
         fleet.together(lambda: _check(model, fleet, algorithm, optimizer, state, objective))
         torch.set_num_threads(min(fleet.threads, torch.get_num_threads()))
         self.algorithm = algorithm = copy.deepcopy(algorithm)
         self.model, self.fleet, self.optimizer, self.policy, self.objective = model, fleet, optimizer, state, objective
-        self._parameters, tensors = dict(model.named_parameters()), _averaged(model)
+        self._statistics = statistics
+        self._parameters, tensors = dict(model.named_parameters()), _averaged(model, statistics)
         _check_same(fleet, {name: tuple(x.shape) for name, x in tensors.items()})
         rows = 1 + bool(algorithm.exchange.scope) + 2 * (state == "average")  # weights, gradients, Adam's state
         self.transport = choose("auto", fleet, algorithm.S, 4 * rows * sum(x.numel() for x in tensors.values()))
         self.flat = Row(tensors, self.transport.zeros, len(self._parameters))
         self.flat.adopt(tensors)
         fleet.world.Bcast(self.flat.w[0])
-        for b in model.buffers():
-            if not b.is_floating_point():
+        for name, b in model.named_buffers():
+            if name not in tensors:
                 b.copy_(fleet.world.bcast(b))
         self.t, self._start = 0, 0  # _start: t at which the period began
         self.scope, self.variance = Scope.NONE, math.nan
@@ -107,7 +111,7 @@ class Averager:
         """Call after the last update: a run ends averaged. Returns who averaged, Scope.NONE where there was no need."""
         final = self.algorithm.schedule.final
         if self.algorithm.exchange.scope:  # the weights are equal, the statistics are not
-            self.flat.adopt(_averaged(self.model))
+            self.flat.adopt(_averaged(self.model, self._statistics))
             self.transport.mean_(self.flat.w[:, self.flat.d_trained :], Scope.WORLD)
         elif final > self.scope:
             if self.scope:
@@ -120,7 +124,7 @@ class Averager:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within it the model holds w̄, the average of all learners; its own weights come back after. Collective."""
-        self.flat.adopt(_averaged(self.model))
+        self.flat.adopt(_averaged(self.model, self._statistics))
         own = self.flat.w.copy()  # [1, d]
         self.flat.w[0] = self.transport.mean(self.flat.w)
         try:
@@ -156,7 +160,7 @@ class Averager:
         self.algorithm.combine.load_state_dict(state["combine"])
 
     def _average(self, scope: Scope) -> None:
-        self.flat.adopt(_averaged(self.model))
+        self.flat.adopt(_averaged(self.model, self._statistics))
         schedule, w = self.algorithm.schedule, self.flat.w  # [1, d]
         steered = schedule.needs == "variance"
         n = self.flat.d_trained if steered else self.flat.d  # S leaves statistics out: another scale
@@ -232,9 +236,10 @@ class Row(Flat):
                 x.data = view
 
 
-def _averaged(model: Module) -> dict[str, Tensor]:
-    """The tensors of a model that are averaged, by name: parameters, then floating-point buffers."""
-    return dict(model.named_parameters()) | {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+def _averaged(model: Module, statistics: bool = True) -> dict[str, Tensor]:
+    """The tensors of a model that are averaged, by name: parameters, then with `statistics` floating-point buffers."""
+    buffers = {name: b for name, b in model.named_buffers() if statistics and b.is_floating_point()}
+    return dict(model.named_parameters()) | buffers
 
 
 def _check(model: Module, fleet: Fleet, algorithm: Algorithm, optimizer: Optimizer | None, state: str,

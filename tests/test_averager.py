@@ -530,7 +530,7 @@ def test_the_controllers_decide_both_ways_and_nothing_hangs_on_rounding(expected
 
 def promises(world):
     """Run under MPI: what the tests below look at, by their names."""
-    checks = (restart, memory, in_place, restore, equal_start, odd_tensors, replaced_tensors, two_models,
+    checks = (restart, memory, in_place, restore, equal_start, kept_statistics, odd_tensors, replaced_tensors, two_models,
               sync_is_kavg_1, mistakes)
     return {check.__name__: check(world) for check in checks}
 
@@ -686,6 +686,34 @@ def test_all_start_from_rank_0s_model(promised):
     net.seen += 5
     for answer in promised:
         assert same_bits(answer["equal_start"], snapshot(net, CASES["kavg"].make_optimiser(net)))
+
+
+def kept_statistics(world):
+    """Running means and a weight after an average, with the statistics averaged and kept."""
+    found = {}
+    for how in ("average", "keep"):
+        net = make_net(world.rank)
+        averager = localavg.attach(net, localavg.Fleet(world), localavg.kavg(K=3), statistics=how)
+        optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+        start = net.norm.running_mean.clone()
+        for t in range(1, 4):
+            x, y = batch(world.rank, t)
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(net(x), y).backward()
+            optimiser.step()
+            own = net.norm.running_mean.clone()
+            averager.step()
+        found[how] = [x.numpy().copy() for x in (start, own, net.norm.running_mean, net.first.weight.detach())]
+    return found
+
+
+def test_statistics_are_averaged_or_every_learners_own(promised):
+    for how in ("average", "keep"):
+        starts, own, after, weights = zip(*(answer["kept_statistics"][how] for answer in promised), strict=True)
+        assert all(np.array_equal(w, weights[0]) for w in weights)
+        assert all(np.array_equal(s, starts[0]) for s in starts)  # equal at the start either way
+        wanted = [np.mean(own, axis=0)] * len(own) if how == "average" else own
+        np.testing.assert_allclose(after, wanted, rtol=1e-6, atol=1e-7)
 
 
 class Odd(nn.Module):
