@@ -23,12 +23,12 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     It starts from equal rows and always ends averaged. Raises `monitor.Diverged` on every rank where a loss is not finite.
     """
     schedule, combine, exchange = algorithm.schedule, algorithm.combine, algorithm.exchange
+    lap, losses, watching = monitor.clock.lap, monitor.losses, monitor.V
     w, g = flat.w, transport.zeros(flat.w.shape)  # [L, d]
     rows = list(zip(learners, w, g, strict=True))  # learner j, its weights and gradient: views [d]
     w_trained, g_trained = w[:, : flat.d_trained], g[:, : flat.d_trained]
     combine.start(w, flat.d_trained)
     optimizer.start(w_trained.shape, transport.zeros)
-    clock, losses = monitor.clock, monitor.losses
 
     if schedule.needs == "objective":
         schedule.observe(0, monitor.objective(0, w[0]), step_size(1))
@@ -36,21 +36,21 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
     last = 0  # t of the last average
     for t in range(1, T + 1):  # t = completed local updates
         gamma = step_size(t)
-        if monitor.V:
+        if watching:
             monitor.drifted(w)
         for j, w_j, g_j in rows:
-            clock.lap("compute")
+            lap("compute")
             batch = problem.fetch(sampler.batch(j, t))
-            clock.lap("data")
+            lap("data")
             losses.append(problem.gradient_(w_j, batch, out=g_j))
         if exchange.scope:
-            clock.lap("compute")
+            lap("compute")
             exchange.exchange_(g_trained, t, transport)
             monitor.averaged(t, exchange.scope, 1, math.nan)
         optimizer.update_(w_trained, g_trained, gamma)
         scope = schedule.final if t == T else schedule.after(t)
         if scope:
-            clock.lap("compute")
+            lap("compute")
             S = combine.average_(w, scope, transport, variance=monitor.variance)
             optimizer.at_average_(scope, transport)
             monitor.averaged(t, scope, t - last, S)
@@ -59,5 +59,5 @@ def train(problem: Any, flat: Flat, algorithm: Algorithm, optimizer: SGD, step_s
                 feedback = S if schedule.needs == "variance" else monitor.objective(t, w[0])
                 schedule.observe(t, feedback, gamma)
         if t == monitor.due:
-            clock.lap("compute")
+            lap("compute")
             monitor.report(t, gamma, w)
