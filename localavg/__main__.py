@@ -7,7 +7,7 @@ import os
 import sys
 from typing import NoReturn
 
-from localavg.commands import RANK, bench, doctor, prepare, rank, theory, train
+from localavg.commands import RANK, bench, doctor, prepare, rank, status, sweep, theory, train
 from localavg.config import UserError
 
 
@@ -22,7 +22,7 @@ def parser() -> Parser:
     """All commands and their options."""
     top = Parser(prog="localavg", description="SGD with local updates and periodic averaging over MPI.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, prepare, theory, bench, doctor):
+    for command in (train, sweep, status, prepare, theory, bench, doctor):
         command.add(commands)
     return top
 
@@ -33,12 +33,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
         os.environ.setdefault("OMPI_MCA_btl", "self")  # alone, Open MPI would leave a file in /dev/shm each time
     try:
         args = parser().parse_args(argv)
-        status = args.call(args)
+        code = args.call(args)
     except UserError as e:
         if rank() == 0:
             print(f"localavg: {e}", file=sys.stderr, flush=True)
-        status = 2
-    _leave(status)
+        code = 2
+    _leave(code)
 
 
 def _leave(status: int) -> NoReturn:

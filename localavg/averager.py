@@ -163,10 +163,7 @@ class Averager:
         self.flat.adopt(_averaged(self.model, self._statistics))
         schedule, w = self.algorithm.schedule, self.flat.w  # [1, d]
         steered = schedule.needs == "variance"
-        n = self.flat.d_trained if steered else self.flat.d  # S leaves statistics out: another scale
-        self.variance = self.algorithm.combine.average_(w[:, :n], scope, self.transport, variance=steered)
-        if n < self.flat.d:
-            self.transport.mean_(w[:, n:], scope)
+        self.variance = self.algorithm.combine.average_(w, scope, self.transport, variance=steered)
         self._state_at_average(scope)
         if schedule.needs:
             gamma = math.nan if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])

@@ -17,8 +17,11 @@ Array = Any
 class Mean:
     """w_j ← w̄ (kavg Alg. 1; hieravg Alg. 1 at both levels)."""
 
+    trained: int | None = None
+
     def start(self, w: Array, trained: int) -> None:
         """Called once with the equal initial weights w [L, d], of which the first `trained` columns are parameters."""
+        self.trained = trained
 
     def state_dict(self) -> dict[str, Array]:
         """What an average remembers: nothing here."""
@@ -28,8 +31,12 @@ class Mean:
         """Go on from `state`."""
 
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
-        """Average w [L, d] over `scope` in place; returns S if asked for, else NaN."""
-        return transport.mean_(w, scope, variance)
+        """Average w [L, d] over `scope` in place; returns S of the parameters if asked for, else NaN."""
+        if not variance or self.trained in (None, w.shape[1]):
+            return transport.mean_(w, scope, variance)
+        S = transport.mean_(w[:, : self.trained], scope, variance)
+        transport.mean_(w[:, self.trained :], scope)
+        return S
 
 
 @dataclass
@@ -48,6 +55,7 @@ class BlockMomentum(Mean):
             raise bad("mu", self.mu, "block momentum must lie in [0, 1)")
 
     def start(self, w: Array, trained: int) -> None:
+        super().start(w, trained)
         self.w_tilde = w[0, :trained].copy()  # [n] w̃_1
         self.v = w[0, :trained] * 0  # [n] v ← 0
 
@@ -58,7 +66,7 @@ class BlockMomentum(Mean):
         self.w_tilde[...], self.v[...] = state["w_tilde"], state["v"]
 
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
-        S = transport.mean_(w, scope, variance)
+        S = super().average_(w, scope, transport, variance)
         if scope is not Scope.WORLD:
             return S
         w_tilde, v, mu = self.w_tilde, self.v, self.mu

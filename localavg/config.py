@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -24,6 +25,7 @@ SAMPLING = ("iid", "shuffle", "shard", "block")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
 STATES = ("keep", "average", "reset")
 STEP_SIZES = ("constant", "steps", "inverse")
+UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,11 +34,23 @@ class TrainConfig:
 
     algorithm: str = field(metadata={"help": "which algorithm", "group": ""})
 
-    data: str = option("epsilon-like", "a prepared .h5 file, or epsilon-like[:ROWSxFEATURES]", group="data")
-    problem: str = option("logistic", "the model and its loss", group="data", choices=("logistic",))
-    l2: float = option(1e-4, "λ of the ℓ2 term (λ/2)‖w‖²", group="data")
+    data: str = option("epsilon-like", "a prepared .h5 file, or epsilon-like[:ROWSxFEATURES], digits, cifar10-like[:ROWS]",
+                       group="data")
+    problem: str | None = option(None, "the loss (default: what the data and --model call for)", group="data",
+                                 choices=("logistic", "network"))
+    l2: float = option(1e-4, "λ of the ℓ2 term (λ/2)‖w‖²; for networks the weight decay", group="data")
     sampling: str = option("iid", "which examples a learner draws", group="data", choices=SAMPLING)
     force_block: bool = option(False, "allow block sampling of data that was not shuffled", group="data")
+
+    model: str | None = option(None, "the network", group="network", metavar="NAME")
+    no_augment: bool = option(False, "train on the images as they are: no random crops and flips", group="network")
+    statistics: str = option("average", "BatchNorm's running mean and variance at an average", group="network",
+                             choices=("average", "keep"))
+    calibrate: int = option(0, "re-estimate BatchNorm's statistics from so many mini-batches before an evaluation",
+                            group="network")
+    precision: str = option("float32", "of the arithmetic; weights are always float32", group="network",
+                            choices=("float32", "bf16"))
+    compile: bool = option(False, "torch.compile the network", group="network")
 
     learners: int | None = option(None, "P, a multiple of the ranks (default: one a rank)", group="learners")
     ranks_per_node: int | None = option(None, "split each machine into nodes of so many ranks", group="learners")
@@ -70,6 +84,12 @@ class TrainConfig:
     log_every: int | None = option(None, "steps between rows of /train (default: T / 100)", group="output")
     eval_every: int | None = option(None, "steps between evaluations (default: T / 20)", group="output")
 
+    checkpoint_every: str | None = option(None, "save so often: 10min, 2h, or a number of steps", group="keeping",
+                                          metavar="TIME")
+    time_limit: str | None = option(None, "save and stop after 90s, 50min, 2h or H:MM:SS (exit status 75)", group="keeping",
+                                    metavar="TIME")
+    resume: bool = option(False, "go on with the run in --out from its checkpoint; done already: do nothing", group="keeping")
+
     def __post_init__(self) -> None:
         for f in fields(self):
             check_choice(f.name, getattr(self, f.name), f.metadata.get("choices"))
@@ -80,6 +100,7 @@ class TrainConfig:
         at_least("log_every", self.log_every, 1)
         at_least("eval_every", self.eval_every, 1)
         at_least("seed", self.seed, 0)
+        at_least("calibrate", self.calibrate, 0)
         positive("lr", self.lr)
         positive("epochs", self.epochs)
         positive("factor", self.factor)
@@ -102,6 +123,13 @@ class TrainConfig:
         if self.steps is not None and self.epochs is not None:
             raise UserError(f"--steps {self.steps} and --epochs {self.epochs:g} both set the length: give one of them")
         self._check_schedule()
+        if self.problem == "logistic" and self.model:
+            raise UserError(f"--model {self.model} means nothing to --problem logistic; leave one of them out")
+        if self.checkpoint_every and self.checkpoint_every.isdigit():
+            at_least("checkpoint_every", int(self.checkpoint_every), 1)
+        else:
+            seconds("checkpoint_every", self.checkpoint_every)
+        seconds("time_limit", self.time_limit)
         if self.device == "cuda":
             raise UserError("--device cuda: training runs on the CPU so far; leave the option out")
 
@@ -140,7 +168,21 @@ def positive(name: str, value: float | None) -> None:
         raise bad(name, value, "must be a finite number above 0")
 
 
+def seconds(name: str, text: str | None) -> float | None:
+    """The seconds that an option's text stands for: a number with s, min or h, or H:MM:SS."""
+    if text is None:
+        return None
+    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text):
+        total = float(match[1]) * UNITS_S[match[2]]
+    elif match := re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", text):
+        total = int(match[1]) * 3600.0 + int(match[2]) * 60 + int(match[3])
+    else:
+        raise bad(name, text, "must be a time such as 90s, 50min, 2h or 1:30:00")
+    positive(name, total)
+    return total
+
+
 def check_choice(name: str, value: Any, choices: tuple[str, ...] | None) -> None:
     """Refuse a named choice that is not one of the names."""
-    if choices is not None and value not in choices:
+    if choices is not None and value is not None and value not in choices:
         raise bad(name, value, f"must be one of {', '.join(choices)}")

@@ -14,6 +14,12 @@ import numpy as np
 Array = Any  # numpy or CuPy
 
 
+def layout(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, slice]:
+    """Where each named tensor lies in a row: one after the other."""
+    ends = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
+    return {name: slice(a, b) for name, a, b in zip(shapes, ends, ends[1:], strict=False)}
+
+
 class Flat:
     """`w` [L, d], the weights of this rank's L learners, and where each named tensor lies in a row.
 
@@ -25,11 +31,10 @@ class Flat:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], L: int, parameters: int | None = None,
                  allocate: Callable[[tuple[int, int]], Array] | None = None) -> None:
         self.shapes = dict(shapes)
-        sizes = [math.prod(shape) for shape in self.shapes.values()]
-        ends = np.cumsum([0, *sizes]).tolist()
-        self.segments = {name: slice(a, b) for name, a, b in zip(self.shapes, ends, ends[1:], strict=False)}
+        self.segments = layout(self.shapes)
+        ends = [0, *(segment.stop for segment in self.segments.values())]
         self.d = ends[-1]
-        self.d_trained = ends[len(sizes) if parameters is None else parameters]
+        self.d_trained = ends[-1 if parameters is None else parameters]
         self.w = np.zeros((L, self.d), np.float32) if allocate is None else allocate((L, self.d))  # [L, d]
 
     def view(self, l: int, name: str) -> Array:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -32,9 +32,9 @@ class Clock:
     def __init__(self) -> None:
         self.start()
 
-    def start(self) -> None:
-        """From zero, now."""
-        self.seconds = {"data": 0.0, "compute": 0.0, "communicate": 0.0, "rest": 0.0, "outside": 0.0}
+    def start(self, seconds: Sequence[float] = (0.0,) * 5) -> None:
+        """From zero, or from what was on the clock before, now."""
+        self.seconds = dict(zip(("data", "compute", "communicate", "rest", "outside"), seconds, strict=True))
         self._last = perf_counter()
 
     def lap(self, name: str) -> float:
@@ -68,6 +68,7 @@ class Monitor:
         self.losses: list[float] = []  # L an update since the last report
         self.due = min(T, log_every, eval_every)  # t of the next report
         self.reported = 0  # t of the last one
+        self.last = 0  # t of the last average
         self._events: list[float] = []  # seconds of every exchange since then
         self._averages: list[tuple] = []  # of rank 0, since the last report: t, scope, period, S, V_t, seconds
         self._split = np.zeros(4)  # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
@@ -76,14 +77,17 @@ class Monitor:
         self._bytes = {s: fleet.world.allreduce(np.array(payload(s))).tolist() for s in (Scope.CLUSTER, Scope.WORLD)}
         self.progress = Progress(T) if record is not None else None
 
-    def start(self, w: Array) -> None:
-        """Evaluate the initial weights, then start the clock on all ranks together."""
-        self._evaluate(0, w)
+    def start(self, begun: int, w: Array) -> None:
+        """Evaluate the initial weights of a new run (begun = 0), then start the clock on all ranks together."""
+        before = list(self.clock.seconds.values())
+        if not begun:
+            self._evaluate(0, w)
         self.fleet.world.Barrier()
-        self.clock.start()
+        self.clock.start(before)
 
-    def averaged(self, t: int, scope: Scope, period: int, S: float) -> None:
-        """Weights or gradients were averaged over `scope` after `period` updates; S: the variance, if known."""
+    def averaged(self, t: int, scope: Scope, S: float = math.nan) -> None:
+        """Weights or gradients were averaged over `scope` after update t; S: the variance, if known."""
+        period, self.last = t - self.last, t
         seconds = self.clock.lap("communicate")
         self._events.append(seconds)
         V = math.nan
@@ -172,6 +176,7 @@ class Monitor:
     def _evaluate(self, t: int, w: Array, wall_s: float = 0.0) -> None:
         """A row of /eval: the averaged model w̄ on all data, each learner summing over its part of the rows."""
         mean, data = self.transport.mean(w), self.problem.data  # [d]
+        self.problem.calibrate_(mean)
         train_loss, train_accuracy, grad = self._totals(mean, data.train, self.grad_norm)
         train_loss += self.problem.regulariser(mean)
         if t == self.T and not math.isfinite(train_loss):  # before T the next losses name the learner
@@ -181,7 +186,7 @@ class Monitor:
             test_loss += self.problem.regulariser(mean)
         if self.record is not None:
             if grad is not None:
-                grad += self.problem.l2 * mean
+                grad += self.problem.l2 * mean[: len(grad)]
             self.record.append("eval", t=t, epoch=t / self.epoch, wall_s=wall_s, train_loss=train_loss,
                                train_accuracy=train_accuracy, test_loss=test_loss, test_accuracy=test_accuracy,
                                grad_norm_sq=math.nan if grad is None else float(grad @ grad))
@@ -199,6 +204,25 @@ class Monitor:
         grad = sum(part[2] for part in parts)  # [d] float64
         self.fleet.world.Allreduce(MPI.IN_PLACE, grad)
         return loss, right, grad / n
+
+    def state_dict(self) -> dict[str, Array]:
+        """What a resumed run needs to record what an uninterrupted one would: a row of losses a learner, then this rank's."""
+        losses = np.array(self.losses, np.float64).reshape(-1, self.fleet.L).T  # [L, updates since the last report]
+        averages = np.array(self._averages, np.float64).reshape(-1, 6)
+        return {"losses": losses, "seconds": list(self.clock.seconds.values()), "split": self._split, "events": self._events,
+                "drift": self._drift, "averages": averages.ravel(), "diagnosis_s": self.diagnosis_s,
+                "t": [self.due, self.reported, self.last]}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Go on from `state`."""
+        self.losses[:] = state["losses"].T.ravel().tolist()
+        self.clock.start(state["seconds"].tolist())
+        self._split[:] = state["split"]
+        self._events[:], self._drift[:] = state["events"].tolist(), state["drift"].tolist()
+        rows = state["averages"].reshape(-1, 6).tolist()
+        self._averages[:] = [(int(t), Scope(int(scope)), int(period), *rest) for t, scope, period, *rest in rows]
+        self.diagnosis_s = float(state["diagnosis_s"])
+        self.due, self.reported, self.last = state["t"].tolist()
 
     def close(self) -> None:
         """Leave the terminal in order."""

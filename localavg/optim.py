@@ -15,6 +15,8 @@ from localavg.schedules import Scope
 
 Array = Any
 
+CHUNK = 1 << 15  # elements updated at a time: they stay in a core's cache between the operations of one update
+
 
 class SGD:
     """w ← w − γ g."""
@@ -24,6 +26,7 @@ class SGD:
     def __init__(self, policy: str = "keep") -> None:
         self.policy = policy
         self.state: list[Array] = []
+        self._cut: tuple[Array, Array, list[tuple[Array, ...]]] = None, None, []
 
     @property
     def averaged(self) -> int:
@@ -36,6 +39,13 @@ class SGD:
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         """One local update of w [L, n] in place; g [L, n] is used up."""
+        if self._cut[0] is not w or self._cut[1] is not g:
+            self._cut = w, g, list(zip(*(_pieces(x) for x in (w, g, *self.state)), strict=True))
+        for piece in self._cut[2]:
+            self.step_(gamma, *piece)
+
+    def step_(self, gamma: float, w: Array, g: Array) -> None:
+        """The update of a piece of the matrices."""
         g *= gamma
         w -= g
 
@@ -52,6 +62,15 @@ class SGD:
         for s in self.state:
             s[...] = 0
 
+    def state_dict(self) -> dict[str, Array]:
+        """The state matrices [L, n] by number."""
+        return {str(i): s for i, s in enumerate(self.state)}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        """Go on from `state`."""
+        for i, s in enumerate(self.state):
+            s[...] = state[str(i)]
+
 
 class Momentum(SGD):
     """v ← m v + g; w ← w − γ v, or with Nesterov's look-ahead w ← w − γ (g + m v)."""
@@ -62,8 +81,7 @@ class Momentum(SGD):
         super().__init__(policy)
         self.m, self.nesterov = m, nesterov
 
-    def update_(self, w: Array, g: Array, gamma: float) -> None:
-        (v,) = self.state  # [L, n]
+    def step_(self, gamma: float, w: Array, g: Array, v: Array) -> None:
         v *= self.m
         v += g
         if self.nesterov:
@@ -88,12 +106,14 @@ class Adam(SGD):
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         self.t += 1
-        m, u = self.state  # [L, n] first and second moment
-        m *= self.beta1
+        super().update_(w, g, gamma)
+
+    def step_(self, gamma: float, w: Array, g: Array, m: Array, u: Array) -> None:
+        m *= self.beta1  # first moment
         m += (1 - self.beta1) * g
         g *= g
         g *= 1 - self.beta2
-        u *= self.beta2
+        u *= self.beta2  # second moment
         u += g
         # γ m̂ / (√û + ε) with m̂ = m / (1 − β₁^t), û = u / (1 − β₂^t)
         g[...] = u
@@ -101,6 +121,20 @@ class Adam(SGD):
         g *= (1 - self.beta2**self.t) ** -0.5
         g += self.eps
         w -= gamma / (1 - self.beta1**self.t) * (m / g)
+
+    def state_dict(self) -> dict[str, Array]:
+        return {**super().state_dict(), "t": self.t}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        super().load_state_dict(state)
+        self.t = int(state["t"])
+
+
+def _pieces(x: Array) -> list[Array]:
+    """Views that cover x [L, n]: some rows, or a part of one, each about CHUNK elements."""
+    L, n = x.shape
+    rows, columns = max(1, CHUNK // n), min(n, CHUNK)
+    return [x[i : i + rows, k : k + columns] for i in range(0, L, rows) for k in range(0, n, columns)]
 
 
 def make(name: str, momentum: float, policy: str) -> SGD:

@@ -8,15 +8,9 @@ import contextlib
 import io
 import json
 import os
-import platform
-import shlex
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +18,7 @@ import h5py
 import numpy as np
 
 from localavg.config import UserError
+from localavg.provenance import now
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -91,6 +86,7 @@ class Record:
     def __init__(self, path: Path, clock: Callable[[], float]):
         self.path, self._clock = path, clock
         self._rows: dict[str, list[Mapping[str, Any]]] = {group: [] for group in SCHEMA}
+        self.rows = dict.fromkeys(SCHEMA, 0)  # rows in the file
         self._flushed_s = self._wait_s = 0.0
         self._checked: set[tuple[str, ...]] = set()  # the columns that rows have come with
 
@@ -112,6 +108,20 @@ class Record:
         except BaseException:
             record.path.unlink(missing_ok=True)
             raise
+        return record
+
+    @classmethod
+    def reopen(cls, path: str | os.PathLike, rows: Mapping[str, int], provenance: Mapping, clock=time.perf_counter) -> "Record":
+        """Go on with a run file that did not finish: cut it to `rows` of each group; `provenance` says who goes on.
+
+        The first start and command stay; `resumes` counts. Raises UserError where it cannot be read or written.
+        """
+        before = load(path, weights=False).provenance
+        record = cls(Path(path), clock)
+        record.rows.update(rows)
+        kept = {name: before[name] for name in ("start", "command") if name in before}
+        again = {"resumes": before.get("resumes", 0) + 1, "resumed": now(), "resumed_by": provenance.get("command")}
+        record._rewrite({"/": {"status": "running"}, "provenance": {**provenance, **kept, **again}}, cut=True)
         return record
 
     def append(self, group: str, **row: float) -> None:
@@ -149,9 +159,9 @@ class Record:
         """Write all rows, the final `status`, root attributes such as `failure`, and `end`. UserError as `flush`."""
         if status not in ENDS:
             raise ValueError(f"status {status!r}: a run ends as one of {', '.join(ENDS)}")
-        self._rewrite({"/": {**attrs, "status": status}, "provenance": {"end": _now()}})
+        self._rewrite({"/": {**attrs, "status": status}, "provenance": {"end": now()}})
 
-    def _rewrite(self, attrs: Mapping | None = None, vectors: Mapping | None = None, mode: str = "r+") -> None:
+    def _rewrite(self, attrs: Mapping | None = None, vectors: Mapping | None = None, mode: str = "r+", cut=False) -> None:
         start = self._clock()
         tables = {group: _columns(group, rows) for group, rows in self._rows.items() if rows}
         with _clear_errors(f"{self.path}: cannot write this run file", "free space or check the file system"):
@@ -163,13 +173,24 @@ class Record:
                     file[name] = w  # [d]
                 for name, values in (attrs or {}).items():
                     _write_attrs(file[name] if name in file else file.create_group(name), values)
+                if cut:
+                    file.attrs.pop("failure", None)
+                for group in set(file) & set(SCHEMA) if cut else ():
+                    for column in file[group].values():
+                        column.resize(min(len(column), self.rows[group]), axis=0)
                 for group, columns in tables.items():
                     _extend(file, group, columns)
             _replace(self.path, image)
         for group in tables:
+            self.rows[group] += len(self._rows[group])
             self._rows[group].clear()
         self._flushed_s = self._clock()
         self._wait_s = max(2.0, 300 * (self._flushed_s - start), image.getbuffer().nbytes / REWRITE_BYTES_PER_S)
+
+
+def stored(value: Any) -> Any:
+    """A setting as it comes back from a run file."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def refuse_existing(path: str | os.PathLike) -> None:
@@ -229,59 +250,6 @@ def load_many(source: str | os.PathLike | Iterable[str | os.PathLike], weights: 
     if not runs:
         raise UserError(f"{source}: no run files (*.h5) here: train first, or give another folder")
     return [runs[path] for path in sorted(runs)]
-
-
-def provenance(argv: list[str] | None = None) -> dict[str, Any]:
-    """Command line, git state of the package, versions, start (UTC), platform, CPU; None for what cannot be had.
-
-    It runs git as a child process, so it is best called before MPI starts.
-    """
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "localavg")
-    return {
-        "command": shlex.join(sys.orig_argv if argv is None else argv),
-        "git_commit": commit,
-        "git_dirty": None if commit is None or changes is None else changes != "",
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "h5py": h5py.__version__,
-        "hdf5": h5py.version.hdf5_version,
-        "torch": _version("torch"),
-        "mpi4py": _version("mpi4py"),
-        "cupy": _version("cupy", "cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x"),
-        "start": _now(),
-        "platform": platform.platform(),
-        "cpu": _cpu(),
-    }
-
-
-def _git(*words: str) -> str | None:
-    checkout = Path(__file__).resolve().parent.parent
-    if not (checkout / ".git").exists():
-        return None
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, env=env, capture_output=True, check=True, timeout=10, text=True).stdout.strip()
-    return None
-
-
-def _version(*names: str) -> str | None:
-    for name in names:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            return metadata.version(name)
-    return None
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.machine()
-
-
-def _now() -> str:
-    return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
 def _columns(group: str, rows: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:

@@ -13,38 +13,47 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from localavg import algorithms, datasets, optim, record, stepsizes
-from localavg.config import TrainConfig, UserError
+from localavg import algorithms, checkpoint, datasets, keeper, models, optim, record, stepsizes
+from localavg.config import TrainConfig, UserError, seconds
 from localavg.datasets import Dataset
 from localavg.flat import Flat
 from localavg.fleet import Fleet
+from localavg.keeper import Interrupted, Keeper
 from localavg.monitor import Diverged, Monitor
-from localavg.problems.logistic import Logistic
+from localavg.problems import Problem
 from localavg.sampling import SAMPLERS
 from localavg.schedules import Scope
 from localavg.train import train
 from localavg.transport import choose
 from localavg.transport.mpi import HostMPI
 
-FINISHED, FAILED = 0, 1  # exit status; 2 is a user's mistake
+FINISHED, FAILED, AGAIN = 0, 1, 75  # exit status; 2 is a user's mistake; AGAIN: saved, the same command goes on
+
+FREE = {  # settings that may differ between a run and its resumption; all others make its bits
+    "resume", "checkpoint_every", "time_limit", "out", "transport", "ranks_per_node",
+}
 
 
 def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
     """Train as `c` and the algorithm's own `options` say, on the ranks of `world`; returns the exit status on all of them.
 
-    provenance: `record.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
+    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     algorithms.make(c.algorithm, options, T=c.steps or 10**9, epoch=1e6)  # a wrong option is told before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
-    fleet.together(lambda: record.refuse_existing(c.path) if world.rank == 0 else None)
+    earlier = fleet.together(lambda: _earlier(c) if world.rank == 0 else None)
+    if world.bcast(earlier and earlier.status) == "finished":
+        if world.rank == 0:
+            print(f"{c.path} is finished already", file=sys.stderr)
+        return FINISHED
     data = datasets.load(c.data, fleet)
     if c.sampling == "block" and not data.shuffled and not c.force_block:
         raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so they are no fair sample; "
                         f"prepare it with --shuffle SEED, or add --force-block")
-    problem = Logistic(data, c.l2)
+    problem = make_problem(c, data, fleet)
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
     epoch = sampler.epoch
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
@@ -52,15 +61,17 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
     matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
     transport = choose(c.transport, fleet, algorithm.S, nbytes=4 * matrices * fleet.L * problem.d)
-    flat = Flat(problem.shapes, fleet.L, allocate=transport.zeros)
-    problem.initial_(flat.w[0])
+    flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
+    feed = problem.feed(sampler, fleet.learners, T)
+    if world.rank == 0:
+        problem.initial_(flat.w[0])
     world.Bcast(flat.w[0])  # equal by broadcast, not by seeding alike
     flat.w[1:] = flat.w[0]
     algorithm.exchange.start(fleet.learners, c.seed)
 
     settings = _settings(c, options, fleet, data, problem, T)
     origin = {**(provenance or {}), **_where(fleet, transport)}
-    file = fleet.together(lambda: record.Record.create(c.path, settings, origin) if world.rank == 0 else None)
+    begun, file = _open(c, fleet, settings, origin, earlier)
 
     def payload(scope: Scope) -> tuple[int, int]:
         """What this rank hands over in one exchange: gradients, or weights and the state that is averaged with them."""
@@ -69,7 +80,8 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
             return transport.gather_bytes(exchange.payload_bytes(flat.d_trained, fleet.L))
         if exchange.scope:
             return transport.payload_bytes(exchange.payload_bytes(flat.d_trained, fleet.L), scope)
-        return transport.payload_bytes(4 * (flat.d + optimizer.averaged * flat.d_trained), scope)
+        averaged = flat.d if c.statistics == "average" else flat.d_trained
+        return transport.payload_bytes(4 * (averaged + optimizer.averaged * flat.d_trained), scope)
 
     monitor = Monitor(
         fleet, problem, transport, file, T=T, epoch=epoch, B=c.batch_size,
@@ -77,31 +89,104 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         payload=payload, variance=c.variance != "no" or algorithm.schedule.needs == "variance", V=c.variance == "steps",
         grad_norm=c.grad_norm,
     )
+    steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdigit() else None
+    keep = Keeper(fleet, file, checkpoint.folder_of(c.path), every_steps=steps, resume=begun,
+                  every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
+                  limit_s=seconds("time_limit", c.time_limit))
 
     def work() -> None:
-        if file is not None and c.save_weights:
+        if file is not None and c.save_weights and not begun:
             file.save_weights("initial_weights", flat.w[0])
         step_size = stepsizes.make(c, epoch)
-        with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses and told once
-            train(problem, flat, algorithm, optimizer, step_size, sampler, transport, fleet.learners, T, monitor)
+        with keep.listening(), np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
+            train(problem, flat, algorithm, optimizer, step_size, feed, transport, fleet.learners, T, monitor, keep,
+                  statistics=c.statistics == "average")
         if file is not None and c.save_weights:
             file.save_weights("weights", flat.w[0])
 
     try:
-        failure = _recorded(work, file, monitor)
-    except UserError as e:  # the run file cannot be written: only rank 0 knows
+        status, why = _recorded(work, file, monitor)
+    except UserError as e:  # nothing can be written: perhaps only rank 0 knows
         print(f"localavg: {e}", file=sys.stderr, flush=True)
         if world.size > 1:
             world.Abort(FAILED)
         return FAILED
+    finally:
+        problem.close()
     if file is not None:
-        print(failure or f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.summary()}", file=sys.stderr)
+        print(why or f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.summary()}", file=sys.stderr)
         print(c.path, flush=True)
-    return FAILED if failure else FINISHED
+        if status == FINISHED:
+            checkpoint.remove(keep.folder)
+    return status
 
 
-def _recorded(work: Callable[[], None], file: record.Record | None, monitor: Monitor) -> str | None:
-    """Do `work` and let the run file say how it ended; returns the reason if it diverged."""
+def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet) -> Problem:
+    """The problem that the settings call for. Raises UserError where data, --problem and --model do not go together."""
+    if (c.problem or ("network" if c.model or data.kind != "features" else "logistic")) == "logistic":
+        from localavg.problems.logistic import Logistic
+
+        return Logistic(data, c.l2)
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError(f"--model {c.model}: networks need torch ({e}); pip install 'localavg[torch]'") from e
+    from localavg.problems.network import Network
+
+    if c.model is None:
+        raise UserError(f"--data {c.data}: images need a network; add --model with one of {', '.join(models.MODELS)}")
+    torch.set_num_threads(fleet.threads)
+    return Network(data, c.model, c.l2, c.seed, augment=not c.no_augment, precision=c.precision, calibrate=c.calibrate,
+                   compiled=c.compile, device=c.device)
+
+
+def _earlier(c: TrainConfig) -> record.Run | None:
+    """The run file that is there already, to go on with. Raises UserError where it may not be touched."""
+    folder, resume = checkpoint.folder_of(c.path), c.resume or int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
+    if not resume:
+        record.refuse_existing(c.path)
+    if not os.path.exists(c.path):
+        if folder.exists():
+            raise UserError(f"{folder} has checkpoints but their run file {c.path} is gone; bring it back, or "
+                            f"move the folder away")
+        return None
+    return record.load(c.path, weights=False)
+
+
+def _open(c: TrainConfig, fleet: Fleet, settings: Mapping[str, Any], origin: Mapping[str, Any],
+          earlier: record.Run | None) -> tuple[int, record.Record | None]:
+    """t of the checkpoint to go on from, 0 for a new run, and the run file on rank 0. Collective."""
+
+    def check() -> None:
+        for name, value in settings.items() if earlier else ():
+            was = earlier.config.get(name)
+            if name not in FREE and was != record.stored(value):
+                raise UserError(f"--resume: {c.path} was made with {name} = {was}, not {record.stored(value)}; give the same "
+                                f"settings, or another --out")
+
+    fleet.together(check)
+    begun, folder = 0, checkpoint.folder_of(c.path)
+    if fleet.world.bcast(earlier is not None):
+        begun = keeper.latest(folder, fleet)
+
+    def open_() -> record.Record | None:
+        if fleet.rank:
+            return None
+        if begun:
+            print(f"localavg: {c.path} goes on after step {begun}", file=sys.stderr)
+            rows = checkpoint.read(folder, begun, 0, fleet.learners)[0]["record"]
+            return record.Record.reopen(c.path, {name: int(n) for name, n in rows.items()}, origin)
+        if earlier is not None:
+            aside = next(name for k in range(1, 10**6) if not os.path.lexists(name := f"{c.path}.unfinished{k}"))
+            print(f"localavg: {c.path} has no checkpoint: kept as {aside}, starting from the beginning", file=sys.stderr)
+            os.rename(c.path, aside)
+        return record.Record.create(c.path, settings, origin)
+
+    return begun, fleet.together(open_)
+
+
+def _recorded(work: Callable[[], None], file: record.Record | None, monitor: Monitor) -> tuple[int, str]:
+    """Do `work` and let the run file say how it ended; returns the exit status and the reason if it did not finish."""
 
     def finish(status: str, **why: str) -> None:
         if file is not None:
@@ -112,20 +197,24 @@ def _recorded(work: Callable[[], None], file: record.Record | None, monitor: Mon
         work()
     except Diverged as e:
         finish("failed", failure=str(e))
-        return str(e)
+        return FAILED, str(e)
+    except Interrupted as e:
+        finish("interrupted", failure=str(e))
+        return AGAIN, str(e)
     except BaseException as e:
         with suppress(UserError):  # what went wrong first is what counts
             finish("interrupted" if isinstance(e, KeyboardInterrupt) else "failed", failure=f"{type(e).__name__}: {e}")
         raise
     finish("finished")
-    return None
+    return FINISHED, ""
 
 
-def _settings(c: TrainConfig, options: Mapping[str, Any], fleet: Fleet, data: Dataset, problem: Any, T: int) -> dict[str, Any]:
+def _settings(c: TrainConfig, options: Mapping[str, Any], fleet: Fleet, data: Dataset, problem: Problem,
+              T: int) -> dict[str, Any]:
     """/config: every setting as it took effect, flat."""
     where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data  # so that it is found from anywhere
     return {**asdict(c), **algorithms.options(c.algorithm), **options, "data": where, "learners": fleet.P, "steps": T,
-            "rows": problem.n, "d": problem.d, "data_name": data.name,
+            "problem": type(problem).__name__.lower(), "rows": problem.n, "d": problem.d, "data_name": data.name,
             "test_rows": 0 if data.test is None else len(data.test.y)}
 
 

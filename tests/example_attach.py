@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import localavg
-from localavg import algorithms, record
+from localavg import algorithms, provenance, record
 from localavg.averager import Averager
 
 
@@ -89,7 +89,7 @@ class Log:
         del config["options"]
         self.file = None
         if args.out and self.world.rank == 0:
-            self.file = record.Record.create(args.out, config, record.provenance())
+            self.file = record.Record.create(args.out, config, provenance.provenance())
 
     def average(self, scope: int) -> None:
         """Who averaged just now, if anyone: a row of /averages."""

@@ -111,9 +111,9 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
         "ranks_per_node": 1, "transport": "mpi", "device": "cpu", "steps": 12, "batch_size": 4, "optimizer": "nesterov",
         "momentum": 0.5, "state": "average", "seed": 3, "lr": 0.2, "schedule": "steps", "factor": 0.25,
         "milestones": [1.0, 2.0], "warmup_epochs": 0.5, "warmup_from": 0.1, "out": "run.h5", "variance": "averages",
-        "log_every": 2, "eval_every": 6,
+        "log_every": 2, "eval_every": 6, "checkpoint_every": "5", "time_limit": "1h",
     }
-    flags = ["save_weights", "grad_norm", "force_block"]
+    flags = ["save_weights", "grad_norm", "force_block", "resume"]
     words = [f"--{flag.replace('_', '-')}" for flag in flags]
     for name, value in given.items():
         words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
@@ -124,10 +124,12 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     run = load(tmp_path / "run.h5")
     given |= {"algorithm": "mavg", "K": 4, "mu": 0.25, "nesterov": False}
     assert {name: run.config[name] for name in given} == given
-    assert [run.config[flag] for flag in flags] == [True, True, True]
+    assert all(run.config[flag] is True for flag in flags)
     unset = {"epochs", "every", "pl_constant", "shift"}
-    assert {f.name for f in fields(TrainConfig)} - set(given) - set(flags) == unset
+    network = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "network"}
+    assert {f.name for f in fields(TrainConfig)} - set(given) - set(flags) - network == unset
     assert {run.config[name] for name in unset} == {None}
+
     # and they took effect
     assert run.status == "finished"
     assert run.averages.t.tolist() == [4, 8, 12]
@@ -137,6 +139,18 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     assert run.train.samples.tolist() == [24, 48, 72, 96, 120, 144]
     assert len(run.weights) == len(run.initial_weights) == 5
     assert run.averages.variance.notna().all() and run.eval.grad_norm_sq.notna().all()
+
+
+def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
+    given = {"data": "digits", "model": "mlp", "statistics": "keep", "calibrate": 2, "precision": "bf16"}
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    done = localavg("train", "kavg", *words, "--no-augment", "--compile", "--steps", 1, "--out", "run.h5", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config = load(tmp_path / "run.h5").config
+    assert {name: config[name] for name in given} == given and config["no_augment"] and config["compile"]
+    assert config["problem"] == "network"
+    own = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "network"}
+    assert own == {*given, "no_augment", "compile"} - {"data"}
 
 
 def test_without_settings_it_is_one_epoch_in_the_default_place(tmp_path):

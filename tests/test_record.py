@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from localavg import record
+from localavg import provenance, record
 from localavg.config import UserError
 from localavg.record import SCHEMA, WORLD, NotARunFile, Record, load, load_many
 
@@ -325,7 +325,7 @@ def test_scope_tells_world_from_cluster(path):
 
 def test_provenance_without_git_says_nothing(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PATH", str(tmp_path))
-    origin = record.provenance(["localavg", "train", "--out", "a b"])
+    origin = provenance.provenance(["localavg", "train", "--out", "a b"])
     assert origin["command"] == "localavg train --out 'a b'"
     assert origin["git_commit"] is None and origin["git_dirty"] is None
     assert origin["numpy"] == np.__version__ and origin["python"] and origin["cpu"] and origin["platform"]
@@ -340,8 +340,8 @@ def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_pat
     package = tmp_path / "checkout" / "localavg"
     package.mkdir(parents=True)
     (package / "record.py").write_text("")
-    monkeypatch.setattr(record, "__file__", str(package / "record.py"))
-    assert record.provenance()["git_commit"] is None
+    monkeypatch.setattr(provenance, "__file__", str(package / "record.py"))
+    assert provenance.provenance()["git_commit"] is None
 
     def git(*words):
         identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
@@ -349,17 +349,17 @@ def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_pat
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init")
-    assert record.provenance()["git_commit"] is None
+    assert provenance.provenance()["git_commit"] is None
     git("add", ".")
     git("commit", "-m", "all")
-    assert (record.provenance()["git_commit"], record.provenance()["git_dirty"]) == (git("rev-parse", "HEAD"), False)
+    assert (provenance.provenance()["git_commit"], provenance.provenance()["git_dirty"]) == (git("rev-parse", "HEAD"), False)
     (package.parent / "notes").write_text("not the package")
-    assert record.provenance()["git_dirty"] is False
+    assert provenance.provenance()["git_dirty"] is False
     (package / "record.py").write_text("changed")
-    assert record.provenance()["git_dirty"] is True
+    assert provenance.provenance()["git_dirty"] is True
 
 
 def test_the_module_needs_no_pandas_torch_or_mpi_to_write(path):
-    code = "import sys, localavg.record as r; r.provenance(); print({'pandas', 'torch', 'mpi4py'} & set(sys.modules))"
+    code = "import sys, localavg.provenance as r; r.provenance(); print({'pandas', 'torch', 'mpi4py'} & set(sys.modules))"
     child = python(code)
     assert child.communicate(timeout=60)[0] == "set()\n"

@@ -26,10 +26,12 @@ def add(commands: Any) -> None:
             continue
         to = groups.setdefault(group, p.add_argument_group(group) if group not in groups else None)
         kind = next((t for t in (*get_args(hints[f.name]), hints[f.name]) if t in (int, float, str, bool)), str)
-        how = {"action": "store_true"} if kind is bool else {"type": kind, "choices": f.metadata.get("choices")}
-        if isinstance(f.default, tuple):
+        how = {"type": kind, "choices": f.metadata.get("choices")}
+        if kind is bool:
+            how = {"action": "store_true"}
+        elif isinstance(f.default, tuple):
             how["nargs"] = "+"
-        elif kind is not bool and not how["choices"]:
+        elif not how["choices"]:
             how["metavar"] = f.metadata.get("metavar", "N" if kind is int else "X" if kind is float else "TEXT")
         default = f" (default: {f.default})" if kind is not bool and f.default not in (None, ()) else ""
         to.add_argument(_flag(f.name), default=argparse.SUPPRESS, dest=f.name,
@@ -53,7 +55,7 @@ def _train(args: argparse.Namespace) -> int:
     settings = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names}
     config = TrainConfig(**settings)
     _refuse_idle(settings, config)
-    from localavg.record import provenance
+    from localavg.provenance import provenance
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
     here = world()
@@ -68,6 +70,8 @@ def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:
         "lr": (c.schedule == "inverse", "--schedule inverse, whose γ_t is 4/(μ(t+a))"),
         "factor": (c.schedule != "steps", f"--schedule {c.schedule}; use --schedule steps"),
         "warmup_from": (not c.warmup_epochs, "a run without --warmup-epochs"),
+        **dict.fromkeys(("no_augment", "statistics", "calibrate", "precision", "compile"),
+                        (c.problem == "logistic", "--problem logistic")),
         "momentum": (c.optimizer not in ("momentum", "nesterov"), f"--optimizer {c.optimizer}; use --optimizer momentum"),
     }
     for name, (does_nothing, beside) in idle.items():

@@ -1,49 +1,23 @@
 """Datasets: prepared files and named sets, held once per node."""
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from localavg.config import UserError
+from localavg.datasets.dataset import Augment, Dataset, Split, filled
 
-
-@dataclass(frozen=True)
-class Split:
-    """Examples, one a row, shared by the ranks of a node: read only."""
-
-    x: np.ndarray
-    """features [n, d] float32"""
-    y: np.ndarray
-    """labels [n] float32, −1 or +1"""
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset as every rank of a node sees it."""
-
-    name: str
-    """name, as recorded in the run file"""
-    kind: str
-    """what a row of x is: "features" """
-    train: Split
-    """the examples to learn from"""
-    test: Split | None
-    """held-out examples, if the set has any"""
-    classes: tuple[float, float]
-    """the labels as they were, (that of −1, that of +1)"""
-    shuffled: bool
-    """the training rows are in random order, so that consecutive rows are a fair sample"""
+__all__ = ["NAMED", "NAMED_FORMS", "Augment", "Dataset", "Split", "load"]
 
 
 def load(spec: str | Path, fleet: Any) -> Dataset:
     """Return the Dataset `spec` names: a prepared file, or a named set (`NAMED`). Collective over `fleet`.
 
     The arrays are `fleet.node_array`s, one copy a node, each rank filling its part of the rows; nothing else as large
-    is allocated. Every rank raises the same UserError if any rank cannot read its part.
+    is allocated. Packed pictures ("jpeg") stay in their file. Every rank raises the same UserError if any rank cannot
+    read its part.
     """
     name, colon, size = str(spec).partition(":")
     if name in NAMED:
@@ -55,16 +29,20 @@ def load(spec: str | Path, fleet: Any) -> Dataset:
 
 
 def _load_prepared(path: str, fleet: Any) -> Dataset:
-    from localavg.datasets import prepared
+    from localavg.datasets import image_file, prepared
 
+    if fleet.together(lambda: image_file.kind(path)) in image_file.KINDS:
+        return image_file.load(path, fleet)
     header = fleet.together(lambda: prepared.header(path))
     if header.kind != "features":
-        raise UserError(f"{path} is of kind {header.kind!r}; this version reads 'features'")
+        kinds = ", ".join(("features", *image_file.KINDS))
+        raise UserError(f"{path} is of kind {header.kind!r}; this version reads {kinds}")
 
     def fill(split, x, y, start, stop):
         prepared.read(path, split, x, y, start, stop)
 
-    splits = {name: _filled(fleet, *shape, 1, name, fill) for name, shape in header.shapes.items()}
+    splits = {name: filled(fleet, shape, (np.float32, np.float32), 1, name, fill)
+              for name, shape in header.shapes.items()}
     return Dataset(header.name, header.kind, splits["train"], splits.get("test"), header.classes, header.shuffled)
 
 
@@ -82,25 +60,42 @@ def _load_epsilon_like(size: str | None, fleet: Any) -> Dataset:
     def fill(split, x, y, start, stop):
         epsilon_like.generate(x[start:stop], y[start:stop], start, teacher=teacher, split=split)
 
-    splits = {name: _filled(fleet, n, features, epsilon_like.BLOCK, name, fill)
+    splits = {name: filled(fleet, (n, features), (np.float32, np.float32), epsilon_like.BLOCK, name, fill)
               for name, n in epsilon_like.sizes(rows).items()}
     name = f"epsilon-like:{rows}x{features}"
     return Dataset(name, "features", splits["train"], splits.get("test"), (-1.0, 1.0), shuffled=True)
 
 
-def _filled(fleet: Any, n: int, features: int, block: int, name: str, fill: Callable) -> Split:
-    """Return Split `name`, each rank of the node filling its rows, cut at multiples of `block`, of x [n, d], y [n]."""
-    x = fleet.node_array((n, features), np.float32)  # [n, d]
-    y = fleet.node_array((n,), np.float32)  # [n]
-    blocks, rank, ranks = -(-n // block), fleet.node.rank, fleet.node.size
-    start, stop = (min(n, blocks * r // ranks * block) for r in (rank, rank + 1))
-    fleet.together(lambda: fill(name, x, y, start, stop))
-    fleet.node.Barrier()
-    return Split(x, y)
+def _load_digits(size: str | None, fleet: Any) -> Dataset:
+    from localavg.datasets import digits
+
+    if size is not None:
+        raise UserError(f"--data digits:{size}: the digits come in one size; write digits")
+    splits = {name: filled(fleet, (n, *digits.SHAPE), (np.uint8, np.int64), n, name, digits.fill)
+              for name, n in digits.SIZES.items()}
+    return Dataset("digits", "images", splits["train"], splits["test"], tuple("0123456789"), shuffled=True,
+                   shape=digits.SHAPE, mean=digits.MEAN, std=digits.STD)
 
 
-NAMED = {"epsilon-like": _load_epsilon_like}
+def _load_cifar10_like(size: str | None, fleet: Any) -> Dataset:
+    from localavg.datasets import cifar10_like as like
+
+    if size is not None and not (size.isdecimal() and int(size)):
+        raise UserError(f"--data cifar10-like:{size} must read cifar10-like:ROWS, as in cifar10-like:5000")
+    rows = like.ROWS if size is None else int(size)
+
+    def fill(split, x, y, start, stop):
+        like.generate(x[start:stop], y[start:stop], start, split=split)
+
+    splits = {name: filled(fleet, (n, *like.SHAPE), (np.uint8, np.int64), like.BLOCK, name, fill)
+              for name, n in like.sizes(rows).items()}
+    classes = tuple(f"pattern {k}" for k in range(like.CLASSES))
+    return Dataset(f"cifar10-like:{rows}", "images", splits["train"], splits.get("test"), classes, shuffled=True,
+                   shape=like.SHAPE, mean=like.MEAN, std=like.STD, augment=Augment(pad=4, flip=True))
+
+
+NAMED = {"epsilon-like": _load_epsilon_like, "digits": _load_digits, "cifar10-like": _load_cifar10_like}
 """Sets that need no file: name → loader(size after the colon or None, fleet)."""
 
-NAMED_FORMS = ["epsilon-like[:ROWSxFEATURES]"]
+NAMED_FORMS = ["epsilon-like[:ROWSxFEATURES]", "digits", "cifar10-like[:ROWS]"]
 """How the names are written, for messages and help."""

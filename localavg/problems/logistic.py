@@ -6,19 +6,21 @@ b_i = log(1 + exp(−m_i)), computed without overflow, the slope is σ(−m_i) =
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from localavg.config import UserError
 from localavg.datasets import Dataset, Split
-from localavg.sampling import Batch
+from localavg.problems import Problem
+from localavg.sampling import Batch, Sampler
 
 Array = Any
 ROWS = 4096  # rows a step of an evaluation
 
 
-class Logistic:
+class Logistic(Problem):
     """Logistic regression on a feature matrix with two classes.
 
     data: the Dataset, arrays of `xp`; l2: λ. d is the number of features; there is no intercept, as in lupa §6.
@@ -36,6 +38,10 @@ class Logistic:
     def initial_(self, w: Array) -> None:
         """The starting point: zero weights."""
         w[...] = 0
+
+    def feed(self, sampler: Sampler, learners: range, T: int) -> Callable[[int, int], tuple[Array, Array]]:
+        """(j, t) → the examples of learner j for update t, as `fetch` gives them."""
+        return lambda j, t: self.fetch(sampler.batch(j, t))
 
     def fetch(self, batch: Batch) -> tuple[Array, Array]:
         """The examples x [B, d], y [B] of a batch: a view of consecutive rows, else a gather, valid until the next call."""

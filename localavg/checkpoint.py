@@ -1,0 +1,144 @@
+"""Checkpoints on disk: the folder RUN.ckpt beside the run file RUN.h5, in it the latest checkpoint and the one before.
+
+A checkpoint after update t is the folder t000000123, one HDF5 file a rank. It is written under another name, synced and
+renamed, so that a folder of that name is complete; every array carries a checksum, so that one that was damaged later is
+found out. What lies in it: {part: state_dict}. Arrays of two dimensions have a row a learner and are found again whatever
+rank the learner is on; all else belongs to the rank that wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from localavg.config import UserError
+from localavg.fleet import Fleet
+
+State = Mapping[str, Mapping[str, Any]]  # {part: {name: array or number}}
+
+KEPT = 2
+
+
+def folder_of(run: str | os.PathLike) -> Path:
+    """Where the checkpoints of a run file are."""
+    return Path(run).with_suffix(".ckpt")
+
+
+def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
+    """Save this rank's state after update t; checkpoints older than the one before are removed. Collective.
+
+    Raises UserError on every rank where one cannot write; what was there before stays.
+    """
+    partial, final = folder / f"t{t:09d}.partial", folder / f"t{t:09d}"
+
+    def prepare() -> None:
+        if fleet.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def commit() -> None:
+        if fleet.rank == 0:
+            shutil.rmtree(final, ignore_errors=True)
+            _sync(partial)
+            os.rename(partial, final)
+            _sync(folder)
+            for old in sorted(folder.glob("t" + "[0-9]" * 9))[:-KEPT]:
+                shutil.rmtree(old)
+
+    try:
+        fleet.together(prepare)
+        fleet.together(lambda: _write_rank(partial / f"rank{fleet.rank:05d}.h5", fleet.learners, fleet.ranks, state))
+        fleet.together(commit)
+    except UserError as e:
+        if fleet.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, then "
+                        f"--resume from the one before") from e
+
+
+def found(folder: Path) -> list[int]:
+    """The updates after which there are complete checkpoints, latest first."""
+    return sorted((int(path.name[1:]) for path in folder.glob("t" + "[0-9]" * 9)), reverse=True)
+
+
+def read(folder: Path, t: int, rank: int, learners: range) -> tuple[dict[str, dict[str, Any]], int]:
+    """What `write` saved after update t for these learners, {part: {name: array}}, and the number of ranks that wrote it.
+
+    What is not a learner's comes from this rank's file or, where there were fewer ranks, from that of rank 0. Raises
+    UserError where a file is missing or damaged.
+    """
+    place = folder / f"t{t:09d}"
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(h5py.File(path, "r", locking=False)) for path in sorted(place.glob("rank*.h5"))]
+            ranks = int(files[0].attrs["ranks"])
+            if len(files) != ranks:
+                raise OSError(f"{len(files)} of {ranks} files")
+            own = files[rank if rank < ranks else 0]
+            return {part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]} for part in own}, ranks
+    except (OSError, KeyError, ValueError, IndexError, RuntimeError) as e:
+        raise UserError(f"{place}: this checkpoint is damaged ({e or 'empty'})") from e
+
+
+def remove(folder: Path) -> None:
+    """The run is finished: its checkpoints have done their duty."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
+    with h5py.File(path, "w") as file:
+        file.attrs["ranks"], file.attrs["learners"] = ranks, (learners.start, learners.stop)
+        for part, values in state.items():
+            group = file.create_group(part)
+            for name, value in values.items():
+                data = np.asarray(value)
+                group[name] = data
+                group[name].attrs["checksum"] = [_checksum(row) for row in _rows(data)]
+    _sync(path)
+
+
+def _read(files: list[h5py.File], own: h5py.File, name: str, learners: range) -> Any:
+    if own[name].ndim != 2:
+        return _checked(own[name], 0, 1)
+    pieces = []
+    for file in files:
+        first, last = file.attrs["learners"]
+        lo, hi = max(first, learners.start), min(last, learners.stop)
+        if lo < hi:
+            pieces.append(_checked(file[name], lo - first, hi - first))
+    if sum(map(len, pieces)) != len(learners):
+        raise OSError("learners are missing")
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _checked(item: h5py.Dataset, lo: int, hi: int) -> Any:
+    """Rows lo … hi − 1 of a matrix, or all of anything else, if the checksums agree."""
+    data = item[lo:hi] if item.ndim == 2 else item[()]
+    if [_checksum(row) for row in _rows(data)] != item.attrs["checksum"][lo:hi].tolist():
+        raise OSError(f"wrong checksum in {item.name}")
+    return data
+
+
+def _rows(data: Any) -> Any:
+    return data if np.ndim(data) == 2 else [data]
+
+
+def _checksum(data: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(data).view(np.uint8).data if np.size(data) else b"")
+
+
+def _sync(path: Path) -> None:
+    """Have the system put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,198 @@
+"""Networks for image classification: torch modules whose tensors are views into the rows of the flat matrix.
+
+A learner's module is bound once to its row of weights and its row of gradients: `backward` writes the flat gradient, the
+local update and the average work on rows, and no tensor is ever copied between the two worlds. Convolution kernels lie as
+(O, H, W, I) in a row, which torch calls channels_last and computes with faster.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from localavg import models
+from localavg.config import UserError
+from localavg.datasets import Dataset, Split
+from localavg.flat import layout
+from localavg.problems import Problem
+from localavg.problems.feed import examples, make_feed
+from localavg.sampling import IID, Sampler, generator
+
+Array = Any
+Batch = tuple[Tensor, Tensor, int | None]  # x [B, C, H, W], y [B], the seed of what the network draws itself
+
+NORMS, DROPOUTS = (nn.BatchNorm1d, nn.BatchNorm2d), (nn.Dropout, nn.Dropout2d)
+PIXELS = 256 * 32 * 32  # of the images that are evaluated at a time
+
+
+class Network(Problem):
+    """A model of `localavg.models` with the cross-entropy loss.
+
+    Rows hold the parameters, then the floating-point statistics (BatchNorm's running mean and variance). l2 is weight
+    decay as in torch.optim: its gradient is added, its value is not part of the loss, as in the papers' figures.
+    precision: float32, or bf16 for autocast with float32 weights. calibrate: re-estimate BatchNorm's statistics from so
+    many mini-batches before the averaged model is evaluated (0: evaluate with the averaged statistics).
+    """
+
+    def __init__(self, data: Dataset, model: str, l2: float, seed: int, *, augment: bool = True, precision: str = "float32",
+                 calibrate: int = 0, compiled: bool = False, device: str = "cpu") -> None:
+        if data.kind == "features":
+            raise UserError(f"--data {data.name}: networks need images, not a feature matrix; use digits, a prepared "
+                            f"image file, or --problem logistic")
+        self.data, self.model, self.l2, self.seed = data, model, l2, seed
+        self.augment, self.calibrate, self.compiled, self.device = augment, calibrate, compiled, device
+        self.n = len(data.train.y)
+        self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+        with torch.device("meta"):  # shapes without memory
+            self._skeleton = self._make()
+        tensors = _floating(self._skeleton)
+        self.parameters = len(list(self._skeleton.parameters()))
+        self.shapes = {name: _in_memory(x) for name, x in tensors.items()}
+        self._segments = layout(self.shapes)
+        self.d = list(self._segments.values())[-1].stop
+        self._draws = any(isinstance(m, DROPOUTS) and m.p for m in self._skeleton.modules())
+        self._normalises = any(isinstance(m, NORMS) for m in self._skeleton.modules())
+        self._bound: dict[tuple[int, bool], Bound] = {}  # by the address of w and whether it trains
+        self._feed: Any = None
+
+    def initial_(self, w: Array) -> None:
+        """The model's own initialisation, drawn with the run's seed."""
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(self.seed)
+            tensors = _floating(self._make())
+            for name, view in self.views(w).items():
+                view.copy_(tensors[name])
+
+    def feed(self, sampler: Sampler, learners: range, T: int) -> Callable[[int, int], Batch]:
+        if sampler.B < 2 and self._normalises:
+            raise UserError(f"--batch-size {sampler.B}: {self.model} has BatchNorm, which needs at least 2 examples a batch")
+        self.B = sampler.B
+        self._feed = draw = make_feed(self.data, sampler, self.seed, learners, T, self.device, self.augment)
+        if not self._draws:
+            return lambda j, t: (*draw(j, t), None)
+        return lambda j, t: (*draw(j, t), int(generator(self.seed, j, t, stream=3).integers(2**63)))
+
+    def gradient_(self, w: Array, batch: Batch, out: Array) -> float:
+        """The gradient of the mini-batch loss and the weight decay at w [d] into `out` [d]; returns the loss.
+
+        BatchNorm's statistics, at the end of w, move on; their place in `out` is not used.
+        """
+        bound = self._at(w, out)
+        x, y, seed = batch
+        if seed is not None:
+            torch.manual_seed(seed)
+        torch.mul(bound.w, self.l2, out=bound.g)  # backward adds to it
+        with self._autocast:
+            loss = cross_entropy(bound.module(x), y)
+        loss.backward()
+        return loss.item()
+
+    def sums(self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False) -> tuple[float, int, Array | None]:
+        """As the interface says; the gradient [n parameters] is that of the network as it is evaluated."""
+        bound = self._at(w)
+        if gradient:
+            bound.accumulate_()
+        loss, right = 0.0, 0
+        H, W, _ = self.data.shape
+        for x, y in examples(self.data, split, lo, hi, max(1, PIXELS // (H * W)), self.device):
+            with self._autocast, torch.set_grad_enabled(gradient):
+                z = bound.module(x)  # [rows, classes]
+                losses = cross_entropy(z.float(), y, reduction="sum")
+            if gradient:
+                losses.backward()
+            loss += losses.item()
+            right += int((z.argmax(1) == y).sum())
+        return loss, right, bound.g.cpu().numpy().astype(np.float64) if gradient else None
+
+    def calibrate_(self, w: Array) -> None:
+        """Put the mean and variance over `calibrate` mini-batches in the place of the statistics in w [d]."""
+        if not (self.calibrate and self._normalises):
+            return
+        module = self._at(w).module
+        norms = [m for m in module.modules() if isinstance(m, NORMS)]
+        before = [m.momentum for m in norms]
+        draw = make_feed(self.data, IID(self.n, 1, self.B, self.seed), self.seed, range(1), self.calibrate, self.device, False)
+        module.train()
+        for t in range(1, self.calibrate + 1):
+            for m in norms:
+                m.momentum = 1 / t  # so that the result is the mean over all of them
+            with torch.no_grad(), self._autocast:
+                module(draw(0, t)[0])
+        module.eval()
+        for m, momentum in zip(norms, before, strict=True):
+            m.momentum = momentum
+        draw.close()
+
+    def close(self) -> None:
+        if self._feed is not None:
+            self._feed.close()
+
+    def views(self, row: Array) -> dict[str, Tensor]:
+        """The tensors of a row [d] by name, in the model's shapes."""
+        flat = torch.from_numpy(row)
+        return {name: _as_seen(flat[segment].view(self.shapes[name])) for name, segment in self._segments.items()}
+
+    def _make(self) -> nn.Module:
+        return models.make(self.model, self.data.shape, len(self.data.classes))
+
+    def _at(self, w: Array, g: Array | None = None) -> Bound:
+        """The module whose weights are w [d]: for training with its gradients in g [d], for evaluation without g."""
+        key = w.__array_interface__["data"][0], g is not None
+        if key not in self._bound:
+            self._bound[key] = Bound(self, w, g)
+        return self._bound[key]
+
+
+class Bound:
+    """A module over one row w [d], and w, g [n parameters] as tensors; gradients are kept where there is a row for them."""
+
+    def __init__(self, network: Network, w: Array, g: Array | None) -> None:
+        self.network = network
+        names = list(network.shapes)[: network.parameters]
+        stop = network._segments[names[-1]].stop
+        tensors = network.views(w)
+        self.module = copy.deepcopy(network._skeleton)
+        for prefix, module in self.module.named_modules():
+            for name in [name for name, p in module._parameters.items() if p is not None]:
+                module._parameters[name] = nn.Parameter(tensors[f"{prefix}.{name}".lstrip(".")])
+            for name in module._buffers:
+                module._buffers[name] = tensors.get(f"{prefix}.{name}".lstrip("."))  # None: num_batches_tracked
+        self.w, self.g = torch.from_numpy(w)[:stop], None  # [n]
+        self.module.train(g is not None)
+        if g is not None:
+            self._point_gradients(g)
+        if network.compiled:
+            self.module.compile()
+
+    def accumulate_(self) -> None:
+        """Have gradients from now on add up in g, from zero."""
+        if self.g is None:
+            self._point_gradients(np.zeros(self.network.d, np.float32))
+        self.g.zero_()
+
+    def _point_gradients(self, row: Array) -> None:
+        views = self.network.views(row)
+        self.g = torch.from_numpy(row)[: len(self.w)]
+        for name, parameter in self.module.named_parameters():
+            parameter.grad = views[name]
+
+
+def _floating(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters, then floating-point statistics, by name."""
+    statistics = {name: b for name, b in model.named_buffers() if b.is_floating_point()}
+    return dict(model.named_parameters()) | statistics
+
+
+def _in_memory(x: Tensor) -> tuple[int, ...]:
+    """The shape of a tensor as it lies in a row: kernels with their input channels last."""
+    return tuple(x.permute(0, 2, 3, 1).shape if x.dim() == 4 else x.shape)
+
+
+def _as_seen(x: Tensor) -> Tensor:
+    return x.permute(0, 3, 1, 2) if x.dim() == 4 else x
