@@ -42,7 +42,6 @@ FLOORS = {  # module or subpackage: (its floor, packages it may import beside th
     "averager": (4, None),
     "run": (5, None),
     "bench": (5, None),
-    "bench_average": (5, None),
     "doctor": (5, set()),
     "commands": (5, None),
     "__main__": (5, None),

@@ -15,11 +15,16 @@ def add(commands: Any) -> None:
     p = commands.add_parser("bench", help="measure speed and memory against what the machine can do")
     whats = p.add_subparsers(dest="what", required=True, metavar="WHAT")
 
-    s = whats.add_parser("train", help="local updates of one learner against a bare loop and the floor of reading the data")
-    s.add_argument("--problem", choices=("logistic",), default="logistic")
-    s.add_argument("--data", default="epsilon-like:200000x2000")
-    s.add_argument("--batch-size", type=at_least_1, default=128)
-    s.add_argument("--steps", type=at_least_1, default=21_875)
+    s = whats.add_parser("train", help="local updates of one learner against a bare loop and the floor",
+                         description="Local updates of one learner against a bare loop and the floor: logistic regression, or "
+                         "with --model a network on random images of its size.")
+    s.add_argument("--problem", choices=("logistic", "network"), help="(default: what --model calls for)")
+    s.add_argument("--model", metavar="NAME", help="the network")
+    s.add_argument("--side", type=at_least_1, help="height and width of its images (default: those it was made for)")
+    s.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    s.add_argument("--data", default="epsilon-like:200000x2000", help="of logistic regression (default: %(default)s)")
+    s.add_argument("--batch-size", type=at_least_1, help="(default: 128; for networks 64)")
+    s.add_argument("--steps", type=at_least_1, help="(default: 21875; for networks 10)")
     s.add_argument("--repeats", type=at_least_1, default=7)
     s.set_defaults(call=_train)
 
@@ -41,21 +46,33 @@ def add(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    from localavg.bench import bench_train
     from localavg.fleet import Fleet
 
-    rows = bench_train(Fleet(world()), args.data, args.batch_size, args.steps, args.repeats)
+    fleet = Fleet(world())
+    if fleet.ranks > 1:
+        raise UserError(f"bench train on {fleet.ranks} ranks: it measures one learner; run it without mpirun")
+    if args.problem == "network" or args.model:
+        if not args.model:
+            raise UserError("bench train --problem network needs --model NAME")
+        from localavg.bench.network import bench_network
+
+        rows = bench_network(fleet, args.model, args.side, args.batch_size or 64, args.steps or 10, args.repeats,
+                             args.precision)
+    else:
+        from localavg.bench.logistic import bench_logistic
+
+        rows = bench_logistic(fleet, args.data, args.batch_size or 128, args.steps or 21_875, args.repeats)
     return _tell("one learner's local updates", rows, args.json)
 
 
 def _memory(args: argparse.Namespace) -> int:
-    from localavg.bench import bench_memory
+    from localavg.bench.memory import bench_memory
 
     return _tell("memory of a training run", bench_memory(world(), args.data, args.steps), args.json)
 
 
 def _average(args: argparse.Namespace) -> int:
-    from localavg.bench_average import SIZES, bench_average
+    from localavg.bench.average import SIZES, bench_average
     from localavg.fleet import Fleet
 
     fleet = Fleet(world(), args.learners, args.ranks_per_node)

@@ -190,7 +190,7 @@ def _gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) 
     from mpi4py import MPI
 
     from localavg import transport
-    from localavg.bench_average import link_bytes_per_s
+    from localavg.bench.average import link_bytes_per_s
     from localavg.doctor import Facts
     from localavg.schedules import Scope
 

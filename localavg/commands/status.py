@@ -6,6 +6,7 @@ import argparse
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 from localavg.config import UserError
@@ -60,7 +61,7 @@ def print_states(title: str, states: Mapping[str, State], every: bool = False) -
     """A table of the runs, `every` one or those that are neither done nor missing, and a line that counts them."""
     from localavg.commands import print_table
 
-    rows = [{"run": name, "status": WORDS[s.kind], "updates": f"{s.t} of {s.T}" if s.T else "-", "": s.why}
+    rows = [{"run": name, "status": WORDS[s.kind], "updates": f"{s.t} of {s.T}" if s.T else "-", "": shorten(s.why, 60)}
             for name, s in states.items() if every or s.kind not in ("finished", "missing")]
     if rows:
         print_table(title, rows)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -38,7 +40,8 @@ def add(commands: Any) -> None:
     local = p.add_argument_group("--launcher local")
     local.add_argument("--share", metavar="K/N", help="do only the K-th of N shares of the runs, as one job of an array")
     local.add_argument("--mpirun", metavar="'WORDS'",
-                       help="what starts a run, taking -n RANKS COMMAND (default: jobs/local/mpirun, or the mpirun found)")
+                       help="what starts a run, taking -n RANKS COMMAND or with {ranks} in it (default: jobs/local/mpirun, or "
+                            "the mpirun found)")
     batch = p.add_argument_group("--launcher slurm, lsf")
     batch.add_argument("--jobs", type=at_least_1, metavar="N",
                        help="batch jobs that share the runs (default: one a run, 10 at most)")
@@ -139,7 +142,11 @@ def _submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     name, more = f"{sweep.path.stem}-{sweep.scale}", shlex.split(args.submit)
     if args.launcher == "slurm":
         template, env = JOBS / "slurm" / "sweep.sbatch", {"PYTHON": sys.executable}
-        submit = ["sbatch", f"--job-name={name}", f"--array=1-{n}", f"--ntasks={ranks}", *more, str(template), *words]
+        said = (template.read_text() if template.exists() else "") + f"\n#SBATCH {args.submit}"
+        per_node = re.findall(r"^#SBATCH .*--ntasks-per-node=(\d+)", said, re.M)
+        nodes = math.ceil(ranks / int(per_node[-1] if per_node else 1))
+        submit = ["sbatch", f"--job-name={name}", f"--array=1-{n}", f"--nodes={nodes}", f"--ntasks={ranks}", *more,
+                  str(template), *words]
     else:  # bsub reads #BSUB lines from its standard input alone, so the words go by the environment
         template, env = JOBS / "lsf" / "sweep.lsf", {"PYTHON": sys.executable, "SWEEP": shlex.join(words)}
         submit = ["bsub", "-J", f"{name}[1-{n}]", *more]

@@ -31,12 +31,13 @@ def load(spec: str | Path, fleet: Any) -> Dataset:
 def _load_prepared(path: str, fleet: Any) -> Dataset:
     from localavg.datasets import image_file, prepared
 
-    if fleet.together(lambda: image_file.kind(path)) in image_file.KINDS:
+    kind = fleet.together(lambda: image_file.kind(path))
+    if kind in image_file.KINDS:
         return image_file.load(path, fleet)
-    header = fleet.together(lambda: prepared.header(path))
-    if header.kind != "features":
+    if kind not in (None, "features"):
         kinds = ", ".join(("features", *image_file.KINDS))
-        raise UserError(f"{path} is of kind {header.kind!r}; this version reads {kinds}")
+        raise UserError(f"{path} is of kind {kind!r}; this version reads {kinds}")
+    header = fleet.together(lambda: prepared.header(path))
 
     def fill(split, x, y, start, stop):
         prepared.read(path, split, x, y, start, stop)

@@ -41,8 +41,11 @@ def members(path: str | Path, file: BinaryIO | None = None) -> Iterator[tuple[ta
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """ReadError where a plain archive goes on after its last member: tarfile takes a spoilt or cut header for the end."""
-    if isinstance(tar.fileobj, io.BufferedReader):  # gzip and its like find out for themselves
+    """Raise where an archive does not end after its last member: tarfile takes a spoilt or cut header for the end."""
+    if not isinstance(tar.fileobj, io.BufferedReader):  # gzip and its like find out for themselves, at their very end
+        while tar.fileobj.read(1 << 20):
+            pass
+    else:
         tar.fileobj.seek(tar.offset)
         block = tar.fileobj.read(tarfile.BLOCKSIZE)
         if block.strip(b"\0") or 0 < len(block) < tarfile.BLOCKSIZE:

@@ -22,7 +22,7 @@ COUNTS = {"train": 1_281_167, "test": 50_000}
 """pictures in the official archives; the validation set is what is tested on"""
 SIDE = 224
 MOST_BYTES = 64 << 20
-"""of one picture: ImageNet's largest has 15 MB"""
+"""of one picture or of a part of the devkit: more is taken for damage"""
 
 
 class Devkit(NamedTuple):

@@ -127,7 +127,7 @@ class Pictures:
         self._images, self._futures = images, futures
 
     def result(self) -> np.ndarray:
-        """The images [B, H, W, 3] uint8, when all are there; what the first that failed raised, once none is under way."""
+        """The images [B, H, W, 3] uint8, when all are there. If one fails, its error is raised and the rest left undone."""
         try:
             for future in self._futures:
                 future.result()

@@ -48,7 +48,7 @@ class Network(Problem):
         self.data, self.model, self.l2, self.seed = data, model, l2, seed
         self.augment, self.calibrate, self.compiled, self.device = augment, calibrate, compiled, device
         self.n = len(data.train.y)
-        self._autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+        self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
         with torch.device("meta"):  # shapes without memory
             self._skeleton = self._make()
         tensors = _floating(self._skeleton)
@@ -88,7 +88,7 @@ class Network(Problem):
         if seed is not None:
             torch.manual_seed(seed)
         torch.mul(bound.w, self.l2, out=bound.g)  # backward adds to it
-        with self._autocast:
+        with self.autocast:
             loss = cross_entropy(bound.module(x), y)
         loss.backward()
         return loss.item()
@@ -101,7 +101,7 @@ class Network(Problem):
         loss, right = 0.0, 0
         H, W, _ = self.data.shape
         for x, y in examples(self.data, split, lo, hi, max(1, PIXELS // (H * W)), self.device):
-            with self._autocast, torch.set_grad_enabled(gradient):
+            with self.autocast, torch.set_grad_enabled(gradient):
                 z = bound.module(x)  # [rows, classes]
                 losses = cross_entropy(z.float(), y, reduction="sum")
             if gradient:
@@ -122,7 +122,7 @@ class Network(Problem):
         for t in range(1, self.calibrate + 1):
             for m in norms:
                 m.momentum = 1 / t  # so that the result is the mean over all of them
-            with torch.no_grad(), self._autocast:
+            with torch.no_grad(), self.autocast:
                 module(draw(0, t)[0])
         module.eval()
         for m, momentum in zip(norms, before, strict=True):

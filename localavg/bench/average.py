@@ -7,7 +7,6 @@ import socket
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from statistics import median
 from time import perf_counter
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg import transport
+from localavg.bench import medians
 from localavg.fleet import Fleet
 from localavg.schedules import Scope
 
@@ -41,13 +41,7 @@ def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int) -
         }
         if (averager := _torch_averager(fleet, n)) is not None:
             ways["torch_s"] = averager
-        times = {way: [] for way in ways}
-        for turn in range(repeats + 2):  # two warm up
-            for way, average in ways.items():
-                seconds = _slowest(fleet, average)
-                if turn >= 2:
-                    times[way].append(seconds)
-        row = {way: median(t) for way, t in times.items()}
+        row = medians({way: lambda average=average: _slowest(fleet, average) for way, average in ways.items()}, repeats, warm=2)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
         where = {"elements": n, "ranks": fleet.ranks, "nodes": fleet.nodes, "transport": ours.name}

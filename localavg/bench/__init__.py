@@ -1,0 +1,26 @@
+"""Speed and memory against what the machine can do: ``localavg bench WHAT``, a file each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from statistics import median
+from time import perf_counter
+from typing import Any
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """How long `work` takes."""
+    start = perf_counter()
+    work()
+    return perf_counter() - start
+
+
+def medians(ways: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1) -> dict[str, float]:
+    """The median seconds that every way returns over `repeats` turns, all ways in each, after `warm` turns not counted."""
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(warm + repeats):
+        for name, way in ways.items():
+            took = way()
+            if turn >= warm:
+                times[name].append(took)
+    return {name: median(each) for name, each in times.items()}

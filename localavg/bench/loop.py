@@ -1,0 +1,62 @@
+"""The real training loop with its run file, as the benchmarks time it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from localavg import algorithms, stepsizes
+from localavg.flat import Flat
+from localavg.fleet import Fleet
+from localavg.keeper import Keeper
+from localavg.monitor import Monitor
+from localavg.optim import SGD
+from localavg.problems import Problem
+from localavg.record import Record
+from localavg.sampling import Sampler
+from localavg.train import train
+from localavg.transport import choose
+
+
+def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler, T: int) -> tuple[float, float]:
+    """T updates of one learner, sequential SGD: wall clock in seconds, and the share of it that recording took."""
+    algorithm = algorithms.make("sgd", {}, T, sampler.epoch)
+    transport = choose("auto", fleet, None, nbytes=8 * problem.d)
+    flat = Flat(problem.shapes, 1, problem.parameters, allocate=transport.zeros)
+    problem.initial_(flat.w[0])
+    algorithm.exchange.start(fleet.learners, 0)
+    with tempfile.TemporaryDirectory() as folder:
+        timed = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))
+        monitor = Monitor(fleet, problem, transport, timed, T=T, epoch=sampler.epoch, B=sampler.B, log_every=max(1, T // 100),
+                          eval_every=T, payload=lambda scope: (0, 0))
+        monitor.progress = Timed(monitor.progress)
+        feed = problem.feed(sampler, fleet.learners, T)
+        keeper = Keeper(fleet, None, Path(folder, "run.ckpt"))
+        train(problem, flat, algorithm, optimizer, stepsizes.constant(0.01), feed, transport, fleet.learners, T, monitor,
+              keeper)
+        wall_s = monitor.clock.wall_s
+        problem.close()
+        return wall_s, (timed.seconds + monitor.progress.seconds) / wall_s
+
+
+class Timed:
+    """Passes calls on and adds up the time they take."""
+
+    def __init__(self, thing: Any) -> None:
+        self._thing, self.seconds = thing, 0.0
+
+    def __getattr__(self, name: str) -> Callable:
+        call = getattr(self._thing, name)
+
+        def timed(*args: Any, **named: Any) -> Any:
+            start = perf_counter()
+            try:
+                return call(*args, **named)
+            finally:
+                self.seconds += perf_counter() - start
+
+        return timed

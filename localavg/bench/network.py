@@ -1,0 +1,88 @@
+"""One learner's local updates on a network, against a bare torch loop of the same model, batch and precision."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy
+
+from localavg import models, optim
+from localavg.bench import medians, seconds
+from localavg.bench.loop import train_alone
+from localavg.config import UserError
+from localavg.datasets import Dataset, Split
+from localavg.fleet import Fleet
+from localavg.problems.network import Network
+from localavg.sampling import IID
+
+BATCHES = 4  # the examples are so many batches, so that evaluation, which is not timed, is short
+MOMENTUM, DECAY = 0.9, 1e-4
+
+
+def bench_network(fleet: Fleet, model: str, side: int | None, B: int, steps: int, repeats: int,
+                  precision: str) -> list[dict[str, Any]]:
+    """`steps` local updates on random images of `side` pixels (None: the model's own), SGD with momentum and weight decay.
+
+    Medians of `repeats` interleaved turns.
+    Ours is the whole loop with its run file, from uint8 images; bare is forward, backward and torch.optim.SGD on normalised
+    float32 images that are there already; floor is the model's forward and backward alone, as ours computes them.
+    """
+    if model not in models.MODELS:
+        raise UserError(f"--model {model}: must be one of {', '.join(models.MODELS)}")
+    torch.set_num_threads(fleet.threads)
+    side = side or models.MODELS[model].side
+    shape, classes = ((side, side, 1), 10) if side < 32 else ((side, side, 3), 1000 if side > 32 else 10)
+    random = np.random.default_rng(0)
+    n = BATCHES * B
+    split = Split(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, classes, n))
+    data = Dataset("random", "images", split, None, tuple(map(str, range(classes))), True, shape, (127.5,) * shape[2],
+                   (73.9,) * shape[2])
+    sampler = IID(n, 1, B, seed=0)
+    problem = Network(data, model, DECAY, 0, precision=precision)
+    times = medians({
+        "ours": lambda: train_alone(fleet, problem, optim.Momentum(MOMENTUM), sampler, steps)[0],
+        "bare": lambda: _bare(problem, sampler, steps),
+        "floor": lambda: _gradients(problem, sampler, steps),
+    }, repeats)
+    rate = {name: steps * B / took for name, took in times.items()}
+    return [{
+        "problem": "network", "model": model, "side": side, "batch_size": B, "precision": precision, "device": "cpu",
+        "threads": fleet.threads,
+        "ours_samples_per_s": rate["ours"], "bare_samples_per_s": rate["bare"], "floor_samples_per_s": rate["floor"],
+        "ours_over_bare": rate["ours"] / rate["bare"], "ours_over_floor": rate["ours"] / rate["floor"],
+    }]
+
+
+def _bare(problem: Network, sampler: IID, steps: int) -> float:
+    """The loop one would write by hand."""
+    data = problem.data
+    model = models.make(problem.model, data.shape, len(data.classes))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=MOMENTUM, weight_decay=DECAY)
+    x = (torch.from_numpy(data.train.x).permute(0, 3, 1, 2).float().contiguous() - 127.5) / 73.9  # [n, C, H, W]
+    y = torch.from_numpy(data.train.y)
+    rows = [torch.from_numpy(sampler.batch(0, t)) for t in range(1, steps + 1)]
+
+    def loop() -> None:
+        for r in rows:
+            optimizer.zero_grad()
+            with problem.autocast:
+                loss = cross_entropy(model(x[r]), y[r])
+            loss.backward()
+            optimizer.step()
+            loss.item()
+
+    return seconds(loop)
+
+
+def _gradients(problem: Network, sampler: IID, steps: int) -> float:
+    w, g = np.zeros(problem.d, np.float32), np.zeros(problem.d, np.float32)
+    problem.initial_(w)
+    batch = problem.feed(sampler, range(1), steps)(0, 1)
+
+    def loop() -> None:
+        for _ in range(steps):
+            problem.gradient_(w, batch, g)
+
+    return seconds(loop)
