@@ -1,8 +1,9 @@
-"""THE table: every synchronous algorithm is a schedule (when), a combine step (what an average does) and an exchange
-(what travels every step). Any of them runs with any local optimiser, sampling and step size.
+"""THE tables. Every synchronous algorithm is a schedule (when), a combine step (what an average does) and an exchange
+(what travels every step); any of them runs with any local optimiser, sampling and step size. The asynchronous ones are
+rules for learners and servers of a center variable, with a local update of their own.
 
-The parameters of each function are its options on the command line, by the papers' names. T (updates in all) and
-`epoch` (updates in an epoch) are filled in by the caller where a function asks for them.
+The parameters of each function are its options on the command line, by the papers' names. T (updates in all), `epoch`
+(updates in an epoch), P and the local update's momentum are filled in by the caller where a function asks for them.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from localavg import schedules as when
+from localavg.center import EAMSGD, Downpour
 from localavg.combine import BlockMomentum, Mean
-from localavg.config import UserError, bad, positive
+from localavg.config import UserError, at_least, bad, positive
 from localavg.exchange import MeanGradient, Nothing, QuantisedGradient
 
 
@@ -27,6 +29,17 @@ class Algorithm:
     combine: Mean
     exchange: Nothing
     S: int | None = None
+
+
+@dataclass(frozen=True)
+class Asynchronous:
+    """One row of the asynchronous table: what learners and servers do, and how many ranks share the center variable."""
+
+    rule: Downpour
+    servers: int
+
+    def __post_init__(self) -> None:
+        at_least("servers", self.servers, 1)
 
 
 def sgd() -> Algorithm:
@@ -98,6 +111,16 @@ def piecewise(epoch: float, pieces: str = "0:4", mu: float = 0.0, nesterov: bool
     return Algorithm(when.Piecewise(stages), _average(mu, nesterov), Nothing())
 
 
+def downpour(P: int, K: int = 16, servers: int = 1) -> Asynchronous:
+    """Downpour (Dean et al. 2012; kavg §4.1): learners add their changes to a center and fetch it, every K updates."""
+    return Asynchronous(Downpour(K, P), servers)
+
+
+def eamsgd(P: int, momentum: float, K: int = 16, alpha: float | None = None, servers: int = 1) -> Asynchronous:
+    """EAMSGD (Zhang et al. 2015; kavg §4.1): elastic force α (0.9/P) to a center every τ = K updates; δ is --momentum."""
+    return Asynchronous(EAMSGD(K, P, 0.9 / P if alpha is None else alpha, momentum), servers)
+
+
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "sgd": sgd,  # all papers
     "sync": sync,  # kavg, adpsgd, lupa: the baseline
@@ -111,27 +134,34 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "piecewise": piecewise,  # adpsgd §III-A, §V-B
 }
 
+ASYNCHRONOUS: dict[str, Callable[..., Asynchronous]] = {
+    "downpour": downpour,  # kavg §4.1: the baselines of Figs. 1–4
+    "eamsgd": eamsgd,
+}
+
+BOTH: dict[str, Callable[..., Algorithm | Asynchronous]] = {**ALGORITHMS, **ASYNCHRONOUS}
+
 
 def options(name: str) -> dict[str, Any]:
     """The options of an algorithm and their defaults."""
-    parameters = inspect.signature(ALGORITHMS[name]).parameters
+    parameters = inspect.signature(BOTH[name]).parameters
     return {p.name: p.default for p in parameters.values() if p.default is not p.empty}
 
 
-def make(name: str, given: Mapping[str, Any], T: int, epoch: float) -> Algorithm:
-    """The algorithm `name` with the options `given`, for a run of T updates with `epoch` updates in an epoch.
+def make(name: str, given: Mapping[str, Any], T: int, epoch: float, P: int = 1, momentum: float = 0.9) -> Any:
+    """The Algorithm or Asynchronous `name` with the options `given`, for T updates of P learners, `epoch` in an epoch.
 
     Raises UserError for an unknown name, an option that the algorithm does not have, or a value that breaks a rule.
     """
-    if name not in ALGORITHMS:
-        raise UserError(f"algorithm {name}: must be one of {', '.join(ALGORITHMS)}")
+    if name not in BOTH:
+        raise UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}")
     known = options(name)
     if stray := [option for option in given if option not in known]:
         takes = ", ".join(f"--{option.replace('_', '-')}" for option in known) or "no options of its own"
         raise UserError(f"--{stray[0].replace('_', '-')} means nothing to {name}, which takes {takes}")
-    wanted = inspect.signature(ALGORITHMS[name]).parameters
-    context = {key: value for key, value in (("T", T), ("epoch", epoch)) if key in wanted}
-    return ALGORITHMS[name](**context, **given)
+    wanted = inspect.signature(BOTH[name]).parameters
+    context = {"T": T, "epoch": epoch, "P": P, "momentum": momentum}
+    return BOTH[name](**{key: value for key, value in context.items() if key in wanted}, **given)
 
 
 def _average(mu: float, nesterov: bool) -> Mean:

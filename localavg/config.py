@@ -61,7 +61,7 @@ class TrainConfig:
     epochs: float | None = option(None, "passes over the data by all learners together (default: 1)", group="training")
     batch_size: int = option(128, "B, mini-batch per learner", group="training")
     optimizer: str = option("sgd", "the local update", group="training", choices=OPTIMIZERS)
-    momentum: float = option(0.9, "coefficient of momentum and nesterov", group="training")
+    momentum: float = option(0.9, "coefficient of momentum and nesterov; δ of eamsgd", group="training")
     state: str = option("keep", "the optimiser's state at an average", group="training", choices=STATES)
     seed: int = option(0, "of all random draws", group="training")
 
@@ -84,10 +84,26 @@ class TrainConfig:
     log_every: int | None = option(None, "steps between rows of /train (default: T / 100)", group="output")
     eval_every: int | None = option(None, "steps between evaluations (default: T / 20)", group="output")
 
+    eval_examples: int | None = option(None, "evaluate on so many examples of each split, spread over it (default: all)",
+                                       group="output", metavar="N")
     checkpoint_every: str | None = option(None, "save so often: 10min, 2h, or a number of steps", group="keeping",
                                           metavar="TIME")
     time_limit: str | None = option(None, "save and stop after 90s, 50min, 2h or H:MM:SS (exit status 75)", group="keeping",
                                     metavar="TIME")
+    simulate: bool = option(False, "a modelled clock in place of a measured one: downpour and eamsgd run in its order, on one "
+                            "rank; other algorithms train as usual and record its times", group="simulated time")
+    machine: str | None = option(None, "take the model from this measured run of 2 ranks or more, such as one of kavg",
+                                 group="simulated time", metavar="RUN.h5")
+    step_s: float | None = option(None, "mean seconds of a local update (default: 0.01)", group="simulated time")
+    step_cv: float | None = option(None, "their standard deviation over their mean, lognormal (default: 0.1)",
+                                   group="simulated time")
+    latency_s: float | None = option(None, "seconds of a message (default: 5e-6)", group="simulated time")
+    bandwidth_bytes_per_s: float | None = option(None, "of a learner's or server's link (default: 1e10)",
+                                                 group="simulated time")
+    service_s: float | None = option(None, "seconds of a server for an exchange beside its bytes (default: 1e-4)",
+                                     group="simulated time")
+    replay: str | None = option(None, "let the servers of downpour or eamsgd serve in the order of this run", group="keeping",
+                                metavar="RUN.h5")
     resume: bool = option(False, "go on with the run in --out from its checkpoint; done already: do nothing", group="keeping")
 
     def __post_init__(self) -> None:
@@ -99,6 +115,7 @@ class TrainConfig:
         at_least("batch_size", self.batch_size, 1)
         at_least("log_every", self.log_every, 1)
         at_least("eval_every", self.eval_every, 1)
+        at_least("eval_examples", self.eval_examples, 1)
         at_least("seed", self.seed, 0)
         at_least("calibrate", self.calibrate, 0)
         positive("lr", self.lr)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from localavg import algorithms, checkpoint, datasets, keeper, models, optim, record, stepsizes
+from localavg import algorithms, checkpoint, datasets, keeper, machine, models, optim, record, stepsizes
 from localavg.config import TrainConfig, UserError, seconds
 from localavg.datasets import Dataset
 from localavg.flat import Flat
@@ -42,6 +42,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     """
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     algorithms.make(c.algorithm, options, T=c.steps or 10**9, epoch=1e6)  # a wrong option is told before data is read
+    model = machine.make(c) if c.simulate else None
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
     earlier = fleet.together(lambda: _earlier(c) if world.rank == 0 else None)
@@ -49,10 +50,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         if world.rank == 0:
             print(f"{c.path} is finished already", file=sys.stderr)
         return FINISHED
-    data = datasets.load(c.data, fleet)
-    if c.sampling == "block" and not data.shuffled and not c.force_block:
-        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so they are no fair sample; "
-                        f"prepare it with --shuffle SEED, or add --force-block")
+    data = load_data(c, fleet)
     problem = make_problem(c, data, fleet)
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
     epoch = sampler.epoch
@@ -69,7 +67,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     flat.w[1:] = flat.w[0]
     algorithm.exchange.start(fleet.learners, c.seed)
 
-    settings = _settings(c, options, fleet, data, problem, T)
+    settings = {**_settings(c, options, fleet, data, problem, T), **(asdict(model) if model else {})}
     origin = {**(provenance or {}), **_where(fleet, transport)}
     begun, file = _open(c, fleet, settings, origin, earlier)
 
@@ -83,11 +81,17 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         averaged = flat.d if c.statistics == "average" else flat.d_trained
         return transport.payload_bytes(4 * (averaged + optimizer.averaged * flat.d_trained), scope)
 
+    if file is not None and model:
+        exchange, averaged = algorithm.exchange, flat.d if c.statistics == "average" else flat.d_trained
+        nbytes = 4 * (averaged + optimizer.averaged * flat.d_trained)  # of a learner
+        nbytes = exchange.payload_bytes(flat.d_trained, 1) if exchange.scope else nbytes
+        durations = machine.averages(model, fleet.P, nbytes, algorithm.S, exchange.gathers)
+        machine.retime_(file, machine.Synchronous(model, fleet.P, c.seed, durations))
     monitor = Monitor(
         fleet, problem, transport, file, T=T, epoch=epoch, B=c.batch_size,
         log_every=min(T, c.log_every or max(1, T // 100)), eval_every=min(T, c.eval_every or max(1, T // 20)),
         payload=payload, variance=c.variance != "no" or algorithm.schedule.needs == "variance", V=c.variance == "steps",
-        grad_norm=c.grad_norm,
+        grad_norm=c.grad_norm, examples=c.eval_examples,
     )
     steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdigit() else None
     keep = Keeper(fleet, file, checkpoint.folder_of(c.path), every_steps=steps, resume=begun,
@@ -114,11 +118,21 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     finally:
         problem.close()
     if file is not None:
-        print(why or f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.summary()}", file=sys.stderr)
+        modelled = "; times in the run file are modelled" if model else ""
+        print(why or f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.summary()}{modelled}", file=sys.stderr)
         print(c.path, flush=True)
         if status == FINISHED:
             checkpoint.remove(keep.folder)
     return status
+
+
+def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
+    """The data that the settings name. Collective. Raises UserError where it may not be sampled as they say."""
+    data = datasets.load(c.data, fleet)
+    if c.sampling == "block" and not data.shuffled and not c.force_block:
+        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so they are no fair sample; "
+                        f"prepare it with --shuffle SEED, or add --force-block")
+    return data
 
 
 def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet) -> Problem:

@@ -6,14 +6,18 @@ import argparse
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from localavg.algorithms import ALGORITHMS, options
+from localavg.algorithms import ASYNCHRONOUS, BOTH, options
 from localavg.commands import rank, world
 from localavg.config import TrainConfig, UserError
 
+LOCKSTEP = {"ranks_per_node": None, "transport": "auto", "statistics": "average", "optimizer": "sgd", "state": "keep",
+            "variance": "no"}  # what only the synchronous algorithms can have otherwise
+MODEL = ("machine", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
+
 
 def add(commands: Any) -> None:
-    rows = [(name, make.__doc__.splitlines()[0]) for name, make in ALGORITHMS.items()]
-    takes = {name: " ".join(f"--{o.replace('_', '-')}" for o in options(name)) for name in ALGORITHMS}
+    rows = [(name, make.__doc__.splitlines()[0]) for name, make in BOTH.items()]
+    takes = {name: " ".join(f"--{o.replace('_', '-')}" for o in options(name)) for name in BOTH}
     table = "\n".join(f"  {name:<10} {doc}\n{'':13}{takes[name]}".rstrip() for name, doc in rows)
     p = commands.add_parser("train", help="train with one algorithm", formatter_class=argparse.RawDescriptionHelpFormatter,
                             description="Train with one algorithm, under mpirun or alone.", epilog=f"algorithms:\n{table}")
@@ -37,8 +41,8 @@ def add(commands: Any) -> None:
         to.add_argument(_flag(f.name), default=argparse.SUPPRESS, dest=f.name,
                         help=f.metadata["help"].replace("%", "%%") + default, **how)
     own = p.add_argument_group("options of the algorithms")
-    for option in dict.fromkeys(o for name in ALGORITHMS for o in options(name)):
-        default = next(options(name)[option] for name in ALGORITHMS if option in options(name))
+    for option in dict.fromkeys(o for name in BOTH for o in options(name)):
+        default = next(options(name)[option] for name in BOTH if option in options(name))
         flags = [_flag(option)] + (["--tau"] if option == "K" else [])
         how = {"action": "store_true"} if isinstance(default, bool) else {"type": type(default), "metavar": "X"}
         own.add_argument(*flags, dest=f"own {option}", default=argparse.SUPPRESS, **how)
@@ -59,21 +63,35 @@ def _train(args: argparse.Namespace) -> int:
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
     here = world()
-    from localavg.run import run
+    if config.algorithm in ASYNCHRONOUS:
+        from localavg.asynchronous.run import run
+    else:
+        from localavg.run import run
 
     return run(config, options, here, origin)
 
 
 def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:
     """An option that does nothing beside the others is a mistake."""
+    asynchronous = c.algorithm in ASYNCHRONOUS
+    others = [name for name, value in LOCKSTEP.items() if getattr(c, name) != value]
+    no_momentum = c.algorithm != "eamsgd" and c.optimizer not in ("momentum", "nesterov")
+    kept = f"{c.algorithm}, which makes no checkpoints" if asynchronous else "a run with --simulate, which makes no checkpoints"
     idle = {
         "lr": (c.schedule == "inverse", "--schedule inverse, whose γ_t is 4/(μ(t+a))"),
         "factor": (c.schedule != "steps", f"--schedule {c.schedule}; use --schedule steps"),
         "warmup_from": (not c.warmup_epochs, "a run without --warmup-epochs"),
         **dict.fromkeys(("no_augment", "statistics", "calibrate", "precision", "compile"),
                         (c.problem == "logistic", "--problem logistic")),
-        "momentum": (c.optimizer not in ("momentum", "nesterov"), f"--optimizer {c.optimizer}; use --optimizer momentum"),
+        **dict.fromkeys(others, (asynchronous, f"{c.algorithm}, whose local update and messages are its own")),
+        "momentum": (no_momentum, c.algorithm if asynchronous else f"--optimizer {c.optimizer}; use --optimizer momentum"),
+        **dict.fromkeys(MODEL, (not c.simulate, "a run whose time is measured; add --simulate")),
+        **dict.fromkeys(("checkpoint_every", "time_limit", "resume"), (asynchronous or c.simulate, kept)),
+        "replay": (c.simulate or not asynchronous, "a simulated run, which repeats itself" if asynchronous else c.algorithm),
     }
+    if not asynchronous:
+        idle["service_s"] = True, f"{c.algorithm}, which has no servers"
     for name, (does_nothing, beside) in idle.items():
         if name in given and does_nothing:
-            raise UserError(f"{_flag(name)} {given[name]} means nothing to {beside}, or leave it out")
+            said = _flag(name) + f" {given[name]}" * (given[name] is not True)
+            raise UserError(f"{said} means nothing to {beside}{', or' if ';' in beside else ';'} leave it out")

@@ -1,0 +1,190 @@
+"""A model of the machine: how long local updates, averages and exchanges with servers take.
+
+What it leaves out: learners that are slow for good, links that several messages share (but for a server's own), and
+anything that computing and communicating do to each other. Times of updates are independent and lognormal.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import numpy as np
+
+from localavg import record
+from localavg.config import UserError, bad, positive
+from localavg.sampling import generator
+from localavg.schedules import Schedule, Scope
+
+Array = Any
+WINDOW = 256  # updates whose times are drawn at once
+STREAM = 4  # of sampling.generator: times of updates
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What an update, a message and a service cost. The defaults are a GPU cluster's orders of magnitude, measured nowhere."""
+
+    step_s: float = 0.01
+    """mean time of one local update, its data included"""
+    step_cv: float = 0.1
+    """its standard deviation over its mean"""
+    latency_s: float = 5e-6
+    """of a message"""
+    bandwidth_bytes_per_s: float = 1e10
+    """of a learner's or server's link, each way"""
+    service_s: float = 1e-4
+    """what a server takes for an exchange beside its bytes"""
+
+    def __post_init__(self) -> None:
+        for name in ("step_s", "bandwidth_bytes_per_s"):
+            positive(name, getattr(self, name))
+        for name in ("step_cv", "latency_s", "service_s"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise bad(name, getattr(self, name), "must be a finite number of at least 0")
+
+    def mean_s(self, n: int, nbytes: float) -> float:
+        """An average over n learners of nbytes each, as Rabenseifner's Allreduce: 2 log₂n messages, 2 (n−1)/n of the bytes."""
+        return 2 * math.log2(n) * self.latency_s + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
+
+    def gather_s(self, n: int, nbytes: float) -> float:
+        """An Allgather among n learners of nbytes each."""
+        return math.log2(n) * self.latency_s + (n - 1) * nbytes / self.bandwidth_bytes_per_s
+
+    def exchange_s(self, nbytes: float, servers: int) -> float:
+        """How long an exchange keeps each of the servers busy: its part of nbytes comes in, is worked on, and goes out."""
+        return self.service_s + 2 * nbytes / servers / self.bandwidth_bytes_per_s
+
+
+class StepTimes:
+    """The time of learner j's update t in seconds: a function of (machine, seed, j, t) alone."""
+
+    def __init__(self, machine: Machine, seed: int) -> None:
+        self.seed, self._drawn = seed, {}
+        self.sigma = math.sqrt(math.log1p(machine.step_cv**2))
+        self.mu = math.log(machine.step_s) - self.sigma**2 / 2
+
+    def sum(self, j: int, after: int, to: int) -> float:
+        """Of updates after + 1 … to of learner j."""
+        total, t = 0.0, after
+        while t < to:
+            window, first = divmod(t, WINDOW)
+            last = min(first + to - t, WINDOW)
+            total += float(self._window(j, window)[first:last].sum())
+            t += last - first
+        return total
+
+    def _window(self, j: int, window: int) -> Array:
+        if j not in self._drawn or self._drawn[j][0] != window:
+            normal = generator(self.seed, j, window, STREAM).standard_normal(WINDOW)
+            self._drawn[j] = window, np.exp(self.mu + self.sigma * normal)  # [WINDOW]
+        return self._drawn[j][1]
+
+
+class Synchronous:
+    """The clock of P learners who wait for each other at averages: an average starts when the slowest of them is there.
+
+    seconds: (learners, duration) of an exchange over a scope.
+    """
+
+    def __init__(self, machine: Machine, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]) -> None:
+        self.P, self.times, self.seconds = P, StepTimes(machine, seed), seconds
+        self.t, self.now = 0, np.zeros(P)  # [P] each learner's clock
+        self.compute_s = self.wait_s = self.communicate_s = 0.0  # means over the learners
+
+    @property
+    def wall_s(self) -> float:
+        """When the last learner is as far."""
+        return float(self.now.max())
+
+    def advance(self, t: int) -> None:
+        """Everyone computes up to update t."""
+        took = np.array([self.times.sum(j, self.t, t) for j in range(self.P)])  # [P]
+        self.t, self.now = t, self.now + took
+        self.compute_s += float(took.mean())
+
+    def average(self, scope: Scope) -> float:
+        """They exchange over `scope`; returns how long that takes, waiting left out."""
+        S, seconds = self.seconds(scope)
+        clusters = self.now.reshape(-1, S)  # [P / S, S]
+        latest = np.repeat(clusters.max(axis=1), S)  # [P]
+        self.wait_s += float((latest - self.now).mean())
+        self.communicate_s += seconds
+        self.now = latest + seconds
+        return seconds
+
+
+def modelled_s(machine: Machine, P: int, schedule: Schedule, T: int, seed: int, nbytes: float, S: int | None = None) -> float:
+    """The wall clock of T updates of P learners who average nbytes of weights when `schedule` says; S: a cluster's size."""
+    clock = Synchronous(machine, P, seed, averages(machine, P, nbytes, S))
+    for t in range(1, T + 1):
+        if scope := schedule.final if t == T else schedule.after(t):
+            clock.advance(t)
+            clock.average(scope)
+    clock.advance(T)
+    return clock.wall_s
+
+
+def averages(machine: Machine, P: int, nbytes: float, S: int | None = None,
+             gathers: bool = False) -> Callable[[Scope], tuple[int, float]]:
+    """(learners, duration) of an exchange of nbytes a learner over a scope."""
+    seconds = machine.gather_s if gathers else machine.mean_s
+    sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
+    return lambda scope: (sizes[scope], seconds(sizes[scope], nbytes))
+
+
+def retime_(file: record.Record, clock: Synchronous) -> None:
+    """From now on the rows of `file` carry the times of `clock` in place of measured ones."""
+    write = file.append
+
+    def append(group: str, **row: float) -> None:
+        clock.advance(int(row["t"]))
+        if group == "averages":
+            row["seconds"] = clock.average(Scope(int(row["scope"])))
+        else:
+            row["wall_s"] = clock.wall_s
+        if group == "train":
+            row |= {"compute_s": clock.compute_s, "communicate_s": clock.communicate_s, "wait_s": clock.wait_s, "data_s": 0.0}
+        write(group, **row)
+
+    file.append = append  # type: ignore[method-assign]
+
+
+def make(c: Any) -> Machine:
+    """The machine of a run's settings: --machine, a measured run, if given, with the single options on top."""
+    asked = {f.name: value for f in fields(Machine) if (value := getattr(c, f.name)) is not None}
+    return Machine(**{**(asdict(fit([record.load(c.machine, weights=False)])) if c.machine else {}), **asked})
+
+
+def fit(runs: Sequence[record.Run]) -> Machine:
+    """A machine from measured synchronous runs with one learner a rank, such as K-AVG on 2 ranks.
+
+    step_s: the wall clock less waiting and averaging, an update. step_cv: from the waiting: who is not the slowest of R
+    over a period of τ updates waits e_R · step_cv · step_s · √τ on average, e_R the mean of the largest of R standard
+    normals. Latency and bandwidth: least squares over the runs' mean times of an average; from runs of one size the
+    default latency is taken and the bandwidth follows. service_s cannot be seen in such runs and stays as it is. The
+    first row of /train, which warms up, is left out. Raises UserError for other runs.
+    """
+    steps, cvs, rows, base = [], [], [], Machine()
+    for run in runs:
+        R, c, train = run.provenance.get("ranks", 1), run.config, run.train
+        alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
+        if R < 2 or not alone or len(train) < 2 or not len(run.averages):
+            raise UserError(f"{run.path}: no measured synchronous run of one learner a rank on 2 ranks or more, with averages "
+                            f"and 2 rows of /train; give the file of one")
+        spent = train.iloc[-1] - train.iloc[0]
+        count = ((run.averages.t > train.t.iloc[0]) & (run.averages.t <= train.t.iloc[-1])).sum()
+        steps.append((spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t)
+        e_R = float(np.sort(generator(0, 0, 0, STREAM).standard_normal((20000, R)), axis=1)[:, -1].mean())
+        cvs.append(spent.wait_s / count / (e_R * steps[-1] * math.sqrt(spent.t / count)))
+        rows.append((2 * math.log2(R), 2 * (R - 1) / R * 4 * c["d"], spent.communicate_s / count))
+    messages, nbytes, seconds = np.array(rows).T  # [runs] each
+    latency, per_byte = base.latency_s, 0.0
+    if len(set(nbytes)) > 1:
+        latency, per_byte = np.linalg.lstsq(np.stack([messages, nbytes], 1), seconds, rcond=None)[0]
+    if len(set(nbytes)) == 1 or latency < 0 or per_byte <= 0:
+        latency = min(base.latency_s, float((seconds / messages).mean()) / 2)
+        per_byte = float(((seconds - messages * latency) / nbytes).mean())
+    return Machine(float(np.mean(steps)), float(np.mean(cvs)), float(latency), 1 / float(per_byte))
