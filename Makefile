@@ -29,8 +29,9 @@ run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (
 test: .venv/test .mpich ## the tests (set-up included)
 	$(BIN)/python -m pytest -q -m 'not root'
 
-test-root: .venv/test ## the checks that need root: emulated hosts
-	command -v tc >/dev/null || (apt-get update -qq && apt-get install -y -qq iproute2)
+test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine
+	command -v tc >/dev/null && command -v slurmctld >/dev/null && ls /usr/lib/*/pmix2/lib/libpmix.so >/dev/null 2>&1 || \
+	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 slurm-wlm munge libpmix-dev)
 	$(BIN)/python -m pytest -q -m root
 
 lint: .venv/test ## ruff
