@@ -84,6 +84,8 @@ class TrainConfig:
     log_every: int | None = option(None, "steps between rows of /train (default: T / 100)", group="output")
     eval_every: int | None = option(None, "steps between evaluations (default: T / 20)", group="output")
 
+    eval_examples: int | None = option(None, "evaluate on so many examples of each split, spread over it (default: all)",
+                                       group="output", metavar="N")
     checkpoint_every: str | None = option(None, "save so often: 10min, 2h, or a number of steps", group="keeping",
                                           metavar="TIME")
     time_limit: str | None = option(None, "save and stop after 90s, 50min, 2h or H:MM:SS (exit status 75)", group="keeping",
@@ -99,6 +101,7 @@ class TrainConfig:
         at_least("batch_size", self.batch_size, 1)
         at_least("log_every", self.log_every, 1)
         at_least("eval_every", self.eval_every, 1)
+        at_least("eval_examples", self.eval_examples, 1)
         at_least("seed", self.seed, 0)
         at_least("calibrate", self.calibrate, 0)
         positive("lr", self.lr)

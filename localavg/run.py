@@ -87,7 +87,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         fleet, problem, transport, file, T=T, epoch=epoch, B=c.batch_size,
         log_every=min(T, c.log_every or max(1, T // 100)), eval_every=min(T, c.eval_every or max(1, T // 20)),
         payload=payload, variance=c.variance != "no" or algorithm.schedule.needs == "variance", V=c.variance == "steps",
-        grad_norm=c.grad_norm,
+        grad_norm=c.grad_norm, examples=c.eval_examples,
     )
     steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdigit() else None
     keep = Keeper(fleet, file, checkpoint.folder_of(c.path), every_steps=steps, resume=begun,

@@ -111,7 +111,8 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
         "ranks_per_node": 1, "transport": "mpi", "device": "cpu", "steps": 12, "batch_size": 4, "optimizer": "nesterov",
         "momentum": 0.5, "state": "average", "seed": 3, "lr": 0.2, "schedule": "steps", "factor": 0.25,
         "milestones": [1.0, 2.0], "warmup_epochs": 0.5, "warmup_from": 0.1, "out": "run.h5", "variance": "averages",
-        "log_every": 2, "eval_every": 6, "checkpoint_every": "5", "time_limit": "1h",
+        "log_every": 2, "eval_every": 6, "eval_examples": 30, "checkpoint_every": "5",
+        "time_limit": "1h",
     }
     flags = ["save_weights", "grad_norm", "force_block", "resume"]
     words = [f"--{flag.replace('_', '-')}" for flag in flags]
