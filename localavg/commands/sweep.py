@@ -102,15 +102,15 @@ def _share(runs: tuple[Planned, ...], share: str | None) -> tuple[Planned, ...]:
 
 
 def _looked(runs: tuple[Planned, ...], folder: Path) -> dict[str, Any]:
-    """The states of the runs; UserError where a finished one is another run than the one asked for."""
+    """The states of the runs; UserError where a run file is of another run than the one asked for."""
     from localavg.sweep import state
 
     states = {run.name: state.look(folder / f"{run.name}.h5") for run in runs}
     for run in runs:
         found = states[run.name]
-        if found.kind == "finished" and (what := state.difference(run.asked, found.config)):
-            raise UserError(f"{folder / run.name}.h5 is a finished run of other settings ({what}): move it away, or give "
-                            f"another --out")
+        if found.config is not None and (what := state.difference(run.asked, found.config)):
+            raise UserError(f"{folder / run.name}.h5 holds another run, {found.kind}, of other settings ({what}): move it "
+                            f"away, or give another --out")
     return states
 
 

@@ -1,0 +1,543 @@
+"""Sweeps: what a TOML file expands to, what is told of run files, and which runs are done, kept, resumed or left alone."""
+
+import argparse
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+from mpi import ROOT
+
+from localavg.__main__ import parser
+from localavg.config import UserError
+from localavg.record import Record, load
+from localavg.sweep import file, launch, plan, state
+
+SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.toml"))
+FIGURES = {  # the papers' figures and tables, by the file that has their runs
+    "kavg-fig1-2", "kavg-fig3-4", "kavg-fig5-6", "kavg-fig7", "lupa-fig1", "lupa-fig2", "lupa-fig3", "lupa-fig4",
+    "adpsgd-fig1-2", "adpsgd-fig3", "adpsgd-fig4-5", "adpsgd-fig6", "adpsgd-table1", "adpsgd-fig7-8", "adpsgd-strategies",
+    "mavg-fig1-6", "mavg-fig7-8", "mavg-fig9-12", "hieravg-fig1-2", "hieravg-fig3-4", "hieravg-table1", "hieravg-fig5",
+}
+NOT_YET = r"has no option --|invalid choice|must be one of|--device cuda: training runs on the CPU so far"
+MS = {"nin": 2.0, "mlp": 0.4, "resnet8": 4.5, None: 0.1}  # ms of a learner's step at B = 16 (logistic: 128) on one core
+ROWS = {"digits": 1437}
+SMALL = """
+[sweep]
+title = "small"
+[grid]
+learners = [2, 4]
+[[runs]]
+algorithm = "kavg"
+grid.K = [1, 3]
+[[runs]]
+algorithm = "sgd"
+learners = 1
+[laptop]
+data = "epsilon-like:200x10"
+batch-size = 10
+steps = 12
+ranks = 2
+[paper]
+data = "epsilon.h5"
+seeds = 3
+ranks = "learners"
+"""
+
+
+def train_parser():
+    top = parser()
+    return next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices["train"]
+
+
+def read(path, scale="laptop", **how):
+    return plan.read(path, scale, train_parser(), **how)
+
+
+def sweep_of(folder, text, scale="laptop", **how):
+    path = folder / "some.toml"
+    path.write_text(text)
+    return read(path, scale, **how)
+
+
+def localavg(*words, cwd=ROOT, timeout=60, **env):
+    """`python -m localavg WORDS`, outside any batch job."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "LSB_", "OMPI_", "PMI"))}
+    return subprocess.run([sys.executable, "-m", "localavg", *map(str, words)], cwd=cwd, env={**kept, **env}, text=True,
+                          timeout=timeout, capture_output=True)
+
+
+# ---------------------------------------------------------------------------------------------------- expansion
+
+
+def test_a_grid_is_a_product_and_names_say_what_varies(tmp_path):
+    runs = sweep_of(tmp_path, SMALL).runs
+    assert [run.name for run in runs] == ["kavg-K1-P2-s0", "kavg-K3-P2-s0", "kavg-K1-P4-s0", "kavg-K3-P4-s0", "sgd-s0"]
+    assert " ".join(runs[1].words) == (
+        "train kavg --learners 2 --data epsilon-like:200x10 --batch-size 10 --steps 12 --K 3 --seed 0")
+    assert [run.ranks for run in runs] == [2, 2, 2, 2, 1]
+
+
+def test_the_paper_scale_has_its_own_settings_seeds_and_a_rank_a_learner(tmp_path):
+    runs = sweep_of(tmp_path, SMALL, "paper").runs
+    assert len(runs) == 15 and {run.given["data"] for run in runs} == {"epsilon.h5"}
+    assert [run.ranks for run in runs] == [2] * 6 + [4] * 6 + [1] * 3
+    assert [run.name for run in runs][-3:] == ["sgd-s0", "sgd-s1", "sgd-s2"]
+
+
+def test_asynchronous_and_simulated_runs_have_servers_or_one_rank_and_no_checkpoints(tmp_path):
+    text = """
+[[runs]]
+algorithm = "downpour"
+learners = 4
+servers = 2
+grid.simulate = [false, true]
+[[runs]]
+algorithm = "kavg"
+learners = 4
+grid.simulate = [false, true]
+[laptop]
+ranks = 2
+"""
+    try:
+        runs = sweep_of(tmp_path, text).runs
+    except UserError as e:
+        pytest.skip(f"not on the command line yet: {e}")
+    assert [run.ranks for run in runs] == [4, 1, 2, 2]
+    assert [run.resumable for run in runs] == [False, False, True, False]
+    assert [launch.command(run, tmp_path / "a.h5")[-1] for run in runs] == [str(tmp_path / "a.h5")] * 2 + [
+        "--resume", str(tmp_path / "a.h5")]
+
+
+def test_seeds_ranks_and_set_replace_the_files(tmp_path):
+    runs = sweep_of(tmp_path, SMALL, seeds=2, ranks=3, changes={"data": "my.h5", "grad-norm": True}).runs
+    assert len(runs) == 10
+    assert {run.ranks for run in runs if run.given["learners"] == 4} == {2}  # the most that divides P
+    assert all(run.given["data"] == "my.h5" and run.given["grad_norm"] for run in runs)
+
+
+def test_later_sections_replace_earlier_ones_and_false_takes_an_option_away(tmp_path):
+    text = """
+[common]
+lr = 0.5
+momentum = 0.8
+optimizer = "momentum"
+[grid]
+K = [1, 2]
+[laptop]
+lr = 0.25
+[[runs]]
+algorithm = "kavg"
+[runs.laptop]
+grid.K = [5, 6]
+[[runs]]
+algorithm = "kavg"
+K = 7
+lr = 0.125
+momentum = false
+optimizer = false
+[[runs]]
+algorithm = "sync"
+only = "paper"
+K = false
+"""
+    a, b, c = sweep_of(tmp_path, text).runs
+    assert (a.given["own K"], a.given["lr"], b.given["own K"], c.given["own K"], c.given["lr"]) == (5, 0.25, 6, 7, 0.125)
+    assert "momentum" in a.given and "momentum" not in c.given
+    assert [run.given["algorithm"] for run in sweep_of(tmp_path, text, "paper").runs] == ["kavg", "kavg", "kavg", "sync"]
+
+
+def test_models_data_and_lists_make_readable_names(tmp_path):
+    text = """
+[[runs]]
+algorithm = "piecewise"
+grid.pieces = ["0:4,8:2", "0:2"]
+grid.data = ["sets/a.h5", "epsilon-like:20x5"]
+grid.nesterov = [true, false]
+[laptop]
+schedule = "steps"
+grid.milestones = [[1, 2], [3]]
+"""
+    names = [run.name for run in sweep_of(tmp_path, text).runs]
+    assert len(names) == 16 and "piecewise-a-pieces0_4_8_2-nesterov-milestones1_2-s0" in names
+    assert all(re.fullmatch(r"[\w.+-]+", name) for name in names)
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ("[[runs]]\nalgorithm = 'kavg'\nwings = 2", ["[runs 1 kavg]", "wings = 2", "no option --wings"]),
+    ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nbatch_size = 2", ["[laptop]", "batch_size", "write it batch-size"]),
+    ("[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = [1, 'many']", ["[grid]", "K = 'many'", "invalid int"]),
+    ("[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = 4", ["[grid]", "K = 4", "needs a list"]),
+    ("[[runs]]\nalgorithm = 'kavg'\nout = 'a.h5'", ["out", "sets this itself"]),
+    ("[[runs]]\nalgorithm = 'kavg'\nseed = 3", ["seed = 3", "seeds = HOW_MANY"]),
+    ("[[runs]]\nalgorithm = 'kavg'\nK = 0", ["kavg at scale laptop", "--K 0"]),
+    ("[[runs]]\nalgorithm = 'kavg'\nmu = 0.5", ["--mu means nothing to kavg"]),
+    ("[[runs]]\nalgorithm = 'fly'", ["algorithm fly"]),
+    ("[[runs]]\nalgorithm = 'kavg'\n[[runs]]\nalgorithm = 'kavg'", ["two runs", "kavg-s0"]),
+    ("[[runs]]\nalgorithm = 'kavg'\nonly = 'paper'", ["no runs at scale laptop"]),
+    ("[[runs]]\nalgorithm = 'kavg'\nonly = 'moon'", ["only = 'moon'"]),
+    ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nranks = 0", ["[laptop]", "ranks = 0"]),
+    ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nseeds = 'some'", ["[laptop]", "seeds = 'some'"]),
+    ("[[runs]]\nalgorithm = 'kavg'\n[moon]\nlr = 1", ["[moon]", "no section"]),
+    ("[runs]\nalgorithm = 'kavg'", ["[[runs]]"]),
+    ("common = 3\n[[runs]]\nalgorithm = 'kavg'", ["common = 3"]),
+    ("[[runs]", ["no TOML"]),
+])
+def test_a_mistake_is_one_line_that_names_file_section_and_option(text, told, tmp_path):
+    with pytest.raises(UserError) as e:
+        sweep_of(tmp_path, text)
+    assert all(word in str(e.value) for word in [str(tmp_path / "some.toml"), *told]) and "\n" not in str(e.value)
+
+
+# ------------------------------------------------------------------------------------------- the sweeps of jobs/
+
+
+def test_every_figure_and_table_has_its_sweep():
+    assert {path.stem for path in SWEEPS} == FIGURES
+
+
+def expanded(path, scale, **how):
+    try:
+        return read(path, scale, **how).runs
+    except UserError as e:
+        if re.search(NOT_YET, str(e)):
+            pytest.skip(f"not on the command line yet: {e}")
+        raise
+
+
+@pytest.mark.parametrize("scale", file.SCALES)
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_parses_on_the_real_command_line(path, scale):
+    runs = expanded(path, scale)
+    assert len({run.name for run in runs}) == len(runs)
+    assert all(run.given.get("steps") or run.given.get("epochs") for run in runs)
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_opens_with_what_it_shows_its_cost_and_its_launch_lines(path):
+    text = path.read_text()
+    head = text.partition("\n[")[0]
+    paper, figure = re.search(r'paper = "(\w+)"\nfigure = "([^"]+)"', text).groups()
+    assert head.startswith(f"# {paper} ") and figure.split("-")[0].split(",")[0].split(" ")[-1] in head
+    for scale, changes in (("laptop", {}), ("paper", {"device": False})):
+        counted = int(re.search(rf"{scale}: (\d+) runs?", head)[1])
+        with suppress(pytest.skip.Exception):
+            assert counted == len(expanded(path, scale, changes=changes))
+    lines = [line.strip("# ") for line in head.splitlines() if " -m localavg sweep " in line]
+    assert len(lines) == 2 and all(f" jobs/sweeps/{path.name}" in line for line in lines)
+    for line in lines:
+        parser().parse_args(line.split()[3:])
+
+
+def test_all_laptop_sweeps_together_take_well_under_an_hour_on_two_cores():
+    seconds = 0.0
+    for path in SWEEPS:
+        with suppress(UserError):
+            for run in read(path, "laptop").runs:
+                g, model = run.given, run.given.get("model")
+                n, P = ROWS.get(g["data"]) or int(re.search(r":(\d+)x", g["data"])[1]), g.get("learners", 1)
+                steps = g.get("steps") or g["epochs"] * n / (P * g["batch_size"])
+                step_ms = MS[model] * g["batch_size"] / (16 if model else 128)
+                seconds += 4 + steps * P * step_ms / 1000 / min(run.ranks, 2)
+    assert seconds < 40 * 60
+
+
+# ---------------------------------------------------------------------------------------- what became of a run
+
+
+def run_file(path, status, config=None, rows=1):
+    file = Record.create(path, {"steps": 12, **(config or {})}, {})
+    for t in range(rows):
+        file.append("train", t=t + 1, samples=1)
+    file.flush(force=True)
+    if status != "running":
+        file.finish(status, failure="no luck")
+    return path
+
+
+def lock(path, mtime=None, **by):
+    where = path.with_name(path.name + ".lock")
+    where.write_text(json.dumps({"host": socket.gethostname(), "pids": [os.getpid()], "job": None, **by}))
+    if mtime:
+        os.utime(where, (mtime, mtime))
+    return where
+
+
+@pytest.fixture
+def gone():
+    """The number of a process that has ended."""
+    done = subprocess.Popen(["true"])
+    done.wait()
+    return done.pid
+
+
+@pytest.fixture
+def other():
+    """A living process that says localavg in its command line."""
+    sleeper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", "localavg"])
+    yield sleeper.pid
+    sleeper.kill()
+    sleeper.wait()
+
+
+@pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])
+def test_a_run_that_ended_says_how(status, tmp_path):
+    found = state.look(run_file(tmp_path / "a.h5", status, rows=5))
+    assert (found.kind, found.t, found.T, found.why) == (status, 5, 12, "no luck")
+
+
+def test_no_file_is_missing_and_a_damaged_one_failed(tmp_path):
+    assert state.look(tmp_path / "a.h5").kind == "missing"
+    (tmp_path / "a.h5").write_bytes(b"junk")
+    assert state.look(tmp_path / "a.h5").kind == "failed"
+
+
+def test_a_running_file_without_lock_counts_as_running_while_it_is_fresh(tmp_path):
+    path = run_file(tmp_path / "a.h5", "running")
+    assert state.look(path).kind == "running"
+    os.utime(path, (time.time() - 2 * state.UNLOCKED_STALE_S,) * 2)
+    assert state.look(path).kind == "stale"
+    (tmp_path / "b.h5").touch()
+    assert state.look(tmp_path / "b.h5").kind == "running"
+
+
+def test_a_lock_holds_while_its_process_lives(tmp_path, gone, other):
+    path = run_file(tmp_path / "a.h5", "running")
+    lock(path, pids=[gone, other])  # the sweep was killed, its run was not
+    assert state.look(path).kind == "running" and socket.gethostname() in state.look(path).why
+    lock(path, pids=[gone])
+    assert state.look(path).kind == "stale"  # whatever the age of the file
+
+
+def test_the_number_of_another_program_does_not_hold_a_run(tmp_path):
+    sleeper = subprocess.Popen(["sleep", "60"])
+    try:
+        path = run_file(tmp_path / "a.h5", "running")
+        lock(path, pids=[sleeper.pid])
+        assert state.look(path).kind == "stale"
+    finally:
+        sleeper.kill()
+        sleeper.wait()
+
+
+def test_a_lock_of_another_machine_holds_while_it_is_fresh(tmp_path, monkeypatch):
+    path = run_file(tmp_path / "a.h5", "running")
+    lock(path, host="elsewhere", job="Slurm job 7")
+    assert state.look(path).kind == "running"
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # this job itself, before it was requeued
+    assert state.look(path).kind == "stale"
+    monkeypatch.delenv("SLURM_JOB_ID")
+    lock(path, host="elsewhere", mtime=time.time() - 2 * state.STALE_S)
+    assert state.look(path).kind == "stale"
+
+
+def test_only_one_sweep_holds_a_run_and_a_stale_lock_is_taken_over(tmp_path, gone):
+    path = tmp_path / "a.h5"
+    with state.held(path) as mine:
+        assert mine is not None and mine.exists()
+        with state.held(path) as second:
+            assert second is None
+    assert not mine.exists()
+    lock(path, pids=[gone])
+    with state.held(path) as mine:
+        assert mine is not None and json.loads(mine.read_text())["pids"] == [os.getpid()]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_died_without_a_word_can_be_resumed_at_once(tmp_path):
+    path = run_file(tmp_path / "a.h5", "running")
+    with state.held(path):
+        assert state.look(path).kind == "running"
+    assert state.look(path).kind == "stale"
+    with state.held(path) as mine:
+        assert mine is not None
+
+
+def test_settings_are_compared_by_what_decides_the_result(tmp_path, monkeypatch):
+    asked = sweep_of(tmp_path, SMALL).runs[0].asked
+    recorded = {**asked, "learners": 2, "steps": 12, "d": 10, "transport": "mpi", "out": "x"}
+    assert state.difference(asked, recorded) is None
+    assert "--lr is 9.0 there and 0.01 here" in state.difference(asked, {**recorded, "lr": 9.0})
+    assert "--K is 5 there and 1 here" in state.difference(asked, {**recorded, "K": 5})
+    monkeypatch.chdir(tmp_path)
+    assert state.difference({"data": "a.h5"}, {"data": str(tmp_path / "a.h5")}) is None
+    assert state.difference({"milestones": (1.0, 2.0)}, {"milestones": [1.0, 2.0]}) is None
+    assert state.difference({"learners": None}, {"learners": 4}) is None
+
+
+# ------------------------------------------------------------------------------------------------ commands
+
+
+@pytest.fixture
+def small(tmp_path):
+    (tmp_path / "small.toml").write_text(SMALL)
+    return tmp_path / "small.toml"
+
+
+@pytest.fixture
+def fake(tmp_path):
+    """A launcher that stands in for mpirun: fake(lines) writes it, a shell script that knows $out, and gives --mpirun."""
+    def make(lines):
+        where = tmp_path / "launcher"
+        where.write_text('#!/bin/sh\nfor w; do [ "$p" = --out ] && out=$w; p=$w; done\n'
+                         f"echo $out >>{tmp_path}/started\n{lines}\n")
+        where.chmod(0o755)
+        return str(where)
+
+    def started():
+        with suppress(FileNotFoundError):
+            return [line.rpartition("/")[2] for line in (tmp_path / "started").read_text().split()]
+        return []
+
+    make.started = started
+    return make
+
+
+@pytest.mark.parametrize("launcher", ["local", "slurm", "lsf"])
+def test_a_dry_run_tells_the_runs_and_starts_none(launcher, small, tmp_path):
+    done = localavg("sweep", small, "--launcher", launcher, "--dry-run", "--out", tmp_path / "runs", "--jobs", 3)
+    assert done.returncode == 0, done.stderr
+    assert "5 runs: 0 done, 0 running, 5 missing, 0 interrupted, 0 failed" in done.stdout
+    assert not (tmp_path / "runs").exists()
+    if launcher == "local":
+        assert len(re.findall(r"-m localavg train .* --resume$", done.stdout, re.M)) == 5
+    else:
+        word = {"slurm": "--array=1-3", "lsf": "small-laptop[1-3]"}[launcher]
+        assert word in done.stdout and ("sbatch" in done.stdout or "bsub" in done.stdout)
+
+
+@pytest.mark.parametrize("words", ["sweep FILE --dry-run", "sweep FILE --dry-run --launcher slurm", "status DIR"])
+def test_dry_runs_and_status_load_no_mpi_and_no_torch(words, small, tmp_path):
+    run_file(tmp_path / "a.h5", "finished")
+    words = words.replace("FILE", str(small)).replace("DIR", str(tmp_path)).split()
+    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "localavg", *words], capture_output=True, text=True,
+                          timeout=60, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "import time:" in line}
+    assert "localavg" in found and not found & {"mpi4py", "torch", "cupy"}
+
+
+def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
+    out = tmp_path / "runs"
+    words = ("sweep", small, "--out", out, "--share", "1/2")
+    done = localavg(*words, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr + "".join(p.read_text() for p in out.glob("*.log"))
+    paths = [out / f"{name}.h5" for name in ("kavg-K1-P2-s0", "kavg-K1-P4-s0", "sgd-s0")]
+    assert sorted(out.glob("*.h5")) == sorted(paths) and list(out.glob("*.lock")) == []
+    assert [load(path).provenance["ranks"] for path in paths] == [2, 2, 1]
+    before = [path.stat().st_mtime_ns for path in paths]
+    done = localavg(*words)
+    assert done.returncode == 0 and "3 runs: 3 done" in done.stdout
+    assert [path.stat().st_mtime_ns for path in paths] == before
+    done = localavg("status", out)  # it knows of the other share
+    assert done.returncode == 1 and "5 runs: 3 done, 0 running, 2 missing" in done.stdout
+    done = localavg(*words, "--set", "lr=0.5")
+    assert done.returncode == 2 and "kavg-K1-P2-s0.h5 holds another run, finished" in done.stderr
+    assert "--lr is 0.01 there and 0.5 here" in done.stderr and [path.stat().st_mtime_ns for path in paths] == before
+
+
+def test_a_failed_run_does_not_stop_the_others_and_the_status_tells(small, fake, tmp_path):
+    mpirun = fake("echo localavg: it broke >&2; exit 1")
+    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun)
+    assert done.returncode == 1 and len(fake.started()) == 5
+    assert "failed with status 1: it broke" in done.stdout
+
+
+def test_a_users_mistake_stops_the_sweep_unless_told_to_keep_going(small, fake, tmp_path):
+    mpirun = fake("echo localavg: no such data >&2; exit 2")
+    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun)
+    assert done.returncode == 1 and len(fake.started()) == 1 and "no such data" in done.stdout
+    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun, "--keep-going")
+    assert done.returncode == 1 and len(fake.started()) == 6
+
+
+def test_status_75_ends_the_sweep_with_75(small, fake, tmp_path):
+    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", fake("exit 75"))
+    assert done.returncode == 75 and len(fake.started()) == 1
+
+
+def asked_of(small, name):
+    return next(run for run in read(small).runs if run.name == name).asked
+
+
+def test_failed_runs_wait_for_retry_failed_and_interrupted_ones_are_resumed(small, fake, tmp_path):
+    out = tmp_path / "runs"
+    out.mkdir()
+    run_file(out / "kavg-K1-P2-s0.h5", "failed", asked_of(small, "kavg-K1-P2-s0"))
+    run_file(out / "kavg-K3-P2-s0.h5", "interrupted", asked_of(small, "kavg-K3-P2-s0"))
+    run_file(out / "kavg-K1-P4-s0.h5", "finished", asked_of(small, "kavg-K1-P4-s0"))
+    words = ("sweep", small, "--out", out, "--mpirun", fake("exit 1"))
+    done = localavg(*words)
+    assert "5 runs: 1 done, 0 running, 2 missing, 1 interrupted, 1 failed" in done.stdout and "no luck" in done.stdout
+    assert fake.started() == ["kavg-K3-P2-s0.h5", "kavg-K3-P4-s0.h5", "sgd-s0.h5"]
+    localavg(*words, "--retry-failed")
+    assert "kavg-K1-P2-s0.h5" in fake.started()[3:]
+
+
+def test_a_run_of_another_living_process_is_not_touched(small, fake, tmp_path, other):
+    out = tmp_path / "runs"
+    out.mkdir()
+    lock(run_file(out / "kavg-K1-P2-s0.h5", "running", asked_of(small, "kavg-K1-P2-s0")), pids=[other])
+    done = localavg("sweep", small, "--out", out, "--mpirun", fake("exit 1"), "--share", "1/5")
+    assert done.returncode == 1 and "1 running" in done.stdout and fake.started() == []
+
+
+def test_a_signal_reaches_the_run_at_work_and_no_other_starts(small, fake, tmp_path):
+    """USR1, as batch systems send it ahead of a time limit; the fake run ends as a saved one does."""
+    mpirun = fake(f"trap 'exit 75' USR1\ntouch {tmp_path}/up\nwhile :; do sleep 0.1; done")
+    sweep = subprocess.Popen([sys.executable, "-m", "localavg", "sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun],
+                             cwd=ROOT, stdout=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + 30
+        while not (tmp_path / "up").exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        sweep.send_signal(signal.SIGUSR1)
+        assert sweep.wait(timeout=30) == 75 and len(fake.started()) == 1
+    finally:
+        sweep.kill()
+
+
+def test_srun_ending_ranks_that_were_slow_to_leave_does_not_hide_that_a_run_is_saved(small, fake, tmp_path):
+    """--kill-on-bad-exit ends the ranks that leave after the first one's 75, and srun then tells 143."""
+    planned = read(small).runs[0]
+    (tmp_path / "runs").mkdir()
+    run_file(tmp_path / "runs" / f"{planned.name}.h5", "interrupted", planned.asked)
+    said = []
+    assert launch.Queue(tmp_path / "runs", fake("exit 143"), False, said.append).work([planned]) == 75
+    assert launch.Queue(tmp_path / "runs", fake("exit 2"), False, said.append).work([planned]) == 1
+
+
+def test_words_of_launchers(small, monkeypatch, tmp_path):
+    run, out = read(small).runs[2], tmp_path / "a.h5"
+    monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
+    assert launch.command(run, out, "srun --mpi=pmix")[:5] == ["srun", "--mpi=pmix", "-n", "2", "--nodes=1"]
+    jsrun = launch.command(run, out, "jsrun --smpiargs='-gpu' --np {ranks} -a 4")
+    assert jsrun[:7] == ["jsrun", "--smpiargs=-gpu", "--np", "2", "-a", "4", sys.executable]
+    assert launch.command(run, out)[0].endswith("mpirun") and launch.command(read(small).runs[4], out)[0] == sys.executable
+    monkeypatch.setenv("SLURM_JOB_ID", "3")
+    assert launch.command(read(small).runs[4], out)[0].endswith("mpirun")
+
+
+@pytest.mark.parametrize(("words", "told"), [
+    ("status nowhere", "nowhere"), ("sweep nowhere.toml", "nowhere.toml"), ("sweep FILE --share 3", "--share 3"),
+    ("sweep FILE --share 3/2", "--share 3/2"), ("sweep FILE --set lr", "--set lr"), ("sweep FILE --set wings=1", "wings"),
+    ("sweep FILE --launcher slurm --share 1/2", "--share 1/2"), ("status .", "no run files"),
+])
+def test_a_mistake_is_told_in_one_line_with_status_2(words, told, small, tmp_path):
+    done = localavg(*words.replace("FILE", str(small)).split(), cwd=tmp_path)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("kinds", "code"), [
+    (["finished"], 0), (["finished", "interrupted"], 75), (["finished", "failed"], 1), (["running"], 1),
+])
+def test_status_tells_by_its_exit_status(kinds, code, tmp_path):
+    paths = [run_file(tmp_path / f"{kind}.h5", kind) for kind in kinds]
+    done = localavg("status", tmp_path if len(paths) > 1 else paths[0])
+    assert done.returncode == code and all(kind in done.stdout.replace("done", "finished") for kind in kinds)
