@@ -149,7 +149,7 @@ class Monitor:
     def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
         """Over the updates since the last report: the mean loss, and (t, j) of the first loss that is not finite."""
         P, steps = self.fleet.P, t - self.reported
-        losses = np.array(self.losses).reshape(steps, self.fleet.L)
+        losses = np.array(self.losses, np.float64).reshape(steps, self.fleet.L)
         self.losses.clear()
         loss, first = losses.sum(), math.inf
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
