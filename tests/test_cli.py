@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields
@@ -142,6 +143,7 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     assert run.averages.variance.notna().all() and run.eval.grad_norm_sq.notna().all()
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
     given = {"data": "digits", "model": "mlp", "statistics": "keep", "calibrate": 2, "precision": "bf16"}
     words = [word for name, value in given.items() for word in (f"--{name}", value)]
