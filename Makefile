@@ -5,7 +5,7 @@ RUNS   ?= runs/lupa-fig2
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run test test-root lint bench clean
+.PHONY: help run test test-root lint bench cifar10 clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -39,9 +39,19 @@ lint: .venv/test ## ruff
 
 bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(BIN)/python -m localavg bench train --problem logistic
+	$(BIN)/python -m localavg bench train --model mlp --batch-size 16 --steps 1000
+	$(BIN)/python -m localavg bench train --model nin --side 8 --batch-size 16 --steps 300
+	$(BIN)/python -m localavg bench train --model resnet8 --batch-size 16 --steps 200
+	$(BIN)/python -m localavg bench train --model resnet18 --batch-size 64 --steps 2 --repeats 5
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench memory
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average
 	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 11173962
+	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench checkpoint
+
+CIFAR10 := data/cifar10/cifar-10-python.tar.gz
+cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as data/cifar10/cifar10.h5
+	test -s $(CIFAR10) || curl -fL --retry 3 -o $(CIFAR10) https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz
+	$(BIN)/python -m localavg prepare cifar10 $(CIFAR10) --shuffle 0 --out data/cifar10/cifar10.h5
 
 clean:           ## remove the environment, caches and results of make run
 	rm -rf .venv .mpich runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -41,7 +41,8 @@ def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
 
     def prepare() -> None:
         if fleet.rank == 0:
-            shutil.rmtree(partial, ignore_errors=True)
+            for left in folder.glob("*.partial"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
             partial.mkdir(parents=True)
 
     def commit() -> None:

@@ -1,7 +1,7 @@
 """The constants of the papers' bounds, from the problem that runs were made on: ``localavg theory --from-run FILE…``.
 
-Logistic regression gives them exactly, up to the tolerances stated; for anything else that has a gradient, networks for
-one, `sampled_constants` estimates them.
+Logistic regression gives them exactly, up to the tolerances stated; for networks, and anything else that has a gradient,
+`sampled_constants` estimates them.
 """
 
 from __future__ import annotations
@@ -13,12 +13,16 @@ import numpy as np
 
 from localavg import datasets
 from localavg.config import UserError
+from localavg.datasets import Dataset
+from localavg.flat import Flat
 from localavg.fleet import Fleet
 from localavg.problems.logistic import Logistic
 from localavg.record import Run
+from localavg.sampling import IID
 from localavg.theory import Constants
 
 GAP = 1e-6  # how far above F* the minimiser may be
+BATCHES, TURNS = 8, 10  # of the estimate for networks: mini-batches, and turns of power iteration
 
 
 def logistic_constants(problem: Logistic, visited: Sequence[np.ndarray], delta: float) -> tuple[Constants, dict[str, float]]:
@@ -52,22 +56,46 @@ def logistic_constants(problem: Logistic, visited: Sequence[np.ndarray], delta: 
 
 
 def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[dict[str, Any]]:
-    """For every problem among the runs, {"problem", "runs", "constants", "found"}.
-
-    Raises UserError for runs whose problem is not logistic regression.
-    """
-    problems: dict[tuple[str, float], list[Run]] = {}
+    """For every problem among the runs, {"problem", "runs", "constants", "found"}."""
+    problems: dict[tuple, list[Run]] = {}
     for run in runs:
-        if run.config.get("problem") != "logistic":
-            raise UserError(f"--from-run {run.path}: only logistic-regression runs so far, not {run.config.get('problem')}")
-        problems.setdefault((run.config["data"], run.config["l2"]), []).append(run)
+        c = run.config
+        problems.setdefault((c["problem"], c["data"], c["l2"], c.get("model"), c["batch_size"], c["seed"]), []).append(run)
     rows = []
-    for (data, l2), same in problems.items():
-        problem = Logistic(datasets.load(data, fleet), l2)
+    for (kind, data, l2, model, B, seed), same in problems.items():
         visited = [run.weights for run in same if run.weights is not None]
-        constants, found = logistic_constants(problem, visited, delta)
-        rows.append({"problem": f"{data}, λ = {l2:g}", "runs": same, "constants": constants, "found": found})
+        if kind == "logistic":
+            problem = f"{data}, λ = {l2:g}"
+            constants, found = logistic_constants(Logistic(datasets.load(data, fleet), l2), visited, delta)
+        else:
+            problem = f"{model} on {data}, B = {B}"
+            constants, found = network_constants(datasets.load(data, fleet), model, l2, seed, B, visited, delta)
+        rows.append({"problem": problem, "runs": same, "constants": constants, "found": found})
     return rows
+
+
+def network_constants(data: Dataset, model: str, l2: float, seed: int, B: int, visited: Sequence[np.ndarray],
+                      delta: float) -> tuple[Constants, dict[str, float]]:
+    """The constants of a network, estimated at its initial weights and `visited` [d] on a few mini-batches of plain images.
+
+    Second come how many mini-batches and weights they rest on. The least loss is taken to be 0.
+    """
+    from localavg.problems.network import Network
+
+    problem = Network(data, model, l2, seed, augment=False)
+    start = np.zeros(problem.d, np.float32)
+    problem.initial_(start)
+    n, g = Flat(problem.shapes, 1, problem.parameters).d_trained, np.zeros(problem.d, np.float32)
+    row = start.copy()
+
+    def gradient(w: np.ndarray, batch: int) -> tuple[float, np.ndarray]:
+        row[:n], row[n:] = w, start[n:]  # statistics do not matter to a gradient, and move with each
+        return problem.gradient_(row, feed(0, batch), out=g), g[:n].copy()
+
+    feed = problem.feed(IID(problem.n, 1, B, seed), range(1), BATCHES)
+    weights = [w[:n] for w in (start, *visited)]
+    constants = sampled_constants(gradient, weights, range(1, BATCHES + 1), B, delta=delta, turns=TURNS)
+    return constants, {"batches": BATCHES, "weights": len(weights)}
 
 
 def sampled_constants(gradient: Callable[[np.ndarray, Any], tuple[float, np.ndarray]], visited: Sequence[np.ndarray],

@@ -21,6 +21,8 @@ from localavg.schedules import Scope
 
 Array = Any
 
+PIECES = 8  # of a learner's part of a split, where only some examples are evaluated
+
 
 class Diverged(Exception):
     """A loss is not finite; raised on every rank alike."""
@@ -55,15 +57,16 @@ class Monitor:
 
     record: the run file on rank 0, None elsewhere. variance: record S at every average; V: record V_t of every period
     as well (adpsgd eq. 11), which takes one more mean of the weights a step, kept out of wall_s. grad_norm: ‖∇F(w̄)‖² at
-    every evaluation. payload: what this rank hands to MPI in one exchange over a scope, (within its node, across nodes).
+    every evaluation. examples: how many of each split an evaluation takes (None: all). payload: what this rank hands to
+    MPI in one exchange over a scope, (within its node, across nodes).
     """
 
     def __init__(self, fleet: Fleet, problem: Any, transport: Any, record: Record | None, *, T: int, epoch: float, B: int,
                  log_every: int, eval_every: int, payload: Callable[[Scope], tuple[int, int]], variance: bool = False,
-                 V: bool = False, grad_norm: bool = False) -> None:
+                 V: bool = False, grad_norm: bool = False, examples: int | None = None) -> None:
         self.fleet, self.problem, self.transport, self.record = fleet, problem, transport, record
         self.T, self.epoch, self.B, self.log_every, self.eval_every = T, epoch, B, log_every, eval_every
-        self.variance, self.V, self.grad_norm = variance, V, grad_norm
+        self.variance, self.V, self.grad_norm, self.examples = variance, V, grad_norm, examples
         self.clock = Clock()
         self.losses: list[float] = []  # L an update since the last report
         self.due = min(T, log_every, eval_every)  # t of the next report
@@ -146,7 +149,7 @@ class Monitor:
     def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
         """Over the updates since the last report: the mean loss, and (t, j) of the first loss that is not finite."""
         P, steps = self.fleet.P, t - self.reported
-        losses = np.array(self.losses).reshape(steps, self.fleet.L)
+        losses = np.array(self.losses, np.float64).reshape(steps, self.fleet.L)
         self.losses.clear()
         loss, first = losses.sum(), math.inf
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
@@ -177,12 +180,13 @@ class Monitor:
         """A row of /eval: the averaged model w̄ on all data, each learner summing over its part of the rows."""
         mean, data = self.transport.mean(w), self.problem.data  # [d]
         self.problem.calibrate_(mean)
-        train_loss, train_accuracy, grad = self._totals(mean, data.train, self.grad_norm)
+        train_loss, train_accuracy, grad = self._totals(mean, data.train, self.grad_norm, self.examples)
         train_loss += self.problem.regulariser(mean)
         if t == self.T and not math.isfinite(train_loss):  # before T the next losses name the learner
             raise Diverged(f"the averaged model's loss after step {t}, the last, is not finite; lower --lr")
-        test_loss, test_accuracy, _ = self._totals(mean, data.test) if data.test is not None else (math.nan, math.nan, None)
+        test_loss = test_accuracy = math.nan
         if data.test is not None:
+            test_loss, test_accuracy, _ = self._totals(mean, data.test, examples=self.examples)
             test_loss += self.problem.regulariser(mean)
         if self.record is not None:
             if grad is not None:
@@ -193,11 +197,21 @@ class Monitor:
             self.progress.evaluated(t, train_loss, test_accuracy)
         self.clock.lap("outside")
 
-    def _totals(self, w: Array, split: Any, gradient: bool = False) -> tuple[float, float, Array | None]:
-        """Mean loss without regulariser, accuracy, mean gradient [d] of w over a split: the same numbers for any layout."""
+    def _totals(self, w: Array, split: Any, gradient: bool = False,
+                examples: int | None = None) -> tuple[float, float, Array | None]:
+        """Mean loss without regulariser, accuracy, mean gradient [d] of w over a split: the same numbers for any layout.
+
+        examples: of about so many of its rows, spread over the split in pieces.
+        """
         n, P = len(split.y), self.fleet.P
-        parts = [self.problem.sums(w, split, n * j // P, n * (j + 1) // P, gradient) for j in self.fleet.learners]
-        everyone = np.array(self.fleet.world.allgather([part[:2] for part in parts])).reshape(P, 2)  # in learners' order
+        pieces = 1 if examples is None else PIECES  # of every learner
+        rows = [(n * i // (P * pieces), n * (i + 1) // (P * pieces)) for i in range(P * pieces)]
+        if examples is not None:
+            rows = [(lo, min(hi, lo + max(1, examples // (P * pieces)))) for lo, hi in rows]
+        parts = [self.problem.sums(w, split, lo, hi, gradient)
+                 for j in self.fleet.learners for lo, hi in rows[j * pieces : (j + 1) * pieces]]
+        everyone = np.array(self.fleet.world.allgather([part[:2] for part in parts])).reshape(-1, 2)  # in learners' order
+        n = sum(hi - lo for lo, hi in rows)
         loss, right = everyone.sum(axis=0) / n
         if not gradient:
             return loss, right, None

@@ -102,14 +102,15 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         if file is not None and c.save_weights and not begun:
             file.save_weights("initial_weights", flat.w[0])
         step_size = stepsizes.make(c, epoch)
-        with keep.listening(), np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
             train(problem, flat, algorithm, optimizer, step_size, feed, transport, fleet.learners, T, monitor, keep,
                   statistics=c.statistics == "average")
         if file is not None and c.save_weights:
             file.save_weights("weights", flat.w[0])
 
     try:
-        status, why = _recorded(work, file, monitor)
+        with keep.listening():
+            status, why = _recorded(work, file, monitor)
     except UserError as e:  # nothing can be written: perhaps only rank 0 knows
         print(f"localavg: {e}", file=sys.stderr, flush=True)
         if world.size > 1:
@@ -159,6 +160,8 @@ def _earlier(c: TrainConfig) -> record.Run | None:
     folder, resume = checkpoint.folder_of(c.path), c.resume or int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
     if not resume:
         record.refuse_existing(c.path)
+    if os.path.exists(c.path) and os.path.getsize(c.path) == 0:  # killed as it was made
+        os.unlink(c.path)
     if not os.path.exists(c.path):
         if folder.exists():
             raise UserError(f"{folder} has checkpoints but their run file {c.path} is gone; bring it back, or "

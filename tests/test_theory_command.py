@@ -136,3 +136,15 @@ def test_predictions_from_a_run(tmp_path):
     lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) == 2}
     assert lines["tau"] == str(round(60 ** (2 / 3) / 16 ** (1 / 3)))
     assert float(lines["mu_PL"]) == 0.001
+
+
+def test_constants_of_a_network_are_sampled_from_its_run(tmp_path):
+    out = tmp_path / "run.h5"
+    assert localavg("train", "kavg", "--K", 4, "--learners", 2, "--data", "digits", "--model", "mlp", "--steps", 40,
+                    "--batch-size", 16, "--lr", 0.05, "--save-weights", "--out", out).returncode == 0
+    done = localavg("theory", "--from-run", out, "--tables", "none")
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) == 2}
+    assert "mlp on digits, B = 16" in done.stdout and lines["weights"] == "2"
+    assert 2 < float(lines["F1_minus_Fstar"]) < 5 and float(lines["L"]) > 0.1 and float(lines["M"]) > 0.1
+    assert int(lines["tau"]) == round(40 ** (2 / 3) / 32 ** (1 / 3))

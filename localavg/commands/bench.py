@@ -11,7 +11,7 @@ from localavg.config import UserError
 
 
 def add(commands: Any) -> None:
-    """The three benchmarks."""
+    """The benchmarks."""
     p = commands.add_parser("bench", help="measure speed and memory against what the machine can do")
     whats = p.add_subparsers(dest="what", required=True, metavar="WHAT")
 
@@ -40,6 +40,13 @@ def add(commands: Any) -> None:
     s.add_argument("--transport", choices=("auto", "mpi", "shared"), default="auto")
     s.add_argument("--repeats", type=at_least_1, default=11)
     s.set_defaults(call=_average)
+
+    s = whats.add_parser("checkpoint", help="a checkpoint with momentum against plain writing, under mpirun")
+    s.add_argument("--folder", default=".", help="on the disk to be measured (default: here)")
+    s.add_argument("--floats", type=at_least_1, help="of a learner's weights (default: ResNet-18's)")
+    s.add_argument("--learners", type=at_least_1, default=8)
+    s.add_argument("--repeats", type=at_least_1, default=5)
+    s.set_defaults(call=_checkpoint)
 
     for s in whats.choices.values():
         s.add_argument("--json", metavar="FILE", help="write the rows there too")
@@ -78,6 +85,14 @@ def _average(args: argparse.Namespace) -> int:
     fleet = Fleet(world(), args.learners, args.ranks_per_node)
     rows = bench_average(fleet, args.transport, args.sizes or SIZES, args.repeats)
     return _tell("one average (s), and ours against it", rows, args.json, ratios=("allreduce_s", "torch_s", "floor_s"))
+
+
+def _checkpoint(args: argparse.Namespace) -> int:
+    from localavg.bench.checkpoint import RESNET_18, bench_checkpoint
+    from localavg.fleet import Fleet
+
+    rows = bench_checkpoint(Fleet(world(), args.learners), args.folder, args.floats or RESNET_18, args.repeats)
+    return _tell("one checkpoint (s) against plain writing of as many bytes", rows, args.json)
 
 
 def _tell(title: str, rows: list[dict[str, Any]], path: str | None, ratios: tuple[str, ...] = ()) -> int:

@@ -1,0 +1,409 @@
+"""Nothing is lost: a run that was stopped, killed or hit by a full disk goes on to the bits of one that was not."""
+
+import contextlib
+import os
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import h5py
+import numpy as np
+import psutil
+import pytest
+from drive import command_lines
+from mpi import MARK, ROOT, call, kill, marked, run
+
+from localavg import checkpoint
+from localavg.config import TrainConfig, UserError, seconds
+from localavg.record import load
+
+DATA = "--data epsilon-like:60x9 --sampling shuffle --batch-size 3 --lr 0.3 --schedule steps --milestones 3 --factor 0.5"
+NETWORK = "--data digits --model nin --sampling shuffle --batch-size 8 --lr 0.02 --steps 14"
+COMMON = "--learners 4 --save-weights --seed 3 --log-every 6 --eval-every 9 --optimizer momentum"
+LINES = {
+    "sync": f"sync {DATA} --steps 40", "qsgd": f"qsgd {DATA} --steps 40", "kavg": f"kavg --K 7 {DATA} --steps 40",
+    "oneshot": f"oneshot {DATA} --steps 40", "mavg": f"mavg --K 6 --mu 0.6 --nesterov {DATA} --steps 40",
+    "hieravg": f"hieravg --K1 3 --K2 7 --S 2 {DATA} --steps 40",
+    "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",
+    "adalupa": f"adalupa --tau0 3 --alpha 0.5 {DATA} --steps 40",
+    "loss": f"adalupa --tau0 3 --rule loss {DATA} --steps 40", "piecewise": f"piecewise --pieces 0:3,2:5 {DATA} --steps 40",
+    "V": f"kavg --K 7 {DATA} --steps 40 --variance steps", "iid": f"kavg --K 7 {DATA} --steps 40 --sampling iid",
+    "average": f"mavg --K 7 {DATA} --steps 40 --state average", "reset": f"kavg --K 7 {DATA} --steps 40 --state reset",
+    "network": f"kavg --K 3 {NETWORK}", "kept": f"hieravg --K1 2 --K2 5 --S 2 {NETWORK} --statistics keep",
+}
+ADAM = {"adam": f"kavg --K 7 {DATA} --steps 40 --state average --optimizer adam"}
+STOPS = (1, 6, 12, 13)  # the first update, at a row of /train, within periods
+TIMES = ["seconds", "wall_s", "compute_s", "communicate_s", "wait_s", "data_s"]
+
+
+def words(line, out, *more):
+    return ["train", *f"{line} {COMMON}".split(), *(ADAM_WORDS if "adam" in line else ()), "--out", str(out), *more]
+
+
+ADAM_WORDS = ("--optimizer", "adam")  # the last one given counts
+
+
+def same(a, b):
+    """Whether two run files tell of the same run, bit for bit, but for the times."""
+    assert a.status == b.status == "finished"
+    assert np.array_equal(a.weights, b.weights) and np.array_equal(a.initial_weights, b.initial_weights)
+    for group in ("train", "averages", "eval"):
+        x, y = (getattr(r, group).drop(columns=TIMES, errors="ignore") for r in (a, b))
+        assert x.equals(y), group
+
+
+def stopped_and_resumed(world, folder, lines, stops):
+    """Run every line to the end, and again with a stop after each of the updates; exit statuses of the latter."""
+    from localavg.keeper import Interrupted, Keeper
+
+    visit, wanted, statuses = Keeper.visit, [None], []
+
+    def stopping(self, t):
+        if wanted and t == wanted[0]:
+            wanted.pop(0)
+            self.save(t)
+            raise Interrupted(f"stopped after {t}")
+        self.due = t + 1
+
+    Keeper.visit = stopping
+    for name, line in lines.items():
+        wanted[:] = []
+        command_lines(world, [words(line, f"{folder}/{name}-whole.h5")])
+        wanted[:] = stops
+        again = words(line, f"{folder}/{name}.h5", "--resume")
+        statuses.append(command_lines(world, [again] * (len(stops) + 2)))
+    Keeper.visit = visit
+    return statuses
+
+
+@pytest.fixture(scope="module", params=[("openmpi", 1), ("openmpi", 2), ("openmpi", 4), ("mpich", 2)],
+                ids=lambda world: "-".join(map(str, world)))
+def stopped(request, tmp_path_factory):
+    mpi, ranks = request.param
+    folder = tmp_path_factory.mktemp("stopped")
+    lines = LINES | ADAM if request.param != ("mpich", 2) else {name: LINES[name] for name in ("mavg", "adpsgd", "network")}
+    statuses = call(ranks, stopped_and_resumed, str(folder), lines, STOPS, mpi=mpi, timeout=300)[0]
+    return folder, dict(zip(lines, statuses, strict=True))
+
+
+@pytest.mark.parametrize("name", LINES | ADAM)
+def test_a_run_stopped_at_any_step_of_a_period_goes_on_to_the_same_bits(stopped, name):
+    folder, statuses = stopped
+    if name not in statuses:
+        pytest.skip("not under this MPI library")
+    assert statuses[name] == [75] * len(STOPS) + [0, 0]
+    whole, parts = load(folder / f"{name}-whole.h5"), load(folder / f"{name}.h5")
+    same(whole, parts)
+    assert parts.provenance["resumes"] == len(STOPS) and "failure" not in parts.attrs
+    assert parts.train.wall_s.is_monotonic_increasing and (parts.train.compute_s.diff().dropna() >= 0).all()
+    assert not checkpoint.folder_of(folder / f"{name}.h5").exists()  # finished
+
+
+# ---------------------------------------------------------------------------------------------- one run, and what befalls it
+
+LONG = ("mavg --K 7 --mu 0.4 --data epsilon-like:2000x50 --learners 4 --batch-size 8 --lr 0.1 --optimizer momentum "
+        "--save-weights --seed 1 --eval-every 2000 --log-every 500")
+STEPS = 8_000  # about a second
+
+
+def launch(out, *more, line=LONG, steps=STEPS, ranks=2, **how):
+    return run(ranks, "-m", "localavg", "train", *line.split(), "--steps", str(steps), "--out", out, *more, **how)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run.h5"
+    launch(out, check=True)
+    return load(out)
+
+
+@pytest.fixture
+def halfway(tmp_path):
+    """A run file that its time limit stopped, with two checkpoints or one."""
+    out = tmp_path / "run.h5"
+    done = launch(out, "--time-limit", "0.6s", "--checkpoint-every", "40")
+    assert done.returncode == 75, done.stderr
+    assert load(out).status == "interrupted"
+    return out
+
+
+def told(done):
+    return [line for line in done.stderr.splitlines() if line.startswith("localavg: ")]
+
+
+def test_a_time_limit_saves_stops_and_the_same_command_goes_on(halfway, whole):
+    found = load(halfway)
+    assert re.search(r"stopped by the time limit after step \d+, saved in .*run.ckpt; .*--resume", found.attrs["failure"])
+    again = launch(halfway, "--resume")
+    assert again.returncode == 0 and any("goes on after step" in line for line in told(again))
+    same(load(halfway), whole)
+    after = launch(halfway, "--resume")
+    assert after.returncode == 0 and "is finished already" in after.stderr
+    assert load(halfway).provenance["resumes"] == 1
+
+
+def test_a_requeued_job_resumes_by_itself(halfway, whole):
+    assert launch(halfway, env={"SLURM_RESTART_COUNT": "1"}).returncode == 0
+    same(load(halfway), whole)
+
+
+def test_without_resume_an_unfinished_run_is_not_touched(halfway):
+    before = halfway.read_bytes()
+    done = launch(halfway)
+    assert done.returncode == 2 and "exists" in told(done)[0] and halfway.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
+def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path, whole, name):
+    out, mark = tmp_path / "run.h5", uuid.uuid4().hex
+    process = background(out, mark, "--checkpoint-every", "100")
+    ranks = training(mark, out)
+    ranks[-1].send_signal(getattr(signal, f"SIG{name}"))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 75, err
+    assert f"stopped by SIG{name}" in load(out).attrs["failure"]
+    assert launch(out, "--resume").returncode == 0
+    same(load(out), whole)
+
+
+def test_sigterm_to_the_launcher_ends_it_and_the_run_can_be_resumed(tmp_path, whole):
+    out, mark = tmp_path / "run.h5", uuid.uuid4().hex
+    process = background(out, mark, "--checkpoint-every", "100")
+    training(mark, out)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode != 0
+    kill(mark)
+    assert load(out).status in ("running", "interrupted")
+    assert launch(out, "--resume").returncode == 0
+    same(load(out), whole)
+
+
+def background(out, mark, *more, line=LONG, steps=STEPS, ranks=2):
+    command = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", "-m", "localavg", "train", *line.split(),
+               "--steps", str(steps), "--out", str(out), *more]
+    env = {**os.environ, MARK: mark, "PYTHONPATH": f"{ROOT}"}
+    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            start_new_session=True)
+
+
+def training(mark, out, ranks=2, wait_s=60):
+    """The processes of the ranks, once the run has saved a checkpoint."""
+    end = time.monotonic() + wait_s
+    while time.monotonic() < end:
+        with contextlib.suppress(UserError):
+            if checkpoint.found(checkpoint.folder_of(out)):
+                found = [p for p in marked(mark) if "localavg" in " ".join(p.cmdline()) and "mpirun" not in p.cmdline()[0]]
+                ranked = [p for p in found if p.cmdline()[0].endswith("python") and p.environ().get("OMPI_COMM_WORLD_RANK")]
+                if len(ranked) == ranks:
+                    return sorted(ranked, key=lambda p: p.environ()["OMPI_COMM_WORLD_RANK"])
+        time.sleep(0.02)
+    pytest.fail("did not start to train")
+
+
+KILLED = {
+    "kavg": LONG.replace("mavg --K 7 --mu 0.4", "kavg --K 5"), "mavg": LONG,
+    "hieravg": LONG.replace("mavg --K 7 --mu 0.4", "hieravg --K1 3 --K2 7 --S 2"),
+    "adpsgd": LONG.replace("mavg --K 7 --mu 0.4", "adpsgd"), "sync": LONG.replace("mavg --K 7 --mu 0.4", "sync"),
+    "loss": LONG.replace("mavg --K 7 --mu 0.4", "adalupa --tau0 40 --rule loss"),
+    "network": "kavg --K 3 --data digits --model nin --learners 4 --batch-size 8 --lr 0.02 --optimizer momentum --save-weights "
+               "--eval-every 100",
+}
+KILLS = 30
+
+
+def test_thirty_random_kills_lose_nothing(tmp_path):
+    """−9 to any rank at any moment: the run file is readable, and every run goes on to the bits of an unharmed one."""
+    seed = int(os.environ.get("LOCALAVG_TEST_SEED", random.randrange(10**6)))
+    draw, names = random.Random(seed), list(KILLED)
+    killed = []
+    for k in range(KILLS):
+        name = names[k % len(names)]
+        out, mark = tmp_path / f"{k}-{name}.h5", uuid.uuid4().hex
+        steps = 100 if name == "network" else STEPS // 2
+        every = "23" if name == "network" else "300"
+        process = background(out, mark, "--checkpoint-every", every, line=KILLED[name], steps=steps)
+        deadline = time.monotonic() + draw.uniform(0.7, 2.0)
+        while time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.01)
+        victims = [p for p in marked(mark) if p.pid != process.pid]
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+            draw.choice(victims).kill()
+        try:
+            process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"seed {seed}, kill {k}: the others still run after 20 s")
+        finally:
+            kill(mark)
+        if out.exists() and out.stat().st_size:
+            load(out)
+        killed.append((out, name, steps))
+    lines = [["train", *KILLED[name].split(), "--steps", str(steps), "--out", str(out), "--resume"]
+             for out, name, steps in killed]
+    refs = [["train", *KILLED[name].split(), "--steps", str(steps), "--out", str(tmp_path / f"whole-{name}.h5")]
+            for name, steps in {name: steps for _, name, steps in killed}.items()]
+    statuses = call(2, command_lines, refs + lines, timeout=400)[0]
+    assert statuses == [0] * len(statuses), f"seed {seed}"
+    for out, name, _ in killed:
+        same(load(out), load(tmp_path / f"whole-{name}.h5"))
+    assert sum(load(out).provenance.get("resumes", 0) for out, _, _ in killed) >= KILLS // 5  # enough of them hit a run
+
+
+# ---------------------------------------------------------------------------------------------- damage and mistakes
+
+
+def damage(out, how):
+    """Damage the latest checkpoint of a run."""
+    latest = sorted(checkpoint.folder_of(out).iterdir())[-1]
+    file = latest / "rank00001.h5"
+    if how == "truncated":
+        os.truncate(file, file.stat().st_size // 2)
+    elif how == "missing":
+        file.unlink()
+    else:
+        with h5py.File(file, "r+") as f:
+            f["weights/w"][0, 0] += 1
+    return latest
+
+
+@pytest.mark.parametrize("how", ["truncated", "missing", "changed"])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(halfway, whole, how):
+    folder = checkpoint.folder_of(halfway)
+    assert len(checkpoint.found(folder)) == checkpoint.KEPT
+    latest = damage(halfway, how)
+    done = launch(halfway, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert any(latest.name in line and "is damaged" in line and "going back to the one before" in line for line in told(done))
+    same(load(halfway), whole)
+
+
+def test_without_a_sound_checkpoint_it_starts_again_and_keeps_the_file(halfway, whole):
+    shutil.rmtree(checkpoint.folder_of(halfway))
+    done = launch(halfway, "--resume")
+    assert done.returncode == 0
+    assert any("no checkpoint" in line and "starting from the beginning" in line for line in told(done))
+    same(load(halfway), whole)
+    assert load(f"{halfway}.unfinished1").status == "interrupted"
+
+
+CHANGES = {
+    "--lr 0.2": r"lr = 0\.1, not 0\.2", "--learners 6": r"learners = 4, not 6", "--K 8": r"K = 7, not 8",
+    "--seed 2": r"seed = 1, not 2", "--steps 90": r"steps = 8000, not 90", "--data epsilon-like:2000x51": r"data = ",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_setting_is_named_and_refused(halfway, change):
+    before = halfway.read_bytes()
+    done = launch(halfway, "--resume", *change.split())
+    assert done.returncode == 2 and len(told(done)) == 1
+    assert re.search(CHANGES[change], told(done)[0]), done.stderr
+    assert halfway.read_bytes() == before and checkpoint.found(checkpoint.folder_of(halfway))
+
+
+@pytest.mark.parametrize("ranks", [1, 4])
+def test_another_number_of_ranks_goes_on_and_says_so(halfway, whole, ranks):
+    done = launch(halfway, "--resume", ranks=ranks)
+    assert done.returncode == 0, done.stderr
+    assert any(f"saved by 2 ranks, resumed by {ranks}" in line for line in told(done))
+    found = load(halfway)
+    np.testing.assert_allclose(found.weights, whole.weights, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(found.train.loss, whole.train.loss, rtol=1e-4)
+
+
+def test_checkpoints_without_their_run_file_are_not_taken_over(halfway):
+    halfway.unlink()
+    for more in ([], ["--resume"]):
+        done = launch(halfway, *more)
+        assert done.returncode == 2 and "their run file" in told(done)[0]
+
+
+def limited(world, out, line, blocks):
+    """Train where no file may grow beyond so many bytes."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (blocks, resource.RLIM_INFINITY))
+    command_lines(world, [["train", *line.split(), "--out", out]])
+
+
+def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_leaves_the_one_before(tmp_path):
+    line = ("kavg --K 5 --data digits --model resnet8 --learners 2 --batch-size 8 --steps 40 --lr 0.02 --optimizer momentum "
+            "--checkpoint-every 10 --transport mpi")
+    whole, out = tmp_path / "whole.h5", tmp_path / "run.h5"
+    run(2, "-m", "localavg", "train", *line.split(), "--out", whole, check=True)
+    stop = run(2, "-m", "localavg", "train", *line.split(), "--out", out, "--time-limit", "0.2s")
+    assert stop.returncode == 75
+    at = checkpoint.found(checkpoint.folder_of(out))
+    with pytest.raises(pytest.fail.Exception) as failure:
+        call(2, limited, str(out), line + " --resume", 500_000)  # a checkpoint of a rank takes 0.6 MB, the run file less
+    assert "cannot write this checkpoint" in str(failure.value) and "Traceback" not in str(failure.value)
+    assert checkpoint.found(checkpoint.folder_of(out)) == at
+    load(out)
+    assert run(2, "-m", "localavg", "train", *line.split(), "--out", out, "--resume").returncode == 0
+    same(load(out), load(whole))
+
+
+def fails_on_one_rank(world, out, line):
+    from localavg.problems.logistic import Logistic
+
+    gradient_, count = Logistic.gradient_, [0]
+
+    def failing(self, w, batch, out):
+        count[0] += 1
+        if world.rank == 1 and count[0] == 3000:
+            raise RuntimeError("a broken learner")
+        return gradient_(self, w, batch, out)
+
+    Logistic.gradient_ = failing
+    from localavg.fleet import abort_on_exception
+
+    abort_on_exception(world)
+    command_lines(world, [["train", *line.split(), "--out", out]])
+
+
+def test_a_rank_that_raises_ends_the_job_and_the_run_goes_on_from_its_checkpoint(tmp_path, whole):
+    out = tmp_path / "run.h5"
+    line = f"{LONG} --steps {STEPS} --checkpoint-every 400"
+    with pytest.raises(pytest.fail.Exception) as failure:
+        call(2, fails_on_one_rank, str(out), line)
+    assert "a broken learner" in str(failure.value)
+    load(out)
+    assert checkpoint.found(checkpoint.folder_of(out))
+    assert launch(out, "--resume").returncode == 0
+    same(load(out), whole)
+
+
+# ---------------------------------------------------------------------------------------------- the pieces
+
+
+@pytest.mark.parametrize("text, expected", [("90s", 90), ("50min", 3000), ("1.5h", 5400), ("1:30:00", 5400), ("0:0:5", 5)])
+def test_times_are_read(text, expected):
+    assert seconds("time_limit", text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "10", "0s", "-5min", "1:90:00", "5 days", "nan s", "1:00"])
+def test_other_times_are_refused(text):
+    with pytest.raises(UserError, match="--time-limit"):
+        TrainConfig(algorithm="kavg", time_limit=text)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "x", "1.5"])
+def test_other_checkpoint_intervals_are_refused(text):
+    with pytest.raises(UserError, match="--checkpoint-every"):
+        TrainConfig(algorithm="kavg", checkpoint_every=text)
+
+
+def test_checkpoints_by_time(tmp_path):
+    out = tmp_path / "run.h5"
+    done = launch(out, "--checkpoint-every", "0.1s", "--time-limit", "1.2s", steps=200_000)
+    assert done.returncode == 75
+    assert len(checkpoint.found(checkpoint.folder_of(out))) == checkpoint.KEPT
+
+
+if sys.platform != "linux":
+    pytest.skip("signals and limits are those of Linux", allow_module_level=True)

@@ -1,0 +1,379 @@
+"""Networks in the flat matrix: the same gradients as an ordinary module's, learners that average, and what may not be run."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from mpi import ROOT, call, run, train, train_all
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from localavg import datasets, models
+from localavg.datasets import Augment, Dataset, Split
+from localavg.flat import Flat
+from localavg.fleet import Fleet
+from localavg.problems.network import Network
+from localavg.schedules import Scope
+from localavg.transport import choose
+
+
+def random_images(shape, n, classes=10, **more):
+    """A dataset of uint8 noise with random labels."""
+    draw = np.random.default_rng(0)
+    x, y = draw.integers(0, 256, (n, *shape), np.uint8), draw.integers(0, classes, n)
+    channels = shape[2]
+    return Dataset("noise", "images", Split(x, y), Split(x[:7], y[:7]), tuple(map(str, range(classes))), True, shape,
+                   (100.0,) * channels, (60.0,) * channels, **more)
+
+
+def ordinary(network, data, rows):
+    """An ordinary module with the network's initial weights, and the batch of `rows` as anyone would make it."""
+    torch.manual_seed(network.seed)
+    module = models.make(network.model, data.shape, len(data.classes))
+    x = (torch.from_numpy(data.train.x[rows].astype(np.float32)) - data.mean[0]) / data.std[0]
+    return module, x.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(data.train.y[rows])
+
+
+class Fixed:
+    """A sampler that always draws the same rows."""
+
+    def __init__(self, rows):
+        self.rows, self.B = rows, len(rows)
+
+    def batch(self, j, t):
+        return self.rows
+
+
+CASES = [("mlp", (8, 8, 1)), ("nin", (8, 8, 1)), ("resnet8", (8, 8, 1)), ("resnet18", (32, 32, 3)), ("mobilenet", (32, 32, 3)),
+         ("densenet", (32, 32, 3)), ("googlenet", (32, 32, 3)), ("alexnet", (64, 64, 3))]
+
+
+@pytest.mark.parametrize("model, shape", CASES, ids=[model for model, _ in CASES])
+def test_flat_gradients_and_statistics_are_those_of_an_ordinary_module(model, shape, monkeypatch):
+    # smooth: where a unit is nearly 0, another rounding would switch its ReLU, and a gradient would jump
+    monkeypatch.setattr(torch.nn.functional, "relu", lambda x, inplace=False: torch.nn.functional.softplus(x))
+    data, decay, rows = random_images(shape, 12), 0.01, np.array([3, 1, 4, 1, 5, 9])
+    network = Network(data, model, decay, seed=5)
+    w, g = np.zeros((2, network.d), np.float32)
+    network.initial_(w)
+    start = w.copy()
+    batch = network.feed(Fixed(rows), range(1), 1)(0, 1)
+    loss = network.gradient_(w, batch, out=g)
+
+    module, x, y = ordinary(network, data, rows)
+    exact = copy.deepcopy(module).double()
+    for m, pixels in ((exact, x.double()), (module, x)):
+        if batch[2] is not None:  # dropout draws from this seed
+            torch.manual_seed(batch[2])
+        expected = cross_entropy(m(pixels), y)
+        expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    mine, before, true = network.views(g), network.views(start), dict(exact.named_parameters())
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(before[name], p.detach(), rtol=0, atol=0)
+        rounding = (p.grad.double() - true[name].grad).norm()  # of an ordinary module: deep networks magnify it
+        gap = mine[name].double() - decay * p.detach().double() - true[name].grad
+        assert gap.norm() <= 10 * rounding + 1e-4 * true[name].grad.norm() + 1e-6, name
+    for name, b in module.named_buffers():
+        if b.is_floating_point():
+            torch.testing.assert_close(network.views(w)[name], b, rtol=1e-3, atol=1e-4)
+    assert network.d == sum(p.numel() for p in [*module.parameters(), *module.buffers()] if p.is_floating_point())
+
+
+def test_a_second_gradient_forgets_the_first():
+    data = random_images((8, 8, 1), 12)
+    network = Network(data, "nin", 0.0, seed=0)
+    w, g = np.zeros((2, network.d), np.float32)
+    network.initial_(w)
+    batch = network.feed(Fixed(np.arange(6)), range(1), 1)(0, 1)
+    network.gradient_(w, batch, out=g)
+    first = g.copy()
+    network.gradient_(w, batch, out=g)
+    n = Flat(network.shapes, 1, network.parameters).d_trained
+    assert np.array_equal(first[:n], g[:n]) and np.abs(first).max() > 0
+
+
+def test_kernels_lie_with_their_input_channels_last():
+    network = Network(random_images((8, 8, 1), 4), "resnet8", 0.0, seed=0)
+    w = np.arange(network.d, dtype=np.float32)
+    kernels = [view for view in network.views(w).values() if view.dim() == 4 and min(view.shape) > 1]
+    assert kernels and all(view.is_contiguous(memory_format=torch.channels_last) for view in kernels)
+    covered = np.concatenate([view.permute(0, 2, 3, 1).flatten() if view.dim() == 4 else view.flatten()
+                              for view in network.views(w).values()])
+    assert np.array_equal(covered, w)  # every element of the row once, in order
+
+
+def test_evaluation_uses_the_statistics_and_sums_over_rows():
+    data = random_images((8, 8, 1), 600)
+    network = Network(data, "nin", 0.0, seed=1)
+    w = np.zeros(network.d, np.float32)
+    network.initial_(w)
+    module, x, y = ordinary(network, data, np.arange(600))
+    for norm in (m for m in module.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.uniform_(-1, 1)
+        norm.running_var.uniform_(0.5, 2)
+    for name, b in module.named_buffers():
+        if b.is_floating_point():
+            network.views(w)[name].copy_(b)
+    module.eval()
+    z = module(x[100:500])
+    loss = cross_entropy(z, y[100:500], reduction="sum")
+    loss.backward()
+    total, right, gradient = network.sums(w, data.train, 100, 500, gradient=True)
+    assert total == pytest.approx(loss.item(), rel=1e-5)
+    assert right == int((z.argmax(1) == y[100:500]).sum())
+    views = network.views(np.concatenate([gradient, np.zeros(network.d - len(gradient))]).astype(np.float32))
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(views[name], p.grad, rtol=1e-3, atol=1e-3)
+    assert network.sums(w, data.train, 100, 500)[2] is None
+    again = network.sums(w, data.train, 100, 500, gradient=True)[2]
+    assert np.array_equal(again, gradient)  # not added to the first
+
+
+def test_calibration_puts_the_mean_over_batches_in_the_place_of_statistics():
+    data = random_images((8, 8, 1), 64)
+    network = Network(data, "resnet8", 0.0, seed=1, calibrate=3)
+    w = np.zeros(network.d, np.float32)
+    network.initial_(w)
+    network.feed(Fixed(np.arange(16)), range(1), 1)
+    before = w.copy()
+    network.calibrate_(w)
+    first = next(name for name in network.shapes if name.endswith("running_mean"))
+    names = list(network.shapes)[: network.parameters]
+    assert all(np.array_equal(network.views(w)[n], network.views(before)[n]) for n in names)
+    assert not torch.equal(network.views(w)[first], network.views(before)[first])
+    module, _, _ = ordinary(network, data, np.arange(1))
+    seen = []
+    layer = next(m for m in module.modules() if isinstance(m, nn.BatchNorm2d))
+    layer.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+    from localavg.problems.feed import make_feed
+    from localavg.sampling import IID
+
+    draw = make_feed(data, IID(64, 1, 16, 1), 1, range(1), 3, "cpu", False)
+    for t in (1, 2, 3):
+        module(draw(0, t)[0])
+    torch.testing.assert_close(network.views(w)[first], torch.stack(seen).mean(0).detach(), rtol=1e-4, atol=1e-5)
+    again = w.copy()
+    network.calibrate_(again)
+    assert np.array_equal(again, w)  # the same batches every time
+
+
+def test_dropout_is_drawn_from_the_learner_and_the_update():
+    data = random_images((64, 64, 3), 8)
+    network = Network(data, "alexnet", 0.0, seed=0)
+    w, g = np.zeros((2, network.d), np.float32)
+    network.initial_(w)
+    feed = network.feed(Fixed(np.arange(4)), range(2), 2)
+    losses = [network.gradient_(w, feed(j, t), out=g) for j, t in [(0, 1), (1, 1), (0, 2), (0, 1)]]
+    assert losses[0] == losses[3] and len(set(losses)) == 3
+
+
+# ---------------------------------------------------------------------------------------------- learners
+
+
+def statistics_before_and_after(world):
+    """On 2 ranks of 2 learners: rows before an average, after it, and the running means that a module sees then."""
+    fleet = Fleet(world, 4)
+    data = datasets.load("digits", fleet)
+    network = Network(data, "nin", 0.0, seed=0)
+    transport = choose("auto", fleet, None, 8 * fleet.L * network.d)
+    flat = Flat(network.shapes, fleet.L, network.parameters, transport.zeros)
+    network.initial_(flat.w[0])
+    flat.w[1] = flat.w[0]
+    g = np.zeros_like(flat.w)
+    from localavg.sampling import IID
+
+    feed = network.feed(IID(network.n, 4, 16, 0), fleet.learners, 3)
+    for t in (1, 2, 3):
+        for l, j in enumerate(fleet.learners):
+            network.gradient_(flat.w[l], feed(j, t), out=g[l])
+            flat.w[l, : flat.d_trained] -= 0.1 * g[l, : flat.d_trained]
+    before = flat.w.copy()
+    transport.mean_(flat.w, Scope.WORLD)
+    seen = torch.cat([b.flatten() for b in network._at(flat.w[1], g[1]).module.buffers() if b is not None])
+    return before, flat.w.copy(), seen.numpy(), flat.d_trained
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+def test_averaged_statistics_are_the_mean_of_the_learners(mpi):
+    answers = call(2, statistics_before_and_after, mpi=mpi)
+    before = np.concatenate([a[0] for a in answers]).astype(np.float64)
+    n = answers[0][3]
+    assert np.ptp(before[:, n:], axis=0).max() > 0.01  # they differed
+    for _, after, seen, _ in answers:
+        np.testing.assert_allclose(after, np.broadcast_to(before.mean(0), after.shape), rtol=1e-6, atol=1e-7)
+        assert np.array_equal(seen, after[1, n:])
+
+
+DIGITS = ("--data digits --model nin --learners 8 --sampling shuffle --batch-size 16 --lr 0.05 --optimizer momentum "
+          "--epochs 15 --save-weights --eval-every 1000")
+GOOD = {"kavg": "kavg --K 4", "again": "kavg --K 4", "sync": "sync", "mavg": "mavg --K 4 --mu 0.3",
+        "hieravg": "hieravg --K1 2 --K2 8 --S 4", "adpsgd": "adpsgd --p-init 4"}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    return train_all(tmp_path_factory.mktemp("good"), 2, {name: f"{line} {DIGITS}" for name, line in GOOD.items()}, timeout=300)
+
+
+@pytest.mark.parametrize("name", [name for name in GOOD if name != "again"])
+def test_digits_are_learnt(good, name):
+    assert good[name].eval.test_accuracy.iloc[-1] >= 0.97
+    assert good[name].config["problem"] == "network"
+
+
+def test_the_same_seed_gives_the_same_bits(good):
+    assert np.array_equal(good["kavg"].weights, good["again"].weights)
+    assert good["kavg"].train.loss.equals(good["again"].train.loss)
+
+
+SHORT = ("--data digits --learners 12 --sampling shuffle --batch-size 8 --lr 0.02 --optimizer momentum --steps 12 "
+         "--save-weights --eval-every 12")
+MODELS = {"mlp": "mlp", "nin": "nin"}
+LINES = {
+    **{f"kavg-{m}": f"kavg --K 5 --model {m} {SHORT}" for m in MODELS},
+    **{f"one-{m}": f"kavg --K 1 --model {m} {SHORT}" for m in MODELS},
+    **{f"sync-{m}": f"sync --model {m} {SHORT}" for m in MODELS},
+    "keep": f"kavg --K 5 --model nin --statistics keep {SHORT}",
+    "adpsgd": f"adpsgd --p-init 2 --warmup 0 --model nin {SHORT}",
+    "bf16": f"kavg --K 5 --model nin --precision bf16 {SHORT}",
+    "calibrated": f"kavg --K 5 --model nin --calibrate 4 {SHORT}",
+    "some": f"kavg --K 5 --model nin --eval-examples 96 {SHORT}",
+}
+WORLDS = [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 2)]
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: "-".join(map(str, world)))
+def short(request, tmp_path_factory):
+    mpi, ranks = request.param
+    return train_all(tmp_path_factory.mktemp("short"), ranks, LINES, mpi=mpi, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    return train_all(tmp_path_factory.mktemp("alone"), 1, LINES, timeout=300)
+
+
+@pytest.mark.parametrize("name", [name for name in LINES if not name.startswith(("one", "sync"))])
+def test_a_run_does_not_depend_on_how_learners_lie_over_ranks(short, alone, name):
+    close = {"rtol": 2e-3, "atol": 2e-3} if name in ("bf16",) else {"rtol": 1e-4, "atol": 1e-5}
+    np.testing.assert_allclose(short[name].weights, alone[name].weights, **close)
+    if short[name].provenance["transport"] == alone[name].provenance["transport"] == "shared":
+        assert np.array_equal(short[name].weights, alone[name].weights)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_period_of_one_is_synchronous_sgd(short, model):
+    """With BatchNorm too: running statistics are linear in the batches', so their mean at every step or at the end is one."""
+    tolerance = 1e-5 if model == "mlp" else 1e-4  # BatchNorm divides by small deviations, which magnifies rounding
+    np.testing.assert_allclose(short[f"one-{model}"].weights, short[f"sync-{model}"].weights, rtol=tolerance, atol=tolerance)
+    assert np.abs(short[f"kavg-{model}"].weights - short[f"sync-{model}"].weights).max() > 10 * tolerance
+
+
+def test_kept_statistics_stay_each_learners_own(short):
+    """The weights are trained in batch statistics, so keeping changes no weight, only the statistics."""
+    flat = Flat(Network(random_images((8, 8, 1), 4), "nin", 0.0, 0).shapes, 1)
+    n = Network(random_images((8, 8, 1), 4), "nin", 0.0, 0).parameters
+    trained = list(flat.segments.values())[n - 1].stop
+    kept, averaged = short["keep"].weights, short["kavg-nin"].weights
+    assert np.array_equal(kept[:trained], averaged[:trained])
+    assert not np.array_equal(kept[trained:], averaged[trained:])
+    size = 4 * flat.d
+    assert short["keep"].averages.bytes_node.max() < short["kavg-nin"].averages.bytes_node.max() or size == 0 or \
+        short["keep"].provenance["ranks"] == 1
+
+
+def test_some_examples_are_evaluated_where_asked(short):
+    whole, some = short["kavg-nin"].eval, short["some"].eval
+    assert (some.train_accuracy * 96).round(6).apply(float.is_integer).all()
+    assert not whole.train_loss.equals(some.train_loss)
+    assert abs(whole.train_accuracy.iloc[-1] - some.train_accuracy.iloc[-1]) < 0.2
+
+
+def test_calibration_is_of_the_evaluated_model_only(short):
+    assert np.array_equal(short["calibrated"].weights, short["kavg-nin"].weights)
+    assert not short["calibrated"].eval.test_loss.iloc[-1:].equals(short["kavg-nin"].eval.test_loss.iloc[-1:])
+
+
+def test_a_network_of_cifar_size_trains(tmp_path):
+    line = ("kavg --K 2 --learners 2 --data cifar10-like --model resnet18 --batch-size 8 --steps 4 --eval-every 4 "
+            "--eval-examples 32 --lr 0.02 --optimizer momentum")
+    found = train(tmp_path, 2, line, timeout=200)
+    assert found.config["rows"] == 50_000 and found.config["d"] == 11_173_962 + 9600
+    assert np.isfinite(found.train.loss).all()
+
+
+MEMORY = """
+import resource, sys
+import numpy as np
+from test_network import Fixed, random_images
+from localavg.problems.network import Network
+from localavg import optim
+
+data = random_images((32, 32, 3), 4)
+network = Network(data, "vgg16", 1e-4, seed=0)
+L = int(sys.argv[1])
+w, g = np.zeros((2, L, network.d), np.float32)
+network.initial_(w[0])
+w[:] = w[0]
+feed = network.feed(Fixed(np.arange(2)), range(1), 1)
+o = optim.Momentum(0.9)
+o.start(w.shape, lambda shape: np.zeros(shape, np.float32))
+for t in (1, 2):
+    for l in range(L):
+        network.gradient_(w[l], feed(0, t), out=g[l])
+    o.update_(w, g, 0.01)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, network.d)
+"""
+
+
+def test_a_learner_takes_its_weights_gradients_and_momentum_and_nothing_more():
+    def peak(L):
+        words = [sys.executable, "-c", MEMORY, str(L)]
+        env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "OMPI_MCA_btl": "self"}
+        done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=env)
+        assert done.returncode == 0, done.stderr
+        return map(int, done.stdout.split())
+
+    (one, d), (five, _) = peak(1), peak(5)
+    assert (five - one) / (4 * 4 * d) <= 3.1  # matrices of d floats a learner
+
+
+# ---------------------------------------------------------------------------------------------- mistakes
+
+MISTAKES = {
+    "--data digits --model resnet81": r"--model resnet81: must be one of mlp, resnet8, nin,",
+    "--data digits --model alexnet": r"--model alexnet takes images from 63×63 pixels on, not 8×8",
+    "--data digits": r"--data digits: images need a network; add --model with one of mlp",
+    "--data digits --problem logistic": r"needs a feature matrix",
+    "--data epsilon-like:60x5 --model mlp": r"networks need images, not a feature matrix",
+    "--data digits --model nin --batch-size 1": r"--batch-size 1: nin has BatchNorm, which needs at least 2 examples",
+    "--data digits --model nin --device cuda": r"--device cuda",
+    "--data digits --problem logistic --model nin": r"--model nin means nothing to --problem logistic",
+    "--data digits --model nin --precision fp8": r"precision",
+    "--data digits --model nin --calibrate -1": r"--calibrate -1: must be at least 0",
+    "--data epsilon-like:60x5 --problem logistic --compile": r"--compile .*means nothing to --problem logistic",
+}
+
+
+@pytest.mark.parametrize("line", MISTAKES)
+def test_a_mistake_is_one_line(line, tmp_path):
+    done = run(1, "-m", "localavg", "train", "kavg", *line.split(), "--steps", "1", "--out", tmp_path / "run.h5")
+    assert done.returncode == 2 and not (tmp_path / "run.h5").exists()
+    told = [row for row in done.stderr.splitlines() if row.startswith("localavg: ")]
+    assert len(told) == 1 and re.search(MISTAKES[line], told[0]), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_random_changes_are_left_out_where_asked():
+    data = random_images((8, 8, 1), 12, augment=Augment(pad=2, flip=True))
+    draw = {augment: Network(data, "nin", 0.0, 0, augment=augment).feed(Fixed(np.arange(12)), range(1), 1)(0, 1)[0]
+            for augment in (True, False)}
+    expected = (torch.from_numpy(data.train.x).permute(0, 3, 1, 2).float() - 100) / 60
+    torch.testing.assert_close(draw[False], expected)
+    assert not torch.allclose(draw[True], expected)
