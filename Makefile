@@ -5,7 +5,7 @@ RUNS   ?= runs/lupa-fig2
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run test test-root lint bench cifar10 clean
+.PHONY: help run figure paper test test-root lint bench cifar10 clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -25,6 +25,14 @@ help:            ## what there is to make
 
 run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (under 3 minutes after set-up)
 	jobs/local/lupa-fig2 $(RUNS)
+
+figure: .venv/test ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (ids: analysis/__main__.py)
+	test "$(ID)" = theory || jobs/local/sweep $(ID)
+	$(BIN)/python analysis $(or $(ID),$(error name one: make figure ID=lupa-fig4))
+
+paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' claims checked (about 40 minutes; goes on if stopped)
+	jobs/local/sweep || test $$? = 1
+	$(BIN)/python analysis --all
 
 test: .venv/test .mpich ## the tests (set-up included)
 	$(BIN)/python -m pytest -q -m 'not root'

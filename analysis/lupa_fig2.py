@@ -12,11 +12,11 @@ Cost: about 2 s and 150 MB for a finished sweep of four runs.
 import argparse
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import style
+from results import by_rounds, evaluations
 
-from localavg.record import WORLD, Run, UserError, load_many
+from localavg.record import Run, UserError, load_many
 
 PAPER = {
     ("sync", None): "SyncSGD",
@@ -30,19 +30,6 @@ def kind(run: Run) -> tuple[str, int | None]:
     """What the run is in this figure: the algorithm, and K for K-AVG (= LUPA-SGD)."""
     algorithm = run.config.get("algorithm")
     return algorithm, run.config.get("K") if algorithm == "kavg" else None
-
-
-def evaluations(run: Run) -> pd.DataFrame:
-    """The rows of /eval with a training loss, and beside them `rounds`: the averages of all learners done by then."""
-    rows = run.eval.dropna(subset="train_loss")
-    world = np.sort(run.averages.t[run.averages.scope == WORLD])  # [rounds]
-    return rows.assign(rounds=np.searchsorted(world, rows.t, "right"))
-
-
-def by_rounds(run: Run) -> pd.DataFrame:
-    """Of `evaluations`, the first after each round, and the one at t = 0 before any."""
-    rows = evaluations(run).drop_duplicates("rounds")
-    return rows[(rows.rounds > 0) | (rows.t == 0)]
 
 
 def sort(runs: list[Run]) -> dict[tuple[str, int | None], list[Run]]:

@@ -1,11 +1,14 @@
 """House style of the figures: two-column papers, legible in greyscale; and the frame that every figure script shares.
 
-A script makes its figure with `panels`, draws repeated runs with `curve`, writes with `save` and hands `main` to `run`.
+A script makes its figure with `panels`, `grid` or `curves`, draws repeated runs with `curve` or `points`, and hands its `main`
+to `run`.
 """
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -46,16 +49,32 @@ RC = {
     "figure.constrained_layout.use": True,
     "pdf.fonttype": 42,
 }
-NOT_SETTINGS = {"seed", "out", "save_weights", "log_every"}  # what repeats of one run may differ in
+X_LABELS = {"epoch": "epochs", "t": "local updates t", "wall_s": "wall clock (s)"}
+Y_LABELS = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy (%)",
+    "test_accuracy": "test accuracy (%)",
+}
+NOT_SETTINGS = {"seed", "out", "save_weights", "log_every", "resume"}  # what repeats of one run may differ in
 
 
 def panels(
-    columns: int = 1, width_in: float = DOUBLE_IN, height_in: float = 2.4, sharey: bool = False
+    columns: int = 1, width_in: float = DOUBLE_IN, height_in: float = 2.4, sharey: bool = False, rows: int = 1
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `columns` panels side by side in the house style, sizes in inches."""
+    """A figure of `columns` panels side by side in the house style, sizes in inches; `height_in` is that of one row."""
     matplotlib.rcParams.update(RC)
-    figure = Figure(figsize=(width_in, height_in))
-    return figure, list(figure.subplots(1, columns, squeeze=False, sharey=sharey)[0])
+    figure = Figure(figsize=(width_in, rows * height_in))
+    return figure, list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
+
+
+def grid(n: int, across: int = 4) -> tuple[Figure, list[Axes]]:
+    """A figure of n panels, at most `across` in a row; one or two are a column wide each."""
+    columns = min(n, across)
+    figure, axes = panels(columns, width_in=SINGLE_IN if n == 1 else DOUBLE_IN, rows=-(-n // columns),
+                          height_in=2.5 if n <= across else 2.0)
+    for spare in axes[n:]:
+        spare.remove()
+    return figure, axes[:n]
 
 
 def curve(
@@ -79,9 +98,129 @@ def curve(
     grid, values = _common(lines)  # [n], [runs, n]
     look = LINES[number % len(LINES)]
     every = max(1, len(grid) // 10)
-    axes.plot(grid, values.mean(axis=0), label=label, markevery=every, **look)
+    first = number % 4 * every // 4  # so that lines on top of each other show their markers
+    axes.plot(grid, values.mean(axis=0), label=label, markevery=(min(first, len(grid) - 1), every), **look)
     if len(lines) > 1:
         axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.2, linewidth=0)
+
+
+def points(axes: Axes, cells: Mapping[float, Sequence[float]], label: str, number: int = 0) -> None:
+    """Draw repeats at a few x as their mean, with a band from their minimum to their maximum; `cells` is {x: repeats}."""
+    if not cells:
+        return
+    x, look = list(cells), LINES[number % len(LINES)]
+    axes.plot(x, [np.mean(cells[at]) for at in x], label=label, **look)
+    if any(len(cells[at]) > 1 for at in x):
+        low, high = [min(cells[at]) for at in x], [max(cells[at]) for at in x]
+        if len(x) > 1:
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        else:
+            axes.vlines(x, low, high, color=look["color"], linewidth=0.8)
+
+
+def doubling(axes: Axes, xs: Iterable[float]) -> None:
+    """A logarithmic x axis to base 2 whose ticks are the settings themselves."""
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(sorted(set(xs)), [f"{x:g}" for x in sorted(set(xs))])
+    axes.minorticks_off()
+
+
+def mark(axes: Axes, x: Sequence[float], y: Sequence[float], label: str = "paper") -> None:
+    """What a paper reports, as hollow grey stars."""
+    axes.plot(x, y, linestyle="none", marker="*", markersize=8, markerfacecolor="white", markeredgecolor="0.35", label=label,
+              zorder=5)
+
+
+def level(axes: Axes, y: float, label: str) -> None:
+    """A horizontal reference, such as a value that a paper reports."""
+    axes.axhline(y, color="0.45", linewidth=0.8, linestyle=(0, (1, 1.5)), label=label, zorder=1)
+
+
+def drops(axes: Axes, run: Run) -> None:
+    """Vertical lines at the t where the step size of a run drops at its milestones."""
+    end = run.eval.iloc[-1]
+    for milestone in run.config.get("milestones") or ():
+        if milestone < end.epoch:
+            axes.axvline(milestone * end.t / end.epoch, color="0.6", linewidth=0.6, linestyle=":")
+
+
+def legend(figure: Figure, ncols: int = 4) -> None:
+    """One legend above all panels, every label once, in the order of first appearance."""
+    found = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if figure.get_figwidth() < DOUBLE_IN:
+        ncols = min(ncols, 2)
+    if found:
+        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(ncols, len(found)))
+
+
+def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> None:
+    """A horizontal bar for every name, made of parts {part: length} side by side, the first on top."""
+    fills = ("0.25", "0.6", "0.85", "1.0")
+    hatches = ("", "", "////", "....")
+    left = np.zeros(len(parts))
+    for i, part in enumerate(dict.fromkeys(part for lengths in parts.values() for part in lengths)):
+        long = np.array([lengths.get(part, 0.0) for lengths in parts.values()])
+        axes.barh(range(len(parts)), long, left=left, label=part, color=fills[i % 4], hatch=hatches[i % 4], edgecolor="0.2",
+                  linewidth=0.4, height=0.7)
+        left += long
+    axes.set_yticks(range(len(parts)), list(parts))
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.set_axisbelow(True)
+    axes.set_xlabel(label)
+
+
+def short(panel: str, width: int = 42) -> str:
+    """A panel's name in lines of so many letters, as its title."""
+    return textwrap.fill(panel, width, break_on_hyphens=False)
+
+
+def rows_of(run: Run) -> pd.DataFrame:
+    """/eval with accuracies in percent."""
+    return run.eval.assign(train_accuracy=100 * run.eval.train_accuracy, test_accuracy=100 * run.eval.test_accuracy)
+
+
+def curves(
+    groups: Mapping[str, Mapping[Any, Sequence[Run]]],
+    columns: Sequence[str],
+    name: Callable[[Any], str],
+    x: str = "epoch",
+    log: bool = False,
+    rows: Callable[[Run], pd.DataFrame] = rows_of,
+) -> Figure:
+    """A figure with a panel for every column of /eval and every one of `groups`, and a curve for every line; `name` words it.
+
+    Columns that no run of a panel has are left out. log: losses on a logarithmic axis. Lines of one name look alike. Axes of
+    accuracies leave out where the curves begin.
+    """
+    places = [(column, panel) for column in columns for panel, lines in groups.items()
+              if any(run.eval[column].notna().any() for repeats in lines.values() for run in repeats)]
+    if not places:
+        raise UserError(f"no run here has {' or '.join(columns)}: nothing to draw")
+    across = len(places) // len(columns) if 1 < len(places) // len(columns) <= 4 else 4
+    figure, axes = grid(len(places), across)
+    looks = {key: i for i, key in enumerate(dict.fromkeys(key for lines in groups.values() for key in lines))}
+    for at, (column, panel) in zip(axes, places, strict=True):
+        for key, repeats in groups[panel].items():
+            curve(at, repeats, x, column, name(key), looks[key], rows=rows)
+        at.set(xlabel=X_LABELS.get(x, x), ylabel=Y_LABELS[column], title=short(panel, 20 if across > 2 else 42))
+        if column.endswith("loss"):
+            at.set_yscale("log" if log else "linear")
+        else:
+            _focus(at)
+    legend(figure)
+    return figure
+
+
+def _focus(axes: Axes) -> None:
+    """Let the y axis cover what the curves do after the first fifth of the x axis."""
+    points = np.concatenate([line.get_xydata() for line in axes.lines])  # [n, 2]
+    later = points[points[:, 0] >= 0.2 * points[:, 0].max(), 1]
+    room = max(0.15 * np.ptp(later), 0.2)
+    axes.set_ylim(later.min() - room, min(later.max() + room, 100 + room / 2))
 
 
 def _clean(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:

@@ -229,9 +229,10 @@ def test_thirty_random_kills_lose_nothing(tmp_path):
         steps = 100 if name == "network" else STEPS // 2
         every = "23" if name == "network" else "300"
         process = background(out, mark, "--checkpoint-every", every, line=KILLED[name], steps=steps)
-        deadline = time.monotonic() + draw.uniform(0.7, 2.0)
-        while time.monotonic() < deadline and process.poll() is None:
-            time.sleep(0.01)
+        if k % 2:  # while it trains; else at any moment, its start among them
+            while process.poll() is None and not checkpoint.found(checkpoint.folder_of(out)):
+                time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.3) if k % 2 else draw.uniform(0.3, 2.0))
         victims = [p for p in marked(mark) if p.pid != process.pid]
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):
             draw.choice(victims).kill()

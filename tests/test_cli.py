@@ -127,9 +127,9 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     given |= {"algorithm": "mavg", "K": 4, "mu": 0.25, "nesterov": False}
     assert {name: run.config[name] for name in given} == given
     assert all(run.config[flag] is True for flag in flags)
-    unset = {"epochs", "every", "pl_constant", "shift"}
-    network = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "network"}
-    assert {f.name for f in fields(TrainConfig)} - set(given) - set(flags) - network == unset
+    unset = {"epochs", "every", "pl_constant", "shift", "replay"}
+    other = {f.name for f in fields(TrainConfig) if f.metadata["group"] in ("network", "simulated time")}
+    assert {f.name for f in fields(TrainConfig)} - set(given) - set(flags) - other == unset
     assert {run.config[name] for name in unset} == {None}
 
     # and they took effect

@@ -1,0 +1,28 @@
+"""Hier-AVG Fig. 1 and 2: training and test accuracy over epochs for K₂ = 8, 16, 32, a column a network.
+
+The paper: rarer global averages need not be worse. The table has the accuracies at the end.
+
+Cost: about 2 s for 3 runs.
+
+    python analysis/hieravg_fig1_2.py runs/hieravg-fig1-2-laptop --out figures
+"""
+
+import results
+import style
+
+
+def main() -> None:
+    args = results.arguments(__doc__)
+    groups = results.gather(args.folder, lambda run: run.config["K2"] if run.config.get("algorithm") == "hieravg" else None,
+                         expected={K2: f"K₂ = {K2}" for K2 in (8, 16, 32)})
+    figure = style.curves(groups, ("train_accuracy", "test_accuracy"), lambda K2: f"K₂ = {K2}")
+    rows = [(panel, str(K2), results.over(repeats, results.rounds, 0),
+             results.over(repeats, "train_accuracy"),
+             results.over(repeats, "test_accuracy"))
+            for panel, lines in groups.items() for K2, repeats in lines.items()]
+    print(style.table(("problem", "K₂", "global averages", "training accuracy (%)", "test accuracy (%)"), rows))
+    results.finish(args, "hieravg_fig1_2", figure, "Training and test accuracy of the averaged model.", groups)
+
+
+if __name__ == "__main__":
+    style.run(main)

@@ -1,0 +1,41 @@
+"""Hier-AVG Fig. 3 and 4: training loss over epochs for K₁ = 4, 8 (S = 4) and for S = 2, 4 (K₁ = 4); K₂ = 32.
+
+Two panels a network; as in the paper the last part of the run only, here the last fifth. Theorem 3.5 and the paper: smaller
+K₁ and larger S lower the loss.
+
+Cost: about 2 s for 18 runs.
+
+    python analysis/hieravg_fig3_4.py runs/hieravg-fig3-4-laptop --out figures
+"""
+
+import results
+import style
+
+EXPECTED = {(4, 4): "K₁ = 4, S = 4", (8, 4): "K₁ = 8, S = 4", (4, 2): "K₁ = 4, S = 2"}
+
+IMPACTS = {"impact of K₁": lambda key: key[1] == 4, "impact of S": lambda key: key[0] == 4}
+
+
+def line(run: results.Run) -> tuple | None:
+    """(K₁, S)"""
+    return (run.config["K1"], run.config["S"]) if run.config.get("algorithm") == "hieravg" else None
+
+
+def last_fifth(run: results.Run):
+    return run.eval[run.eval.epoch >= 0.8 * run.eval.epoch.max() - 1e-9]
+
+
+def main() -> None:
+    args = results.arguments(__doc__)
+    groups = results.gather(args.folder, line, expected=EXPECTED)
+    pairs = {f"{panel}: {word}": shown for panel, lines in groups.items() for word, holds in IMPACTS.items()
+             if (shown := {key: repeats for key, repeats in lines.items() if holds(key)})}
+    figure = style.curves(pairs, ("train_loss",), lambda key: f"K₁ = {key[0]}, S = {key[1]}", rows=last_fifth)
+    rows = [(panel, f"{K1}", f"{S}", results.over(repeats, "train_loss", 5))
+            for panel, lines in groups.items() for (K1, S), repeats in lines.items()]
+    print(style.table(("problem", "K₁", "S", "final training loss"), rows))
+    results.finish(args, "hieravg_fig3_4", figure, "Training loss of the averaged model, the last fifth of the run.", groups)
+
+
+if __name__ == "__main__":
+    style.run(main)

@@ -1,0 +1,38 @@
+"""Hier-AVG Fig. 5: training and test accuracy over epochs, K-AVG with K = 43 against Hier-AVG with K₂ = 43, K₁ = 20, S = 4.
+
+The paper, on ImageNet: Hier-AVG is ahead from the first epoch, by 1.15 (training) and 0.51 points (test) after 90.
+
+Cost: about 2 s for 2 runs.
+
+    python analysis/hieravg_fig5.py runs/hieravg-fig5-laptop --out figures
+"""
+
+import results
+import style
+
+
+def line(run: results.Run) -> tuple | None:
+    """(algorithm, global period, K₁, S)"""
+    c = run.config
+    K = {"kavg": "K", "hieravg": "K2"}.get(c.get("algorithm"))
+    return (c["algorithm"], c[K], c.get("K1"), c.get("S")) if K else None
+
+
+def name(key: tuple) -> str:
+    return f"K-AVG K = {key[1]}" if key[0] == "kavg" else f"Hier-AVG K₂ = {key[1]}, K₁ = {key[2]}, S = {key[3]}"
+
+
+def main() -> None:
+    args = results.arguments(__doc__)
+    expected = {key: name(key) for key in (("kavg", 43, None, None), ("hieravg", 43, 20, 4))}
+    groups = results.gather(args.folder, line, expected=expected)
+    figure = style.curves(groups, ("train_accuracy", "test_accuracy"), name)
+    rows = [(panel, name(key), results.over(repeats, "train_accuracy"),
+             results.over(repeats, "test_accuracy"))
+            for panel, lines in groups.items() for key, repeats in lines.items()]
+    print(style.table(("problem", "algorithm", "training accuracy (%)", "test accuracy (%)"), rows))
+    results.finish(args, "hieravg_fig5", figure, "Training and test accuracy of the averaged model.", groups)
+
+
+if __name__ == "__main__":
+    style.run(main)

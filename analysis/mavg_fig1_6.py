@@ -1,0 +1,57 @@
+"""M-AVG Fig. 1 to 6 and Table I: training and test accuracy of K-AVG and M-AVG over epochs, a column a network.
+
+The table has the test accuracy at the end, beside the paper's validation accuracy on CIFAR-10 after 200 epochs, and the
+training loss at the end.
+
+Cost: about 3 s for 12 runs.
+
+    python analysis/mavg_fig1_6.py runs/mavg-fig1-6-laptop --out figures
+"""
+
+import results
+import style
+
+PAPER = {  # validation accuracy (%): K-AVG, M-AVG
+    "ResNet-18": (94.81, 95.31), "DenseNet": (95.2, 95.5), "SENet": (94.73, 94.91), "GoogLeNet": (94.36, 95.00),
+    "MobileNet": (91.77, 92.16), "PreActResNet-18": (94.54, 95.03), "DPN": (95.69, 95.75),
+}
+
+
+def line(run: results.Run) -> tuple | None:
+    """(algorithm, μ)"""
+    algorithm = run.config.get("algorithm")
+    return (algorithm, run.config.get("mu")) if algorithm in ("kavg", "mavg") else None
+
+
+def name(key: tuple) -> str:
+    return "K-AVG" if key[0] == "kavg" else f"M-AVG μ = {key[1]:g}"
+
+
+def draw(args, stem: str, caption: str) -> results.Groups:
+    """The curves; returns their runs."""
+    groups = results.gather(args.folder, line, expected={("kavg", None): "K-AVG", ("mavg", 0.7): "M-AVG μ = 0.7"})
+    figure = style.curves(groups, ("train_accuracy", "test_accuracy"), name)
+    results.finish(args, stem, figure, caption, groups)
+    return groups
+
+
+def main() -> None:
+    args = results.arguments(__doc__)
+    groups = draw(args, "mavg_fig1_6", "Training and test accuracy of the averaged model.")
+    rows = []
+    for panel, lines in groups.items():
+        paper = PAPER.get(panel.partition(",")[0], ())
+        for key, repeats in lines.items():
+            rows.append((panel, name(key), results.over(repeats, results.accuracy),
+                         f"{paper[key[0] == 'mavg']:.2f}" if paper else "-",
+                         results.over(repeats, "train_loss", 4)))
+    shown = {panel.partition(",")[0] for panel in groups}
+    rows += [(f"paper: {network}, CIFAR-10", said, "-", f"{percent:.2f}", "-")
+             for network, both in PAPER.items() if network not in shown
+             for said, percent in zip(("K-AVG", "M-AVG"), both, strict=True)]
+    header = ("problem", "algorithm", "test accuracy (%)", "paper (%)", "training loss")
+    results.finish_table(args, "mavg_table1", header, rows, "Test accuracy and training loss at the end.", groups)
+
+
+if __name__ == "__main__":
+    style.run(main)

@@ -1,0 +1,346 @@
+"""Every figure script on runs made here with the settings of its own sweep: whole, in part, one, none; and the claims."""
+
+import importlib
+import re
+import runpy
+import sys
+from pathlib import Path
+
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from localavg.__main__ import parser
+from localavg.record import SCHEMA, WORLD, Record, Run
+from localavg.sweep import plan
+
+ROOT = Path(__file__).resolve().parent.parent
+ANALYSIS = ROOT / "analysis"
+SHARED = {"style", "results", "__main__", "claims"}
+OLD = {"lupa_fig2", "adpsgd_fig3"}  # with tests of their own
+sys.path.insert(0, str(ANALYSIS))
+import claims  # noqa: E402
+import results  # noqa: E402
+import style  # noqa: E402
+
+FIGURES = runpy.run_path(str(ANALYSIS / "__main__.py"), run_name="table")["FIGURES"]
+SCRIPTS = sorted(path.stem for path in ANALYSIS.glob("*.py") if path.stem not in SHARED | OLD | {"theory"})
+SWEEPS = {Path(script).stem: sweep for sweep, script in FIGURES.values()}
+TABLES = {"adpsgd_table1", "hieravg_table1"}
+T = 40
+
+
+def rows_of(config):
+    """The tables of a made-up run with these settings, lists of rows by group."""
+    algorithm, P, seed = config["algorithm"], config["learners"] or 1, config["seed"]
+    K = config.get("K") or config.get("K2") or {"sync": 1, "qsgd": 1, "sgd": T}.get(algorithm, 5)
+    ends = [*range(K, T, K), T]
+    split = {"compute_s": 0.01, "communicate_s": 1e-3, "wait_s": 1e-4, "data_s": 1e-4}  # of an update
+    end = 0.01 + 0.001 * seed + 0.001 * len(algorithm) + 0.0001 * (K + P)
+    end += 0.001 * (config.get("K1") or 0) - 0.0001 * (config.get("S") or 0)
+    wall = T * 0.01 + 0.001 * len(ends) * P
+    times = np.linspace(0, T, 9).astype(int)
+    return {
+        "train": [{"t": t, "epoch": t / 5, "samples": t * P, "step_size": config["lr"], "loss": 1 / t, "wall_s": wall * t / T,
+                   **{name: s * t for name, s in split.items()}} for t in times[1:]],
+        "averages": [{"t": t, "scope": WORLD, "period": t - before, "variance": 1e-3, "mean_variance": 1e-3 * (t - before) / t,
+                      "bytes_node": 8, "bytes_cross": 8, "seconds": 1e-4}
+                     for t, before in zip(ends, [0, *ends], strict=False)] if algorithm not in ("downpour", "eamsgd") else [],
+        "eval": [{"t": t, "epoch": t / 5, "wall_s": wall * t / T, "train_loss": end + 2.3 * np.exp(-t / 5),
+                  "train_accuracy": 0.9 - end, "test_accuracy": 0.85 - end - 0.001 * np.exp(-t)} for t in times],
+        "staleness": [{"t": t, "learner": 0, "staleness": P - 1, "wall_s": 0.01 * t} for t in ends]
+        if algorithm in ("downpour", "eamsgd") else [],
+    }
+
+
+def planned(script, scale="laptop", seeds=None):
+    """The runs of a script's sweep, {name: settings}."""
+    path = ROOT / "jobs" / "sweeps" / f"{SWEEPS[script]}.toml"
+    train = next(a for a in parser()._actions if hasattr(a, "choices") and a.choices).choices["train"]
+    found = {run.name: run.asked for run in plan.read(path, scale, train, seeds, changes={"device": False}).runs}
+    filled = {"bandwidth_bytes_per_s": 1e10, "latency_s": 5e-6}
+    return {name: {**asked, "data_name": asked["data"], "steps": T,
+                   **({k: asked.get(k) or v for k, v in filled.items()} if asked.get("simulate") else {})}
+            for name, asked in found.items()}
+
+
+def write(path, config, status="finished"):
+    file = Record.create(path, {**config, "out": str(path)}, {})
+    for group, rows in rows_of(config).items():
+        file.append_rows(group, rows if status == "finished" else rows[: len(rows) // 2])
+    if status == "running":
+        file.flush(force=True)
+    else:
+        file.finish(status)
+
+
+@pytest.fixture
+def draw(monkeypatch, capsys, tmp_path):
+    """draw(script, folder) runs it and gives (exit status, stdout, stderr, figures); files go to tmp_path/figures."""
+
+    def go(script, *words, quick=True):
+        figures = []
+
+        def save(figure, stem):
+            figures.append(figure)
+            if not quick:
+                return really(figure, stem)
+            figure.draw_without_rendering()
+            return [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+
+        really = style.save
+        monkeypatch.setattr(style, "save", save)
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words), "--out", str(tmp_path / "figures")])
+        status = 0
+        with matplotlib.rc_context():
+            try:
+                style.run(importlib.import_module(script).main)
+            except SystemExit as e:
+                status = e.code
+        monkeypatch.setattr(style, "save", really)
+        return status, *capsys.readouterr(), figures
+
+    return go
+
+
+def check_labels(figure):
+    """Every panel has data, its axes named; lines have different looks and are told in a legend."""
+    told = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    for axes in figure.axes:
+        inside = axes.get_legend()
+        words = told + ([text.get_text() for text in inside.get_texts()] if inside else [])
+        assert axes.has_data() and axes.get_xlabel()
+        shared = [other for other in axes.get_shared_y_axes().get_siblings(axes) if other is not axes]
+        ticks = [text.get_text() for text in axes.get_yticklabels()]
+        assert axes.get_ylabel() or any(other.get_ylabel() for other in shared) or any(re.match("[A-Z]", x) for x in ticks)
+        handles, labels = axes.get_legend_handles_labels()
+        assert labels and set(labels) <= set(words)
+        looks = [(str(line.get_linestyle()), line.get_marker()) for line in handles if hasattr(line, "get_marker")]
+        assert len(set(looks)) == len(looks)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_whole_sweep_is_drawn(script, draw, tmp_path):
+    for name, config in planned(script, seeds=2).items():
+        write(tmp_path / "runs" / f"{name}.h5", config)
+    status, out, err, figures = draw(script, tmp_path / "runs", quick=False)
+    assert (status, err) == (0, "")
+    assert not re.search("unfinished|left out|note: ", out)
+    assert "missing: " not in out
+    assert bool(figures) == (script not in TABLES)
+    for figure in figures:
+        check_labels(figure)
+    written = [Path(line) for line in out.splitlines() if line.startswith(str(tmp_path / "figures"))]
+    assert written and all(path.stat().st_size > 0 for path in written)
+    for path in written:
+        assert path.name.startswith((script, "mavg_table1"))
+        if path.suffix == ".png":
+            image = matplotlib.image.imread(path)[..., :3]  # [height, width, 3]
+            assert image.shape[1] in (680, 1400) and image.mean() < 0.99
+            assert all(edge.min() == 1 for edge in (image[0], image[-1], image[:, 0], image[:, -1]))  # nothing is clipped
+        if path.suffix == ".txt":
+            assert " 2 seeds a setting." in path.read_text()
+    if script in TABLES:
+        assert {path.suffix for path in written} == {".txt", ".md", ".tex"}
+        assert "tabular" in (tmp_path / "figures" / f"{script}.tex").read_text()
+    else:
+        assert {path.suffix for path in written} >= {".txt", ".pdf", ".png"}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_partial_sweep_is_drawn_and_what_is_missing_is_said(script, draw, tmp_path):
+    names = planned(script, seeds=1)
+    held = list(names)[: max(1, 2 * len(names) // 3)]
+    for name in held:
+        write(tmp_path / f"{name}.h5", names[name])
+    write(tmp_path / "other.h5", {**names[held[0]], "algorithm": "oneshot"})
+    write(tmp_path / "half.h5", {**names[held[0]], "seed": 7}, status="interrupted")
+    (tmp_path / "sweep.json").write_text(f'{{"runs": {[*names]}}}'.replace("'", '"'))
+    status, out, err, _ = draw(script, tmp_path)
+    assert (status, err) == (0, "")
+    assert "other.h5 is oneshot" in out and "half.h5 is interrupted" in out
+    if len(held) < len(names):
+        assert f"missing: {len(names) - len(held)} of {len(names)} runs of the sweep: {list(names)[len(held)]}" in out
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_single_run_is_drawn(script, draw, tmp_path):
+    names = planned(script, "laptop", seeds=1)
+    name, config = list(names.items())[0 if script != "kavg_fig7" else -1]
+    write(tmp_path / f"{name}.h5", config)
+    status, _, err, figures = draw(script, tmp_path / f"{name}.h5")
+    assert (status, err) == (0, "") and bool(figures) == (script not in TABLES)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs_of_the_papers_settings_are_drawn(script, draw, tmp_path):
+    names = planned(script, "paper", seeds=1)
+    for name in list(names)[:: max(1, len(names) // 8)]:
+        write(tmp_path / f"{name}.h5", names[name])
+    status, _, err, figures = draw(script, tmp_path)
+    assert (status, err) == (0, "") and bool(figures) == (script not in TABLES)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "theory", "claims"])
+def test_an_empty_folder_is_one_line_and_exit_2(script, draw, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, _, err, figures = draw(script, tmp_path / "empty")
+    assert status == 2 and not figures
+    assert err.startswith(f"{script}: {tmp_path / 'empty'}") and err.count("\n") == 1
+    assert not (tmp_path / "figures").exists()
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_runs_of_another_figure_are_one_line_and_exit_2(script, draw, tmp_path):
+    config = {**next(iter(planned(script).values())), "algorithm": "oneshot"}
+    write(tmp_path / "oneshot.h5", config)
+    status, _, err, _ = draw(script, tmp_path)
+    assert status == 2 and "no run here belongs to this figure" in err and err.count("\n") == 1
+
+
+def test_theory_with_and_without_runs(draw, tmp_path):
+    status, _, err, (figure,) = draw("theory", quick=False)
+    assert (status, err) == (0, "") and len(figure.axes) == 8
+    check_labels(figure)
+    for K in (1, 4):
+        for seed in (0, 1):
+            config = next(iter(planned("kavg_fig5_6").values()))
+            write(tmp_path / f"K{K}-{seed}.h5", {**config, "K": K, "seed": seed})
+    status, _, err, (figure,) = draw("theory", tmp_path)
+    assert (status, err) == (0, "")
+    (stars,) = [line for axes in figure.axes for line in axes.lines if line.get_label() == "runs"]
+    assert stars.get_xydata().tolist() == [[8, 1]]
+    status, _, err, _ = draw("theory", "--L", "-1")
+    assert status == 2 and "L = -1" in err
+
+
+def test_a_diverged_run_counts_as_guessing(draw, tmp_path):
+    config = next(iter(planned("kavg_fig1_2").values()))
+    write(tmp_path / "well.h5", config)
+    file = Record.create(tmp_path / "diverged.h5", {**config, "learners": 64}, {})
+    file.append_rows("eval", rows_of(config)["eval"][:3])
+    file.finish("failed", failure="the loss at step 7 of learner 3 is not finite; lower --lr")
+    status, out, _, (figure,) = draw("kavg_fig1_2", tmp_path)
+    assert status == 0 and "diverged.h5 diverged" in out
+    assert figure.axes[0].lines[0].get_xydata().tolist()[-1] == [64, 10]
+
+
+def test_the_table_of_figures_names_every_script_and_sweep():
+    sweeps = {path.stem for path in (ROOT / "jobs" / "sweeps").glob("*.toml")}
+    assert {sweep for sweep, _ in FIGURES.values()} - {None} == sweeps
+    assert {script for _, script in FIGURES.values()} == {f"{name}.py" for name in (*SCRIPTS, *OLD, "theory")}
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, "theory", "claims", "__main__"])
+def test_a_script_opens_with_what_it_shows_its_cost_and_its_launch_line(script):
+    doc = (ANALYSIS / f"{script}.py").read_text().split('"""')[1]
+    assert "Cost: " in doc and re.search(rf"^    python analysis{f'/{script}.py' * (script != '__main__')} ", doc, re.M)
+
+
+@pytest.mark.parametrize("a, b", [(a, b) for a in ANALYSIS.glob("*.py") for b in ANALYSIS.glob("*.py") if a < b],
+                         ids=lambda path: path.stem)
+def test_no_script_copies_another(a, b):
+    """No six lines on end are alike, but for the last lines that every script has."""
+
+    def blocks(path):
+        lines = [line.strip() for line in path.read_text().split('"""', 2)[2].partition("if __name__")[0].splitlines()]
+        lines = [line for line in lines if line]
+        return {tuple(lines[i:i + 6]) for i in range(len(lines) - 5)}
+
+    if {a.stem, b.stem} != OLD:
+        assert not blocks(a) & blocks(b)
+
+
+# ---------------------------------------------------------------------------------------------------------- claims
+
+
+def made(algorithm, seed, loss=0.1, accuracy=0.9, rounds=10, seconds=1.0, **config):
+    """A finished run of these ends; `seconds` is when its loss came down to 0.35, half-way from 0.7."""
+    tables = {group: pd.DataFrame({name: pd.Series(dtype=float) for name in columns}) for group, columns in SCHEMA.items()}
+    wall = np.array([0.0, 2 * seconds])
+    tables["eval"] = pd.DataFrame({"t": [0, 100], "epoch": [0, 1], "wall_s": wall, "train_loss": [0.7, loss],
+                                   "test_accuracy": [0.1, accuracy]})
+    if loss == 0.0:
+        tables["eval"] = pd.concat([tables["eval"], tables["eval"].tail(1)])
+    tables["averages"] = pd.DataFrame({"t": range(rounds), "scope": WORLD})
+    settings = {"algorithm": algorithm, "seed": seed, "learners": 8, "lr": 0.1, "data": "digits", "problem": "x", **config}
+    return Run(Path(f"{algorithm}-{seed}.h5"), "finished", settings, {}, **tables, weights=None, initial_weights=None, attrs={})
+
+
+def pairs(make, difference, noise, seeds):
+    """Runs of `make(better by difference + noise, seed)`: the noise swings with the seed, so that it pairs badly."""
+    return [run for seed in range(seeds) for run in make(difference + noise * (-1)**seed * (1 + seed), seed)]
+
+
+MAKERS = {  # the claim's sweep and figure: x, seed -> runs in which it holds for x > 0 and does not for x < 0
+    "best K": lambda x, s: [made("kavg", s, accuracy=0.8, K=1), made("kavg", s, accuracy=0.8 + 0.1 * x, K=8)],
+    "ASGD": lambda x, s: [made("downpour", s, accuracy=0.7 - 0.1 * x * (P > 8), learners=P) for P in (8, 64)],
+    "FULLSGD": lambda x, s: [made("adpsgd", s, loss=0.1 - 0.01 * x + 0.007, rounds=10), made("sync", s, loss=0.1, rounds=40)],
+    "CPSGD p = 8": lambda x, s: [made("adpsgd", s, loss=0.1 - 0.01 * x + 0.007), made("kavg", s, loss=0.1, rounds=12, K=8)],
+    "ahead of K-AVG": lambda x, s: [made("mavg", s, loss=0.1 - 0.01 * x, K=4, mu=0.7), made("kavg", s, loss=0.1, K=4)],
+    "best μ": lambda x, s: [made("mavg", s, loss=0.1 + (mu - 0.4 - 0.4 * x * (1 if P > 8 else -1))**2, learners=P, mu=mu, K=4)
+                            for mu in (0.0, 0.2, 0.4, 0.6, 0.8) for P in (8, 64)],
+    "Hier-AVG(2K)": lambda x, s: [made("hieravg", s, accuracy=0.89 + 0.01 * x, K2=8, K1=2, S=4), made("kavg", s, K=4)],
+    "smaller K₁": lambda x, s: [made("hieravg", s, loss=0.1 - 0.01 * x * (K1 < 8), K2=32, K1=K1, S=4) for K1 in (4, 8)],
+    "larger S": lambda x, s: [made("hieravg", s, loss=0.1 - 0.01 * x * (S > 2), K2=32, K1=4, S=S) for S in (2, 4)],
+    "LUPA τ = 91": lambda x, s: [made("kavg", s, loss=0.1 - 0.01 * x + 0.007, rounds=1, K=91), made("sync", s, rounds=91)],
+    "linear": lambda x, s: [made("kavg", s, loss=0.0, seconds=sec, K=91, learners=P, problem="logistic")
+                            for P, sec in ((1, 1.0), (4, 0.3125 - 0.05 * x))],
+}
+
+
+def test_every_claim_has_a_maker():
+    assert all(sum(key in claim for key in MAKERS) >= 1 for claim in claims.CLAIMS)
+    assert len(MAKERS) == len(claims.CLAIMS)
+
+
+@pytest.mark.parametrize("key", MAKERS)
+@pytest.mark.parametrize("difference, noise, seeds, verdict", [
+    (0.5, 0.05, 3, "pass"), (0.5, 0.05, 5, "pass"), (-0.5, 0.05, 3, "fail"), (-0.5, 0.05, 5, "fail"),
+    (0.05, 0.4, 3, "inconclusive"), (0.5, 0.05, 2, "inconclusive"), (-0.5, 0.05, 1, "inconclusive")])
+def test_a_claim_is_judged_right(key, difference, noise, seeds, verdict):
+    (check,) = [check for claim, (check, _) in claims.CLAIMS.items() if key in claim]
+    found = list(check(pairs(MAKERS[key], difference, noise, seeds)))
+    assert [finding.verdict for finding in found] == [verdict]
+    assert f"({seeds})" in found[0].numbers
+
+
+def test_more_averages_fail_the_claim_of_fewer_whatever_the_loss():
+    found = [run for seed in range(3) for run in (made("adpsgd", seed, loss=0.01, rounds=50), made("sync", seed, rounds=40))]
+    assert [f.verdict for f in claims.adpsgd_against("sync", None)(found)] == ["fail"]
+
+
+def test_runs_of_other_settings_or_unfinished_are_not_compared():
+    found = [run for seed in range(3) for run in (made("mavg", seed, K=4, mu=0.7), made("kavg", seed, K=4, lr=0.2))]
+    assert list(claims.mavg_ahead(found)) == []
+    found = [made("mavg", 0, K=4, mu=0.7), made("kavg", 0, K=8)]
+    assert list(claims.mavg_ahead(found)) == []
+
+
+@pytest.mark.parametrize("a, b, margin, verdict", [
+    ([1, 1, 1], [2, 2, 2], 0, "pass"), ([2, 2, 2], [1, 1, 1], 0, "fail"), ([1, 1, 1], [1, 1, 1], 0, "inconclusive"),
+    ([1, 1, 1], [1, 1, 1], 0.1, "pass"), ([1, 2, 3], [1.5, 2.4, 3.6], 0, "pass"),
+    ([1, 2, 9], [1.5, 2.4, 3.6], 0, "inconclusive"),
+    ([1, np.nan, 1], [2, 2, 2], 0, "inconclusive")])
+def test_the_rule(a, b, margin, verdict):
+    assert claims.below(dict(enumerate(a)), dict(enumerate(b)), margin) == verdict
+
+
+def test_claims_prints_a_table_and_says_what_is_missing(draw, tmp_path):
+    for name, config in planned("hieravg_fig3_4").items():
+        write(tmp_path / f"{name}.h5", config)
+    status, out, err, _ = draw("claims", tmp_path)
+    assert (status, err) == (0, "")
+    lines = [line for line in out.splitlines() if line.startswith("| ")]
+    assert len(lines) >= 1 + len(claims.CLAIMS)
+    assert any("smaller K₁" in line and "| pass" in line for line in lines)
+    assert "no runs to compare: localavg sweep jobs/sweeps/lupa-fig2.toml" in out and " 9 missing" in out
+    assert (tmp_path / "figures" / "claims.md").read_text() in out
+
+
+def test_the_time_to_a_level_is_interpolated():
+    run = made("kavg", 0, loss=0.0, seconds=3.0)
+    assert results.reach(run, 0.35) == pytest.approx(3.0) and results.reach(run, 0.8) == 0.0
+    assert np.isnan(results.reach(run, -1))
