@@ -32,8 +32,9 @@ class HostMPI:
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
         """Every row of w [L, n] becomes its group's mean, in place.
 
-        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
+        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. TypeError where w is not float32.
         """
+        check_dtype(w)
         spread = 0.0
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
@@ -90,3 +91,9 @@ class HostMPI:
         if group.comm is not None:
             for i in range(0, len(x), CHUNK):
                 group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
+
+
+def check_dtype(w: np.ndarray) -> None:
+    """Refuse rows that are not float32: MPI may add other kinds of numbers up as bytes, and says nothing."""
+    if w.dtype != np.float32:
+        raise TypeError(f"rows of {w.dtype}: float32 travels, nothing else")
