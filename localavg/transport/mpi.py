@@ -29,6 +29,17 @@ class HostMPI:
         """Rows [L, n] to be averaged, all zero, in the memory that suits the transport. Collective."""
         return np.zeros(shape, np.float32)
 
+    def ordinary(self, shape: tuple[int, int]) -> np.ndarray:
+        """Rows [L, n] beside them that are not averaged, all zero."""
+        return np.zeros(shape, np.float32)
+
+    def settle(self) -> None:
+        """Wait until what was computed so far is there: nothing to wait for on a host."""
+
+    def host(self, x: np.ndarray) -> np.ndarray:
+        """x in the host's memory: itself, unless it is on a device."""
+        return x
+
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
         """Every row of w [L, n] becomes its group's mean, in place.
 
