@@ -7,14 +7,18 @@ stream; `settle` waits for all of it. Nothing here runs before MPI has started a
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from localavg.config import UserError
-from localavg.fleet import Fleet
+
+if TYPE_CHECKING:
+    from localavg.fleet import Fleet
 
 Array = Any  # numpy or CuPy
 DEFAULT = 4  # cudaMemcpyDefault: the direction follows from the addresses
@@ -31,10 +35,6 @@ class Cpu:
 
     def settle(self) -> None:
         """Wait for what was queued."""
-
-    def host(self, x: Array) -> np.ndarray:
-        """x in the host's memory: itself here."""
-        return x
 
 
 class Cuda(Cpu):
@@ -55,9 +55,6 @@ class Cuda(Cpu):
 
     def settle(self) -> None:
         self.stream().synchronize()
-
-    def host(self, x: Array) -> np.ndarray:
-        return x if isinstance(x, np.ndarray) else self.xp.asnumpy(x)
 
     def side_stream(self) -> Any:
         """A stream beside that one, for copies."""
@@ -88,6 +85,17 @@ def put_(to: Array, x: Any) -> None:
         to[...] = x
     else:
         to.set(np.ascontiguousarray(x, to.dtype))
+
+
+def numbers(values: Sequence[Any]) -> np.ndarray:
+    """Scalars, of the host or of a GPU, as float64 [n]; those of a GPU come in one copy."""
+    there = [k for k, x in enumerate(values) if hasattr(x, "__cuda_array_interface__")]
+    if not there:
+        return np.array(values, np.float64)
+    module = sys.modules[type(values[there[0]]).__module__.partition(".")[0]]  # cupy or torch
+    everything = np.array([math.nan if hasattr(x, "__cuda_array_interface__") else x for x in values], np.float64)
+    everything[there] = module.stack([values[k] for k in there]).tolist()
+    return everything
 
 
 def driver() -> None:

@@ -62,6 +62,16 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         null.queue("copy")
         return ndarray(self.x.copy())
 
+    def sum(self, *args, **how):
+        null.queue("sum")
+        return ndarray(np.asarray(self.x.sum(*args, **how)))
+
+    def tolist(self):
+        return self.get().tolist()
+
+    def __int__(self):
+        return int(float(self))
+
     def get(self):
         null.synchronize()
         return self.x.copy()
@@ -85,8 +95,8 @@ def asarray(x, dtype=None):
     return x if isinstance(x, ndarray) else ndarray(np.array(x, dtype))
 
 
-def asnumpy(x):
-    return x.get()
+
+
 
 
 # ------------------------------------------------------------------------------------------------------- streams
@@ -277,3 +287,23 @@ class ReductionKernel:
         s = np.zeros(1)
         _compiled(self.text)(ctypes.c_longlong(a.size), *(ctypes.c_void_p(x.ctypes.data) for x in (a, b, s)))
         return ndarray(s.reshape(()))
+
+
+# ----------------------------------------------------------------------------------- what logistic regression calls
+
+expm1, logaddexp, matmul, negative = np.expm1, np.logaddexp, np.matmul, np.negative  # ufuncs, which ask the arrays
+
+
+def empty(shape, dtype=float):
+    return ndarray(np.full(shape, 99, dtype))
+
+
+def take(a, indices, axis=None, out=None):
+    null.queue("take")
+    out.x[...] = np.take(a.x, _inside(indices), axis=axis)
+    return out
+
+
+def stack(arrays):
+    null.queue("stack")
+    return ndarray(np.stack([a.x for a in arrays]))

@@ -295,3 +295,117 @@ def groups_of_nccl(world):
     """How many NCCL communicators clusters of two and everyone take, and those without clusters."""
     fleet = watched(Fleet(world))
     return len(Nccl(fleet, device_of(fleet), 2)._of), len(Nccl(fleet, device_of(fleet))._of)
+
+
+# ------------------------------------------------------------------------------------------------------- whole runs
+
+RUNS = {  # name: (algorithm, its options, settings)
+    "kavg": ("kavg", {"K": 3}, {}),
+    "mavg": ("mavg", {"K": 3, "mu": 0.5}, {"optimizer": "nesterov", "state": "average"}),
+    "hieravg": ("hieravg", {"K1": 2, "K2": 4, "S": 2}, {"optimizer": "momentum"}),
+    "adpsgd": ("adpsgd", {"p_init": 2}, {"optimizer": "adam", "lr": 0.01}),
+    "sync": ("sync", {}, {"sampling": "block", "variance": "averages", "grad_norm": True}),
+    "qsgd": ("qsgd", {}, {}),
+}
+
+
+def trained(world, data, folder):
+    """Train everything on the CPU and on the stand-in; rank 0 gives the weights, losses and evaluations of each."""
+    from unittest import mock
+
+    from localavg import record
+    from localavg import run as module
+    from localavg.config import TrainConfig
+
+    answers = {}
+    for name, (algorithm, options, settings) in RUNS.items():
+        for device in ("cpu", "cuda"):
+            path = f"{folder}/{name}-{device}.h5"
+            c = TrainConfig(algorithm=algorithm, data=data, learners=4, steps=12, out=path, save_weights=True, device=device,
+                            **{"batch_size": 8, "lr": 0.5, "checkpoint_every": "5", **settings})
+            stand_in.gpus[0] = 1
+            with mock.patch.object(module, "choose_device", lambda name, fleet: Cpu() if name == "cpu" else device_of(fleet)):
+                status = module.run(c, options, world)
+            if world.rank == 0:
+                run = record.load(path)
+                answers[name, device] = (status, run.weights, run.train.loss.to_numpy(), run.eval.to_numpy(),
+                                         run.averages.variance.to_numpy(), run.provenance["transport"])
+    return answers
+
+
+@pytest.fixture(scope="module")
+def both(shards, tmp_path_factory):
+    return [call(ranks, trained, shards.path, str(tmp_path_factory.mktemp("runs")), timeout=120)[0] for ranks in (1, 2)]
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_on_the_device_is_the_run_on_the_cpu(both, name):
+    """Weights, losses, evaluations, S; checkpoints are written on the way, from the device."""
+    for answers in both:
+        status, weights, losses, evaluations, variance, transport = answers[name, "cuda"]
+        on_cpu = answers[name, "cpu"]
+        assert status == 0 and transport in ("staged", "nccl")
+        np.testing.assert_allclose(weights, on_cpu[1], rtol=2e-4, atol=2e-6)
+        np.testing.assert_allclose(losses, on_cpu[2], rtol=1e-4)
+        np.testing.assert_allclose(evaluations[:, 3:], on_cpu[3][:, 3:], rtol=1e-3, atol=1e-6)
+        np.testing.assert_allclose(variance, on_cpu[4], rtol=1e-3, atol=1e-9)
+
+
+def stopped_and_resumed(world, data, folder):
+    """Weights of M-AVG with Adam on the stand-in: in one go, and resumed after it failed between two checkpoints."""
+    from unittest import mock
+
+    from localavg import record
+    from localavg import run as module
+    from localavg.config import TrainConfig
+
+    def make(c, epoch):
+        def step_size(t):
+            if t == 9 and c.out.endswith("stopped.h5") and not c.resume:
+                raise RuntimeError("stop")
+            return 0.01
+        return step_size
+
+    def train(name, **more):
+        c = TrainConfig(algorithm="mavg", data=data, learners=2, steps=14, batch_size=8, out=f"{folder}/{name}.h5", lr=0.01,
+                        save_weights=True, device="cuda", optimizer="adam", checkpoint_every="4", log_every=5, **more)
+        return module.run(c, {"K": 3, "mu": 0.5}, world)
+
+    with mock.patch.object(module, "choose_device", lambda name, fleet: device_of(fleet)), \
+            mock.patch.object(module.stepsizes, "make", make):
+        train("whole")
+        with pytest.raises(RuntimeError, match="stop"):
+            train("stopped")
+        train("stopped", resume=True)
+    runs = [record.load(f"{folder}/{name}.h5") for name in ("whole", "stopped")]
+    return [(run.weights, run.train.loss.to_numpy(), int(run.provenance.get("resumes", 0))) for run in runs]
+
+
+def test_a_run_on_the_device_goes_on_from_its_checkpoint_bit_for_bit(shards, tmp_path):
+    whole, resumed = call(1, stopped_and_resumed, shards.path, str(tmp_path))[0]
+    assert resumed[2] == 1 and whole[2] == 0
+    assert np.array_equal(whole[0], resumed[0]) and np.array_equal(whole[1], resumed[1])
+
+
+def test_scalars_of_host_and_device_become_numbers_in_their_order():
+    from localavg.device import numbers
+
+    values = [0.5, stand_in.asarray(np.float32(2)), np.float32(3), stand_in.asarray(np.float64(4))]
+    assert numbers(values).tolist() == [0.5, 2, 3, 4] and numbers([]).shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
+def test_the_kernels_of_the_local_updates_do_what_numpy_does(name):
+    from localavg import optim
+
+    rng = np.random.default_rng(1)
+    host, there = (optim.make(name, 0.9, "keep") for _ in range(2))
+    w = rng.normal(size=(3, 70)).astype(np.float32)
+    v = stand_in.asarray(w)
+    host.start((3, 60), None)
+    there.start((3, 60), None, lambda shape: stand_in.zeros(shape, np.float32))
+    for gamma in (0.1, 0.1, 0.01):
+        g = rng.normal(size=(3, 70)).astype(np.float32)
+        there.update_(v[:, :60], stand_in.asarray(g)[:, :60], gamma)
+        host.update_(w[:, :60], g[:, :60], gamma)
+        np.testing.assert_allclose(v.x, w, rtol=2e-6, atol=2e-6)

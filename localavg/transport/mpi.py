@@ -36,10 +36,6 @@ class HostMPI:
     def settle(self) -> None:
         """Wait until what was computed so far is there: nothing to wait for on a host."""
 
-    def host(self, x: np.ndarray) -> np.ndarray:
-        """x in the host's memory: itself, unless it is on a device."""
-        return x
-
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
         """Every row of w [L, n] becomes its group's mean, in place.
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from localavg import kernels
-from localavg.device import Cuda
+from localavg.device import Cuda, on_host
 from localavg.fleet import Fleet, Group
 from localavg.schedules import Scope
 from localavg.transport.mpi import HostMPI, check_dtype
@@ -37,9 +37,6 @@ class OnDevice(HostMPI):
     def settle(self) -> None:
         self.device.settle()
 
-    def host(self, x: Array) -> np.ndarray:
-        return self.device.host(x)
-
     def mean_(self, w: Array, scope: Scope, variance: bool = False) -> float:
         check_dtype(w)
         spread = 0.0
@@ -56,7 +53,7 @@ class OnDevice(HostMPI):
 
     def gather(self, x: Array) -> np.ndarray:
         """The rows of all learners [P, n] in their order, on the host of every rank."""
-        return super().gather(self.host(x))
+        return super().gather(on_host(x))
 
     def _total(self, rows: Array, group: Group, in_place: bool = False) -> Array:
         """The sum [n] over a group's rows; that of a single row here is taken where it lies if `in_place`."""
