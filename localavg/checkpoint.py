@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from localavg.config import UserError
+from localavg.device import on_host
 from localavg.fleet import Fleet
 
 State = Mapping[str, Mapping[str, Any]]  # {part: {name: array or number}}
@@ -100,7 +101,7 @@ def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
         for part, values in state.items():
             group = file.create_group(part)
             for name, value in values.items():
-                data = np.asarray(value)
+                data = np.asarray(on_host(value))
                 group[name] = data
                 group[name].attrs["checksum"] = [_checksum(row) for row in _rows(data)]
     _sync(path)

@@ -8,7 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from localavg import kernels
 from localavg.config import bad
+from localavg.device import put_
 from localavg.schedules import Scope
 
 Array = Any
@@ -63,13 +65,17 @@ class BlockMomentum(Mean):
         return {"w_tilde": self.w_tilde, "v": self.v}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
-        self.w_tilde[...], self.v[...] = state["w_tilde"], state["v"]
+        put_(self.w_tilde, state["w_tilde"])
+        put_(self.v, state["v"])
 
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
         S = super().average_(w, scope, transport, variance)
         if scope is not Scope.WORLD:
             return S
         w_tilde, v, mu = self.w_tilde, self.v, self.mu
+        if (xp := kernels.array_module(w)) is not None:
+            kernels.block_momentum_(xp, w[:, : len(v)], w_tilde, v, mu, self.nesterov)
+            return S
         a = w[0, : len(v)]
         d = a - w_tilde  # d ← a − w̃_n
         v *= mu

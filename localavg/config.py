@@ -54,7 +54,8 @@ class TrainConfig:
 
     learners: int | None = option(None, "P, a multiple of the ranks (default: one a rank)", group="learners")
     ranks_per_node: int | None = option(None, "split each machine into nodes of so many ranks", group="learners")
-    transport: str = option("auto", "how a mean travels", group="learners", choices=("auto", "shared", "mpi"))
+    transport: str = option("auto", "how a mean travels", group="learners",
+                            choices=("auto", "shared", "mpi", "cuda_aware", "staged", "nccl"))
     device: str = option("cpu", "where the learners compute", group="learners", choices=("cpu", "cuda"))
 
     steps: int | None = option(None, "T, local updates per learner", group="training")
@@ -147,8 +148,6 @@ class TrainConfig:
         else:
             seconds("checkpoint_every", self.checkpoint_every)
         seconds("time_limit", self.time_limit)
-        if self.device == "cuda":
-            raise UserError("--device cuda: training runs on the CPU so far; leave the option out")
 
     def _check_schedule(self) -> None:
         given = {name for name in ("milestones", "every", "pl_constant", "shift") if getattr(self, name) not in (None, ())}

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from localavg.config import UserError
+from localavg.device import on_host, put_
 from localavg.sampling import generator
 from localavg.schedules import Scope
 
@@ -71,7 +72,8 @@ class QuantisedGradient(Nothing):
         return L * (d + 4 * -(-d // self.bucket))
 
     def exchange_(self, g: Array, t: int, transport: Any) -> None:
-        d = g.shape[1]
+        d, device = g.shape[1], g
+        g = on_host(device)  # quantised on the host
         sent = [quantise(row, self.s, self.bucket, self._uniform(j, t, d)) for j, row in zip(self.learners, g, strict=True)]
         codes = transport.gather(np.stack([c for c, _ in sent]))  # [P, d] int8
         norms = transport.gather(np.stack([n for _, n in sent]))  # [P, buckets] float32
@@ -80,6 +82,8 @@ class QuantisedGradient(Nothing):
             g[0] += decode(c, n, self.s, self.bucket)
         g[0] /= len(codes)
         g[1:] = g[0]
+        if g is not device:
+            put_(device, g)
 
     def _uniform(self, j: int, t: int, d: int) -> Array:
         return generator(self.seed, j, t, stream=1).random(d, np.float32)

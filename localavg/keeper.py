@@ -21,6 +21,7 @@ from mpi4py import MPI
 
 from localavg import checkpoint
 from localavg.config import UserError
+from localavg.device import put_
 from localavg.fleet import Fleet
 from localavg.record import Record
 
@@ -72,7 +73,7 @@ class Keeper:
         self.saved, self._met, self._met_s, self._stride = t, t, monotonic(), 1
         if t:
             state, ranks = checkpoint.read(self.folder, t, self.fleet.rank, self.fleet.learners)
-            w[...] = state["weights"]["w"]
+            put_(w, state["weights"]["w"])
             for name, part in parts.items():
                 part.load_state_dict(state.get(name, {}))
             if ranks != self.fleet.ranks and self.fleet.rank == 0:

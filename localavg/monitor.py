@@ -15,6 +15,7 @@ import numpy as np
 from mpi4py import MPI
 from tqdm import tqdm
 
+from localavg.device import numbers, on_host
 from localavg.fleet import Fleet
 from localavg.record import Record
 from localavg.schedules import Scope
@@ -68,7 +69,7 @@ class Monitor:
         self.T, self.epoch, self.B, self.log_every, self.eval_every = T, epoch, B, log_every, eval_every
         self.variance, self.V, self.grad_norm, self.examples = variance, V, grad_norm, examples
         self.clock = Clock()
-        self.losses: list[float] = []  # L an update since the last report
+        self.losses: list[Any] = []  # L scalars an update since the last report; a device keeps its own
         self.due = min(T, log_every, eval_every)  # t of the next report
         self.reported = 0  # t of the last one
         self.last = 0  # t of the last average
@@ -88,9 +89,15 @@ class Monitor:
         self.fleet.world.Barrier()
         self.clock.start(before)
 
+    def computed(self) -> None:
+        """Gradients and updates are done: wait for a device that still works on them, and give them their time."""
+        self.transport.settle()
+        self.clock.lap("compute")
+
     def averaged(self, t: int, scope: Scope, S: float = math.nan) -> None:
         """Weights or gradients were averaged over `scope` after update t; S: the variance, if known."""
         period, self.last = t - self.last, t
+        self.transport.settle()
         seconds = self.clock.lap("communicate")
         self._events.append(seconds)
         V = math.nan
@@ -149,7 +156,7 @@ class Monitor:
     def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
         """Over the updates since the last report: the mean loss, and (t, j) of the first loss that is not finite."""
         P, steps = self.fleet.P, t - self.reported
-        losses = np.array(self.losses, np.float64).reshape(steps, self.fleet.L)
+        losses = numbers(self.losses).reshape(steps, self.fleet.L)
         self.losses.clear()
         loss, first = losses.sum(), math.inf
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
@@ -190,7 +197,7 @@ class Monitor:
             test_loss += self.problem.regulariser(mean)
         if self.record is not None:
             if grad is not None:
-                grad += self.problem.l2 * mean[: len(grad)]
+                grad += self.problem.l2 * on_host(mean[: len(grad)])
             self.record.append("eval", t=t, epoch=t / self.epoch, wall_s=wall_s, train_loss=train_loss,
                                train_accuracy=train_accuracy, test_loss=test_loss, test_accuracy=test_accuracy,
                                grad_norm_sq=math.nan if grad is None else float(grad @ grad))
@@ -215,13 +222,13 @@ class Monitor:
         loss, right = everyone.sum(axis=0) / n
         if not gradient:
             return loss, right, None
-        grad = sum(part[2] for part in parts)  # [d] float64
+        grad = on_host(sum(part[2] for part in parts))  # [d] float64
         self.fleet.world.Allreduce(MPI.IN_PLACE, grad)
         return loss, right, grad / n
 
     def state_dict(self) -> dict[str, Array]:
         """What a resumed run needs to record what an uninterrupted one would: a row of losses a learner, then this rank's."""
-        losses = np.array(self.losses, np.float64).reshape(-1, self.fleet.L).T  # [L, updates since the last report]
+        losses = numbers(self.losses).reshape(-1, self.fleet.L).T  # [L, updates since the last report]
         averages = np.array(self._averages, np.float64).reshape(-1, 6)
         return {"losses": losses, "seconds": list(self.clock.seconds.values()), "split": self._split, "events": self._events,
                 "drift": self._drift, "averages": averages.ravel(), "diagnosis_s": self.diagnosis_s,

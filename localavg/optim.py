@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from localavg import kernels
+from localavg.device import put_
 from localavg.schedules import Scope
 
 Array = Any
@@ -22,6 +24,7 @@ class SGD:
     """w ← w − γ g."""
 
     matrices = 0  # [L, n] of state
+    kernel = "sgd"  # that does all of it on a GPU
 
     def __init__(self, policy: str = "keep") -> None:
         self.policy = policy
@@ -33,16 +36,28 @@ class SGD:
         """How many matrices of state are averaged with the weights."""
         return self.matrices if self.policy == "average" else 0
 
-    def start(self, shape: tuple[int, int], zeros: Callable[[tuple[int, int]], Array]) -> None:
-        """Make the state for weights of shape (L, n), all zero: where it is averaged, by the transport's `zeros`."""
-        self.state = [zeros(shape) if self.averaged else np.zeros(shape, np.float32) for _ in range(self.matrices)]
+    def start(self, shape: tuple[int, int], zeros: Callable[[tuple[int, int]], Array],
+              ordinary: Callable[[tuple[int, int]], Array] | None = None) -> None:
+        """Make the state for weights of shape (L, n), all zero: where it is averaged, by the transport's `zeros`.
+
+        ordinary: makes it where it is not averaged; NumPy if not given.
+        """
+        make = zeros if self.averaged else ordinary or (lambda shape: np.zeros(shape, np.float32))
+        self.state = [make(shape) for _ in range(self.matrices)]
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         """One local update of w [L, n] in place; g [L, n] is used up."""
+        if (xp := kernels.array_module(w)) is not None:
+            kernels.update_(xp, self.kernel, w, g, self.state, gamma, *self.numbers())
+            return
         if self._cut[0] is not w or self._cut[1] is not g:
             self._cut = w, g, list(zip(*(_pieces(x) for x in (w, g, *self.state)), strict=True))
         for piece in self._cut[2]:
             self.step_(gamma, *piece)
+
+    def numbers(self) -> tuple[float, ...]:
+        """What the kernel wants to know beside γ."""
+        return ()
 
     def step_(self, gamma: float, w: Array, g: Array) -> None:
         """The update of a piece of the matrices."""
@@ -69,7 +84,7 @@ class SGD:
     def load_state_dict(self, state: dict[str, Array]) -> None:
         """Go on from `state`."""
         for i, s in enumerate(self.state):
-            s[...] = state[str(i)]
+            put_(s, state[str(i)])
 
 
 class Momentum(SGD):
@@ -80,6 +95,10 @@ class Momentum(SGD):
     def __init__(self, m: float, nesterov: bool = False, policy: str = "keep") -> None:
         super().__init__(policy)
         self.m, self.nesterov = m, nesterov
+        self.kernel = "nesterov" if nesterov else "momentum"
+
+    def numbers(self) -> tuple[float, ...]:
+        return (self.m,)
 
     def step_(self, gamma: float, w: Array, g: Array, v: Array) -> None:
         v *= self.m
@@ -98,7 +117,11 @@ class Adam(SGD):
     beta1, beta2, eps = 0.9, 0.999, 1e-8
 
     matrices = 2
+    kernel = "adam"
     t = 0  # updates since the state was zero
+
+    def numbers(self) -> tuple[float, ...]:
+        return self.beta1, self.beta2, (1 - self.beta2**self.t) ** -0.5, self.eps
 
     def reset_(self) -> None:
         super().reset_()
@@ -106,7 +129,7 @@ class Adam(SGD):
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         self.t += 1
-        super().update_(w, g, gamma)
+        super().update_(w, g, gamma if kernels.array_module(w) is None else gamma / (1 - self.beta1**self.t))
 
     def step_(self, gamma: float, w: Array, g: Array, m: Array, u: Array) -> None:
         m *= self.beta1  # first moment

@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from mpi4py import MPI
 
 from localavg import algorithms, checkpoint, datasets, keeper, machine, models, optim, record, stepsizes
 from localavg.config import TrainConfig, UserError, seconds
-from localavg.datasets import Dataset
+from localavg.datasets import Dataset, Split
+from localavg.device import Cpu, choose_device, on_host, put_
 from localavg.flat import Flat
 from localavg.fleet import Fleet
 from localavg.keeper import Interrupted, Keeper
@@ -34,14 +35,17 @@ FREE = {  # settings that may differ between a run and its resumption; all other
 }
 
 
-def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
+def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None,
+        aware: Any = None) -> int:
     """Train as `c` and the algorithm's own `options` say, on the ranks of `world`; returns the exit status on all of them.
 
-    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
+    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path. aware: on rank 0, doctor's
+    Probe of MPI on device memory, where the device is cuda.
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     algorithms.make(c.algorithm, options, T=c.steps or 10**9, epoch=1e6)  # a wrong option is told before data is read
+    device = choose_device(c.device, fleet)
     model = machine.make(c) if c.simulate else None
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
@@ -51,19 +55,22 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
             print(f"{c.path} is finished already", file=sys.stderr)
         return FINISHED
     data = load_data(c, fleet)
-    problem = make_problem(c, data, fleet)
+    problem = make_problem(c, data, fleet, device)
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
     epoch = sampler.epoch
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
     algorithm = algorithms.make(c.algorithm, options, T, epoch)
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
     matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
-    transport = choose(c.transport, fleet, algorithm.S, nbytes=4 * matrices * fleet.L * problem.d)
+    transport = choose(c.transport, fleet, algorithm.S, nbytes=4 * matrices * fleet.L * problem.d, device=device,
+                       aware=aware)
     flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
     feed = problem.feed(sampler, fleet.learners, T)
     if world.rank == 0:
         problem.initial_(flat.w[0])
-    world.Bcast(flat.w[0])  # equal by broadcast, not by seeding alike
+    first = on_host(flat.w[0])
+    world.Bcast(first)  # equal by broadcast, not by seeding alike
+    put_(flat.w[0], first)
     flat.w[1:] = flat.w[0]
     algorithm.exchange.start(fleet.learners, c.seed)
 
@@ -100,13 +107,13 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
 
     def work() -> None:
         if file is not None and c.save_weights and not begun:
-            file.save_weights("initial_weights", flat.w[0])
+            file.save_weights("initial_weights", on_host(flat.w[0]))
         step_size = stepsizes.make(c, epoch)
         with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
             train(problem, flat, algorithm, optimizer, step_size, feed, transport, fleet.learners, T, monitor, keep,
                   statistics=c.statistics == "average")
         if file is not None and c.save_weights:
-            file.save_weights("weights", flat.w[0])
+            file.save_weights("weights", on_host(flat.w[0]))
 
     try:
         with keep.listening():
@@ -136,12 +143,19 @@ def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
     return data
 
 
-def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet) -> Problem:
-    """The problem that the settings call for. Raises UserError where data, --problem and --model do not go together."""
+def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet, device: Cpu | None = None) -> Problem:
+    """The problem that the settings call for, on the host if no device is given.
+
+    Raises UserError where data, --problem and --model do not go together, or torch cannot use the device.
+    """
     if (c.problem or ("network" if c.model or data.kind != "features" else "logistic")) == "logistic":
         from localavg.problems.logistic import Logistic
 
-        return Logistic(data, c.l2)
+        if device is None or device.name == "cpu":
+            return Logistic(data, c.l2)
+        splits = {name: s and Split(*map(device.xp.asarray, (s.x, s.y))) for name in ("train", "test")
+                  for s in [getattr(data, name)]}
+        return Logistic(replace(data, **splits), c.l2, device.xp)
     try:
         import torch
     except ImportError as e:
@@ -151,6 +165,10 @@ def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet) -> Problem:
     if c.model is None:
         raise UserError(f"--data {c.data}: images need a network; add --model with one of {', '.join(models.MODELS)}")
     torch.set_num_threads(fleet.threads)
+    if device is not None and device.name == "cuda":
+        if not torch.cuda.is_available():
+            raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU; install torch with CUDA")
+        torch.cuda.set_device(device.index)
     return Network(data, c.model, c.l2, c.seed, augment=not c.no_augment, precision=c.precision, calibrate=c.calibrate,
                    compiled=c.compile, device=c.device)
 

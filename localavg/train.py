@@ -34,7 +34,7 @@ def train(problem: Problem, flat: Flat, algorithm: Algorithm, optimizer: SGD, st
     w_trained, g_trained, w_statistics = w[:, : flat.d_trained], g[:, : flat.d_trained], w[:, flat.d_trained :]
     w_averaged = w if statistics else w_trained
     combine.start(w_averaged, flat.d_trained)
-    optimizer.start(w_trained.shape, transport.zeros)
+    optimizer.start(w_trained.shape, transport.zeros, transport.ordinary)
 
     begun = keeper.restore_(w, schedule=schedule, combine=combine, optimizer=optimizer, monitor=monitor)
     if not begun and schedule.needs == "objective":
@@ -50,13 +50,13 @@ def train(problem: Problem, flat: Flat, algorithm: Algorithm, optimizer: SGD, st
             lap("data")
             losses.append(problem.gradient_(w_j, batch, out=g_j))
         if exchange.scope:
-            lap("compute")
+            monitor.computed()
             exchange.exchange_(g_trained, t, transport)
             monitor.averaged(t, exchange.scope)
         optimizer.update_(w_trained, g_trained, gamma)
         scope = schedule.final if t == T else schedule.after(t)
         if scope:
-            lap("compute")
+            monitor.computed()
             S = combine.average_(w_averaged, scope, transport, variance=monitor.variance)
             optimizer.at_average_(scope, transport)
             monitor.averaged(t, scope, S)
@@ -64,7 +64,7 @@ def train(problem: Problem, flat: Flat, algorithm: Algorithm, optimizer: SGD, st
                 feedback = S if schedule.needs == "variance" else monitor.objective(t, w[0])
                 schedule.observe(t, feedback, gamma)
         if t == monitor.due:
-            lap("compute")
+            monitor.computed()
             monitor.report(t, gamma, w)
         if t == keeper.due:
             keeper.visit(t)

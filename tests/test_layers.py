@@ -18,6 +18,8 @@ FLOORS = {  # module or subpackage: (its floor, packages it may import beside th
     "config": (0, set()),
     "fleet": (1, {"numpy", "mpi4py", "threadpoolctl"}),
     "flat": (1, ARRAYS),
+    "device": (1, ARRAYS),
+    "kernels": (1, ARRAYS),
     "schedules": (2, set()),
     "combine": (2, ARRAYS),
     "center": (2, ARRAYS),

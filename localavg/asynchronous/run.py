@@ -37,6 +37,8 @@ Array = Any
 
 def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
     """As `localavg.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
+    if c.device == "cuda":
+        raise UserError(f"--device cuda: {c.algorithm}'s learners compute on the CPU so far; leave the option out")
     model = machine.make(c) if c.simulate else None
     if model and world.size > 1:
         raise UserError(f"--simulate on {world.size} ranks: {c.algorithm} in simulated time is one process; use one rank")

@@ -100,6 +100,19 @@ def find_gpus() -> tuple[Gpus, str]:
     return tuple((name, identity) for name, identity in answer["gpus"]), answer["why"]
 
 
+def probed() -> Probe:
+    """What the doctor found, or now finds in a child, of MPI on device memory. Before MPI starts; it starts after."""
+    import mpi4py
+
+    mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
+    found = _probe(*find_gpus(), fresh=False)
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        MPI.Init_thread()
+    return found
+
+
 def _probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
     """Whether MPI takes device memory on this host, tried once for each MPI library and type of host."""
     from mpi4py import MPI

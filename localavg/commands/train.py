@@ -62,13 +62,18 @@ def _train(args: argparse.Namespace) -> int:
     from localavg.provenance import provenance
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
+    how = {}
+    if config.device == "cuda" and config.algorithm not in ASYNCHRONOUS and config.transport in ("auto", "cuda_aware"):
+        from localavg.commands.doctor import probed
+
+        how["aware"] = probed() if rank() == 0 else None  # in a child, likewise before
     here = world()
     if config.algorithm in ASYNCHRONOUS:
         from localavg.asynchronous.run import run
     else:
         from localavg.run import run
 
-    return run(config, options, here, origin)
+    return run(config, options, here, origin, **how)
 
 
 def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:

@@ -51,6 +51,8 @@ class Logistic(Problem):
             self._gathered = self.xp.empty((len(batch), self.d), self.x.dtype), self.xp.empty(len(batch), self.y.dtype)
         x, y = self._gathered
         xp, how = self.xp, {"mode": "clip"} if self.xp is np else {}  # NumPy buffers `out` unless told; CuPy has no modes
+        if xp is not np and isinstance(batch, np.ndarray):
+            batch = xp.asarray(batch)
         return xp.take(self.x, batch, axis=0, out=x, **how), xp.take(self.y, batch, out=y, **how)
 
     def gradient_(self, w: Array, batch: tuple[Array, Array], out: Array) -> Array:

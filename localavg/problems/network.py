@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from localavg import models
 from localavg.config import UserError
 from localavg.datasets import Dataset, Split
+from localavg.device import address
 from localavg.flat import layout
 from localavg.problems import Problem
 from localavg.problems.feed import examples, make_feed
@@ -78,7 +79,7 @@ class Network(Problem):
             return lambda j, t: (*draw(j, t), None)
         return lambda j, t: (*draw(j, t), int(generator(self.seed, j, t, stream=3).integers(2**63)))
 
-    def gradient_(self, w: Array, batch: Batch, out: Array) -> float:
+    def gradient_(self, w: Array, batch: Batch, out: Array) -> float | Tensor:
         """The gradient of the mini-batch loss and the weight decay at w [d] into `out` [d]; returns the loss.
 
         BatchNorm's statistics, at the end of w, move on; their place in `out` is not used.
@@ -91,7 +92,7 @@ class Network(Problem):
         with self.autocast:
             loss = cross_entropy(bound.module(x), y)
         loss.backward()
-        return loss.item()
+        return loss.item() if self.device == "cpu" else loss.detach()  # a number would have to wait for the GPU
 
     def sums(self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False) -> tuple[float, int, Array | None]:
         """As the interface says; the gradient [n parameters] is that of the network as it is evaluated."""
@@ -135,15 +136,19 @@ class Network(Problem):
 
     def views(self, row: Array) -> dict[str, Tensor]:
         """The tensors of a row [d] by name, in the model's shapes."""
-        flat = torch.from_numpy(row)
+        flat = self.tensor(row)
         return {name: _as_seen(flat[segment].view(self.shapes[name])) for name, segment in self._segments.items()}
+
+    def tensor(self, row: Array) -> Tensor:
+        """A row as a tensor in the same memory: NumPy's, or CuPy's by its __cuda_array_interface__; a tensor as it is."""
+        return torch.from_numpy(row) if isinstance(row, np.ndarray) else torch.as_tensor(row, device=self.device)
 
     def _make(self) -> nn.Module:
         return models.make(self.model, self.data.shape, len(self.data.classes))
 
     def _at(self, w: Array, g: Array | None = None) -> Bound:
         """The module whose weights are w [d]: for training with its gradients in g [d], for evaluation without g."""
-        key = w.__array_interface__["data"][0], g is not None
+        key = address(w), g is not None
         if key not in self._bound:
             self._bound[key] = Bound(self, w, g)
         return self._bound[key]
@@ -163,7 +168,7 @@ class Bound:
                 module._parameters[name] = nn.Parameter(tensors[f"{prefix}.{name}".lstrip(".")])
             for name in module._buffers:
                 module._buffers[name] = tensors.get(f"{prefix}.{name}".lstrip("."))  # None: num_batches_tracked
-        self.w, self.g = torch.from_numpy(w)[:stop], None  # [n]
+        self.w, self.g = network.tensor(w)[:stop], None  # [n]
         self.module.train(g is not None)
         if g is not None:
             self._point_gradients(g)
@@ -173,12 +178,12 @@ class Bound:
     def accumulate_(self) -> None:
         """Have gradients from now on add up in g, from zero."""
         if self.g is None:
-            self._point_gradients(np.zeros(self.network.d, np.float32))
+            self._point_gradients(torch.zeros(self.network.d, device=self.network.device))
         self.g.zero_()
 
     def _point_gradients(self, row: Array) -> None:
         views = self.network.views(row)
-        self.g = torch.from_numpy(row)[: len(self.w)]
+        self.g = self.network.tensor(row)[: len(self.w)]
         for name, parameter in self.module.named_parameters():
             parameter.grad = views[name]
 

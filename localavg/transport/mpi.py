@@ -29,11 +29,19 @@ class HostMPI:
         """Rows [L, n] to be averaged, all zero, in the memory that suits the transport. Collective."""
         return np.zeros(shape, np.float32)
 
+    def ordinary(self, shape: tuple[int, int]) -> np.ndarray:
+        """Rows [L, n] beside them that are not averaged, all zero."""
+        return np.zeros(shape, np.float32)
+
+    def settle(self) -> None:
+        """Wait until what was computed so far is there: nothing to wait for on a host."""
+
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
         """Every row of w [L, n] becomes its group's mean, in place.
 
-        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
+        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. TypeError where w is not float32.
         """
+        check_dtype(w)
         spread = 0.0
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
@@ -90,3 +98,9 @@ class HostMPI:
         if group.comm is not None:
             for i in range(0, len(x), CHUNK):
                 group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
+
+
+def check_dtype(w: np.ndarray) -> None:
+    """Refuse rows that are not float32: MPI may add other kinds of numbers up as bytes, and says nothing."""
+    if w.dtype != np.float32:
+        raise TypeError(f"rows of {w.dtype}: float32 travels, nothing else")

@@ -1,0 +1,72 @@
+"""Fused kernels for rows on a GPU: one pass over memory where NumPy's operators would take several.
+
+Each is CUDA text for CuPy's ElementwiseKernel or ReductionKernel. `i` is a column and n their number, l that of the rows;
+`raw` arrays are indexed row by row, k · n + i, whatever their strides. Sums go over the rows in the order of the learners.
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import cache
+from typing import Any
+
+import numpy as np
+
+Array = Any
+
+ELEMENTWISE = {  # name: (inputs, outputs, what is done to every element)
+    "sum": ("raw T rows, int64 l, int64 n", "T total",
+            "T s = rows[i]; for (long long k = 1; k < l; ++k) s += rows[k * n + i]; total = s"),
+    "finish": ("T total, T P, int64 l, int64 n", "raw T rows",
+               "const T mean = total / P; for (long long k = 0; k < l; ++k) rows[k * n + i] = mean"),
+    "block_momentum": ("T mu, bool nesterov, int64 l, int64 n", "T w_tilde, T v, raw T w",
+                       "const T d = w[i] - w_tilde; v = mu * v + d; w_tilde += nesterov ? mu * v + d : v; "
+                       "for (long long k = 0; k < l; ++k) w[k * n + i] = w_tilde"),
+    "sgd": ("T g, T gamma", "T w", "w -= gamma * g"),
+    "momentum": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * v"),
+    "nesterov": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * (g + m * v)"),
+    "adam": ("T g, T gamma, T beta1, T beta2, T unbias, T eps", "T w, T m, T u",
+             "m = beta1 * m + (1 - beta1) * g; u = beta2 * u + (1 - beta2) * g * g; w -= gamma * m / (sqrt(u) * unbias + eps)"),
+}
+REDUCTIONS = {  # name: (inputs, output, of an element, of two, result, identity)
+    "spread": ("T row, T mean", "float64 s", "(double)(row - mean) * (double)(row - mean)", "a + b", "s = a", "0"),
+}
+
+
+@cache
+def kernel(xp: Any, name: str) -> Any:
+    """The kernel of this name, by the array module xp; it is compiled at its first call."""
+    if name in ELEMENTWISE:
+        return xp.ElementwiseKernel(*ELEMENTWISE[name], f"localavg_{name}")
+    return xp.ReductionKernel(*REDUCTIONS[name], f"localavg_{name}")
+
+
+def array_module(x: Array) -> Any:
+    """The module that x is an array of, None for NumPy's, which has no kernels."""
+    top = type(x).__module__.partition(".")[0]
+    return None if top == "numpy" else sys.modules[top]
+
+
+def sum_rows_(xp: Any, rows: Array, total: Array) -> None:
+    """The sum of rows [l, n] into total [n]."""
+    kernel(xp, "sum")(rows, *rows.shape, total)
+
+
+def finish_(xp: Any, total: Array, P: int, rows: Array) -> None:
+    """total [n] / P into every one of rows [l, n]; total may be one of them."""
+    kernel(xp, "finish")(total, np.float32(P), *rows.shape, rows)
+
+
+def spread(xp: Any, rows: Array, mean: Array) -> float:
+    """Σ ‖w̄ − w_j‖² over rows [l, n] about mean [n], added up in float64."""
+    return float(kernel(xp, "spread")(rows, mean))
+
+
+def block_momentum_(xp: Any, w: Array, w_tilde: Array, v: Array, mu: float, nesterov: bool) -> None:
+    """The step of mavg Alg. 1 for equal rows w [L, n]: v ← μv + d, w̃ ← w̃ + v (Nesterov: μv + d), every row ← w̃."""
+    kernel(xp, "block_momentum")(np.float32(mu), nesterov, *w.shape, w_tilde, v, w)
+
+
+def update_(xp: Any, name: str, w: Array, g: Array, state: list[Array], *numbers: float) -> None:
+    """The local update `name` of w [L, n] by g [L, n]; numbers: its parameters in order."""
+    kernel(xp, name)(g, *map(np.float32, numbers), w, *state)

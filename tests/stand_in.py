@@ -1,0 +1,309 @@
+"""Stands in for the module `cupy` where there is no GPU: arrays that refuse to be taken for NumPy's, streams that keep
+count, and kernels whose CUDA text is compiled by the host's C++ compiler.
+
+Copies between device and pinned memory happen only when somebody waits for their stream, so that a missing wait gives wrong
+numbers; `log` has what was queued and waited for, in order. It says nothing about the speed or the faults of a GPU.
+"""
+
+import ctypes
+import subprocess
+import tempfile
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+from mpi4py import MPI
+
+log = []
+
+
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
+    """An array on the stand-in device; `.x` is its memory, for tests only."""
+
+    def __init__(self, x):
+        self.x = x
+
+    shape = property(lambda self: self.x.shape)
+    dtype = property(lambda self: self.x.dtype)
+    size = property(lambda self: self.x.size)
+    nbytes = property(lambda self: self.x.nbytes)
+    data = property(lambda self: SimpleNamespace(ptr=self.x.ctypes.data))
+    __cuda_array_interface__ = property(lambda self: {**self.x.__array_interface__, "version": 3})
+
+    def __array__(self, *_, **__):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed")
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **how):
+        null.queue(ufunc.__name__)
+        if out is not None:
+            how["out"] = tuple(map(_inside, out))
+        result = getattr(ufunc, method)(*map(_inside, inputs), **how)
+        return out[0] if out is not None else ndarray(np.asarray(result))
+
+    def __len__(self):
+        return len(self.x)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    def __getitem__(self, key):
+        return ndarray(self.x[key] if np.ndim(self.x[key]) else np.asarray(self.x[key]))
+
+    def __setitem__(self, key, value):
+        null.queue("fill")
+        self.x[key] = _inside(value)
+
+    def __float__(self):
+        null.synchronize()
+        return float(self.x)
+
+    def copy(self):
+        null.queue("copy")
+        return ndarray(self.x.copy())
+
+    def sum(self, *args, **how):
+        null.queue("sum")
+        return ndarray(np.asarray(self.x.sum(*args, **how)))
+
+    def tolist(self):
+        return self.get().tolist()
+
+    def __int__(self):
+        return int(float(self))
+
+    def get(self):
+        null.synchronize()
+        return self.x.copy()
+
+    def set(self, value):
+        assert type(value) is np.ndarray and value.dtype == self.dtype and value.shape == self.shape
+        self.x[...] = value
+
+
+def _inside(value):
+    if isinstance(value, np.ndarray) and value.ndim:
+        raise TypeError("a NumPy array among device arrays")
+    return value.x if isinstance(value, ndarray) else value
+
+
+def zeros(shape, dtype=float):
+    return ndarray(np.zeros(shape, dtype))
+
+
+def asarray(x, dtype=None):
+    return x if isinstance(x, ndarray) else ndarray(np.array(x, dtype))
+
+
+
+
+
+
+# ------------------------------------------------------------------------------------------------------- streams
+
+
+class Stream:
+    """Work that is done when it is waited for; `dirty`: something is queued that nobody has waited for."""
+
+    known = {}  # noqa: RUF012
+
+    def __init__(self, non_blocking=True, name="side"):
+        self.name, self.pending, self.done, self.dirty, self.ptr = name, [], 0, False, 1 + len(self.known)
+        self.known[self.ptr] = self
+
+    def queue(self, what, work=lambda: None):
+        log.append((self.name, what))
+        if self is null:  # whose work is done by the caller, at once: what it was told to wait for comes first
+            self.run(self.done + len(self.pending))
+        else:
+            self.pending.append(work)
+        self.dirty = True
+
+    def record(self):
+        return Event(self, self.done + len(self.pending))
+
+    def wait_event(self, event):
+        self.pending.append(event.reach)
+
+    def run(self, until):
+        while self.done < until:
+            work = self.pending.pop(0)
+            self.done += 1
+            work()
+
+    def synchronize(self):
+        log.append((self.name, "synchronize"))
+        self.run(self.done + len(self.pending))
+        self.dirty = False
+
+
+class Event:
+    """A place in a stream."""
+
+    def __init__(self, stream, place):
+        self.stream, self.place = stream, place
+
+    def reach(self):
+        self.stream.run(self.place)
+
+    def synchronize(self):
+        log.append((self.stream.name, "wait"))
+        self.reach()
+
+
+null = Stream(name="main")
+
+
+def _copy(to, x, nbytes, kind, stream):
+    assert kind == 4
+    Stream.known[stream].queue(f"copy {nbytes}", lambda: ctypes.memmove(to, x, nbytes))
+
+
+# --------------------------------------------------------------------------------------------------------- nccl
+
+
+class NcclCommunicator:
+    """Sums over the ranks of the MPI communicator that the id came over."""
+
+    def __init__(self, size, key, rank):
+        self.comm = came_over[0]
+        assert (size, rank) == (self.comm.size, self.comm.rank) and key == 12345
+
+    def allReduce(self, x, out, n, dtype, op, stream):
+        assert x == out and (dtype, op) == (7, 0) and n < 2**31 - 1
+        null.queue("allReduce")
+        assert Stream.known[stream] is null
+        self.comm.Allreduce(MPI.IN_PLACE, np.ctypeslib.as_array(ctypes.cast(x, ctypes.POINTER(ctypes.c_float)), (n,)))
+
+
+came_over = [None]
+
+
+class CUDARuntimeError(RuntimeError):
+    """As CuPy raises it."""
+
+
+class Used:
+    """The device that was chosen."""
+
+    index = None
+
+    def __init__(self, index):
+        self.number = index
+
+    def use(self):
+        Used.index = self.number
+
+
+gpus = [4]  # how many this machine has
+
+
+def _count():
+    if gpus[0] < 0:
+        raise CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+    return gpus[0]
+
+
+cuda = SimpleNamespace(
+    get_current_stream=lambda: null, Stream=Stream, Device=Used,
+    alloc_pinned_memory=lambda n: log.append(("pinned", n)) or (ctypes.c_char * n)(),
+    runtime=SimpleNamespace(memcpyAsync=_copy, deviceGetPCIBusId=lambda i: f"0000:{i:02d}:00.0", getDeviceCount=_count,
+                            CUDARuntimeError=CUDARuntimeError),
+    nccl=SimpleNamespace(available=True, get_unique_id=lambda: 12345, NcclCommunicator=NcclCommunicator, NCCL_FLOAT32=7,
+                         NCCL_SUM=0),
+)
+
+
+# ------------------------------------------------------------------------------------------------------- kernels
+
+C = {"T": "float", "int64": "long long", "bool": "bool"}
+
+
+@cache
+def _compiled(text):
+    folder = Path(tempfile.mkdtemp())
+    (folder / "k.cpp").write_text(f"#include <cmath>\nusing std::sqrt;\ntypedef float T;\n{text}")
+    subprocess.run(["g++", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "k.so", folder / "k.cpp"], check=True)
+    return ctypes.CDLL(str(folder / "k.so")).kernel
+
+
+class ElementwiseKernel:
+    """`body` for every element i of the arrays that are not raw; raw ones are indexed as rows one after the other."""
+
+    def __init__(self, inputs, outputs, body, name):
+        self.params = [p.split() for p in f"{inputs}, {outputs}".split(", ")]
+        self.outputs, self.name = len(outputs.split(", ")), name
+        args, inner = [], []
+        for *kind, p in self.params:
+            if kind[0] == "raw":
+                args.append(f"T* {p}")
+            elif kind == ["T"]:
+                args += [f"T* {p}_at", f"long long {p}_step"]
+                inner.append(f"T& {p} = {p}_at[i * {p}_step];")
+            else:
+                args.append(f"{C[kind[0]]} {p}")
+        self.text = (f'extern "C" void kernel(long long size, {", ".join(args)}) {{ for (long long i = 0; i < size; ++i) '
+                     f'{{ {" ".join(inner)} {body}; }} }}')
+
+    def __call__(self, *given):
+        assert len(given) == len(self.params)
+        null.queue(self.name)
+        args, back, kept, size = [], [], [], None
+        for ((*kind, _), value), k in zip(zip(self.params, given, strict=True), range(len(given)), strict=True):
+            if isinstance(value, ndarray):
+                flat = np.ascontiguousarray(value.x).ravel()
+                if kind[0] != "raw":
+                    assert size in (None, flat.size), "arrays that are not raw differ in size"
+                    size = flat.size
+                kept.append(flat)
+                args.append(ctypes.c_void_p(flat.ctypes.data))
+                args += [ctypes.c_longlong(1)] * (kind == ["T"])
+                back += [(value.x, flat)] * (k >= len(given) - self.outputs)
+            elif kind == ["T"]:
+                assert isinstance(value, np.float32)
+                one = np.array([value])
+                kept.append(one)
+                args += [ctypes.c_void_p(one.ctypes.data), ctypes.c_longlong(0)]
+            else:
+                args.append({"int64": ctypes.c_longlong, "bool": ctypes.c_bool}[kind[0]](value))
+        _compiled(self.text)(ctypes.c_longlong(size), *args)
+        for x, flat in back:
+            x[...] = flat.reshape(x.shape)
+
+
+class ReductionKernel:
+    """Over all elements of two arrays that broadcast."""
+
+    def __init__(self, inputs, output, element, two, result, identity, name):
+        assert (output, two, result, identity) == ("float64 s", "a + b", "s = a", "0")
+        names = [p.split()[1] for p in inputs.split(", ")]
+        self.name, self.text = name, (f'extern "C" void kernel(long long size, const T* {names[0]}_at, const T* {names[1]}_at, '
+                                      f"double* s) {{ *s = 0; for (long long i = 0; i < size; ++i) {{ T {names[0]} = "
+                                      f"{names[0]}_at[i], {names[1]} = {names[1]}_at[i]; *s += {element}; }} }}")
+
+    def __call__(self, a, b):
+        null.queue(self.name)
+        a, b = (np.ascontiguousarray(x) for x in np.broadcast_arrays(a.x, b.x))
+        s = np.zeros(1)
+        _compiled(self.text)(ctypes.c_longlong(a.size), *(ctypes.c_void_p(x.ctypes.data) for x in (a, b, s)))
+        return ndarray(s.reshape(()))
+
+
+# ----------------------------------------------------------------------------------- what logistic regression calls
+
+expm1, logaddexp, matmul, negative = np.expm1, np.logaddexp, np.matmul, np.negative  # ufuncs, which ask the arrays
+
+
+def empty(shape, dtype=float):
+    return ndarray(np.full(shape, 99, dtype))
+
+
+def take(a, indices, axis=None, out=None):
+    null.queue("take")
+    out.x[...] = np.take(a.x, _inside(indices), axis=axis)
+    return out
+
+
+def stack(arrays):
+    null.queue("stack")
+    return ndarray(np.stack([a.x for a in arrays]))

@@ -1,0 +1,194 @@
+"""Means over ranks: exactly the sum in the learners' order divided once, for every transport, without leaks or leftovers."""
+
+import os
+import signal
+import time
+import tracemalloc
+import uuid
+
+import numpy as np
+import pytest
+from mpi import call, marked, run
+
+from localavg.fleet import Fleet
+from localavg.schedules import Scope
+from localavg.transport import lanes
+from localavg.transport.lanes import CHUNK
+from localavg.transport.mpi import HostMPI
+from localavg.transport.shared import SharedMemory
+
+HOW = {"mpi": HostMPI, "shared": SharedMemory}
+LENGTHS = (1, 2, 3, 17, 1001, 8193, 2 * CHUNK + 5)  # below the ranks, odd, short rows and lanes, columns that straddle chunks
+LAYOUTS = [(L, ranks_per_node) for L in (1, 3) for ranks_per_node in (None, 2)]
+
+
+def ordered(rows):
+    """The mean of rows [P, n]: summed one by one in float32, divided once."""
+    total = rows[0].copy()
+    for row in rows[1:]:
+        total = total + row
+    return total / np.float32(len(rows))
+
+
+def values(P, n, whole):
+    """[P, n] float32; `whole`: rank- and element-valued integers, whose sums are exact in any order."""
+    if whole:
+        return ((1 + np.arange(P))[:, None] + 2 * (np.arange(n) % 1001)).astype(np.float32)
+    return np.random.default_rng([P, n]).normal(size=(P, n)).astype(np.float32)
+
+
+def means(world):
+    """What is wrong, in words, over all transports, layouts, lengths and scopes."""
+    wrong = []
+    sent, lanes.SENT = lanes.SENT, 1 << 12  # so that several chunks travel between nodes
+    for name, how in HOW.items():
+        for L, ranks_per_node in LAYOUTS:
+            fleet = Fleet(world, L * world.size, ranks_per_node)
+            P = fleet.P
+            S = next(S for S in (3, 2, 5, 1) if P % S == 0)
+            transport = how(fleet, S)
+            mine = slice(fleet.learners.start, fleet.learners.stop)
+            for n in LENGTHS:
+                w = transport.zeros((L, n))
+                for whole in (True, False):
+                    rows = values(P, n, whole)
+                    everyone = np.broadcast_to(ordered(rows), (P, n))
+                    clusters = np.repeat([ordered(rows[c : c + S]) for c in range(0, P, S)], S, axis=0)
+                    both = np.broadcast_to(ordered(clusters), (P, n))
+                    for scopes, expected in (((2,), everyone), ((1,), clusters), ((1, 2), both), ((2, 1, 2), everyone)):
+                        w[...] = rows[mine]
+                        for scope in scopes:
+                            transport.mean_(w, Scope(scope))
+                        ours = name == "shared" and fleet.nodes == 1  # the order is ours: to the bit
+                        exact = scopes in ((2,), (1,)) and (whole or ours or P <= 2)
+                        same = np.array_equal(w, expected[mine]) if exact else np.allclose(w, expected[mine], 1e-5, 1e-6)
+                        if not same or w.dtype != np.float32:
+                            wrong.append((name, L, ranks_per_node, n, whole, scopes, float(abs(w - expected[mine]).max())))
+    lanes.SENT = sent
+    return wrong
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 5])
+def test_every_mean_is_the_sum_in_order_divided_once(ranks, mpi):
+    if mpi == "mpich" and ranks not in (2, 3):
+        pytest.skip("MPICH on two and three ranks")
+    assert call(ranks, means, mpi=mpi, timeout=120) == [[]] * ranks
+
+
+def long_run(world):
+    """1000 averages over both scopes, long and short rows: what changed meanwhile."""
+    fleet = Fleet(world, 2 * world.size)
+    transport = SharedMemory(fleet, 2)
+    sizes = (64, 2 * CHUNK)
+    matrices = [transport.zeros((2, n)) for n in sizes]
+    wrong, made = [], []
+    for w in matrices:
+        for scope in (Scope.CLUSTER, Scope.WORLD):
+            transport.mean_(w, scope)
+    world.Barrier()
+    transport._communicator = lambda ranks: made.append(ranks)
+    before = set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd")), _resident()
+    j = np.array(fleet.learners, np.float32)[:, None]  # [L, 1]
+    for turn in range(1000):
+        w, add = matrices[turn % 2], (turn * 7) % 13
+        w[...] = 2 * j + add + np.arange(w.shape[1], dtype=np.float32) % 5
+        scope = Scope.CLUSTER if turn % 3 == 0 else Scope.WORLD
+        transport.mean_(w, scope)
+        mean = (2 * (j // 2 * 2) + 1 if scope is Scope.CLUSTER else fleet.P - 1) + add  # of 2j over the group, and `add`
+        if not np.array_equal(w, np.broadcast_to(mean + np.arange(w.shape[1], dtype=np.float32) % 5, w.shape)):
+            wrong.append(turn)
+    after = set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd")), _resident()
+    world.Barrier()
+    tracemalloc.start()
+    for w in matrices:
+        transport.mean_(w, Scope.WORLD)
+    tracemalloc.reset_peak()
+    start = tracemalloc.get_traced_memory()[0]
+    for _ in range(20):
+        for w in matrices:
+            transport.mean_(w, Scope.WORLD)
+            transport.mean_(w, Scope.CLUSTER)
+    peak = tracemalloc.get_traced_memory()[1] - start
+    tracemalloc.stop()
+    new_files = [name for name in after[0] - before[0] if name.startswith("localavg-")]
+    own = transport._scratch.nbytes + 4 * len(transport.parts) * 2 * fleet.L * transport.width  # sums, and copies of my rows
+    return {"wrong": wrong, "made": made, "files": new_files, "handles": after[1] - before[1],
+            "grown_bytes": after[2] - before[2], "peak_bytes": peak, "own_bytes": own}
+
+
+def _resident():
+    with open("/proc/self/statm") as f:
+        return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture(scope="module")
+def after_many():
+    return call(3, long_run, timeout=120)
+
+
+def test_a_thousand_averages_are_all_exact_and_leave_nothing(after_many):
+    for rank in after_many:
+        assert rank["wrong"] == [] and rank["made"] == [] and rank["files"] == [] and rank["handles"] <= 0
+        assert rank["grown_bytes"] < 2 << 20
+
+
+def test_an_average_allocates_nothing_after_the_first(after_many):
+    for rank in after_many:
+        assert rank["peak_bytes"] < 4096
+
+
+def test_the_shared_path_keeps_sums_of_a_chunk_and_copies_of_a_chunk_a_rank(after_many):
+    for rank in after_many:
+        assert rank["own_bytes"] <= 4 * 2 * CHUNK
+
+
+def refused(world):
+    """How each transport answers rows that are not float32."""
+    fleet, errors = Fleet(world), []
+    for how in HOW.values():
+        transport = how(fleet)
+        for dtype in (np.float64, np.float16, np.int32):
+            try:
+                transport.mean_(np.ones((1, 8), dtype), Scope.WORLD)
+                errors.append("")
+            except TypeError as e:
+                errors.append(str(e))
+    return errors
+
+
+def test_only_float32_travels():
+    for errors in call(2, refused):
+        assert all("float32" in error for error in errors) and len(errors) == 6
+
+
+KILLED = """
+import os, signal, sys, time
+import numpy as np
+from mpi4py import MPI
+from localavg.fleet import Fleet, abort_on_exception
+from localavg.schedules import Scope
+from localavg.transport.shared import SharedMemory
+from localavg.transport.mpi import HostMPI
+world = MPI.COMM_WORLD
+abort_on_exception(world)
+transport = {"shared": SharedMemory, "mpi": HostMPI}[sys.argv[1]](Fleet(world))
+w = transport.zeros((1, 100_003))
+for turn in range(10**9):
+    if turn == 50 and world.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    transport.mean_(w, Scope.WORLD)
+"""
+
+
+@pytest.mark.parametrize("name", HOW)
+def test_the_death_of_a_rank_ends_the_others_and_leaves_nothing(name, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    mark, before, start = uuid.uuid4().hex, set(os.listdir("/dev/shm")), time.monotonic()
+    done = run(3, script, name, timeout=60, env={"TEST_KILLED": mark})
+    assert done.returncode != 0 and time.monotonic() - start < 30
+    assert str(int(signal.SIGKILL)) in done.stderr + str(done.returncode)
+    time.sleep(0.5)
+    assert marked(mark, "TEST_KILLED") == []
+    assert [file for file in set(os.listdir("/dev/shm")) - before if file.startswith("localavg-")] == []
