@@ -21,7 +21,7 @@ def named(path: str, runs: list[tuple[str, Options, set[str], int]]) -> list[str
     taken: dict[str, Options] = {}
     for algorithm, options, _, seed in runs:
         like = [(other, gridded) for name, other, gridded, _ in runs if name == algorithm]
-        varies = {d for d in options if any(d in gridded or other.get(d) != options[d] for other, gridded in like)}
+        varies = [d for d in options if any(d in gridded or other.get(d) != options[d] for other, gridded in like)]
         parts = [_part(*options[dest]) for dest in sorted(varies, key=lambda dest: _order(dest, options[dest][0]))]
         name = "-".join([algorithm, *parts, f"s{seed}"])
         if name in taken:
