@@ -64,7 +64,7 @@ def _train(args: argparse.Namespace) -> int:
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
     how = {}
     if config.device == "cuda" and config.algorithm not in ASYNCHRONOUS and config.transport in ("auto", "cuda_aware"):
-        from localavg.commands.doctor import probed
+        from localavg.commands.gpus import probed
 
         how["aware"] = probed() if rank() == 0 else None  # in a child, likewise before
     here = world()
