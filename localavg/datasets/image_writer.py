@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import glob
-import os
-import platform
-import shutil
 from array import array
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -18,12 +14,10 @@ import numpy as np
 
 from localavg.config import UserError
 from localavg.datasets.dataset import Augment
-from localavg.datasets.prepared import SCHEMA, reason
-from localavg.datasets.writer import _alive, _sync_folder, _terminate_as_exit, check_out
+from localavg.datasets.writer import laid_out, need_room, new_file
 
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """how a picture begins: JPEG; PNG too, because one of ImageNet's .JPEG files is one"""
-SLACK_BYTES = 16 << 20
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """of red, green and blue over ImageNet's training pictures, 255 · (0.485, 0.456, 0.406) and 255 · (0.229, 0.224, 0.225)"""
 
@@ -43,7 +37,7 @@ def write_images(out: str | Path, splits: dict[str, tuple[np.ndarray, np.ndarray
                   **asdict(augment), **attributes}
     layout = {name: (values.shape, values.dtype) for name, values in arrays.items()}
     with (new_file(out, sum(values.nbytes for values in arrays.values())) as part,
-          _laid_out(part, layout, classes, attributes) as (file, first)):
+          laid_out(part, layout, attributes, _names(classes)) as (file, first)):
         for name, values in arrays.items():
             file.seek(first[name])
             file.write(np.ascontiguousarray(values))
@@ -90,68 +84,18 @@ def write_pictures(out: str | Path, most_bytes: dict[str, int], classes: tuple[s
                   **asdict(Augment(flip=True, resized=True)), **attributes}
     layout = {f"{split}/bytes": ((nbytes,), np.uint8) for split, nbytes in most_bytes.items()}
     with new_file(out, sum(most_bytes.values())) as part:
-        with _laid_out(part, layout, classes, attributes) as (file, first):
+        with laid_out(part, layout, attributes, _names(classes)) as (file, first):
             writer = PictureWriter(file, {split: first[f"{split}/bytes"] for split in most_bytes})
             yield writer
         for split, labels in writer.labels.items():
             if not labels:
                 raise UserError(f"{out}: there are no pictures for /{split}; is it the right archive or folder?")
-        _need_room(part, 3 * 8 * sum(map(len, writer.labels.values())))
+        need_room(part, 3 * 8 * sum(map(len, writer.labels.values())))
         with h5py.File(part, "r+", locking=False) as file:
             for split in most_bytes:
                 file[f"{split}/offsets"] = np.asarray(writer.offsets[split])
                 file[f"{split}/y"] = np.asarray(writer.labels[split])
 
 
-@contextlib.contextmanager
-def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
-    """Yield the path of a temporary file beside `out` that gets its name when the block ends well.
-
-    It is removed on any error, Ctrl-C or SIGTERM; what a kill left is removed by the next one of the same name, which
-    starts from the beginning. UserError if `out` exists, its folder is missing or the disk has no `need_bytes` free.
-    """
-    out = Path(out)
-    check_out(out)
-    _need_room(out, need_bytes)
-    mine = f".{out.name}.{platform.node()}"
-    for left in out.parent.glob(f"{glob.escape(mine)}.*.part"):
-        if not _alive(int(left.name.split(".")[-2])):
-            left.unlink(missing_ok=True)
-    part = out.with_name(f"{mine}.{os.getpid()}.part")
-    with _terminate_as_exit():
-        try:
-            yield part
-            with open(part, "r+b") as file:
-                os.fsync(file.fileno())
-            check_out(out)
-            os.replace(part, out)
-            _sync_folder(out.parent)
-        except OSError as error:
-            raise UserError(f"{out} cannot be written ({reason(error)}); nothing of it was kept") from error
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def _need_room(out: Path, nbytes: int) -> None:
-    need, free = nbytes + SLACK_BYTES, shutil.disk_usage(out.parent).free
-    if need > free:
-        raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
-
-
-@contextlib.contextmanager
-def _laid_out(part: Path, arrays: dict[str, tuple[tuple[int, ...], Any]], classes: tuple[str, ...],
-              attributes: dict[str, Any]) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
-    """Write everything but the values of `arrays` {name: (shape, type)}; yield the open file and the first byte of each.
-
-    HDF5 crashes when a disk fills under it, so the values are written past it, where it laid them out.
-    """
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    with h5py.File(part, "w", locking=False) as file:
-        file.attrs.update({"schema": SCHEMA, **attributes})
-        file["classes"] = np.array(classes, dtype=h5py.string_dtype())
-        first = {name: file.create_dataset(name, shape, dtype, dcpl=early).id.get_offset()
-                 for name, (shape, dtype) in arrays.items()}
-    with open(part, "r+b") as file:
-        yield file, first
+def _names(classes: tuple[str, ...]) -> dict[str, tuple[np.ndarray, dict]]:
+    return {"classes": (np.array(classes, dtype=h5py.string_dtype()), {})}

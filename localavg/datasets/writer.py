@@ -20,6 +20,8 @@ from localavg.datasets.prepared import FLOAT, SCHEMA, reason
 
 T = TypeVar("T")
 
+SLACK_BYTES = 1 << 20  # of a file, beside its arrays
+
 
 def on_root(comm: Any, work: Callable[[], T]) -> T:
     """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError reaches every rank."""
@@ -61,20 +63,15 @@ class Writer:
 
 
 @contextlib.contextmanager
-def create(out: str | Path, features: int, rows: dict[str, int], attributes: dict,
-           arrays: dict[str, tuple[np.ndarray, dict]] | None = None) -> Iterator[Writer]:
-    """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and `arrays` at the root
-    ({name: (values, attributes)}).
+def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
+    """Yield the path of a temporary file beside `out` that gets its name when the block ends well.
 
-    The file gets its name only when the block ends well: until then it is a temporary one beside it, removed on any
-    error, Ctrl-C or SIGTERM; what a kill left is removed by the next one of the same name. UserError if `out` exists,
-    its folder is missing or the disk is too small.
+    It is removed on any error, Ctrl-C or SIGTERM; what a kill left is removed by the next one of the same name, which
+    starts from the beginning. UserError if `out` exists, its folder is missing or the disk has no `need_bytes` free.
     """
     out = Path(out)
     check_out(out)
-    need, free = sum(rows.values()) * (features + 1) * FLOAT.itemsize + (1 << 20), shutil.disk_usage(out.parent).free
-    if need > free:
-        raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
+    need_room(out, need_bytes)
     mine = f".{out.name}.{platform.node()}"
     for left in out.parent.glob(f"{glob.escape(mine)}.*.part"):
         if not _alive(int(left.name.split(".")[-2])):
@@ -82,11 +79,8 @@ def create(out: str | Path, features: int, rows: dict[str, int], attributes: dic
     part = out.with_name(f"{mine}.{os.getpid()}.part")
     with _terminate_as_exit():
         try:
-            offsets = _lay_out(part, features, rows, attributes, arrays or {})
-            # HDF5 crashes when a disk fills under it, so the rows are written past it, where it laid them out.
+            yield part
             with open(part, "r+b") as file:
-                yield Writer(file, offsets, features)
-                file.flush()
                 os.fsync(file.fileno())
             check_out(out)
             os.replace(part, out)
@@ -97,6 +91,50 @@ def create(out: str | Path, features: int, rows: dict[str, int], attributes: dic
             part.unlink(missing_ok=True)
 
 
+def need_room(out: Path, nbytes: int) -> None:
+    """Refuse an output path on a disk with fewer bytes free."""
+    need, free = nbytes + SLACK_BYTES, shutil.disk_usage(out.parent).free
+    if need > free:
+        raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
+
+
+@contextlib.contextmanager
+def laid_out(part: Path, arrays: dict[str, tuple[tuple[int, ...], Any]], attributes: dict[str, Any],
+             small: dict[str, tuple[np.ndarray, dict]] | None = None) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
+    """Write everything but the values of `arrays` {name: (shape, type)}; yield the open file and the first byte of each.
+
+    attributes: at the root. small: {name: (values, attributes)}, written whole.
+    HDF5 crashes when a disk fills under it, so the values are written past it, where it laid them out.
+    """
+    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+    with h5py.File(part, "w", locking=False) as file:
+        file.attrs.update({"schema": SCHEMA, **attributes})
+        for name, (values, more) in (small or {}).items():
+            file[name] = values
+            file[name].attrs.update(more)
+        first = {name: file.create_dataset(name, shape, dtype, dcpl=early).id.get_offset()
+                 for name, (shape, dtype) in arrays.items()}
+    with open(part, "r+b") as file:
+        yield file, first
+
+
+@contextlib.contextmanager
+def create(out: str | Path, features: int, rows: dict[str, int], attributes: dict,
+           arrays: dict[str, tuple[np.ndarray, dict]] | None = None) -> Iterator[Writer]:
+    """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and `arrays` at the root
+    ({name: (values, attributes)}). Atomic, and errors, as `new_file`.
+    """
+    layout = {}
+    for split, n in rows.items():
+        layout |= {f"{split}/x": ((n, features), FLOAT), f"{split}/y": ((n,), FLOAT)}
+    need_bytes = sum(rows.values()) * (features + 1) * FLOAT.itemsize
+    with (new_file(out, need_bytes) as part,
+          laid_out(part, layout, {"kind": "features", **attributes}, arrays) as (file, first)):
+        yield Writer(file, first, features)
+
+
 def _alive(pid):
     try:
         os.kill(pid, 0)
@@ -105,23 +143,6 @@ def _alive(pid):
     except PermissionError:
         pass
     return True
-
-
-def _lay_out(path, features, rows, attributes, arrays):
-    """Write everything but the rows; return {array: its first byte in the file}."""
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    shapes = {}
-    for split, n in rows.items():
-        shapes |= {f"{split}/x": (n, features), f"{split}/y": (n,)}
-    with h5py.File(path, "w", locking=False) as file:
-        file.attrs.update({"schema": SCHEMA, "kind": "features", **attributes})
-        for name, (values, array_attributes) in arrays.items():
-            file[name] = values
-            file[name].attrs.update(array_attributes)
-        return {name: file.create_dataset(name, shape, FLOAT, dcpl=early).id.get_offset()
-                for name, shape in shapes.items()}
 
 
 @contextlib.contextmanager
