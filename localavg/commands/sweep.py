@@ -76,7 +76,7 @@ def _local(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
 
     runs = _share(sweep.runs, args.share)
     states = _looked(runs, folder)
-    todo = [run for run in runs if states[run.name].kind in state.TODO]
+    todo = [run for run in runs if states[run.name].kind in state.WANTED]
     if args.retry_failed:
         todo += [run for run in runs if states[run.name].kind == "failed"]
     print_states(f"{sweep.about.get('title', sweep.path.stem)} ({sweep.scale}), in {folder}", states, every=args.dry_run)
@@ -128,7 +128,7 @@ def _submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     from localavg.sweep import state
 
     states = _looked(sweep.runs, folder)
-    kinds = (*state.TODO, *(("failed",) if args.retry_failed else ()))
+    kinds = (*state.WANTED, *(("failed",) if args.retry_failed else ()))
     todo = sum(s.kind in kinds for s in states.values())
     print_states(f"{sweep.about.get('title', sweep.path.stem)} ({sweep.scale}), in {folder}", states, every=args.dry_run)
     if not todo:

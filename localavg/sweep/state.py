@@ -20,7 +20,7 @@ from localavg import record
 from localavg.config import UserError
 
 KINDS = ("finished", "running", "missing", "interrupted", "stale", "failed")
-TODO = ("missing", "interrupted", "stale")  # what a sweep runs; stale: said to run, but nobody does
+WANTED = ("missing", "interrupted", "stale")  # what a sweep runs; stale: said to run, but nobody does
 HEARTBEAT_S = 20.0
 STALE_S = 180.0  # a lock that was not touched for so long, on another machine, is nobody's
 UNLOCKED_STALE_S = 900.0  # the same for the run file of a run that no sweep started
