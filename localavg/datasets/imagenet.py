@@ -90,7 +90,7 @@ def _devkit(path: str | Path) -> Devkit:
 
 
 def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> None:
-    """Pictures from the archive of a class each: nXXXXXXXX.tar holds nXXXXXXXX_*.JPEG."""
+    """Pictures from the archive of a class each: n01440764.tar holds n01440764_*.JPEG."""
     number, seen = {wnid: k for k, wnid in enumerate(kit.wnids)}, set()
     for outer, group in archives.members(path):
         wnid, what = PurePosixPath(group.name).stem, f"{path}: {group.name}"
@@ -108,7 +108,7 @@ def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> Non
 
 
 def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> None:
-    """Pictures ILSVRC2012_val_XXXXXXXX.JPEG, whose class is that line of the ground truth."""
+    """Pictures ILSVRC2012_val_00000001.JPEG …, whose class is that line of the ground truth."""
     seen = set()
     for tar, member in archives.members(path):
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", PurePosixPath(member.name).name)
