@@ -45,10 +45,20 @@ def arguments(doc: str, folder: str | None = None, numbers: Mapping[str, float] 
     return parser.parse_args()
 
 
+def trained(run: Run) -> str:
+    """What is trained; a network that is not one of ours has no name."""
+    model = run.config.get("model") or ("network" if run.config.get("problem") == "network" else "logistic regression")
+    return NETWORKS.get(model, model)
+
+
+def data(run: Run) -> str:
+    """What it is trained on."""
+    return run.config.get("data_name") or Path(str(run.config.get("data"))).stem
+
+
 def problem(run: Run) -> str:
     """What is trained on what."""
-    data, model = run.config.get("data_name") or Path(str(run.config.get("data"))).stem, run.config.get("model")
-    return f"{NETWORKS.get(model, model) if model else 'logistic regression'}, {data}"
+    return f"{trained(run)}, {data(run)}"
 
 
 def option(run: Run, *names: str) -> Any:
@@ -70,6 +80,7 @@ def gather(folder: Path, line: Callable[[Run], Any], panel: Callable[[Run], str]
     unfinished runs. over: settings in which the runs of a line may differ. Raises UserError where nothing is left.
     """
     groups: Groups = {}
+    names = expected or {}
     for run in load_many(folder):
         key = line(run)
         if key is None:
@@ -82,17 +93,18 @@ def gather(folder: Path, line: Callable[[Run], Any], panel: Callable[[Run], str]
             groups.setdefault(panel(run), {}).setdefault(key, []).append(run)
             if run.status != "finished":
                 print(f"unfinished: {run.path} {'diverged' if diverged(run) else 'is ' + run.status}")
-    _say_missing(folder, groups, expected or {})
+    _say_missing(folder, groups, names)
     if not groups:
         raise UserError(f"{folder}: no run here belongs to this figure: its sweep is in jobs/sweeps")
-    order = list(expected or ())
+    order = list(names)
     ordered = {name: dict(sorted(lines.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order),
                                                                   _natural(item[0]))))
                for name, lines in sorted(groups.items())}
     for name, lines in ordered.items():
         for key, repeats in lines.items():
             if differ := sorted({*style.differing(repeats)} - {*over, *(("steps",) if over else ())}):
-                print(f"note: the {len(repeats)} runs of {name}, {key} differ in {', '.join(differ)}, and count together")
+                print(f"note: the {len(repeats)} runs of {name}, {names.get(key, key)} differ in {', '.join(differ)}, and "
+                      f"count together")
     return ordered
 
 

@@ -7,10 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import matplotlib
 import matplotlib.image
 import numpy as np
 
-from localavg.record import CLUSTER, WORLD, Record
+from localavg.record import CLUSTER, WORLD, Record, load
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "analysis" / "adpsgd_fig3.py"
@@ -98,17 +99,28 @@ def test_a_part_is_drawn_and_what_is_missing_is_said(tmp_path):
     write_run(tmp_path / "runs" / "b.h5", "logistic", "adpsgd", seed=1, lr=0.5)
     write_run(tmp_path / "runs" / "c.h5", "logistic", "kavg", 20, until=300)
     write_run(tmp_path / "runs" / "d.h5", "logistic", "hieravg")
-    write_run(tmp_path / "runs" / "e.h5", "logistic", "kavg", T)
+    write_run(tmp_path / "runs" / "e.h5", "logistic", "kavg", T)  # its only average may have been cut short
+    write_run(tmp_path / "runs" / "f.h5", "network", "kavg", 4)
+    Record.create(tmp_path / "runs" / "g.h5", {"algorithm": "adpsgd", "problem": "network", "steps": T}, {})
     done = launch("python analysis/adpsgd_fig3.py runs --out .", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = table(done.stdout)
-    assert list(rows) == ["logistic regression, ADPSGD", "logistic regression, CPSGD p = 20"]
+    assert list(rows) == ["logistic regression, ADPSGD", "logistic regression, CPSGD p = 20", "network, CPSGD p = 4"]
     assert rows["logistic regression, CPSGD p = 20"] == (1, 14, 20, "0.1233")
-    for said in ("missing: CPSGD p = 8 on logistic regression", "missing: ADPSGD on network",
-                 "unfinished: runs/c.h5 is running, drawn up to t = 280", "left out: runs/d.h5 is hieravg on logistic",
-                 "left out: runs/e.h5 has no averages", "2 runs of logistic regression, ADPSGD differ in lr"):
+    for said in ("missing: CPSGD p = 8\n", "missing: ADPSGD (network)\n", "missing: CPSGD p = 4 (logistic regression)\n",
+                 "unfinished: runs/c.h5 is running\n", "left out: runs/d.h5 is hieravg", "left out: runs/e.h5 is kavg",
+                 "left out: runs/g.h5 ", "2 runs of logistic regression, ADPSGD differ in lr"):
         assert said in done.stdout, said
-    assert "missing: ADPSGD on logistic" not in done.stdout
+    assert "Bands: " in (tmp_path / "adpsgd_fig3.txt").read_text()
+    check_figures(done.stdout, tmp_path, 1400)
+
+
+def test_a_single_run_is_drawn(tmp_path):
+    write_run(tmp_path / "a.h5", "network", "adpsgd")
+    done = launch("python analysis/adpsgd_fig3.py a.h5 --out .", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert list(table(done.stdout)) == ["network, ADPSGD"]
+    assert "missing: CPSGD p = 8\n" in done.stdout and "missing: CPSGD p = 4\n" in done.stdout
     check_figures(done.stdout, tmp_path, 680)
 
 
@@ -122,13 +134,20 @@ def test_a_folder_without_runs_is_one_line_and_exit_2(tmp_path):
 def test_the_step_size_drops_where_the_run_says(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "analysis"))
     import adpsgd_fig3
+    import style
 
-    from localavg.record import load
-
-    write_run(tmp_path / "a.h5", "network", "adpsgd")
-    run = load(tmp_path / "a.h5")
-    assert adpsgd_fig3.drops(run) == [300, 450]
-    rows = adpsgd_fig3.periods(run)
+    drawn = []
+    monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(figure) or [])
+    for name, more in (("a", {}), ("b", {"model": "googlenet", "data_name": "CIFAR-10", "learners": 16})):
+        write_run(tmp_path / f"{name}.h5", "network", "adpsgd", **more)
+    monkeypatch.setattr(sys, "argv", ["adpsgd_fig3.py", str(tmp_path), "--out", str(tmp_path)])
+    with matplotlib.rc_context():
+        adpsgd_fig3.main()
+    (figure,) = drawn
+    assert [axes.get_title() for axes in figure.axes] == ["GoogLeNet (CIFAR-10), 16 learners", "network (digits), 4 learners"]
+    for axes in figure.axes:
+        assert [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] == [300, 450]
+    rows = adpsgd_fig3.periods(load(tmp_path / "a.h5"))
     assert rows.t.max() < T and rows.period.max() < 99
 
 

@@ -79,7 +79,8 @@ def test_lupa_fig2_by_its_own_launch_line(tmp_path):
     assert [rounds for _, rounds, _, _ in rows.values()] == [500, 100, 6, 1]
     assert rows["SyncSGD"] == (1, 500, round(0.3 + 0.393 * np.exp(-T / 120), 4), 2.5)
     assert not re.search("missing|unfinished|left out|note", done.stdout)
-    assert done.stdout.splitlines()[-2:] == ["figures/lupa_fig2.pdf", "figures/lupa_fig2.png"]
+    assert done.stdout.splitlines()[-3:] == [f"figures/lupa_fig2.{kind}" for kind in ("txt", "pdf", "png")]
+    assert " 1 seed a setting." in (tmp_path / "figures" / "lupa_fig2.txt").read_text()
     check_figures(done.stdout, tmp_path)
 
 
@@ -92,13 +93,24 @@ def test_a_partial_sweep_is_drawn_and_what_is_missing_is_said(tmp_path):
     done = launch("python analysis/lupa_fig2.py runs --out pictures", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = table(done.stdout)
-    assert list(rows) == ["LUPA-SGD τ = 20", "LUPA-SGD τ = 91"]
+    assert list(rows) == ["LUPA-SGD τ = 91", "LUPA-SGD τ = 20"]
     assert rows["LUPA-SGD τ = 20"][:2] == (1, 12) and rows["LUPA-SGD τ = 91"][:2] == (2, 6)
-    for said in ("missing: SyncSGD", "missing: LUPA-SGD τ = 5 (train kavg --K 5)", "missing: one-shot",
-                 "unfinished: runs/c.h5 is running, drawn up to t = 250", "left out: runs/d.h5 is hieravg",
-                 "left out: runs/e.h5 has no training loss", "2 runs of LUPA-SGD τ = 91 differ in lr"):
-        assert said in done.stdout
+    for said in ("missing: SyncSGD\n", "missing: LUPA-SGD τ = 5\n", "missing: one-shot\n", "unfinished: runs/c.h5 is running\n",
+                 "left out: runs/d.h5 is hieravg", "left out: runs/e.h5 has no train_loss yet\n",
+                 "2 runs of logistic regression, None, LUPA-SGD τ = 91 differ in lr"):
+        assert said in done.stdout, said
     assert "missing: LUPA-SGD τ = 91" not in done.stdout
+    check_figures(done.stdout, tmp_path)
+
+
+def test_every_problem_has_its_panels(tmp_path):
+    for data, K in (("a.h5", 5), ("a.h5", 91), ("b.h5", 5)):
+        write_run(tmp_path / "runs" / f"{data}-{K}.h5", "kavg", K, data=data)
+    done = launch("python analysis/lupa_fig2.py runs --out pictures", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert {label: runs for label, (runs, *_) in table(done.stdout).items()} == {
+        f"logistic regression, {line}": 1 for line in ("a, LUPA-SGD τ = 5", "a, LUPA-SGD τ = 91", "b, LUPA-SGD τ = 5")}
+    assert "missing: LUPA-SGD τ = 91 (logistic regression, b)\n" in done.stdout
     check_figures(done.stdout, tmp_path)
 
 
@@ -124,10 +136,10 @@ def test_a_folder_without_runs_is_one_line_and_exit_2(tmp_path):
 def scripts(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "analysis"))
     with matplotlib.rc_context():
-        import lupa_fig2
+        import results
         import style
 
-        yield style, lupa_fig2
+        yield style, results
 
 
 def test_repeats_become_their_mean_and_a_band(tmp_path, scripts):
@@ -149,13 +161,13 @@ def test_repeats_become_their_mean_and_a_band(tmp_path, scripts):
 
 
 def test_one_shot_has_the_start_and_one_round(tmp_path, scripts):
-    _, lupa_fig2 = scripts
+    _, results = scripts
     write_run(tmp_path / "a.h5", "oneshot")
     write_run(tmp_path / "b.h5", "kavg", 125)
     write_run(tmp_path / "c.h5", "oneshot", start=50)
     one, four, late = load_many(tmp_path)
     for run, points in ((one, {0: 0, 1: 500}), (late, {1: 500}), (four, {0: 0, 1: 150, 2: 250, 3: 400, 4: 500})):
-        rows = lupa_fig2.by_rounds(run)
+        rows = results.by_rounds(run)
         assert dict(zip(rows.rounds, rows.t, strict=True)) == points
 
 
