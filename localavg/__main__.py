@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 from localavg.commands import RANK, bench, doctor, prepare, rank, status, sweep, theory, train
-from localavg.config import UserError
+from localavg.config import MISTAKE, UserError
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,7 +28,7 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and exit: 0 done, 1 failed, 2 a user's mistake (one line on rank 0)."""
+    """Run one command and exit with a status of `config`; a user's mistake is one line on rank 0."""
     if not any(name in os.environ for name in RANK):
         os.environ.setdefault("OMPI_MCA_btl", "self")  # alone, Open MPI would leave a file in /dev/shm each time
     try:
@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     except UserError as e:
         if rank() == 0:
             print(f"localavg: {e}", file=sys.stderr, flush=True)
-        code = 2
+        code = MISTAKE
     _leave(code)
 
 

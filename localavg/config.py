@@ -11,6 +11,9 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+FINISHED, FAILED, MISTAKE, GO_ON = 0, 1, 2, 75
+"""exit statuses; MISTAKE: a UserError; GO_ON (EX_TEMPFAIL): interrupted and saved, the same command goes on"""
+
 
 class UserError(Exception):
     """A mistake in what the user asked for: one line that names the value, the rule and the remedy (exit status 2)."""
@@ -51,6 +54,8 @@ class TrainConfig:
     precision: str = option("float32", "of the arithmetic; weights are always float32", group="network",
                             choices=("float32", "bf16"))
     compile: bool = option(False, "torch.compile the network", group="network")
+    cuda_graphs: bool = option(False, "replay gradients as CUDA graphs, the learners of a GPU side by side; needs --device "
+                               "cuda, not yet run on a GPU", group="network")
 
     learners: int | None = option(None, "P, a multiple of the ranks (default: one a rank)", group="learners")
     ranks_per_node: int | None = option(None, "split each machine into nodes of so many ranks", group="learners")
@@ -143,11 +148,21 @@ class TrainConfig:
         self._check_schedule()
         if self.problem == "logistic" and self.model:
             raise UserError(f"--model {self.model} means nothing to --problem logistic; leave one of them out")
+        if self.cuda_graphs:
+            self._check_cuda_graphs()
         if self.checkpoint_every and self.checkpoint_every.isdigit():
             at_least("checkpoint_every", int(self.checkpoint_every), 1)
         else:
             seconds("checkpoint_every", self.checkpoint_every)
         seconds("time_limit", self.time_limit)
+
+    def _check_cuda_graphs(self) -> None:
+        if self.problem == "logistic":
+            raise UserError("--cuda-graphs means nothing to --problem logistic; leave one of them out")
+        if self.device != "cuda":
+            raise UserError(f"--cuda-graphs with --device {self.device}: graphs are a GPU's; add --device cuda or leave it out")
+        if self.compile:
+            raise UserError("--cuda-graphs and --compile both rebuild the gradient: give one of them")
 
     def _check_schedule(self) -> None:
         given = {name for name in ("milestones", "every", "pl_constant", "shift") if getattr(self, name) not in (None, ())}

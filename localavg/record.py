@@ -2,6 +2,7 @@
 
 A flush builds the next version of the file in memory, writes it beside the old one (`NAME.partial`) and renames it
 over. Whoever opens the path finds one whole version, whether the writer is busy, was killed or met a full disk.
+Its tables and columns are in `schema`.
 """
 
 import contextlib
@@ -19,61 +20,17 @@ import numpy as np
 
 from localavg.config import UserError
 from localavg.provenance import now
+from localavg.schema import BENCHES, CLUSTER, SCHEMA, SCHEMA_VERSION, WORLD  # noqa: F401  CLUSTER, WORLD: for readers
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-SCHEMA_VERSION = 1
 ENDS = ("finished", "interrupted", "failed")
-CLUSTER, WORLD = 1, 2
 WEIGHTS = {"weights": "averaged model at the end", "initial_weights": "model that all learners started from"}
 CHUNK_ROWS = 1024
 REWRITE_BYTES_PER_S = 4e6  # what unforced flushes may ask of a shared file system, on average
-
-_T = ("i8", "updates", "completed local updates of each learner")
-_EPOCH = ("f8", "epochs", "passes over the training set, all learners together")
-_WALL = ("f8", "s", "wall clock since the start of training, evaluation left out")
-SCHEMA = {  # group: {column: (dtype, unit, description)}
-    "train": {
-        "t": _T,
-        "epoch": _EPOCH,
-        "samples": ("i8", "examples", "training examples used since the start, all learners together"),
-        "step_size": ("f8", "1", "step size of this update"),
-        "loss": ("f8", "1", "mini-batch loss of the local models, averaged since the row before"),
-        "wall_s": _WALL,
-        "compute_s": ("f8", "s", "time in gradients and local updates since the start of training"),
-        "communicate_s": ("f8", "s", "time in communication since the start of training"),
-        "wait_s": ("f8", "s", "time waiting for other ranks since the start of training"),
-        "data_s": ("f8", "s", "time waiting for training data since the start of training"),
-    },
-    "averages": {
-        "t": _T,
-        "scope": ("i1", "1", f"whose models were averaged: {CLUSTER} = cluster, {WORLD} = world"),
-        "period": ("i8", "updates", "local updates since the average before, of any scope"),
-        "variance": ("f8", "1", "S = mean over learners of |w_mean - w_j|^2 just before the average"),
-        "mean_variance": ("f8", "1", "V_t = mean of that variance over the updates since the average before"),
-        "bytes_node": ("i8", "bytes", "payload handed to communicators inside a node, summed over ranks"),
-        "bytes_cross": ("i8", "bytes", "payload handed to communicators spanning nodes, summed over ranks"),
-        "seconds": ("f8", "s", "duration of this one average"),
-    },
-    "eval": {
-        "t": _T,
-        "epoch": _EPOCH,
-        "wall_s": _WALL,
-        "train_loss": ("f8", "1", "objective of the averaged model on the training set"),
-        "train_accuracy": ("f8", "1", "fraction of the training set that the averaged model gets right"),
-        "test_loss": ("f8", "1", "objective of the averaged model on the test set"),
-        "test_accuracy": ("f8", "1", "fraction of the test set that the averaged model gets right"),
-        "grad_norm_sq": ("f8", "1", "squared norm of the full training gradient at the averaged model"),
-    },
-    "staleness": {
-        "t": ("i8", "updates", "completed local updates of this learner"),
-        "learner": ("i8", "1", "id of the learner that exchanged with the server"),
-        "staleness": ("i8", "updates", "server updates since this learner's last pull"),
-        "wall_s": _WALL,
-    },
-}
-_INTEGERS = {group: {name for name, column in table.items() if column[0] != "f8"} for group, table in SCHEMA.items()}
+_TABLES = {**SCHEMA, **BENCHES}
+_INTEGERS = {group: {name for name, column in table.items() if column[0] != "f8"} for group, table in _TABLES.items()}
 
 
 class NotARunFile(UserError):
@@ -85,8 +42,8 @@ class Record:
 
     def __init__(self, path: Path, clock: Callable[[], float]):
         self.path, self._clock = path, clock
-        self._rows: dict[str, list[Mapping[str, Any]]] = {group: [] for group in SCHEMA}
-        self.rows = dict.fromkeys(SCHEMA, 0)  # rows in the file
+        self._rows: dict[str, list[Mapping[str, Any]]] = {group: [] for group in _TABLES}
+        self.rows = dict.fromkeys(_TABLES, 0)  # rows in the file
         self._flushed_s = self._wait_s = 0.0
         self._checked: set[tuple[str, ...]] = set()  # the columns that rows have come with
 
@@ -127,8 +84,8 @@ class Record:
     def append(self, group: str, **row: float) -> None:
         """Buffer one row of `group`; a float column left out is NaN. ValueError: unknown column, integer left out."""
         if (columns := (group, *row)) not in self._checked:
-            if not _INTEGERS[group] <= row.keys() <= SCHEMA[group].keys():
-                unknown, lacking = row.keys() - SCHEMA[group].keys(), _INTEGERS[group] - row.keys()
+            if not _INTEGERS[group] <= row.keys() <= _TABLES[group].keys():
+                unknown, lacking = row.keys() - _TABLES[group].keys(), _INTEGERS[group] - row.keys()
                 raise ValueError(f"/{group}: unknown columns {sorted(unknown)}, missing columns {sorted(lacking)}")
             self._checked.add(columns)
         self._rows[group].append(row)
@@ -175,7 +132,7 @@ class Record:
                     _write_attrs(file[name] if name in file else file.create_group(name), values)
                 if cut:
                     file.attrs.pop("failure", None)
-                for group in set(file) & set(SCHEMA) if cut else ():
+                for group in set(file) & set(_TABLES) if cut else ():
                     for column in file[group].values():
                         column.resize(min(len(column), self.rows[group]), axis=0)
                 for group, columns in tables.items():
@@ -214,11 +171,13 @@ class Run:
     weights: np.ndarray | None  # [d] float32
     initial_weights: np.ndarray | None  # [d] float32
     attrs: dict[str, Any]
+    rows: "DataFrame | None" = None  # of a benchmark, with the columns of `BENCHES`
 
 
-def load(path: str | os.PathLike, weights: bool = True) -> Run:
+def load(path: str | os.PathLike, weights: bool = True, bench: str | None = None) -> Run:
     """Read one run file, a running one too; `weights=False` leaves the weight vectors unread (None).
 
+    bench: a benchmark, whose file is read instead of one of training.
     Raises UserError for a file that is missing, damaged or of another schema, NotARunFile for other HDF5.
     """
     from pandas import DataFrame
@@ -226,18 +185,21 @@ def load(path: str | os.PathLike, weights: bool = True) -> Run:
     reading = _clear_errors(f"{path}: cannot read this run file", "check the path, and move damaged files away")
     with reading, open(path, "rb"), h5py.File(path, "r", locking=False) as file:
         attrs = _read_attrs(file)
-        if not {"schema", "status"} <= attrs.keys() or not {"config", "provenance"} <= file.keys():
-            raise NotARunFile(f"{path} is HDF5 but no run file: give a file that a training run wrote")
+        whole = {"schema", "status"} <= attrs.keys() and {"config", "provenance"} <= file.keys()
+        if not whole or file["config"].attrs.get("bench") != bench:
+            raise NotARunFile(f"{path} is HDF5 but no run file: give a file that {_writer(bench)} wrote")
         if attrs["schema"] != SCHEMA_VERSION:
             raise UserError(f"{path} has schema {attrs['schema']}, not {SCHEMA_VERSION}: use the version that wrote it")
         tables = {group: DataFrame(_read_table(file, group)) for group in SCHEMA}
         vectors = {name: file[name][:] if weights and name in file else None for name in WEIGHTS}  # [d]
         config, origin = _read_attrs(file["config"]), _read_attrs(file["provenance"])
-        return Run(Path(path), attrs["status"], config, origin, **tables, **vectors, attrs=attrs)
+        rows = DataFrame(_read_table(file, bench)) if bench else None
+        return Run(Path(path), attrs["status"], config, origin, **tables, **vectors, attrs=attrs, rows=rows)
 
 
-def load_many(source: str | os.PathLike | Iterable[str | os.PathLike], weights: bool = False) -> list[Run]:
-    """Read the run files `*.h5` below a folder, or those of a list of files and folders; sorted by path.
+def load_many(source: str | os.PathLike | Iterable[str | os.PathLike], weights: bool = False,
+              bench: str | None = None) -> list[Run]:
+    """Read the run files `*.h5` below a folder, or those of a list of files and folders; sorted by path. bench: as `load`.
 
     Skips other HDF5 files in folders. Raises UserError for damaged files, a missing folder, one without run files.
     """
@@ -246,14 +208,19 @@ def load_many(source: str | os.PathLike | Iterable[str | os.PathLike], weights: 
         for path in place.rglob("*.h5") if place.is_dir() else [place]:
             with contextlib.suppress(NotARunFile if path != place else ()):
                 if path == place or path.stat().st_size > 0:  # an empty one is a run about to start
-                    runs[path] = load(path, weights)
+                    runs[path] = load(path, weights, bench)
     if not runs:
-        raise UserError(f"{source}: no run files (*.h5) here: train first, or give another folder")
+        first = f"run {_writer(bench)}" if bench else "train"
+        raise UserError(f"{source}: no run files (*.h5) here: {first} first, or give another folder")
     return [runs[path] for path in sorted(runs)]
 
 
+def _writer(bench: str | None) -> str:
+    return f"bench {bench} --out FILE.h5" if bench else "a training run"
+
+
 def _columns(group: str, rows: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
-    return {name: np.array([row.get(name, np.nan) for row in rows], c[0]) for name, c in SCHEMA[group].items()}
+    return {name: np.array([row.get(name, np.nan) for row in rows], c[0]) for name, c in _TABLES[group].items()}
 
 
 def _extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> None:
@@ -264,14 +231,15 @@ def _extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> N
             table[name][-len(values) :] = values
         else:
             column = table.create_dataset(name, data=values, maxshape=(None,), chunks=(CHUNK_ROWS,))
-            _write_attrs(column, dict(zip(("unit", "description"), SCHEMA[group][name][1:], strict=True)))
+            _write_attrs(column, dict(zip(("unit", "description"), _TABLES[group][name][1:], strict=True)))
 
 
 def _read_table(file: h5py.File, group: str) -> dict[str, np.ndarray]:
     if group not in file:
         return _columns(group, [])
     rows = min(len(column) for column in file[group].values())
-    return {name: file[group][name][:rows] for name in SCHEMA[group] if name in file[group]}  # [rows]
+    found = {name: file[group][name] for name in _TABLES[group] if name in file[group]}
+    return {name: (c.asstr() if h5py.check_string_dtype(c.dtype) else c)[:rows] for name, c in found.items()}  # [rows]
 
 
 def _write_attrs(item: h5py.HLObject, attrs: Mapping[str, Any]) -> None:

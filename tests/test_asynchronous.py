@@ -444,6 +444,24 @@ def test_a_run_that_diverges_has_failed_and_says_so(ranks, algorithm, tmp_path):
     assert len(found.eval) >= 1 and len(found.staleness) >= 1
 
 
+@pytest.mark.parametrize("words", ["downpour --servers 2 --learners 4 --K 4", "downpour --simulate --learners 4 --K 4",
+                                   "kavg --simulate --learners 4 --K 4"])
+def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(words, tmp_path):
+    out = tmp_path / "run.h5"
+    line = ["-m", "localavg", "train", *words.split(), "--data", "epsilon-like:200x5", "--steps", "8", "--resume", "--out", out]
+    ranks = 1 if "--simulate" in words else 3
+    assert run(ranks, *line, timeout=60).returncode == 0
+    first = out.read_bytes()
+    again = run(ranks, *line, timeout=60)
+    assert again.returncode == 0 and f"{out} is finished already" in again.stderr and out.read_bytes() == first
+    with h5py.File(out, "r+") as file:
+        file.attrs["status"] = "running"  # as after a kill
+    again = run(ranks, *line, timeout=60)
+    assert again.returncode == 0, again.stderr
+    assert f"no checkpoint: kept as {out}.unfinished1, starting from the beginning" in again.stderr
+    assert record.load(out).status == "finished" and record.load(f"{out}.unfinished1").status == "running"
+
+
 def told(world, lines, folder):
     """(status, line on stderr) of command lines in this process."""
     from localavg.__main__ import parser
@@ -475,8 +493,8 @@ MISTAKES = {  # ranks: {command line: how the one line begins}
         "downpour --transport mpi --simulate": "--transport mpi means nothing to downpour",
         "downpour --mu 0.5 --simulate": "--mu means nothing to downpour, which takes --K, --servers",
         "kavg --servers 2": "--servers means nothing to kavg",
-        "downpour --resume --simulate": "--resume means nothing to downpour, which makes no checkpoints; leave it out",
-        "kavg --resume --simulate": "--resume means nothing to a run with --simulate, which makes no checkpoints; leave",
+        "downpour --time-limit 1h": "--time-limit 1h means nothing to downpour, which makes no checkpoints; leave it out",
+        "kavg --checkpoint-every 5 --simulate": "--checkpoint-every 5 means nothing to a run with --simulate, which makes",
         "downpour --step-s 1": "--step-s 1.0 means nothing to a run whose time is measured; add --simulate, or leave it out",
         "kavg --simulate --service-s 1": "--service-s 1.0 means nothing to kavg, which has no servers",
         "kavg --replay x.h5": "--replay x.h5 means nothing to kavg",

@@ -153,7 +153,7 @@ def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
     assert {name: config[name] for name in given} == given and config["no_augment"] and config["compile"]
     assert config["problem"] == "network"
     own = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "network"}
-    assert own == {*given, "no_augment", "compile"} - {"data"}
+    assert own == {*given, "no_augment", "compile", "cuda_graphs"} - {"data"}
 
 
 def test_without_settings_it_is_one_epoch_in_the_default_place(tmp_path):

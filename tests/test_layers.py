@@ -29,6 +29,7 @@ FLOORS = {  # module or subpackage: (its floor, packages it may import beside th
     "sampling": (2, ARRAYS),
     "theory": (2, {"numpy"}),
     "provenance": (2, {"numpy", "h5py"}),
+    "schema": (1, {"h5py"}),
     "record": (2, {"numpy", "h5py", "pandas"}),
     "checkpoint": (2, {"numpy", "h5py"}),
     "transport": (2, ARRAYS | {"mpi4py"}),  # above the fleet, and it says whose mean by schedules.Scope
@@ -41,9 +42,11 @@ FLOORS = {  # module or subpackage: (its floor, packages it may import beside th
     "machine": (3, ARRAYS),
     "estimate": (3, None),
     "train": (4, ARRAYS),
-    "sweep": (4, {"tomllib", "tomli"}),
+    "settings": (4, set()),
+    "sweep": (4.5, {"tomllib", "tomli"}),
     "asynchronous": (5, None),  # its run is made from the pieces of `run`
     "averager": (4, None),
+    "runfile": (4, {"mpi4py"}),
     "run": (5, None),
     "bench": (5, None),
     "doctor": (5, set()),
@@ -104,7 +107,7 @@ def test_a_module_builds_on_its_own_floor_and_lower_ones(module):
 
 def test_the_floors_are_read_from_real_imports():
     assert {"config", "schedules"} <= inner(MODULES["combine"])
-    assert {"fleet", "monitor", "datasets", "transport.mpi"} <= inner(MODULES["run"])  # `from localavg import datasets`
+    assert {"fleet", "monitor", "datasets", "transport"} <= inner(MODULES["run"])  # `from localavg import datasets`
     assert "datasets.libsvm" in inner(MODULES["commands.prepare"])  # inside a function
     assert outer(MODULES["fleet"]) == {"numpy", "mpi4py", "threadpoolctl"}
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from localavg import algorithms, machine, record, stepsizes
+from localavg import algorithms, machine, runfile, stepsizes
 from localavg.asynchronous.client import client
 from localavg.asynchronous.learners import Local
 from localavg.asynchronous.log import Length, Log, evaluate
@@ -25,11 +25,11 @@ from localavg.asynchronous.messages import Roles
 from localavg.asynchronous.replay import order_of
 from localavg.asynchronous.server import FirstServer, Server
 from localavg.asynchronous.simulate import simulate
-from localavg.config import TrainConfig, UserError
+from localavg.config import FINISHED, TrainConfig, UserError
 from localavg.flat import Flat
 from localavg.fleet import Fleet
 from localavg.monitor import Clock, Diverged
-from localavg.run import FAILED, _recorded, _settings, _where, load_data, make_problem
+from localavg.run import load_data, make_problem
 from localavg.sampling import SAMPLERS
 
 Array = Any
@@ -46,7 +46,9 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     fleet = Fleet(world)
     roles = Roles(world, c.learners, 0 if model else servers, c.algorithm)
     P, first, rule = roles.P, bool(model) or roles.first, _make(c, options, roles.P).rule
-    fleet.together(lambda: record.refuse_existing(c.path) if first else None)
+    earlier = fleet.together(lambda: runfile.earlier(c) if first else None)
+    if runfile.finished(earlier, world):
+        return FINISHED
     data = load_data(c, fleet)
     problem = make_problem(c, data, fleet)
     sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
@@ -59,13 +61,13 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         problem.initial_(center)
     world.Bcast(center)
 
-    settings = {**_settings(c, options, fleet, data, problem, T), "learners": P, **(asdict(model) if model else {})}
+    settings = {**runfile.settings(c, options, P, data, problem, T), **(asdict(model) if model else {})}
     if "alpha" in settings:
         settings["alpha"] = rule.alpha
     replay = fleet.together(lambda: order_of(c.replay, settings, P, T, rule.K) if c.replay else None)
     carried = SimpleNamespace(name="simulated" if model else "messages", why="two-sided, between learners and servers")
-    origin = {**(world.bcast(provenance) or {}), **_where(fleet, carried), "learners_per_rank": roles.L}
-    file = fleet.together(lambda: record.Record.create(c.path, settings, origin) if first else None)
+    origin = {**(world.bcast(provenance) or {}), **runfile.where(fleet, carried), "learners_per_rank": roles.L}
+    _, file = runfile.opened(c, fleet, settings, origin, earlier, first, checkpoints=False)
     length = Length(P, T, c.batch_size, sampler.epoch, log_every=min(T, c.log_every or max(1, T // 100)),
                     eval_every=min(T, c.eval_every or max(1, T // 20)))
     log, clock = Log(length, step_size, file), Clock()
@@ -89,15 +91,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         if file is not None and c.save_weights:
             file.save_weights("weights", last)
 
-    try:
-        status, why = _recorded(work, file, log)
-    except UserError as e:  # the file cannot be written: only the first server knows
-        print(f"localavg: {e}", file=sys.stderr, flush=True)
-        if world.size > 1:
-            world.Abort(FAILED)
-        return FAILED
-    finally:
-        problem.close()
+    status, why = runfile.ended(work, file, log, problem, world)
     roles.free()
     if file is not None:
         took = f"{'modelled ' * bool(model)}{log.summary()}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from time import perf_counter
 from typing import Any
@@ -15,18 +15,69 @@ from mpi4py import MPI
 
 from localavg import transport
 from localavg.bench import medians
+from localavg.config import UserError
+from localavg.datasets import Dataset, Split
 from localavg.fleet import Fleet
+from localavg.models import MODELS
+from localavg.record import Record
+from localavg.runfile import where
 from localavg.schedules import Scope
 
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, 11_173_962, 25_557_032)  # Epsilon, …, ResNet-18, ResNet-50
+CIFAR10 = 32  # pixels across; networks for less are made for grey digits, for more for ImageNet
 TENSORS = 62  # of ResNet-18: what torch's averager has to pack and unpack
 
 
-def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int) -> list[dict[str, Any]]:
-    """Rows {elements, ranks, nodes, ours_s, transport, allreduce_s, torch_s, floor_s}: medians of `repeats` turns.
+def floats(sizes: Sequence[str]) -> list[int]:
+    """Floats in a row for each of `sizes`: a number, a network's name, or cifar10 for every network made for its images.
 
-    One row a learner; the times are those of the slowest rank. floor_s: every rank copies a row of the same size at once,
-    the memory traffic of any mean in place; between nodes, the time one row takes over the measured link if that is longer.
+    A network's row holds its parameters and BatchNorm's statistics, for images as it was made for. Raises UserError for what
+    is none of these, and for a network without torch.
+    """
+    every = [name for name, model in MODELS.items() if model.side == CIFAR10]
+    names = [name for size in sizes for name in (every if size == "cifar10" else [size])]
+    for name in names:
+        if name not in MODELS and not (name.isdecimal() and int(name)):
+            raise UserError(f"--sizes {name}: must be a number of floats from 1 on, cifar10 for all networks of its images, or "
+                            f"one of {', '.join(MODELS)}")
+    return [_row_of(name) if name in MODELS else int(name) for name in names]
+
+
+def _row_of(model: str) -> int:
+    try:
+        import torch  # noqa: F401
+    except ImportError as e:
+        raise UserError(f"--sizes {model}: the size of a network needs torch ({e}); pip install 'localavg[torch]', or give "
+                        f"numbers of floats") from e
+    from localavg.problems.network import Network
+
+    side = MODELS[model].side
+    shape = (side, side, 1 if side < CIFAR10 else 3)
+    none = Split(np.empty((0, *shape), np.uint8), np.empty(0, int))
+    classes = tuple(map(str, range(1000 if side > CIFAR10 else 10)))
+    return Network(Dataset("none", "images", none, None, classes, True, shape), model, l2=0.0, seed=0).d
+
+
+def new_file(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int, path: str,
+             provenance: Mapping[str, Any]) -> Record | None:
+    """On rank 0 the file that `bench_average` of these settings writes its rows to. Collective.
+
+    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Its transport is that of the longest row.
+    Raises UserError where the file exists or cannot be written.
+    """
+    longest = transport.choose(name, fleet, None, 4 * max(sizes) * fleet.L)
+    config = {"bench": "average", "sizes": list(sizes), "repeats": repeats, "transport": name, "learners": fleet.P}
+    origin = {**provenance, **where(fleet, longest)}
+    return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
+
+
+def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int,
+                  file: Record | None = None) -> list[dict[str, Any]]:
+    """Rows with the columns of `record.BENCHES`, one a size: medians of `repeats` turns. They go to `file` as they are found.
+
+    Every learner has a row of so many floats; the times are those of the slowest rank. floor_s: every rank copies a row of the
+    same size at once, the memory traffic of any mean in place; between nodes, the time one row takes over the measured link
+    if that is longer.
     """
     link = link_bytes_per_s(fleet)
     rows = []
@@ -44,8 +95,13 @@ def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int) -
         row = medians({way: lambda average=average: _slowest(fleet, average) for way, average in ways.items()}, repeats, warm=2)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
-        where = {"elements": n, "ranks": fleet.ranks, "nodes": fleet.nodes, "transport": ours.name}
-        rows.append({**where, "torch_s": np.nan, **row})
+        what = {"elements": n, "ranks": fleet.ranks, "nodes": fleet.nodes, "learners": fleet.P, "transport": ours.name}
+        rows.append({**what, "torch_s": np.nan, **row})
+        if file:
+            file.append("average", **rows[-1])
+            file.flush(force=True)
+    if file:
+        file.finish("finished")
     return rows
 
 

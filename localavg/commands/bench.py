@@ -34,11 +34,13 @@ def add(commands: Any) -> None:
     s.set_defaults(call=_memory)
 
     s = whats.add_parser("average", help="one average against Allreduce, torch's averager and the floor, under mpirun")
-    s.add_argument("--sizes", type=at_least_1, nargs="+", metavar="N", help="floats in a row (default: 2 000 … 25.6 million)")
+    s.add_argument("--sizes", nargs="+", metavar="N|MODEL", help="floats in a row, or networks whose parameters and statistics "
+                   "it holds; cifar10: all networks for its images (default: 2 000 … 25.6 million)")
     s.add_argument("--learners", type=at_least_1, help="P (default: one a rank)")
     s.add_argument("--ranks-per-node", type=at_least_1, help="split each machine into nodes of so many ranks")
     s.add_argument("--transport", choices=("auto", "mpi", "shared"), default="auto")
     s.add_argument("--repeats", type=at_least_1, default=11)
+    s.add_argument("--out", metavar="FILE.h5", help="write the rows there as HDF5; analysis/bench_average.py draws it")
     s.set_defaults(call=_average)
 
     s = whats.add_parser("checkpoint", help="a checkpoint with momentum against plain writing, under mpirun")
@@ -79,11 +81,17 @@ def _memory(args: argparse.Namespace) -> int:
 
 
 def _average(args: argparse.Namespace) -> int:
-    from localavg.bench.average import SIZES, bench_average
+    from localavg.provenance import provenance
+
+    origin = provenance() if args.out and rank() == 0 else {}  # runs git: before MPI starts
+    here = world()
+    from localavg.bench.average import SIZES, bench_average, floats, new_file
     from localavg.fleet import Fleet
 
-    fleet = Fleet(world(), args.learners, args.ranks_per_node)
-    rows = bench_average(fleet, args.transport, args.sizes or SIZES, args.repeats)
+    fleet = Fleet(here, args.learners, args.ranks_per_node)
+    how = args.transport, floats(args.sizes) if args.sizes else SIZES, args.repeats
+    file = new_file(fleet, *how, args.out, origin) if args.out else None
+    rows = bench_average(fleet, *how, file)
     return _tell("one average (s), and ours against it", rows, args.json, ratios=("allreduce_s", "torch_s", "floor_s"))
 
 

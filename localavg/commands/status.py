@@ -9,12 +9,11 @@ from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
-from localavg.config import UserError
+from localavg.config import FAILED, FINISHED, GO_ON, UserError
 
 if TYPE_CHECKING:
     from localavg.sweep.state import State
 
-GO_ON = 75  # EX_TEMPFAIL
 WORDS = {"finished": "done", "running": "running", "missing": "missing", "interrupted": "interrupted",
          "stale": "interrupted", "failed": "failed"}
 
@@ -43,7 +42,7 @@ def _status(args: argparse.Namespace) -> int:
         raise UserError(f"{where}: no such folder or run file: give the folder of a sweep, or a run file")
     print_states(title or str(where), states, every=True)
     kinds = {s.kind for s in states.values()}
-    return 0 if kinds == {"finished"} else GO_ON if "interrupted" in kinds else 1
+    return FINISHED if kinds == {"finished"} else GO_ON if "interrupted" in kinds else FAILED
 
 
 def _planned(path: Path) -> tuple[str, list[str]]:

@@ -6,18 +6,16 @@ import argparse
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from localavg.algorithms import ASYNCHRONOUS, BOTH, options
+from localavg import settings
+from localavg.algorithms import ASYNCHRONOUS, BOTH
+from localavg.algorithms import options as options_of
 from localavg.commands import rank, world
-from localavg.config import TrainConfig, UserError
-
-LOCKSTEP = {"ranks_per_node": None, "transport": "auto", "statistics": "average", "optimizer": "sgd", "state": "keep",
-            "variance": "no"}  # what only the synchronous algorithms can have otherwise
-MODEL = ("machine", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
+from localavg.config import TrainConfig
 
 
 def add(commands: Any) -> None:
     rows = [(name, make.__doc__.splitlines()[0]) for name, make in BOTH.items()]
-    takes = {name: " ".join(f"--{o.replace('_', '-')}" for o in options(name)) for name in BOTH}
+    takes = {name: " ".join(f"--{o.replace('_', '-')}" for o in options_of(name)) for name in BOTH}
     table = "\n".join(f"  {name:<10} {doc}\n{'':13}{takes[name]}".rstrip() for name, doc in rows)
     p = commands.add_parser("train", help="train with one algorithm", formatter_class=argparse.RawDescriptionHelpFormatter,
                             description="Train with one algorithm, under mpirun or alone.", epilog=f"algorithms:\n{table}")
@@ -38,27 +36,18 @@ def add(commands: Any) -> None:
         elif not how["choices"]:
             how["metavar"] = f.metadata.get("metavar", "N" if kind is int else "X" if kind is float else "TEXT")
         default = f" (default: {f.default})" if kind is not bool and f.default not in (None, ()) else ""
-        to.add_argument(_flag(f.name), default=argparse.SUPPRESS, dest=f.name,
+        to.add_argument(settings.flag(f.name), default=argparse.SUPPRESS, dest=f.name,
                         help=f.metadata["help"].replace("%", "%%") + default, **how)
     own = p.add_argument_group("options of the algorithms")
-    for option in dict.fromkeys(o for name in BOTH for o in options(name)):
-        default = next(options(name)[option] for name in BOTH if option in options(name))
-        flags = [_flag(option)] + (["--tau"] if option == "K" else [])
+    for option in dict.fromkeys(o for name in BOTH for o in options_of(name)):
+        default = next(options_of(name)[option] for name in BOTH if option in options_of(name))
+        flags = [settings.flag(option)] + (["--tau"] if option == "K" else [])
         how = {"action": "store_true"} if isinstance(default, bool) else {"type": type(default), "metavar": "X"}
         own.add_argument(*flags, dest=f"own {option}", default=argparse.SUPPRESS, **how)
 
 
-def _flag(name: str) -> str:
-    return "--" + name.replace("_", "-")
-
-
 def _train(args: argparse.Namespace) -> int:
-    given = vars(args)
-    options = {key.removeprefix("own "): value for key, value in given.items() if key.startswith("own ")}
-    names = {f.name for f in fields(TrainConfig)}
-    settings = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names}
-    config = TrainConfig(**settings)
-    _refuse_idle(settings, config)
+    config, options = settings.read(vars(args))
     from localavg.provenance import provenance
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
@@ -74,29 +63,3 @@ def _train(args: argparse.Namespace) -> int:
         from localavg.run import run
 
     return run(config, options, here, origin, **how)
-
-
-def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:
-    """An option that does nothing beside the others is a mistake."""
-    asynchronous = c.algorithm in ASYNCHRONOUS
-    others = [name for name, value in LOCKSTEP.items() if getattr(c, name) != value]
-    no_momentum = c.algorithm != "eamsgd" and c.optimizer not in ("momentum", "nesterov")
-    kept = f"{c.algorithm}, which makes no checkpoints" if asynchronous else "a run with --simulate, which makes no checkpoints"
-    idle = {
-        "lr": (c.schedule == "inverse", "--schedule inverse, whose γ_t is 4/(μ(t+a))"),
-        "factor": (c.schedule != "steps", f"--schedule {c.schedule}; use --schedule steps"),
-        "warmup_from": (not c.warmup_epochs, "a run without --warmup-epochs"),
-        **dict.fromkeys(("no_augment", "statistics", "calibrate", "precision", "compile"),
-                        (c.problem == "logistic", "--problem logistic")),
-        **dict.fromkeys(others, (asynchronous, f"{c.algorithm}, whose local update and messages are its own")),
-        "momentum": (no_momentum, c.algorithm if asynchronous else f"--optimizer {c.optimizer}; use --optimizer momentum"),
-        **dict.fromkeys(MODEL, (not c.simulate, "a run whose time is measured; add --simulate")),
-        **dict.fromkeys(("checkpoint_every", "time_limit", "resume"), (asynchronous or c.simulate, kept)),
-        "replay": (c.simulate or not asynchronous, "a simulated run, which repeats itself" if asynchronous else c.algorithm),
-    }
-    if not asynchronous:
-        idle["service_s"] = True, f"{c.algorithm}, which has no servers"
-    for name, (does_nothing, beside) in idle.items():
-        if name in given and does_nothing:
-            said = _flag(name) + f" {given[name]}" * (given[name] is not True)
-            raise UserError(f"{said} means nothing to {beside}{', or' if ';' in beside else ';'} leave it out")

@@ -23,6 +23,7 @@ from localavg.device import address
 from localavg.flat import layout
 from localavg.problems import Problem
 from localavg.problems.feed import examples, make_feed
+from localavg.problems.graphs import Graphs
 from localavg.sampling import IID, Sampler, generator
 
 Array = Any
@@ -38,11 +39,12 @@ class Network(Problem):
     Rows hold the parameters, then the floating-point statistics (BatchNorm's running mean and variance). l2 is weight
     decay as in torch.optim: its gradient is added, its value is not part of the loss, as in the papers' figures.
     precision: float32, or bf16 for autocast with float32 weights. calibrate: re-estimate BatchNorm's statistics from so
-    many mini-batches before the averaged model is evaluated (0: evaluate with the averaged statistics).
+    many mini-batches before the averaged model is evaluated (0: evaluate with the averaged statistics). cuda_graphs: replay
+    gradients as graphs, learners side by side (`graphs.Graphs`), on the device cuda.
     """
 
     def __init__(self, data: Dataset, model: str, l2: float, seed: int, *, augment: bool = True, precision: str = "float32",
-                 calibrate: int = 0, compiled: bool = False, device: str = "cpu") -> None:
+                 calibrate: int = 0, compiled: bool = False, cuda_graphs: bool = False, device: str = "cpu") -> None:
         if data.kind == "features":
             raise UserError(f"--data {data.name}: networks need images, not a feature matrix; use digits, a prepared "
                             f"image file, or --problem logistic")
@@ -61,6 +63,7 @@ class Network(Problem):
         self._normalises = any(isinstance(m, NORMS) for m in self._skeleton.modules())
         self._bound: dict[tuple[int, bool], Bound] = {}  # by the address of w and whether it trains
         self._feed: Any = None
+        self.cuda_graphs, self._graphs = cuda_graphs, None
 
     def initial_(self, w: Array) -> None:
         """The model's own initialisation, drawn with the run's seed."""
@@ -74,6 +77,8 @@ class Network(Problem):
         if sampler.B < 2 and self._normalises:
             raise UserError(f"--batch-size {sampler.B}: {self.model} has BatchNorm, which needs at least 2 examples a batch")
         self.B = sampler.B
+        if self.cuda_graphs:
+            self._graphs = Graphs(len(learners), self._draws)
         self._feed = draw = make_feed(self.data, sampler, self.seed, learners, T, self.device, self.augment)
         if not self._draws:
             return lambda j, t: (*draw(j, t), None)
@@ -85,14 +90,13 @@ class Network(Problem):
         BatchNorm's statistics, at the end of w, move on; their place in `out` is not used.
         """
         bound = self._at(w, out)
+        if self._graphs is not None:
+            return self._graphs.gradient_(bound, *batch)
         x, y, seed = batch
         if seed is not None:
             torch.manual_seed(seed)
-        torch.mul(bound.w, self.l2, out=bound.g)  # backward adds to it
-        with self.autocast:
-            loss = cross_entropy(bound.module(x), y)
-        loss.backward()
-        return loss.item() if self.device == "cpu" else loss.detach()  # a number would have to wait for the GPU
+        loss = bound.gradient_(x, y)
+        return loss.item() if self.device == "cpu" else loss  # a number would have to wait for the GPU
 
     def sums(self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False) -> tuple[float, int, Array | None]:
         """As the interface says; the gradient [n parameters] is that of the network as it is evaluated."""
@@ -174,6 +178,14 @@ class Bound:
             self._point_gradients(g)
         if network.compiled:
             self.module.compile()
+
+    def gradient_(self, x: Tensor, y: Tensor) -> Tensor:
+        """The gradient of the loss on x [B, C, H, W], y [B] and the weight decay into g; returns the loss."""
+        torch.mul(self.w, self.network.l2, out=self.g)  # backward adds to it
+        with self.network.autocast:
+            loss = cross_entropy(self.module(x), y)
+        loss.backward()
+        return loss.detach()
 
     def accumulate_(self) -> None:
         """Have gradients from now on add up in g, from zero."""

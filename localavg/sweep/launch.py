@@ -14,18 +14,16 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from localavg.config import UserError
+from localavg.config import FAILED, GO_ON, MISTAKE, UserError
 from localavg.sweep import state
 from localavg.sweep.plan import Planned
 
-GO_ON = 75  # EX_TEMPFAIL: interrupted, run the same command again
-MISTAKE = 2
 STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)  # from the batch system, ahead of the time limit
 
 
 def command(run: Planned, path: Path, mpirun: str | None = None) -> list[str]:
     """The words that run it, under `mpirun` (a launcher that takes -n RANKS, or has {ranks} in its words) or what is here."""
-    train = ["-m", "localavg", *run.words, "--out", str(path), *(["--resume"] if run.resumable else [])]
+    train = ["-m", "localavg", *run.words, "--out", str(path), "--resume"]
     if mpirun is None and run.ranks == 1 and "SLURM_JOB_ID" not in os.environ:  # quicker, where no launcher is needed
         return [sys.executable, *train]
     launcher, n = shlex.split(mpirun) if mpirun else [_mpirun()], str(run.ranks)
@@ -71,7 +69,7 @@ class Queue:
                     return GO_ON
                 if status == MISTAKE and not self.keep_going:
                     self.say("stopped: the others would hardly do better (--keep-going tries them)")
-                    return 1
+                    return FAILED
                 worst = max(worst, min(status, 1))
             return worst
         finally:
@@ -83,10 +81,8 @@ class Queue:
         with state.held(path) as lock:
             if lock is None:
                 self.say(f"{title}: running elsewhere")
-                return 1
+                return FAILED
             start, log = time.perf_counter(), path.with_suffix(".log")
-            if path.exists() and not run.resumable:
-                path.rename(next(name for k in range(1, 10**6) if not (name := Path(f"{path}.unfinished{k}")).exists()))
             with log.open("ab") as out:
                 words = command(run, path, self.mpirun)
                 out.write(f"$ {shlex.join(words)}\n".encode())
@@ -106,7 +102,7 @@ class Queue:
             self.say(f"{title}: interrupted after {found.t} of {found.T} updates; the same sweep goes on from there")
             return GO_ON
         self.say(f"{title}: failed with status {status}: {found.why or _last_line(log)} (see {log})")
-        return MISTAKE if status == MISTAKE else 1
+        return MISTAKE if status == MISTAKE else FAILED
 
     def _wait(self, lock: Path) -> int:
         """The child's status; the lock is kept fresh until then."""

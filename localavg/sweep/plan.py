@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from localavg import algorithms
-from localavg.config import TrainConfig, UserError
+from localavg import algorithms, settings
+from localavg.config import UserError
 from localavg.sweep.file import SCALES, tables
 from localavg.sweep.names import named
 
@@ -38,16 +38,12 @@ class Planned:
     words: tuple[str, ...]
     given: Mapping[str, Any]
     """What the command line's parser made of the words."""
-    resumable: bool
-    """Whether the run makes checkpoints: asynchronous and simulated ones do not, and begin again."""
 
     @property
     def asked(self) -> dict[str, Any]:
         """Every setting of the run by its name in the run file, defaults included."""
-        own = {key.removeprefix("own "): value for key, value in self.given.items() if key.startswith("own ")}
-        plain = {key: value for key, value in self.given.items() if key in {f.name for f in fields(TrainConfig)}}
-        defaults = {f.name: f.default for f in fields(TrainConfig) if f.default is not MISSING}
-        return {**defaults, **algorithms.options(self.given["algorithm"]), **own, **plain}
+        config, own = settings.read(self.given)
+        return {**asdict(config), **algorithms.options(config.algorithm), **own}
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def read(path: str | Path, scale: str, train: argparse.ArgumentParser, seeds: in
     if not found:
         raise UserError(f"{path}: no runs at scale {scale}: every block is for another one")
     names = named(str(path), [(run.algorithm, run.options, run.gridded, run.seed) for run in found])
-    runs = [Planned(name, run.ranks, ("train", *run.words), run.given, run.resumable)
+    runs = [Planned(name, run.ranks, ("train", *run.words), run.given)
             for name, run in zip(names, found, strict=True)]
     return Sweep(Path(path), scale, table.get("sweep", {}), tuple(runs))
 
@@ -99,7 +95,6 @@ class _Run:
     seed: int
     words: list[str]
     given: dict[str, Any]
-    resumable: bool
 
 
 class _Reader:
@@ -122,21 +117,21 @@ class _Reader:
                   (f"{where}, {self.scale}", block.get(self.scale, {})),
                   ("--set", table["set"])]
         chosen: dict[str, _Choice] = {}
-        settings: dict[str, Any] = {"seeds": 1, "ranks": 1}
+        counts: dict[str, Any] = {"seeds": 1, "ranks": 1}
         for section, level in levels:
             for option, value in level.items():
                 if option == "grid":
                     for name, values in value.items():
                         self.choose(chosen, name, values, section, grid=True)
                 elif option in ("seeds", "ranks"):
-                    settings[option] = self.number(option, value, section)
+                    counts[option] = self.number(option, value, section)
                 elif option not in ("algorithm", "only", *SCALES) or level is not block:
                     self.choose(chosen, option, value, section, grid=False)
         dests = list(chosen)
         for values in itertools.product(*(chosen[dest].values for dest in dests)):
             options = {d: (chosen[d].option, v) for d, v in zip(dests, values, strict=True) if v is not False}
-            for seed in range(self.seeds or settings["seeds"]):
-                yield self.run(block["algorithm"], options, {d for d in dests if chosen[d].grid}, settings["ranks"], seed)
+            for seed in range(self.seeds or counts["seeds"]):
+                yield self.run(block["algorithm"], options, {d for d in dests if chosen[d].grid}, counts["ranks"], seed)
 
     def number(self, option: str, value: Any, section: str) -> Any:
         """A number of seeds or ranks."""
@@ -178,17 +173,14 @@ class _Reader:
         words = [algorithm, *(word for option, value in options.values() for word in self.said(option, value))]
         words += ["--seed", str(seed)]
         given = vars(self.train.parse_args(words))
-        own = {key.removeprefix("own "): value for key, value in given.items() if key.startswith("own ")}
-        names = {f.name for f in fields(TrainConfig)}
         try:
+            config, own = settings.read(given)
             made = algorithms.make(algorithm, own, T=10**9, epoch=1e6)
-            TrainConfig(**{k: tuple(v) if isinstance(v, list) else v for k, v in given.items() if k in names})
         except UserError as e:
             raise UserError(f"{self.path}: {algorithm} at scale {self.scale}: {e}") from e
-        P = given.get("learners", 1)
+        P = config.learners or 1
         most = self.ranks or (P if ranks == "learners" else int(ranks))
         most = max(r for r in range(1, min(P, most) + 1) if P % r == 0)
-        lockstep, simulated = isinstance(made, algorithms.Algorithm), given.get("simulate", False)
-        if not lockstep:
-            most = 1 if simulated else most + made.servers
-        return _Run(algorithm, options, gridded, most, seed, words, given, lockstep and not simulated)
+        if isinstance(made, algorithms.Asynchronous):
+            most = 1 if config.simulate else most + made.servers
+        return _Run(algorithm, options, gridded, most, seed, words, given)

@@ -1,0 +1,132 @@
+"""The run file of one run: what may be done with an earlier one, how a new one begins, and what it says at the end."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+from mpi4py import MPI
+
+from localavg import algorithms, checkpoint, keeper, record
+from localavg.config import FAILED, FINISHED, GO_ON, TrainConfig, UserError
+from localavg.datasets import Dataset
+from localavg.fleet import Fleet
+from localavg.keeper import Interrupted
+from localavg.monitor import Diverged
+from localavg.problems import Problem
+
+FREE = {  # settings that may differ between a run and its resumption; all others make its bits
+    "resume", "checkpoint_every", "time_limit", "out", "transport", "ranks_per_node",
+}
+
+
+def earlier(c: TrainConfig) -> record.Run | None:
+    """The run file that is there already, to go on with. Raises UserError where it may not be touched."""
+    folder, resume = checkpoint.folder_of(c.path), c.resume or int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
+    if not resume:
+        record.refuse_existing(c.path)
+    if os.path.exists(c.path) and os.path.getsize(c.path) == 0:  # killed as it was made
+        os.unlink(c.path)
+    if not os.path.exists(c.path):
+        if folder.exists():
+            raise UserError(f"{folder} has checkpoints but their run file {c.path} is gone; bring it back, or "
+                            f"move the folder away")
+        return None
+    return record.load(c.path, weights=False)
+
+
+def finished(found: record.Run | None, world: MPI.Intracomm) -> bool:
+    """Whether the run that the writing rank found is finished, which is said there. Collective."""
+    done = found is not None and found.status == "finished"
+    if done:
+        print(f"{found.path} is finished already", file=sys.stderr)
+    return world.allreduce(done, MPI.LOR)
+
+
+def opened(c: TrainConfig, fleet: Fleet, settings: Mapping[str, Any], origin: Mapping[str, Any], found: record.Run | None,
+           writes: bool, checkpoints: bool = True) -> tuple[int, record.Record | None]:
+    """t of the checkpoint to go on from, 0 for a new run, and the run file on the rank that writes. Collective.
+
+    found: the earlier run there. checkpoints: runs of this kind make some; others start from the beginning.
+    """
+
+    def check() -> None:
+        for name, value in settings.items() if found else ():
+            was = found.config.get(name)
+            if name not in FREE and was != record.stored(value):
+                raise UserError(f"--resume: {c.path} was made with {name} = {was}, not {record.stored(value)}; give the same "
+                                f"settings, or another --out")
+
+    fleet.together(check)
+    begun, folder = 0, checkpoint.folder_of(c.path)
+    if checkpoints and fleet.world.allreduce(found is not None, MPI.LOR):
+        begun = keeper.latest(folder, fleet)
+
+    def open_() -> record.Record | None:
+        if not writes:
+            return None
+        if begun:
+            print(f"localavg: {c.path} goes on after step {begun}", file=sys.stderr)
+            rows = checkpoint.read(folder, begun, 0, fleet.learners)[0]["record"]
+            return record.Record.reopen(c.path, {name: int(n) for name, n in rows.items()}, origin)
+        if found is not None:
+            aside = next(name for k in range(1, 10**6) if not os.path.lexists(name := f"{c.path}.unfinished{k}"))
+            print(f"localavg: {c.path} has no checkpoint: kept as {aside}, starting from the beginning", file=sys.stderr)
+            os.rename(c.path, aside)
+        return record.Record.create(c.path, settings, origin)
+
+    return begun, fleet.together(open_)
+
+
+def ended(work: Callable[[], None], file: record.Record | None, log: Any, problem: Problem,
+          world: MPI.Intracomm) -> tuple[int, str]:
+    """Do `work` and let the run file say how it ended; returns the exit status and the reason if it did not finish.
+
+    log: what is closed before. An exception that is no way for a run to end ends the job.
+    """
+
+    def finish(status: str, **why: str) -> None:
+        if file is not None:
+            log.close()
+            file.finish(status, **why)
+
+    try:
+        work()
+        finish("finished")
+    except Diverged as e:
+        finish("failed", failure=str(e))
+        return FAILED, str(e)
+    except Interrupted as e:
+        finish("interrupted", failure=str(e))
+        return GO_ON, str(e)
+    except BaseException as e:
+        with suppress(UserError):  # what went wrong first is what counts
+            finish("interrupted" if isinstance(e, KeyboardInterrupt) else "failed", failure=f"{type(e).__name__}: {e}")
+        if not isinstance(e, UserError):
+            raise
+        if world.size > 1:  # nothing can be written: perhaps only the rank that writes knows
+            print(f"localavg: {e}", file=sys.stderr, flush=True)
+            world.Abort(FAILED)
+        return FAILED, f"localavg: {e}"
+    finally:
+        problem.close()
+    return FINISHED, ""
+
+
+def settings(c: TrainConfig, options: Mapping[str, Any], P: int, data: Dataset, problem: Problem, T: int) -> dict[str, Any]:
+    """/config: every setting as it took effect, flat."""
+    where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data  # so that it is found from anywhere
+    return {**asdict(c), **algorithms.options(c.algorithm), **options, "data": where, "learners": P, "steps": T,
+            "problem": type(problem).__name__.lower(), "rows": problem.n, "d": problem.d, "data_name": data.name,
+            "test_rows": 0 if data.test is None else len(data.test.y)}
+
+
+def where(fleet: Fleet, transport: Any) -> dict[str, Any]:
+    """/provenance: the machine's side of it."""
+    return {"mpi_library": MPI.Get_library_version().splitlines()[0].rstrip("\0 "), "hosts": sorted(set(fleet.hosts)),
+            "ranks": fleet.ranks, "nodes": fleet.nodes, "learners_per_rank": fleet.L, "threads": fleet.threads,
+            "transport": transport.name, "transport_why": transport.why}

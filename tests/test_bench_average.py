@@ -1,0 +1,154 @@
+"""`bench average`: its file holds the rows that it prints, its sizes are those of the networks, and its figure is drawn."""
+
+import json
+import sys
+
+import h5py
+import mpi
+import numpy as np
+import pytest
+import torch
+from test_figures import check_labels, draw  # noqa: F401
+
+from localavg import models, record
+from localavg.bench import average
+from localavg.config import UserError
+
+COLUMNS = ["elements", "ranks", "nodes", "learners", "transport", "ours_s", "allreduce_s", "torch_s", "floor_s"]
+
+
+def bench(ranks, *words, **how):
+    return mpi.run(ranks, "-m", "localavg", "bench", "average", *words, **how)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with what two ranks wrote as a.h5 and a.json, and the launch."""
+    folder = tmp_path_factory.mktemp("bench") / "new"
+    where = "--out", folder / "a.h5", "--json", folder / "a.json"
+    done = bench(2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", *where, check=True)
+    return folder, done
+
+
+def test_the_file_holds_the_rows_of_json(files):
+    folder, done = files
+    rows = json.loads((folder / "a.json").read_text())
+    found = record.load(folder / "a.h5", bench="average")
+    assert list(found.rows) == COLUMNS and found.rows.to_dict("records") == rows
+    assert [row["elements"] for row in rows] == average.floats(["2000", "resnet8"])
+    assert all((row["ranks"], row["nodes"], row["learners"]) == (2, 1, 4) for row in rows)
+    assert (found.rows[[name for name in COLUMNS if name.endswith("_s")]] > 0).all(axis=None)
+    assert found.status == "finished" and found.config["repeats"] == 2 and "transport" in done.stdout
+    origin = found.provenance
+    assert "bench average" in origin["command"] and origin["mpi4py"] and "Open MPI" in origin["mpi_library"]
+    assert len(origin["hosts"]) == 1 and origin["ranks"] == 2 and origin["learners_per_rank"] == 2 and origin["end"]
+
+
+def test_every_column_has_a_unit_and_a_description(files):
+    with h5py.File(files[0] / "a.h5") as f:
+        assert set(f["average"]) == set(COLUMNS)
+        for name, column in f["average"].items():
+            assert column.ndim == 1 and column.attrs["description"]
+            assert (column.attrs["unit"] == "s") == name.endswith("_s")
+
+
+def test_training_and_benchmarks_are_not_taken_for_each_other(files, tmp_path):
+    folder, _ = files
+    (tmp_path / "a.h5").write_bytes((folder / "a.h5").read_bytes())
+    record.Record.create(tmp_path / "run.h5", {"algorithm": "kavg"}, {}).finish("finished")
+    assert [run.path.name for run in record.load_many(tmp_path)] == ["run.h5"]
+    assert [run.path.name for run in record.load_many(tmp_path, bench="average")] == ["a.h5"]
+    with pytest.raises(record.NotARunFile, match="a training run wrote"):
+        record.load(tmp_path / "a.h5")
+    with pytest.raises(record.NotARunFile, match=r"bench average --out FILE\.h5 wrote"):
+        record.load(tmp_path / "run.h5", bench="average")
+
+
+def test_an_existing_file_is_refused_before_anything_is_measured(tmp_path):
+    (tmp_path / "old.h5").write_text("mine")
+    done = bench(2, "--sizes", "2000", "--repeats", "1000000000", "--out", tmp_path / "old.h5", timeout=60)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("localavg: ")]
+    assert "old.h5 exists" in line and "never overwritten" in line and "another name" in line
+    assert (tmp_path / "old.h5").read_text() == "mine"
+
+
+def test_a_wrong_size_is_one_line(tmp_path):
+    done = bench(2, "--sizes", "2000", "resnet19", "--out", tmp_path / "new.h5", timeout=60)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert "--sizes resnet19" in done.stderr and "resnet18, " in done.stderr and not (tmp_path / "new.h5").exists()
+
+
+def test_every_network_has_its_size():
+    for name, model in models.MODELS.items():
+        side, classes = model.side, 1000 if model.side == 224 else 10
+        with torch.device("meta"):
+            module = models.make(name, (side, side, 1 if side == 8 else 3), classes)
+        tensors = [*module.parameters(), *module.buffers()]
+        assert average.floats([name]) == [sum(x.numel() for x in tensors if x.is_floating_point())], name
+    assert average.floats(["7", "resnet18"]) == [7, 11_173_962 + 9_600]
+
+
+def test_cifar10_is_every_network_for_its_images():
+    names = [name for name, model in models.MODELS.items() if model.side == 32]
+    assert {"nin", "resnet18", "dpn92"} <= {*names} and not {"mlp", "resnet50"} & {*names}
+    assert average.floats(["3", "cifar10"]) == [3, *average.floats(names)]
+
+
+@pytest.mark.parametrize("size", ["0", "-3", "2e6", "", "resnet"])
+def test_what_is_no_size_is_refused(size):
+    with pytest.raises(UserError, match=f"--sizes {size}: must be .* from 1 on, cifar10 .* or one of mlp, "):
+        average.floats(["5", size])
+
+
+def test_without_torch_networks_have_no_size_and_numbers_do(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert average.floats(["5"]) == [5]
+    with pytest.raises(UserError, match=r"--sizes mlp: .*needs torch .*pip install 'localavg\[torch\]'"):
+        average.floats(["mlp"])
+
+
+def write(path, ranks=2, nodes=1, torch_s=3e-3, status="finished", sizes=(2000, 200_000)):
+    file = record.Record.create(path, {"bench": "average"}, {})
+    for n in sizes:
+        file.append("average", elements=n, ranks=ranks, nodes=nodes, learners=ranks, transport="shared", ours_s=1e-9 * n,
+                    allreduce_s=3e-9 * n, torch_s=torch_s, floor_s=5e-10 * n)
+    file.finish(status)
+
+
+def test_the_figure_is_drawn_from_what_the_benchmark_wrote(files, draw):  # noqa: F811
+    status, out, err, (figure,) = draw("bench_average", files[0] / "a.h5", quick=False)
+    assert (status, err) == (0, "")
+    check_labels(figure)
+    (axes,) = figure.axes
+    assert axes.get_xlabel() == "floats in a row" and axes.get_ylabel() == "one average (s)"
+    assert (axes.get_xscale(), axes.get_yscale()) == ("log", "log")
+    assert axes.get_title() == "a: 4 learners, 2 ranks, 1 node"
+    rows = record.load(files[0] / "a.h5", bench="average").rows
+    for line, name in zip(axes.lines, COLUMNS[5:], strict=True):
+        np.testing.assert_array_equal(line.get_xydata(), rows[["elements", name]])
+    written = [line for line in out.splitlines() if "/figures/bench_average." in line]
+    assert [line.rpartition(".")[2] for line in written] == ["txt", "pdf", "png"]
+    assert f"{rows.allreduce_s[0] / rows.ours_s[0]:.2f}" in out
+
+
+def test_the_figure_has_a_panel_a_file_and_layout(draw, tmp_path):  # noqa: F811
+    write(tmp_path / "b.h5", sizes=(200_000, 2000, 2000))
+    write(tmp_path / "a.h5", 1, torch_s=np.nan)
+    write(tmp_path / "c.h5", 4, 2, status="interrupted")
+    record.Record.create(tmp_path / "run.h5", {"algorithm": "kavg"}, {}).finish("finished")
+    status, out, err, (figure,) = draw("bench_average", tmp_path)
+    assert (status, err) == (0, "") and f"unfinished: {tmp_path / 'c.h5'} is interrupted" in out
+    assert [axes.get_title() for axes in figure.axes] == [
+        "a: 1 learner, 1 rank, 1 node", "b: 2 learners, 2 ranks, 1 node", "c: 4 learners, 4 ranks, 2 nodes"]
+    assert [len(axes.lines) for axes in figure.axes] == [3, 4, 4]
+    np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [[2000, 2e-6], [200_000, 2e-4]])
+
+
+def test_nothing_to_draw_is_one_line_and_exit_2(draw, tmp_path):  # noqa: F811
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "begun" / "a.h5", sizes=())
+    says = {"empty": "bench average --out FILE.h5", "begun": "no size was measured", "nowhere": "cannot read"}
+    for folder, said in says.items():
+        status, _, err, figures = draw("bench_average", tmp_path / folder)
+        assert status == 2 and not figures and err.count("\n") == 1 and said in err
