@@ -654,7 +654,8 @@ def test_a_full_disk_is_told_before_and_while_it_is_written(tmp_path, monkeypatc
 
 
 SLOW = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job starts with it ignored
 from localavg.datasets import imagenet, image_writer
 imagenet.COUNTS.update(train=7, test=5)
 add = image_writer.PictureWriter.add

@@ -193,16 +193,23 @@ def background(out, mark, *more, line=LONG, steps=STEPS, ranks=2):
                             start_new_session=True)
 
 
+def ranks_of(mark):
+    """The processes of the ranks, in their order; not the launcher's, nor what a rank runs beside (git)."""
+    found = {}
+    for p in marked(mark):
+        with contextlib.suppress(psutil.Error, IndexError):
+            if (rank := p.environ().get("OMPI_COMM_WORLD_RANK")) and p.cmdline()[0].endswith("python"):
+                found[int(rank)] = p
+    return [found[rank] for rank in sorted(found)]
+
+
 def training(mark, out, ranks=2, wait_s=60):
     """The processes of the ranks, once the run has saved a checkpoint."""
     end = time.monotonic() + wait_s
     while time.monotonic() < end:
         with contextlib.suppress(UserError):
-            if checkpoint.found(checkpoint.folder_of(out)):
-                found = [p for p in marked(mark) if "localavg" in " ".join(p.cmdline()) and "mpirun" not in p.cmdline()[0]]
-                ranked = [p for p in found if p.cmdline()[0].endswith("python") and p.environ().get("OMPI_COMM_WORLD_RANK")]
-                if len(ranked) == ranks:
-                    return sorted(ranked, key=lambda p: p.environ()["OMPI_COMM_WORLD_RANK"])
+            if checkpoint.found(checkpoint.folder_of(out)) and len(found := ranks_of(mark)) == ranks:
+                return found
         time.sleep(0.02)
     pytest.fail("did not start to train")
 
@@ -233,8 +240,10 @@ def test_thirty_random_kills_lose_nothing(tmp_path):
             while process.poll() is None and not checkpoint.found(checkpoint.folder_of(out)):
                 time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.3) if k % 2 else draw.uniform(0.3, 2.0))
-        victims = [p for p in marked(mark) if p.pid != process.pid]
-        with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        victims = []
+        while process.poll() is None and not (victims := ranks_of(mark)):
+            time.sleep(0.01)
+        with contextlib.suppress(psutil.NoSuchProcess, IndexError):  # it may have finished
             draw.choice(victims).kill()
         try:
             process.communicate(timeout=20)
