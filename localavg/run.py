@@ -65,7 +65,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     algorithm.exchange.start(fleet.learners, c.seed)
 
     settings = {**runfile.settings(c, options, fleet.P, data, problem, T), **(asdict(model) if model else {})}
-    origin = {**(provenance or {}), **runfile.where(fleet, transport)}
+    origin = {**(provenance or {}), **runfile.where(fleet, transport), **runfile.gpus(fleet, device)}
     begun, file = runfile.opened(c, fleet, settings, origin, earlier, world.rank == 0, checkpoints=not model)
 
     def payload(scope: Scope) -> tuple[int, int]:

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from localavg import algorithms, checkpoint, keeper, record
 from localavg.config import FAILED, FINISHED, GO_ON, TrainConfig, UserError
 from localavg.datasets import Dataset
+from localavg.device import Cpu
 from localavg.fleet import Fleet
 from localavg.keeper import Interrupted
 from localavg.monitor import Diverged
@@ -130,3 +131,8 @@ def where(fleet: Fleet, transport: Any) -> dict[str, Any]:
     return {"mpi_library": MPI.Get_library_version().splitlines()[0].rstrip("\0 "), "hosts": sorted(set(fleet.hosts)),
             "ranks": fleet.ranks, "nodes": fleet.nodes, "learners_per_rank": fleet.L, "threads": fleet.threads,
             "transport": transport.name, "transport_why": transport.why}
+
+
+def gpus(fleet: Fleet, device: Cpu) -> dict[str, Any]:
+    """/provenance: the host and PCI address of every rank's GPU, where there is one. Collective."""
+    return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]} if device.name == "cuda" else {}

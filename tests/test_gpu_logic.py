@@ -330,6 +330,10 @@ def trained(world, data, folder):
                 run = record.load(path)
                 answers[name, device] = (status, run.weights, run.train.loss.to_numpy(), run.eval.to_numpy(),
                                          run.averages.variance.to_numpy(), run.provenance["transport"])
+                if device == "cuda":
+                    assert len(run.provenance["gpus"]) == world.size and "0000:00:00.0" in run.provenance["gpus"][0]
+                else:
+                    assert "gpus" not in run.provenance
     return answers
 
 
