@@ -135,4 +135,6 @@ def where(fleet: Fleet, transport: Any) -> dict[str, Any]:
 
 def gpus(fleet: Fleet, device: Cpu) -> dict[str, Any]:
     """/provenance: the host and PCI address of every rank's GPU, where there is one. Collective."""
-    return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]} if device.name == "cuda" else {}
+    if device.name == "cpu":
+        return {}
+    return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]}

@@ -20,50 +20,54 @@ from localavg.transport.shared import SharedMemory
 HOW = {"mpi": HostMPI, "shared": SharedMemory}
 LENGTHS = (1, 2, 3, 17, 1001, 8193, 2 * CHUNK + 5)  # below the ranks, odd, short rows and lanes, columns that straddle chunks
 LAYOUTS = [(L, ranks_per_node) for L in (1, 3) for ranks_per_node in (None, 2)]
+CASES = [(dtype, layout, n) for dtype, lengths in ((np.float32, LENGTHS), (np.float64, (2, 1001, 2 * CHUNK + 5)))
+         for layout in LAYOUTS for n in lengths]
 
 
 def ordered(rows):
-    """The mean of rows [P, n]: summed one by one in float32, divided once."""
+    """The mean of rows [P, n]: summed one by one in their own precision, divided once."""
     total = rows[0].copy()
     for row in rows[1:]:
         total = total + row
-    return total / np.float32(len(rows))
+    return total / rows.dtype.type(len(rows))
 
 
-def values(P, n, whole):
-    """[P, n] float32; `whole`: rank- and element-valued integers, whose sums are exact in any order."""
+def values(P, n, whole, dtype):
+    """[P, n]; `whole`: rank- and element-valued integers, whose sums are exact in any order."""
     if whole:
-        return ((1 + np.arange(P))[:, None] + 2 * (np.arange(n) % 1001)).astype(np.float32)
-    return np.random.default_rng([P, n]).normal(size=(P, n)).astype(np.float32)
+        return ((1 + np.arange(P))[:, None] + 2 * (np.arange(n) % 1001)).astype(dtype)
+    return np.random.default_rng([P, n]).normal(size=(P, n)).astype(dtype)
 
 
 def means(world):
-    """What is wrong, in words, over all transports, layouts, lengths and scopes."""
+    """What is wrong, in words, over all transports, types, layouts, lengths and scopes."""
     wrong = []
     sent, lanes.SENT = lanes.SENT, 1 << 12  # so that several chunks travel between nodes
     for name, how in HOW.items():
-        for L, ranks_per_node in LAYOUTS:
-            fleet = Fleet(world, L * world.size, ranks_per_node)
-            P = fleet.P
-            S = next(S for S in (3, 2, 5, 1) if P % S == 0)
-            transport = how(fleet, S)
-            mine = slice(fleet.learners.start, fleet.learners.stop)
-            for n in LENGTHS:
-                w = transport.zeros((L, n))
-                for whole in (True, False):
-                    rows = values(P, n, whole)
-                    everyone = np.broadcast_to(ordered(rows), (P, n))
-                    clusters = np.repeat([ordered(rows[c : c + S]) for c in range(0, P, S)], S, axis=0)
-                    both = np.broadcast_to(ordered(clusters), (P, n))
-                    for scopes, expected in (((2,), everyone), ((1,), clusters), ((1, 2), both), ((2, 1, 2), everyone)):
-                        w[...] = rows[mine]
-                        for scope in scopes:
-                            transport.mean_(w, Scope(scope))
-                        ours = name == "shared" and fleet.nodes == 1  # the order is ours: to the bit
-                        exact = scopes in ((2,), (1,)) and (whole or ours or P <= 2)
-                        same = np.array_equal(w, expected[mine]) if exact else np.allclose(w, expected[mine], 1e-5, 1e-6)
-                        if not same or w.dtype != np.float32:
-                            wrong.append((name, L, ranks_per_node, n, whole, scopes, float(abs(w - expected[mine]).max())))
+        transports = {}
+        for dtype, layout, n in CASES:
+            L, ranks_per_node = layout
+            if (dtype, layout) not in transports:
+                fleet = Fleet(world, L * world.size, ranks_per_node)
+                S = next(S for S in (3, 2, 5, 1) if fleet.P % S == 0)
+                transports[dtype, layout] = fleet, S, how(fleet, S, dtype=dtype)
+            fleet, S, transport = transports[dtype, layout]
+            P, mine, near = fleet.P, slice(fleet.learners.start, fleet.learners.stop), 16 * np.finfo(dtype).eps
+            w = transport.zeros((L, n))
+            for whole in (True, False):
+                rows = values(P, n, whole, dtype)
+                everyone = np.broadcast_to(ordered(rows), (P, n))
+                clusters = np.repeat([ordered(rows[c : c + S]) for c in range(0, P, S)], S, axis=0)
+                both = np.broadcast_to(ordered(clusters), (P, n))
+                for scopes, expected in (((2,), everyone), ((1,), clusters), ((1, 2), both), ((2, 1, 2), everyone)):
+                    w[...] = rows[mine]
+                    for scope in scopes:
+                        transport.mean_(w, Scope(scope))
+                    ours = name == "shared" and fleet.nodes == 1  # the order is ours: to the bit
+                    exact = scopes in ((2,), (1,)) and (whole or ours or P <= 2)
+                    same = np.array_equal(w, expected[mine]) if exact else np.allclose(w, expected[mine], near, near)
+                    if not same or w.dtype != dtype:
+                        wrong.append((name, dtype.__name__, *layout, n, whole, scopes, float(abs(w - expected[mine]).max())))
     lanes.SENT = sent
     return wrong
 
@@ -163,7 +167,7 @@ def refused(world):
     return errors
 
 
-def test_only_float32_travels():
+def test_rows_of_another_type_are_refused():
     for errors in call(2, refused):
         assert all("float32" in error for error in errors) and len(errors) == 6
 

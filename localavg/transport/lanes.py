@@ -32,7 +32,7 @@ class Lanes:
 
     def __init__(self, rows: np.ndarray, here: MPI.Comm | None, lanes: int, mine: Sequence[tuple[int, Sequence[MPI.Comm]]],
                  P: int, scratch: np.ndarray) -> None:
-        self.here, self.P, self.scratch = here, np.float32(P), scratch
+        self.here, self.P, self.scratch = here, P, scratch
         self.summed: list[Chunk] = []
         sent: list[list[tuple[MPI.Comm, np.ndarray]]] = []
         for lane, comms in mine if P > 1 else ():  # one learner is its own mean

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from mpi4py import MPI
 
@@ -14,24 +16,25 @@ CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
 class HostMPI:
     """The mean of learners' rows, summed in a fixed order over the rank's rows, by MPI over the ranks, and divided once.
 
-    S: the cluster size that Scope.CLUSTER stands for. Every method is collective over the ranks of the scope.
+    S: the cluster size that Scope.CLUSTER stands for. dtype: of the rows, float32 or float64. Every method is collective
+    over the ranks of the scope.
     """
 
     name = "mpi"
 
-    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for") -> None:
+    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32) -> None:
         self.world, self.why = fleet.world, why
-        self.P = fleet.P
+        self.P, self.dtype = fleet.P, np.dtype(dtype)
         self.groups = {Scope.WORLD: fleet.groups(fleet.P), Scope.CLUSTER: fleet.groups(S) if S else []}
-        self._memory = np.empty(0, np.float32)  # [≥ n] the sum over a group's rows
+        self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
         """Rows [L, n] to be averaged, all zero, in the memory that suits the transport. Collective."""
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, self.dtype)
 
     def ordinary(self, shape: tuple[int, int]) -> np.ndarray:
         """Rows [L, n] beside them that are not averaged, all zero."""
-        return np.zeros(shape, np.float32)
+        return np.zeros(shape, self.dtype)
 
     def settle(self) -> None:
         """Wait until what was computed so far is there: nothing to wait for on a host."""
@@ -39,15 +42,15 @@ class HostMPI:
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
         """Every row of w [L, n] becomes its group's mean, in place.
 
-        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. TypeError where w is not float32.
+        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. TypeError where w is not of dtype.
         """
-        check_dtype(w)
+        self._check(w)
         spread = 0.0
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
             if len(rows) == 1 and not variance:
                 self._sum_over_ranks_(rows[0], group)
-                rows[0] /= np.float32(group.learners)
+                rows[0] /= group.learners
                 continue
             mean = self._mean(rows, group)  # [n]
             if variance:
@@ -83,10 +86,10 @@ class HostMPI:
     def _mean(self, rows: np.ndarray, group: Group) -> np.ndarray:
         n = rows.shape[1]
         if len(self._memory) < n:
-            self._memory = np.empty(n, np.float32)
+            self._memory = np.empty(n, self.dtype)
         mean = np.sum(rows, axis=0, out=self._memory[:n])  # [n]
         self._sum_over_ranks_(mean, group)
-        mean /= np.float32(group.learners)
+        mean /= group.learners
         return mean
 
     @staticmethod
@@ -99,8 +102,7 @@ class HostMPI:
             for i in range(0, len(x), CHUNK):
                 group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
 
-
-def check_dtype(w: np.ndarray) -> None:
-    """Refuse rows that are not float32: MPI may add other kinds of numbers up as bytes, and says nothing."""
-    if w.dtype != np.float32:
-        raise TypeError(f"rows of {w.dtype}: float32 travels, nothing else")
+    def _check(self, w: np.ndarray) -> None:
+        """Refuse rows of another type: MPI may add some kinds of numbers up as bytes, and says nothing."""
+        if w.dtype != self.dtype:
+            raise TypeError(f"rows of {w.dtype}: {self.dtype} travels, nothing else")

@@ -14,7 +14,7 @@ from localavg import kernels
 from localavg.device import Cuda, on_host
 from localavg.fleet import Fleet, Group
 from localavg.schedules import Scope
-from localavg.transport.mpi import HostMPI, check_dtype
+from localavg.transport.mpi import HostMPI
 
 Array = Any
 
@@ -38,7 +38,7 @@ class OnDevice(HostMPI):
         self.device.settle()
 
     def mean_(self, w: Array, scope: Scope, variance: bool = False) -> float:
-        check_dtype(w)
+        self._check(w)
         spread = 0.0
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
@@ -70,7 +70,7 @@ class OnDevice(HostMPI):
 
     def _mean(self, rows: Array, group: Group) -> Array:
         mean = self._total(rows, group)
-        mean /= np.float32(group.learners)
+        mean /= group.learners
         return mean
 
     def _spread(self, rows: Array, mean: Array) -> float:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -42,15 +43,15 @@ class SharedMemory(HostMPI):
 
     name = "shared"
 
-    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for") -> None:
-        super().__init__(fleet, S, why)
+    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32) -> None:
+        super().__init__(fleet, S, why, dtype)
         self.fleet = fleet
         scopes = [Scope.WORLD] + [Scope.CLUSTER] * bool(S)
         # Copies of short rows take 2 CHUNK elements a node at most: one a rank. Up to this width they are twice as fast as
         # lanes (2 and 4 ranks, 2 000 to 20 000 floats, caches cold: 14 µs against 47, 32 against 74).
         rows = fleet.L * fleet.node.size
         self.width = CHUNK // (len(scopes) * rows) if fleet.node.size > 1 else 0
-        copies = fleet.node_array((len(scopes), 2, rows, self.width))
+        copies = fleet.node_array((len(scopes), 2, rows, self.width), dtype)
         self.parts: dict[Scope, list[Part]] = {Scope.CLUSTER: []}
         for scope, size, pair in zip(scopes, (fleet.P, S), copies, strict=False):
             self.parts[scope] = self._parts(size, pair)
@@ -58,13 +59,13 @@ class SharedMemory(HostMPI):
         self._works: dict[tuple[int, int, Scope], list[Work]] = {}
         # By scope the rows averaged last, most often the same again: their mean without the variance, and what it consists of.
         self._last: list[tuple[np.ndarray | None, Work | None, list[Work]]] = [(None, None, [])] * len(Scope)
-        self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), np.float32)
+        self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), dtype)
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
         """My rows [L, n], all zero, of a new matrix that the node shares. Collective."""
         L, n = shape
         node = self.fleet.node
-        matrix = self.fleet.node_array((L * node.size, n))  # [learners of the node, n]
+        matrix = self.fleet.node_array((L * node.size, n), self.dtype)  # [learners of the node, n]
         rows = matrix[L * node.rank : L * (node.rank + 1)]
         rows[...] = 0
         self._matrices.append((rows.__array_interface__["data"][0], rows.nbytes, matrix))

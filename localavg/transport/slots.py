@@ -33,8 +33,8 @@ class Slots:
         It returns Σ ‖w̄ − w_j‖² over my rows if asked for, else NaN. All that it needs lies together: between other work
         every object is cold, and a dozen of them cost more than the sum.
         """
-        n, P, more, several = w.shape[1], np.float32(self.memory.shape[1]), self.memory.shape[1] > 2, len(w) > 1
-        turns = [(half[self.mine, :n], w, self.here.Barrier, *half[:2, :n], w[0], half[2:, :n], w[1:], P)
+        n, P, several = w.shape[1], self.memory.shape[1], len(w) > 1
+        turns = [(half[self.mine, :n], w, self.here.Barrier, *half[:2, :n], w[0], half[2:, :n], w[1:], w.dtype.type(P))
                  for half in self.memory]
 
         def mean_(variance: bool = False) -> float:
@@ -43,7 +43,7 @@ class Slots:
             copies[...] = rows
             barrier()
             add(first, second, mean)  # in the order of the learners
-            if more:
+            if P > 2:
                 for row in rest:
                     add(mean, row, mean)
             divide(mean, P, mean)
