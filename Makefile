@@ -35,7 +35,7 @@ paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' 
 	$(BIN)/python analysis --all
 
 test: .venv/test .mpich ## the tests (set-up included)
-	$(BIN)/python -m pytest -q -m 'not root'
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not root'
 
 test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine
 	command -v tc >/dev/null && command -v slurmctld >/dev/null && ls /usr/lib/*/pmix2/lib/libpmix.so >/dev/null 2>&1 || \
@@ -55,6 +55,9 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average
 	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 11173962
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench checkpoint
+	if [ "$$(id -u)" != 0 ] || ! command -v tc >/dev/null; then echo 'between hosts: not run, it needs root and iproute2'; else \
+	  jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 7 && \
+	  jobs/emulated/run --ranks 2,2,1 --rate 1gbit -- bench average --sizes 4000000 --repeats 5; fi
 
 CIFAR10 := data/cifar10/cifar-10-python.tar.gz
 cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as data/cifar10/cifar10.h5
