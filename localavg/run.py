@@ -41,7 +41,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     model = machine.make(c) if c.simulate else None
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
-    earlier = fleet.together(lambda: runfile.earlier(c) if world.rank == 0 else None)
+    earlier = fleet.together(lambda: runfile.earlier(c, options) if world.rank == 0 else None)
     if runfile.finished(earlier, world):
         return FINISHED
     data = load_data(c, fleet)

@@ -6,12 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
 from typing import Any
 
 from mpi4py import MPI
 
-from localavg import algorithms, checkpoint, keeper, record
+from localavg import checkpoint, keeper, record
 from localavg.config import FAILED, FINISHED, GO_ON, TrainConfig, UserError
 from localavg.datasets import Dataset
 from localavg.device import Cpu
@@ -19,14 +18,11 @@ from localavg.fleet import Fleet
 from localavg.keeper import Interrupted
 from localavg.monitor import Diverged
 from localavg.problems import Problem
-
-FREE = {  # settings that may differ between a run and its resumption; all others make its bits
-    "resume", "checkpoint_every", "time_limit", "out", "transport", "ranks_per_node",
-}
+from localavg.settings import FREE, difference, every
 
 
-def earlier(c: TrainConfig) -> record.Run | None:
-    """The run file that is there already, to go on with. Raises UserError where it may not be touched."""
+def earlier(c: TrainConfig, options: Mapping[str, Any]) -> record.Run | None:
+    """The run file that is there already, to go on with. Raises UserError where it may not be touched, or is another run's."""
     folder, resume = checkpoint.folder_of(c.path), c.resume or int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
     if not resume:
         record.refuse_existing(c.path)
@@ -37,7 +33,10 @@ def earlier(c: TrainConfig) -> record.Run | None:
             raise UserError(f"{folder} has checkpoints but their run file {c.path} is gone; bring it back, or "
                             f"move the folder away")
         return None
-    return record.load(c.path, weights=False)
+    found = record.load(c.path, weights=False)
+    if found.status == "finished" and (other := difference(every(c, options), found.config)):
+        raise UserError(f"--resume: {c.path} is finished, but {other}; give the same settings, or another --out")
+    return found
 
 
 def finished(found: record.Run | None, world: MPI.Intracomm) -> bool:
@@ -121,7 +120,7 @@ def ended(work: Callable[[], None], file: record.Record | None, log: Any, proble
 def settings(c: TrainConfig, options: Mapping[str, Any], P: int, data: Dataset, problem: Problem, T: int) -> dict[str, Any]:
     """/config: every setting as it took effect, flat."""
     where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data  # so that it is found from anywhere
-    return {**asdict(c), **algorithms.options(c.algorithm), **options, "data": where, "learners": P, "steps": T,
+    return {**every(c, options), "data": where, "learners": P, "steps": T,
             "problem": type(problem).__name__.lower(), "rows": problem.n, "d": problem.d, "data_name": data.name,
             "test_rows": 0 if data.test is None else len(data.test.y)}
 

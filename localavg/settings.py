@@ -1,17 +1,24 @@
-"""What a command line asks for, as the settings of a run: nothing that would do nothing beside the rest."""
+"""What a command line asks for, as the settings of a run: nothing that would do nothing, and whether an earlier run is that."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
+from localavg import algorithms
 from localavg.algorithms import ASYNCHRONOUS
 from localavg.config import TrainConfig, UserError
 
 LOCKSTEP = {"ranks_per_node": None, "transport": "auto", "statistics": "average", "optimizer": "sgd", "state": "keep",
             "variance": "no"}  # what only the synchronous algorithms can have otherwise
 MODEL = ("machine", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
+
+
+FREE = {  # what makes no difference to the result
+    "out", "transport", "ranks_per_node", "resume", "checkpoint_every", "time_limit",
+}
 
 
 def flag(name: str) -> str:
@@ -30,6 +37,24 @@ def read(given: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     config = TrainConfig(**plain)
     _refuse_idle(plain, config)
     return config, options
+
+
+def every(c: TrainConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings of a run, defaults included, by their names in its run file."""
+    return {**asdict(c), **algorithms.options(c.algorithm), **options}
+
+
+def difference(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | None:
+    """The first setting in which a run file differs from what is asked, in words; None if it is the same run.
+
+    An option that is not given and has no default (None) is the program's to choose, and not compared.
+    """
+    for name in asked.keys() & recorded.keys() - FREE:
+        want, have = (list(x) if isinstance(x, tuple) else x for x in (asked[name], recorded[name]))
+        if want is None or want == have or (name == "data" and os.path.abspath(want) == have):
+            continue
+        return f"{flag(name)} is {have} there and {want} here"
+    return None
 
 
 def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:

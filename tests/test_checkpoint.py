@@ -145,6 +145,8 @@ def test_a_time_limit_saves_stops_and_the_same_command_goes_on(halfway, whole):
     same(load(halfway), whole)
     after = launch(halfway, "--resume")
     assert after.returncode == 0 and "is finished already" in after.stderr
+    other = launch(halfway, "--resume", "--lr", "0.2")
+    assert other.returncode == 2 and f"{halfway} is finished, but --lr is 0.1 there and 0.2 here" in other.stderr
     assert load(halfway).provenance["resumes"] == 1
 
 

@@ -17,6 +17,7 @@ from mpi import ROOT
 from localavg.__main__ import parser
 from localavg.config import UserError
 from localavg.record import Record, load
+from localavg.settings import difference
 from localavg.sweep import file, launch, plan, state
 
 SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.toml"))
@@ -360,13 +361,13 @@ def test_a_run_that_died_without_a_word_can_be_resumed_at_once(tmp_path):
 def test_settings_are_compared_by_what_decides_the_result(tmp_path, monkeypatch):
     asked = sweep_of(tmp_path, SMALL).runs[0].asked
     recorded = {**asked, "learners": 2, "steps": 12, "d": 10, "transport": "mpi", "out": "x"}
-    assert state.difference(asked, recorded) is None
-    assert "--lr is 9.0 there and 0.01 here" in state.difference(asked, {**recorded, "lr": 9.0})
-    assert "--K is 5 there and 1 here" in state.difference(asked, {**recorded, "K": 5})
+    assert difference(asked, recorded) is None
+    assert "--lr is 9.0 there and 0.01 here" in difference(asked, {**recorded, "lr": 9.0})
+    assert "--K is 5 there and 1 here" in difference(asked, {**recorded, "K": 5})
     monkeypatch.chdir(tmp_path)
-    assert state.difference({"data": "a.h5"}, {"data": str(tmp_path / "a.h5")}) is None
-    assert state.difference({"milestones": (1.0, 2.0)}, {"milestones": [1.0, 2.0]}) is None
-    assert state.difference({"learners": None}, {"learners": 4}) is None
+    assert difference({"data": "a.h5"}, {"data": str(tmp_path / "a.h5")}) is None
+    assert difference({"milestones": (1.0, 2.0)}, {"milestones": [1.0, 2.0]}) is None
+    assert difference({"learners": None}, {"learners": 4}) is None
 
 
 # ------------------------------------------------------------------------------------------------ commands

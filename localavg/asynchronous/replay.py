@@ -11,9 +11,10 @@ from typing import Any
 
 from localavg import record
 from localavg.config import UserError
+from localavg.settings import FREE
 
-FREE = {  # settings that make no difference to the weights
-    "out", "replay", "servers", "log_every", "eval_every", "eval_examples", "grad_norm", "save_weights", "calibrate", "epochs",
+IDLE = FREE | {  # what makes no difference to the weights
+    "replay", "servers", "log_every", "eval_every", "eval_examples", "grad_norm", "save_weights", "calibrate", "epochs",
     "simulate", "machine", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s",
 }
 
@@ -25,7 +26,7 @@ def order_of(path: str, settings: Mapping[str, Any], P: int, T: int, K: int) -> 
     """
     earlier = record.load(path, weights=False)
     for name, value in settings.items():
-        if name not in FREE and (was := earlier.config.get(name)) != record.stored(value):
+        if name not in IDLE and (was := earlier.config.get(name)) != record.stored(value):
             raise UserError(f"--replay {path}: made with {name} = {was}, not {record.stored(value)}; give the same settings")
     if earlier.status != "finished" or len(earlier.staleness) != P * -(-T // K):
         raise UserError(f"--replay {path}: is {earlier.status} and has {len(earlier.staleness)} exchanges of {P * -(-T // K)}; "

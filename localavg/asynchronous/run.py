@@ -46,7 +46,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     fleet = Fleet(world)
     roles = Roles(world, c.learners, 0 if model else servers, c.algorithm)
     P, first, rule = roles.P, bool(model) or roles.first, _make(c, options, roles.P).rule
-    earlier = fleet.together(lambda: runfile.earlier(c) if first else None)
+    earlier = fleet.together(lambda: runfile.earlier(c, options) if first else None)
     if runfile.finished(earlier, world):
         return FINISHED
     data = load_data(c, fleet)

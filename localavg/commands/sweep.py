@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from localavg.commands import at_least_1
 from localavg.config import UserError
+from localavg.settings import difference
 
 if TYPE_CHECKING:
     from localavg.sweep.plan import Planned, Sweep
@@ -108,7 +109,7 @@ def _looked(runs: tuple[Planned, ...], folder: Path) -> dict[str, Any]:
     states = {run.name: state.look(folder / f"{run.name}.h5") for run in runs}
     for run in runs:
         found = states[run.name]
-        if found.config is not None and (what := state.difference(run.asked, found.config)):
+        if found.config is not None and (what := difference(run.asked, found.config)):
             raise UserError(f"{folder / run.name}.h5 holds another run, {found.kind}, of other settings ({what}): move it "
                             f"away, or give another --out")
     return states

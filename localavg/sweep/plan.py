@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import itertools
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,7 @@ class Planned:
     @property
     def asked(self) -> dict[str, Any]:
         """Every setting of the run by its name in the run file, defaults included."""
-        config, own = settings.read(self.given)
-        return {**asdict(config), **algorithms.options(config.algorithm), **own}
+        return settings.every(*settings.read(self.given))
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,6 @@ WANTED = ("missing", "interrupted", "stale")  # what a sweep runs; stale: said t
 HEARTBEAT_S = 20.0
 STALE_S = 180.0  # a lock that was not touched for so long, on another machine, is nobody's
 UNLOCKED_STALE_S = 900.0  # the same for the run file of a run that no sweep started
-INDIFFERENT = {  # settings that do not change the result
-    "out", "transport", "ranks_per_node", "resume", "checkpoint_every", "time_limit",
-}
 
 
 @dataclass(frozen=True)
@@ -58,19 +55,6 @@ def look(path: Path) -> State:
     elif kind == "running" and (_lock(path).exists() or _age_s(path) >= UNLOCKED_STALE_S):
         kind, why = "stale", "its process is gone"
     return State(kind, t, run.config.get("steps"), why, run.config)
-
-
-def difference(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | None:
-    """The first setting in which a run file differs from what is asked, in words; None if it is the same run.
-
-    An option that is not given and has no default (None) is the program's to choose, and not compared.
-    """
-    for name in asked.keys() & recorded.keys() - INDIFFERENT:
-        want, have = (list(x) if isinstance(x, tuple) else x for x in (asked[name], recorded[name]))
-        if want is None or want == have or (name == "data" and os.path.abspath(want) == have):
-            continue
-        return f"--{name.replace('_', '-')} is {have} there and {want} here"
-    return None
 
 
 @contextlib.contextmanager
