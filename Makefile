@@ -1,4 +1,4 @@
-# localavg: set-up, the main job, tests and figures. Needs Python >= 3.10 with venv and pip; no MPI, GPU or root.
+# localavg: set-up, the main job, tests and figures. Needs Python >= 3.11 with venv and pip; no MPI, GPU or root.
 
 PYTHON ?= python3
 RUNS   ?= runs/lupa-fig2

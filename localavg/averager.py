@@ -198,7 +198,7 @@ class Averager:
         states = {name: self.optimizer.state.get(p, {}) for name, p in self._parameters.items()}
         shaped = {key for name, state in states.items() for key, x in state.items()
                   if key != "step" and getattr(x, "shape", None) == self._parameters[name].shape}
-        for key in sorted(shaped):
+        for key in sorted(set().union(*self.fleet.world.allgather(shaped))):  # a rank may not have made its own yet
             if key not in self._state:
                 self._state[key] = Row(self._parameters, self.transport.zeros)
             row = self._state[key]

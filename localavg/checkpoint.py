@@ -1,4 +1,4 @@
-"""Checkpoints on disk: the folder RUN.ckpt beside the run file RUN.h5, in it the latest checkpoint and the one before.
+"""Checkpoints on disk: the folder RUN.h5.ckpt beside the run file RUN.h5, in it the latest checkpoint and the one before.
 
 A checkpoint after update t is the folder t000000123, one HDF5 file a rank. It is written under another name, synced and
 renamed, so that a folder of that name is complete; every array carries a checksum, so that one that was damaged later is
@@ -30,7 +30,7 @@ KEPT = 2
 
 def folder_of(run: str | os.PathLike) -> Path:
     """Where the checkpoints of a run file are."""
-    return Path(run).with_suffix(".ckpt")
+    return Path(f"{run}.ckpt")
 
 
 def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
@@ -88,6 +88,12 @@ def read(folder: Path, t: int, rank: int, learners: range) -> tuple[dict[str, di
             return {part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]} for part in own}, ranks
     except (OSError, KeyError, ValueError, IndexError, RuntimeError) as e:
         raise UserError(f"{place}: this checkpoint is damaged ({e or 'empty'})") from e
+
+
+def put_aside(folder: Path, t: int) -> None:
+    """Keep the damaged checkpoint after update t under another name, so that newer ones are not taken for older."""
+    place = folder / f"t{t:09d}"
+    place.rename(next(name for k in range(1, 10**6) if not (name := folder / f"{place.name}.damaged{k}").exists()))
 
 
 def remove(folder: Path) -> None:

@@ -150,7 +150,7 @@ class TrainConfig:
             raise UserError(f"--model {self.model} means nothing to --problem logistic; leave one of them out")
         if self.cuda_graphs:
             self._check_cuda_graphs()
-        if self.checkpoint_every and self.checkpoint_every.isdigit():
+        if self.checkpoint_every and self.checkpoint_every.isdecimal():
             at_least("checkpoint_every", int(self.checkpoint_every), 1)
         else:
             seconds("checkpoint_every", self.checkpoint_every)

@@ -27,7 +27,7 @@ from localavg.record import Record
 
 Array = Any
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 MEET_S = 0.5  # seconds between two meetings of the ranks
 GROWTH = 8  # at most so many times more updates to the next meeting than to the last
 
@@ -57,7 +57,8 @@ class Keeper:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS}
+        deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a shell's background job: Ctrl-C is not for it
+        before = {number: signal.signal(number, self._hear) for number in SIGNALS if not (deaf and number == signal.SIGINT)}
         try:
             yield
         finally:
@@ -65,6 +66,8 @@ class Keeper:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, frame: Any) -> None:
+        if number == signal.SIGINT and self.told:  # Ctrl-C once more: at once
+            raise KeyboardInterrupt
         self.told = signal.Signals(number).name
 
     def restore_(self, w: Array, **parts: Any) -> int:
@@ -127,4 +130,5 @@ def latest(folder: Path, fleet: Fleet) -> int:
         except UserError as e:
             if fleet.rank == 0:
                 print(f"localavg: {e}; going back to the one before", file=sys.stderr)
+            fleet.together(lambda t=t: checkpoint.put_aside(folder, t) if fleet.rank == 0 else None)
     return 0

@@ -1,7 +1,7 @@
 """Fused kernels for rows on a GPU: one pass over memory where NumPy's operators would take several.
 
-Each is CUDA text for CuPy's ElementwiseKernel or ReductionKernel. `i` is a column and n their number, l that of the rows;
-`raw` arrays are indexed row by row, k · n + i, whatever their strides. Sums go over the rows in the order of the learners.
+Each is CUDA text for CuPy's ElementwiseKernel or ReductionKernel. `i` is a column and width their number, l that of the rows;
+`raw` arrays are indexed row by row, k · width + i, whatever their strides. Sums go over the rows in the order of the learners.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 Array = Any
 
 ELEMENTWISE = {  # name: (inputs, outputs, what is done to every element)
-    "sum": ("raw T rows, int64 l, int64 n", "T total",
-            "T s = rows[i]; for (long long k = 1; k < l; ++k) s += rows[k * n + i]; total = s"),
-    "finish": ("T total, T P, int64 l, int64 n", "raw T rows",
-               "const T mean = total / P; for (long long k = 0; k < l; ++k) rows[k * n + i] = mean"),
-    "block_momentum": ("T mu, bool nesterov, int64 l, int64 n", "T w_tilde, T v, raw T w",
+    "sum": ("raw T rows, int64 l, int64 width", "T total",
+            "T s = rows[i]; for (long long k = 1; k < l; ++k) s += rows[k * width + i]; total = s"),
+    "finish": ("T total, T P, int64 l, int64 width", "raw T rows",
+               "const T mean = total / P; for (long long k = 0; k < l; ++k) rows[k * width + i] = mean"),
+    "block_momentum": ("T mu, bool nesterov, int64 l, int64 width", "T w_tilde, T v, raw T w",
                        "const T d = w[i] - w_tilde; v = mu * v + d; w_tilde += nesterov ? mu * v + d : v; "
-                       "for (long long k = 0; k < l; ++k) w[k * n + i] = w_tilde"),
+                       "for (long long k = 0; k < l; ++k) w[k * width + i] = w_tilde"),
     "sgd": ("T g, T gamma", "T w", "w -= gamma * g"),
     "momentum": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * v"),
     "nesterov": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * (g + m * v)"),

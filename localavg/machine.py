@@ -171,9 +171,10 @@ def fit(runs: Sequence[record.Run]) -> Machine:
     for run in runs:
         R, c, train = run.provenance.get("ranks", 1), run.config, run.train
         alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
-        if R < 2 or not alone or len(train) < 2 or not len(run.averages):
+        others = c.get("algorithm") in ("qsgd", "hieravg") or c.get("state") == "average"  # not d floats of everyone
+        if R < 2 or not alone or others or len(train) < 2 or not len(run.averages):
             raise UserError(f"{run.path}: no measured synchronous run of one learner a rank on 2 ranks or more, with averages "
-                            f"and 2 rows of /train; give the file of one")
+                            f"of weights over all and 2 rows of /train; give the file of one, such as K-AVG's")
         spent = train.iloc[-1] - train.iloc[0]
         count = ((run.averages.t > train.t.iloc[0]) & (run.averages.t <= train.t.iloc[-1])).sum()
         steps.append((spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t)

@@ -46,6 +46,7 @@ class Record:
         self.rows = dict.fromkeys(_TABLES, 0)  # rows in the file
         self._flushed_s = self._wait_s = 0.0
         self._checked: set[tuple[str, ...]] = set()  # the columns that rows have come with
+        self._mine: int | None = None  # the file as it was written last
 
     @classmethod
     def create(cls, path: str | os.PathLike, config: Mapping, provenance: Mapping, clock=time.perf_counter) -> "Record":
@@ -122,6 +123,8 @@ class Record:
         start = self._clock()
         tables = {group: _columns(group, rows) for group, rows in self._rows.items() if rows}
         with _clear_errors(f"{self.path}: cannot write this run file", "free space or check the file system"):
+            if self._mine not in (None, self.path.stat().st_ino):
+                raise OSError("another run has put its own file there; end one of them, and give each its own --out")
             image = io.BytesIO(self.path.read_bytes())
             with h5py.File(image, mode) as file:
                 for name, w in (vectors or {}).items():
@@ -137,7 +140,7 @@ class Record:
                         column.resize(min(len(column), self.rows[group]), axis=0)
                 for group, columns in tables.items():
                     _extend(file, group, columns)
-            _replace(self.path, image)
+            self._mine = _replace(self.path, image)
         for group in tables:
             self.rows[group] += len(self._rows[group])
             self._rows[group].clear()
@@ -260,14 +263,17 @@ def _decoded(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _replace(path: Path, image: io.BytesIO) -> None:
+def _replace(path: Path, image: io.BytesIO) -> int:
+    """Put the image in the file's place; returns the number by which the file system knows it."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as out:
             out.write(image.getbuffer())
             out.flush()
             os.fsync(out.fileno())
+            inode = os.fstat(out.fileno()).st_ino
         partial.replace(path)
+        return inode
     except OSError:
         partial.unlink(missing_ok=True)
         raise

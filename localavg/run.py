@@ -36,16 +36,16 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
     fleet = Fleet(world, c.learners, c.ranks_per_node)
-    algorithms.make(c.algorithm, options, T=c.steps or 10**9, epoch=1e6)  # a wrong option is told before data is read
+    algorithms.make(c.algorithm, options, T=10**9, epoch=1e6)  # a wrong option is told before data is read
     device = choose_device(c.device, fleet)
-    model = machine.make(c) if c.simulate else None
+    model = fleet.together(lambda: machine.make(c) if c.simulate else None)
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
     earlier = fleet.together(lambda: runfile.earlier(c, options) if world.rank == 0 else None)
     if runfile.finished(earlier, world):
         return FINISHED
     data = load_data(c, fleet)
-    problem = make_problem(c, data, fleet, device)
+    problem = fleet.together(lambda: make_problem(c, data, fleet, device))
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
     epoch = sampler.epoch
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
@@ -90,7 +90,7 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         payload=payload, variance=c.variance != "no" or algorithm.schedule.needs == "variance", V=c.variance == "steps",
         grad_norm=c.grad_norm, examples=c.eval_examples,
     )
-    steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdigit() else None
+    steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdecimal() else None
     keep = Keeper(fleet, file, checkpoint.folder_of(c.path), every_steps=steps, resume=begun,
                   every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
                   limit_s=seconds("time_limit", c.time_limit))
@@ -102,8 +102,12 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
             train(problem, flat, algorithm, optimizer, step_size, feed, transport, fleet.learners, T, monitor, keep,
                   statistics=c.statistics == "average")
+        final = on_host(flat.w[0])
+        if c.save_weights and c.statistics == "keep" and flat.d > flat.d_trained:
+            final = final.copy()
+            final[flat.d_trained :] = on_host(transport.mean(flat.w))[flat.d_trained :]
         if file is not None and c.save_weights:
-            file.save_weights("weights", on_host(flat.w[0]))
+            file.save_weights("weights", final)
 
     with nullcontext() if model else keep.listening():
         status, why = runfile.ended(work, file, monitor, problem, world)

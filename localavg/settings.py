@@ -9,13 +9,15 @@ from typing import Any
 
 from localavg import algorithms
 from localavg.algorithms import ASYNCHRONOUS
-from localavg.config import TrainConfig, UserError
+from localavg.config import TrainConfig, UserError, check_choice
+from localavg.models import MODELS
 
 LOCKSTEP = {"ranks_per_node": None, "transport": "auto", "statistics": "average", "optimizer": "sgd", "state": "keep",
             "variance": "no"}  # what only the synchronous algorithms can have otherwise
 MODEL = ("machine", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
 
 
+CHOSEN = {"learners", "steps", "problem", *MODEL}  # by the program, where they are not given
 FREE = {  # what makes no difference to the result
     "out", "transport", "ranks_per_node", "resume", "checkpoint_every", "time_limit",
 }
@@ -35,6 +37,8 @@ def read(given: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     names = {f.name for f in fields(TrainConfig)}
     plain = {key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names}
     config = TrainConfig(**plain)
+    if config.model is not None:
+        check_choice("model", config.model, tuple(MODELS))
     _refuse_idle(plain, config)
     return config, options
 
@@ -47,11 +51,14 @@ def every(c: TrainConfig, options: Mapping[str, Any]) -> dict[str, Any]:
 def difference(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | None:
     """The first setting in which a run file differs from what is asked, in words; None if it is the same run.
 
-    An option that is not given and has no default (None) is the program's to choose, and not compared.
+    What the program chooses where an option is not given is not compared.
     """
+    asked = {**asked}
+    if asked["algorithm"] == "eamsgd" and asked["alpha"] is None:
+        asked["alpha"] = 0.9 / recorded["learners"]
     for name in asked.keys() & recorded.keys() - FREE:
         want, have = (list(x) if isinstance(x, tuple) else x for x in (asked[name], recorded[name]))
-        if want is None or want == have or (name == "data" and os.path.abspath(want) == have):
+        if want == have or (want is None and name in CHOSEN) or (name == "data" and os.path.abspath(want) == have):
             continue
         return f"{flag(name)} is {have} there and {want} here"
     return None
@@ -70,6 +77,7 @@ def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:
         **dict.fromkeys(("no_augment", "statistics", "calibrate", "precision", "compile"),
                         (c.problem == "logistic", "--problem logistic")),
         **dict.fromkeys(others, (asynchronous, f"{c.algorithm}, whose local update and messages are its own")),
+        "device": (asynchronous and c.device == "cuda", f"{c.algorithm}, whose learners compute on the CPU so far"),
         "momentum": (no_momentum, c.algorithm if asynchronous else f"--optimizer {c.optimizer}; use --optimizer momentum"),
         **dict.fromkeys(MODEL, (not c.simulate, "a run whose time is measured; add --simulate")),
         **dict.fromkeys(("checkpoint_every", "time_limit"), (asynchronous or c.simulate, kept)),

@@ -61,7 +61,8 @@ def train(problem: Problem, flat: Flat, algorithm: Algorithm, optimizer: SGD, st
             optimizer.at_average_(scope, transport)
             monitor.averaged(t, scope, S)
             if schedule.needs:
-                feedback = S if schedule.needs == "variance" else monitor.objective(t, w[0])
+                w_bar = w[0] if statistics else transport.mean(w)  # kept statistics are each learner's own
+                feedback = S if schedule.needs == "variance" else monitor.objective(t, w_bar)
                 schedule.observe(t, feedback, gamma)
         if t == monitor.due:
             monitor.computed()

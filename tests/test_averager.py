@@ -781,6 +781,29 @@ def test_a_state_that_a_rank_has_not_counts_as_zero(promised):
                 np.testing.assert_allclose(state[f"{i} momentum_buffer"], v, rtol=1e-5, atol=1e-8)
 
 
+def late_state(world):
+    """Momentum buffers averaged where the last rank makes its own only after the first averages."""
+    torch.manual_seed(0)
+    net = nn.Linear(D, C)
+    optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
+    averager = localavg.attach(net, localavg.Fleet(world), localavg.kavg(K=2), optimiser, state="average")
+    for t in range(1, 7):
+        optimiser.zero_grad()
+        if world.rank < world.size - 1 or t > 3:
+            nn.functional.cross_entropy(net(batch(world.rank, t)[0]), batch(world.rank, t)[1]).backward()
+        optimiser.step()
+        averager.step()
+    averager.finish()
+    return [optimiser.state[p]["momentum_buffer"].numpy().copy() for p in net.parameters()]
+
+
+def test_a_rank_without_any_state_yet_meets_the_others():
+    first, *others = call(2, late_state, timeout=60)
+    for other in others:
+        for mine, theirs in zip(first, other, strict=True):
+            np.testing.assert_array_equal(mine, theirs)  # t = 6 is an average
+
+
 class Tracking(nn.Linear):
     """Keeps a running mean of its inputs by assigning the buffer anew."""
 

@@ -139,7 +139,7 @@ def told(done):
 
 def test_a_time_limit_saves_stops_and_the_same_command_goes_on(halfway, whole):
     found = load(halfway)
-    assert re.search(r"stopped by the time limit after step \d+, saved in .*run.ckpt; .*--resume", found.attrs["failure"])
+    assert re.search(r"stopped by the time limit after step \d+, saved in .*run.h5.ckpt; .*--resume", found.attrs["failure"])
     again = launch(halfway, "--resume")
     assert again.returncode == 0 and any("goes on after step" in line for line in told(again))
     same(load(halfway), whole)
@@ -293,6 +293,58 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(halfway, whole, how):
     assert done.returncode == 0, done.stderr
     assert any(latest.name in line and "is damaged" in line and "going back to the one before" in line for line in told(done))
     same(load(halfway), whole)
+
+
+def test_a_damaged_checkpoint_is_not_taken_for_a_newer_one(halfway, whole):
+    """What a run saves after it went back stays, though the damaged ones were further on."""
+    folder = checkpoint.folder_of(halfway)
+    for t in checkpoint.found(folder):
+        (folder / f"t{t:09d}" / "rank00000.h5").write_bytes(b"damaged")
+    again = launch(halfway, "--resume", "--time-limit", "0.3s")
+    assert again.returncode == 75 and len(checkpoint.found(folder)) >= 1
+    assert len(list(folder.glob("*.damaged*"))) >= 1
+    after = launch(halfway, "--resume")
+    assert after.returncode == 0 and any("goes on after step" in line for line in told(after))
+    same(load(halfway), whole)
+
+
+def test_two_runs_never_write_into_one_file(tmp_path):
+    """The later one starts afresh under that name; the earlier one finds out and ends."""
+    out, mark, line = tmp_path / "run.h5", uuid.uuid4().hex, LONG.replace("--save-weights", "")
+    first = background(out, mark, line=line, steps=8 * STEPS)
+    try:
+        until = time.monotonic() + 60
+        while not (out.exists() and out.stat().st_size) and time.monotonic() < until:
+            time.sleep(0.05)
+        second = launch(out, "--resume", line=line, steps=8 * STEPS)
+        assert second.returncode == 0, second.stderr
+        err = first.communicate(timeout=60)[1]
+        assert first.returncode != 0 and "another run has put its own file there" in err
+    finally:
+        kill(mark)
+    found = load(out)
+    assert found.status == "finished" and found.train.t.is_monotonic_increasing and found.train.t.is_unique
+
+
+def test_runs_whose_names_end_alike_keep_their_own_checkpoints():
+    names = ["lr0.1", "lr0.9", "a.h5", "a.hdf5", "a"]
+    assert len({checkpoint.folder_of(name) for name in names}) == len(names)
+
+
+def test_ctrl_c_saves_the_run_and_the_same_command_goes_on(tmp_path):
+    out, line = tmp_path / "run.h5", LONG.replace("--learners 4", "--learners 2")
+    terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # which the test may not have
+    words = [sys.executable, "-c", terminal + "from localavg.__main__ import main; main()", "train", *line.split(), "--steps",
+             str(STEPS), "--out", str(out), "--checkpoint-every", "300"]
+    process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}"}, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not checkpoint.found(checkpoint.folder_of(out)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    if process.returncode != 0:  # it may just have finished
+        assert process.returncode == 75 and "stopped by SIGINT" in err and load(out).status == "interrupted"
+        assert launch(out, "--resume", line=line, ranks=1).returncode == 0
+    assert load(out).status == "finished"
 
 
 def test_without_a_sound_checkpoint_it_starts_again_and_keeps_the_file(halfway, whole):

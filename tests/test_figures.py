@@ -18,7 +18,7 @@ from localavg.sweep import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSIS = ROOT / "analysis"
-SHARED = {"style", "results", "__main__", "claims", "theory", "bench_average"}
+SHARED = {"style", "results", "__main__", "claims", "theory", "bench_average", "report"}
 sys.path.insert(0, str(ANALYSIS))
 import claims  # noqa: E402
 import results  # noqa: E402
@@ -233,7 +233,7 @@ def test_the_table_of_figures_names_every_script_and_sweep():
     assert {script for _, script in FIGURES.values()} == {f"{name}.py" for name in (*SCRIPTS, "theory")}
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "theory", "claims", "bench_average", "__main__"])
+@pytest.mark.parametrize("script", [*SCRIPTS, "theory", "claims", "bench_average", "report", "__main__"])
 def test_a_script_opens_with_what_it_shows_its_cost_and_its_launch_line(script):
     doc = (ANALYSIS / f"{script}.py").read_text().split('"""')[1]
     assert "Cost: " in doc and re.search(rf"^    python analysis{f'/{script}.py' * (script != '__main__')} ", doc, re.M)

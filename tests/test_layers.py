@@ -33,7 +33,7 @@ FLOORS = {  # module or subpackage: (its floor, packages it may import beside th
     "record": (2, {"numpy", "h5py", "pandas"}),
     "checkpoint": (2, {"numpy", "h5py"}),
     "transport": (2, ARRAYS | {"mpi4py"}),  # above the fleet, and it says whose mean by schedules.Scope
-    "problems": (SIDE, ARRAYS | {"torch"}),
+    "problems": (SIDE, ARRAYS | {"torch", "scipy"}),
     "models": (SIDE, {"torch"}),
     "datasets": (SIDE, {"numpy", "h5py", "sklearn", "scipy", "tqdm", "PIL"}),
     "algorithms": (3, set()),
@@ -43,7 +43,7 @@ FLOORS = {  # module or subpackage: (its floor, packages it may import beside th
     "estimate": (3, None),
     "train": (4, ARRAYS),
     "settings": (4, set()),
-    "sweep": (4.5, {"tomllib", "tomli"}),
+    "sweep": (4.5, {"tomllib"}),
     "asynchronous": (5, None),  # its run is made from the pieces of `run`
     "averager": (4, None),
     "runfile": (4, {"mpi4py"}),

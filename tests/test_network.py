@@ -13,7 +13,7 @@ from mpi import ROOT, call, run, train, train_all
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from localavg import datasets, models
+from localavg import datasets, models, record
 from localavg.datasets import Augment, Dataset, Split
 from localavg.flat import Flat
 from localavg.fleet import Fleet
@@ -284,17 +284,48 @@ def test_a_period_of_one_is_synchronous_sgd(short, model):
     assert np.abs(short[f"kavg-{model}"].weights - short[f"sync-{model}"].weights).max() > 10 * tolerance
 
 
-def test_kept_statistics_stay_each_learners_own(short):
-    """The weights are trained in batch statistics, so keeping changes no weight, only the statistics."""
-    flat = Flat(Network(random_images((8, 8, 1), 4), "nin", 0.0, 0).shapes, 1)
-    n = Network(random_images((8, 8, 1), 4), "nin", 0.0, 0).parameters
-    trained = list(flat.segments.values())[n - 1].stop
-    kept, averaged = short["keep"].weights, short["kavg-nin"].weights
-    assert np.array_equal(kept[:trained], averaged[:trained])
-    assert not np.array_equal(kept[trained:], averaged[trained:])
-    size = 4 * flat.d
-    assert short["keep"].averages.bytes_node.max() < short["kavg-nin"].averages.bytes_node.max() or size == 0 or \
-        short["keep"].provenance["ranks"] == 1
+def rows_at_the_end(world, line, out):
+    """Every learner's row of this rank when a run's loop is through, and how much of it is trained."""
+    from localavg import run
+    from localavg.__main__ import parser
+
+    rows, train = [], run.train
+
+    def watched(problem, flat, *args, **named):
+        train(problem, flat, *args, **named)
+        rows.append((flat.w.copy(), flat.d_trained))
+
+    run.train = watched
+    args = parser().parse_args(["train", *line.split(), "--out", out])
+    assert args.call(args) == 0
+    return rows[0]
+
+
+def test_kept_statistics_stay_each_learners_own(tmp_path):
+    """The weights are equal after the last average, the statistics of no two learners; /weights has their mean."""
+    answers = call(2, rows_at_the_end, LINES["keep"], str(tmp_path / "run.h5"))
+    rows, trained = np.concatenate([w for w, _ in answers]), answers[0][1]  # [P, d]
+    assert (rows[:, :trained] == rows[0, :trained]).all()
+    assert len(np.unique(rows[:, trained:], axis=0)) == len(rows) == 12
+    found = record.load(tmp_path / "run.h5")
+    assert np.array_equal(found.weights[:trained], rows[0, :trained])
+    np.testing.assert_allclose(found.weights[trained:], rows[:, trained:].mean(0), rtol=1e-5, atol=1e-6)
+    assert (found.averages.bytes_node == 2 * 4 * trained).all()
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_evaluations_do_not_depend_on_how_learners_lie_over_ranks(short, alone, name):
+    close = 2e-2 if name == "bf16" else 1e-3
+    np.testing.assert_allclose(short[name].eval.train_loss, alone[name].eval.train_loss, rtol=close)
+    np.testing.assert_allclose(short[name].eval.test_loss, alone[name].eval.test_loss, rtol=close)
+
+
+def test_calibration_draws_no_dropout(tmp_path):
+    line = ("kavg --K 1 --learners 2 --data cifar10-like:40 --model vgg --batch-size 4 --steps 2 --no-augment --calibrate 2 "
+            "--eval-every 2")
+    one, two = (train(tmp_path / str(ranks), ranks, line, timeout=200).eval for ranks in (1, 2))
+    np.testing.assert_allclose(one.train_loss, two.train_loss, rtol=1e-4)
+    np.testing.assert_allclose(one.test_loss, two.test_loss, rtol=1e-4)
 
 
 def test_some_examples_are_evaluated_where_asked(short):

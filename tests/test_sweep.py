@@ -26,7 +26,6 @@ FIGURES = {  # the papers' figures and tables, by the file that has their runs
     "adpsgd-fig1-2", "adpsgd-fig3", "adpsgd-fig4-5", "adpsgd-fig6", "adpsgd-table1", "adpsgd-fig7-8", "adpsgd-strategies",
     "mavg-fig1-6", "mavg-fig7-8", "mavg-fig9-12", "hieravg-fig1-2", "hieravg-fig3-4", "hieravg-table1", "hieravg-fig5",
 }
-NOT_YET = r"has no option --|invalid choice|must be one of"
 MS = {"nin": 2.0, "mlp": 0.4, "resnet8": 4.5, None: 0.1}  # ms of a learner's step at B = 16 (logistic: 128) on one core
 ROWS = {"digits": 1437}
 SMALL = """
@@ -107,6 +106,24 @@ grid.simulate = [false, true]
 ranks = 2
 """
     assert [run.ranks for run in sweep_of(tmp_path, text).runs] == [4, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("text", "told"), [
+    ('[common]\ngrid = 3\n[[runs]]\nalgorithm = "kavg"\n', "grid = 3: must be a section"),
+    ('[[runs]]\nalgorithm = "kavg"\ngrid = [1]\n', "grid = [1]: must be a section"),
+    ('[[runs]]\nalgorithm = "kavg"\nlaptop = 3\n', "laptop = 3: must be a section"),
+    ('[[runs]]\nalgorithm = 3\n', "algorithm = 3: must be a name in quotes"),
+    ('[common]\nhelp = true\n[[runs]]\nalgorithm = "kavg"\n', "the sweep sets this itself"),
+    ('[[runs]]\nalgorithm = "downpour"\ndevice = "cuda"\n', "--device cuda means nothing to downpour, whose learners compute"),
+])
+def test_a_file_of_another_shape_is_told_in_one_line(text, told, tmp_path):
+    with pytest.raises(UserError, match=re.escape(told)):
+        sweep_of(tmp_path, text)
+
+
+def test_an_unknown_network_is_refused_before_anything_runs(tmp_path):
+    with pytest.raises(UserError, match=r"--model resnet9: must be one of mlp"):
+        sweep_of(tmp_path, '[[runs]]\nalgorithm = "kavg"\nmodel = "resnet9"\n')
 
 
 def test_an_option_that_does_nothing_is_refused_before_anything_runs(tmp_path):
@@ -201,19 +218,10 @@ def test_every_figure_and_table_has_its_sweep():
     assert {path.stem for path in SWEEPS} == FIGURES
 
 
-def expanded(path, scale, **how):
-    try:
-        return read(path, scale, **how).runs
-    except UserError as e:
-        if re.search(NOT_YET, str(e)):
-            pytest.skip(f"not on the command line yet: {e}")
-        raise
-
-
 @pytest.mark.parametrize("scale", file.SCALES)
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_parses_on_the_real_command_line(path, scale):
-    runs = expanded(path, scale)
+    runs = read(path, scale).runs
     assert len({run.name for run in runs}) == len(runs)
     assert all(run.given.get("steps") or run.given.get("epochs") for run in runs)
 
@@ -226,8 +234,7 @@ def test_a_sweep_opens_with_what_it_shows_its_cost_and_its_launch_lines(path):
     assert head.startswith(f"# {paper} ") and figure.split("-")[0].split(",")[0].split(" ")[-1] in head
     for scale, changes in (("laptop", {}), ("paper", {"device": False})):
         counted = int(re.search(rf"{scale}: (\d+) runs?", head)[1])
-        with suppress(pytest.skip.Exception):
-            assert counted == len(expanded(path, scale, changes=changes))
+        assert counted == len(read(path, scale, changes=changes).runs)
     lines = [line.strip("# ") for line in head.splitlines() if " -m localavg sweep " in line]
     assert len(lines) == 2 and all(f" jobs/sweeps/{path.name}" in line for line in lines)
     for line in lines:
@@ -237,13 +244,12 @@ def test_a_sweep_opens_with_what_it_shows_its_cost_and_its_launch_lines(path):
 def test_all_laptop_sweeps_together_take_well_under_an_hour_on_two_cores():
     seconds = 0.0
     for path in SWEEPS:
-        with suppress(UserError):
-            for run in read(path, "laptop").runs:
-                g, model = run.given, run.given.get("model")
-                n, P = ROWS.get(g["data"]) or int(re.search(r":(\d+)x", g["data"])[1]), g.get("learners", 1)
-                steps = g.get("steps") or g["epochs"] * n / (P * g["batch_size"])
-                step_ms = MS[model] * g["batch_size"] / (16 if model else 128)
-                seconds += 4 + steps * P * step_ms / 1000 / min(run.ranks, 2)
+        for run in read(path, "laptop").runs:
+            g, model = run.given, run.given.get("model")
+            n, P = ROWS.get(g["data"]) or int(re.search(r":(\d+)x", g["data"])[1]), g.get("learners", 1)
+            steps = g.get("steps") or g["epochs"] * n / (P * g["batch_size"])
+            step_ms = MS[model] * g["batch_size"] / (16 if model else 128)
+            seconds += 4 + steps * P * step_ms / 1000 / min(run.ranks, 2)
     assert seconds < 40 * 60
 
 
@@ -329,7 +335,9 @@ def test_a_lock_of_another_machine_holds_while_it_is_fresh(tmp_path, monkeypatch
     path = run_file(tmp_path / "a.h5", "running")
     lock(path, host="elsewhere", job="Slurm job 7")
     assert state.look(path).kind == "running"
-    monkeypatch.setenv("SLURM_JOB_ID", "7")  # this job itself, before it was requeued
+    monkeypatch.setenv("SLURM_JOB_ID", "7")  # this job, on another of its nodes
+    assert state.look(path).kind == "running"
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")  # this job itself, before it was requeued
     assert state.look(path).kind == "stale"
     monkeypatch.delenv("SLURM_JOB_ID")
     lock(path, host="elsewhere", mtime=time.time() - 2 * state.STALE_S)
@@ -349,6 +357,26 @@ def test_only_one_sweep_holds_a_run_and_a_stale_lock_is_taken_over(tmp_path, gon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_of_two_that_find_a_lock_stale_one_takes_it(tmp_path, gone, monkeypatch):
+    path, holder, other = tmp_path / "a.h5", state._holder, []
+    lock(path, pids=[gone])
+
+    def meanwhile(path):
+        answer = holder(path)
+        if not other:
+            other.append(None)
+            other.append(state.held(path))
+            other.append(other[1].__enter__())
+        return answer
+
+    monkeypatch.setattr(state, "_holder", meanwhile)
+    with state.held(path) as mine:
+        assert mine is None and other[2] is not None and other[2].exists()
+    assert other[2].exists()
+    other[1].__exit__(None, None, None)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_run_that_died_without_a_word_can_be_resumed_at_once(tmp_path):
     path = run_file(tmp_path / "a.h5", "running")
     with state.held(path):
@@ -365,9 +393,14 @@ def test_settings_are_compared_by_what_decides_the_result(tmp_path, monkeypatch)
     assert "--lr is 9.0 there and 0.01 here" in difference(asked, {**recorded, "lr": 9.0})
     assert "--K is 5 there and 1 here" in difference(asked, {**recorded, "K": 5})
     monkeypatch.chdir(tmp_path)
-    assert difference({"data": "a.h5"}, {"data": str(tmp_path / "a.h5")}) is None
-    assert difference({"milestones": (1.0, 2.0)}, {"milestones": [1.0, 2.0]}) is None
-    assert difference({"learners": None}, {"learners": 4}) is None
+    common = {"algorithm": "kavg"}
+    assert difference({**common, "data": "a.h5"}, {"data": str(tmp_path / "a.h5")}) is None
+    assert difference({**common, "milestones": (1.0, 2.0)}, {"milestones": [1.0, 2.0]}) is None
+    assert difference({**common, "learners": None}, {"learners": 4}) is None
+    assert "--shift is 368 there and None here" in difference({**common, "shift": None}, {"shift": 368})
+    elastic = {"algorithm": "eamsgd", "alpha": None}
+    assert difference(elastic, {"alpha": 0.9 / 4, "learners": 4}) is None
+    assert "--alpha is 0.9 there" in difference(elastic, {"alpha": 0.9, "learners": 4})
 
 
 # ------------------------------------------------------------------------------------------------ commands

@@ -9,6 +9,7 @@ import pytest
 from localavg.datasets import Dataset, Split
 from localavg.estimate import logistic_constants, sampled_constants
 from localavg.problems.logistic import Logistic
+from localavg.record import load
 
 LAMBDA = 0.01
 
@@ -148,3 +149,18 @@ def test_constants_of_a_network_are_sampled_from_its_run(tmp_path):
     assert "mlp on digits, B = 16" in done.stdout and lines["weights"] == "2"
     assert 2 < float(lines["F1_minus_Fstar"]) < 5 and float(lines["L"]) > 0.1 and float(lines["M"]) > 0.1
     assert int(lines["tau"]) == round(40 ** (2 / 3) / 32 ** (1 / 3))
+
+
+def test_the_weighted_variance_takes_the_step_size_of_every_update(tmp_path):
+    """Eq. (9) of adpsgd with γ as the schedule had it, though /train has few rows."""
+    out = tmp_path / "run.h5"
+    words = ("kavg --K 8 --learners 4 --data epsilon-like:2000x20 --steps 400 --batch-size 20 --lr 1 --schedule steps "
+             "--milestones 5 --log-every 400 --variance steps --out")
+    assert localavg("train", *words.split(), out).returncode == 0
+    done = localavg("theory", "--from-run", out, "--tables", "none")
+    assert done.returncode == 0, done.stderr
+    printed = float(done.stdout.partition("weighted variance (9)")[2].splitlines()[2].split()[0])
+    V = load(out).averages
+    gamma = np.where(np.arange(1, 401) <= 125, 1.0, 0.1)  # 25 updates an epoch
+    expected = float((gamma * np.repeat(V.mean_variance, V.period)).sum() / gamma.sum())
+    assert printed == pytest.approx(expected, rel=1e-3)

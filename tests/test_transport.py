@@ -32,7 +32,7 @@ def ordered(rows):
     return total / rows.dtype.type(len(rows))
 
 
-def values(P, n, whole, dtype):
+def values(P, n, whole, dtype=np.float32):
     """[P, n]; `whole`: rank- and element-valued integers, whose sums are exact in any order."""
     if whole:
         return ((1 + np.arange(P))[:, None] + 2 * (np.arange(n) % 1001)).astype(dtype)

@@ -37,20 +37,18 @@ Array = Any
 
 def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
     """As `localavg.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
-    if c.device == "cuda":
-        raise UserError(f"--device cuda: {c.algorithm}'s learners compute on the CPU so far; leave the option out")
-    model = machine.make(c) if c.simulate else None
-    if model and world.size > 1:
+    if c.simulate and world.size > 1:
         raise UserError(f"--simulate on {world.size} ranks: {c.algorithm} in simulated time is one process; use one rank")
     servers = _make(c, options, c.learners or 1).servers
     fleet = Fleet(world)
+    model = fleet.together(lambda: machine.make(c) if c.simulate else None)
     roles = Roles(world, c.learners, 0 if model else servers, c.algorithm)
     P, first, rule = roles.P, bool(model) or roles.first, _make(c, options, roles.P).rule
     earlier = fleet.together(lambda: runfile.earlier(c, options) if first else None)
     if runfile.finished(earlier, world):
         return FINISHED
     data = load_data(c, fleet)
-    problem = make_problem(c, data, fleet)
+    problem = fleet.together(lambda: make_problem(c, data, fleet))
     sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * sampler.epoch, 9)))
     feed, step_size = problem.feed(sampler, roles.learners or range(1), T), stepsizes.make(c, sampler.epoch)

@@ -97,7 +97,7 @@ def _share(runs: tuple[Planned, ...], share: str | None) -> tuple[Planned, ...]:
     if share is None:
         return runs
     k, _, n = share.partition("/")
-    if not (k.isdigit() and n.isdigit() and 1 <= int(k) <= int(n)):
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise UserError(f"--share {share}: must read K/N with K from 1 to N, as in 3/10")
     return runs[int(k) - 1::int(n)]
 
@@ -150,7 +150,9 @@ def _submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
                   str(template), *words]
     else:  # bsub reads #BSUB lines from its standard input alone, so the words go by the environment
         template, env = JOBS / "lsf" / "sweep.lsf", {"PYTHON": sys.executable, "SWEEP": shlex.join(words)}
-        submit = ["bsub", "-J", f"{name}[1-{n}]", *more]
+        per_node = re.search(r"--tasks_per_rs (\d+)", template.read_text() if template.exists() else "")
+        nodes = math.ceil(ranks / int(per_node[1] if per_node else 1))
+        submit = ["bsub", "-J", f"{name}[1-{n}]", "-nnodes", str(nodes), *more]
     shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items()) + " " + shlex.join(submit)
     print(shown + (f" < {template}" if args.launcher == "lsf" else ""), flush=True)
     if not template.exists():

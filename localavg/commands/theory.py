@@ -100,11 +100,25 @@ def _print_theory(args: argparse.Namespace, constants: Any, gamma: float, B: int
             print_table(f"{title} (γ = {gamma:g}, B = {B}, T = {T})", rows())
 
 
-def _first_step_size(run: Any) -> float:
-    """γ as the run began with it, whatever its schedule."""
+def _step_size(run: Any) -> tuple[Any, int]:
+    """γ_t of the run, a function of t, from its settings; and the t at which it is warmed up."""
+    from dataclasses import fields
+
+    from localavg import stepsizes
+    from localavg.config import TrainConfig
+
     if run.train.empty:
         raise UserError(f"--from-run {run.path}: it has no row of /train yet; give --gamma")
-    return float(run.train.step_size.iloc[0])
+    last, names = run.train.iloc[-1], {f.name for f in fields(TrainConfig) if f.metadata["group"] == "step size"}
+    given = {k: tuple(v) if isinstance(v, list) else v for k, v in run.config.items() if k in names}
+    config, epoch = TrainConfig(algorithm=run.config["algorithm"], **given), last.t / last.epoch
+    return stepsizes.make(config, epoch), 1 + round(config.warmup_epochs * epoch)
+
+
+def _first_step_size(run: Any) -> float:
+    """γ as the run began with it, once warmed up."""
+    gamma, t = _step_size(run)
+    return float(gamma(t))
 
 
 def _print_variance(constants: Any, run: Any) -> None:
@@ -117,7 +131,7 @@ def _print_variance(constants: Any, run: Any) -> None:
     if averages.empty or averages.mean_variance.isna().any():
         return
     variance = np.repeat(averages.mean_variance.to_numpy(), averages.period)  # [T] V_t for every Var[W_k] of its period
-    gamma = np.interp(np.arange(1, len(variance) + 1), run.train.t, run.train.step_size)  # [T]
+    gamma = np.array([*map(_step_size(run)[0], range(1, len(variance) + 1))])  # [T]
     c, P, B = constants, run.config["learners"], run.config["batch_size"]
     print_table(f"ADPSGD on {run.path}", [{
         "weighted variance (9)": float(theory.adpsgd_weighted_variance(gamma=gamma, variance=variance)),

@@ -123,15 +123,13 @@ class Network(Problem):
         norms = [m for m in module.modules() if isinstance(m, NORMS)]
         before = [m.momentum for m in norms]
         draw = make_feed(self.data, IID(self.n, 1, self.B, self.seed), self.seed, range(1), self.calibrate, self.device, False)
-        module.train()
         for t in range(1, self.calibrate + 1):
-            for m in norms:
-                m.momentum = 1 / t  # so that the result is the mean over all of them
+            for m in norms:  # alone: what else behaves otherwise in training, dropout, stays as it is evaluated
+                m.train().momentum = 1 / t  # so that the result is the mean over all batches
             with torch.no_grad(), self.autocast:
                 module(draw(0, t)[0])
-        module.eval()
         for m, momentum in zip(norms, before, strict=True):
-            m.momentum = momentum
+            m.eval().momentum = momentum
         draw.close()
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,6 @@ SECTIONS = {"sweep", "common", "grid", "runs", *SCALES}
 def tables(path: Path) -> dict[str, Any]:
     """The sections of a sweep's file. Raises UserError where it cannot be read, or is no sweep."""
     try:
-        import tomllib
-    except ModuleNotFoundError:  # Python 3.10
-        import tomli as tomllib
-    try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
         raise UserError(f"{path}: cannot read this sweep ({e.strerror}): give the path of a .toml file") from e
@@ -28,7 +25,12 @@ def tables(path: Path) -> dict[str, Any]:
     runs = table.get("runs")
     if not isinstance(runs, list) or not runs or not all(isinstance(b, dict) and "algorithm" in b for b in runs):
         raise UserError(f"{path}: a sweep needs [[runs]] blocks with an algorithm each")
-    for name in table.keys() - {"runs"}:
-        if not isinstance(table[name], dict):
-            raise UserError(f"{path}: {name} = {table[name]}: must be a section [{name}]")
+    for block in (table, *runs):
+        for part in (block, *(block[name] for name in (*SCALES, "common") if isinstance(block.get(name), dict))):
+            for name in (*SCALES, "sweep", "common", "grid"):
+                if not isinstance(part.get(name, {}), dict):
+                    raise UserError(f"{path}: {name} = {part[name]}: must be a section [{name}]")
+    for block in runs:
+        if not isinstance(block["algorithm"], str):
+            raise UserError(f"{path}: algorithm = {block['algorithm']}: must be a name in quotes")
     return table

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from localavg.config import FAILED, GO_ON, MISTAKE, UserError
+from localavg.config import FAILED, FINISHED, GO_ON, MISTAKE, UserError
 from localavg.sweep import state
 from localavg.sweep.plan import Planned
 
@@ -97,8 +97,9 @@ class Queue:
         seconds = time.perf_counter() - start
         if found.kind == "finished":
             self.say(f"{title}: finished in {seconds:.1f} s")
-            return 0
-        if status == GO_ON or (found.kind == "interrupted" and not 0 <= status <= 128):
+            return FINISHED
+        told = self._told_to_stop and found.kind in state.WANTED  # it may have been too young to save itself
+        if told or status == GO_ON or (found.kind == "interrupted" and not 0 <= status <= 128):
             self.say(f"{title}: interrupted after {found.t} of {found.T} updates; the same sweep goes on from there")
             return GO_ON
         self.say(f"{title}: failed with status {status}: {found.why or _last_line(log)} (see {log})")

@@ -26,7 +26,7 @@ from localavg.config import UserError
 from localavg.sweep.file import SCALES, tables
 from localavg.sweep.names import named
 
-OURS = {"out", "seed", "resume", "time-limit"}  # options that the sweep sets itself
+OURS = {"out", "seed", "resume", "time-limit", "help"}  # options that the sweep sets itself
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,12 @@ def held(path: Path) -> Iterator[Path | None]:
     Where the run ends without a word in its run file, the lock stays and says that it has ended.
     """
     lock = _lock(path)
-    if lock.exists() and not _holder(path):
-        with contextlib.suppress(OSError):  # of two that find it stale, one renames it
-            lock.rename(gone := lock.with_name(f"{lock.name}.{os.getpid()}"))
+    with contextlib.suppress(OSError):
+        text = lock.read_text()
+        if not _holder(path):
+            lock.rename(gone := lock.with_name(f"{lock.name}.{socket.gethostname()}.{os.getpid()}"))
+            if gone.read_text() != text:  # another that found it stale was quicker: this is its own
+                os.link(gone, lock)
             gone.unlink()
     try:
         descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
@@ -86,7 +89,7 @@ def held(path: Path) -> Iterator[Path | None]:
 def sign(lock: Path, child: int | None = None) -> None:
     """Write into the lock who holds it: this process and the one it started."""
     pids = [os.getpid(), *([child] if child else [])]
-    lock.write_text(json.dumps({"host": socket.gethostname(), "pids": pids, "job": _job()}))
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pids": pids, "job": _job(), "restart": _restart()}))
 
 
 def _lock(path: Path) -> Path:
@@ -99,6 +102,11 @@ def _job() -> str | None:
         return f"Slurm job {job}"
     job, index = os.environ.get("LSB_JOBID"), os.environ.get("LSB_JOBINDEX", "0")
     return f"LSF job {job}[{index}]" if job else None
+
+
+def _restart() -> int:
+    """How often the batch job was requeued; 0 where the batch system does not tell."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def _holder(path: Path) -> str:
@@ -115,7 +123,7 @@ def _holder(path: Path) -> str:
     who = f"{job or 'a sweep'} on {host}"
     if host == socket.gethostname():
         return who if any(map(_lives, by["pids"])) else ""
-    if job is not None and job == _job():
+    if job is not None and job == _job() and ("Slurm" not in job or by.get("restart", 0) < _restart()):
         return ""  # this very job, before it was requeued
     return who if age_s < STALE_S else ""
 
