@@ -42,7 +42,7 @@ FIGURES = {  # id: (sweep in jobs/sweeps, script here)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="analysis", description=__doc__.partition("\n")[0])
     parser.add_argument("ids", nargs="*", metavar="ID", help=", ".join(FIGURES))
-    parser.add_argument("--all", action="store_true", help="everything, and the check of the papers' claims")
+    parser.add_argument("--all", action="store_true", help="everything, the check of the papers' claims, and OUT/RESULTS.md")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the sweeps' folders are (default: %(default)s)")
     parser.add_argument("--scale", default="laptop", choices=("laptop", "paper"), help="of the sweeps (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the figures (default: %(default)s)")
@@ -58,6 +58,7 @@ def main() -> int:
         worst = max(worst, draw(here / script, *folder, "--out", str(args.out)))
     if args.all:
         worst = max(worst, draw(here / "claims.py", str(args.runs), "--out", str(args.out)))
+        worst = max(worst, draw(here / "report.py", str(args.runs), "--scale", args.scale, "--figures", str(args.out)))
     return worst
 
 

@@ -36,8 +36,8 @@ def main() -> None:
              results.over(repeats, results.weighted_variance, 4))
             for panel, lines in groups.items() for key, repeats in lines.items()]
     header = ("problem", "period", "averages", "least training loss", "best accuracy (%)", "weighted variance (9)")
-    print(style.table(header, rows))
-    results.finish(args, "adpsgd_decreasing", figure, "Training loss and test accuracy of the averaged model.", groups)
+    results.finish(args, "adpsgd_decreasing", figure, "Training loss and test accuracy of the averaged model.", groups,
+                   header, rows)
 
 
 if __name__ == "__main__":

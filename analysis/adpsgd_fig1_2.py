@@ -36,10 +36,11 @@ def main() -> None:
         for axes in panels[2 * i:2 * i + 2]:
             style.drops(axes, next(iter(lines.values()))[0])
             axes.set(xlabel=style.X_LABELS["t"], yscale="log", title=style.short(panel))
-        panels[2 * i].set_ylabel("mean variance V_t")
+        panels[2 * i].set_ylabel("mean variance $V_t$")
     style.legend(figure, ncols=5)
-    print(style.table(("problem", "algorithm", "averages", "weighted variance (9)", "final training loss"), rows))
-    results.finish(args, "adpsgd_fig1_2", figure, "Mean variance of the learners between two averages, where above 0.", groups)
+    header = ("problem", "algorithm", "averages", "weighted variance (9)", "final training loss")
+    results.finish(args, "adpsgd_fig1_2", figure, "Mean variance of the learners between two averages, where above 0.", groups,
+                   header, rows)
 
 
 if __name__ == "__main__":

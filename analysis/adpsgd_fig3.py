@@ -58,11 +58,11 @@ def main() -> None:
                          f"{np.mean(loss):.4g}{spread}"))
         first = next(iter(lines.values()))[0]
         style.drops(axes, first)
-        axes.set(xlabel=style.X_LABELS["t"], ylabel="averaging period", ylim=(0, None),
+        axes.set(xlabel=style.X_LABELS["t"], ylabel="averaging period (updates)", ylim=(0, None),
                  title=f"{panel} ({results.data(first)}), {first.config['learners']} learners")
         axes.legend(loc="upper left", frameon=True, framealpha=1, edgecolor="none")  # over the vertical lines
-    print(style.table(("problem, algorithm", "runs", "averages", "last period", "final training loss"), rows))
-    results.finish(args, "adpsgd_fig3", figure, "Averaging period; vertical lines: the step size drops.", groups)
+    header = ("problem, algorithm", "runs", "averages", "last period", "final training loss")
+    results.finish(args, "adpsgd_fig3", figure, "Averaging period; vertical lines: the step size drops.", groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def times(groups: results.Groups) -> tuple[dict, list]:
                              results.over(some, results.sent_MB, 1),
                              results.over(some, "train_loss", 4),
                              results.over(some, results.best_accuracy),
-                             results.over(some, results.wall_s)))
+                             results.over(some, results.wall_s, 3)))
     return dict(sorted(found.items())), rows
 
 
@@ -52,8 +52,7 @@ def draw(args, stem: str, groups: results.Groups, levels: dict[str, float]) -> N
     style.legend(figure)
     found, rows = times(groups)
     header = ("problem and clock", "algorithm", "averages", "payload (MB)", "training loss", "best accuracy (%)", "seconds")
-    print(style.table(header, rows))
-    results.finish(args, stem, figure, "Training loss and test accuracy of the averaged model.", groups)
+    results.finish(args, stem, figure, "Training loss and test accuracy of the averaged model.", groups, header, rows)
     figure, panels = style.grid(len(found), across=2)
     for axes, (clock, parts) in zip(panels, found.items(), strict=True):
         style.bars(axes, parts, "wall clock (s)")

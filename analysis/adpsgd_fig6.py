@@ -40,8 +40,8 @@ def main() -> None:
         axes.set(xlabel="nodes P", ylabel="speed-up over one node", title=style.short(panel),
                  xticks=sorted(nodes))
     style.legend(figure)
-    print(style.table(("problem and clock", "algorithm", "nodes", "speed-up"), rows))
-    results.finish(args, "adpsgd_fig6", figure, "Wall clock of SGD on one node over that on P nodes.", groups)
+    header = ("problem and clock", "algorithm", "nodes", "speed-up")
+    results.finish(args, "adpsgd_fig6", figure, "Wall clock of SGD on one node over that on P nodes.", groups, header, rows)
 
 
 if __name__ == "__main__":

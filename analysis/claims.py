@@ -237,13 +237,22 @@ def findings(found: list[Run]) -> Iterator[tuple[str, Finding]]:
             yield claim, Finding("-", MISSING, f"no runs to compare: localavg sweep jobs/sweeps/{sweep}.toml")
 
 
+def table(found: Iterable[tuple[str, Finding]]) -> str:
+    """What `findings` yields, as Markdown."""
+    rows = [(claim, f.where, f.verdict, f.numbers) for claim, f in found]
+    return tabulate(rows, ("claim", "where", "verdict", "mean ± standard deviation (runs)"), tablefmt="github")
+
+
+def counts(found: Iterable[tuple[str, Finding]]) -> str:
+    """How many of each verdict."""
+    verdicts = [finding.verdict for _, finding in found]
+    return ", ".join(f"{n} {verdict}" for verdict in (PASS, FAIL, OPEN, MISSING) if (n := verdicts.count(verdict)))
+
+
 def main() -> None:
     args = results.arguments(__doc__)
     found = list(findings(load_many(args.folder)))
-    rows = [(claim, f.where, f.verdict, f.numbers) for claim, f in found]
-    text = tabulate(rows, ("claim", "where", "verdict", "mean ± standard deviation (runs)"), tablefmt="github")
-    counts = {verdict: sum(f.verdict == verdict for _, f in found) for verdict in (PASS, FAIL, OPEN, MISSING)}
-    text += "\n\n" + ", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + "\n"
+    text = f"{table(found)}\n\n{counts(found)}\n"
     print(text)
     results.write(args.out / "claims.md", text)
     print(args.out / "claims.md")

@@ -21,20 +21,17 @@ def line(run: results.Run) -> tuple | None:
     return (run.config["K1"], run.config["S"]) if run.config.get("algorithm") == "hieravg" else None
 
 
-def last_fifth(run: results.Run):
-    return run.eval[run.eval.epoch >= 0.8 * run.eval.epoch.max() - 1e-9]
-
-
 def main() -> None:
     args = results.arguments(__doc__)
     groups = results.gather(args.folder, line, expected=EXPECTED)
     pairs = {f"{panel}: {word}": shown for panel, lines in groups.items() for word, holds in IMPACTS.items()
              if (shown := {key: repeats for key, repeats in lines.items() if holds(key)})}
-    figure = style.curves(pairs, ("train_loss",), lambda key: f"K₁ = {key[0]}, S = {key[1]}", rows=last_fifth)
+    figure = style.curves(pairs, ("train_loss",), lambda key: f"K₁ = {key[0]}, S = {key[1]}", rows=style.last_fifth)
     rows = [(panel, f"{K1}", f"{S}", results.over(repeats, "train_loss", 5))
             for panel, lines in groups.items() for (K1, S), repeats in lines.items()]
-    print(style.table(("problem", "K₁", "S", "final training loss"), rows))
-    results.finish(args, "hieravg_fig3_4", figure, "Training loss of the averaged model, the last fifth of the run.", groups)
+    header = ("problem", "K₁", "S", "final training loss")
+    results.finish(args, "hieravg_fig3_4", figure, "Training loss of the averaged model, the last fifth of the run.", groups,
+                   header, rows)
 
 
 if __name__ == "__main__":

@@ -22,16 +22,22 @@ def name(key: tuple) -> str:
     return f"K-AVG K = {key[1]}" if key[0] == "kavg" else f"Hier-AVG K₂ = {key[1]}, K₁ = {key[2]}, S = {key[3]}"
 
 
+def early(run: results.Run) -> float:
+    """Training accuracy after a tenth of the run, in percent."""
+    return 100 * run.eval[run.eval.epoch <= 0.1 * run.eval.epoch.max()].train_accuracy.iloc[-1]
+
+
 def main() -> None:
     args = results.arguments(__doc__)
     expected = {key: name(key) for key in (("kavg", 43, None, None), ("hieravg", 43, 20, 4))}
     groups = results.gather(args.folder, line, expected=expected)
     figure = style.curves(groups, ("train_accuracy", "test_accuracy"), name)
-    rows = [(panel, name(key), results.over(repeats, "train_accuracy"),
-             results.over(repeats, "test_accuracy"))
+    rows = [(panel, name(key), results.over(repeats, early), results.over(repeats, "train_accuracy"),
+             results.over(repeats, "test_accuracy"), results.over(repeats, "train_loss", 4))
             for panel, lines in groups.items() for key, repeats in lines.items()]
-    print(style.table(("problem", "algorithm", "training accuracy (%)", "test accuracy (%)"), rows))
-    results.finish(args, "hieravg_fig5", figure, "Training and test accuracy of the averaged model.", groups)
+    header = ("problem", "algorithm", "a tenth of the run: training accuracy (%)", "training accuracy (%)", "test accuracy (%)",
+              "training loss")
+    results.finish(args, "hieravg_fig5", figure, "Training and test accuracy of the averaged model.", groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -40,8 +40,9 @@ def main() -> None:
         style.level(axes, 10, "guessing")
         axes.set(xlabel="learners P", ylabel=style.Y_LABELS["test_accuracy"], title=style.short(panel))
     style.legend(figure, ncols=3)
-    print(style.table(("problem", "algorithm", "P", "test accuracy (%)", "mean staleness"), rows))
-    results.finish(args, "kavg_fig1_2", figure, "Test accuracy of the averaged model, or the center, at the end.", groups)
+    header = ("problem", "algorithm", "P", "test accuracy (%)", "mean staleness")
+    results.finish(args, "kavg_fig1_2", figure, "Test accuracy of the averaged model, or the center, at the end.", groups,
+                   header, rows)
 
 
 if __name__ == "__main__":

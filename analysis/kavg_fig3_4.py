@@ -38,8 +38,9 @@ def main() -> None:
         style.level(axes, 1, "equal")
         axes.set(xlabel="learners P", ylabel="speed-up of K-AVG", title=style.short(panel), ylim=(0, None))
     style.legend(figure, ncols=2)
-    print(style.table(("problem and clock", "K-AVG", "P", "speed-up"), rows))
-    results.finish(args, "kavg_fig3_4", figure, "Wall clock of the asynchronous algorithm over that of K-AVG.", groups)
+    header = ("problem and clock", "K-AVG", "P", "speed-up")
+    results.finish(args, "kavg_fig3_4", figure, "Wall clock of the asynchronous algorithm over that of K-AVG.", groups,
+                   header, rows)
 
 
 if __name__ == "__main__":

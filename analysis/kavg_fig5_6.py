@@ -25,14 +25,16 @@ def main() -> None:
         for number, (P, repeats) in enumerate(lines.items()):
             cells = results.values(results.by(repeats, "K"), results.accuracy)
             style.points(axes, cells, f"P = {P}", number)
-            best = max(cells, key=lambda K: np.mean(cells[K]))
+            losses = results.values(results.by(repeats, "K"), lambda run: results.end(run, "train_loss"))
+            best, least = max(cells, key=lambda K: np.mean(cells[K])), min(losses, key=lambda K: np.mean(losses[K]))
             rows.append((panel, str(P), str(best), results.spread(cells[best]), results.spread(cells.get(1, [])),
-                         str(PAPER.get(P, "-"))))
+                         f"{results.spread(cells[max(cells)])} (K = {max(cells)})", str(least), str(PAPER.get(P, "-"))))
         style.doubling(axes, [K for repeats in lines.values() for K in results.by(repeats, "K")])
         axes.set(xlabel="period K (local updates)", ylabel=style.Y_LABELS["test_accuracy"], title=style.short(panel))
     style.legend(figure, ncols=5)
-    print(style.table(("problem", "P", "best K", "test accuracy (%)", "with K = 1", "paper's best K, VGG"), rows))
-    results.finish(args, "kavg_fig5_6", figure, "Test accuracy of the averaged model at the end.", groups)
+    header = ("problem", "P", "best K", "test accuracy (%)", "with K = 1", "with the largest K", "K of least training loss",
+              "paper's best K, VGG")
+    results.finish(args, "kavg_fig5_6", figure, "Test accuracy of the averaged model at the end.", groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -34,8 +34,9 @@ def main() -> None:
     style.doubling(axes, every or {1})
     axes.set(xlabel="learners P", ylabel="gap in test accuracy (points)")
     style.legend(figure)
-    print(style.table(("problem", "P", "K-AVG (%)", "SGD (%)", "gap"), rows))
-    results.finish(args, "kavg_fig7", figure, "Test accuracy of K-AVG less that of sequential SGD, both at the end.", groups)
+    header = ("problem", "P", "K-AVG (%)", "SGD (%)", "gap")
+    results.finish(args, "kavg_fig7", figure, "Test accuracy of K-AVG less that of sequential SGD, both at the end.", groups,
+                   header, rows)
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ def main() -> None:
         rows += [(panel, str(size), results.over(repeats, lambda run: run.eval.t.max(), 0),
                   results.over(repeats, "train_loss", 4)) for size, repeats in lines.items()]
     style.legend(figure)
-    print(style.table(("problem", "mini-batch", "updates", "final training loss"), rows))
-    results.finish(args, "lupa_fig1", figure, "Synchronous SGD; mini-batch = P·B.", groups)
+    header = ("problem", "mini-batch", "updates", "final training loss")
+    results.finish(args, "lupa_fig1", figure, "Synchronous SGD; mini-batch = P·B.", groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -38,14 +38,15 @@ def main() -> None:
             rounds, loss, wall_s = ends[["rounds", "train_loss", "wall_s"]].mean()
             rows.append((f"{panel}, {name}" if several else name, str(len(repeats)), f"{rounds:.0f}", f"{loss:.4f}",
                          f"{wall_s:.1f}"))
-        left.set(xlabel="wall clock (s), evaluation left out", ylabel="training loss of the averaged model",
+        left.set(xlabel="wall clock (s), evaluation left out", ylabel=style.Y_LABELS["train_loss"],
                  title=style.short(panel) if several else "")
         right.set(xlabel="communication rounds")
         right.set_xscale("symlog", linthresh=1, linscale=0.4)
         right.set_xticks([0, *(10**n for n in range(8) if 10**n <= right.get_xlim()[1])])
     style.legend(figure)
-    print(style.table(("algorithm", "runs", "rounds", "final loss", "wall clock (s)"), rows))
-    results.finish(args, "lupa_fig2", figure, "Training loss of the averaged model against wall clock and rounds.", groups)
+    header = ("algorithm", "runs", "rounds", "final loss", "wall clock (s)")
+    results.finish(args, "lupa_fig2", figure, "Training loss of the averaged model against wall clock and rounds.", groups,
+                   header, rows)
 
 
 if __name__ == "__main__":

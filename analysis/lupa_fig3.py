@@ -13,7 +13,7 @@ import results
 import style
 
 LEVEL = 0.35
-AXES = {"wall_s": f"seconds to loss {LEVEL}", "t": f"local updates to loss {LEVEL}"}
+AXES = {"wall_s": f"seconds to loss {LEVEL}", "t": f"updates to loss {LEVEL}"}
 
 
 def main() -> None:
@@ -37,12 +37,13 @@ def main() -> None:
                         print(f"missing: {panel}, P = {P}: no run came down to a loss of {LEVEL}; train longer")
                     elif P in cells:
                         speed = np.mean(cells[least]) / np.mean(cells[P])
-                        rows.append((panel, label, str(P), f"{len(cells[P])}/{len(some)}", results.spread(cells[P], 3),
+                        digits = 3 if x == "wall_s" else 0
+                        rows.append((panel, label, str(P), f"{len(cells[P])}/{len(some)}", results.spread(cells[P], digits),
                                      f"{speed:.2f}"))
             axes.set(xlabel="machines P", ylabel=label, title=style.short(panel), xticks=sorted(every), ylim=(0, None))
     style.legend(figure)
-    print(style.table(("problem", "what", "P", "reached", "mean", "speed-up"), rows))
-    results.finish(args, "lupa_fig3", figure, f"Time to a training loss of {LEVEL}.", groups)
+    header = ("problem", "what", "P", "reached", "mean", "speed-up")
+    results.finish(args, "lupa_fig3", figure, f"Time to a training loss of {LEVEL}.", groups, header, rows)
 
 
 if __name__ == "__main__":

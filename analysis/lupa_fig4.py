@@ -37,8 +37,8 @@ def main() -> None:
         left.set(xlabel=style.X_LABELS["t"], ylabel=style.Y_LABELS["train_loss"], title=style.short(panel))
         right.set(xlabel="communication rounds", title=style.short(panel))
     style.legend(figure)
-    print(style.table(("problem", "algorithm", "rounds", "final training loss"), rows))
-    results.finish(args, "lupa_fig4", figure, "Training loss of the averaged model.", groups)
+    header = ("problem", "algorithm", "rounds", "final training loss")
+    results.finish(args, "lupa_fig4", figure, "Training loss of the averaged model.", groups, header, rows)
 
 
 if __name__ == "__main__":

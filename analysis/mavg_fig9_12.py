@@ -38,9 +38,8 @@ def main() -> None:
         loss.set(xlabel="block momentum μ", ylabel=style.Y_LABELS["train_loss"], yscale="log", title=style.short(panel))
     style.legend(figure)
     header = ("problem", "P", "best μ", "test accuracy (%)", "paper's best μ", "μ of least loss", "training loss")
-    print(style.table(header, rows))
     caption = "M-AVG's test accuracy (from 10 points below the best) and training loss at the end."
-    results.finish(args, "mavg_fig9_12", figure, caption, groups)
+    results.finish(args, "mavg_fig9_12", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,8 @@ def settings(groups: Groups) -> str:
         return ""
     for name, how in SAID.items():
         said = {run.config.get(name) for run in runs}
+        if name == "lr" and all(run.config.get("schedule") == "inverse" for run in runs):
+            said, how = {"4/(μ(t + a))"}, "step size {}"  # which has no lr
         if len(said) == 1 and (value := said.pop()) is not None:
             words.append(how.format(value))
     seeds = sorted({len({run.config.get("seed") for run in repeats})
@@ -205,12 +207,18 @@ def settings(groups: Groups) -> str:
     return f"{', '.join(words)}{modelled}; {few if few == many else f'{few} to {many}'} seed{'s' * (many > 1)} a setting."
 
 
-def finish(args: argparse.Namespace, stem: str, figure: Figure, caption: str, groups: Groups) -> None:
-    """Write a figure as PDF and PNG with its caption, and name the files."""
+def finish(args: argparse.Namespace, stem: str, figure: Figure, caption: str, groups: Groups, header: Sequence[str] = (),
+           rows: Sequence[Sequence[str]] = ()) -> None:
+    """Write a figure as PDF and PNG with its caption, and its numbers, printed too, as Markdown; name the files."""
     paths = style.save(figure, args.out / stem)
-    banded = any(len(repeats) > 1 for lines in groups.values() for repeats in lines.values())
+    banded = any(axes.collections for axes in figure.axes)
     words = [caption, *["Bands: from least to most over repeats."] * banded, settings(groups)]
-    write(args.out / f"{stem}.txt", " ".join(filter(None, words)) + "\n")
+    said = " ".join(filter(None, words)) + "\n"
+    write(args.out / f"{stem}.txt", said)
+    if rows:
+        print(style.table(header, rows))
+        write(args.out / f"{stem}.md", f"{said}\n{_tabulated(header, rows, 'github')}\n")
+        print(args.out / f"{stem}.md")
     print(args.out / f"{stem}.txt", *paths, sep="\n")
 
 
@@ -220,12 +228,18 @@ def finish_table(args: argparse.Namespace, stem: str, header: Sequence[str], row
     caption = f"{caption} {settings(groups)}"
     kinds = {".txt": "simple", ".md": "github", ".tex": "latex_booktabs"}
     for suffix, how in kinds.items():
-        text = tabulate(rows, header, tablefmt=how, disable_numparse=True, colalign=["left", *["right"] * (len(header) - 1)])
+        text = _tabulated(header, rows, how)
         if suffix == ".txt":
             print(text)
         said = f"% {caption}\n\n{_plain(text)}\n" if suffix == ".tex" else f"{caption}\n\n{text}\n"
         write(args.out / f"{stem}{suffix}", said)
     print(*(args.out / f"{stem}{suffix}" for suffix in kinds), sep="\n")
+
+
+def _tabulated(header: Sequence[str], rows: Sequence[Sequence[str]], how: str) -> str:
+    """The first column and those of words flush left, numbers flush right."""
+    words = [i == 0 or any(row[i][:1].isalpha() for row in rows) for i in range(len(header))]
+    return tabulate(rows, header, tablefmt=how, disable_numparse=True, colalign=["left" if w else "right" for w in words])
 
 
 def _plain(latex: str) -> str:

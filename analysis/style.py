@@ -144,8 +144,10 @@ def drops(axes: Axes, run: Run) -> None:
             axes.axvline(milestone * end.t / end.epoch, color="0.6", linewidth=0.6, linestyle=":")
 
 
-def legend(figure: Figure, ncols: int = 4) -> None:
-    """One legend above all panels, every label once, in the order of first appearance."""
+def legend(figure: Figure, ncols: int = 5) -> None:
+    """One legend above all panels, every label once, in the order of first appearance; it replaces an earlier one."""
+    for old in list(figure.legends):
+        old.remove()
     found = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
@@ -153,7 +155,8 @@ def legend(figure: Figure, ncols: int = 4) -> None:
     if figure.get_figwidth() < DOUBLE_IN:
         ncols = min(ncols, 2)
     if found:
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=min(ncols, len(found)))
+        lines = -(-len(found) // ncols)
+        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=-(-len(found) // lines))
 
 
 def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> None:
@@ -173,7 +176,7 @@ def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> No
     axes.set_xlabel(label)
 
 
-def short(panel: str, width: int = 42) -> str:
+def short(panel: str, width: int = 46) -> str:
     """A panel's name in lines of so many letters, as its title."""
     return textwrap.fill(panel, width, break_on_hyphens=False)
 
@@ -181,6 +184,12 @@ def short(panel: str, width: int = 42) -> str:
 def rows_of(run: Run) -> pd.DataFrame:
     """/eval with accuracies in percent."""
     return run.eval.assign(train_accuracy=100 * run.eval.train_accuracy, test_accuracy=100 * run.eval.test_accuracy)
+
+
+def last_fifth(run: Run) -> pd.DataFrame:
+    """`rows_of` the last fifth of a run."""
+    rows = rows_of(run)
+    return rows[rows.epoch >= 0.8 * rows.epoch.max() - 1e-9]
 
 
 def curves(
@@ -206,7 +215,7 @@ def curves(
     for at, (column, panel) in zip(axes, places, strict=True):
         for key, repeats in groups[panel].items():
             curve(at, repeats, x, column, name(key), looks[key], rows=rows)
-        at.set(xlabel=X_LABELS.get(x, x), ylabel=Y_LABELS[column], title=short(panel, 20 if across > 2 else 42))
+        at.set(xlabel=X_LABELS.get(x, x), ylabel=Y_LABELS[column], title=short(panel, 20 if across > 2 else 46))
         if column.endswith("loss"):
             at.set_yscale("log" if log else "linear")
         else:

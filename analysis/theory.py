@@ -23,7 +23,7 @@ NUMBERS = {"F1-minus-Fstar": 2.3, "L": 1.0, "M": 10.0, "delta": 0.5, "gamma": 0.
 P, LEARNERS = (8, 32, 128), 2.0**np.arange(2, 9)
 K, MU, K1, S = np.arange(1, 65), np.linspace(0, 0.95, 96), np.arange(1, 33), 2**np.arange(6)
 LOG = ("period K", "block momentum μ")  # bounds that span decades
-STARS = {"predicted K_opt": ("kavg", "K"), "predicted μ_opt": ("mavg", "mu")}
+STARS = {"predicted $K_{opt}$": ("kavg", "K"), "predicted $μ_{opt}$": ("mavg", "mu")}
 
 
 def formulas(c: argparse.Namespace) -> list[tuple]:
@@ -52,9 +52,9 @@ def formulas(c: argparse.Namespace) -> list[tuple]:
         ("K-AVG (3.2)", "period K", "bound", [(K, kavg(p, K), f"P = {p}") for p in P]),
         ("K-AVG (3.2), ASGD (3.39), equal T", learners, "bound",
          [(LEARNERS, steady, "K-AVG, K = 16"), (LEARNERS, asgd, "ASGD")]),
-        ("K-AVG (3.46)", learners, "predicted K_opt", [(LEARNERS, K_opt, "predicted")]),
+        ("K-AVG (3.46)", learners, "predicted $K_{opt}$", [(LEARNERS, K_opt, "predicted")]),
         ("M-AVG (3), K = 16", "block momentum μ", "bound", [(MU, mavg(p, MU), f"P = {p}") for p in P]),
-        ("M-AVG (3), K = 16", learners, "predicted μ_opt", [(LEARNERS, mu_opt, "predicted")]),
+        ("M-AVG (3), K = 16", learners, "predicted $μ_{opt}$", [(LEARNERS, mu_opt, "predicted")]),
         ("Hier-AVG (3.6), K₂ = 32", "local period K₁", "bound", [(K1, hieravg(K1, 32, s), f"S = {s}") for s in (2, 4, 8)]),
         ("Hier-AVG (3.6), K₂ = 32", "cluster size S", "bound", [(S, hieravg(k, 32, S), f"K₁ = {k}") for k in (1, 4, 16)]),
         ("Hier-AVG (3.6), S = 4", "global period K₂", "bound",
@@ -77,21 +77,24 @@ def main() -> None:
     everything = load_many(args.folder) if args.folder else []
     lines = formulas(args)
     figure, panels = style.grid(len(lines), across=3)
+    predicted = {"P": LEARNERS}
     for axes, (title, x_label, y_label, found) in zip(panels, lines, strict=True):
         for number, (x, y, label) in enumerate(found):
             axes.plot(x, y, label=label, markevery=max(1, len(x) // 6), **style.LINES[number])
         if stars := best(everything, *STARS[y_label]) if y_label in STARS else []:
             style.mark(axes, *zip(*stars, strict=True), label="runs")
         axes.set(xlabel=x_label, ylabel=y_label, title=title, yscale="log" if x_label in LOG else "linear")
+        if x_label == LOG[0]:
+            axes.set_ylim(top=8 * axes.get_ylim()[1])  # room for the legend
         if x_label == "learners P":
             style.doubling(axes, LEARNERS[::2])
         axes.legend(handlelength=2.4)
         if y_label in STARS:
-            predicted = zip(LEARNERS, y.round(3), strict=True)
-            print(style.table(("P", y_label), [(f"{P:g}", f"{found:g}") for P, found in predicted]))
+            predicted[y_label.translate({ord(c): None for c in "${}"})] = y.round(3)
     said = ", ".join(f"{name} = {getattr(args, name.replace('-', '_')):g}" for name in NUMBERS)
     caption = f"The papers' bounds for {said}; P = 32 for Hier-AVG. Conditions are not checked."
-    results.finish(args, "theory", figure, caption, {})
+    rows = [[f"{x:g}" for x in row] for row in zip(*predicted.values(), strict=True)]
+    results.finish(args, "theory", figure, caption, {}, [*predicted], rows)
 
 
 if __name__ == "__main__":

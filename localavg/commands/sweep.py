@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     batch = p.add_argument_group("--launcher slurm, lsf")
     batch.add_argument("--jobs", type=at_least_1, metavar="N",
                        help="batch jobs that share the runs (default: one a run, 10 at most)")
-    batch.add_argument("--submit", default="", metavar="'WORDS'", help="more words for sbatch or bsub, as '--time=2:00:00'")
+    batch.add_argument("--submit", default="", metavar="'WORDS'", help="more words for sbatch or bsub: --submit='--time=2:00:00'")
     p.set_defaults(call=partial(_sweep, train=commands.choices["train"]))
 
 
@@ -152,7 +152,7 @@ def _submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
         template, env = JOBS / "lsf" / "sweep.lsf", {"PYTHON": sys.executable, "SWEEP": shlex.join(words)}
         per_node = re.search(r"--tasks_per_rs (\d+)", template.read_text() if template.exists() else "")
         nodes = math.ceil(ranks / int(per_node[1] if per_node else 1))
-        submit = ["bsub", "-J", f"{name}[1-{n}]", "-nnodes", str(nodes), *more]
+        submit = ["bsub", "-J", f"{name}[1-{n}]", *([] if "-nnodes" in more else ["-nnodes", str(nodes)]), *more]
     shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items()) + " " + shlex.join(submit)
     print(shown + (f" < {template}" if args.launcher == "lsf" else ""), flush=True)
     if not template.exists():
