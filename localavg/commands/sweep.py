@@ -46,7 +46,7 @@ def add(commands: Any) -> None:
     batch = p.add_argument_group("--launcher slurm, lsf")
     batch.add_argument("--jobs", type=at_least_1, metavar="N",
                        help="batch jobs that share the runs (default: one a run, 10 at most)")
-    batch.add_argument("--submit", default="", metavar="'WORDS'", help="more words for sbatch or bsub: --submit='--time=2:00:00'")
+    batch.add_argument("--submit", default="", metavar="'WORDS'", help="more for sbatch or bsub: --submit='--time=2:00:00'")
     p.set_defaults(call=partial(_sweep, train=commands.choices["train"]))
 
 
