@@ -5,7 +5,7 @@ RUNS   ?= runs/lupa-fig2
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run figure paper test test-root lint bench cifar10 clean
+.PHONY: help run figure paper test test-long test-root lint bench cifar10 clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -35,7 +35,10 @@ paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' 
 	$(BIN)/python analysis --all
 
 test: .venv/test .mpich ## the tests (set-up included)
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m 'not root'
+	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not root and not long'
+
+test-long: .venv/test .mpich ## more of the slow ones: thirty random kills, four ranks
+	$(BIN)/python -m pytest -q -m long
 
 test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine
 	command -v tc >/dev/null && command -v slurmctld >/dev/null && ls /usr/lib/*/pmix2/lib/libpmix.so >/dev/null 2>&1 || \

@@ -90,11 +90,7 @@ def adpsgd(T: int, epoch: float, p_init: int = 4, Ks: float = 0.25, low: float =
     if not 0 <= warmup < math.inf:
         raise bad("warmup", warmup, "must be a number of epochs of at least 0")
     K_s = int(round(Ks * T, 9)) if Ks < 1 else int(Ks)  # 0.29 · 100 is 29, not 28.999999999999996
-    before = math.ceil(round(warmup * epoch, 9))
-    if before + K_s >= T:
-        raise UserError(f"adpsgd over {T} updates: --warmup {warmup:g} takes the first {before} and --Ks {Ks:g} {K_s} more, so "
-                        f"the period would never be steered; train for longer, or lower them")
-    schedule = when.VarianceDriven(p_init, K_s, low, high, warmup=before)
+    schedule = when.VarianceDriven(p_init, K_s, low, high, warmup=math.ceil(round(warmup * epoch, 9)))
     return Algorithm(schedule, _average(mu, nesterov), Nothing())
 
 

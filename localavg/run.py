@@ -50,6 +50,9 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     epoch = sampler.epoch
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
     algorithm = algorithms.make(c.algorithm, options, T, epoch)
+    if (start := algorithm.schedule.steered_after) >= T and world.rank == 0:
+        print(f"localavg: {c.algorithm}'s warm-up and sampling take {start} updates of {T}: its period is never steered; train "
+              f"for longer, or lower --warmup and --Ks", file=sys.stderr)
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
     matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
     transport = choose(c.transport, fleet, algorithm.S, nbytes=4 * matrices * fleet.L * problem.d, device=device,
@@ -102,12 +105,10 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
             train(problem, flat, algorithm, optimizer, step_size, feed, transport, fleet.learners, T, monitor, keep,
                   statistics=c.statistics == "average")
-        final = on_host(flat.w[0])
         if c.save_weights and c.statistics == "keep" and flat.d > flat.d_trained:
-            final = final.copy()
-            final[flat.d_trained :] = on_host(transport.mean(flat.w))[flat.d_trained :]
+            transport.mean_(flat.w[:, flat.d_trained :], Scope.WORLD)  # the averaged model has their mean
         if file is not None and c.save_weights:
-            file.save_weights("weights", final)
+            file.save_weights("weights", on_host(flat.w[0]))
 
     with nullcontext() if model else keep.listening():
         status, why = runfile.ended(work, file, monitor, problem, world)

@@ -33,6 +33,7 @@ class Schedule:
     final = Scope.WORLD
     needs: str | None = None
     remembers: tuple[str, ...] = ()  # the attributes that are state
+    steered_after = 0  # t up to which feedback changes nothing
 
     def after(self, t: int) -> Scope:
         """Who averages after local update t, t = 1, 2, …"""
@@ -199,6 +200,10 @@ class VarianceDriven(Schedule):
     n_C: int = 0
     needs = "variance"
     remembers = ("p", "cnt", "C2", "n_C")
+
+    @property
+    def steered_after(self) -> int:
+        return self.warmup + self.K_s
 
     def __post_init__(self) -> None:
         _at_least_one("p_init", self.p_init)

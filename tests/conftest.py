@@ -3,10 +3,20 @@
 from typing import NamedTuple
 
 import h5py
+import mpi
 import numpy as np
 import pytest
 
 N, D = 168, 20  # rows, a multiple of 8 and 12; features
+
+
+def pytest_collection_modifyitems(items):
+    """Tests that launch ranks run one after the other, as two launches would take the cores from each other; the rest of
+    the files meanwhile."""
+    launchers = (mpi.run, mpi.call, mpi.train, mpi.train_all)
+    for item in items:
+        launches = any(x in launchers for x in vars(item.module).values() if callable(x))
+        item.add_marker(pytest.mark.xdist_group("mpi" if launches else item.module.__name__))
 
 
 class Data(NamedTuple):
@@ -45,6 +55,20 @@ def once():
         return outcomes[key]
 
     return get
+
+
+@pytest.fixture
+def smooth(monkeypatch):
+    """Networks without kinks: another rounding of a unit near 0, or of two equal ones, would switch a ReLU or a maximum."""
+    from torch import nn
+
+    from localavg.models import dpn, resnet
+
+    for module in (nn.functional, resnet, dpn):
+        monkeypatch.setattr(module, "relu", lambda x, inplace=False: nn.functional.softplus(x))
+    monkeypatch.setattr(nn.functional, "max_pool2d",
+                        lambda x, kernel, stride, padding, dilation, ceil_mode, return_indices: nn.functional.avg_pool2d(
+                            x, kernel, stride, padding, ceil_mode))
 
 
 def write(path, noise):

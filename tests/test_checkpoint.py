@@ -82,8 +82,11 @@ def stopped_and_resumed(world, folder, lines, stops):
     return statuses
 
 
-@pytest.fixture(scope="module", params=[("openmpi", 1), ("openmpi", 2), ("openmpi", 4), ("mpich", 2)],
-                ids=lambda world: "-".join(map(str, world)))
+WORLDS = [pytest.param((mpi, ranks), id=f"{mpi}-{ranks}", marks=[pytest.mark.long] * (ranks == 4))
+          for mpi, ranks in (("openmpi", 1), ("openmpi", 2), ("openmpi", 4), ("mpich", 2))]
+
+
+@pytest.fixture(scope="module", params=WORLDS)
 def stopped(request, tmp_path_factory):
     mpi, ranks = request.param
     folder = tmp_path_factory.mktemp("stopped")
@@ -224,15 +227,15 @@ KILLED = {
     "network": "kavg --K 3 --data digits --model nin --learners 4 --batch-size 8 --lr 0.02 --optimizer momentum --save-weights "
                "--eval-every 100",
 }
-KILLS = 30
 
 
-def test_thirty_random_kills_lose_nothing(tmp_path):
+@pytest.mark.parametrize("kills", [7, pytest.param(30, marks=pytest.mark.long)])
+def test_random_kills_lose_nothing(kills, tmp_path):
     """−9 to any rank at any moment: the run file is readable, and every run goes on to the bits of an unharmed one."""
     seed = int(os.environ.get("LOCALAVG_TEST_SEED", random.randrange(10**6)))
     draw, names = random.Random(seed), list(KILLED)
     killed = []
-    for k in range(KILLS):
+    for k in range(kills):
         name = names[k % len(names)]
         out, mark = tmp_path / f"{k}-{name}.h5", uuid.uuid4().hex
         steps = 100 if name == "network" else STEPS // 2
@@ -264,7 +267,7 @@ def test_thirty_random_kills_lose_nothing(tmp_path):
     assert statuses == [0] * len(statuses), f"seed {seed}"
     for out, name, _ in killed:
         same(load(out), load(tmp_path / f"whole-{name}.h5"))
-    assert sum(load(out).provenance.get("resumes", 0) for out, _, _ in killed) >= KILLS // 5  # enough of them hit a run
+    assert sum(load(out).provenance.get("resumes", 0) for out, _, _ in killed) >= kills // 5  # enough of them hit a run
 
 
 # ---------------------------------------------------------------------------------------------- damage and mistakes

@@ -93,7 +93,6 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
     "sgd of two learners": (f"sgd --learners 2 {SMALL}", ["sgd", "2 learners", "--learners 1"]),
     "steps and epochs": (f"kavg --epochs 2 {SMALL}", ["--steps 8", "--epochs 2", "one of them"]),
     "too short for ADPSGD": (f"adpsgd {SMALL} --warmup 0", ["--Ks", "p_init = 4", "number of steps"]),
-    "all warm-up for ADPSGD": (f"adpsgd {SMALL}", ["--warmup 1", "--Ks 0.25", "never be steered"]),
     "an unknown option": (f"kavg --wings 2 {SMALL}", ["--wings", "--help"]),
     "data beyond all memory": (f"kavg {SMALL} --data epsilon-like:100000000000x2000", ["100000000000"]),
 }

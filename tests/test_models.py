@@ -163,7 +163,7 @@ def test_the_work_an_image_takes_is_that_of_the_known_networks(name):
 
 
 @pytest.mark.parametrize("name", ["mlp", "resnet8", "nin", "senet18", "googlenet", "densenet", "mobilenet", "dpn26"])
-def test_where_weights_lie_does_not_change_what_is_computed(name):
+def test_where_weights_lie_does_not_change_what_is_computed(name, smooth):
     torch.manual_seed(0)
     plain, flat = (make(name, shape(name), 10) for _ in range(2))
     flat.load_state_dict(plain.state_dict())

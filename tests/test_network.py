@@ -17,7 +17,6 @@ from localavg import datasets, models, record
 from localavg.datasets import Augment, Dataset, Split
 from localavg.flat import Flat
 from localavg.fleet import Fleet
-from localavg.models import resnet
 from localavg.problems.network import Network
 from localavg.schedules import Scope
 from localavg.transport import choose
@@ -52,16 +51,6 @@ class Fixed:
 
 CASES = [("mlp", (8, 8, 1)), ("nin", (8, 8, 1)), ("resnet8", (8, 8, 1)), ("resnet18", (32, 32, 3)), ("mobilenet", (32, 32, 3)),
          ("densenet", (32, 32, 3)), ("googlenet", (32, 32, 3)), ("alexnet", (64, 64, 3))]
-
-
-@pytest.fixture
-def smooth(monkeypatch):
-    """Networks without kinks: another rounding of a unit near 0, or of two equal ones, would switch a ReLU or a maximum."""
-    for module in (nn.functional, resnet):
-        monkeypatch.setattr(module, "relu", lambda x, inplace=False: nn.functional.softplus(x))
-    monkeypatch.setattr(nn.functional, "max_pool2d",
-                        lambda x, kernel, stride, padding, dilation, ceil_mode, return_indices: nn.functional.avg_pool2d(
-                            x, kernel, stride, padding, ceil_mode))
 
 
 @pytest.mark.parametrize("model, shape", CASES, ids=[model for model, _ in CASES])
@@ -254,10 +243,11 @@ LINES = {
     "calibrated": f"kavg --K 5 --model nin --calibrate 4 {SHORT}",
     "some": f"kavg --K 5 --model nin --eval-examples 96 {SHORT}",
 }
-WORLDS = [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 2)]
+WORLDS = [pytest.param((mpi, ranks), id=f"{mpi}-{ranks}", marks=[pytest.mark.long] * (ranks == 4))
+          for mpi, ranks in (("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 2))]
 
 
-@pytest.fixture(scope="module", params=WORLDS, ids=lambda world: "-".join(map(str, world)))
+@pytest.fixture(scope="module", params=WORLDS)
 def short(request, tmp_path_factory):
     mpi, ranks = request.param
     return train_all(tmp_path_factory.mktemp("short"), ranks, LINES, mpi=mpi, timeout=300)

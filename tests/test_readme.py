@@ -161,7 +161,7 @@ def test_the_row_of_an_algorithm_is_true(name, short):
 
 DIGITS = " --data digits --batch-size 16 --model"
 MISTAKES = [  # of `train` on one rank
-    "mavg --K1 4", "adpsgd --steps 8" + SMALL, "kavg" + DIGITS + " resnet9", "kavg" + DIGITS + " vgg",
+    "mavg --K1 4", "adpsgd --steps 8 --Ks 0.9" + SMALL, "kavg" + DIGITS + " resnet9", "kavg" + DIGITS + " vgg",
     "kavg --device cuda" + SMALL, "kavg" + DIGITS + " nin --batch-size 1",
     "kavg --learners 8 --sampling shuffle" + DIGITS + " mlp --batch-size 1000",
     "kavg --sampling block --data {folder}/plain.h5 --batch-size 4", "kavg --lr 1e9 --steps 40" + DIGITS + " mlp",
