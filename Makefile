@@ -35,7 +35,7 @@ paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' 
 	$(BIN)/python analysis --all
 
 test: .venv/test .mpich ## the tests (set-up included)
-	$(BIN)/python -m pytest -q -n 2 --dist loadgroup -m 'not root and not long'
+	$(BIN)/python -m pytest -q -m 'not root and not long'
 
 test-long: .venv/test .mpich ## more of the slow ones: thirty random kills, four ranks
 	$(BIN)/python -m pytest -q -m long
@@ -51,12 +51,12 @@ lint: .venv/test ## ruff
 bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(BIN)/python -m localavg bench train --problem logistic
 	$(BIN)/python -m localavg bench train --model mlp --batch-size 16 --steps 1000
-	$(BIN)/python -m localavg bench train --model nin --side 8 --batch-size 16 --steps 300
-	$(BIN)/python -m localavg bench train --model resnet8 --batch-size 16 --steps 200
+	$(BIN)/python -m localavg bench train --model nin --side 8 --batch-size 16 --steps 1000
+	$(BIN)/python -m localavg bench train --model resnet8 --batch-size 16 --steps 500
 	$(BIN)/python -m localavg bench train --model resnet18 --batch-size 64 --steps 2 --repeats 5
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench memory
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average
-	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 11173962
+	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 2000 11173962
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench checkpoint
 	if [ "$$(id -u)" != 0 ] || ! command -v tc >/dev/null; then echo 'between hosts: not run, it needs root and iproute2'; else \
 	  jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 7 && \

@@ -3,20 +3,10 @@
 from typing import NamedTuple
 
 import h5py
-import mpi
 import numpy as np
 import pytest
 
 N, D = 168, 20  # rows, a multiple of 8 and 12; features
-
-
-def pytest_collection_modifyitems(items):
-    """Tests that launch ranks run one after the other, as two launches would take the cores from each other; the rest of
-    the files meanwhile."""
-    launchers = (mpi.run, mpi.call, mpi.train, mpi.train_all)
-    for item in items:
-        launches = any(x in launchers for x in vars(item.module).values() if callable(x))
-        item.add_marker(pytest.mark.xdist_group("mpi" if launches else item.module.__name__))
 
 
 class Data(NamedTuple):

@@ -209,7 +209,7 @@ def test_averaged_statistics_are_the_mean_of_the_learners(mpi):
 
 
 DIGITS = ("--data digits --model nin --learners 8 --sampling shuffle --batch-size 16 --lr 0.05 --optimizer momentum "
-          "--epochs 15 --save-weights --eval-every 1000")
+          "--epochs 10 --save-weights --eval-every 1000")
 GOOD = {"kavg": "kavg --K 4", "again": "kavg --K 4", "sync": "sync", "mavg": "mavg --K 4 --mu 0.3",
         "hieravg": "hieravg --K1 2 --K2 8 --S 4", "adpsgd": "adpsgd --p-init 4"}
 
