@@ -3,7 +3,7 @@
 One panel a file and a layout of learners, ranks and nodes; both axes are logarithmic. The floor is what memory must take, and
 between nodes their link. The table has how many times longer the others take than ours.
 
-Cost: about 2 s; the benchmarks below take a few minutes on two cores.
+Cost: about 2 s; the first benchmark below takes half a minute on two cores.
 
     python analysis/bench_average.py runs/bench-average --out figures
 

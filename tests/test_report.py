@@ -124,4 +124,4 @@ def test_the_committed_page_is_the_templates_and_its_pictures_are_small():
     assert len(pictures) >= len(FIGURES) - len(("adpsgd-table1", "hieravg-table1"))
     sizes = [path.stat().st_size for path in pictures]
     assert max(sizes) <= report.MOST_BYTES and sum(sizes) < 2_000_000
-    assert not re.search(r"/tmp/|/home/|/root/|/work/", text)
+    assert not re.search(r"(?<![\w.)}])/\w+/\w", text)  # no absolute path: it would be one machine's own

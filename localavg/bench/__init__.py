@@ -8,6 +8,8 @@ from statistics import median
 from time import perf_counter
 from typing import Any
 
+CIFAR10 = 32  # pixels across
+
 
 def seconds(work: Callable[[], Any]) -> float:
     """How long `work` takes."""
@@ -28,3 +30,8 @@ def medians(ways: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1
             if turn >= warm:
                 times[name].append(took)
     return {name: median(each) for name, each in times.items()}
+
+
+def images(side: int) -> tuple[tuple[int, int, int], int]:
+    """Shape and number of classes of the images of so many pixels across: digits, CIFAR-10's, ImageNet's."""
+    return (side, side, 1 if side < CIFAR10 else 3), 1000 if side > CIFAR10 else 10

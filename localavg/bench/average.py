@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg import transport
-from localavg.bench import medians
+from localavg.bench import CIFAR10, images, medians
 from localavg.config import UserError
 from localavg.datasets import Dataset, Split
 from localavg.fleet import Fleet
@@ -24,7 +24,6 @@ from localavg.runfile import where
 from localavg.schedules import Scope
 
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, 11_173_962, 25_557_032)  # Epsilon, …, ResNet-18, ResNet-50
-CIFAR10 = 32  # pixels across; networks for less are made for grey digits, for more for ImageNet
 TENSORS = 62  # of ResNet-18: what torch's averager has to pack and unpack
 
 
@@ -51,11 +50,9 @@ def _row_of(model: str) -> int:
                         f"numbers of floats") from e
     from localavg.problems.network import Network
 
-    side = MODELS[model].side
-    shape = (side, side, 1 if side < CIFAR10 else 3)
+    shape, classes = images(MODELS[model].side)
     none = Split(np.empty((0, *shape), np.uint8), np.empty(0, int))
-    classes = tuple(map(str, range(1000 if side > CIFAR10 else 10)))
-    return Network(Dataset("none", "images", none, None, classes, True, shape), model, l2=0.0, seed=0).d
+    return Network(Dataset("none", "images", none, None, tuple(map(str, range(classes))), True, shape), model, l2=0.0, seed=0).d
 
 
 def new_file(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int, path: str,

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from localavg import models, optim
-from localavg.bench import medians, seconds
+from localavg.bench import images, medians, seconds
 from localavg.bench.loop import train_alone
 from localavg.config import UserError
 from localavg.datasets import Dataset, Split
@@ -33,7 +33,7 @@ def bench_network(fleet: Fleet, model: str, side: int | None, B: int, steps: int
         raise UserError(f"--model {model}: must be one of {', '.join(models.MODELS)}")
     torch.set_num_threads(fleet.threads)
     side = side or models.MODELS[model].side
-    shape, classes = ((side, side, 1), 10) if side < 32 else ((side, side, 3), 1000 if side > 32 else 10)
+    shape, classes = images(side)
     random = np.random.default_rng(0)
     n = BATCHES * B
     split = Split(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, classes, n))
