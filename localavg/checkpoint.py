@@ -19,7 +19,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from localavg.config import UserError
+from localavg import hdf5
+from localavg.config import SharedError, UserError
 from localavg.device import on_host
 from localavg.fleet import Fleet
 
@@ -36,7 +37,7 @@ def folder_of(run: str | os.PathLike) -> Path:
 def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
     """Save this rank's state after update t; checkpoints older than the one before are removed. Collective.
 
-    Raises UserError on every rank where one cannot write; what was there before stays.
+    Raises SharedError where a rank cannot write; what was there before stays.
     """
     partial, final = folder / f"t{t:09d}.partial", folder / f"t{t:09d}"
 
@@ -59,11 +60,11 @@ def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
         fleet.together(prepare)
         fleet.together(lambda: _write_rank(partial / f"rank{fleet.rank:05d}.h5", fleet.learners, fleet.ranks, state))
         fleet.together(commit)
-    except UserError as e:
+    except SharedError as e:
         if fleet.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, then "
-                        f"--resume from the one before") from e
+        raise SharedError(f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, then "
+                          f"--resume from the one before") from e
 
 
 def found(folder: Path) -> list[int]:
@@ -102,14 +103,13 @@ def remove(folder: Path) -> None:
 
 
 def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
-    with h5py.File(path, "w") as file:
-        file.attrs["ranks"], file.attrs["learners"] = ranks, (learners.start, learners.stop)
-        for part, values in state.items():
-            group = file.create_group(part)
-            for name, value in values.items():
-                data = np.asarray(on_host(value))
-                group[name] = data
-                group[name].attrs["checksum"] = [_checksum(row) for row in _rows(data)]
+    values = {f"{part}/{name}": np.asarray(on_host(value)) for part in state for name, value in state[part].items()}
+    checksums = {name: {"checksum": [_checksum(row) for row in _rows(data)]} for name, data in values.items()}
+    arrays = {name: (data.shape, data.dtype, checksums[name]) for name, data in values.items() if data.ndim and data.size}
+    small = {name: (data, checksums[name]) for name, data in values.items() if name not in arrays}
+    with hdf5.laid_out(path, arrays, {"ranks": ranks, "learners": (learners.start, learners.stop)}, small) as (file, first):
+        for name in arrays:
+            hdf5.put(file, first[name], values[name])
     _sync(path)
 
 

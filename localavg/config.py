@@ -19,6 +19,10 @@ class UserError(Exception):
     """A mistake in what the user asked for: one line that names the value, the rule and the remedy (exit status 2)."""
 
 
+class SharedError(UserError):
+    """A UserError that every rank has heard of: all raise the same, so that all can end as one."""
+
+
 def option(default: Any, help: str, *, group: str, **extra: Any) -> Any:
     """A dataclass field with its help text, its group in ``--help`` and what argparse should know beside."""
     return field(default=default, metadata={"help": help, "group": group, **extra})

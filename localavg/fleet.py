@@ -22,7 +22,7 @@ import numpy as np
 from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
-from localavg.config import UserError
+from localavg.config import SharedError, UserError
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class Fleet:
         return float(shutil.disk_usage(SHARED_MEMORY).free) if os.path.isdir(SHARED_MEMORY) else 0.0
 
     def together(self, work: Callable[[], T]) -> T:
-        """Run `work` on every rank; if it fails for the user or the system on any, every rank raises the first such error."""
+        """Run `work` on every rank; if it fails for the user or the system on any, all raise the first SharedError."""
         value, error = None, None
         try:
             value = work()
@@ -137,7 +137,7 @@ class Fleet:
             error = str(e) if isinstance(e, UserError) else f"rank {self.rank}: {str(e) or type(e).__name__}"
         for e in self.world.allgather(error):
             if e is not None:
-                raise UserError(e)
+                raise SharedError(e)
         return value  # type: ignore[return-value]
 
 

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from localavg.config import UserError
+from localavg.hdf5 import reason
 from localavg.provenance import now
 from localavg.schema import BENCHES, CLUSTER, SCHEMA, SCHEMA_VERSION, WORLD  # noqa: F401  CLUSTER, WORLD: for readers
 
@@ -284,5 +285,4 @@ def _clear_errors(problem: str, remedy: str):
     try:
         yield
     except (OSError, KeyError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise UserError(f"{problem} ({reason.splitlines()[0]}): {remedy}") from error
+        raise UserError(f"{problem} ({reason(error) or type(error).__name__}): {remedy}") from error

@@ -11,7 +11,7 @@ from typing import Any
 from mpi4py import MPI
 
 from localavg import checkpoint, keeper, record
-from localavg.config import FAILED, FINISHED, GO_ON, TrainConfig, UserError
+from localavg.config import FAILED, FINISHED, GO_ON, SharedError, TrainConfig, UserError
 from localavg.datasets import Dataset
 from localavg.device import Cpu
 from localavg.fleet import Fleet
@@ -108,7 +108,7 @@ def ended(work: Callable[[], None], file: record.Record | None, log: Any, proble
             finish("interrupted" if isinstance(e, KeyboardInterrupt) else "failed", failure=f"{type(e).__name__}: {e}")
         if not isinstance(e, UserError):
             raise
-        if world.size > 1:  # nothing can be written: perhaps only the rank that writes knows
+        if world.size > 1 and not isinstance(e, SharedError):  # perhaps only this rank knows
             print(f"localavg: {e}", file=sys.stderr, flush=True)
             world.Abort(FAILED)
         return FAILED, f"localavg: {e}"

@@ -29,6 +29,7 @@ FLOORS = {  # module or subpackage: (its floor, packages it may import beside th
     "sampling": (2, ARRAYS),
     "theory": (2, {"numpy"}),
     "provenance": (2, {"numpy", "h5py"}),
+    "hdf5": (1, {"numpy", "h5py"}),
     "schema": (1, {"h5py"}),
     "record": (2, {"numpy", "h5py", "pandas"}),
     "checkpoint": (2, {"numpy", "h5py"}),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from localavg.config import UserError
-from localavg.datasets.prepared import reason
+from localavg.hdf5 import reason
 
 
 @contextlib.contextmanager

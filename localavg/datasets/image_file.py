@@ -20,7 +20,8 @@ import numpy as np
 from localavg.config import UserError
 from localavg.datasets.dataset import Augment, Dataset, Split, filled
 from localavg.datasets.jpegs import Jpegs, pillow
-from localavg.datasets.prepared import SCHEMA, opened, reason, slabs
+from localavg.datasets.prepared import SCHEMA, opened, slabs
+from localavg.hdf5 import reason
 
 KINDS = ("images", "jpeg")
 

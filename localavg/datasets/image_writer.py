@@ -14,7 +14,9 @@ import numpy as np
 
 from localavg.config import UserError
 from localavg.datasets.dataset import Augment
-from localavg.datasets.writer import laid_out, need_room, new_file
+from localavg.datasets.prepared import SCHEMA
+from localavg.datasets.writer import need_room, new_file
+from localavg.hdf5 import laid_out, put
 
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """how a picture begins: JPEG; PNG too, because one of ImageNet's .JPEG files is one"""
@@ -33,14 +35,13 @@ def write_images(out: str | Path, splits: dict[str, tuple[np.ndarray, np.ndarray
     for split, (x, y) in splits.items():
         arrays |= {f"{split}/x": x, f"{split}/y": y.astype(np.int64)}
     mean, std = moments(splits["train"][0])
-    attributes = {"kind": "images", "shape": splits["train"][0].shape[1:], "mean": mean, "std": std,
+    attributes = {"schema": SCHEMA, "kind": "images", "shape": splits["train"][0].shape[1:], "mean": mean, "std": std,
                   **asdict(augment), **attributes}
-    layout = {name: (values.shape, values.dtype) for name, values in arrays.items()}
+    layout = {name: (values.shape, values.dtype, {}) for name, values in arrays.items()}
     with (new_file(out, sum(values.nbytes for values in arrays.values())) as part,
           laid_out(part, layout, attributes, _names(classes)) as (file, first)):
         for name, values in arrays.items():
-            file.seek(first[name])
-            file.write(np.ascontiguousarray(values))
+            put(file, first[name], values)
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -80,9 +81,9 @@ def write_pictures(out: str | Path, most_bytes: dict[str, int], classes: tuple[s
     What a split does not need of its bytes is a hole at the end of its array, which takes no disk. The network's images
     are [size, size, 3]. attributes and errors as in `write_images`.
     """
-    attributes = {"kind": "jpeg", "shape": (size, size, 3), "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
+    attributes = {"schema": SCHEMA, "kind": "jpeg", "shape": (size, size, 3), "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
                   **asdict(Augment(flip=True, resized=True)), **attributes}
-    layout = {f"{split}/bytes": ((nbytes,), np.uint8) for split, nbytes in most_bytes.items()}
+    layout = {f"{split}/bytes": ((nbytes,), np.uint8, {}) for split, nbytes in most_bytes.items()}
     with new_file(out, sum(most_bytes.values())) as part:
         with laid_out(part, layout, attributes, _names(classes)) as (file, first):
             writer = PictureWriter(file, {split: first[f"{split}/bytes"] for split in most_bytes})

@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 
 from localavg.config import UserError
+from localavg.hdf5 import reason
 
 SCHEMA = 1
 SLAB_BYTES = 16 << 20
@@ -58,13 +59,6 @@ def opened(path: str | os.PathLike) -> Iterator[h5py.File]:
             yield file
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} is damaged or cut short ({reason(error)}); prepare it again") from error
-
-
-def reason(error: Exception) -> str:
-    """Return in one line why an OSError or HDF5 error came about."""
-    if isinstance(error, OSError) and error.errno:
-        return os.strerror(error.errno)
-    return str(error).strip().split("\n")[0]
 
 
 def header(path: str | os.PathLike) -> Header:

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import h5py
 import numpy as np
 
 from localavg.config import UserError
-from localavg.datasets.prepared import FLOAT, SCHEMA, reason
+from localavg.datasets.prepared import FLOAT, SCHEMA
+from localavg.hdf5 import laid_out, put, reason
 
 T = TypeVar("T")
 
@@ -58,8 +58,8 @@ class Writer:
     def write(self, split: str, start: int, x: np.ndarray, y: np.ndarray) -> None:
         """Write rows start … start + m − 1 of a split: x [m, d], y [m]."""
         for name, values, row_items in (("x", x, self._features), ("y", y, 1)):
-            self._file.seek(self._offsets[f"{split}/{name}"] + start * row_items * FLOAT.itemsize)
-            self._file.write(np.ascontiguousarray(values, FLOAT))
+            first = self._offsets[f"{split}/{name}"] + start * row_items * FLOAT.itemsize
+            put(self._file, first, np.asarray(values, FLOAT))
 
 
 @contextlib.contextmanager
@@ -99,28 +99,6 @@ def need_room(out: Path, nbytes: int) -> None:
 
 
 @contextlib.contextmanager
-def laid_out(part: Path, arrays: dict[str, tuple[tuple[int, ...], Any]], attributes: dict[str, Any],
-             small: dict[str, tuple[np.ndarray, dict]] | None = None) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
-    """Write everything but the values of `arrays` {name: (shape, type)}; yield the open file and the first byte of each.
-
-    attributes: at the root. small: {name: (values, attributes)}, written whole.
-    HDF5 crashes when a disk fills under it, so the values are written past it, where it laid them out.
-    """
-    early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-    early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-    early.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-    with h5py.File(part, "w", locking=False) as file:
-        file.attrs.update({"schema": SCHEMA, **attributes})
-        for name, (values, more) in (small or {}).items():
-            file[name] = values
-            file[name].attrs.update(more)
-        first = {name: file.create_dataset(name, shape, dtype, dcpl=early).id.get_offset()
-                 for name, (shape, dtype) in arrays.items()}
-    with open(part, "r+b") as file:
-        yield file, first
-
-
-@contextlib.contextmanager
 def create(out: str | Path, features: int, rows: dict[str, int], attributes: dict,
            arrays: dict[str, tuple[np.ndarray, dict]] | None = None) -> Iterator[Writer]:
     """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and `arrays` at the root
@@ -128,10 +106,10 @@ def create(out: str | Path, features: int, rows: dict[str, int], attributes: dic
     """
     layout = {}
     for split, n in rows.items():
-        layout |= {f"{split}/x": ((n, features), FLOAT), f"{split}/y": ((n,), FLOAT)}
+        layout |= {f"{split}/x": ((n, features), FLOAT, {}), f"{split}/y": ((n,), FLOAT, {})}
     need_bytes = sum(rows.values()) * (features + 1) * FLOAT.itemsize
     with (new_file(out, need_bytes) as part,
-          laid_out(part, layout, {"kind": "features", **attributes}, arrays) as (file, first)):
+          laid_out(part, layout, {"schema": SCHEMA, "kind": "features", **attributes}, arrays) as (file, first)):
         yield Writer(file, first, features)
 
 
