@@ -24,6 +24,7 @@ from localavg.runfile import where
 from localavg.schedules import Scope
 
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, 11_173_962, 25_557_032)  # Epsilon, …, ResNet-18, ResNet-50
+LONG, MORE = 1_000_000, 10  # shorter rows take microseconds, which scatter
 TENSORS = 62  # of ResNet-18: what torch's averager has to pack and unpack
 
 
@@ -70,7 +71,8 @@ def new_file(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int, path: 
 
 def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int,
                   file: Record | None = None) -> list[dict[str, Any]]:
-    """Rows with the columns of `record.BENCHES`, one a size: medians of `repeats` turns. They go to `file` as they are found.
+    """Rows with the columns of `record.BENCHES`, one a size: medians of `repeats` turns, MORE times as many
+    for rows shorter than LONG. They go to `file` as they are found.
 
     Every learner has a row of so many floats; the times are those of the slowest rank. floor_s: every rank copies a row of the
     same size at once, the memory traffic of any mean in place; between nodes, the time one row takes over the measured link
@@ -89,7 +91,8 @@ def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int,
         }
         if (averager := _torch_averager(fleet, n)) is not None:
             ways["torch_s"] = averager
-        row = medians({way: lambda average=average: _slowest(fleet, average) for way, average in ways.items()}, repeats, warm=2)
+        turns = repeats * (MORE if n < LONG else 1)
+        row = medians({way: lambda average=average: _slowest(fleet, average) for way, average in ways.items()}, turns, warm=2)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
         what = {"elements": n, "ranks": fleet.ranks, "nodes": fleet.nodes, "learners": fleet.P, "transport": ours.name}
