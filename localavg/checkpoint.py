@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -27,6 +27,17 @@ from localavg.fleet import Fleet
 State = Mapping[str, Mapping[str, Any]]  # {part: {name: array or number}}
 
 KEPT = 2
+
+
+class Saved(NamedTuple):
+    """A checkpoint as a rank reads it."""
+
+    t: int
+    """completed local updates"""
+    state: dict[str, dict[str, Any]]
+    """{part: {name: array}}, of this rank's learners"""
+    ranks: int
+    """how many wrote it"""
 
 
 def folder_of(run: str | os.PathLike) -> Path:
@@ -72,8 +83,8 @@ def found(folder: Path) -> list[int]:
     return sorted((int(path.name[1:]) for path in folder.glob("t" + "[0-9]" * 9)), reverse=True)
 
 
-def read(folder: Path, t: int, rank: int, learners: range) -> tuple[dict[str, dict[str, Any]], int]:
-    """What `write` saved after update t for these learners, {part: {name: array}}, and the number of ranks that wrote it.
+def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
+    """What `write` saved after update t for these learners.
 
     What is not a learner's comes from this rank's file or, where there were fewer ranks, from that of rank 0. Raises
     UserError where a file is missing or damaged.
@@ -86,15 +97,15 @@ def read(folder: Path, t: int, rank: int, learners: range) -> tuple[dict[str, di
             if len(files) != ranks:
                 raise OSError(f"{len(files)} of {ranks} files")
             own = files[rank if rank < ranks else 0]
-            return {part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]} for part in own}, ranks
+            state = {part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]} for part in own}
+            return Saved(t, state, ranks)
     except (OSError, KeyError, ValueError, IndexError, RuntimeError) as e:
         raise UserError(f"{place}: this checkpoint is damaged ({e or 'empty'})") from e
 
 
 def put_aside(folder: Path, t: int) -> None:
     """Keep the damaged checkpoint after update t under another name, so that newer ones are not taken for older."""
-    place = folder / f"t{t:09d}"
-    place.rename(next(name for k in range(1, 10**6) if not (name := folder / f"{place.name}.damaged{k}").exists()))
+    hdf5.set_aside(folder / f"t{t:09d}", "damaged")
 
 
 def remove(folder: Path) -> None:

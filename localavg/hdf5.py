@@ -1,4 +1,4 @@
-"""HDF5 files on disks that may fill: HDF5 can fail or crash when one does, so that large arrays are written past it."""
+"""HDF5 files, on disks that may fill: HDF5 can fail or crash when one does, so that large arrays are written past it."""
 
 from __future__ import annotations
 
@@ -45,6 +45,13 @@ def put(file: BinaryIO, first: int, values: np.ndarray) -> None:
     """Write an array from the byte `first` on."""
     file.seek(first)
     file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
+
+
+def set_aside(path: str | os.PathLike, word: str) -> Path:
+    """Rename a file or a folder to the first free name of path.word1, path.word2, …, which is returned."""
+    aside = next(name for k in range(1, 10**6) if not os.path.lexists(name := f"{path}.{word}{k}"))
+    os.rename(path, aside)
+    return Path(aside)
 
 
 def reason(error: Exception) -> str:

@@ -20,6 +20,7 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg import checkpoint
+from localavg.checkpoint import Saved
 from localavg.config import UserError
 from localavg.device import put_
 from localavg.fleet import Fleet
@@ -39,13 +40,13 @@ class Interrupted(Exception):
 class Keeper:
     """Saves checkpoints of one run in `folder`, and stops it, saved, at a signal or after limit_s seconds.
 
-    every_s, every_steps: how often to save (None: only when told to stop). record: the run file on rank 0. resume: t of the
-    checkpoint to go on from, 0 for a new run.
+    every_s, every_steps: how often to save (None: only when told to stop). record: the run file on rank 0. saved: the
+    checkpoint to go on from, None for a new run.
     """
 
     def __init__(self, fleet: Fleet, record: Record | None, folder: Path, *, every_s: float | None = None,
-                 every_steps: int | None = None, limit_s: float | None = None, resume: int = 0) -> None:
-        self.fleet, self.record, self.folder, self.resume = fleet, record, folder, resume
+                 every_steps: int | None = None, limit_s: float | None = None, saved: Saved | None = None) -> None:
+        self.fleet, self.record, self.folder, self._from = fleet, record, folder, saved
         self.every_s, self.every_steps, self.limit_s = every_s or math.inf, every_steps, limit_s or math.inf
         self.due = math.inf  # t of the next meeting
         self.told = ""  # the signal that said stop
@@ -72,13 +73,14 @@ class Keeper:
 
     def restore_(self, w: Array, **parts: Any) -> int:
         """Name what is to be saved, the weights w [L, d] and whatever has a state_dict; returns t to go on after."""
-        self.w, self.parts, t = w, parts, self.resume
+        self.w, self.parts, t = w, parts, self._from.t if self._from else 0
         self.saved, self._met, self._met_s, self._stride = t, t, monotonic(), 1
-        if t:
-            state, ranks = checkpoint.read(self.folder, t, self.fleet.rank, self.fleet.learners)
+        if self._from:
+            _, state, ranks = self._from
             put_(w, state["weights"]["w"])
             for name, part in parts.items():
                 part.load_state_dict(state.get(name, {}))
+            state.clear()  # as large as the weights and more, and held elsewhere too
             if ranks != self.fleet.ranks and self.fleet.rank == 0:
                 print(f"localavg: saved by {ranks} ranks, resumed by {self.fleet.ranks}: sums over ranks may round differently "
                       f"than in an uninterrupted run", file=sys.stderr)
@@ -121,14 +123,13 @@ class Keeper:
             self.due = min(self.due, t - t % self.every_steps + self.every_steps)
 
 
-def latest(folder: Path, fleet: Fleet) -> int:
-    """t of the latest checkpoint that every rank can read, 0 where there is none; a damaged one is said aloud. Collective."""
+def latest(folder: Path, fleet: Fleet) -> Saved | None:
+    """The latest checkpoint that every rank can read, None where there is none; a damaged one is said aloud. Collective."""
     for t in fleet.world.bcast(checkpoint.found(folder) if fleet.rank == 0 else None):
         try:
-            fleet.together(lambda t=t: checkpoint.read(folder, t, fleet.rank, fleet.learners))
-            return t
+            return fleet.together(lambda t=t: checkpoint.read(folder, t, fleet.rank, fleet.learners))
         except UserError as e:
             if fleet.rank == 0:
                 print(f"localavg: {e}; going back to the one before", file=sys.stderr)
             fleet.together(lambda t=t: checkpoint.put_aside(folder, t) if fleet.rank == 0 else None)
-    return 0
+    return None

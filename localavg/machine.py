@@ -1,7 +1,8 @@
 """A model of the machine: how long local updates, averages and exchanges with servers take.
 
-What it leaves out: learners that are slow for good, links that several messages share (but for a server's own), and
-anything that computing and communicating do to each other. Times of updates are independent and lognormal.
+What it leaves out: learners that are slow for good, links that several messages share (but for a server's own), the passes
+over the data that ADA-LUPA's loss rule takes, and anything that computing and communicating do to each other. Times of
+updates are independent and lognormal.
 """
 
 from __future__ import annotations

@@ -69,23 +69,21 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
 
     settings = {**runfile.settings(c, options, fleet.P, data, problem, T), **(asdict(model) if model else {})}
     origin = {**(provenance or {}), **runfile.where(fleet, transport), **runfile.gpus(fleet, device)}
-    begun, file = runfile.opened(c, fleet, settings, origin, earlier, world.rank == 0, checkpoints=not model)
+    saved, file = runfile.opened(c, fleet, settings, origin, earlier, world.rank == 0, checkpoints=not model)
+
+    def nbytes(learners: int) -> int:
+        """What so many learners hand over in one exchange: gradients, or weights and the state that is averaged with them."""
+        if algorithm.exchange.scope:
+            return algorithm.exchange.payload_bytes(flat.d_trained, learners)
+        return 4 * ((flat.d if c.statistics == "average" else flat.d_trained) + optimizer.averaged * flat.d_trained)
 
     def payload(scope: Scope) -> tuple[int, int]:
-        """What this rank hands over in one exchange: gradients, or weights and the state that is averaged with them."""
-        exchange = algorithm.exchange
-        if exchange.gathers:
-            return transport.gather_bytes(exchange.payload_bytes(flat.d_trained, fleet.L))
-        if exchange.scope:
-            return transport.payload_bytes(exchange.payload_bytes(flat.d_trained, fleet.L), scope)
-        averaged = flat.d if c.statistics == "average" else flat.d_trained
-        return transport.payload_bytes(4 * (averaged + optimizer.averaged * flat.d_trained), scope)
+        if algorithm.exchange.gathers:
+            return transport.gather_bytes(nbytes(fleet.L))
+        return transport.payload_bytes(nbytes(fleet.L), scope)
 
     if file is not None and model:
-        exchange, averaged = algorithm.exchange, flat.d if c.statistics == "average" else flat.d_trained
-        nbytes = 4 * (averaged + optimizer.averaged * flat.d_trained)  # of a learner
-        nbytes = exchange.payload_bytes(flat.d_trained, 1) if exchange.scope else nbytes
-        durations = machine.averages(model, fleet.P, nbytes, algorithm.S, exchange.gathers)
+        durations = machine.averages(model, fleet.P, nbytes(1), algorithm.S, algorithm.exchange.gathers)
         machine.retime_(file, machine.Synchronous(model, fleet.P, c.seed, durations))
     monitor = Monitor(
         fleet, problem, transport, file, T=T, epoch=epoch, B=c.batch_size,
@@ -94,12 +92,12 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         grad_norm=c.grad_norm, examples=c.eval_examples,
     )
     steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdecimal() else None
-    keep = Keeper(fleet, file, checkpoint.folder_of(c.path), every_steps=steps, resume=begun,
+    keep = Keeper(fleet, file, checkpoint.folder_of(c.path), every_steps=steps, saved=saved,
                   every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
                   limit_s=seconds("time_limit", c.time_limit))
 
     def work() -> None:
-        if file is not None and c.save_weights and not begun:
+        if file is not None and c.save_weights and not saved:
             file.save_weights("initial_weights", on_host(flat.w[0]))
         step_size = stepsizes.make(c, epoch)
         with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once

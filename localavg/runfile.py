@@ -11,10 +11,12 @@ from typing import Any
 from mpi4py import MPI
 
 from localavg import checkpoint, keeper, record
+from localavg.checkpoint import Saved
 from localavg.config import FAILED, FINISHED, GO_ON, SharedError, TrainConfig, UserError
 from localavg.datasets import Dataset
 from localavg.device import Cpu
 from localavg.fleet import Fleet
+from localavg.hdf5 import set_aside
 from localavg.keeper import Interrupted
 from localavg.monitor import Diverged
 from localavg.problems import Problem
@@ -48,8 +50,8 @@ def finished(found: record.Run | None, world: MPI.Intracomm) -> bool:
 
 
 def opened(c: TrainConfig, fleet: Fleet, settings: Mapping[str, Any], origin: Mapping[str, Any], found: record.Run | None,
-           writes: bool, checkpoints: bool = True) -> tuple[int, record.Record | None]:
-    """t of the checkpoint to go on from, 0 for a new run, and the run file on the rank that writes. Collective.
+           writes: bool, checkpoints: bool = True) -> tuple[Saved | None, record.Record | None]:
+    """The checkpoint to go on from, None for a new run, and the run file on the rank that writes. Collective.
 
     found: the earlier run there. checkpoints: runs of this kind make some; others start from the beginning.
     """
@@ -62,24 +64,23 @@ def opened(c: TrainConfig, fleet: Fleet, settings: Mapping[str, Any], origin: Ma
                                 f"settings, or another --out")
 
     fleet.together(check)
-    begun, folder = 0, checkpoint.folder_of(c.path)
+    saved = None
     if checkpoints and fleet.world.allreduce(found is not None, MPI.LOR):
-        begun = keeper.latest(folder, fleet)
+        saved = keeper.latest(checkpoint.folder_of(c.path), fleet)
 
     def open_() -> record.Record | None:
         if not writes:
             return None
-        if begun:
-            print(f"localavg: {c.path} goes on after step {begun}", file=sys.stderr)
-            rows = checkpoint.read(folder, begun, 0, fleet.learners)[0]["record"]
+        if saved:
+            print(f"localavg: {c.path} goes on after step {saved.t}", file=sys.stderr)
+            rows = saved.state["record"]
             return record.Record.reopen(c.path, {name: int(n) for name, n in rows.items()}, origin)
         if found is not None:
-            aside = next(name for k in range(1, 10**6) if not os.path.lexists(name := f"{c.path}.unfinished{k}"))
+            aside = set_aside(c.path, "unfinished")
             print(f"localavg: {c.path} has no checkpoint: kept as {aside}, starting from the beginning", file=sys.stderr)
-            os.rename(c.path, aside)
         return record.Record.create(c.path, settings, origin)
 
-    return begun, fleet.together(open_)
+    return saved, fleet.together(open_)
 
 
 def ended(work: Callable[[], None], file: record.Record | None, log: Any, problem: Problem,
