@@ -50,9 +50,9 @@ lint: .venv/test ## ruff
 
 bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(BIN)/python -m localavg bench train --problem logistic
-	$(BIN)/python -m localavg bench train --model mlp --batch-size 16 --steps 1000
-	$(BIN)/python -m localavg bench train --model nin --side 8 --batch-size 16 --steps 1000
-	$(BIN)/python -m localavg bench train --model resnet8 --batch-size 16 --steps 1000
+	$(BIN)/python -m localavg bench train --model mlp --batch-size 16 --steps 1000 --repeats 25
+	$(BIN)/python -m localavg bench train --model nin --side 8 --batch-size 16 --steps 200 --repeats 25
+	$(BIN)/python -m localavg bench train --model resnet8 --batch-size 16 --steps 200 --repeats 25
 	$(BIN)/python -m localavg bench train --model resnet18 --batch-size 64 --steps 2 --repeats 5
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench memory
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average

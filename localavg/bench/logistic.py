@@ -29,7 +29,7 @@ def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) ->
     recorded: list[float] = []
 
     def ours() -> float:
-        wall_s, share = train_alone(fleet, problem, optim.SGD(), sampler, steps)
+        wall_s, share = train_alone(fleet, problem, optim.SGD(), sampler, steps, max(1, steps // 100))
         recorded.append(share)
         return wall_s
 

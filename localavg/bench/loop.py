@@ -22,7 +22,8 @@ from localavg.train import train
 from localavg.transport import choose
 
 
-def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler, T: int) -> tuple[float, float]:
+def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler, T: int,
+                log_every: int) -> tuple[float, float]:
     """T updates of one learner, sequential SGD: wall clock in seconds, and the share of it that recording took."""
     algorithm = algorithms.make("sgd", {}, T, sampler.epoch)
     transport = choose("auto", fleet, None, nbytes=8 * problem.d)
@@ -31,7 +32,7 @@ def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler
     algorithm.exchange.start(fleet.learners, 0)
     with tempfile.TemporaryDirectory() as folder:
         timed = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))
-        monitor = Monitor(fleet, problem, transport, timed, T=T, epoch=sampler.epoch, B=sampler.B, log_every=max(1, T // 100),
+        monitor = Monitor(fleet, problem, transport, timed, T=T, epoch=sampler.epoch, B=sampler.B, log_every=log_every,
                           eval_every=T, payload=lambda scope: (0, 0))
         monitor.progress = Timed(monitor.progress)
         feed = problem.feed(sampler, fleet.learners, T)

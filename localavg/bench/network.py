@@ -19,6 +19,7 @@ from localavg.sampling import IID
 
 BATCHES = 4  # the examples are so many batches, so that evaluation, which is not timed, is short
 MOMENTUM, DECAY = 0.9, 1e-4
+LOG_EVERY = 10  # as in a run of 1000 updates; turns are short, as the speed of a shared machine changes within seconds
 
 
 def bench_network(fleet: Fleet, model: str, side: int | None, B: int, steps: int, repeats: int,
@@ -42,7 +43,7 @@ def bench_network(fleet: Fleet, model: str, side: int | None, B: int, steps: int
     sampler = IID(n, 1, B, seed=0)
     problem = Network(data, model, DECAY, 0, precision=precision)
     times = medians({
-        "ours": lambda: train_alone(fleet, problem, optim.Momentum(MOMENTUM), sampler, steps)[0],
+        "ours": lambda: train_alone(fleet, problem, optim.Momentum(MOMENTUM), sampler, steps, LOG_EVERY)[0],
         "bare": lambda: _bare(problem, sampler, steps),
         "floor": lambda: _gradients(problem, sampler, steps),
     }, repeats)

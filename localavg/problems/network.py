@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ class Network(Problem):
         self.data, self.model, self.l2, self.seed = data, model, l2, seed
         self.augment, self.calibrate, self.compiled, self.device = augment, calibrate, compiled, device
         self.n = len(data.train.y)
-        self.autocast = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")
+        self.autocast = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
         with torch.device("meta"):  # shapes without memory
             self._skeleton = self._make()
         tensors = _floating(self._skeleton)
