@@ -55,8 +55,8 @@ class TrainConfig:
                              choices=("average", "keep"))
     calibrate: int = option(0, "re-estimate BatchNorm's statistics from so many mini-batches before an evaluation",
                             group="network")
-    precision: str = option("float32", "of the arithmetic; weights are always float32", group="network",
-                            choices=("float32", "bf16"))
+    precision: str = option("float32", "of the arithmetic; weights are always float32; tf32: of GPUs", group="network",
+                            choices=("float32", "tf32", "bf16"))
     compile: bool = option(False, "torch.compile the network", group="network")
     cuda_graphs: bool = option(False, "replay gradients as CUDA graphs, the learners of a GPU side by side; needs --device "
                                "cuda, not yet run on a GPU", group="network")

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import math
+import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,10 @@ if TYPE_CHECKING:
     from localavg.fleet import Fleet
 
 Array = Any  # numpy or CuPy
+SETTINGS = {  # read when CUDA starts
+    "CUDA_DEVICE_MAX_CONNECTIONS": "32",  # streams that need not wait for each other
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same bits twice
+}
 DEFAULT = 4  # cudaMemcpyDefault: the direction follows from the addresses
 
 
@@ -56,6 +62,19 @@ class Cuda(Cpu):
     def settle(self) -> None:
         self.stream().synchronize()
 
+    def holding(self, x: np.ndarray) -> Array:
+        """A copy of host values here, straight from where they lie."""
+        held = self.xp.empty(x.shape, x.dtype)
+        put_(held, x)
+        return held
+
+    @property
+    def nccl(self) -> Any:
+        """CuPy's bindings of NCCL, None where it comes without; `import cupy` leaves them out."""
+        with suppress(ImportError):
+            found = import_module(f"{self.xp.__name__}.cuda.nccl")
+            return found if found.available else None
+
     def side_stream(self) -> Any:
         """A stream beside that one, for copies."""
         return self.xp.cuda.Stream(non_blocking=True)
@@ -80,11 +99,14 @@ def on_host(x: Array) -> Any:
 
 
 def put_(to: Array, x: Any) -> None:
-    """Copy host values x into a contiguous array `to`, wherever it is."""
+    """Copy host values x into an array `to`, wherever it is."""
     if isinstance(to, np.ndarray):
         to[...] = x
-    else:
+    elif to.flags.c_contiguous:
         to.set(np.ascontiguousarray(x, to.dtype))
+    else:  # some columns of a matrix
+        for row, values in zip(to, x, strict=True):
+            put_(row, values)
 
 
 def numbers(values: Sequence[Any]) -> np.ndarray:
@@ -105,7 +127,7 @@ def driver() -> None:
 
 def choose_device(name: str, fleet: Fleet, load: Callable[[str], Any] = import_module,
                   driver: Callable[[], None] = driver) -> Cpu:
-    """The device `name` for this rank, cuda's by its place on the node; later allocations of CuPy go there. Collective.
+    """The device `name` for this rank, cuda's by its place on the machine; later allocations of CuPy go there. Collective.
 
     Raises UserError on every rank where one has no driver, no CuPy or no GPU.
     """
@@ -118,6 +140,8 @@ def choose_device(name: str, fleet: Fleet, load: Callable[[str], Any] = import_m
             driver()
         except OSError as e:
             raise UserError(f"--device cuda: {host} has no NVIDIA driver (libcuda.so.1); use --device cpu") from e
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
         try:
             xp = load("cupy")
         except ImportError as e:
@@ -128,8 +152,14 @@ def choose_device(name: str, fleet: Fleet, load: Callable[[str], Any] = import_m
             raise UserError(f"--device cuda: {host} has no GPU that CuPy can use ({e}); use --device cpu") from e
         if not count:
             raise UserError(f"--device cuda: {host} has no GPU that this rank may see (CUDA_VISIBLE_DEVICES); use --device cpu")
-        index = fleet.node.rank % count
+        index = fleet.place % count
         xp.cuda.Device(index).use()
+        try:
+            float(xp.zeros(1, np.float32)[0] + 1)
+        except (ImportError, OSError, RuntimeError) as e:  # its libraries are looked for at the first kernel
+            why = str(e).strip().partition("\n")[0]
+            raise UserError(f"--device cuda: CuPy {xp.__version__} cannot compute on {host} ({why}); install the CuPy of this "
+                            f"machine's CUDA with its libraries, such as cupy-cuda13x[ctk]") from e
         return Cuda(xp, index, host)
 
     return fleet.together(take)

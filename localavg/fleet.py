@@ -69,6 +69,7 @@ class Fleet:
         self.learners = range(self.rank * self.L, (self.rank + 1) * self.L)
 
         machine = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
+        self.place = machine.rank  # among the ranks of this machine
         self.node = machine.Split(machine.rank // (ranks_per_node or machine.size), key=machine.rank)
         self.cross = world.Split(self.node.rank, key=world.rank)
         first = world.allgather(self.node.bcast(world.rank))  # [R] the first rank on each rank's node

@@ -117,7 +117,7 @@ class Monitor:
 
     def drifted(self, w: Array) -> None:
         """Var[W_k], the variance of the learners' weights before update k + 1: the first after an average is 0."""
-        self.clock.lap("rest")
+        self.computed()
         self._drift.append(self.transport.variance(w))
         self.diagnosis_s += self.clock.lap("outside")
 

@@ -128,6 +128,15 @@ def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
     return data
 
 
+def _reproducible(tf32: bool) -> None:
+    """Have torch compute on GPUs what was asked for, the same bits each time where it can; elsewhere it warns."""
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+
+
 def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet, device: Cpu | None = None) -> Problem:
     """The problem that the settings call for, on the host if no device is given.
 
@@ -140,7 +149,7 @@ def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet, device: Cpu | None
             raise UserError(f"--cuda-graphs: --data {c.data} calls for logistic regression, which has no graphs; leave it out")
         if device is None or device.name == "cpu":
             return Logistic(data, c.l2)
-        splits = {name: s and Split(*map(device.xp.asarray, (s.x, s.y))) for name in ("train", "test")
+        splits = {name: s and Split(*map(device.holding, (s.x, s.y))) for name in ("train", "test")
                   for s in [getattr(data, name)]}
         return Logistic(replace(data, **splits), c.l2, device.xp)
     try:
@@ -154,7 +163,11 @@ def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet, device: Cpu | None
     torch.set_num_threads(fleet.threads)
     if device is not None and device.name == "cuda":
         if not torch.cuda.is_available():
-            raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU; install torch with CUDA")
+            raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU; install torch with CUDA, of a version that "
+                            f"this machine's driver knows (built for {torch.version.cuda or 'CPUs'})")
+        if c.precision == "bf16" and not torch.cuda.is_bf16_supported():
+            raise UserError("--precision bf16: this GPU cannot; use --precision float32")
+        _reproducible(c.precision == "tf32")
         torch.cuda.set_device(device.index)
     return Network(data, c.model, c.l2, c.seed, augment=not c.no_augment, precision=c.precision, calibrate=c.calibrate,
                    compiled=c.compile, cuda_graphs=c.cuda_graphs, device=c.device)

@@ -83,6 +83,8 @@ def _refuse_idle(given: dict[str, Any], c: TrainConfig) -> None:
         **dict.fromkeys(("checkpoint_every", "time_limit"), (asynchronous or c.simulate, kept)),
         "replay": (c.simulate or not asynchronous, "a simulated run, which repeats itself" if asynchronous else c.algorithm),
     }
+    if c.precision == "tf32" and c.device == "cpu":
+        idle["precision"] = True, "--device cpu"
     if not asynchronous:
         idle["service_s"] = True, f"{c.algorithm}, which has no servers"
     for name, (does_nothing, beside) in idle.items():

@@ -7,6 +7,7 @@ numbers; `log` has what was queued and waited for, in order. It says nothing abo
 
 import ctypes
 import subprocess
+import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -28,6 +29,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     dtype = property(lambda self: self.x.dtype)
     size = property(lambda self: self.x.size)
     nbytes = property(lambda self: self.x.nbytes)
+    flags = property(lambda self: self.x.flags)
     data = property(lambda self: SimpleNamespace(ptr=self.x.ctypes.data))
     __cuda_array_interface__ = property(lambda self: {**self.x.__array_interface__, "version": 3})
 
@@ -78,6 +80,8 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def set(self, value):
         assert type(value) is np.ndarray and value.dtype == self.dtype and value.shape == self.shape
+        if not (self.x.flags.c_contiguous or self.x.flags.f_contiguous):
+            raise RuntimeError("Cannot set to non-contiguous array")
         self.x[...] = value
 
 
@@ -209,13 +213,16 @@ cuda = SimpleNamespace(
     alloc_pinned_memory=lambda n: log.append(("pinned", n)) or (ctypes.c_char * n)(),
     runtime=SimpleNamespace(memcpyAsync=_copy, deviceGetPCIBusId=lambda i: f"0000:{i:02d}:00.0", getDeviceCount=_count,
                             CUDARuntimeError=CUDARuntimeError),
-    nccl=SimpleNamespace(available=True, get_unique_id=lambda: 12345, NcclCommunicator=NcclCommunicator, NCCL_FLOAT32=7,
-                         NCCL_SUM=0),
 )
+nccl = SimpleNamespace(available=True, get_unique_id=lambda: 12345, NcclCommunicator=NcclCommunicator, NCCL_FLOAT32=7,
+                       NCCL_SUM=0)
+sys.modules[f"{__name__}.cuda.nccl"] = nccl  # CuPy's is no attribute of cupy.cuda before it is imported by its full name
+__version__ = "0"
 
 
 # ------------------------------------------------------------------------------------------------------- kernels
 
+NUMBERS = {"T": "float", "float64": "double"}
 C = {"T": "float", "int64": "long long", "bool": "bool"}
 
 
@@ -237,9 +244,9 @@ class ElementwiseKernel:
         for *kind, p in self.params:
             if kind[0] == "raw":
                 args.append(f"T* {p}")
-            elif kind == ["T"]:
-                args += [f"T* {p}_at", f"long long {p}_step"]
-                inner.append(f"T& {p} = {p}_at[i * {p}_step];")
+            elif kind[0] in NUMBERS:
+                args += [f"{NUMBERS[kind[0]]}* {p}_at", f"long long {p}_step"]
+                inner.append(f"{NUMBERS[kind[0]]}& {p} = {p}_at[i * {p}_step];")
             else:
                 args.append(f"{C[kind[0]]} {p}")
         self.text = (f'extern "C" void kernel(long long size, {", ".join(args)}) {{ for (long long i = 0; i < size; ++i) '
@@ -257,7 +264,7 @@ class ElementwiseKernel:
                     size = flat.size
                 kept.append(flat)
                 args.append(ctypes.c_void_p(flat.ctypes.data))
-                args += [ctypes.c_longlong(1)] * (kind == ["T"])
+                args += [ctypes.c_longlong(1)] * (kind[0] in NUMBERS)
                 back += [(value.x, flat)] * (k >= len(given) - self.outputs)
             elif kind == ["T"]:
                 assert isinstance(value, np.float32)
@@ -271,27 +278,15 @@ class ElementwiseKernel:
             x[...] = flat.reshape(x.shape)
 
 
-class ReductionKernel:
-    """Over all elements of two arrays that broadcast."""
-
-    def __init__(self, inputs, output, element, two, result, identity, name):
-        assert (output, two, result, identity) == ("float64 s", "a + b", "s = a", "0")
-        names = [p.split()[1] for p in inputs.split(", ")]
-        self.name, self.text = name, (f'extern "C" void kernel(long long size, const T* {names[0]}_at, const T* {names[1]}_at, '
-                                      f"double* s) {{ *s = 0; for (long long i = 0; i < size; ++i) {{ T {names[0]} = "
-                                      f"{names[0]}_at[i], {names[1]} = {names[1]}_at[i]; *s += {element}; }} }}")
-
-    def __call__(self, a, b):
-        null.queue(self.name)
-        a, b = (np.ascontiguousarray(x) for x in np.broadcast_arrays(a.x, b.x))
-        s = np.zeros(1)
-        _compiled(self.text)(ctypes.c_longlong(a.size), *(ctypes.c_void_p(x.ctypes.data) for x in (a, b, s)))
-        return ndarray(s.reshape(()))
-
-
 # ----------------------------------------------------------------------------------- what logistic regression calls
 
-expm1, logaddexp, matmul, negative = np.expm1, np.logaddexp, np.matmul, np.negative  # ufuncs, which ask the arrays
+expm1, logaddexp, negative = np.expm1, np.logaddexp, np.negative  # ufuncs, which ask the arrays
+
+
+def dot(a, b, out):
+    null.queue("dot")
+    np.dot(a.x, b.x, out=out.x)
+    return out
 
 
 def empty(shape, dtype=float):

@@ -54,6 +54,7 @@ def test_a_run_whose_last_update_diverges_has_failed(tmp_path):
     ("--momentum 0.5", "--momentum 0.5 means nothing to --optimizer sgd; use --optimizer momentum"),
     ("--factor 0.5", "--factor 0.5 means nothing to --schedule constant; use --schedule steps"),
     ("--schedule inverse --pl-constant 1 --lr 0.1", "--lr 0.1 means nothing to --schedule inverse"),
+    ("--problem network --model mlp --precision tf32", "--precision tf32 means nothing to --device cpu"),
     ("--warmup-from 0.1", "--warmup-from 0.1 means nothing to a run without --warmup-epochs"),
 ])
 def test_an_option_that_would_do_nothing_is_refused(words, told, tmp_path):

@@ -16,6 +16,7 @@ from localavg.combine import BlockMomentum
 from localavg.config import UserError
 from localavg.device import Cpu, Cuda, choose_device, on_host, put_
 from localavg.fleet import Fleet
+from localavg.monitor import Clock, Monitor
 from localavg.schedules import Scope
 from localavg.transport import choose
 from localavg.transport.nccl import Nccl
@@ -148,7 +149,7 @@ def choices(world):
     for available in (True, False):
         for gpus in (1, 4):
             for known in ("aware", "unaware", "untried"):
-                stand_in.cuda.nccl.available, stand_in.gpus[0] = available, gpus
+                stand_in.nccl.available, stand_in.gpus[0] = available, gpus
                 fleet = watched(Fleet(world))
                 device = device_of(fleet)
                 aware = {"aware": AWARE, "unaware": UNAWARE, "untried": None}[known] if fleet.rank == 0 else None
@@ -163,7 +164,7 @@ def choices(world):
             choose(name, Fleet(world), None, 0)
         except UserError as e:
             answers[name] = str(e)
-    stand_in.cuda.nccl.available, stand_in.gpus[0] = True, 4
+    stand_in.nccl.available, stand_in.gpus[0] = True, 4
     return answers
 
 
@@ -203,25 +204,56 @@ def test_a_transport_that_was_asked_for_is_taken_or_the_run_ends(chosen):
 
 
 class One:
-    """A fleet of one rank, by place on the node."""
+    """A fleet of one rank, by place on the machine."""
 
     def __init__(self, place=0):
-        self.rank, self.hosts, self.node = 0, ["here"], SimpleNamespace(rank=place)
+        self.rank, self.hosts, self.place = 0, ["here"], place
 
     def together(self, work):
         return work()
 
 
 @pytest.mark.parametrize(("place", "gpus", "index"), [(0, 4, 0), (3, 4, 3), (5, 4, 1), (2, 1, 0)])
-def test_a_rank_takes_the_gpu_of_its_place_on_the_node(place, gpus, index, monkeypatch):
+def test_a_rank_takes_the_gpu_of_its_place_on_the_machine(place, gpus, index, monkeypatch):
     monkeypatch.setattr(stand_in, "gpus", [gpus])
     device = device_of(One(place))
     assert isinstance(device, Cuda) and device.index == index == stand_in.Used.index
     assert device.identity == ("here", f"0000:{index:02d}:00.0")
 
 
+def on_artificial_nodes(world):
+    return device_of(Fleet(world, ranks_per_node=2)).index
+
+
+def test_artificial_nodes_do_not_put_two_ranks_on_one_gpu():
+    assert call(4, on_artificial_nodes) == [0, 1, 2, 3]
+
+
+def test_columns_of_a_matrix_on_the_device_can_be_filled_from_the_host():
+    w, values = stand_in.zeros((3, 5), np.float32), np.arange(6, dtype=np.float64).reshape(3, 2)
+    put_(w[:, 1:3], values)
+    assert np.array_equal(w.x[:, 1:3], values) and w.x.sum() == values.sum()
+
+
+def test_work_of_the_device_is_waited_for_before_time_is_left_out():
+    """What was queued before V_t or a checkpoint is computing, not diagnosis."""
+    told = []
+    monitor = object.__new__(Monitor)
+    monitor.clock, monitor._drift, monitor.diagnosis_s = Clock(), [], 0.0
+    monitor.transport = SimpleNamespace(settle=lambda: told.append("settle"), variance=lambda w: told.append("V") or 1.0)
+    monitor.drifted(None)
+    assert told == ["settle", "V"]
+
+
 def missing(name):
     raise ImportError("libcudart.so.12: cannot open shared object file")
+
+
+def no_library(*_):
+    raise RuntimeError("no libnvrtc\nlooked for it everywhere")
+
+
+without_libraries = SimpleNamespace(__version__="14", cuda=stand_in.cuda, zeros=no_library)
 
 
 def no_driver():
@@ -230,6 +262,7 @@ def no_driver():
 
 @pytest.mark.parametrize(("load", "driver", "gpus", "words"), [
     (lambda name: stand_in, no_driver, 4, "no NVIDIA driver"), (missing, lambda: None, 4, "CuPy cannot be loaded"),
+    (lambda name: without_libraries, lambda: None, 4, "CuPy 14 cannot compute on here (no libnvrtc); install"),
     (lambda name: stand_in, lambda: None, -1, "cudaErrorNoDevice"), (lambda name: stand_in, lambda: None, 0, "may see"),
 ])
 def test_no_driver_no_cupy_and_no_gpu_are_each_one_clear_line(load, driver, gpus, words, monkeypatch):

@@ -125,7 +125,7 @@ def _rank(fleet: Fleet, nbytes: int, gpus: Gpus, why: str) -> Rank:
         host=fleet.hosts[fleet.rank], machine=first, node=fleet.node_of[fleet.rank], cpus=cpus, cores=_cores(cpus or ()),
         host_cpus=os.cpu_count() or 1, threads=fleet.threads, omp=os.environ.get("OMP_NUM_THREADS"),
         shm_free_bytes=None if fleet.node.size == 1 else fleet.shared_memory_room(), shm_need_bytes=nbytes * fleet.node.size,
-        gpus=gpus, gpus_why=why, gpu=gpus[fleet.node.rank % len(gpus)][1] if gpus else None, mps=mps,
+        gpus=gpus, gpus_why=why, gpu=gpus[fleet.place % len(gpus)][1] if gpus else None, mps=mps,
         alloc_conf=os.environ.get("PYTORCH_CUDA_ALLOC_CONF") or os.environ.get("PYTORCH_ALLOC_CONF", ""))
 
 

@@ -121,17 +121,16 @@ def try_allreduce() -> None:
 def _on_device(n: int, rank: int) -> tuple[Any, Any, Any]:
     """x = 1 + i mod 61 + 2·rank, float32 [n] on this rank's device; a wait for the device; the way to a list on the host."""
     with suppress(ImportError):
-        import torch
+        import cupy  # whose memory training sends
 
-        if count := torch.cuda.device_count():
-            torch.cuda.set_device(rank % count)
-            x = (torch.arange(n, device="cuda") % 61 + 1 + 2 * rank).to(torch.float32)
-            return x, torch.cuda.synchronize, torch.Tensor.tolist
-    import cupy
+        cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
+        x = (cupy.arange(n) % 61 + 1 + 2 * rank).astype(cupy.float32)
+        return x, cupy.cuda.get_current_stream().synchronize, cupy.ndarray.tolist
+    import torch
 
-    cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
-    x = (cupy.arange(n) % 61 + 1 + 2 * rank).astype(cupy.float32)
-    return x, cupy.cuda.get_current_stream().synchronize, cupy.ndarray.tolist
+    torch.cuda.set_device(rank % torch.cuda.device_count())
+    x = (torch.arange(n, device="cuda") % 61 + 1 + 2 * rank).to(torch.float32)
+    return x, torch.cuda.synchronize, torch.Tensor.tolist
 
 
 def counted(names: Iterable[str]) -> str:

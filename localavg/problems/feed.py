@@ -74,7 +74,7 @@ class Feed:
             x.take(rows, 0, x_out, "clip")  # without a mode NumPy would buffer x_out
             y.take(rows, 0, y_out, "clip")
         else:
-            where = torch.from_numpy(rows).to(self.device)
+            where = _moved(torch.from_numpy(rows), self.device)
             torch.index_select(self.x, 0, where, out=self._x)
             torch.index_select(self.y, 0, where, out=self._y)
         return self._x, self._y
@@ -89,10 +89,10 @@ class Feed:
             padded[:, p:-p, p:-p] = x
             image, row, column, _ = padded.stride()
             windows = padded.as_strided((B, places, places, H, W * C), (image, row, column, row, 1))
-            first = torch.from_numpy(np.stack([np.arange(B), *np.divmod(place, places)])).to(self.device)  # [3, B]
+            first = _moved(torch.from_numpy(np.stack([np.arange(B), *np.divmod(place, places)])), self.device)  # [3, B]
             x = windows[first[0], first[1], first[2]].view(B, H, W, C)
         if self.change.flip:
-            which = torch.from_numpy(np.flatnonzero(flip)).to(self.device)
+            which = _moved(torch.from_numpy(np.flatnonzero(flip)), self.device)
             x = x.index_copy(0, which, x.index_select(0, which).flip(2))
         return x
 
@@ -128,7 +128,7 @@ class JpegFeed:
         while len(self._flight) < self.ahead and (following := self._after(*following)):
             self._flight.append(self._begin(*following))
         x = _moved(torch.from_numpy(pictures.result()), self.device)
-        return self._normalise(x).permute(0, 3, 1, 2), torch.from_numpy(y).to(self.device)
+        return self._normalise(x).permute(0, 3, 1, 2), _moved(torch.from_numpy(y), self.device)
 
     def close(self) -> None:
         """End the threads; what is not yet decoded stays so."""
@@ -179,7 +179,7 @@ def examples(data: Dataset, split: Split, lo: int, hi: int, size: int, device: s
     normalise = Normalise(data, device)
     cuts = [(a, min(a + size, hi)) for a in range(lo, hi, size)]
     for x, (a, b) in zip(_plain(data, split, cuts), cuts, strict=True):
-        yield normalise(_moved(x, device)).permute(0, 3, 1, 2), torch.from_numpy(split.y[a:b]).to(device)
+        yield normalise(_moved(x, device)).permute(0, 3, 1, 2), _moved(torch.from_numpy(split.y[a:b]), device)
 
 
 def _plain(data: Dataset, split: Split, cuts: list[tuple[int, int]]) -> Iterator[Tensor]:

@@ -67,7 +67,7 @@ class Logistic(Problem):
         slope = xp.expm1(m, out=m)  # [B] −σ(−m)
         slope *= y
         slope /= len(y)
-        xp.matmul(slope, x, out=out)
+        xp.dot(slope, x, out=out)
         ridge = self.l2 * w  # [d]
         out += ridge
         return b.sum() / len(y) + 0.5 * (ridge @ w)

@@ -31,7 +31,7 @@ Array = Any
 Batch = tuple[Tensor, Tensor, int | None]  # x [B, C, H, W], y [B], the seed of what the network draws itself
 
 NORMS, DROPOUTS = (nn.BatchNorm1d, nn.BatchNorm2d), (nn.Dropout, nn.Dropout2d)
-PIXELS = 256 * 32 * 32  # of the images that are evaluated at a time
+PIXELS = {"cpu": 256 * 32 * 32, "cuda": 4096 * 32 * 32}  # of the images that are evaluated at a time
 
 
 class Network(Problem):
@@ -39,9 +39,9 @@ class Network(Problem):
 
     Rows hold the parameters, then the floating-point statistics (BatchNorm's running mean and variance). l2 is weight
     decay as in torch.optim: its gradient is added, its value is not part of the loss, as in the papers' figures.
-    precision: float32, or bf16 for autocast with float32 weights. calibrate: re-estimate BatchNorm's statistics from so
-    many mini-batches before the averaged model is evaluated (0: evaluate with the averaged statistics). cuda_graphs: replay
-    gradients as graphs, learners side by side (`graphs.Graphs`), on the device cuda.
+    precision: bf16 for autocast with float32 weights; others are up to torch's flags. calibrate: re-estimate BatchNorm's
+    statistics from so many mini-batches before the averaged model is evaluated (0: evaluate with the averaged ones).
+    cuda_graphs: replay gradients as graphs, learners side by side (`graphs.Graphs`), on the device cuda.
     """
 
     def __init__(self, data: Dataset, model: str, l2: float, seed: int, *, augment: bool = True, precision: str = "float32",
@@ -104,17 +104,17 @@ class Network(Problem):
         bound = self._at(w)
         if gradient:
             bound.accumulate_()
-        loss, right = 0.0, 0
+        loss, right = torch.zeros((), dtype=torch.float64, device=self.device), torch.zeros((), dtype=int, device=self.device)
         H, W, _ = self.data.shape
-        for x, y in examples(self.data, split, lo, hi, max(1, PIXELS // (H * W)), self.device):
+        for x, y in examples(self.data, split, lo, hi, max(1, PIXELS[self.device] // (H * W)), self.device):
             with self.autocast, torch.set_grad_enabled(gradient):
                 z = bound.module(x)  # [rows, classes]
                 losses = cross_entropy(z.float(), y, reduction="sum")
             if gradient:
                 losses.backward()
-            loss += losses.item()
-            right += int((z.argmax(1) == y).sum())
-        return loss, right, bound.g.cpu().numpy().astype(np.float64) if gradient else None
+            loss += losses.detach()
+            right += (z.argmax(1) == y).sum()
+        return loss.item(), int(right), bound.g.cpu().numpy().astype(np.float64) if gradient else None
 
     def calibrate_(self, w: Array) -> None:
         """Put the mean and variance over `calibrate` mini-batches in the place of the statistics in w [d]."""

@@ -20,7 +20,7 @@ class Nccl(OnDevice):
 
     def __init__(self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for") -> None:
         super().__init__(fleet, device, S, why)
-        nccl = self.nccl = device.xp.cuda.nccl
+        nccl = self.nccl = device.nccl
         self._of: dict[int, Any] = {}  # by the MPI communicator's id
         for scope in (Scope.CLUSTER, Scope.WORLD):
             for comm in (group.comm for group in self.groups[scope] if group.comm is not None):
@@ -38,8 +38,7 @@ class Nccl(OnDevice):
 
 def refusal(fleet: Fleet, device: Cuda) -> str:
     """Why NCCL cannot serve, "" if it can; the same on every rank. Collective."""
-    available = getattr(getattr(device.xp.cuda, "nccl", None), "available", False)
-    if not all(fleet.world.allgather(bool(available))):
+    if not all(fleet.world.allgather(device.nccl is not None)):
         return "CuPy here comes without NCCL"
     return _crowded(fleet.world.allgather(device.identity))
 
