@@ -128,15 +128,6 @@ def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
     return data
 
 
-def _reproducible(tf32: bool) -> None:
-    """Have torch compute on GPUs what was asked for, the same bits each time where it can; elsewhere it warns."""
-    import torch
-
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
-
-
 def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet, device: Cpu | None = None) -> Problem:
     """The problem that the settings call for, on the host if no device is given.
 
@@ -153,21 +144,11 @@ def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet, device: Cpu | None
                   for s in [getattr(data, name)]}
         return Logistic(replace(data, **splits), c.l2, device.xp)
     try:
-        import torch
+        from localavg.problems.network import Network, set_up_torch
     except ImportError as e:
         raise UserError(f"--model {c.model}: networks need torch ({e}); pip install 'localavg[torch]'") from e
-    from localavg.problems.network import Network
-
     if c.model is None:
         raise UserError(f"--data {c.data}: images need a network; add --model with one of {', '.join(models.MODELS)}")
-    torch.set_num_threads(fleet.threads)
-    if device is not None and device.name == "cuda":
-        if not torch.cuda.is_available():
-            raise UserError(f"--device cuda: torch {torch.__version__} sees no GPU; install torch with CUDA, of a version that "
-                            f"this machine's driver knows (built for {torch.version.cuda or 'CPUs'})")
-        if c.precision == "bf16" and not torch.cuda.is_bf16_supported():
-            raise UserError("--precision bf16: this GPU cannot; use --precision float32")
-        _reproducible(c.precision == "tf32")
-        torch.cuda.set_device(device.index)
+    set_up_torch(fleet.threads, device or Cpu(), c.precision)
     return Network(data, c.model, c.l2, c.seed, augment=not c.no_augment, precision=c.precision, calibrate=c.calibrate,
                    compiled=c.compile, cuda_graphs=c.cuda_graphs, device=c.device)

@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -219,6 +220,20 @@ def test_a_rank_takes_the_gpu_of_its_place_on_the_machine(place, gpus, index, mo
     device = device_of(One(place))
     assert isinstance(device, Cuda) and device.index == index == stand_in.Used.index
     assert device.identity == ("here", f"0000:{index:02d}:00.0")
+
+
+def bench_on_device(world, way):
+    from localavg.bench import average
+
+    fleet, aware = Fleet(world), AWARE if way == "cuda_aware" else None
+    with mock.patch.object(average, "_torch_averager", lambda *_: None):
+        return average.bench_average(fleet, way, [1000], 2, device=device_of(fleet), aware=aware)
+
+
+@pytest.mark.parametrize("way", ["cuda_aware", "staged"])
+def test_averages_on_the_device_can_be_timed(way):
+    for (row,) in call(2, bench_on_device, way):
+        assert row["transport"] == way and all(row[name] > 0 for name in ("ours_s", "allreduce_s", "floor_s"))
 
 
 def on_artificial_nodes(world):

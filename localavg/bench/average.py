@@ -17,11 +17,13 @@ from localavg import transport
 from localavg.bench import CIFAR10, images, medians
 from localavg.config import UserError
 from localavg.datasets import Dataset, Split
+from localavg.device import Cpu, on_host, put_
 from localavg.fleet import Fleet
 from localavg.models import MODELS
 from localavg.record import Record
-from localavg.runfile import where
+from localavg.runfile import gpus, where
 from localavg.schedules import Scope
+from localavg.transport import nccl
 
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, 11_173_962, 25_557_032)  # Epsilon, …, ResNet-18, ResNet-50
 LONG, MORE = 1_000_000, 10  # shorter rows take microseconds, which scatter
@@ -56,43 +58,48 @@ def _row_of(model: str) -> int:
     return Network(Dataset("none", "images", none, None, tuple(map(str, range(classes))), True, shape), model, l2=0.0, seed=0).d
 
 
-def new_file(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int, path: str,
-             provenance: Mapping[str, Any]) -> Record | None:
+def new_file(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int, path: str, provenance: Mapping[str, Any],
+             device: Cpu, aware: Any = None) -> Record | None:
     """On rank 0 the file that `bench_average` of these settings writes its rows to. Collective.
 
     provenance: `provenance.provenance()`, made on rank 0 before MPI started. Its transport is that of the longest row.
     Raises UserError where the file exists or cannot be written.
     """
-    longest = transport.choose(name, fleet, None, 4 * max(sizes) * fleet.L)
-    config = {"bench": "average", "sizes": list(sizes), "repeats": repeats, "transport": name, "learners": fleet.P}
-    origin = {**provenance, **where(fleet, longest)}
+    longest = transport.choose(name, fleet, None, 4 * max(sizes) * fleet.L, device, aware)
+    config = {"bench": "average", "sizes": list(sizes), "repeats": repeats, "transport": name, "learners": fleet.P,
+              "device": device.name}
+    origin = {**provenance, **where(fleet, longest), **gpus(fleet, device)}
     return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
 
 
-def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int,
-                  file: Record | None = None) -> list[dict[str, Any]]:
+def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int, file: Record | None = None,
+                  device: Cpu | None = None, aware: Any = None) -> list[dict[str, Any]]:
     """Rows with the columns of `record.BENCHES`, one a size: medians of `repeats` turns, MORE times as many
     for rows shorter than LONG. They go to `file` as they are found.
 
     Every learner has a row of so many floats; the times are those of the slowest rank. floor_s: every rank copies a row of the
     same size at once, the memory traffic of any mean in place; between nodes, the time one row takes over the measured link
-    if that is longer.
+    if that is longer. Rows lie on `device`; where MPI cannot take its memory (aware, as `transport.choose` has it), Allreduce
+    goes by way of the host.
     """
+    device = device or Cpu()
+    direct = device.name == "cpu" or fleet.world.bcast(bool(aware and aware.works))
     link = link_bytes_per_s(fleet)
     rows = []
     for n in sizes:
-        ours = transport.choose(name, fleet, None, 4 * n * fleet.L)
+        ours = transport.choose(name, fleet, None, 4 * n * fleet.L, device, aware)
         w = ours.zeros((fleet.L, n))
-        flat, copy = np.zeros(n, np.float32), np.empty(n, np.float32)
+        flat, copy = device.zeros((n,)), device.zeros((n,))
         ways: dict[str, Callable[[], Any]] = {
             "ours_s": lambda ours=ours, w=w: ours.mean_(w, Scope.WORLD),
-            "allreduce_s": lambda flat=flat: _allreduce(fleet, flat),
-            "floor_s": lambda flat=flat, copy=copy: np.copyto(copy, flat),
+            "allreduce_s": lambda flat=flat: _allreduce(fleet, flat, direct),
+            "floor_s": lambda flat=flat, copy=copy: device.xp.copyto(copy, flat),
         }
-        if (averager := _torch_averager(fleet, n)) is not None:
+        if (averager := _torch_averager(fleet, n, device)) is not None:
             ways["torch_s"] = averager
         turns = repeats * (MORE if n < LONG else 1)
-        row = medians({way: lambda average=average: _slowest(fleet, average) for way, average in ways.items()}, turns, warm=2)
+        timed = {way: lambda average=average: _slowest(fleet, average, device) for way, average in ways.items()}
+        row = medians(timed, turns, warm=2)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
         what = {"elements": n, "ranks": fleet.ranks, "nodes": fleet.nodes, "learners": fleet.P, "transport": ours.name}
@@ -105,15 +112,19 @@ def bench_average(fleet: Fleet, name: str, sizes: Sequence[int], repeats: int,
     return rows
 
 
-def _allreduce(fleet: Fleet, flat: np.ndarray) -> None:
-    fleet.world.Allreduce(MPI.IN_PLACE, flat)
+def _allreduce(fleet: Fleet, flat: Any, direct: bool) -> None:
+    x = flat if direct else on_host(flat)
+    fleet.world.Allreduce(MPI.IN_PLACE, x)  # nothing is queued: `_slowest` waited
+    if x is not flat:
+        put_(flat, x)
     flat /= fleet.ranks
 
 
-def _slowest(fleet: Fleet, work: Callable[[], Any]) -> float:
+def _slowest(fleet: Fleet, work: Callable[[], Any], device: Cpu) -> float:
     fleet.world.Barrier()
     start = perf_counter()
     work()
+    device.settle()
     return fleet.world.allreduce(perf_counter() - start, MPI.MAX)
 
 
@@ -133,8 +144,11 @@ def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
     return fleet.world.allreduce(rate, MPI.MIN)
 
 
-def _torch_averager(fleet: Fleet, n: int) -> Callable[[], Any] | None:
-    """torch's PeriodicModelAverager over gloo on n parameters in as many tensors as ResNet-18 has; None without torch."""
+def _torch_averager(fleet: Fleet, n: int, device: Cpu) -> Callable[[], Any] | None:
+    """torch's PeriodicModelAverager over gloo on n parameters in as many tensors as ResNet-18 has; None without torch.
+
+    Over NCCL for GPUs, if every rank has its own.
+    """
     torch = None
     with suppress(ImportError):
         import torch
@@ -150,9 +164,12 @@ def _torch_averager(fleet: Fleet, n: int) -> Callable[[], Any] | None:
         host, port = fleet.world.bcast((socket.gethostbyname(socket.gethostname()), port))
         if len(set(fleet.hosts)) == 1:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        dist.init_process_group("gloo", init_method=f"tcp://{host}:{port}", rank=fleet.rank, world_size=fleet.ranks)
+        if device.name == "cuda":
+            torch.cuda.set_device(device.index)
+        backend = "gloo" if device.name == "cpu" or nccl.refusal(fleet, device) else "nccl"
+        dist.init_process_group(backend, init_method=f"tcp://{host}:{port}", rank=fleet.rank, world_size=fleet.ranks)
     cuts = np.linspace(0, n, min(TENSORS, n) + 1).astype(int)
-    parameters = [torch.nn.Parameter(torch.zeros(int(b - a))) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parameters = [torch.nn.Parameter(torch.zeros(int(b - a), device=device.name)) for a, b in zip(cuts, cuts[1:], strict=False)]
     for p in parameters:
         p.grad = torch.zeros_like(p)  # it averages what has a gradient
     with warnings.catch_warnings():

@@ -1,4 +1,4 @@
-"""The real training loop with its run file, as the benchmarks time it."""
+"""The real training loop with its run file, on one rank, as the benchmarks time it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from time import perf_counter
 from typing import Any
 
 from localavg import algorithms, stepsizes
+from localavg.device import Cpu
 from localavg.flat import Flat
 from localavg.fleet import Fleet
 from localavg.keeper import Keeper
@@ -22,13 +23,14 @@ from localavg.train import train
 from localavg.transport import choose
 
 
-def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler, T: int,
-                log_every: int) -> tuple[float, float]:
-    """T updates of one learner, sequential SGD: wall clock in seconds, and the share of it that recording took."""
+def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler, T: int, log_every: int,
+                device: Cpu | None = None) -> tuple[float, float]:
+    """T updates of the learners, each by itself: wall clock in seconds, and the share of it that recording took."""
     algorithm = algorithms.make("sgd", {}, T, sampler.epoch)
-    transport = choose("auto", fleet, None, nbytes=8 * problem.d)
-    flat = Flat(problem.shapes, 1, problem.parameters, allocate=transport.zeros)
-    problem.initial_(flat.w[0])
+    transport = choose("auto", fleet, None, nbytes=8 * problem.d * fleet.L, device=device)
+    flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
+    for w_j in flat.w:
+        problem.initial_(w_j)
     algorithm.exchange.start(fleet.learners, 0)
     with tempfile.TemporaryDirectory() as folder:
         timed = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))

@@ -15,13 +15,16 @@ def add(commands: Any) -> None:
     p = commands.add_parser("bench", help="measure speed and memory against what the machine can do")
     whats = p.add_subparsers(dest="what", required=True, metavar="WHAT")
 
-    s = whats.add_parser("train", help="local updates of one learner against a bare loop and the floor",
-                         description="Local updates of one learner against a bare loop and the floor: logistic regression, or "
-                         "with --model a network on random images of its size.")
+    s = whats.add_parser("train", help="local updates against a bare loop and the floor",
+                         description="Local updates against a bare loop and the floor: logistic regression, or with "
+                         "--model a network on random images of its size.")
     s.add_argument("--problem", choices=("logistic", "network"), help="(default: what --model calls for)")
     s.add_argument("--model", metavar="NAME", help="the network")
     s.add_argument("--side", type=at_least_1, help="height and width of its images (default: those it was made for)")
-    s.add_argument("--precision", choices=("float32", "bf16"), default="float32")
+    s.add_argument("--precision", choices=("float32", "tf32", "bf16"), default="float32")
+    s.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where a network is trained")
+    s.add_argument("--learners", type=at_least_1, default=1, help="of a network, against a bare loop of one (default: 1)")
+    s.add_argument("--cuda-graphs", action="store_true", help="as in training")
     s.add_argument("--data", default="epsilon-like:200000x2000", help="of logistic regression (default: %(default)s)")
     s.add_argument("--batch-size", type=at_least_1, help="(default: 128; for networks 64)")
     s.add_argument("--steps", type=at_least_1, help="(default: 21875; for networks 10)")
@@ -38,7 +41,8 @@ def add(commands: Any) -> None:
                    "it holds; cifar10: all networks for its images (default: 2 000 … 25.6 million)")
     s.add_argument("--learners", type=at_least_1, help="P (default: one a rank)")
     s.add_argument("--ranks-per-node", type=at_least_1, help="split each machine into nodes of so many ranks")
-    s.add_argument("--transport", choices=("auto", "mpi", "shared"), default="auto")
+    s.add_argument("--transport", choices=("auto", "shared", "mpi", "cuda_aware", "staged", "nccl"), default="auto")
+    s.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the rows lie")
     s.add_argument("--repeats", type=at_least_1, default=11)
     s.add_argument("--out", metavar="FILE.h5", help="write the rows there as HDF5; analysis/bench_average.py draws it")
     s.set_defaults(call=_average)
@@ -57,16 +61,21 @@ def add(commands: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     from localavg.fleet import Fleet
 
-    fleet = Fleet(world())
+    fleet = Fleet(world(), args.learners)
     if fleet.ranks > 1:
         raise UserError(f"bench train on {fleet.ranks} ranks: it measures one learner; run it without mpirun")
     if args.problem == "network" or args.model:
         if not args.model:
             raise UserError("bench train --problem network needs --model NAME")
         from localavg.bench.network import bench_network
+        from localavg.device import choose_device
 
+        if args.device == "cpu" and (args.cuda_graphs or args.precision == "tf32"):
+            raise UserError(f"{'--cuda-graphs' if args.cuda_graphs else '--precision tf32'} is for GPUs: add --device cuda")
         rows = bench_network(fleet, args.model, args.side, args.batch_size or 64, args.steps or 10, args.repeats,
-                             args.precision)
+                             args.precision, choose_device(args.device, fleet), args.cuda_graphs)
+    elif args.device == "cuda" or args.learners > 1 or args.cuda_graphs:
+        raise UserError("bench train of logistic regression measures one learner on the CPU; give --model for a network")
     else:
         from localavg.bench.logistic import bench_logistic
 
@@ -81,17 +90,23 @@ def _memory(args: argparse.Namespace) -> int:
 
 
 def _average(args: argparse.Namespace) -> int:
+    from localavg.commands.gpus import probed
     from localavg.provenance import provenance
 
     origin = provenance() if args.out and rank() == 0 else {}  # runs git: before MPI starts
+    aware = None
+    if args.device == "cuda" and args.transport in ("auto", "cuda_aware") and rank() == 0:
+        aware = probed()  # in a child, likewise before
     here = world()
     from localavg.bench.average import SIZES, bench_average, floats, new_file
+    from localavg.device import choose_device
     from localavg.fleet import Fleet
 
     fleet = Fleet(here, args.learners, args.ranks_per_node)
+    device = choose_device(args.device, fleet)
     how = args.transport, floats(args.sizes) if args.sizes else SIZES, args.repeats
-    file = new_file(fleet, *how, args.out, origin) if args.out else None
-    rows = bench_average(fleet, *how, file)
+    file = new_file(fleet, *how, args.out, origin, device, aware) if args.out else None
+    rows = bench_average(fleet, *how, file, device, aware)
     return _tell("one average (s), and ours against it", rows, args.json, ratios=("allreduce_s", "torch_s", "floor_s"))
 
 

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from localavg import models
 from localavg.config import UserError
 from localavg.datasets import Dataset, Split
-from localavg.device import address
+from localavg.device import Cpu, address
 from localavg.flat import layout
 from localavg.problems import Problem
 from localavg.problems.feed import examples, make_feed
@@ -155,6 +155,25 @@ class Network(Problem):
         if key not in self._bound:
             self._bound[key] = Bound(self, w, g)
         return self._bound[key]
+
+
+def set_up_torch(threads: int, device: Cpu, precision: str) -> None:
+    """Have torch compute on this device with so many threads, as precisely as asked, the same bits each time where it can.
+
+    Raises UserError where torch cannot use the device.
+    """
+    torch.set_num_threads(threads)
+    if device.name == "cpu":
+        return
+    if not torch.cuda.is_available():
+        raise UserError(f"--device cuda: torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees no GPU; install "
+                        f"torch with a CUDA that this machine's driver knows")
+    torch.cuda.set_device(device.index)
+    if precision == "bf16" and not torch.cuda.is_bf16_supported():
+        raise UserError("--precision bf16: this GPU cannot; use --precision float32")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
 
 
 class Bound:
