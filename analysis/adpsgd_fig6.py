@@ -48,7 +48,7 @@ def main() -> None:
                  xticks=sorted(nodes))
     style.legend(figure)
     header = ("problem and clock", "algorithm", "nodes", "speed-up")
-    title = "Wall clock an example of SGD on one node over that on P nodes."
+    title = "Wall clock per example of SGD on one node over that on P nodes."
     results.finish(args, "adpsgd_fig6", figure, title, groups, header, rows)
 
 
