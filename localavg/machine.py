@@ -173,11 +173,11 @@ def fit(runs: Sequence[record.Run]) -> Machine:
         R, c, train = run.provenance.get("ranks", 1), run.config, run.train
         alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
         others = c.get("algorithm") in ("qsgd", "hieravg") or c.get("state") == "average"  # not d floats of everyone
-        if R < 2 or not alone or others or len(train) < 2 or not len(run.averages):
+        within = (run.averages.t > train.t.min()) & (run.averages.t <= train.t.max())  # the first row, which warms up, left out
+        if R < 2 or not alone or others or len(train) < 2 or not within.any():
             raise UserError(f"{run.path}: no measured synchronous run of one learner a rank on 2 ranks or more, with averages "
-                            f"of weights over all and 2 rows of /train; give the file of one, such as K-AVG's")
-        spent = train.iloc[-1] - train.iloc[0]
-        count = ((run.averages.t > train.t.iloc[0]) & (run.averages.t <= train.t.iloc[-1])).sum()
+                            f"of weights over all between 2 rows of /train; give the file of one, such as K-AVG's")
+        spent, count = train.iloc[-1] - train.iloc[0], within.sum()
         steps.append((spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t)
         e_R = float(np.sort(generator(0, 0, 0, STREAM).standard_normal((20000, R)), axis=1)[:, -1].mean())
         cvs.append(spent.wait_s / count / (e_R * steps[-1] * math.sqrt(spent.t / count)))

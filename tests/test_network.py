@@ -1,6 +1,7 @@
 """Networks in the flat matrix: the same gradients as an ordinary module's, learners that average, and what may not be run."""
 
 import copy
+import math
 import os
 import re
 import subprocess
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mpi import ROOT, call, run, train, train_all
+from mpi4py import MPI
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -301,6 +303,81 @@ def test_kept_statistics_stay_each_learners_own(tmp_path):
     assert np.array_equal(found.weights[:trained], rows[0, :trained])
     np.testing.assert_allclose(found.weights[trained:], rows[:, trained:].mean(0), rtol=1e-5, atol=1e-6)
     assert (found.averages.bytes_node == 2 * 4 * trained).all()
+
+
+STEERED = ("adalupa --rule loss --tau0 2 --data digits --model nin --statistics keep --learners 4 --sampling shuffle "
+           "--batch-size 8 --lr 0.1 --optimizer momentum --l2 0.001 --steps 90 --eval-every 90")
+
+
+def rows_that_steer(world, out):
+    """What the schedule of STEERED observes: [(t, value, this rank's rows then)], how much of a row is trained, and due."""
+    from localavg import run
+    from localavg.__main__ import parser
+
+    seen, train = [], run.train
+
+    def watched(problem, flat, algorithm, *args, **named):
+        observe = algorithm.schedule.observe
+
+        def noted(t, value, gamma):
+            observe(t, value, gamma)
+            seen.append((t, value, flat.w.copy(), flat.d_trained, algorithm.schedule.due))
+
+        algorithm.schedule.observe = noted
+        train(problem, flat, algorithm, *args, **named)
+
+    run.train = watched
+    args = parser().parse_args(["train", *STEERED.split(), "--out", out])
+    assert args.call(args) == 0
+    return seen
+
+
+def objective(w):
+    """F of a row over the digits, by an ordinary module as it is evaluated; weight decay is no part of it."""
+    data = datasets.load("digits", Fleet(MPI.COMM_SELF))
+    network = Network(data, "nin", 0.0, seed=0)
+    module = models.make("nin", data.shape, len(data.classes)).eval()
+    views = network.views(w.astype(np.float32))
+    module.load_state_dict({name: x.clone() for name, x in views.items()}, strict=False)
+    x = (torch.from_numpy(data.train.x).float() - data.mean[0]) / data.std[0]
+    with torch.no_grad():
+        return cross_entropy(module(x.permute(0, 3, 1, 2)), torch.from_numpy(data.train.y)).item()
+
+
+@pytest.fixture(scope="module")
+def steered(tmp_path_factory):
+    """[(t, value told to the schedule, everyone's rows after that average, due)], how much of a row is trained, the run."""
+    out = tmp_path_factory.mktemp("steered") / "run.h5"
+    ranks = call(2, rows_that_steer, str(out))
+    told = [(t, value, np.concatenate([rank[i][2] for rank in ranks]), due) for i, (t, value, *_, due) in enumerate(ranks[0])]
+    assert [each[:2] for each in ranks[1]] == [each[:2] for each in told]  # all ranks are steered by the same numbers
+    return told, ranks[0][0][3], record.load(out)
+
+
+def test_kept_statistics_differ_after_the_averages_of_a_steered_run(steered):
+    told, n, _ = steered
+    assert len(told) > 2
+    for t, _, rows, _ in told:
+        assert (rows[:, :n] == rows[0, :n]).all()
+        assert len(np.unique(rows[:, n:], axis=0)) == (4 if t else 1)
+
+
+def test_the_objective_that_steers_is_that_of_averaged_weights_and_averaged_statistics(steered):
+    for _, value, rows, _ in steered[0]:
+        assert value == pytest.approx(objective(rows.mean(axis=0, dtype=np.float64)), rel=1e-5)
+    assert np.ptp([objective(row) for row in rows]) > 1e-3 * value  # so it makes a difference whose statistics they are
+
+
+def test_the_periods_of_a_steered_run_follow_from_those_objectives(steered):
+    """lupa eq. 11, with τ_0 = 2; the last average is at T."""
+    told, _, found = steered
+    F = {t: value for t, value, *_ in told}
+    for t, _, _, due in told:
+        assert due - t == 2 * math.ceil((F[0] / F[t]) ** (1 / 3))
+    assert {due - t for t, *_, due in told} >= {2, 4}
+    ends = [due for *_, due in told if due < 90]
+    assert found.averages.t.tolist() == [*ends, 90]
+    assert found.averages.t.tolist() == [t for t in F if t]
 
 
 @pytest.mark.parametrize("name", LINES)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -554,6 +555,58 @@ def test_words_of_launchers(small, monkeypatch, tmp_path):
     assert launch.command(run, out)[0].endswith("mpirun") and launch.command(read(small).runs[4], out)[0] == sys.executable
     monkeypatch.setenv("SLURM_JOB_ID", "3")
     assert launch.command(read(small).runs[4], out)[0].endswith("mpirun")
+
+
+def submitted(folder, capsys, launcher, text, *words):
+    """The words of sbatch or bsub that a sweep would be submitted with."""
+    (folder / "some.toml").write_text(text)
+    words = ["sweep", str(folder / "some.toml"), "--launcher", launcher, "--dry-run", "--out", str(folder / "runs"), *words]
+    args = parser().parse_args(words)
+    assert args.call(args) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if " bsub " in line or " sbatch " in line)
+    words = shlex.split(line)
+    return words[words.index({"lsf": "bsub", "slurm": "sbatch"}[launcher]) :]
+
+
+def nodes_of(words):
+    """What bsub or sbatch is told on the command line, which counts above the template."""
+    told = [words[i + 1] for i, word in enumerate(words) if word == "-nnodes"]
+    (nodes,) = told or [word.partition("=")[2] for word in words if word.startswith("--nodes=")]
+    return int(nodes)
+
+
+@pytest.mark.parametrize("launcher", ["lsf", "slurm"])
+@pytest.mark.parametrize(("ranks", "nodes"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (128, 32)])
+def test_a_sweep_asks_for_the_nodes_of_its_largest_run_at_four_ranks_each(launcher, ranks, nodes, tmp_path, capsys):
+    text = f'[[runs]]\nalgorithm = "kavg"\nranks = "learners"\ngrid.learners = {sorted({1, ranks})}\n'
+    words = submitted(tmp_path, capsys, launcher, text)
+    assert nodes_of(words) == nodes
+    if launcher == "slurm":
+        assert f"--ntasks={ranks}" in words
+
+
+def test_servers_need_places_on_nodes_too_and_simulated_runs_one(tmp_path, capsys):
+    text = '[[runs]]\nalgorithm = "downpour"\nlearners = 8\nservers = 1\nranks = "learners"\n'
+    assert nodes_of(submitted(tmp_path, capsys, "lsf", text)) == 3
+    assert nodes_of(submitted(tmp_path, capsys, "lsf", text, "--ranks", "4")) == 2
+    assert nodes_of(submitted(tmp_path, capsys, "lsf", text, "--set", "simulate=true")) == 1
+
+
+def test_nodes_that_the_user_asks_lsf_for_stand_alone(tmp_path, capsys):
+    text = '[[runs]]\nalgorithm = "kavg"\nlearners = 8\nranks = "learners"\n'
+    words = submitted(tmp_path, capsys, "lsf", text, "--submit=-nnodes 7 -W 1:00")
+    assert words.count("-nnodes") == 1 and nodes_of(words) == 7 and "1:00" in words
+
+
+@pytest.mark.parametrize(("launcher", "said"), [("lsf", "jsrun --np {ranks} --tasks_per_rs 6 --bind x"),
+                                                ("slurm", "#SBATCH --ntasks-per-node=6")], ids=["lsf", "slurm"])
+def test_the_template_says_how_many_ranks_a_node_takes(launcher, said, tmp_path, capsys, monkeypatch):
+    (tmp_path / launcher).mkdir()
+    (tmp_path / launcher / {"lsf": "sweep.lsf", "slurm": "sweep.sbatch"}[launcher]).write_text(f"#!/bin/bash\n{said}\n")
+    monkeypatch.setattr("localavg.commands.sweep.JOBS", tmp_path)
+    text = '[[runs]]\nalgorithm = "kavg"\nranks = "learners"\nlearners = {P}\n'
+    nodes = {P: nodes_of(submitted(tmp_path, capsys, launcher, text.replace("{P}", str(P)))) for P in (6, 7, 12, 13)}
+    assert nodes == {6: 1, 7: 2, 12: 2, 13: 3}
 
 
 @pytest.mark.parametrize(("words", "told"), [

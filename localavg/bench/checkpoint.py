@@ -32,17 +32,18 @@ def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[di
         return max(fleet.world.allgather(seconds(work)))
 
     try:
-        with tempfile.TemporaryDirectory(dir=folder) as mine:
-            place = Path(fleet.world.bcast(mine))
-            checkpoint.write(place / "run.ckpt", 1, fleet, state)  # whatever comes first finds one
-            times = medians({
-                "ours_s": lambda: slowest(lambda: checkpoint.write(place / "run.ckpt", 1, fleet, state)),
-                "disk_s": lambda: slowest(lambda: _plain(place / f"plain{fleet.rank}", w)),
-                "restore_s": lambda: slowest(lambda: checkpoint.read(place / "run.ckpt", 1, fleet.rank, fleet.learners)),
-            }, repeats)
-            fleet.world.Barrier()
-    except OSError as e:
-        raise UserError(f"--folder {folder}: {e.strerror}; give a folder you can write") from e
+        made = fleet.together(lambda: tempfile.TemporaryDirectory(dir=os.path.abspath(folder)))
+    except UserError as e:
+        raise UserError(f"--folder {folder}: {e}; give a folder that every rank can write") from e
+    with made:
+        place = Path(fleet.world.bcast(made.name))
+        checkpoint.write(place / "run.ckpt", 1, fleet, state)  # whatever comes first finds one
+        times = medians({
+            "ours_s": lambda: slowest(lambda: checkpoint.write(place / "run.ckpt", 1, fleet, state)),
+            "disk_s": lambda: slowest(lambda: fleet.together(lambda: _plain(place / f"plain{fleet.rank}", w))),
+            "restore_s": lambda: slowest(lambda: checkpoint.read(place / "run.ckpt", 1, fleet.rank, fleet.learners)),
+        }, repeats)
+        fleet.world.Barrier()
     return [{"learners": fleet.P, "ranks": fleet.ranks, "bytes": 2 * 4 * d * fleet.P, **times,
              "ours_over_disk": times["disk_s"] / times["ours_s"]}]
 

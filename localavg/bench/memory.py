@@ -20,8 +20,10 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, 
 
     def watch() -> None:
         nonlocal peak
-        while not done.wait(0.1):
+        while True:
             peak = max(peak, _pss_bytes())
+            if done.wait(0.1):
+                return
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -29,8 +31,7 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, 
         with tempfile.TemporaryDirectory() as folder:
             out = world.bcast(os.path.join(folder, "run.h5"))
             run(TrainConfig(algorithm="kavg", data=data, sampling="block", steps=steps, out=out), {"K": 5}, world)
-            c = load(out).config
-            world.Barrier()
+            c = world.bcast(load(out).config if world.rank == 0 else None)
     finally:
         done.set()
         watcher.join()

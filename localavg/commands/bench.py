@@ -61,9 +61,10 @@ def add(commands: Any) -> None:
 def _train(args: argparse.Namespace) -> int:
     from localavg.fleet import Fleet
 
-    fleet = Fleet(world(), args.learners)
-    if fleet.ranks > 1:
-        raise UserError(f"bench train on {fleet.ranks} ranks: it measures one learner; run it without mpirun")
+    here = world()
+    if here.size > 1:
+        raise UserError(f"bench train on {here.size} ranks: it measures one rank; run it without mpirun")
+    fleet = Fleet(here, args.learners)
     if args.problem == "network" or args.model:
         if not args.model:
             raise UserError("bench train --problem network needs --model NAME")

@@ -22,9 +22,13 @@ def load(spec: str | Path, fleet: Any) -> Dataset:
     name, colon, size = str(spec).partition(":")
     if name in NAMED:
         return NAMED[name](size if colon else None, fleet)
-    if Path(spec).suffix not in (".h5", ".hdf5") and not Path(spec).is_file():
-        named = ", ".join(NAMED_FORMS)
-        raise UserError(f"--data {spec} is no file and no named set; give a prepared .h5 file or one of: {named}")
+
+    def check() -> None:
+        if Path(spec).suffix not in (".h5", ".hdf5") and not Path(spec).is_file():
+            named = ", ".join(NAMED_FORMS)
+            raise UserError(f"--data {spec} is no file and no named set; give a prepared .h5 file or one of: {named}")
+
+    fleet.together(check)
     return _load_prepared(str(spec), fleet)
 
 
