@@ -136,7 +136,7 @@ def test_the_rows_are_printed_as_well(tmp_path):
     done = run(1, "-m", "localavg", "bench", *LINES["logistic"].split(), *where, timeout=60, check=True)
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
-    assert "one learner's local updates" in done.stdout
+    assert "local updates, samples a second" in done.stdout
     assert [words[0] for words in lines if words and words[0] in row] == list(row)
     assert all(str(row[name]) in done.stdout for name in row)
 

@@ -81,7 +81,7 @@ def _train(args: argparse.Namespace) -> int:
         from localavg.bench.logistic import bench_logistic
 
         rows = bench_logistic(fleet, args.data, args.batch_size or 128, args.steps or 21_875, args.repeats)
-    return _tell("one learner's local updates", rows, args.json)
+    return _tell("local updates, samples a second", rows, args.json)
 
 
 def _memory(args: argparse.Namespace) -> int:
