@@ -146,12 +146,12 @@ def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_p
                 "--submit", f"--partition=debug --time=2 --signal=B:USR1@75 --output={tmp_path}/log --job-name=limited")
     number = cluster.run("squeue", "--noheader", "--name=limited", "--format=%A").split()[0]
     try:
-        job = cluster.wait(number, lambda job: job["Restarts"] == "1", 100)
+        job = cluster.wait(number, lambda job: job["Restarts"] == "1", 170)
         assert job["JobState"] in ("PENDING", "RUNNING")
         text = (tmp_path / "log").read_text()
         assert "interrupted after" in text and f"job {number} is requeued to go on" in text
-        cluster.wait(number, lambda job: job["JobState"] == "RUNNING", 60)
-        until = time.monotonic() + 60
+        cluster.wait(number, lambda job: job["JobState"] == "RUNNING", 170)
+        until = time.monotonic() + 120
         while "goes on after step" not in (tmp_path / "kavg-s0.log").read_text() and time.monotonic() < until:
             time.sleep(0.5)
         assert "goes on after step" in (tmp_path / "kavg-s0.log").read_text()
