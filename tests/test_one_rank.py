@@ -106,7 +106,7 @@ def ended_on(ranks, odd, folder, order):
     return call(ranks, ends, str(here), str(elsewhere), odd, timeout=60), odd, here
 
 
-@pytest.fixture(scope="module", params=[(2, 1), pytest.param((3, 2), marks=pytest.mark.long), (3, 0)],
+@pytest.fixture(scope="module", params=[(2, 1), *(pytest.param(at, marks=pytest.mark.long) for at in ((3, 2), (3, 0)))],
                 ids=lambda at: f"rank{at[1]}of{at[0]}")
 def ended(request, order, tmp_path_factory):
     return ended_on(*request.param, tmp_path_factory.mktemp("ranks"), order)
