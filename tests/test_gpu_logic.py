@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 import stand_in
 from mpi import call
+from mpi4py import MPI
 from test_transport import ordered, values
 
-from localavg import kernels
+from localavg import checkpoint, kernels
 from localavg.combine import BlockMomentum
 from localavg.config import UserError
 from localavg.device import Cpu, Cuda, choose_device, on_host, put_
 from localavg.fleet import Fleet
+from localavg.keeper import Keeper
 from localavg.monitor import Clock, Monitor
 from localavg.schedules import Scope
 from localavg.transport import choose
@@ -250,14 +252,22 @@ def test_columns_of_a_matrix_on_the_device_can_be_filled_from_the_host():
     assert np.array_equal(w.x[:, 1:3], values) and w.x.sum() == values.sum()
 
 
-def test_work_of_the_device_is_waited_for_before_time_is_left_out():
-    """What was queued before V_t or a checkpoint is computing, not diagnosis."""
+def test_work_of_the_device_is_waited_for_before_the_time_of_V_t_is_left_out():
     told = []
     monitor = object.__new__(Monitor)
     monitor.clock, monitor._drift, monitor.diagnosis_s = Clock(), [], 0.0
     monitor.transport = SimpleNamespace(settle=lambda: told.append("settle"), variance=lambda w: told.append("V") or 1.0)
     monitor.drifted(None)
     assert told == ["settle", "V"]
+
+
+def test_work_of_the_device_is_waited_for_before_the_time_of_a_checkpoint_is_left_out(tmp_path):
+    told, keep = [], Keeper(Fleet(MPI.COMM_SELF), None, tmp_path)
+    monitor = SimpleNamespace(computed=lambda: told.append("computed"), clock=Clock(), state_dict=dict)
+    keep.w, keep.parts = None, {"monitor": monitor}
+    with mock.patch.object(checkpoint, "write", lambda *_: told.append("write")):
+        keep.save(3)
+    assert told == ["computed", "write"]
 
 
 def missing(name):

@@ -157,15 +157,15 @@ def _torch_averager(fleet: Fleet, n: int, device: Cpu) -> Callable[[], Any] | No
     if torch is None or fleet.ranks == 1:
         return None
     if not dist.is_initialized():
-        torch.set_num_threads(fleet.threads)
+        from localavg.problems.network import set_up_torch
+
+        set_up_torch(fleet.threads, device, "float32")
         with socket.socket() as s:
             s.bind(("", 0))
             port = s.getsockname()[1]
         host, port = fleet.world.bcast((socket.gethostbyname(socket.gethostname()), port))
         if len(set(fleet.hosts)) == 1:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        if device.name == "cuda":
-            torch.cuda.set_device(device.index)
         backend = "gloo" if device.name == "cpu" or nccl.refusal(fleet, device) else "nccl"
         dist.init_process_group(backend, init_method=f"tcp://{host}:{port}", rank=fleet.rank, world_size=fleet.ranks)
     cuts = np.linspace(0, n, min(TENSORS, n) + 1).astype(int)
