@@ -13,7 +13,7 @@ import numpy as np
 import results
 import style
 
-from localavg.record import Run
+from localavg.files.record import Run
 
 NAMES = {"sgd": "SGD on one node", "sync": "FULLSGD", "adpsgd": "ADPSGD"}
 PAPER = {"100": 12.77, "10": 6.12}  # FULLSGD, VGG16, 16 nodes, by Gbit/s

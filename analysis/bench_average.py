@@ -14,7 +14,7 @@ Cost: about 2 s; the first benchmark below takes half a minute on two cores.
 import results
 import style
 
-from localavg.record import UserError, load_many
+from localavg.files.record import UserError, load_many
 
 NAMES = {"ours_s": "localavg", "allreduce_s": "Allreduce + scale", "torch_s": "torch PeriodicModelAverager", "floor_s": "floor"}
 LAYOUT = ("learner", "rank", "node")

@@ -21,7 +21,7 @@ import style
 from scipy import stats
 from tabulate import tabulate
 
-from localavg.record import Run, load_many
+from localavg.files.record import Run, load_many
 
 PAIRS, RISK = 3, 0.05
 LOSS, POINTS, EFFICIENCY, LEVEL = 0.01, 1.0, 0.8, 0.35

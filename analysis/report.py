@@ -22,7 +22,7 @@ import style
 from PIL import Image
 from tabulate import tabulate
 
-from localavg.record import Run, UserError, load_many
+from localavg.files.record import Run, UserError, load_many
 
 TEMPLATE = Path(__file__).with_name("RESULTS.in.md")
 SWEEPS = Path(__file__).parent.parent / "jobs" / "sweeps"

@@ -17,7 +17,7 @@ import style
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
-from localavg.record import WORLD, Run, UserError, load_many
+from localavg.files.record import WORLD, Run, UserError, load_many
 from localavg.theory import adpsgd_weighted_variance
 
 NETWORKS = {

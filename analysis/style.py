@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from localavg.record import Run, UserError
+from localavg.files.record import Run, UserError
 
 SINGLE_IN, DOUBLE_IN = 3.4, 7.0  # width of one column and of both, inches
 LINES = (  # colour-blind safe colours (Okabe and Ito) from dark to light, with a line style and a marker each

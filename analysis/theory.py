@@ -17,7 +17,7 @@ import results
 import style
 
 from localavg import theory
-from localavg.record import load_many
+from localavg.files.record import load_many
 
 NUMBERS = {"F1-minus-Fstar": 2.3, "L": 1.0, "M": 10.0, "delta": 0.5, "gamma": 0.01, "batch-size": 16, "samples": 1e6}
 P, LEARNERS = (8, 32, 128), 2.0**np.arange(2, 9)

@@ -9,8 +9,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "Fleet": "fleet", "attach": "averager", "load": "record", "UserError": "config",
-    **dict.fromkeys(("sync", "qsgd", "kavg", "oneshot", "mavg", "hieravg", "adpsgd", "adalupa", "piecewise"), "algorithms"),
+    "Fleet": "parallel.fleet", "attach": "attaching.averager", "load": "files.record", "UserError": "errors",
+    "sync": "algorithms.sync", "qsgd": "algorithms.qsgd", "kavg": "algorithms.kavg", "oneshot": "algorithms.lupa",
+    "adalupa": "algorithms.lupa", "mavg": "algorithms.mavg", "hieravg": "algorithms.hieravg",
+    "adpsgd": "algorithms.adpsgd", "piecewise": "algorithms.adpsgd",
 }  # fmt: skip
 __all__ = [*_HOME, "__version__"]
 

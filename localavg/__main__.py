@@ -7,8 +7,11 @@ import os
 import sys
 from typing import NoReturn
 
-from localavg.commands import RANK, bench, doctor, prepare, rank, status, sweep, theory, train
-from localavg.config import MISTAKE, UserError
+from localavg.cli import RANK, prepare, rank, status, theory, train
+from localavg.cli.bench import command as bench
+from localavg.cli.doctor import command as doctor
+from localavg.cli.sweep import command as sweep
+from localavg.errors import MISTAKE, UserError
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,16 +11,7 @@ import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-FINISHED, FAILED, MISTAKE, GO_ON = 0, 1, 2, 75
-"""exit statuses; MISTAKE: a UserError; GO_ON (EX_TEMPFAIL): interrupted and saved, the same command goes on"""
-
-
-class UserError(Exception):
-    """A mistake in what the user asked for: one line that names the value, the rule and the remedy (exit status 2)."""
-
-
-class SharedError(UserError):
-    """A UserError that every rank has heard of: all raise the same, so that all can end as one."""
+from localavg.errors import UserError, at_least, bad, check_choice, positive
 
 
 def option(default: Any, help: str, *, group: str, **extra: Any) -> Any:
@@ -37,7 +28,7 @@ UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that defines a training run, but for the algorithm's own options (``algorithms.py``)."""
+    """Everything that defines a training run, but for the algorithm's own options (``algorithms/``)."""
 
     algorithm: str = field(metadata={"help": "which algorithm", "group": ""})
 
@@ -186,21 +177,10 @@ class TrainConfig:
         return self.out or os.path.join("runs", f"{self.algorithm}-s{self.seed}.h5")
 
 
-def bad(name: str, value: Any, rule: str) -> UserError:
-    """The error of an option whose value breaks a rule."""
-    return UserError(f"--{name.replace('_', '-')} {value}: {rule}")
 
 
-def at_least(name: str, value: int | None, least: int) -> None:
-    """Refuse an integer option below `least`."""
-    if value is not None and value < least:
-        raise bad(name, value, f"must be at least {least}")
 
 
-def positive(name: str, value: float | None) -> None:
-    """Refuse a number that is not finite and above 0 (NaN among them)."""
-    if value is not None and not 0 < value < math.inf:
-        raise bad(name, value, "must be a finite number above 0")
 
 
 def seconds(name: str, text: str | None) -> float | None:
@@ -217,7 +197,3 @@ def seconds(name: str, text: str | None) -> float | None:
     return total
 
 
-def check_choice(name: str, value: Any, choices: tuple[str, ...] | None) -> None:
-    """Refuse a named choice that is not one of the names."""
-    if choices is not None and value is not None and value not in choices:
-        raise bad(name, value, f"must be one of {', '.join(choices)}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from mpi4py import MPI
 
 from localavg.__main__ import parser
-from localavg.config import UserError
+from localavg.errors import UserError
 
 
 def command_lines(world, lines):

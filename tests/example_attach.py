@@ -23,8 +23,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import localavg
-from localavg import algorithms, provenance, record
-from localavg.averager import Averager
+from localavg import algorithms
+from localavg.attaching.averager import Averager
+from localavg.files import provenance, record
 
 
 def train(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 import pytest
 
-from localavg import record
+from localavg.files import record
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "LOCALAVG_TEST_LAUNCH"  # environment variable by which all processes of a launch are known

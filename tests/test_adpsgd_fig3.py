@@ -11,7 +11,7 @@ import matplotlib
 import matplotlib.image
 import numpy as np
 
-from localavg.record import CLUSTER, WORLD, Record, load
+from localavg.files.record import CLUSTER, WORLD, Record, load
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "analysis" / "adpsgd_fig3.py"

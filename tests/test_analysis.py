@@ -11,7 +11,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from localavg.record import CLUSTER, WORLD, Record, load_many
+from localavg.files.record import CLUSTER, WORLD, Record, load_many
 
 ROOT = Path(__file__).resolve().parent.parent
 T = 500

@@ -19,13 +19,13 @@ import pytest
 from test_datasets import Fleet
 from test_images import packed, photo
 
-from localavg.config import UserError
 from localavg.datasets import Augment, cifar10, image_writer, imagenet, load
 from localavg.datasets.archives import content, members
 from localavg.datasets.cifar10 import CLASSES, prepare_cifar10
 from localavg.datasets.folder import prepare_folder
 from localavg.datasets.imagenet import prepare_imagenet
 from localavg.datasets.jpegs import decoded
+from localavg.errors import UserError
 
 pytest.importorskip("PIL.Image")
 

@@ -20,11 +20,16 @@ import pytest
 from conftest import N
 from mpi import call, marked, run, train_all
 
-from localavg import machine, record
-from localavg.asynchronous.arrivals import exchanges
-from localavg.center import EAMSGD, Downpour
-from localavg.machine import Machine
-from localavg.schedules import Every, Hierarchical
+from localavg.algorithms.downpour import Downpour
+from localavg.algorithms.eamsgd import EAMSGD
+from localavg.algorithms.hieravg import Hierarchical
+from localavg.algorithms.kavg import Every
+from localavg.files import record
+from localavg.scope import Scope
+from localavg.simulate import plan, timing
+from localavg.simulate.arrivals import exchanges
+from localavg.simulate.clock import Synchronous, averages
+from localavg.simulate.timing import Machine
 
 L2 = 1e-2
 NIN = "--data digits --model nin --batch-size 8 --save-weights"
@@ -231,23 +236,23 @@ STEADY = Machine(step_s=0.5, step_cv=0, latency_s=0.125, bandwidth_bytes_per_s=1
 def test_a_steady_machine_takes_what_one_adds_up():
     mean = 2 * 2 * 0.125 + 2 * 3 / 4 * 400 / 100  # log2(4) = 2
     assert STEADY.mean_s(4, 400) == pytest.approx(mean)
-    assert machine.modelled_s(STEADY, 4, Every(4), 10, 0, 400) == pytest.approx(10 * 0.5 + 3 * mean)  # at 4, 8 and 10
+    assert plan.modelled_s(STEADY, 4, Every(4), 10, 0, 400) == pytest.approx(10 * 0.5 + 3 * mean)  # at 4, 8 and 10
     pair = 2 * 0.125 + 400 / 100
-    taken = machine.modelled_s(STEADY, 4, Hierarchical(2, 6), 12, 0, 400, S=2)
+    taken = plan.modelled_s(STEADY, 4, Hierarchical(2, 6), 12, 0, 400, S=2)
     assert taken == pytest.approx(12 * 0.5 + 4 * pair + 2 * mean)  # clusters at 2, 4, 8, 10; everyone at 6, 12
 
 
 def test_waiting_for_the_slowest_costs_more_with_more_learners_and_shorter_periods():
     rough = Machine(step_s=0.01, step_cv=0.5, latency_s=0, bandwidth_bytes_per_s=1e15)
-    taken = {(P, K): machine.modelled_s(rough, P, Every(K), 256, 0, 4) for P in (1, 8, 64) for K in (1, 16)}
+    taken = {(P, K): plan.modelled_s(rough, P, Every(K), 256, 0, 4) for P in (1, 8, 64) for K in (1, 16)}
     assert taken[1, 1] == pytest.approx(taken[1, 16])
     assert taken[1, 1] < taken[8, 16] < taken[64, 16] < taken[64, 1]
     assert taken[8, 1] == pytest.approx(2.56 * (1 + 0.5 * 1.6), rel=0.15)  # the largest of 8 is 1.4 to 1.7 deviations up
-    assert machine.modelled_s(rough, 8, Every(4), 64, 1, 4) != machine.modelled_s(rough, 8, Every(4), 64, 2, 4)
+    assert plan.modelled_s(rough, 8, Every(4), 64, 1, 4) != plan.modelled_s(rough, 8, Every(4), 64, 2, 4)
 
 
 def test_times_of_updates_have_the_mean_and_deviation_asked_for():
-    times = machine.StepTimes(Machine(step_s=0.02, step_cv=0.4), seed=0)
+    times = timing.StepTimes(Machine(step_s=0.02, step_cv=0.4), seed=0)
     draws = np.array([times.sum(j, t, t + 1) for j in range(20) for t in range(500)])
     assert draws.mean() == pytest.approx(0.02, rel=0.02) and draws.std() == pytest.approx(0.008, rel=0.05)
     assert times.sum(3, 100, 900) == pytest.approx(sum(times.sum(3, t, t + 1) for t in range(100, 900)))
@@ -256,12 +261,12 @@ def test_times_of_updates_have_the_mean_and_deviation_asked_for():
 def test_a_simulated_synchronous_run_records_the_modelled_times(simulated):
     default, nbytes = Machine(), 4 * 20
     kavg, hieravg, sync = (simulated[name] for name in ("kavg", "hieravg", "sync"))
-    assert kavg.train.wall_s.iloc[-1] == pytest.approx(machine.modelled_s(default, 4, Every(4), 10, 3, nbytes))
+    assert kavg.train.wall_s.iloc[-1] == pytest.approx(plan.modelled_s(default, 4, Every(4), 10, 3, nbytes))
     assert kavg.eval.wall_s.iloc[-1] == kavg.train.wall_s.iloc[-1]
     assert kavg.averages.seconds.tolist() == pytest.approx([default.mean_s(4, nbytes)] * 3)
-    modelled = machine.modelled_s(default, 4, Hierarchical(2, 6), 12, 0, nbytes, S=2)
+    modelled = plan.modelled_s(default, 4, Hierarchical(2, 6), 12, 0, nbytes, S=2)
     assert hieravg.train.wall_s.iloc[-1] == pytest.approx(modelled)
-    assert sync.train.wall_s.iloc[-1] == pytest.approx(machine.modelled_s(default, 4, Every(1), 10, 0, nbytes))
+    assert sync.train.wall_s.iloc[-1] == pytest.approx(plan.modelled_s(default, 4, Every(1), 10, 0, nbytes))
     for found in (kavg, hieravg, sync):
         assert found.config["simulate"] and found.config["step_s"] == 0.01
         assert found.train.compute_s.iloc[-1] == pytest.approx(found.config["steps"] * 0.01, rel=0.2)
@@ -271,19 +276,19 @@ def test_a_machine_is_fitted_from_what_a_run_recorded():
     truth = Machine(step_s=0.02, step_cv=0.3, latency_s=1e-4, bandwidth_bytes_per_s=1e8)
 
     def made(d):
-        clock = machine.Synchronous(truth, 2, 7, machine.averages(truth, 2, 4 * d))
+        clock = Synchronous(truth, 2, 7, averages(truth, 2, 4 * d))
         rows = []
         for t in range(8, 4001, 8):
             clock.advance(t)
-            clock.average(machine.Scope.WORLD)
+            clock.average(Scope.WORLD)
             rows.append({"t": t, "wall_s": clock.wall_s, "communicate_s": clock.communicate_s, "wait_s": clock.wait_s})
         return SimpleNamespace(path="made.h5", train=pd.DataFrame(rows), averages=pd.DataFrame({"t": range(8, 4001, 8)}),
                                config={"d": d, "simulate": False}, provenance={"ranks": 2, "learners_per_rank": 1})
 
-    got = machine.fit([made(1_000), made(1_000_000)])
+    got = timing.fit([made(1_000), made(1_000_000)])
     assert got.step_s == pytest.approx(0.02, rel=0.03) and got.step_cv == pytest.approx(0.3, rel=0.15)
     assert got.latency_s == pytest.approx(1e-4, rel=0.1) and got.bandwidth_bytes_per_s == pytest.approx(1e8, rel=0.05)
-    one = machine.fit([made(1_000_000)])
+    one = timing.fit([made(1_000_000)])
     assert one.mean_s(2, 4_000_000) == pytest.approx(truth.mean_s(2, 4_000_000), rel=0.02)
 
 
@@ -465,7 +470,7 @@ def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(w
 def told(world, lines, folder):
     """(status, line on stderr) of command lines in this process."""
     from localavg.__main__ import parser
-    from localavg.config import UserError
+    from localavg.errors import UserError
 
     answers = []
     for k, words in enumerate(lines):
@@ -532,8 +537,8 @@ def test_a_replay_of_another_run_is_refused(simulated, shards, tmp_path):
 
 def greedy(world):
     """Who is served of three, two of whom push again at once, by an MPI that always shows the lowest first."""
-    from localavg.asynchronous.messages import Nap
-    from localavg.asynchronous.server import FirstServer
+    from localavg.training.asynchronous.messages import Nap
+    from localavg.training.asynchronous.server import FirstServer
 
     here = {0, 1, 2}
 
@@ -562,7 +567,7 @@ def test_nobody_starves():
 
 def idle(world):
     """(seconds of the wall, of this process's CPU) while the others let this rank wait."""
-    from localavg.asynchronous.messages import Roles
+    from localavg.training.asynchronous.messages import Roles
 
     roles = Roles(world, None, 1, "downpour")
     wall, cpu = time.perf_counter(), time.process_time()

@@ -17,7 +17,7 @@ from mpi import ROOT, call, run
 
 import localavg
 import localavg.algorithms
-from localavg.record import CLUSTER, WORLD, load
+from localavg.files.record import CLUSTER, WORLD, load
 
 torch = pytest.importorskip("torch", reason="localavg.attach is for torch, which is not installed: make test")
 from torch import nn  # noqa: E402
@@ -940,7 +940,7 @@ def mistakes(world):
         "closure": closure, "grown": grown, "half": half, "tied": tied,
     }  # fmt: skip
     if world.size > 1:
-        made["sgd"] = lambda: attach(localavg.algorithms.sgd())
+        made["sgd"] = lambda: attach(localavg.algorithms.sync.sgd())
         made["shapes"] = lambda: attach(localavg.kavg(), nn.Linear(D, C + last))
         made["fewer"] = lambda: attach(localavg.kavg(), nn.Linear(D, C, bias=not last))
     return {name: said(make) for name, make in made.items()}

@@ -11,9 +11,9 @@ import pytest
 from mpi import call, run
 from mpi4py import MPI
 
-from localavg import bench
-from localavg.bench import checkpoint, memory
-from localavg.fleet import Fleet
+from localavg.cli import bench
+from localavg.cli.bench import checkpoint, memory
+from localavg.parallel.fleet import Fleet
 
 RATES = ["ours_samples_per_s", "bare_samples_per_s", "floor_samples_per_s"]
 COLUMNS = {
@@ -46,7 +46,7 @@ MISTAKES = {
 def told(world, lines):
     """The exit status of each command line, or what is said of it; the same on every rank."""
     from localavg.__main__ import parser
-    from localavg.config import UserError
+    from localavg.errors import UserError
 
     answers = []
     for line in lines:

@@ -10,9 +10,10 @@ import pytest
 import torch
 from test_figures import check_labels, draw  # noqa: F401
 
-from localavg import models, record
-from localavg.bench import average
-from localavg.config import UserError
+from localavg import models
+from localavg.cli.bench import average
+from localavg.errors import UserError
+from localavg.files import record
 
 COLUMNS = ["elements", "ranks", "nodes", "learners", "transport", "ours_s", "allreduce_s", "torch_s", "floor_s"]
 

@@ -20,9 +20,10 @@ import pytest
 from drive import command_lines
 from mpi import MARK, ROOT, call, kill, marked, run
 
-from localavg import checkpoint
-from localavg.config import TrainConfig, UserError, seconds
-from localavg.record import load
+from localavg.config import TrainConfig, seconds
+from localavg.errors import UserError
+from localavg.files import checkpoint
+from localavg.files.record import load
 
 DATA = "--data epsilon-like:60x9 --sampling shuffle --batch-size 3 --lr 0.3 --schedule steps --milestones 3 --factor 0.5"
 NETWORK = "--data digits --model nin --sampling shuffle --batch-size 8 --lr 0.02 --steps 14"
@@ -61,7 +62,7 @@ def same(a, b):
 
 def stopped_and_resumed(world, folder, lines, stops):
     """Run every line to the end, and again with a stop after each of the updates; exit statuses of the latter."""
-    from localavg.keeper import Interrupted, Keeper
+    from localavg.training.keeper import Interrupted, Keeper
 
     visit, wanted, statuses = Keeper.visit, [None], []
 
@@ -434,7 +435,7 @@ def fails_on_one_rank(world, out, line):
         return gradient_(self, w, batch, out)
 
     Logistic.gradient_ = failing
-    from localavg.fleet import abort_on_exception
+    from localavg.parallel.fleet import abort_on_exception
 
     abort_on_exception(world)
     command_lines(world, [["train", *line.split(), "--out", out]])

@@ -13,8 +13,9 @@ import pytest
 from localavg import algorithms
 from localavg.__main__ import parser
 from localavg.algorithms import ALGORITHMS, options
-from localavg.config import TrainConfig, UserError
-from localavg.record import load
+from localavg.config import TrainConfig
+from localavg.errors import UserError
+from localavg.files.record import load
 
 PAPERS = {"sgd", "sync", "kavg", "oneshot", "adalupa", "adpsgd", "piecewise", "qsgd", "mavg", "hieravg"}
 

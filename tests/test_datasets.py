@@ -9,10 +9,10 @@ import h5py
 import numpy as np
 import pytest
 
-from localavg.config import UserError
 from localavg.datasets import epsilon_like, load
 from localavg.datasets.epsilon_like import BLOCK, generate, prepare_epsilon_like, spectrum, teacher
 from localavg.datasets.writer import create
+from localavg.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from mpi import ROOT, run
 
-from localavg.doctor import ADVICE, Facts, Probe, Rank, cached, probe, wrong_numbers
+from localavg.cli.doctor.advice import ADVICE, Facts, Rank, wrong_numbers
+from localavg.parallel.probe import Probe, cached, tried
 
 GPU = (("Fake GPU", "GPU-0"), ("Fake GPU", "GPU-1"))
 RANK = Rank(host="n0", machine=0, node=0, cpus=(0, 1), cores=2, host_cpus=4, threads=2, omp=None, shm_free_bytes=9e9,
@@ -147,7 +148,7 @@ CHILDREN = {  # name: (script, works, words of why)
 @pytest.mark.parametrize("name", CHILDREN)
 def test_what_the_child_does_is_a_result(name):
     script, works, why = CHILDREN[name]
-    found = probe([sys.executable, "-c", f"import sys; {script}"], 30)
+    found = tried([sys.executable, "-c", f"import sys; {script}"], 30)
     assert found.works is works and why in found.why and not found.cached
 
 
@@ -157,7 +158,7 @@ def test_a_child_that_hangs_is_ended_with_its_own_children(tmp_path):
     script = (f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hang!r}]); "
               f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); {hang.replace('60', '61')}")
     start = time.perf_counter()
-    found = probe([sys.executable, "-c", script], 1.5)
+    found = tried([sys.executable, "-c", script], 1.5)
     assert time.perf_counter() - start < 15
     assert found == Probe(False, "no answer within 1.5 s")
     pid = int((tmp_path / "pid").read_text())
@@ -169,7 +170,7 @@ def test_a_child_that_hangs_is_ended_with_its_own_children(tmp_path):
 
 
 def test_a_launcher_that_is_not_there_is_unknown():
-    found = probe(["/nowhere/mpirun"], 5)
+    found = tried(["/nowhere/mpirun"], 5)
     assert found.works is None and "/nowhere/mpirun" in found.why
 
 
@@ -181,7 +182,7 @@ def test_the_child_is_launched_as_from_outside_the_job(monkeypatch):
     for name, value in {**inside, **users}.items():
         monkeypatch.setenv(name, value)
     check = f"assert not {set(inside)!r} & set(os.environ); assert {users!r}.items() <= os.environ.items()"
-    assert probe([sys.executable, "-c", f"import os; {check}; {answer()}"], 30).works
+    assert tried([sys.executable, "-c", f"import os; {check}; {answer()}"], 30).works
 
 
 def test_a_result_is_kept_by_its_key(tmp_path):
@@ -289,7 +290,7 @@ def test_facts_that_cannot_be_written_are_a_users_mistake(tmp_path):
 
 BROKEN = """\
 from localavg.__main__ import main
-from localavg.transport.shared import SharedMemory
+from localavg.parallel.transport.shared import SharedMemory
 
 mean_ = SharedMemory.mean_
 

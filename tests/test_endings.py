@@ -10,7 +10,7 @@ import time
 import pytest
 from mpi import run
 
-from localavg import record
+from localavg.files import record
 
 SMALL = ("--data", "epsilon-like:200x5", "--batch-size", "4")
 

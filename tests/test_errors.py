@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from mpi import ROOT, call, run
 
-from localavg.record import load
+from localavg.files.record import load
 
 SMALL = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --out run.h5"
 LAUNCHERS = ("OMPI_", "PMI", "PRTE", "JSM_", "SLURM_")  # what a job's environment variables begin with
@@ -212,7 +212,7 @@ def statuses(world, folder, lines):
     """What each of these training command lines returns."""
     os.chdir(folder)
     from localavg.__main__ import parser
-    from localavg.config import UserError
+    from localavg.errors import UserError
 
     found = []
     for line in lines:

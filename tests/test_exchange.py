@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from localavg.config import UserError
-from localavg.exchange import MeanGradient, Nothing, QuantisedGradient, decode, quantise
-from localavg.schedules import Scope
+from localavg.algorithms.base import Nothing
+from localavg.algorithms.qsgd import QuantisedGradient, decode, quantise
+from localavg.algorithms.sync import MeanGradient
+from localavg.errors import UserError
+from localavg.scope import Scope
 
 BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
 

@@ -13,8 +13,8 @@ import pandas as pd
 import pytest
 
 from localavg.__main__ import parser
-from localavg.record import SCHEMA, WORLD, Record, Run
-from localavg.sweep import plan
+from localavg.cli.sweep import plan
+from localavg.files.record import SCHEMA, WORLD, Record, Run
 
 ROOT = Path(__file__).resolve().parent.parent
 ANALYSIS = ROOT / "analysis"

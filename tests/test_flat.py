@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from localavg.flat import Flat
+from localavg.learner.flat import Flat
 
 SHAPES = {"conv": (4, 3, 2), "bias": (4,), "scale": (), "mean": (5,), "nothing": (0, 3), "var": (2, 1)}
 SIZES = {"conv": 24, "bias": 4, "scale": 1, "mean": 5, "nothing": 0, "var": 2}

@@ -52,8 +52,8 @@ THREADS = [  # (OMP_NUM_THREADS or None, my cores, those of the ranks here, core
 
 def on_one_rank(world):
     """What the two tables give: an error or None, and numbers of threads."""
-    from localavg.config import UserError
-    from localavg.fleet import check_world_size, threads_per_rank
+    from localavg.errors import UserError
+    from localavg.parallel.fleet import check_world_size, threads_per_rank
 
     errors = []
     for environ, size, _ in SIZES:
@@ -109,8 +109,8 @@ def on_four_ranks(world):
     """What fleets of this world look like from here."""
     from threadpoolctl import threadpool_info
 
-    from localavg.config import UserError
-    from localavg.fleet import Fleet
+    from localavg.errors import UserError
+    from localavg.parallel.fleet import Fleet
 
     seen = {"nodes": {}}
     for n in NODES:
@@ -191,7 +191,7 @@ import threading
 
 from mpi4py import MPI
 
-from localavg.fleet import abort_on_exception
+from localavg.parallel.fleet import abort_on_exception
 
 
 def work():

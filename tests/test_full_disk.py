@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from mpi import run
 
-from localavg import checkpoint
-from localavg.record import load
+from localavg.files import checkpoint
+from localavg.files.record import load
 
 pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")]
 

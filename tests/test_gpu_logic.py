@@ -13,17 +13,18 @@ from mpi import call
 from mpi4py import MPI
 from test_transport import ordered, values
 
-from localavg import checkpoint, kernels
-from localavg.combine import BlockMomentum
-from localavg.config import UserError
-from localavg.device import Cpu, Cuda, choose_device, on_host, put_
-from localavg.fleet import Fleet
-from localavg.keeper import Keeper
-from localavg.monitor import Clock, Monitor
-from localavg.schedules import Scope
-from localavg.transport import choose
-from localavg.transport.nccl import Nccl
-from localavg.transport.staged import Staged
+from localavg.algorithms.mavg import BlockMomentum
+from localavg.errors import UserError
+from localavg.files import checkpoint
+from localavg.parallel import kernels
+from localavg.parallel.device import Cpu, Cuda, choose_device, on_host, put_
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport import choose
+from localavg.parallel.transport.nccl import Nccl
+from localavg.parallel.transport.staged import Staged
+from localavg.scope import Scope
+from localavg.training.keeper import Keeper
+from localavg.training.monitor import Clock, Monitor
 
 AWARE = SimpleNamespace(works=True, why="device memory was reduced in place, every number right")
 UNAWARE = SimpleNamespace(works=False, why="the child ended with status 139: signal 11")
@@ -225,7 +226,7 @@ def test_a_rank_takes_the_gpu_of_its_place_on_the_machine(place, gpus, index, mo
 
 
 def bench_on_device(world, way):
-    from localavg.bench import average
+    from localavg.cli.bench import average
 
     fleet, aware = Fleet(world), AWARE if way == "cuda_aware" else None
     with mock.patch.object(average, "_torch_averager", lambda *_: None):
@@ -303,7 +304,8 @@ def test_the_cpu_asks_for_nothing():
 
 
 def test_nothing_of_cuda_is_loaded_where_it_is_not_asked_for():
-    code = "import sys, localavg.transport, localavg.device, localavg.kernels; assert 'cupy' not in sys.modules"
+    code = ("import sys, localavg.parallel.transport, localavg.parallel.device, localavg.parallel.kernels; "
+            "assert 'cupy' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
@@ -371,9 +373,9 @@ def trained(world, data, folder):
     """Train everything on the CPU and on the stand-in; rank 0 gives the weights, losses and evaluations of each."""
     from unittest import mock
 
-    from localavg import record
-    from localavg import run as module
     from localavg.config import TrainConfig
+    from localavg.files import record
+    from localavg.training import run as module
 
     answers = {}
     for name, (algorithm, options, settings) in RUNS.items():
@@ -417,9 +419,9 @@ def stopped_and_resumed(world, data, folder):
     """Weights of M-AVG with Adam on the stand-in: in one go, and resumed after it failed between two checkpoints."""
     from unittest import mock
 
-    from localavg import record
-    from localavg import run as module
     from localavg.config import TrainConfig
+    from localavg.files import record
+    from localavg.training import run as module
 
     def make(c, epoch):
         def step_size(t):
@@ -450,7 +452,7 @@ def test_a_run_on_the_device_goes_on_from_its_checkpoint_bit_for_bit(shards, tmp
 
 
 def test_scalars_of_host_and_device_become_numbers_in_their_order():
-    from localavg.device import numbers
+    from localavg.parallel.device import numbers
 
     values = [0.5, stand_in.asarray(np.float32(2)), np.float32(3), stand_in.asarray(np.float64(4))]
     assert numbers(values).tolist() == [0.5, 2, 3, 4] and numbers([]).shape == (0,)
@@ -458,7 +460,7 @@ def test_scalars_of_host_and_device_become_numbers_in_their_order():
 
 @pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
 def test_the_kernels_of_the_local_updates_do_what_numpy_does(name):
-    from localavg import optim
+    from localavg.learner import optim
 
     rng = np.random.default_rng(1)
     host, there = (optim.make(name, 0.9, "keep") for _ in range(2))

@@ -13,9 +13,10 @@ from test_network import Fixed, random_images
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from localavg.config import TrainConfig, UserError
+from localavg.config import TrainConfig
 from localavg.datasets import Augment
-from localavg.fleet import Fleet
+from localavg.errors import UserError
+from localavg.parallel.fleet import Fleet
 from localavg.problems import network
 from localavg.problems.graphs import LANES, WARM_UP, Graphs
 from localavg.problems.network import Network
@@ -299,7 +300,7 @@ def test_a_mistake_is_one_line(line, tmp_path):
 def refused(world):
     """What data of logistic regression say to graphs."""
     from localavg import datasets
-    from localavg.run import make_problem
+    from localavg.training.run import make_problem
 
     fleet, c = Fleet(world), TrainConfig(algorithm="kavg", data="epsilon-like:60x5", device="cuda", cuda_graphs=True)
     with pytest.raises(UserError) as e:
@@ -316,8 +317,9 @@ def test_data_of_logistic_regression_has_no_graphs():
 
 def whole_runs(world, folder):
     """Final weights and losses of runs of 3 learners, eager and with graphs, and how often each learner's was replayed."""
-    from localavg import optim, record
-    from localavg.run import run
+    from localavg.files import record
+    from localavg.learner import optim
+    from localavg.training.run import run
 
     answers, update_ = [], optim.SGD.update_
     for replayed in (False, True):

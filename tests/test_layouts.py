@@ -8,13 +8,13 @@ import pytest
 from conftest import D
 from mpi import call, marked, run, train_all
 
-import localavg.transport.mpi
-from localavg.config import UserError
-from localavg.fleet import Fleet
-from localavg.record import CLUSTER, WORLD
-from localavg.schedules import Scope
-from localavg.transport.mpi import HostMPI
-from localavg.transport.shared import SharedMemory
+import localavg.parallel.transport.mpi
+from localavg.errors import UserError
+from localavg.files.record import CLUSTER, WORLD
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport.mpi import HostMPI
+from localavg.parallel.transport.shared import SharedMemory
+from localavg.scope import Scope
 
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
 n = 203  # entries in a row of the closed forms
@@ -39,9 +39,9 @@ def closed(P):
 
 def averaged(world, settings):
     """On every rank: its rows after each kind of average and what else the transport gives, for every setting."""
-    found, chunk = [], localavg.transport.mpi.CHUNK
+    found, chunk = [], localavg.parallel.transport.mpi.CHUNK
     for name, P, S, ranks_per_node in settings:
-        localavg.transport.mpi.CHUNK = 64 if name == "chunks" else chunk  # four calls a row
+        localavg.parallel.transport.mpi.CHUNK = 64 if name == "chunks" else chunk  # four calls a row
         fleet = Fleet(world, P, ranks_per_node)
         how = TRANSPORTS[name](fleet, S)
         mine = closed(fleet.P)[fleet.learners.start : fleet.learners.stop]  # [L, n]

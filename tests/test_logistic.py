@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from localavg.config import UserError
 from localavg.datasets import Dataset, Split
+from localavg.errors import UserError
 from localavg.problems import logistic
 from localavg.problems.logistic import Logistic
 

@@ -8,10 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localavg import machine, record
-from localavg.config import TrainConfig, UserError
-from localavg.machine import Machine, StepTimes, Synchronous
-from localavg.schedules import Every, Scope
+from localavg.algorithms.kavg import Every
+from localavg.config import TrainConfig
+from localavg.errors import UserError
+from localavg.files import record
+from localavg.scope import Scope
+from localavg.simulate import plan, timing
+from localavg.simulate.clock import Synchronous, averages
+from localavg.simulate.timing import Machine, StepTimes
 
 # --------------------------------------------------------------------------------------------------- what things cost
 
@@ -87,7 +91,7 @@ def test_many_updates_have_the_mean_and_the_coefficient_of_variation_asked_for(c
 
 def clock(P, S=None, seed=0, **more):
     made = Machine(**{"step_s": 0.25, "latency_s": 0.125, "bandwidth_bytes_per_s": 64, **more})
-    return Synchronous(made, P, seed, machine.averages(made, P, 32, S))
+    return Synchronous(made, P, seed, averages(made, P, 32, S))
 
 
 @pytest.mark.parametrize("K", [1, 3, 8, 100])
@@ -103,7 +107,7 @@ def test_learners_of_one_speed_never_wait_and_add_up_to_updates_and_averages(K):
     assert steady.wall_s == pytest.approx(T * 0.25 + averages * mean_s, rel=1e-12)
     assert steady.wait_s == 0
     assert (steady.compute_s, steady.communicate_s) == (pytest.approx(T * 0.25), pytest.approx(averages * mean_s))
-    assert steady.wall_s == machine.modelled_s(Machine(0.25, 0, 0.125, 64), P, Every(K), T, 0, 32)
+    assert steady.wall_s == plan.modelled_s(Machine(0.25, 0, 0.125, 64), P, Every(K), T, 0, 32)
 
 
 def test_an_average_over_clusters_waits_within_the_cluster_alone():
@@ -153,7 +157,7 @@ def run_file(path, config=(), provenance=(), rows=4, averages=range(8, 33, 8), s
 
 
 def fitted(*paths):
-    return machine.fit([record.load(path) for path in paths])
+    return timing.fit([record.load(path) for path in paths])
 
 
 def test_a_run_gives_back_the_times_that_it_recorded(tmp_path):
@@ -199,8 +203,8 @@ def test_a_run_stopped_before_any_average_after_the_first_row_is_refused_by_its_
 
 def test_single_options_are_put_on_top_of_a_measured_run(tmp_path):
     path = run_file(tmp_path / "run.h5")
-    got = machine.make(TrainConfig(algorithm="kavg", simulate=True, machine=str(path), step_cv=0.0, bandwidth_bytes_per_s=7.0))
+    got = timing.make(TrainConfig(algorithm="kavg", simulate=True, machine=str(path), step_cv=0.0, bandwidth_bytes_per_s=7.0))
     measured = fitted(path)
     assert (got.step_s, got.latency_s) == (measured.step_s, measured.latency_s)
     assert (got.step_cv, got.bandwidth_bytes_per_s) == (0, 7)
-    assert machine.make(TrainConfig(algorithm="kavg", simulate=True)) == Machine()
+    assert timing.make(TrainConfig(algorithm="kavg", simulate=True)) == Machine()

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
-from localavg.config import UserError
+from localavg.errors import UserError
 from localavg.models import MODELS, make
 
 PARAMETERS = {  # those everybody has, but for the sums written out here; biases and BatchNorm's two numbers a channel last

@@ -15,13 +15,14 @@ from mpi4py import MPI
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from localavg import datasets, models, record
+from localavg import datasets, models
 from localavg.datasets import Augment, Dataset, Split
-from localavg.flat import Flat
-from localavg.fleet import Fleet
+from localavg.files import record
+from localavg.learner.flat import Flat
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport import choose
 from localavg.problems.network import Network
-from localavg.schedules import Scope
-from localavg.transport import choose
+from localavg.scope import Scope
 
 
 def random_images(shape, n, classes=10, **more):
@@ -151,8 +152,8 @@ def test_calibration_puts_the_mean_over_batches_in_the_place_of_statistics():
     seen = []
     layer = next(m for m in module.modules() if isinstance(m, nn.BatchNorm2d))
     layer.register_forward_pre_hook(lambda m, inputs: seen.append(inputs[0].mean((0, 2, 3))))
+    from localavg.learner.sampling import IID
     from localavg.problems.feed import make_feed
-    from localavg.sampling import IID
 
     draw = make_feed(data, IID(64, 1, 16, 1), 1, range(1), 3, "cpu", False)
     for t in (1, 2, 3):
@@ -186,7 +187,7 @@ def statistics_before_and_after(world):
     network.initial_(flat.w[0])
     flat.w[1] = flat.w[0]
     g = np.zeros_like(flat.w)
-    from localavg.sampling import IID
+    from localavg.learner.sampling import IID
 
     feed = network.feed(IID(network.n, 4, 16, 0), fleet.learners, 3)
     for t in (1, 2, 3):
@@ -278,8 +279,8 @@ def test_a_period_of_one_is_synchronous_sgd(short, model):
 
 def rows_at_the_end(world, line, out):
     """Every learner's row of this rank when a run's loop is through, and how much of it is trained."""
-    from localavg import run
     from localavg.__main__ import parser
+    from localavg.training import run
 
     rows, train = [], run.train
 
@@ -311,8 +312,8 @@ STEERED = ("adalupa --rule loss --tau0 2 --data digits --model nin --statistics 
 
 def rows_that_steer(world, out):
     """What the schedule of STEERED observes: [(t, value, this rank's rows then)], how much of a row is trained, and due."""
-    from localavg import run
     from localavg.__main__ import parser
+    from localavg.training import run
 
     seen, train = [], run.train
 
@@ -420,7 +421,7 @@ import resource, sys
 import numpy as np
 from test_network import Fixed, random_images
 from localavg.problems.network import Network
-from localavg import optim
+from localavg.learner import optim
 
 data = random_images((32, 32, 3), 4)
 network = Network(data, "vgg16", 1e-4, seed=0)

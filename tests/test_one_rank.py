@@ -13,8 +13,9 @@ from conftest import write
 from mpi import call, run, train
 from test_machine import run_file
 
-from localavg import __main__, record
-from localavg.config import UserError
+from localavg import __main__
+from localavg.errors import UserError
+from localavg.files import record
 from localavg.problems import logistic
 
 TRAIN = "train kavg --batch-size 4 --steps 4 --learners 6"
@@ -181,7 +182,7 @@ def test_the_folder_of_bench_checkpoint_may_lie_on_one_node_only(tmp_path):
 
 def memory_where_rank_0_has_a_disk_of_its_own(world):
     """What bench_memory returns or says on this rank."""
-    from localavg.bench import memory
+    from localavg.cli.bench import memory
 
     def load(path):
         if world.rank:

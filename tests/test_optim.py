@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from localavg import optim
-from localavg.schedules import Scope
+from localavg.learner import optim
+from localavg.scope import Scope
 
 L, N, STEPS = 3, 40, 400
 OPTIMIZERS = {

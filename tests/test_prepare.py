@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mpi import call
 
-from localavg.config import UserError
 from localavg.datasets import libsvm_text
 from localavg.datasets.epsilon_like import prepare_epsilon_like
 from localavg.datasets.libsvm import prepare_libsvm
+from localavg.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKED = {"": bytes, ".bz2": bz2.compress, ".xz": lzma.compress, ".gz": gzip.compress}

@@ -16,8 +16,8 @@ import pytest
 from mpi import ROOT, train_all
 
 from localavg import algorithms
-from localavg.schedules import Scope
-from localavg.transport import nccl
+from localavg.parallel.transport import nccl
+from localavg.scope import Scope
 
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 MAKE = set(re.findall(r"^([a-z0-9.-]+):.*##", (ROOT / "Makefile").read_text(), re.M))

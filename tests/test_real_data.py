@@ -4,7 +4,7 @@ import numpy as np
 from mpi import run
 from sklearn.datasets import dump_svmlight_file, load_breast_cancer
 
-from localavg.record import load
+from localavg.files.record import load
 
 
 def test_a_real_libsvm_file_is_prepared_and_trained_on(tmp_path):

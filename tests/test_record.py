@@ -13,9 +13,9 @@ import h5py
 import numpy as np
 import pytest
 
-from localavg import provenance, record
-from localavg.config import UserError
-from localavg.record import SCHEMA, WORLD, NotARunFile, Record, load, load_many
+from localavg.errors import UserError
+from localavg.files import provenance, record
+from localavg.files.record import SCHEMA, WORLD, NotARunFile, Record, load, load_many
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -185,8 +185,8 @@ def test_a_flush_that_fails_leaves_the_file_and_keeps_the_rows(path, monkeypatch
 def test_a_full_disk_ends_in_one_line_and_a_readable_file(path):
     code = """
 import resource, sys
-from localavg.config import UserError
-from localavg.record import Record
+from localavg.errors import UserError
+from localavg.files.record import Record
 file = Record.create(sys.argv[1], {}, {})
 file.append("staleness", t=0, learner=0, staleness=0)
 file.flush(force=True)
@@ -214,7 +214,7 @@ def test_a_vanished_folder_is_a_clear_error(path):
 def test_kill_9_at_any_moment_leaves_all_flushed_rows(tmp_path):
     code = """
 import sys
-from localavg.record import Record
+from localavg.files.record import Record
 file = Record.create(sys.argv[1], {}, {})
 print("started", flush=True)
 for i in range(10**9):
@@ -338,9 +338,9 @@ def test_provenance_without_git_says_nothing(tmp_path, monkeypatch, capfd):
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_path, monkeypatch):
     package = tmp_path / "checkout" / "localavg"
-    package.mkdir(parents=True)
-    (package / "record.py").write_text("")
-    monkeypatch.setattr(provenance, "__file__", str(package / "record.py"))
+    (package / "files").mkdir(parents=True)
+    (package / "files" / "record.py").write_text("")
+    monkeypatch.setattr(provenance, "__file__", str(package / "files" / "record.py"))
     assert provenance.provenance()["git_commit"] is None
 
     def git(*words):
@@ -355,11 +355,11 @@ def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_pat
     assert (provenance.provenance()["git_commit"], provenance.provenance()["git_dirty"]) == (git("rev-parse", "HEAD"), False)
     (package.parent / "notes").write_text("not the package")
     assert provenance.provenance()["git_dirty"] is False
-    (package / "record.py").write_text("changed")
+    (package / "files" / "record.py").write_text("changed")
     assert provenance.provenance()["git_dirty"] is True
 
 
 def test_the_module_needs_no_pandas_torch_or_mpi_to_write(path):
-    code = "import sys, localavg.provenance as r; r.provenance(); print({'pandas', 'torch', 'mpi4py'} & set(sys.modules))"
+    code = "import sys, localavg.files.provenance as r; r.provenance(); print({'pandas', 'torch', 'mpi4py'} & set(sys.modules))"
     child = python(code)
     assert child.communicate(timeout=60)[0] == "set()\n"

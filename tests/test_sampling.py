@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from localavg.config import UserError
-from localavg.sampling import SAMPLERS, generator
+from localavg.errors import UserError
+from localavg.learner.sampling import SAMPLERS
+from localavg.streams import generator
 
 ALL = sorted(SAMPLERS)
 

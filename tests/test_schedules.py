@@ -6,18 +6,13 @@ from fractions import Fraction
 
 import pytest
 
-from localavg.config import UserError
-from localavg.schedules import (
-    Every,
-    Hierarchical,
-    Linear,
-    LossDriven,
-    Never,
-    OneShot,
-    Piecewise,
-    Scope,
-    VarianceDriven,
-)
+from localavg.algorithms.adpsgd import Piecewise, VarianceDriven
+from localavg.algorithms.base import Never
+from localavg.algorithms.hieravg import Hierarchical
+from localavg.algorithms.kavg import Every
+from localavg.algorithms.lupa import Linear, LossDriven, OneShot
+from localavg.errors import UserError
+from localavg.scope import Scope
 
 
 def letters(schedule, T):

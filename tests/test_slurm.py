@@ -12,7 +12,7 @@ import psutil
 import pytest
 from mpi import ROOT
 
-from localavg import record
+from localavg.files import record
 
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 pytestmark = [

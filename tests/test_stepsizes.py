@@ -2,8 +2,8 @@
 
 import pytest
 
-from localavg import stepsizes
 from localavg.config import TrainConfig
+from localavg.learner import stepsizes
 
 
 def schedule(epoch, **settings):

@@ -16,10 +16,10 @@ import pytest
 from mpi import ROOT
 
 from localavg.__main__ import parser
-from localavg.config import UserError
-from localavg.record import Record, load
-from localavg.settings import difference
-from localavg.sweep import file, launch, plan, state
+from localavg.cli.sweep import file, launch, plan, state
+from localavg.errors import UserError
+from localavg.files.record import Record, load
+from localavg.training.checks import difference
 
 SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.toml"))
 FIGURES = {  # the papers' figures and tables, by the file that has their runs
@@ -603,7 +603,7 @@ def test_nodes_that_the_user_asks_lsf_for_stand_alone(tmp_path, capsys):
 def test_the_template_says_how_many_ranks_a_node_takes(launcher, said, tmp_path, capsys, monkeypatch):
     (tmp_path / launcher).mkdir()
     (tmp_path / launcher / {"lsf": "sweep.lsf", "slurm": "sweep.sbatch"}[launcher]).write_text(f"#!/bin/bash\n{said}\n")
-    monkeypatch.setattr("localavg.commands.sweep.JOBS", tmp_path)
+    monkeypatch.setattr("localavg.cli.sweep.command.JOBS", tmp_path)
     text = '[[runs]]\nalgorithm = "kavg"\nranks = "learners"\nlearners = {P}\n'
     nodes = {P: nodes_of(submitted(tmp_path, capsys, launcher, text.replace("{P}", str(P)))) for P in (6, 7, 12, 13)}
     assert nodes == {6: 1, 7: 2, 12: 2, 13: 3}

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from localavg import theory
-from localavg.config import UserError
+from localavg.errors import UserError
 
 F1, L, M, GAMMA, B, P, DELTA = Q(2), Q(3), Q(5), Q(1, 100), 4, 8, Q(1, 2)
 

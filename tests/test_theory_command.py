@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from localavg.datasets import Dataset, Split
-from localavg.estimate import logistic_constants, sampled_constants
+from localavg.files.record import load
+from localavg.problems.constants import logistic_constants, sampled_constants
 from localavg.problems.logistic import Logistic
-from localavg.record import load
 
 LAMBDA = 0.01
 

@@ -16,8 +16,8 @@ import pytest
 from conftest import D, N
 from mpi import train, train_all
 
-from localavg.record import CLUSTER, WORLD
-from localavg.sampling import generator
+from localavg.files.record import CLUSTER, WORLD
+from localavg.streams import generator
 
 M, L2 = 0.8, 0.01  # learners' momentum and the ℓ2 coefficient of every case
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm

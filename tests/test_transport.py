@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from mpi import call, marked, run
 
-from localavg.fleet import Fleet
-from localavg.schedules import Scope
-from localavg.transport import lanes
-from localavg.transport.lanes import CHUNK
-from localavg.transport.mpi import HostMPI
-from localavg.transport.shared import SharedMemory
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport import lanes
+from localavg.parallel.transport.lanes import CHUNK
+from localavg.parallel.transport.mpi import HostMPI
+from localavg.parallel.transport.shared import SharedMemory
+from localavg.scope import Scope
 
 HOW = {"mpi": HostMPI, "shared": SharedMemory}
 LENGTHS = (1, 2, 3, 17, 1001, 8193, 2 * CHUNK + 5)  # below the ranks, odd, short rows and lanes, columns that straddle chunks
@@ -176,10 +176,10 @@ KILLED = """
 import os, signal, sys, time
 import numpy as np
 from mpi4py import MPI
-from localavg.fleet import Fleet, abort_on_exception
-from localavg.schedules import Scope
+from localavg.parallel.fleet import Fleet, abort_on_exception
+from localavg.scope import Scope
 from localavg.transport.shared import SharedMemory
-from localavg.transport.mpi import HostMPI
+from localavg.parallel.transport.mpi import HostMPI
 world = MPI.COMM_WORLD
 abort_on_exception(world)
 transport = {"shared": SharedMemory, "mpi": HostMPI}[sys.argv[1]](Fleet(world))

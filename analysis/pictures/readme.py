@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 import style  # noqa: E402
 
-from localavg.record import load  # noqa: E402
+from localavg.files.record import load  # noqa: E402
 
 LINES = {"sync": "every update (SyncSGD)", "tau5": "every 5 (K-AVG)", "tau91": "every 91", "oneshot": "once, at the end"}
 SHOWN = 300  # updates on the left

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets.dataset import Augment, Dataset, Split, filled
+from localavg.errors import UserError
 
 __all__ = ["NAMED", "NAMED_FORMS", "Augment", "Dataset", "Split", "load"]
 

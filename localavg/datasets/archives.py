@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from localavg.config import UserError
-from localavg.hdf5 import reason
+from localavg.errors import UserError
+from localavg.files.hdf5 import reason
 
 
 @contextlib.contextmanager

@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets import archives
 from localavg.datasets.dataset import Augment
 from localavg.datasets.image_writer import write_images
 from localavg.datasets.writer import check_out, on_root
+from localavg.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 MD5 = {"python": "c58f30108f718f92721af3b95e74349a", "binary": "c32a1d4ab5d03f1284b67883e8d87530"}

@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets import writer
+from localavg.errors import UserError
 
 ROWS, FEATURES = 400_000, 2000
 RHO, MARGIN = 0.98, 5.0

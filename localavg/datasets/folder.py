@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets import archives
 from localavg.datasets.image_writer import write_pictures
 from localavg.datasets.writer import check_out, on_root
+from localavg.errors import UserError
 
 SIDE = 224
 SUFFIXES = (".jpg", ".jpeg", ".png")

@@ -17,11 +17,11 @@ from typing import Any
 import h5py
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets.dataset import Augment, Dataset, Split, filled
 from localavg.datasets.jpegs import Jpegs, pillow
 from localavg.datasets.prepared import SCHEMA, opened, slabs
-from localavg.hdf5 import reason
+from localavg.errors import UserError
+from localavg.files.hdf5 import reason
 
 KINDS = ("images", "jpeg")
 

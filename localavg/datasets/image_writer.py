@@ -12,11 +12,11 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets.dataset import Augment
 from localavg.datasets.prepared import SCHEMA
 from localavg.datasets.writer import need_room, new_file
-from localavg.hdf5 import laid_out, put
+from localavg.errors import UserError
+from localavg.files.hdf5 import laid_out, put
 
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """how a picture begins: JPEG; PNG too, because one of ImageNet's .JPEG files is one"""

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets import archives
 from localavg.datasets.image_writer import PictureWriter, write_pictures
 from localavg.datasets.writer import check_out, on_root
+from localavg.errors import UserError
 
 COUNTS = {"train": 1_281_167, "test": 50_000}
 """pictures in the official archives; the validation set is what is tested on"""

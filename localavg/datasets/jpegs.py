@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
+from localavg.errors import UserError
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 """share of the picture, and width / height, of a random crop (Szegedy et al. 2015, "Going deeper with convolutions" §6)"""

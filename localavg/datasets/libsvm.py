@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets import writer
 from localavg.datasets.libsvm_text import blocks
 from localavg.datasets.spool import Spool
+from localavg.errors import UserError
 
 
 def prepare_libsvm(train: str | Path, out: str | Path, test: str | Path | None = None, features: int | None = None,

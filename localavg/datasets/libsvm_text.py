@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from localavg.config import UserError
+from localavg.errors import UserError
 
 CHUNK_BYTES = 4 << 20
 LONGEST_LINE_BYTES = 16 << 20

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import h5py
 import numpy as np
 
-from localavg.config import UserError
-from localavg.hdf5 import reason
+from localavg.errors import UserError
+from localavg.files.hdf5 import reason
 
 SCHEMA = 1
 SLAB_BYTES = 16 << 20

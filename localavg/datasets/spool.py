@@ -6,9 +6,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets.libsvm_text import ENTRY, Block
 from localavg.datasets.prepared import slabs
+from localavg.errors import UserError
 
 SLAB_BYTES = 4 << 20
 SHOWN_LABELS = 5

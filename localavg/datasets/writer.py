@@ -14,9 +14,9 @@ from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets.prepared import FLOAT, SCHEMA
-from localavg.hdf5 import laid_out, put, reason
+from localavg.errors import UserError
+from localavg.files.hdf5 import laid_out, put, reason
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from localavg.config import UserError, check_choice
+from localavg.errors import UserError, check_choice
 
 if TYPE_CHECKING:
     from torch.nn import Module

@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from localavg.config import UserError
 from localavg.datasets import Augment, Dataset, Split
 from localavg.datasets.jpegs import NUMBERS, Decoder, Pictures
-from localavg.sampling import Sampler, generator
+from localavg.errors import UserError
+from localavg.learner.sampling import Sampler
+from localavg.streams import generator
 
 STREAM = 2  # of sampling.generator: random changes of images
 TABLE_BYTES = 16 << 20  # a set that is not changed, and this small as floats, is normalised once, on every rank

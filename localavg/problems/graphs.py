@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from localavg.config import UserError
+from localavg.errors import UserError
 
 WARM_UP = 3  # eager gradients of a learner in its lane: what libraries set up at their first kernels must not be captured
 LANES = 8  # the kernels of more learners find little room beside each other, and every lane keeps a learner's activations

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
 from localavg.datasets import Dataset, Split
-from localavg.device import on_host
+from localavg.errors import UserError
+from localavg.learner.sampling import Batch, Sampler
+from localavg.parallel.device import on_host
 from localavg.problems import Problem
-from localavg.sampling import Batch, Sampler
 
 Array = Any
 ROWS = 4096  # rows a step of an evaluation

@@ -18,14 +18,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from localavg import models
-from localavg.config import UserError
 from localavg.datasets import Dataset, Split
-from localavg.device import Cpu, address
-from localavg.flat import layout
+from localavg.errors import UserError
+from localavg.learner.flat import layout
+from localavg.learner.sampling import IID, Sampler
+from localavg.parallel.device import Cpu, address
 from localavg.problems import Problem
 from localavg.problems.feed import examples, make_feed
 from localavg.problems.graphs import Graphs
-from localavg.sampling import IID, Sampler, generator
+from localavg.streams import generator
 
 Array = Any
 Batch = tuple[Tensor, Tensor, int | None]  # x [B, C, H, W], y [B], the seed of what the network draws itself

@@ -39,15 +39,7 @@ from localavg.theory.lupa import (
     stich_tau,
 )
 from localavg.theory.mavg import mavg_bound, mavg_conditions, mavg_K_above_1, mavg_K_opt, mavg_mu_max, mavg_mu_opt
-from localavg.theory.tables import (
-    adalupa_table,
-    against_table,
-    hieravg_table,
-    kavg_table,
-    lupa_table,
-    mavg_table,
-    predict,
-)
+from localavg.theory.tables import adalupa_table, against_table, hieravg_table, kavg_table, lupa_table, mavg_table, predict
 
 __all__ = [
     "Condition",

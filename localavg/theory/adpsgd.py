@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from localavg.config import UserError
+from localavg.errors import UserError
 from localavg.theory.constants import checked
 
 

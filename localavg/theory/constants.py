@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from localavg.config import UserError
+from localavg.errors import UserError
 
 Array = np.ndarray | float
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from localavg.config import UserError
+from localavg.errors import UserError
 from localavg.theory.constants import Condition, checked
 
 

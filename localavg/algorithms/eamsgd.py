@@ -1,0 +1,58 @@
+"""EAMSGD (Zhang et al. 2015; kavg §4.1)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from localavg.algorithms.downpour import Asynchronous, Downpour, Learner
+from localavg.errors import bad
+
+Array = Any
+
+
+def eamsgd(P: int, momentum: float, K: int = 16, alpha: float | None = None, servers: int = 1) -> Asynchronous:
+    """EAMSGD (Zhang et al. 2015; kavg §4.1): elastic force α (0.9/P) to a center every τ = K updates; δ is --momentum."""
+    return Asynchronous(EAMSGD(K, P, 0.9 / P if alpha is None else alpha, momentum), servers)
+
+
+class EAMSGD(Downpour):
+    """Elastic averaging SGD with momentum (Zhang et al. 2015, Algorithm 2; kavg §4.1), τ = K, moving rate α, momentum δ.
+
+    Every τ updates e = α (x_j − x̃); x_j ← x_j − e; x̃ ← x̃ + e. The message is x_j, the reply e, which the server computes,
+    so that x̃ + Σ x_j is the same before and after an exchange whatever came between.
+    """
+
+    def __init__(self, K: int, P: int, alpha: float, delta: float) -> None:
+        super().__init__(K, P)
+        if not 0 < alpha < 1:
+            raise bad("alpha", alpha, "must lie in (0, 1): the part of the way that learner and center move to each other")
+        self.alpha, self.delta = alpha, delta
+
+    def learner(self, j: int, center: Array) -> Learner:
+        learner = Learner(j, center)
+        learner.message[...] = center  # x_j lives here
+        learner.v = np.zeros_like(center[: self.n])
+        return learner
+
+    def step_(self, learner: Learner, problem: Any, batch: Any, g: Array, gamma: float) -> float:
+        """v ← δ v − γ ∇f(x_j + δ v); x_j ← x_j + v (Nesterov). Returns the loss; g [d] is scratch."""
+        x, v, g_n = learner.message[: self.n], learner.v, g[: self.n]
+        v *= self.delta
+        np.add(x, v, out=learner.w[: self.n])  # x_j + δ v
+        loss = problem.gradient_(learner.w, batch, out=g)
+        g_n *= gamma
+        v -= g_n
+        x += v
+        return float(loss)
+
+    def pull_(self, learner: Learner) -> None:
+        """Go on from the reply: x_j ← x_j − e."""
+        learner.message[: self.n] -= learner.reply[: self.n]
+
+    def serve_(self, center: Array, x: Array, reply: Array) -> None:
+        """e = α (x_j − x̃); x̃ ← x̃ + e; the reply is e."""
+        np.subtract(x, center, out=reply)
+        reply *= self.alpha
+        center += reply

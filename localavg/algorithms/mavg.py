@@ -1,0 +1,68 @@
+"""M-AVG (mavg Alg. 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from localavg.algorithms.base import Algorithm, Mean, Nothing
+from localavg.algorithms.kavg import Every
+from localavg.errors import bad
+from localavg.parallel import kernels
+from localavg.parallel.device import put_
+from localavg.scope import Scope
+
+Array = Any
+
+
+def mavg(K: int = 16, mu: float = 0.7, nesterov: bool = False) -> Algorithm:
+    """M-AVG (mavg Alg. 1): K-AVG with block momentum μ at the global level."""
+    return Algorithm(Every(K), BlockMomentum(mu, nesterov), Nothing())
+
+
+@dataclass
+class BlockMomentum(Mean):
+    """M-AVG (mavg Alg. 1): the step of the global average carries momentum μ. Cluster averages stay plain means.
+
+    Heavy ball as in the paper, or Nesterov's form, where the step is μv + d with the v just made. Statistics that are
+    averaged but not trained take the plain mean. v is not rescaled when γ changes.
+    """
+
+    mu: float
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.mu < 1:
+            raise bad("mu", self.mu, "block momentum must lie in [0, 1)")
+
+    def start(self, w: Array, trained: int) -> None:
+        super().start(w, trained)
+        self.w_tilde = w[0, :trained].copy()  # [n] w̃_1
+        self.v = w[0, :trained] * 0  # [n] v ← 0
+
+    def state_dict(self) -> dict[str, Array]:
+        return {"w_tilde": self.w_tilde, "v": self.v}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        put_(self.w_tilde, state["w_tilde"])
+        put_(self.v, state["v"])
+
+    def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
+        S = super().average_(w, scope, transport, variance)
+        if scope is not Scope.WORLD:
+            return S
+        w_tilde, v, mu = self.w_tilde, self.v, self.mu
+        if (xp := kernels.array_module(w)) is not None:
+            kernels.block_momentum_(xp, w[:, : len(v)], w_tilde, v, mu, self.nesterov)
+            return S
+        a = w[0, : len(v)]
+        d = a - w_tilde  # d ← a − w̃_n
+        v *= mu
+        v += d  # v ← μv + d
+        w_tilde += mu * v + d if self.nesterov else v  # w̃_{n+1} = w̃_n + v
+        w[:, : len(v)] = w_tilde
+        return S
+
+
+def _average(mu: float, nesterov: bool) -> Mean:
+    return BlockMomentum(mu, nesterov) if mu else Mean()

@@ -1,0 +1,45 @@
+"""The memory of a training run against its data."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from typing import Any
+
+from mpi4py import MPI
+
+from localavg.config import TrainConfig
+from localavg.files.record import load
+from localavg.training.run import run
+
+
+def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, Any]]:
+    """The most memory a training run holds, all ranks together, against its data: proportional set sizes, sampled at 10 Hz."""
+    peak, done = 0, threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while True:
+            peak = max(peak, _pss_bytes())
+            if done.wait(0.1):
+                return
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            out = world.bcast(os.path.join(folder, "run.h5"))
+            run(TrainConfig(algorithm="kavg", data=data, sampling="block", steps=steps, out=out), {"K": 5}, world)
+            c = world.bcast(load(out).config if world.rank == 0 else None)
+    finally:
+        done.set()
+        watcher.join()
+    size = 4 * (c["rows"] + c["test_rows"]) * (c["d"] + 1)
+    together = world.allreduce(peak)
+    return [{"data": data, "ranks": world.size, "data_bytes": size, "peak_bytes": together, "ratio": together / size}]
+
+
+def _pss_bytes() -> int:
+    with open("/proc/self/smaps_rollup") as f:
+        return next(1024 * int(line.split()[1]) for line in f if line.startswith("Pss:"))

@@ -1,0 +1,147 @@
+"""What became of a run: its run file and, while a sweep runs it, the lock beside that.
+
+A sweep holds `RUN.h5.lock` from before a run starts until it has ended, and touches it every HEARTBEAT_S seconds; it names
+host, processes and batch job. So two sweeps never start the same run, and one that was killed does not hold it for ever.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localavg.errors import UserError
+from localavg.files import record
+
+KINDS = ("finished", "running", "missing", "interrupted", "stale", "failed")
+WANTED = ("missing", "interrupted", "stale")  # what a sweep runs; stale: said to run, but nobody does
+HEARTBEAT_S = 20.0
+STALE_S = 180.0  # a lock that was not touched for so long, on another machine, is nobody's
+UNLOCKED_STALE_S = 900.0  # the same for the run file of a run that no sweep started
+
+
+@dataclass(frozen=True)
+class State:
+    """kind: one of KINDS. t of T updates done; why: of a failure, or who runs it. config: the recorded settings."""
+
+    kind: str
+    t: int = 0
+    T: int | None = None
+    why: str = ""
+    config: Mapping[str, Any] | None = None
+
+
+def look(path: Path) -> State:
+    """The state of the run whose run file is `path`."""
+    holder = _holder(path)
+    if not path.exists():
+        return State("running", why=holder) if holder else State("missing")
+    try:
+        run = record.load(path, weights=False)
+    except UserError as e:
+        if holder or (path.stat().st_size == 0 and _age_s(path) < UNLOCKED_STALE_S):
+            return State("running", why=holder or "about to start")
+        return State("stale", why="empty") if path.stat().st_size == 0 else State("failed", why=str(e))
+    t = int(run.train.t.iloc[-1]) if len(run.train) else 0
+    kind, why = run.status, str(run.attrs.get("failure", ""))
+    if holder and kind != "finished":
+        kind, why = "running", holder
+    elif kind == "running" and (_lock(path).exists() or _age_s(path) >= UNLOCKED_STALE_S):
+        kind, why = "stale", "its process is gone"
+    return State(kind, t, run.config.get("steps"), why, run.config)
+
+
+@contextlib.contextmanager
+def held(path: Path) -> Iterator[Path | None]:
+    """Hold the run whose run file is `path`: gives its lock, or None where a living process holds it already.
+
+    Where the run ends without a word in its run file, the lock stays and says that it has ended.
+    """
+    lock = _lock(path)
+    with contextlib.suppress(OSError):
+        text = lock.read_text()
+        if not _holder(path):
+            lock.rename(gone := lock.with_name(f"{lock.name}.{socket.gethostname()}.{os.getpid()}"))
+            if gone.read_text() != text:  # another that found it stale was quicker: this is its own
+                os.link(gone, lock)
+            gone.unlink()
+    try:
+        descriptor = os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+    except FileExistsError:
+        yield None
+        return
+    os.close(descriptor)
+    try:
+        sign(lock)
+        yield lock
+    finally:
+        lock.write_text(json.dumps({"ended": True}))
+        if look(path).kind != "stale":
+            lock.unlink(missing_ok=True)
+
+
+def sign(lock: Path, child: int | None = None) -> None:
+    """Write into the lock who holds it: this process and the one it started."""
+    pids = [os.getpid(), *([child] if child else [])]
+    lock.write_text(json.dumps({"host": socket.gethostname(), "pids": pids, "job": _job(), "restart": _restart()}))
+
+
+def _lock(path: Path) -> Path:
+    return path.with_name(path.name + ".lock")
+
+
+def _job() -> str | None:
+    """The batch job this is, if one; a requeued job keeps its number."""
+    if job := os.environ.get("SLURM_JOB_ID"):
+        return f"Slurm job {job}"
+    job, index = os.environ.get("LSB_JOBID"), os.environ.get("LSB_JOBINDEX", "0")
+    return f"LSF job {job}[{index}]" if job else None
+
+
+def _restart() -> int:
+    """How often the batch job was requeued; 0 where the batch system does not tell."""
+    return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
+
+
+def _holder(path: Path) -> str:
+    """Who runs it, in words; empty if nobody does."""
+    lock = _lock(path)
+    try:
+        age_s, text = _age_s(lock), lock.read_text()
+        by = json.loads(text) if text else {}
+    except (OSError, ValueError):
+        return ""
+    if by.get("ended"):
+        return ""
+    host, job = by.get("host"), by.get("job")
+    who = f"{job or 'a sweep'} on {host}"
+    if host == socket.gethostname():
+        return who if any(map(_lives, by["pids"])) else ""
+    if job is not None and job == _job() and ("Slurm" not in job or by.get("restart", 0) < _restart()):
+        return ""  # this very job, before it was requeued
+    return who if age_s < STALE_S else ""
+
+
+def _lives(pid: int) -> bool:
+    """Whether a process of this number lives and is a sweep or a run of ours, as far as /proc tells."""
+    try:
+        os.kill(pid, 0)
+        if pid == os.getpid():
+            return True
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    with contextlib.suppress(OSError):
+        return b"localavg" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    return True
+
+
+def _age_s(path: Path) -> float:
+    return time.time() - path.stat().st_mtime

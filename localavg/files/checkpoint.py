@@ -1,0 +1,163 @@
+"""Checkpoints on disk: the folder RUN.h5.ckpt beside the run file RUN.h5, in it the latest checkpoint and the one before.
+
+A checkpoint after update t is the folder t000000123, one HDF5 file a rank. It is written under another name, synced and
+renamed, so that a folder of that name is complete; every array carries a checksum, so that one that was damaged later is
+found out. What lies in it: {part: state_dict}. Arrays of two dimensions have a row a learner and are found again whatever
+rank the learner is on; all else belongs to the rank that wrote it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import zlib
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import h5py
+import numpy as np
+
+from localavg.errors import SharedError, UserError
+from localavg.files import hdf5
+from localavg.parallel.device import on_host
+from localavg.parallel.fleet import Fleet
+
+State = Mapping[str, Mapping[str, Any]]  # {part: {name: array or number}}
+
+KEPT = 2
+
+
+class Saved(NamedTuple):
+    """A checkpoint as a rank reads it."""
+
+    t: int
+    """completed local updates"""
+    state: dict[str, dict[str, Any]]
+    """{part: {name: array}}, of this rank's learners"""
+    ranks: int
+    """how many wrote it"""
+
+
+def folder_of(run: str | os.PathLike) -> Path:
+    """Where the checkpoints of a run file are."""
+    return Path(f"{run}.ckpt")
+
+
+def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
+    """Save this rank's state after update t; checkpoints older than the one before are removed. Collective.
+
+    Raises SharedError where a rank cannot write; what was there before stays.
+    """
+    partial, final = folder / f"t{t:09d}.partial", folder / f"t{t:09d}"
+
+    def prepare() -> None:
+        if fleet.rank == 0:
+            for left in folder.glob("*.partial"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            partial.mkdir(parents=True)
+
+    def commit() -> None:
+        if fleet.rank == 0:
+            shutil.rmtree(final, ignore_errors=True)
+            _sync(partial)
+            os.rename(partial, final)
+            _sync(folder)
+            for old in sorted(folder.glob("t" + "[0-9]" * 9))[:-KEPT]:
+                shutil.rmtree(old)
+
+    try:
+        fleet.together(prepare)
+        fleet.together(lambda: _write_rank(partial / f"rank{fleet.rank:05d}.h5", fleet.learners, fleet.ranks, state))
+        fleet.together(commit)
+    except SharedError as e:
+        if fleet.rank == 0:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise SharedError(f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, then "
+                          f"--resume from the one before") from e
+
+
+def found(folder: Path) -> list[int]:
+    """The updates after which there are complete checkpoints, latest first."""
+    return sorted((int(path.name[1:]) for path in folder.glob("t" + "[0-9]" * 9)), reverse=True)
+
+
+def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
+    """What `write` saved after update t for these learners.
+
+    What is not a learner's comes from this rank's file or, where there were fewer ranks, from that of rank 0. Raises
+    UserError where a file is missing or damaged.
+    """
+    place = folder / f"t{t:09d}"
+    try:
+        with ExitStack() as stack:
+            files = [stack.enter_context(h5py.File(path, "r", locking=False)) for path in sorted(place.glob("rank*.h5"))]
+            ranks = int(files[0].attrs["ranks"])
+            if len(files) != ranks:
+                raise OSError(f"{len(files)} of {ranks} files")
+            own = files[rank if rank < ranks else 0]
+            state = {part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]} for part in own}
+            return Saved(t, state, ranks)
+    except (OSError, KeyError, ValueError, IndexError, RuntimeError) as e:
+        raise UserError(f"{place}: this checkpoint is damaged ({e or 'empty'})") from e
+
+
+def put_aside(folder: Path, t: int) -> None:
+    """Keep the damaged checkpoint after update t under another name, so that newer ones are not taken for older."""
+    hdf5.set_aside(folder / f"t{t:09d}", "damaged")
+
+
+def remove(folder: Path) -> None:
+    """The run is finished: its checkpoints have done their duty."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
+    values = {f"{part}/{name}": np.asarray(on_host(value)) for part in state for name, value in state[part].items()}
+    checksums = {name: {"checksum": [_checksum(row) for row in _rows(data)]} for name, data in values.items()}
+    arrays = {name: (data.shape, data.dtype, checksums[name]) for name, data in values.items() if data.ndim and data.size}
+    small = {name: (data, checksums[name]) for name, data in values.items() if name not in arrays}
+    with hdf5.laid_out(path, arrays, {"ranks": ranks, "learners": (learners.start, learners.stop)}, small) as (file, first):
+        for name in arrays:
+            hdf5.put(file, first[name], values[name])
+    _sync(path)
+
+
+def _read(files: list[h5py.File], own: h5py.File, name: str, learners: range) -> Any:
+    if own[name].ndim != 2:
+        return _checked(own[name], 0, 1)
+    pieces = []
+    for file in files:
+        first, last = file.attrs["learners"]
+        lo, hi = max(first, learners.start), min(last, learners.stop)
+        if lo < hi:
+            pieces.append(_checked(file[name], lo - first, hi - first))
+    if sum(map(len, pieces)) != len(learners):
+        raise OSError("learners are missing")
+    return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
+
+
+def _checked(item: h5py.Dataset, lo: int, hi: int) -> Any:
+    """Rows lo … hi − 1 of a matrix, or all of anything else, if the checksums agree."""
+    data = item[lo:hi] if item.ndim == 2 else item[()]
+    if [_checksum(row) for row in _rows(data)] != item.attrs["checksum"][lo:hi].tolist():
+        raise OSError(f"wrong checksum in {item.name}")
+    return data
+
+
+def _rows(data: Any) -> Any:
+    return data if np.ndim(data) == 2 else [data]
+
+
+def _checksum(data: Any) -> int:
+    return zlib.crc32(np.ascontiguousarray(data).view(np.uint8).data if np.size(data) else b"")
+
+
+def _sync(path: Path) -> None:
+    """Have the system put a file, or the names in a folder, on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,169 @@
+"""The local update, on all of a rank's rows at once, and what an average does to the optimiser's state.
+
+Conventions are torch.optim's: v ← m v + g, w ← w − γ v. `state` lists the matrices [L, n] that the policies at an
+average act on: keep (nothing), average (like the weights), reset (to zero).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from localavg.parallel import kernels
+from localavg.parallel.device import put_
+from localavg.scope import Scope
+
+Array = Any
+
+CHUNK = 1 << 15  # elements updated at a time: they stay in a core's cache between the operations of one update
+
+
+class SGD:
+    """w ← w − γ g."""
+
+    matrices = 0  # [L, n] of state
+    kernel = "sgd"  # that does all of it on a GPU
+
+    def __init__(self, policy: str = "keep") -> None:
+        self.policy = policy
+        self.state: list[Array] = []
+        self._cut: tuple[Array, Array, list[tuple[Array, ...]]] = None, None, []
+
+    @property
+    def averaged(self) -> int:
+        """How many matrices of state are averaged with the weights."""
+        return self.matrices if self.policy == "average" else 0
+
+    def start(self, shape: tuple[int, int], zeros: Callable[[tuple[int, int]], Array],
+              ordinary: Callable[[tuple[int, int]], Array] | None = None) -> None:
+        """Make the state for weights of shape (L, n), all zero: where it is averaged, by the transport's `zeros`.
+
+        ordinary: makes it where it is not averaged; NumPy if not given.
+        """
+        make = zeros if self.averaged else ordinary or (lambda shape: np.zeros(shape, np.float32))
+        self.state = [make(shape) for _ in range(self.matrices)]
+
+    def update_(self, w: Array, g: Array, gamma: float) -> None:
+        """One local update of w [L, n] in place; g [L, n] is used up."""
+        if (xp := kernels.array_module(w)) is not None:
+            kernels.update_(xp, self.kernel, w, g, self.state, gamma, *self.numbers())
+            return
+        if self._cut[0] is not w or self._cut[1] is not g:
+            self._cut = w, g, list(zip(*(_pieces(x) for x in (w, g, *self.state)), strict=True))
+        for piece in self._cut[2]:
+            self.step_(gamma, *piece)
+
+    def numbers(self) -> tuple[float, ...]:
+        """What the kernel wants to know beside γ."""
+        return ()
+
+    def step_(self, gamma: float, w: Array, g: Array) -> None:
+        """The update of a piece of the matrices."""
+        g *= gamma
+        w -= g
+
+    def at_average_(self, scope: Scope, transport: Any) -> None:
+        """What the policy says happens to the state when the weights average over `scope`."""
+        if self.policy == "average":
+            for s in self.state:
+                transport.mean_(s, scope)
+        elif self.policy == "reset":
+            self.reset_()
+
+    def reset_(self) -> None:
+        """Forget the past."""
+        for s in self.state:
+            s[...] = 0
+
+    def state_dict(self) -> dict[str, Array]:
+        """The state matrices [L, n] by number."""
+        return {str(i): s for i, s in enumerate(self.state)}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        """Go on from `state`."""
+        for i, s in enumerate(self.state):
+            put_(s, state[str(i)])
+
+
+class Momentum(SGD):
+    """v ← m v + g; w ← w − γ v, or with Nesterov's look-ahead w ← w − γ (g + m v)."""
+
+    matrices = 1
+
+    def __init__(self, m: float, nesterov: bool = False, policy: str = "keep") -> None:
+        super().__init__(policy)
+        self.m, self.nesterov = m, nesterov
+        self.kernel = "nesterov" if nesterov else "momentum"
+
+    def numbers(self) -> tuple[float, ...]:
+        return (self.m,)
+
+    def step_(self, gamma: float, w: Array, g: Array, v: Array) -> None:
+        v *= self.m
+        v += g
+        if self.nesterov:
+            g += self.m * v
+            g *= gamma
+            w -= g
+        else:
+            w -= gamma * v
+
+
+class Adam(SGD):
+    """Adam (Kingma & Ba 2015) with its default β₁ = 0.9, β₂ = 0.999, ε = 1e-8; LUPA's released code trains with it."""
+
+    beta1, beta2, eps = 0.9, 0.999, 1e-8
+
+    matrices = 2
+    kernel = "adam"
+    t = 0  # updates since the state was zero
+
+    def numbers(self) -> tuple[float, ...]:
+        return self.beta1, self.beta2, (1 - self.beta2**self.t) ** -0.5, self.eps
+
+    def reset_(self) -> None:
+        super().reset_()
+        self.t = 0
+
+    def update_(self, w: Array, g: Array, gamma: float) -> None:
+        self.t += 1
+        super().update_(w, g, gamma if kernels.array_module(w) is None else gamma / (1 - self.beta1**self.t))
+
+    def step_(self, gamma: float, w: Array, g: Array, m: Array, u: Array) -> None:
+        m *= self.beta1  # first moment
+        m += (1 - self.beta1) * g
+        g *= g
+        g *= 1 - self.beta2
+        u *= self.beta2  # second moment
+        u += g
+        # γ m̂ / (√û + ε) with m̂ = m / (1 − β₁^t), û = u / (1 − β₂^t)
+        g[...] = u
+        g **= 0.5
+        g *= (1 - self.beta2**self.t) ** -0.5
+        g += self.eps
+        w -= gamma / (1 - self.beta1**self.t) * (m / g)
+
+    def state_dict(self) -> dict[str, Array]:
+        return {**super().state_dict(), "t": self.t}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        super().load_state_dict(state)
+        self.t = int(state["t"])
+
+
+def _pieces(x: Array) -> list[Array]:
+    """Views that cover x [L, n]: some rows, or a part of one, each about CHUNK elements."""
+    L, n = x.shape
+    rows, columns = max(1, CHUNK // n), min(n, CHUNK)
+    return [x[i : i + rows, k : k + columns] for i in range(0, L, rows) for k in range(0, n, columns)]
+
+
+def make(name: str, momentum: float, policy: str) -> SGD:
+    """The local optimiser by its command-line name."""
+    if name == "sgd":
+        return SGD(policy)
+    if name == "adam":
+        return Adam(policy)
+    return Momentum(momentum, nesterov=name == "nesterov", policy=policy)

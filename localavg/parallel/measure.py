@@ -1,0 +1,26 @@
+"""Rates of the links between nodes, measured."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.parallel.fleet import Fleet
+
+
+def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
+    """What a node sends in one direction while it receives as much, between the first two nodes; inf on one node."""
+    leaders = [fleet.node_of.index(k) for k in range(min(2, fleet.nodes))]
+    rate = np.inf
+    if fleet.nodes > 1 and fleet.rank in leaders:
+        peer = leaders[1 - leaders.index(fleet.rank)]
+        out, back = np.zeros(n, np.uint8), np.empty(n, np.uint8)
+        times = []
+        for _ in range(4):
+            start = perf_counter()
+            fleet.world.Sendrecv(out, peer, recvbuf=back, source=peer)
+            times.append(perf_counter() - start)
+        rate = n / min(times[1:])
+    return fleet.world.allreduce(rate, MPI.MIN)

@@ -1,0 +1,108 @@
+"""Means over host memory: a sum over the rank's own rows, MPI Allreduce over the ranks, one division."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.parallel.fleet import Fleet, Group
+from localavg.scope import Scope
+
+CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
+
+
+class HostMPI:
+    """The mean of learners' rows, summed in a fixed order over the rank's rows, by MPI over the ranks, and divided once.
+
+    S: the cluster size that Scope.CLUSTER stands for. dtype: of the rows, float32 or float64. Every method is collective
+    over the ranks of the scope.
+    """
+
+    name = "mpi"
+
+    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32) -> None:
+        self.world, self.why = fleet.world, why
+        self.P, self.dtype = fleet.P, np.dtype(dtype)
+        self.groups = {Scope.WORLD: fleet.groups(fleet.P), Scope.CLUSTER: fleet.groups(S) if S else []}
+        self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
+
+    def zeros(self, shape: tuple[int, int]) -> np.ndarray:
+        """Rows [L, n] to be averaged, all zero, in the memory that suits the transport. Collective."""
+        return np.zeros(shape, self.dtype)
+
+    def ordinary(self, shape: tuple[int, int]) -> np.ndarray:
+        """Rows [L, n] beside them that are not averaged, all zero."""
+        return np.zeros(shape, self.dtype)
+
+    def settle(self) -> None:
+        """Wait until what was computed so far is there: nothing to wait for on a host."""
+
+    def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
+        """Every row of w [L, n] becomes its group's mean, in place.
+
+        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. TypeError where w is not of dtype.
+        """
+        self._check(w)
+        spread = 0.0
+        for group in self.groups[scope]:
+            rows = w[group.rows]  # [l, n]
+            if len(rows) == 1 and not variance:
+                self._sum_over_ranks_(rows[0], group)
+                rows[0] /= group.learners
+                continue
+            mean = self._mean(rows, group)  # [n]
+            if variance:
+                spread += self._spread(rows, mean)
+            rows[:] = mean
+        return self.world.allreduce(spread) / self.P if variance else np.nan
+
+    def mean(self, w: np.ndarray) -> np.ndarray:
+        """w̄ [n] over everyone's rows of w [L, n], which stay as they are. Valid until the next call."""
+        return self._mean(w, self.groups[Scope.WORLD][0])
+
+    def variance(self, w: np.ndarray) -> float:
+        """Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² over everyone's rows of w [L, n], which stay as they are (adpsgd eq. 7)."""
+        return self.world.allreduce(self._spread(w, self.mean(w))) / self.P
+
+    def gather(self, x: np.ndarray) -> np.ndarray:
+        """The rows x [L, n] of all learners, [P, n] in their order, on every rank."""
+        if self.world.size == 1:
+            return x
+        everyone = np.empty((self.P, x.shape[1]), x.dtype)
+        self.world.Allgather(np.ascontiguousarray(x), everyone)
+        return everyone
+
+    def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
+        """What this rank hands to communicators (within a node, across nodes) when each of its groups exchanges nbytes."""
+        spans = [group.nodes > 1 for group in self.groups[scope] if group.comm is not None]
+        return nbytes * (len(spans) - sum(spans)), nbytes * sum(spans)
+
+    def gather_bytes(self, nbytes: int) -> tuple[int, int]:
+        """The same for a `gather` of nbytes a rank."""
+        return HostMPI.payload_bytes(self, nbytes, Scope.WORLD)
+
+    def _mean(self, rows: np.ndarray, group: Group) -> np.ndarray:
+        n = rows.shape[1]
+        if len(self._memory) < n:
+            self._memory = np.empty(n, self.dtype)
+        mean = np.sum(rows, axis=0, out=self._memory[:n])  # [n]
+        self._sum_over_ranks_(mean, group)
+        mean /= group.learners
+        return mean
+
+    @staticmethod
+    def _spread(rows: np.ndarray, mean: np.ndarray) -> float:
+        return sum(float(off @ off) for off in (row - mean for row in rows))
+
+    @staticmethod
+    def _sum_over_ranks_(x: np.ndarray, group: Group) -> None:
+        if group.comm is not None:
+            for i in range(0, len(x), CHUNK):
+                group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
+
+    def _check(self, w: np.ndarray) -> None:
+        """Refuse rows of another type: MPI may add some kinds of numbers up as bytes, and says nothing."""
+        if w.dtype != self.dtype:
+            raise TypeError(f"rows of {w.dtype}: {self.dtype} travels, nothing else")

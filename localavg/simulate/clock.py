@@ -1,0 +1,69 @@
+"""The modelled clock of learners who wait for each other, and what it makes of a run file's times."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from localavg.files import record
+from localavg.scope import Scope
+from localavg.simulate.timing import Machine, StepTimes
+
+
+class Synchronous:
+    """The clock of P learners who wait for each other at averages: an average starts when the slowest of them is there.
+
+    seconds: (learners, duration) of an exchange over a scope.
+    """
+
+    def __init__(self, machine: Machine, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]) -> None:
+        self.P, self.times, self.seconds = P, StepTimes(machine, seed), seconds
+        self.t, self.now = 0, np.zeros(P)  # [P] each learner's clock
+        self.compute_s = self.wait_s = self.communicate_s = 0.0  # means over the learners
+
+    @property
+    def wall_s(self) -> float:
+        """When the last learner is as far."""
+        return float(self.now.max())
+
+    def advance(self, t: int) -> None:
+        """Everyone computes up to update t."""
+        took = np.array([self.times.sum(j, self.t, t) for j in range(self.P)])  # [P]
+        self.t, self.now = t, self.now + took
+        self.compute_s += float(took.mean())
+
+    def average(self, scope: Scope) -> float:
+        """They exchange over `scope`; returns how long that takes, waiting left out."""
+        S, seconds = self.seconds(scope)
+        clusters = self.now.reshape(-1, S)  # [P / S, S]
+        latest = np.repeat(clusters.max(axis=1), S)  # [P]
+        self.wait_s += float((latest - self.now).mean())
+        self.communicate_s += seconds
+        self.now = latest + seconds
+        return seconds
+
+
+def averages(machine: Machine, P: int, nbytes: float, S: int | None = None,
+             gathers: bool = False) -> Callable[[Scope], tuple[int, float]]:
+    """(learners, duration) of an exchange of nbytes a learner over a scope."""
+    seconds = machine.gather_s if gathers else machine.mean_s
+    sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
+    return lambda scope: (sizes[scope], seconds(sizes[scope], nbytes))
+
+
+def retime_(file: record.Record, clock: Synchronous) -> None:
+    """From now on the rows of `file` carry the times of `clock` in place of measured ones."""
+    write = file.append
+
+    def append(group: str, **row: float) -> None:
+        clock.advance(int(row["t"]))
+        if group == "averages":
+            row["seconds"] = clock.average(Scope(int(row["scope"])))
+        else:
+            row["wall_s"] = clock.wall_s
+        if group == "train":
+            row |= {"compute_s": clock.compute_s, "communicate_s": clock.communicate_s, "wait_s": clock.wait_s, "data_s": 0.0}
+        write(group, **row)
+
+    file.append = append  # type: ignore[method-assign]

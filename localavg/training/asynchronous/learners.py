@@ -1,0 +1,40 @@
+"""Local updates of the asynchronous algorithms, one learner at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from localavg.algorithms.downpour import Downpour, Learner
+from localavg.problems import Problem
+
+Array = Any
+
+
+class Local:
+    """What the learners of a process share: the rule, the problem, mini-batches feed(j, t), γ_t, T, and scratch g [d].
+
+    lap: called with "compute" or "data" when the time since the last call went there.
+    """
+
+    def __init__(self, rule: Downpour, problem: Problem, feed: Callable[[int, int], Any], step_size: Callable[[int], float],
+                 T: int, g: Array, lap: Callable[[str], Any] = lambda name: None) -> None:
+        self.rule, self.problem, self.feed, self.step_size, self.T, self.g, self.lap = rule, problem, feed, step_size, T, g, lap
+        self._fetched: tuple[int, int, Any] = -1, -1, None
+
+    def fetch(self, learner: Learner) -> Any:
+        """The mini-batch of the learner's next update; valid until the next call for another."""
+        key = learner.j, learner.t + 1
+        if self._fetched[:2] != key:
+            self._fetched = *key, self.feed(*key)
+            self.lap("data")
+        return self._fetched[2]
+
+    def step_(self, learner: Learner) -> bool:
+        """One local update of a learner; tells whether it is now to exchange with the servers."""
+        batch = self.fetch(learner)
+        t = learner.t = learner.t + 1
+        learner.losses += self.rule.step_(learner, self.problem, batch, self.g, self.step_size(t))
+        learner.since += 1
+        self.lap("compute")
+        return t % self.rule.K == 0 or t == self.T

@@ -1,0 +1,34 @@
+"""The order of arrival of an earlier run, to be kept by another one.
+
+Weights follow from the settings and the order alone: a run that replays another, over any ranks and servers, ends with the
+same bits, whether the other was measured or simulated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from localavg.errors import UserError
+from localavg.files import record
+from localavg.training.checks import FREE
+
+IDLE = FREE | {  # what makes no difference to the weights
+    "replay", "servers", "log_every", "eval_every", "eval_examples", "grad_norm", "save_weights", "calibrate", "epochs",
+    "simulate", "machine", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s",
+}
+
+
+def order_of(path: str, settings: Mapping[str, Any], P: int, T: int, K: int) -> list[int]:
+    """Which learner exchanged with the servers, exchange by exchange, in the run file at `path`.
+
+    Raises UserError for a run with other settings, or one that is not complete.
+    """
+    earlier = record.load(path, weights=False)
+    for name, value in settings.items():
+        if name not in IDLE and (was := earlier.config.get(name)) != record.stored(value):
+            raise UserError(f"--replay {path}: made with {name} = {was}, not {record.stored(value)}; give the same settings")
+    if earlier.status != "finished" or len(earlier.staleness) != P * -(-T // K):
+        raise UserError(f"--replay {path}: is {earlier.status} and has {len(earlier.staleness)} exchanges of {P * -(-T // K)}; "
+                        f"give a finished run")
+    return earlier.staleness.learner.tolist()

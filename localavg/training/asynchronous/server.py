@@ -1,0 +1,154 @@
+"""The ranks that hold the center variable x̃, each a part of it.
+
+The first server decides the order, that in which notes reach it, and tells the others, so that every part of x̃ sees the
+same exchanges in the same order: the log of a run is one list, and replaying it gives the same bits. Notes are taken in
+sweeps: every note that is there joins a queue and the queue is served before the next sweep. A learner has one note at a
+time, so nobody is served twice while another waits.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.algorithms.downpour import Downpour
+from localavg.training.asynchronous.log import Log
+from localavg.training.asynchronous.messages import APPLY, END, KEEP, NOTE, REFUSE, Nap, Roles
+from localavg.training.monitor import Diverged
+
+Array = Any
+
+
+class Server:
+    """One server: its part x̃ [m] of the center [d], updated in place."""
+
+    def __init__(self, rule: Downpour, center: Array, roles: Roles) -> None:
+        self.rule, self.center, self.roles = rule, center, roles
+        self.part = part = roles.parts(len(center))[roles.world.rank - roles.clients]
+        self.x, self.n = center[part], min(max(rule.n - part.start, 0), part.stop - part.start)  # [m], trained in it
+        self.message = np.empty_like(self.x)
+        self.nap = Nap()
+        self._idle: list[Array] = []  # buffers of replies
+        self._sent: list[tuple[MPI.Request, Array]] = []
+
+    def exchange(self, j: int, what: int) -> None:
+        """Take learner j's message, which is on its way, and reply without waiting for it to be read."""
+        vectors, rank = self.roles.vectors, self.roles.rank_of(j)
+        vectors.Recv(self.message, rank, j)
+        self._idle += [buffer for request, buffer in self._sent if request.Test()]
+        self._sent = [(request, buffer) for request, buffer in self._sent if request]  # false once it is complete
+        reply = self._idle.pop() if self._idle else np.empty_like(self.x)  # [m]
+        if what == APPLY:
+            self.rule.answer_(self.x, self.message, reply, self.n)
+        else:
+            reply[...] = self.x
+        self._sent.append((vectors.Isend(reply, rank, j), reply))
+
+    def follow(self) -> None:
+        """Do what the first server says until it says that all is done."""
+        notes, vectors, first = self.roles.notes, self.roles.vectors, self.roles.servers[0]
+        order = np.zeros(2, np.int64)
+        while True:
+            while not notes.Iprobe(first):
+                self.nap.sleep()
+            self.nap.woken()
+            notes.Recv(order, first)
+            j, what = order.tolist()
+            if what == END:
+                break
+            if what == KEEP:
+                vectors.Send(self.x, first, self.roles.P)
+            else:
+                self.exchange(j, what)
+        self.finish()
+
+    def finish(self) -> None:
+        """See the replies off."""
+        for request, _ in self._sent:
+            while not request.Test():
+                self.nap.sleep()
+
+
+class FirstServer(Server):
+    """The server that decides the order, keeps the log and copies of x̃ to be evaluated after the run.
+
+    Evaluating while learners go on would either hold them up or let them compute for free; a copy costs d floats of this
+    rank's memory. clock: seconds since the start. replay: the learners in the order to be kept, or None.
+    """
+
+    def __init__(self, rule: Downpour, center: Array, roles: Roles, log: Log, clock: Callable[[], float],
+                 replay: list[int] | None = None) -> None:
+        super().__init__(rule, center, roles)
+        self.log, self.clock, self.replay = log, clock, replay
+        self.copies: list[tuple[int, float, Array]] = []  # (U, wall_s, x̃ [d])
+        self._split = np.zeros((roles.clients, 4))  # of each rank with learners: NOTE's seconds
+
+    def lead(self, T: int) -> str:
+        """Serve every learner until it has made T updates, or all of them have stopped; returns why, "" where they have not."""
+        left, why = self.roles.P, ""
+        for j, note in self._in_order():
+            t, steps, losses, *seconds = note.tolist()
+            self._split[self.roles.rank_of(j)] = seconds
+            what = REFUSE if why else APPLY
+            self._tell(j, what)
+            self.exchange(j, what)
+            left -= what == REFUSE or t == T
+            due = False
+            if what == APPLY:
+                split = dict(zip(NOTE[3:], self._split.mean(axis=0).tolist(), strict=True))
+                try:
+                    due = self.log.exchanged(j, int(t), int(steps), losses, self.x, self.clock(), split)
+                except Diverged as e:
+                    why = str(e)
+                    left -= t != T  # this learner too is told to stop
+            self.roles.notes.Send(np.array([REFUSE if why else APPLY], np.int64), self.roles.rank_of(j), j)
+            if due:
+                self._keep()
+            if not left:
+                break
+        self._tell(-1, END)
+        self.finish()
+        return why
+
+    def _in_order(self) -> Iterator[tuple[int, Array]]:
+        """Learners and their notes, as they arrive or as the log to be replayed has them."""
+        notes, status = self.roles.notes, MPI.Status()
+        here: dict[int, Array] = {}
+        arrived: deque[int] = deque()
+        wanted = iter(self.replay or ())
+        following = next(wanted, None)
+        while True:
+            while notes.Iprobe(MPI.ANY_SOURCE, MPI.ANY_TAG, status):
+                j = status.tag
+                here[j] = np.empty(len(NOTE))
+                notes.Recv(here[j], status.source, j)
+                arrived.append(j)
+            if not here or (following is not None and following not in here):
+                self.nap.sleep()
+                continue
+            self.nap.woken()
+            if following is not None:
+                arrived.remove(following)
+                yield following, here.pop(following)
+                following = next(wanted, None)
+                continue
+            while arrived:
+                j = arrived.popleft()
+                yield j, here.pop(j)
+
+    def _tell(self, j: int, what: int) -> None:
+        for server in self.roles.servers[1:]:
+            self.roles.notes.Send(np.array([j, what], np.int64), server)
+
+    def _keep(self) -> None:
+        """A copy of the whole center as it is now, the other servers' parts when they come."""
+        copy = np.empty_like(self.center)  # [d]
+        copy[self.part] = self.x
+        self._tell(-1, KEEP)
+        for server, part in list(zip(self.roles.servers, self.roles.parts(len(copy)), strict=True))[1:]:
+            self.roles.vectors.Recv(copy[part], server, self.roles.P)
+        self.copies.append((self.log.U, self.log.wall_s, copy))

@@ -1,0 +1,35 @@
+"""Downpour and EAMSGD in simulated time: real updates on one process, in the order that a modelled machine would give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from localavg.simulate.arrivals import exchanges
+from localavg.simulate.timing import Machine
+from localavg.training.asynchronous.learners import Local
+from localavg.training.asynchronous.log import Log
+
+Array = Any
+
+
+def simulate(local: Local, center: Array, P: int, log: Log, machine: Machine, servers: int, seed: int,
+             evaluate: Callable[[], None]) -> None:
+    """T updates of P learners around `center` [d], which is updated in place; `evaluate` it when the log says so.
+
+    Everything, the modelled clock too, is a function of the settings. Raises Diverged.
+    """
+    rule, compute_s, wait_s = local.rule, 0.0, 0.0
+    learners = [rule.learner(j, center) for j in range(P)]
+    for exchange in exchanges(machine, P, rule.K, local.T, seed, center.nbytes, servers):
+        learner = learners[exchange.j]
+        while not local.step_(learner):
+            pass
+        rule.push_(learner)
+        rule.answer_(center, learner.message, learner.reply, rule.n)
+        rule.pull_(learner)
+        compute_s, wait_s = compute_s + exchange.compute_s, wait_s + exchange.wait_s
+        split = {"compute_s": compute_s / P, "communicate_s": 0.0, "wait_s": wait_s / P, "data_s": 0.0}
+        if log.exchanged(learner.j, learner.t, learner.since, learner.losses, center, exchange.done_s, split):
+            evaluate()
+        learner.since, learner.losses = 0, 0.0
