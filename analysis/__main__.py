@@ -1,7 +1,8 @@
-"""Draw figures and tables by their ids, from the runs that their sweeps left: the table of id, sweep and script.
+"""Draw figures and tables by their ids, from the runs that their sweeps left: the table of id,
+sweep and script.
 
-A sweep's runs lie in RUNS/SWEEP-SCALE, where `localavg sweep jobs/sweeps/SWEEP.toml --scale SCALE` puts them. What is missing
-is said, and the rest drawn. Cost: 2 s a figure.
+A sweep's runs lie in RUNS/SWEEP-SCALE, where `localavg sweep jobs/sweeps/SWEEP.toml --scale SCALE`
+puts them. What is missing is said, and the rest drawn. Cost: 2 s a figure.
 
     python analysis lupa-fig2 kavg-fig5-6
     python analysis --all --scale laptop --out figures
@@ -42,10 +43,29 @@ FIGURES = {  # id: (sweep in jobs/sweeps, script here)
 def main() -> int:
     parser = argparse.ArgumentParser(prog="analysis", description=__doc__.partition("\n")[0])
     parser.add_argument("ids", nargs="*", metavar="ID", help=", ".join(FIGURES))
-    parser.add_argument("--all", action="store_true", help="everything, the check of the papers' claims, and OUT/RESULTS.md")
-    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the sweeps' folders are (default: %(default)s)")
-    parser.add_argument("--scale", default="laptop", choices=("laptop", "paper"), help="of the sweeps (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the figures (default: %(default)s)")
+    parser.add_argument(
+        "--all",
+        action="store_true",
+        help="everything, the check of the papers' claims, and OUT/RESULTS.md",
+    )
+    parser.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="where the sweeps' folders are (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--scale",
+        default="laptop",
+        choices=("laptop", "paper"),
+        help="of the sweeps (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("figures"),
+        help="folder of the figures (default: %(default)s)",
+    )
     args = parser.parse_args()
     if bool(args.ids) == args.all:
         parser.error(f"name figures, or give --all: {', '.join(FIGURES)}")
@@ -58,7 +78,17 @@ def main() -> int:
         worst = max(worst, draw(here / script, *folder, "--out", str(args.out)))
     if args.all:
         worst = max(worst, draw(here / "claims.py", str(args.runs), "--out", str(args.out)))
-        worst = max(worst, draw(here / "report.py", str(args.runs), "--scale", args.scale, "--figures", str(args.out)))
+        worst = max(
+            worst,
+            draw(
+                here / "report.py",
+                str(args.runs),
+                "--scale",
+                args.scale,
+                "--figures",
+                str(args.out),
+            ),
+        )
     return worst
 
 

@@ -1,7 +1,9 @@
-"""ADPSGD §III-A and §V-B: where in a run averages are worth most: a period that grows, falls, or stays.
+"""ADPSGD §III-A and §V-B: where in a run averages are worth most: a period that grows, falls, or
+stays.
 
-Strategies 1 to 4 (4 then 8, 8 then 4, 8, 5) and the counter-example 20 then 5, which makes as many averages as p = 8. The
-paper: 20 then 5 ends at 91.84 % (GoogLeNet) and 89.78 % (VGG16), training loss 0.023 and 0.15, worse than all others.
+Strategies 1 to 4 (4 then 8, 8 then 4, 8, 5) and the counter-example 20 then 5, which makes as many
+averages as p = 8. The paper: 20 then 5 ends at 91.84 % (GoogLeNet) and 89.78 % (VGG16), training
+loss 0.023 and 0.15, worse than all others.
 
 Cost: about 2 s for 5 runs.
 
@@ -30,14 +32,35 @@ def main() -> None:
     expected = {key: name(key) for key in ((4, 8), (8, 4), (8,), (5,), (20, 5))}
     groups = results.gather(args.folder, line, expected=expected)
     figure = style.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
-    rows = [(panel, name(key), results.over(repeats, results.rounds, 0),
-             results.over(repeats, lambda run: run.eval.train_loss.min(), 4),
-             results.over(repeats, results.best_accuracy),
-             results.over(repeats, results.weighted_variance, 4))
-            for panel, lines in groups.items() for key, repeats in lines.items()]
-    header = ("problem", "period", "averages", "least training loss", "best accuracy (%)", "weighted variance (9)")
-    results.finish(args, "adpsgd_decreasing", figure, "Training loss and test accuracy of the averaged model.", groups,
-                   header, rows)
+    rows = [
+        (
+            panel,
+            name(key),
+            results.over(repeats, results.rounds, 0),
+            results.over(repeats, lambda run: run.eval.train_loss.min(), 4),
+            results.over(repeats, results.best_accuracy),
+            results.over(repeats, results.weighted_variance, 4),
+        )
+        for panel, lines in groups.items()
+        for key, repeats in lines.items()
+    ]
+    header = (
+        "problem",
+        "period",
+        "averages",
+        "least training loss",
+        "best accuracy (%)",
+        "weighted variance (9)",
+    )
+    results.finish(
+        args,
+        "adpsgd_decreasing",
+        figure,
+        "Training loss and test accuracy of the averaged model.",
+        groups,
+        header,
+        rows,
+    )
 
 
 if __name__ == "__main__":

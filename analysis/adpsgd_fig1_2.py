@@ -1,8 +1,8 @@
 """ADPSGD Fig. 1 and 2: V_t, the mean variance of the learners between two averages, over the run.
 
-Left CPSGD with periods p = 2, 4, 5, 8, right ADPSGD beside p = 8: it starts with less variance and lets it fall more slowly.
-Vertical lines: the step size drops. Runs need `train --variance steps`. The table has the weighted average (9),
-Σ γ_k Var[W_k] / Σ γ_k, which the paper wants small.
+Left CPSGD with periods p = 2, 4, 5, 8, right ADPSGD beside p = 8: it starts with less variance and
+lets it fall more slowly. Vertical lines: the step size drops. Runs need `train --variance steps`.
+The table has the weighted average (9), Σ γ_k Var[W_k] / Σ γ_k, which the paper wants small.
 
 Cost: about 2 s for 5 runs.
 
@@ -28,19 +28,34 @@ def main() -> None:
         for number, (key, repeats) in enumerate(lines.items()):
             name = NAMES.get(key, f"CPSGD p = {key[1]}")
             places = [key[0] == "kavg", key[0] == "adpsgd" or key[1] == 8]
-            for axes in [axes for axes, here in zip(panels[2 * i:], places, strict=False) if here]:
-                style.curve(axes, repeats, "t", "mean_variance", name, number, rows=results.variances)
-            rows.append((panel, name, results.over(repeats, results.rounds, 0),
-                         results.over(repeats, results.weighted_variance, 4),
-                         results.over(repeats, "train_loss", 4)))
-        for axes in panels[2 * i:2 * i + 2]:
+            for axes in [axes for axes, here in zip(panels[2 * i :], places, strict=False) if here]:
+                style.curve(
+                    axes, repeats, "t", "mean_variance", name, number, rows=results.variances
+                )
+            rows.append(
+                (
+                    panel,
+                    name,
+                    results.over(repeats, results.rounds, 0),
+                    results.over(repeats, results.weighted_variance, 4),
+                    results.over(repeats, "train_loss", 4),
+                )
+            )
+        for axes in panels[2 * i : 2 * i + 2]:
             style.drops(axes, next(iter(lines.values()))[0])
             axes.set(xlabel=style.X_LABELS["t"], yscale="log", title=style.short(panel))
         panels[2 * i].set_ylabel("mean variance $V_t$")
     style.legend(figure, ncols=5)
     header = ("problem", "algorithm", "averages", "weighted variance (9)", "final training loss")
-    results.finish(args, "adpsgd_fig1_2", figure, "Mean variance of the learners between two averages, where above 0.", groups,
-                   header, rows)
+    results.finish(
+        args,
+        "adpsgd_fig1_2",
+        figure,
+        "Mean variance of the learners between two averages, where above 0.",
+        groups,
+        header,
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -1,23 +1,30 @@
-"""ADPSGD Fig. 3: the averaging period over the run, beside CPSGD's constant ones; vertical lines: the step size drops.
+"""ADPSGD Fig. 3: the averaging period over the run, beside CPSGD's constant ones; vertical lines:
+the step size drops.
 
-One panel a problem: logistic regression with the paper's 16 learners, B = 128 and 160 epochs on Epsilon-like data, and
-a convolutional network on scikit-learn's digits with 4 learners. As in the paper the period is 1 for an epoch and 4
-while C₂ is sampled, a quarter of the run, and the step size drops tenfold at 1/2 and 3/4 of the run. Repeats with other
-seeds become a band. The table has the averages and the final training loss of every algorithm.
+One panel a problem: logistic regression with the paper's 16 learners, B = 128 and 160 epochs on
+Epsilon-like data, and a convolutional network on scikit-learn's digits with 4 learners. As in the
+paper the period is 1 for an epoch and 4 while C₂ is sampled, a quarter of the run, and the step
+size drops tenfold at 1/2 and 3/4 of the run. Repeats with other seeds become a band. The table has
+the averages and the final training loss of every algorithm.
 
-Cost: about 2 s for the figure; the runs take a minute and a half on two cores (all of it is `jobs/local/adpsgd-fig3`):
+Cost: about 2 s for the figure; the runs take a minute and a half on two cores (all of it is
+`jobs/local/adpsgd-fig3`):
 
     python analysis/adpsgd_fig3.py runs/adpsgd-fig3 --out figures
 
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg train adpsgd --data epsilon-like:50000x500 --learners 16 \\
-        --sampling shuffle --batch-size 128 --epochs 160 --lr 1 --schedule steps --milestones 80 120 \\
-        --out runs/adpsgd-fig3/logistic-adpsgd-s0.h5
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg train kavg --K 8 --data epsilon-like:50000x500 --learners 16 \\
-        --sampling shuffle --batch-size 128 --epochs 160 --lr 1 --schedule steps --milestones 80 120 \\
-        --out runs/adpsgd-fig3/logistic-kavg8-s0.h5
-    jobs/local/mpirun -n 4 python -m mpi4py tests/example_attach.py --algorithm adpsgd --batch-size 16 --epochs 60 \\
+    jobs/local/mpirun -n 2 python -m mpi4py -m localavg train adpsgd --data epsilon-like:50000x500
+    --learners 16 \\
+        --sampling shuffle --batch-size 128 --epochs 160 --lr 1 --schedule steps --milestones 80 120
+        \\ --out runs/adpsgd-fig3/logistic-adpsgd-s0.h5
+    jobs/local/mpirun -n 2 python -m mpi4py -m localavg train kavg --K 8 --data
+    epsilon-like:50000x500 --learners 16 \\
+        --sampling shuffle --batch-size 128 --epochs 160 --lr 1 --schedule steps --milestones 80 120
+        \\ --out runs/adpsgd-fig3/logistic-kavg8-s0.h5
+    jobs/local/mpirun -n 4 python -m mpi4py tests/example_attach.py --algorithm adpsgd --batch-size
+    16 --epochs 60 \\
         --out runs/adpsgd-fig3/network-adpsgd-s0.h5
-    jobs/local/mpirun -n 4 python -m mpi4py tests/example_attach.py --algorithm kavg K=8 --batch-size 16 --epochs 60 \\
+    jobs/local/mpirun -n 4 python -m mpi4py tests/example_attach.py --algorithm kavg K=8
+    --batch-size 16 --epochs 60 \\
         --out runs/adpsgd-fig3/network-kavg8-s0.h5
 
 and the two lines with --K 8 or K=8 once more with 4 for 8.
@@ -32,18 +39,28 @@ NAMES = {("adpsgd", None): "ADPSGD", ("kavg", 8): "CPSGD p = 8", ("kavg", 4): "C
 
 
 def periods(run: results.Run) -> pd.DataFrame:
-    """The averages of all learners, but for one at the end of the run, which may cut its period short."""
-    return run.averages[(run.averages.scope == results.WORLD) & (run.averages.t < run.config["steps"])]
+    """The averages of all learners, but for one at the end of the run, which may cut its period
+    short.
+    """
+    return run.averages[
+        (run.averages.scope == results.WORLD) & (run.averages.t < run.config["steps"])
+    ]
 
 
 def line(run: results.Run) -> tuple | None:
-    return results.kind(run) if run.config.get("algorithm") in ("adpsgd", "kavg") and len(periods(run)) else None
+    return (
+        results.kind(run)
+        if run.config.get("algorithm") in ("adpsgd", "kavg") and len(periods(run))
+        else None
+    )
 
 
 def main() -> None:
     args = results.arguments(__doc__)
     groups = results.gather(args.folder, line, results.trained, NAMES)
-    figure, panels = style.panels(len(groups), width_in=style.DOUBLE_IN if len(groups) > 1 else style.SINGLE_IN)
+    figure, panels = style.panels(
+        len(groups), width_in=style.DOUBLE_IN if len(groups) > 1 else style.SINGLE_IN
+    )
     rows = []
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
         looks = list(dict.fromkeys([*NAMES, *lines]))  # a line looks alike whatever else is missing
@@ -52,17 +69,46 @@ def main() -> None:
             averages = np.mean([results.rounds(run) for run in repeats])
             last = np.mean([periods(run).period.iloc[-1] for run in repeats])
             loss = [results.end(run, "train_loss") for run in repeats]
-            style.curve(axes, repeats, "t", "period", f"{name}: {averages:.0f} averages", looks.index(key), rows=periods)
+            style.curve(
+                axes,
+                repeats,
+                "t",
+                "period",
+                f"{name}: {averages:.0f} averages",
+                looks.index(key),
+                rows=periods,
+            )
             spread = f" ± {np.std(loss, ddof=1):.2g}" if len(loss) > 1 else ""
-            rows.append((f"{panel}, {name}", str(len(repeats)), f"{averages:.0f}", f"{last:.0f}",
-                         f"{np.mean(loss):.4g}{spread}"))
+            rows.append(
+                (
+                    f"{panel}, {name}",
+                    str(len(repeats)),
+                    f"{averages:.0f}",
+                    f"{last:.0f}",
+                    f"{np.mean(loss):.4g}{spread}",
+                )
+            )
         first = next(iter(lines.values()))[0]
         style.drops(axes, first)
-        axes.set(xlabel=style.X_LABELS["t"], ylabel="averaging period (updates)", ylim=(0, None),
-                 title=f"{panel} ({results.data(first)}), {first.config['learners']} learners")
-        axes.legend(loc="upper left", frameon=True, framealpha=1, edgecolor="none")  # over the vertical lines
+        axes.set(
+            xlabel=style.X_LABELS["t"],
+            ylabel="averaging period (updates)",
+            ylim=(0, None),
+            title=f"{panel} ({results.data(first)}), {first.config['learners']} learners",
+        )
+        axes.legend(
+            loc="upper left", frameon=True, framealpha=1, edgecolor="none"
+        )  # over the vertical lines
     header = ("problem, algorithm", "runs", "averages", "last period", "final training loss")
-    results.finish(args, "adpsgd_fig3", figure, "Averaging period; vertical lines: the step size drops.", groups, header, rows)
+    results.finish(
+        args,
+        "adpsgd_fig3",
+        figure,
+        "Averaging period; vertical lines: the step size drops.",
+        groups,
+        header,
+        rows,
+    )
 
 
 if __name__ == "__main__":

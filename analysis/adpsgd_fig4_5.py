@@ -1,8 +1,10 @@
-"""ADPSGD Fig. 4 and 5: training loss and test accuracy over epochs, and time in computation and communication.
+"""ADPSGD Fig. 4 and 5: training loss and test accuracy over epochs, and time in computation and
+communication.
 
-FULLSGD, CPSGD with p = 8, ADPSGD and QSGD; a column a network. Bars: the clock of the runs, measured, or modelled for a link
-of so many Gbit/s (train --simulate). The paper: ADPSGD is 1.14 and 1.24 times as fast as FULLSGD at 100 Gbit/s, 1.46 and 1.83
-times at 10, with 498 and 494 averages of 4000 updates.
+FULLSGD, CPSGD with p = 8, ADPSGD and QSGD; a column a network. Bars: the clock of the runs,
+measured, or modelled for a link of so many Gbit/s (train --simulate). The paper: ADPSGD is 1.14 and
+1.24 times as fast as FULLSGD at 100 Gbit/s, 1.46 and 1.83 times at 10, with 498 and 494 averages of
+4000 updates.
 
 Cost: about 3 s for 24 runs.
 
@@ -13,14 +15,31 @@ import numpy as np
 import results
 import style
 
-NAMES = {"sync": "FULLSGD", "kavg": "CPSGD p = 8", "piecewise": "CPSGD", "adpsgd": "ADPSGD", "qsgd": "QSGD"}
-PARTS = {"compute_s": "computation", "data_s": "data", "communicate_s": "communication", "wait_s": "waiting"}
+NAMES = {
+    "sync": "FULLSGD",
+    "kavg": "CPSGD p = 8",
+    "piecewise": "CPSGD",
+    "adpsgd": "ADPSGD",
+    "qsgd": "QSGD",
+}
+PARTS = {
+    "compute_s": "computation",
+    "data_s": "data",
+    "communicate_s": "communication",
+    "wait_s": "waiting",
+}
 
 
 def line(run: results.Run) -> str | None:
-    """The algorithm, if it is one of the figure's; CPSGD by its period, or its pieces after a warm-up."""
+    """The algorithm, if it is one of the figure's; CPSGD by its period, or its pieces after a
+    warm-up.
+    """
     algorithm = run.config.get("algorithm")
-    return None if algorithm not in NAMES or (algorithm == "kavg" and run.config["K"] != 8) else algorithm
+    return (
+        None
+        if algorithm not in NAMES or (algorithm == "kavg" and run.config["K"] != 8)
+        else algorithm
+    )
 
 
 def name(key: str) -> str:
@@ -33,39 +52,79 @@ def times(groups: results.Groups) -> tuple[dict, list]:
     for lines in groups.values():
         for key, repeats in lines.items():
             for clock, some in results.by_clock(repeats).items():
-                parts = {word: np.mean([run.train[column].iloc[-1] for run in some]) for column, word in PARTS.items()}
+                parts = {
+                    word: np.mean([run.train[column].iloc[-1] for run in some])
+                    for column, word in PARTS.items()
+                }
                 found.setdefault(clock, {})[name(key)] = parts
-                rows.append((clock, name(key), results.over(some, results.rounds, 0),
-                             results.over(some, results.sent_MB, 1),
-                             results.over(some, "train_loss", 4),
-                             results.over(some, results.best_accuracy),
-                             results.over(some, results.wall_s, 3)))
+                rows.append(
+                    (
+                        clock,
+                        name(key),
+                        results.over(some, results.rounds, 0),
+                        results.over(some, results.sent_MB, 1),
+                        results.over(some, "train_loss", 4),
+                        results.over(some, results.best_accuracy),
+                        results.over(some, results.wall_s, 3),
+                    )
+                )
     return dict(sorted(found.items())), rows
 
 
 def draw(args, stem: str, groups: results.Groups, levels: dict[str, float]) -> None:
-    """The figure of curves, and the one of bars; `levels` are accuracies that the paper gives, by their names."""
+    """The figure of curves, and the one of bars; `levels` are accuracies that the paper gives, by
+    their names.
+    """
     figure = style.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
-    for axes in [axes for axes in figure.axes if axes.get_ylabel() == style.Y_LABELS["test_accuracy"]]:
+    for axes in [
+        axes for axes in figure.axes if axes.get_ylabel() == style.Y_LABELS["test_accuracy"]
+    ]:
         for label, percent in levels.items():
             style.level(axes, percent, label)
     style.legend(figure)
     found, rows = times(groups)
-    header = ("problem and clock", "algorithm", "averages", "payload (MB)", "training loss", "best accuracy (%)", "seconds")
-    results.finish(args, stem, figure, "Training loss and test accuracy of the averaged model.", groups, header, rows)
+    header = (
+        "problem and clock",
+        "algorithm",
+        "averages",
+        "payload (MB)",
+        "training loss",
+        "best accuracy (%)",
+        "seconds",
+    )
+    results.finish(
+        args,
+        stem,
+        figure,
+        "Training loss and test accuracy of the averaged model.",
+        groups,
+        header,
+        rows,
+    )
     figure, panels = style.grid(len(found), across=2)
     for axes, (clock, parts) in zip(panels, found.items(), strict=True):
         style.bars(axes, parts, "wall clock (s)")
         axes.set_title(style.short(clock))
     style.legend(figure)
-    results.finish(args, f"{stem}_times", figure, "Where the time went, means over repeats.", groups)
+    results.finish(
+        args, f"{stem}_times", figure, "Where the time went, means over repeats.", groups
+    )
 
 
 def main() -> None:
     args = results.arguments(__doc__)
     expected = {key: said for key, said in NAMES.items() if key != "piecewise"}
-    draw(args, "adpsgd_fig4_5", results.gather(args.folder, lambda run: key if (key := line(run)) in expected else None,
-                                            expected=expected, over=("bandwidth_bytes_per_s",)), {})
+    draw(
+        args,
+        "adpsgd_fig4_5",
+        results.gather(
+            args.folder,
+            lambda run: key if (key := line(run)) in expected else None,
+            expected=expected,
+            over=("bandwidth_bytes_per_s",),
+        ),
+        {},
+    )
 
 
 if __name__ == "__main__":

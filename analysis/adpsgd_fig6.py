@@ -1,8 +1,9 @@
-"""ADPSGD Fig. 6: speed-up of FULLSGD and ADPSGD over SGD on one node against the number of nodes, example for example.
+"""ADPSGD Fig. 6: speed-up of FULLSGD and ADPSGD over SGD on one node against the number of nodes,
+example for example.
 
-A panel for every network and clock: measured, or modelled for a link of so many Gbit/s (train --simulate). Dotted: linear.
-Stars: what the paper says in words, FULLSGD on 16 nodes with VGG16: 12.77 at 100 Gbit/s and 6.12 at 10; ADPSGD is almost
-linear.
+A panel for every network and clock: measured, or modelled for a link of so many Gbit/s (train
+--simulate). Dotted: linear. Stars: what the paper says in words, FULLSGD on 16 nodes with VGG16:
+12.77 at 100 Gbit/s and 6.12 at 10; ADPSGD is almost linear.
 
 Cost: about 2 s for 18 runs.
 
@@ -20,14 +21,23 @@ PAPER = {"100": 12.77, "10": 6.12}  # FULLSGD, VGG16, 16 nodes, by Gbit/s
 
 
 def an_example_s(run: Run) -> float:
-    """Wall clock over the examples trained on: epochs are not quite equal, as their last incomplete update is left out."""
+    """Wall clock over the examples trained on: epochs are not quite equal, as their last incomplete
+    update is left out.
+    """
     return results.wall_s(run) / run.train.samples.iloc[-1]
 
 
 def main() -> None:
     args = results.arguments(__doc__)
-    groups = results.gather(args.folder, lambda run: a if (a := run.config.get("algorithm")) in NAMES else None, results.clock,
-                         NAMES, needs="train.wall_s", ended=True, over=("learners",))
+    groups = results.gather(
+        args.folder,
+        lambda run: a if (a := run.config.get("algorithm")) in NAMES else None,
+        results.clock,
+        NAMES,
+        needs="train.wall_s",
+        ended=True,
+        over=("learners",),
+    )
     figure, panels = style.grid(len(groups), across=2)
     rows = []
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
@@ -38,14 +48,22 @@ def main() -> None:
             cells = {P: [np.mean(alone) / s for s in seconds] for P, seconds in times.items()}
             style.points(axes, {1: [1.0], **cells}, NAMES[key], list(NAMES).index(key) - 1)
             nodes |= cells.keys()
-            rows += [(panel, NAMES[key], str(P), results.spread(found)) for P, found in cells.items()]
+            rows += [
+                (panel, NAMES[key], str(P), results.spread(found)) for P, found in cells.items()
+            ]
         if not (alone and lines):
             print(f"missing: {panel}: SGD on one node and another algorithm on the same clock")
         if (link := panel.rpartition(" at ")[2].removesuffix(" Gbit/s")) in PAPER:
             style.mark(axes, [16], [PAPER[link]], "paper, FULLSGD with VGG16")
-        axes.plot(sorted(nodes), sorted(nodes), color="0.45", linewidth=0.8, linestyle=":", label="linear")
-        axes.set(xlabel="nodes P", ylabel="speed-up over one node", title=style.short(panel),
-                 xticks=sorted(nodes))
+        axes.plot(
+            sorted(nodes), sorted(nodes), color="0.45", linewidth=0.8, linestyle=":", label="linear"
+        )
+        axes.set(
+            xlabel="nodes P",
+            ylabel="speed-up over one node",
+            title=style.short(panel),
+            xticks=sorted(nodes),
+        )
     style.legend(figure)
     header = ("problem and clock", "algorithm", "nodes", "speed-up")
     title = "Wall clock per example of SGD on one node over that on P nodes."

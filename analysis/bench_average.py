@@ -1,14 +1,17 @@
-"""What one average costs against its size: ours, Allreduce + scale, torch's PeriodicModelAverager, and the floor.
+"""What one average costs against its size: ours, Allreduce + scale, torch's PeriodicModelAverager,
+and the floor.
 
-One panel a file and a layout of learners, ranks and nodes; both axes are logarithmic. The floor is what memory must take, and
-between nodes their link. The table has how many times longer the others take than ours.
+One panel a file and a layout of learners, ranks and nodes; both axes are logarithmic. The floor is
+what memory must take, and between nodes their link. The table has how many times longer the others
+take than ours.
 
 Cost: about 2 s; the first benchmark below takes half a minute on two cores.
 
     python analysis/bench_average.py runs/bench-average --out figures
 
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average --out runs/bench-average/ranks2.h5
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average --sizes 2000 cifar10 --out runs/bench-average/cifar10.h5
+    jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average --out
+    runs/bench-average/ranks2.h5 jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average
+    --sizes 2000 cifar10 --out runs/bench-average/cifar10.h5
 """
 
 import results
@@ -16,36 +19,78 @@ import style
 
 from localavg.files.record import UserError, load_many
 
-NAMES = {"ours_s": "localavg", "allreduce_s": "Allreduce + scale", "torch_s": "torch PeriodicModelAverager", "floor_s": "floor"}
+NAMES = {
+    "ours_s": "localavg",
+    "allreduce_s": "Allreduce + scale",
+    "torch_s": "torch PeriodicModelAverager",
+    "floor_s": "floor",
+}
 LAYOUT = ("learner", "rank", "node")
 
 
 def main() -> None:
-    args = results.arguments(__doc__, "files of bench average --out, or one file (default: runs/bench-average)")
+    args = results.arguments(
+        __doc__, "files of bench average --out, or one file (default: runs/bench-average)"
+    )
     folder, places = args.folder or "runs/bench-average", []
     for bench in load_many(folder, bench="average"):
         if bench.status != "finished":
             print(f"unfinished: {bench.path} is {bench.status}")
-        for counts, rows in bench.rows.sort_values("elements").groupby([f"{name}s" for name in LAYOUT]):
+        for counts, rows in bench.rows.sort_values("elements").groupby(
+            [f"{name}s" for name in LAYOUT]
+        ):
             layout = (f"{n} {name}{'s' * (n > 1)}" for n, name in zip(counts, LAYOUT, strict=True))
             places.append((f"{bench.path.stem}: {', '.join(layout)}", rows))
     if not places:
-        raise UserError(f"{folder}: no size was measured to its end yet: wait, or run bench average once more")
+        raise UserError(
+            f"{folder}: no size was measured to its end yet: wait, or run bench average once more"
+        )
     figure, panels = style.grid(len(places), across=2)
     table = []
     for axes, (place, rows) in zip(panels, places, strict=True):
         for number, (column, name) in enumerate(NAMES.items()):
             known = rows.dropna(subset=column)
-            style.points(axes, {n: list(same[column]) for n, same in known.groupby("elements")}, name, number)
-        axes.set(xlabel="floats in a row", ylabel="one average (s)", xscale="log", yscale="log", title=style.short(place))
-        table += [(place, f"{row.elements}", row.transport, *(f"{getattr(row, column):.3g}" for column in NAMES),
-                   *(f"{getattr(row, column) / row.ours_s:.2f}" for column in list(NAMES)[1:]))
-                  for row in rows.itertuples()]
+            style.points(
+                axes, {n: list(same[column]) for n, same in known.groupby("elements")}, name, number
+            )
+        axes.set(
+            xlabel="floats in a row",
+            ylabel="one average (s)",
+            xscale="log",
+            yscale="log",
+            title=style.short(place),
+        )
+        table += [
+            (
+                place,
+                f"{row.elements}",
+                row.transport,
+                *(f"{getattr(row, column):.3g}" for column in NAMES),
+                *(f"{getattr(row, column) / row.ours_s:.2f}" for column in list(NAMES)[1:]),
+            )
+            for row in rows.itertuples()
+        ]
     style.legend(figure)
     others = [name.split()[0] for name in list(NAMES.values())[1:]]
-    print(style.table(("benchmark", "floats", "transport", *(f"{name} (s)" for name in ("ours", *others)),
-                       *(f"{name} / ours" for name in others)), table))
-    results.finish(args, "bench_average", figure, "Time of one average, of the slowest rank, the median of its repeats.", {})
+    print(
+        style.table(
+            (
+                "benchmark",
+                "floats",
+                "transport",
+                *(f"{name} (s)" for name in ("ours", *others)),
+                *(f"{name} / ours" for name in others),
+            ),
+            table,
+        )
+    )
+    results.finish(
+        args,
+        "bench_average",
+        figure,
+        "Time of one average, of the slowest rank, the median of its repeats.",
+        {},
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""Hier-AVG Fig. 1 and 2: training and test accuracy over epochs for K₂ = 8, 16, 32, a column a network.
+"""Hier-AVG Fig. 1 and 2: training and test accuracy over epochs for K₂ = 8, 16, 32, a column a
+network.
 
-As in the paper the last part of the run only, here the last fifth. The paper: rarer global averages need not be worse. The
-table has the accuracies at the end.
+As in the paper the last part of the run only, here the last fifth. The paper: rarer global averages
+need not be worse. The table has the accuracies at the end.
 
 Cost: about 2 s for 3 runs.
 
@@ -14,13 +15,25 @@ import style
 
 def main() -> None:
     args = results.arguments(__doc__)
-    groups = results.gather(args.folder, lambda run: run.config["K2"] if run.config.get("algorithm") == "hieravg" else None,
-                         expected={K2: f"K₂ = {K2}" for K2 in (8, 16, 32)})
-    figure = style.curves(groups, ("train_accuracy", "test_accuracy"), lambda K2: f"K₂ = {K2}", rows=style.last_fifth)
-    rows = [(panel, str(K2), results.over(repeats, results.rounds, 0),
-             results.over(repeats, "train_accuracy"),
-             results.over(repeats, "test_accuracy"))
-            for panel, lines in groups.items() for K2, repeats in lines.items()]
+    groups = results.gather(
+        args.folder,
+        lambda run: run.config["K2"] if run.config.get("algorithm") == "hieravg" else None,
+        expected={K2: f"K₂ = {K2}" for K2 in (8, 16, 32)},
+    )
+    figure = style.curves(
+        groups, ("train_accuracy", "test_accuracy"), lambda K2: f"K₂ = {K2}", rows=style.last_fifth
+    )
+    rows = [
+        (
+            panel,
+            str(K2),
+            results.over(repeats, results.rounds, 0),
+            results.over(repeats, "train_accuracy"),
+            results.over(repeats, "test_accuracy"),
+        )
+        for panel, lines in groups.items()
+        for K2, repeats in lines.items()
+    ]
     header = ("problem", "K₂", "global averages", "training accuracy (%)", "test accuracy (%)")
     caption = "Training and test accuracy of the averaged model, the last fifth of the run."
     results.finish(args, "hieravg_fig1_2", figure, caption, groups, header, rows)

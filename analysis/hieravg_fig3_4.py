@@ -1,7 +1,8 @@
-"""Hier-AVG Fig. 3 and 4: training loss over epochs for K₁ = 4, 8 (S = 4) and for S = 2, 4 (K₁ = 4); K₂ = 32.
+"""Hier-AVG Fig. 3 and 4: training loss over epochs for K₁ = 4, 8 (S = 4) and for S = 2, 4 (K₁ = 4);
+K₂ = 32.
 
-Two panels a network; as in the paper the last part of the run only, here the last fifth. Theorem 3.5 and the paper: smaller
-K₁ and larger S lower the loss.
+Two panels a network; as in the paper the last part of the run only, here the last fifth. Theorem
+3.5 and the paper: smaller K₁ and larger S lower the loss.
 
 Cost: about 2 s for 18 runs.
 
@@ -24,14 +25,30 @@ def line(run: results.Run) -> tuple | None:
 def main() -> None:
     args = results.arguments(__doc__)
     groups = results.gather(args.folder, line, expected=EXPECTED)
-    pairs = {f"{panel}: {word}": shown for panel, lines in groups.items() for word, holds in IMPACTS.items()
-             if (shown := {key: repeats for key, repeats in lines.items() if holds(key)})}
-    figure = style.curves(pairs, ("train_loss",), lambda key: f"K₁ = {key[0]}, S = {key[1]}", rows=style.last_fifth)
-    rows = [(panel, f"{K1}", f"{S}", results.over(repeats, "train_loss", 5))
-            for panel, lines in groups.items() for (K1, S), repeats in lines.items()]
+    pairs = {
+        f"{panel}: {word}": shown
+        for panel, lines in groups.items()
+        for word, holds in IMPACTS.items()
+        if (shown := {key: repeats for key, repeats in lines.items() if holds(key)})
+    }
+    figure = style.curves(
+        pairs, ("train_loss",), lambda key: f"K₁ = {key[0]}, S = {key[1]}", rows=style.last_fifth
+    )
+    rows = [
+        (panel, f"{K1}", f"{S}", results.over(repeats, "train_loss", 5))
+        for panel, lines in groups.items()
+        for (K1, S), repeats in lines.items()
+    ]
     header = ("problem", "K₁", "S", "final training loss")
-    results.finish(args, "hieravg_fig3_4", figure, "Training loss of the averaged model, the last fifth of the run.", groups,
-                   header, rows)
+    results.finish(
+        args,
+        "hieravg_fig3_4",
+        figure,
+        "Training loss of the averaged model, the last fifth of the run.",
+        groups,
+        header,
+        rows,
+    )
 
 
 if __name__ == "__main__":

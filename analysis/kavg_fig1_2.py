@@ -1,7 +1,9 @@
-"""K-AVG Fig. 1 and 2: test accuracy at the end against the number of learners P, K-AVG beside Downpour and EAMSGD.
+"""K-AVG Fig. 1 and 2: test accuracy at the end against the number of learners P, K-AVG beside
+Downpour and EAMSGD.
 
-A panel a network. The paper: K-AVG is always ahead, and the asynchronous ones fall to guessing (10 %) at P = 128 with
-γ₀ = 1. A run that diverged counts as guessing. The table has the mean staleness of the exchanges too.
+A panel a network. The paper: K-AVG is always ahead, and the asynchronous ones fall to guessing (10
+%) at P = 128 with γ₀ = 1. A run that diverged counts as guessing. The table has the mean staleness
+of the exchanges too.
 
 Cost: about 2 s for 45 runs.
 
@@ -33,16 +35,34 @@ def main() -> None:
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
         for key, repeats in lines.items():
             cells = results.by(repeats, "learners")
-            style.points(axes, found := results.values(cells, results.accuracy), name(key), keys.index(key))
-            stale = {P: [run.staleness.staleness.mean() for run in some] for P, some in cells.items()}
-            rows += [(panel, name(key), str(P), results.spread(found[P]), results.spread(stale[P], 1)) for P in found]
-        style.doubling(axes, [P for repeats in lines.values() for P in results.by(repeats, "learners")])
+            style.points(
+                axes, found := results.values(cells, results.accuracy), name(key), keys.index(key)
+            )
+            stale = {
+                P: [run.staleness.staleness.mean() for run in some] for P, some in cells.items()
+            }
+            rows += [
+                (panel, name(key), str(P), results.spread(found[P]), results.spread(stale[P], 1))
+                for P in found
+            ]
+        style.doubling(
+            axes, [P for repeats in lines.values() for P in results.by(repeats, "learners")]
+        )
         style.level(axes, 10, "guessing")
-        axes.set(xlabel="learners P", ylabel=style.Y_LABELS["test_accuracy"], title=style.short(panel))
+        axes.set(
+            xlabel="learners P", ylabel=style.Y_LABELS["test_accuracy"], title=style.short(panel)
+        )
     style.legend(figure, ncols=3)
     header = ("problem", "algorithm", "P", "test accuracy (%)", "mean staleness")
-    results.finish(args, "kavg_fig1_2", figure, "Test accuracy of the averaged model, or the center, at the end.", groups,
-                   header, rows)
+    results.finish(
+        args,
+        "kavg_fig1_2",
+        figure,
+        "Test accuracy of the averaged model, or the center, at the end.",
+        groups,
+        header,
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""K-AVG Fig. 7: the gap in test accuracy between K-AVG and sequential SGD against P, after as many epochs each.
+"""K-AVG Fig. 7: the gap in test accuracy between K-AVG and sequential SGD against P, after as many
+epochs each.
 
-One line a network; above 0 K-AVG is ahead. The paper: within 1.3 points for nin at P = 128, up to 8.8 behind for vgg.
+One line a network; above 0 K-AVG is ahead. The paper: within 1.3 points for nin at P = 128, up to
+8.8 behind for vgg.
 
 Cost: about 2 s for 10 runs.
 
@@ -16,8 +18,13 @@ NAMES = {"kavg": "K-AVG", "sgd": "sequential SGD"}
 
 def main() -> None:
     args = results.arguments(__doc__)
-    groups = results.gather(args.folder, lambda run: a if (a := run.config.get("algorithm")) in NAMES else None,
-                         expected=NAMES, ended=True, over=("learners",))
+    groups = results.gather(
+        args.folder,
+        lambda run: a if (a := run.config.get("algorithm")) in NAMES else None,
+        expected=NAMES,
+        ended=True,
+        over=("learners",),
+    )
     figure, (axes,) = style.panels(1, width_in=style.SINGLE_IN, height_in=2.5)
     rows, every = [], set()
     for number, (panel, lines) in enumerate(groups.items()):
@@ -27,16 +34,36 @@ def main() -> None:
             print(f"missing: {panel}: K-AVG and SGD, both")
             continue
         every |= cells.keys()
-        style.points(axes, {P: [x - np.mean(alone) for x in found] for P, found in cells.items()}, panel, number)
-        rows += [(panel, str(P), results.spread(found), results.spread(alone), f"{np.mean(found) - np.mean(alone):+.2f}")
-                 for P, found in cells.items()]
+        style.points(
+            axes,
+            {P: [x - np.mean(alone) for x in found] for P, found in cells.items()},
+            panel,
+            number,
+        )
+        rows += [
+            (
+                panel,
+                str(P),
+                results.spread(found),
+                results.spread(alone),
+                f"{np.mean(found) - np.mean(alone):+.2f}",
+            )
+            for P, found in cells.items()
+        ]
     style.level(axes, 0, "sequential SGD")
     style.doubling(axes, every or {1})
     axes.set(xlabel="learners P", ylabel="gap in test accuracy (points)")
     style.legend(figure)
     header = ("problem", "P", "K-AVG (%)", "SGD (%)", "gap")
-    results.finish(args, "kavg_fig7", figure, "Test accuracy of K-AVG less that of sequential SGD, both at the end.", groups,
-                   header, rows)
+    results.finish(
+        args,
+        "kavg_fig7",
+        figure,
+        "Test accuracy of K-AVG less that of sequential SGD, both at the end.",
+        groups,
+        header,
+        rows,
+    )
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""LUPA Fig. 4: training loss of LUPA-SGD with τ = 91 and of ADA-LUPA-SGD, whose periods grow from τ_0 = 91.
+"""LUPA Fig. 4: training loss of LUPA-SGD with τ = 91 and of ADA-LUPA-SGD, whose periods grow from
+τ_0 = 91.
 
-Left against local updates, right against rounds of communication: ADA-LUPA makes 10 (11 with the one at the end) of
-T = 5469 updates where LUPA makes 61, and comes to the same level.
+Left against local updates, right against rounds of communication: ADA-LUPA makes 10 (11 with the
+one at the end) of T = 5469 updates where LUPA makes 61, and comes to the same level.
 
 Cost: about 2 s for 2 runs.
 
@@ -28,17 +29,31 @@ def main() -> None:
     figure, panels = style.panels(2, rows=len(groups), sharey=True)
     rows = []
     for i, (panel, lines) in enumerate(groups.items()):
-        left, right = panels[2 * i:2 * i + 2]
+        left, right = panels[2 * i : 2 * i + 2]
         for number, (key, repeats) in enumerate(lines.items()):
             style.curve(left, repeats, "t", "train_loss", name(key), number)
-            style.curve(right, repeats, "rounds", "train_loss", name(key), number, rows=results.by_rounds)
-            rows.append((panel, name(key), results.over(repeats, results.rounds, 0),
-                         results.over(repeats, "train_loss", 4)))
-        left.set(xlabel=style.X_LABELS["t"], ylabel=style.Y_LABELS["train_loss"], title=style.short(panel))
+            style.curve(
+                right, repeats, "rounds", "train_loss", name(key), number, rows=results.by_rounds
+            )
+            rows.append(
+                (
+                    panel,
+                    name(key),
+                    results.over(repeats, results.rounds, 0),
+                    results.over(repeats, "train_loss", 4),
+                )
+            )
+        left.set(
+            xlabel=style.X_LABELS["t"],
+            ylabel=style.Y_LABELS["train_loss"],
+            title=style.short(panel),
+        )
         right.set(xlabel="communication rounds", title=style.short(panel))
     style.legend(figure)
     header = ("problem", "algorithm", "rounds", "final training loss")
-    results.finish(args, "lupa_fig4", figure, "Training loss of the averaged model.", groups, header, rows)
+    results.finish(
+        args, "lupa_fig4", figure, "Training loss of the averaged model.", groups, header, rows
+    )
 
 
 if __name__ == "__main__":

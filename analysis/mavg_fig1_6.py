@@ -1,6 +1,8 @@
-"""M-AVG Fig. 1 to 6 and Table I: training and test accuracy of K-AVG and M-AVG over epochs, a column a network.
+"""M-AVG Fig. 1 to 6 and Table I: training and test accuracy of K-AVG and M-AVG over epochs, a
+column a network.
 
-Table I has the test accuracy at the end, beside the paper's validation accuracy on CIFAR-10 after 200 epochs.
+Table I has the test accuracy at the end, beside the paper's validation accuracy on CIFAR-10 after
+200 epochs.
 
 Cost: about 3 s for 12 runs.
 
@@ -11,8 +13,13 @@ import results
 import style
 
 PAPER = {  # validation accuracy (%): K-AVG, M-AVG
-    "ResNet-18": (94.81, 95.31), "DenseNet": (95.2, 95.5), "SENet": (94.73, 94.91), "GoogLeNet": (94.36, 95.00),
-    "MobileNet": (91.77, 92.16), "PreActResNet-18": (94.54, 95.03), "DPN": (95.69, 95.75),
+    "ResNet-18": (94.81, 95.31),
+    "DenseNet": (95.2, 95.5),
+    "SENet": (94.73, 94.91),
+    "GoogLeNet": (94.36, 95.00),
+    "MobileNet": (91.77, 92.16),
+    "PreActResNet-18": (94.54, 95.03),
+    "DPN": (95.69, 95.75),
 }
 
 
@@ -28,10 +35,21 @@ def name(key: tuple) -> str:
 
 def draw(args, stem: str, caption: str) -> results.Groups:
     """The curves, and a table of where they end; returns their runs."""
-    groups = results.gather(args.folder, line, expected={("kavg", None): "K-AVG", ("mavg", 0.7): "M-AVG μ = 0.7"})
+    groups = results.gather(
+        args.folder, line, expected={("kavg", None): "K-AVG", ("mavg", 0.7): "M-AVG μ = 0.7"}
+    )
     figure = style.curves(groups, ("train_accuracy", "test_accuracy"), name)
-    rows = [(panel, name(key), results.over(repeats, "train_accuracy"), results.over(repeats, results.accuracy),
-             results.over(repeats, "train_loss", 4)) for panel, lines in groups.items() for key, repeats in lines.items()]
+    rows = [
+        (
+            panel,
+            name(key),
+            results.over(repeats, "train_accuracy"),
+            results.over(repeats, results.accuracy),
+            results.over(repeats, "train_loss", 4),
+        )
+        for panel, lines in groups.items()
+        for key, repeats in lines.items()
+    ]
     header = ("problem", "algorithm", "training accuracy (%)", "test accuracy (%)", "training loss")
     results.finish(args, stem, figure, caption, groups, header, rows)
     return groups
@@ -44,12 +62,21 @@ def main() -> None:
     for panel, lines in groups.items():
         paper = PAPER.get(panel.partition(",")[0], ())
         for key, repeats in lines.items():
-            rows.append((panel, name(key), results.over(repeats, results.accuracy),
-                         f"{paper[key[0] == 'mavg']:.2f}" if paper else "-"))
+            rows.append(
+                (
+                    panel,
+                    name(key),
+                    results.over(repeats, results.accuracy),
+                    f"{paper[key[0] == 'mavg']:.2f}" if paper else "-",
+                )
+            )
     shown = {panel.partition(",")[0] for panel in groups}
-    rows += [(f"paper: {network}, CIFAR-10", said, "-", f"{percent:.2f}")
-             for network, both in PAPER.items() if network not in shown
-             for said, percent in zip(("K-AVG", "M-AVG"), both, strict=True)]
+    rows += [
+        (f"paper: {network}, CIFAR-10", said, "-", f"{percent:.2f}")
+        for network, both in PAPER.items()
+        if network not in shown
+        for said, percent in zip(("K-AVG", "M-AVG"), both, strict=True)
+    ]
     header = ("problem", "algorithm", "test accuracy (%)", "paper (%)")
     results.finish_table(args, "mavg_table1", header, rows, "Test accuracy at the end.", groups)
 

@@ -1,4 +1,5 @@
-"""M-AVG Fig. 7 and 8: training and test accuracy of K-AVG and M-AVG over epochs, ResNet-50 on ImageNet in the paper.
+"""M-AVG Fig. 7 and 8: training and test accuracy of K-AVG and M-AVG over epochs, ResNet-50 on
+ImageNet in the paper.
 
 Cost: about 2 s for 2 runs.
 
@@ -11,7 +12,11 @@ import style
 
 
 def main() -> None:
-    mavg_fig1_6.draw(results.arguments(__doc__), "mavg_fig7_8", "Training and test accuracy of the averaged model.")
+    mavg_fig1_6.draw(
+        results.arguments(__doc__),
+        "mavg_fig7_8",
+        "Training and test accuracy of the averaged model.",
+    )
 
 
 if __name__ == "__main__":

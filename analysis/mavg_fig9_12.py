@@ -1,7 +1,8 @@
-"""M-AVG Fig. 9 to 12: test accuracy against the block momentum μ, one line a number of learners P; training loss beside it.
+"""M-AVG Fig. 9 to 12: test accuracy against the block momentum μ, one line a number of learners P;
+training loss beside it.
 
-The table has the best μ for every P by each. The paper's best by validation accuracy: 0.7 where P is small, 0.9 at P = 48,
-so the best μ grows with P; μ = 0 is K-AVG.
+The table has the best μ for every P by each. The paper's best by validation accuracy: 0.7 where P
+is small, 0.9 at P = 48, so the best μ grows with P; μ = 0 is K-AVG.
 
 Cost: about 2 s for 60 runs.
 
@@ -17,27 +18,60 @@ PAPER = {6: "0.7", 48: "0.9"}
 
 def main() -> None:
     args = results.arguments(__doc__)
-    groups = results.gather(args.folder, lambda run: run.config["learners"] if run.config.get("algorithm") == "mavg" else None,
-                         ended=True, over=("mu",))
+    groups = results.gather(
+        args.folder,
+        lambda run: run.config["learners"] if run.config.get("algorithm") == "mavg" else None,
+        ended=True,
+        over=("mu",),
+    )
     figure, panels = style.panels(2, rows=len(groups))
     rows = []
     for i, (panel, lines) in enumerate(groups.items()):
-        accuracy, loss = panels[2 * i:2 * i + 2]
+        accuracy, loss = panels[2 * i : 2 * i + 2]
         for number, (P, repeats) in enumerate(lines.items()):
             cells = results.by(repeats, "mu")
             right = results.values(cells, results.accuracy)
             low = results.values(cells, lambda run: results.end(run, "train_loss"))
             style.points(accuracy, right, f"P = {P}", number)
             style.points(loss, low, f"P = {P}", number)
-            best, least = max(right, key=lambda mu: np.mean(right[mu])), min(low, key=lambda mu: np.mean(low[mu]))
-            rows.append((panel, str(P), f"{best:g}", results.spread(right[best]), PAPER.get(P, "-"), f"{least:g}",
-                         results.spread(low[least], 4)))
-        accuracy.set(xlabel="block momentum μ", ylabel=style.Y_LABELS["test_accuracy"], title=style.short(panel))
+            best, least = (
+                max(right, key=lambda mu: np.mean(right[mu])),
+                min(low, key=lambda mu: np.mean(low[mu])),
+            )
+            rows.append(
+                (
+                    panel,
+                    str(P),
+                    f"{best:g}",
+                    results.spread(right[best]),
+                    PAPER.get(P, "-"),
+                    f"{least:g}",
+                    results.spread(low[least], 4),
+                )
+            )
+        accuracy.set(
+            xlabel="block momentum μ",
+            ylabel=style.Y_LABELS["test_accuracy"],
+            title=style.short(panel),
+        )
         top = accuracy.dataLim.y1
         accuracy.set_ylim(max(accuracy.get_ylim()[0], top - 10), top + 0.5)
-        loss.set(xlabel="block momentum μ", ylabel=style.Y_LABELS["train_loss"], yscale="log", title=style.short(panel))
+        loss.set(
+            xlabel="block momentum μ",
+            ylabel=style.Y_LABELS["train_loss"],
+            yscale="log",
+            title=style.short(panel),
+        )
     style.legend(figure)
-    header = ("problem", "P", "best μ", "test accuracy (%)", "paper's best μ", "μ of least loss", "training loss")
+    header = (
+        "problem",
+        "P",
+        "best μ",
+        "test accuracy (%)",
+        "paper's best μ",
+        "μ of least loss",
+        "training loss",
+    )
     caption = "M-AVG's test accuracy (from 10 points below the best) and training loss at the end."
     results.finish(args, "mavg_fig9_12", figure, caption, groups, header, rows)
 

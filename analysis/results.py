@@ -1,7 +1,8 @@
-"""The runs of a figure: read from a folder, grouped by what the figure compares, reduced over repeats; and what every
-figure script does before it draws and after.
+"""The runs of a figure: read from a folder, grouped by what the figure compares, reduced over
+repeats; and what every figure script does before it draws and after.
 
-A script takes its `arguments`, `gather`s its runs as {panel: {line: repeats}} and hands in its figure with `finish`.
+A script takes its `arguments`, `gather`s its runs as {panel: {line: repeats}} and hands in its
+figure with `finish`.
 """
 
 import argparse
@@ -21,33 +22,68 @@ from localavg.files.record import WORLD, Run, UserError, load_many
 from localavg.theory import adpsgd_weighted_variance
 
 NETWORKS = {
-    "vgg": "VGG", "vgg16": "VGG16", "vgg19": "VGG19", "nin": "NiN", "googlenet": "GoogLeNet", "mobilenet": "MobileNet",
-    "resnet18": "ResNet-18", "resnet50": "ResNet-50", "resnet8": "ResNet-8", "alexnet": "AlexNet", "densenet": "DenseNet",
-    "senet18": "SENet", "preactresnet18": "PreActResNet-18", "dpn26": "DPN", "mlp": "MLP",
+    "vgg": "VGG",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "nin": "NiN",
+    "googlenet": "GoogLeNet",
+    "mobilenet": "MobileNet",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "resnet8": "ResNet-8",
+    "alexnet": "AlexNet",
+    "densenet": "DenseNet",
+    "senet18": "SENet",
+    "preactresnet18": "PreActResNet-18",
+    "dpn26": "DPN",
+    "mlp": "MLP",
 }
 SAID = {  # settings that a caption names, and how
-    "learners": "P = {}", "batch_size": "B = {}", "K": "K = {}", "lr": "step size {}", "epochs": "{:g} epochs",
-    "steps": "T = {}", "sampling": "{} sampling", "optimizer": "{}",
+    "learners": "P = {}",
+    "batch_size": "B = {}",
+    "K": "K = {}",
+    "lr": "step size {}",
+    "epochs": "{:g} epochs",
+    "steps": "T = {}",
+    "sampling": "{} sampling",
+    "optimizer": "{}",
 }
 Groups = dict[str, dict[Any, list[Run]]]
 
 
-def arguments(doc: str, folder: str | None = None, numbers: Mapping[str, float] | None = None) -> argparse.Namespace:
-    """The folder and --out of a script whose docstring is `doc`. folder: its help, where it may be left out.
+def arguments(
+    doc: str, folder: str | None = None, numbers: Mapping[str, float] | None = None
+) -> argparse.Namespace:
+    """The folder and --out of a script whose docstring is `doc`. folder: its help, where it may be
+    left out.
 
     numbers: options that take a number, and their defaults.
     """
     parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
-    parser.add_argument("folder", type=Path, nargs="?" if folder else None, help=folder or "run files, or one run file")
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of the figures (default: %(default)s)")
+    parser.add_argument(
+        "folder",
+        type=Path,
+        nargs="?" if folder else None,
+        help=folder or "run files, or one run file",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("figures"),
+        help="folder of the figures (default: %(default)s)",
+    )
     for name, default in (numbers or {}).items():
-        parser.add_argument(f"--{name}", type=float, metavar="X", default=default, help="(default: %(default)g)")
+        parser.add_argument(
+            f"--{name}", type=float, metavar="X", default=default, help="(default: %(default)g)"
+        )
     return parser.parse_args()
 
 
 def trained(run: Run) -> str:
     """What is trained; a network that is not one of ours has no name."""
-    model = run.config.get("model") or ("network" if run.config.get("problem") == "network" else "logistic regression")
+    model = run.config.get("model") or (
+        "network" if run.config.get("problem") == "network" else "logistic regression"
+    )
     return NETWORKS.get(model, model)
 
 
@@ -71,60 +107,104 @@ def kind(run: Run) -> tuple:
     return run.config.get("algorithm"), run.config.get("K")
 
 
-def gather(folder: Path, line: Callable[[Run], Any], panel: Callable[[Run], str] = problem, expected: Mapping | None = None,
-           needs: str | None = "eval.train_loss", ended: bool = False, over: Sequence[str] = ()) -> Groups:
-    """Runs as {panel: {line: repeats}}; says which are left out, unfinished, missing, or repeats of unequal settings.
+def gather(
+    folder: Path,
+    line: Callable[[Run], Any],
+    panel: Callable[[Run], str] = problem,
+    expected: Mapping | None = None,
+    needs: str | None = "eval.train_loss",
+    ended: bool = False,
+    over: Sequence[str] = (),
+) -> Groups:
+    """Runs as {panel: {line: repeats}}; says which are left out, unfinished, missing, or repeats of
+    unequal settings.
 
-    line: what a run is in this figure, None where it has no place there. expected: line -> its name in the legend, in the
-    order of the legend; others follow, sorted. needs: TABLE.COLUMN without which a run is left out. ended: leave out
-    unfinished runs. over: settings in which the runs of a line may differ. Raises UserError where nothing is left.
+    line: what a run is in this figure, None where it has no place there. expected: line -> its name
+    in the legend, in the order of the legend; others follow, sorted. needs: TABLE.COLUMN without
+    which a run is left out. ended: leave out unfinished runs. over: settings in which the runs of a
+    line may differ. Raises UserError where nothing is left.
     """
     groups: Groups = {}
     names = expected or {}
     for run in load_many(folder):
         key = line(run)
         if key is None:
-            print(f"left out: {run.path} is {run.config.get('algorithm')}, or of settings that this figure does not show")
+            print(
+                f"left out: {run.path} is {run.config.get('algorithm')}, or of settings that this "
+                "figure does not show"
+            )
         elif needs and getattr(run, needs.split(".")[0])[needs.split(".")[1]].isna().all():
-            print(f"left out: {run.path} has no {needs.split('.')[1]}" + (" yet" if run.status == "running" else ""))
+            print(
+                f"left out: {run.path} has no {needs.split('.')[1]}"
+                + (" yet" if run.status == "running" else "")
+            )
         elif ended and run.status != "finished" and not diverged(run):
             print(f"left out: {run.path} is {run.status}, and only the end of a run counts here")
         else:
             groups.setdefault(panel(run), {}).setdefault(key, []).append(run)
             if run.status != "finished":
-                print(f"unfinished: {run.path} {'diverged' if diverged(run) else 'is ' + run.status}")
+                print(
+                    f"unfinished: {run.path} {'diverged' if diverged(run) else 'is ' + run.status}"
+                )
     _say_missing(folder, groups, names)
     if not groups:
-        raise UserError(f"{folder}: no run here belongs to this figure: its sweep is in jobs/sweeps")
+        raise UserError(
+            f"{folder}: no run here belongs to this figure: its sweep is in jobs/sweeps"
+        )
     order = list(names)
-    ordered = {name: dict(sorted(lines.items(), key=lambda item: (order.index(item[0]) if item[0] in order else len(order),
-                                                                  _natural(item[0]))))
-               for name, lines in sorted(groups.items())}
+    ordered = {
+        name: dict(
+            sorted(
+                lines.items(),
+                key=lambda item: (
+                    order.index(item[0]) if item[0] in order else len(order),
+                    _natural(item[0]),
+                ),
+            )
+        )
+        for name, lines in sorted(groups.items())
+    }
     for name, lines in ordered.items():
         for key, repeats in lines.items():
-            if differ := sorted({*style.differing(repeats)} - {*over, *(("steps",) if over else ())}):
-                print(f"note: the {len(repeats)} runs of {name}, {names.get(key, key)} differ in {', '.join(differ)}, and "
-                      f"count together")
+            if differ := sorted(
+                {*style.differing(repeats)} - {*over, *(("steps",) if over else ())}
+            ):
+                print(
+                    f"note: the {len(repeats)} runs of {name}, {names.get(key, key)} differ in "
+                    f"{', '.join(differ)}, and "
+                    f"count together"
+                )
     return ordered
 
 
 def _natural(key: Any) -> list:
-    return [(isinstance(x, str), x) for x in (key if isinstance(key, tuple) else (key,)) if x is not None]
+    return [
+        (isinstance(x, str), x)
+        for x in (key if isinstance(key, tuple) else (key,))
+        if x is not None
+    ]
 
 
 def _say_missing(folder: Path, groups: Groups, expected: Mapping) -> None:
-    """Lines of the figure without a run, everywhere or in a panel, and runs of the folder's sweep without a file."""
+    """Lines of the figure without a run, everywhere or in a panel, and runs of the folder's sweep
+    without a file.
+    """
     for key, words in expected.items():
         lacking = [panel for panel, lines in groups.items() if key not in lines]
         if lacking or not groups:
-            print(f"missing: {words}" + (f" ({'; '.join(lacking)})" if len(lacking) < len(groups) else ""))
+            print(
+                f"missing: {words}"
+                + (f" ({'; '.join(lacking)})" if len(lacking) < len(groups) else "")
+            )
     plan = folder / "sweep.json"
     if plan.is_file():
         names = json.loads(plan.read_text())["runs"]
         absent = [name for name in names if not (folder / f"{name}.h5").exists()]
         if absent:
-            print(f"missing: {len(absent)} of {len(names)} runs of the sweep: {', '.join(absent[:12])}"
-                  + (", …" if len(absent) > 12 else ""))
+            print(
+                f"missing: {len(absent)} of {len(names)} runs of the sweep: "
+                f"{', '.join(absent[:12])}" + (", …" if len(absent) > 12 else "")
+            )
 
 
 def diverged(run: Run) -> bool:
@@ -139,8 +219,14 @@ def end(run: Run, column: str) -> float:
 
 
 def accuracy(run: Run) -> float:
-    """Test accuracy at the end, in percent; of a diverged run that of guessing, one in `classes`."""
-    return 100 / (run.config.get("classes") or 10) if diverged(run) else 100 * end(run, "test_accuracy")
+    """Test accuracy at the end, in percent; of a diverged run that of guessing, one in
+    `classes`.
+    """
+    return (
+        100 / (run.config.get("classes") or 10)
+        if diverged(run)
+        else 100 * end(run, "test_accuracy")
+    )
 
 
 def best_accuracy(run: Run) -> float:
@@ -154,7 +240,9 @@ def rounds(run: Run) -> int:
 
 
 def wall_s(run: Run) -> float:
-    """Wall clock at the end, evaluation left out; of a clock that was simulated, the modelled one."""
+    """Wall clock at the end, evaluation left out; of a clock that was simulated, the modelled
+    one.
+    """
     return float(pd.concat([run.train.wall_s, run.eval.wall_s, run.staleness.wall_s]).max())
 
 
@@ -166,7 +254,9 @@ def by(repeats: Iterable[Run], *names: str) -> dict[Any, list[Run]]:
     return dict(sorted(cells.items(), key=lambda item: _natural(item[0])))
 
 
-def values(cells: Mapping[Any, Sequence[Run]], of: Callable[[Run], float]) -> dict[Any, list[float]]:
+def values(
+    cells: Mapping[Any, Sequence[Run]], of: Callable[[Run], float]
+) -> dict[Any, list[float]]:
     """What `of` says of every run of every cell; cells without a finite one are left out."""
     found = {x: [v for v in map(of, repeats) if np.isfinite(v)] for x, repeats in cells.items()}
     return {x: v for x, v in found.items() if v}
@@ -191,7 +281,10 @@ def over(repeats: Iterable[Run], of: str | Callable[[Run], float], digits: int =
 
 def settings(groups: Groups) -> str:
     """What the runs of a figure have in common, and how many seeds there are of each."""
-    runs, words = [run for lines in groups.values() for repeats in lines.values() for run in repeats], []
+    runs, words = (
+        [run for lines in groups.values() for repeats in lines.values() for run in repeats],
+        [],
+    )
     if not runs:
         return ""
     for name, how in SAID.items():
@@ -200,16 +293,31 @@ def settings(groups: Groups) -> str:
             said, how = {"4/(μ(t + a))"}, "step size {}"  # which has no lr
         if len(said) == 1 and (value := said.pop()) is not None:
             words.append(how.format(value))
-    seeds = sorted({len({run.config.get("seed") for run in repeats})
-                    for lines in groups.values() for repeats in lines.values()})
+    seeds = sorted(
+        {
+            len({run.config.get("seed") for run in repeats})
+            for lines in groups.values()
+            for repeats in lines.values()
+        }
+    )
     modelled = ", modelled clock" if any(run.config.get("simulate") for run in runs) else ""
     few, many = seeds[0], seeds[-1]
-    return f"{', '.join(words)}{modelled}; {few if few == many else f'{few} to {many}'} seed{'s' * (many > 1)} a setting."
+    count = few if few == many else f"{few} to {many}"
+    return f"{', '.join(words)}{modelled}; {count} seed{'s' * (many > 1)} a setting."
 
 
-def finish(args: argparse.Namespace, stem: str, figure: Figure, caption: str, groups: Groups, header: Sequence[str] = (),
-           rows: Sequence[Sequence[str]] = ()) -> None:
-    """Write a figure as PDF and PNG with its caption, and its numbers, printed too, as Markdown; name the files."""
+def finish(
+    args: argparse.Namespace,
+    stem: str,
+    figure: Figure,
+    caption: str,
+    groups: Groups,
+    header: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+) -> None:
+    """Write a figure as PDF and PNG with its caption, and its numbers, printed too, as Markdown;
+    name the files.
+    """
     paths = style.save(figure, args.out / stem)
     banded = any(axes.collections for axes in figure.axes)
     words = [caption, *["Bands: from least to most over repeats."] * banded, settings(groups)]
@@ -222,8 +330,14 @@ def finish(args: argparse.Namespace, stem: str, figure: Figure, caption: str, gr
     print(args.out / f"{stem}.txt", *paths, sep="\n")
 
 
-def finish_table(args: argparse.Namespace, stem: str, header: Sequence[str], rows: Sequence[Sequence[str]],
-                 caption: str, groups: Groups) -> None:
+def finish_table(
+    args: argparse.Namespace,
+    stem: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    caption: str,
+    groups: Groups,
+) -> None:
     """Print a table, write it as text, Markdown and LaTeX, and name the files."""
     caption = f"{caption} {settings(groups)}"
     kinds = {".txt": "simple", ".md": "github", ".tex": "latex_booktabs"}
@@ -239,12 +353,27 @@ def finish_table(args: argparse.Namespace, stem: str, header: Sequence[str], row
 def _tabulated(header: Sequence[str], rows: Sequence[Sequence[str]], how: str) -> str:
     """The first column and those of words flush left, numbers flush right."""
     words = [i == 0 or any(row[i][:1].isalpha() for row in rows) for i in range(len(header))]
-    return tabulate(rows, header, tablefmt=how, disable_numparse=True, colalign=["left" if w else "right" for w in words])
+    return tabulate(
+        rows,
+        header,
+        tablefmt=how,
+        disable_numparse=True,
+        colalign=["left" if w else "right" for w in words],
+    )
 
 
 def _plain(latex: str) -> str:
     """Symbols that LaTeX has under other names."""
-    names = {"±": r"$\pm$", "μ": r"$\mu$", "τ": r"$\tau$", "₁": "$_1$", "₂": "$_2$", "γ": r"$\gamma$", "→": r"$\to$", "–": "--"}
+    names = {
+        "±": r"$\pm$",
+        "μ": r"$\mu$",
+        "τ": r"$\tau$",
+        "₁": "$_1$",
+        "₂": "$_2$",
+        "γ": r"$\gamma$",
+        "→": r"$\to$",
+        "–": "--",
+    }
     return re.sub("|".join(names), lambda m: names[m[0]], latex)
 
 
@@ -254,22 +383,30 @@ def write(path: Path, text: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as e:
-        raise UserError(f"{path.parent}: cannot write here ({e.strerror}): give another --out") from e
+        raise UserError(
+            f"{path.parent}: cannot write here ({e.strerror}): give another --out"
+        ) from e
 
 
 def reach(run: Run, level: float, column: str = "wall_s") -> float:
-    """Where `column` of /eval was when the training loss came down to `level`, between evaluations in proportion; or NaN."""
+    """Where `column` of /eval was when the training loss came down to `level`, between evaluations
+    in proportion; or NaN.
+    """
     rows = run.eval.dropna(subset=["train_loss", column])
     loss, x = rows.train_loss.to_numpy(), rows[column].to_numpy()  # [n]
     below = np.flatnonzero(loss <= level)
     if not len(below):
         return np.nan
     i = below[0]
-    return float(x[i]) if i == 0 else float(np.interp(-level, -loss[i - 1:i + 1], x[i - 1:i + 1]))
+    return (
+        float(x[i]) if i == 0 else float(np.interp(-level, -loss[i - 1 : i + 1], x[i - 1 : i + 1]))
+    )
 
 
 def evaluations(run: Run) -> pd.DataFrame:
-    """The rows of /eval with a training loss, and beside them `rounds`: the averages of all learners done by then."""
+    """The rows of /eval with a training loss, and beside them `rounds`: the averages of all
+    learners done by then.
+    """
     rows = run.eval.dropna(subset="train_loss")
     world = np.sort(run.averages.t[run.averages.scope == WORLD])  # [rounds]
     return rows.assign(rounds=np.searchsorted(world, rows.t, "right"))
@@ -307,7 +444,9 @@ def variances(run: Run) -> pd.DataFrame:
 
 
 def weighted_variance(run: Run) -> float:
-    """The weighted average (9) of adpsgd, V_t standing for every Var[W_k] of its period; NaN where V_t was not recorded."""
+    """The weighted average (9) of adpsgd, V_t standing for every Var[W_k] of its period; NaN where
+    V_t was not recorded.
+    """
     rows = run.averages[run.averages.scope == WORLD]
     if rows.empty or rows.mean_variance.isna().any() or run.train.empty:
         return np.nan

@@ -1,7 +1,8 @@
-"""House style of the figures: two-column papers, legible in greyscale; and the frame that every figure script shares.
+"""House style of the figures: two-column papers, legible in greyscale; and the frame that every
+figure script shares.
 
-A script makes its figure with `panels`, `grid` or `curves`, draws repeated runs with `curve` or `points`, and hands its `main`
-to `run`.
+A script makes its figure with `panels`, `grid` or `curves`, draws repeated runs with `curve` or
+`points`, and hands its `main` to `run`.
 """
 
 import sys
@@ -19,7 +20,8 @@ from matplotlib.figure import Figure
 from localavg.files.record import Run, UserError
 
 SINGLE_IN, DOUBLE_IN = 3.4, 7.0  # width of one column and of both, inches
-LINES = (  # colour-blind safe colours (Okabe and Ito) from dark to light, with a line style and a marker each
+# colour-blind safe colours (Okabe and Ito) from dark to light, with a line style and a marker each
+LINES = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#0072B2", "linestyle": "--", "marker": "s"},
     {"color": "#D55E00", "linestyle": "-.", "marker": "^"},
@@ -55,13 +57,25 @@ Y_LABELS = {
     "train_accuracy": "training accuracy (%)",
     "test_accuracy": "test accuracy (%)",
 }
-NOT_SETTINGS = {"seed", "out", "save_weights", "log_every", "resume"}  # what repeats of one run may differ in
+NOT_SETTINGS = {
+    "seed",
+    "out",
+    "save_weights",
+    "log_every",
+    "resume",
+}  # what repeats of one run may differ in
 
 
 def panels(
-    columns: int = 1, width_in: float = DOUBLE_IN, height_in: float = 2.4, sharey: bool = False, rows: int = 1
+    columns: int = 1,
+    width_in: float = DOUBLE_IN,
+    height_in: float = 2.4,
+    sharey: bool = False,
+    rows: int = 1,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `columns` panels side by side in the house style, sizes in inches; `height_in` is that of one row."""
+    """A figure of `columns` panels side by side in the house style, sizes in inches; `height_in` is
+    that of one row.
+    """
     matplotlib.rcParams.update(RC)
     figure = Figure(figsize=(width_in, rows * height_in))
     return figure, list(figure.subplots(rows, columns, squeeze=False, sharey=sharey).flat)
@@ -70,8 +84,12 @@ def panels(
 def grid(n: int, across: int = 4) -> tuple[Figure, list[Axes]]:
     """A figure of n panels, at most `across` in a row; one or two are a column wide each."""
     columns = min(n, across)
-    figure, axes = panels(columns, width_in=SINGLE_IN if n == 1 else DOUBLE_IN, rows=-(-n // columns),
-                          height_in=2.5 if n <= across else 2.0)
+    figure, axes = panels(
+        columns,
+        width_in=SINGLE_IN if n == 1 else DOUBLE_IN,
+        rows=-(-n // columns),
+        height_in=2.5 if n <= across else 2.0,
+    )
     for spare in axes[n:]:
         spare.remove()
     return figure, axes[:n]
@@ -88,9 +106,10 @@ def curve(
 ) -> None:
     """Draw repeats of one run as their mean, with a band from their minimum to their maximum.
 
-    `x` (rising) and `y` are columns of the table that `rows` gives for a run; points that are not finite are left out,
-    of points with equal x the last counts. Repeats measured at different x are interpolated at all of these x, within
-    the range that they share. `number` picks the look from `LINES`.
+    `x` (rising) and `y` are columns of the table that `rows` gives for a run; points that are not
+    finite are left out, of points with equal x the last counts. Repeats measured at different x are
+    interpolated at all of these x, within the range that they share. `number` picks the look from
+    `LINES`.
     """
     lines = [line for line in (_clean(rows(run), x, y) for run in runs) if len(line[0])]
     if not lines:
@@ -99,13 +118,24 @@ def curve(
     look = LINES[number % len(LINES)]
     every = max(1, len(grid) // 10)
     first = number % 4 * every // 4  # so that lines on top of each other show their markers
-    axes.plot(grid, values.mean(axis=0), label=label, markevery=(min(first, len(grid) - 1), every), **look)
+    axes.plot(
+        grid, values.mean(axis=0), label=label, markevery=(min(first, len(grid) - 1), every), **look
+    )
     if len(lines) > 1:
-        axes.fill_between(grid, values.min(axis=0), values.max(axis=0), color=look["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(
+            grid,
+            values.min(axis=0),
+            values.max(axis=0),
+            color=look["color"],
+            alpha=0.2,
+            linewidth=0,
+        )
 
 
 def points(axes: Axes, cells: Mapping[float, Sequence[float]], label: str, number: int = 0) -> None:
-    """Draw repeats at a few x as their mean, with a band from their minimum to their maximum; `cells` is {x: repeats}."""
+    """Draw repeats at a few x as their mean, with a band from their minimum to their maximum;
+    `cells` is {x: repeats}.
+    """
     if not cells:
         return
     x, look = list(cells), LINES[number % len(LINES)]
@@ -127,8 +157,17 @@ def doubling(axes: Axes, xs: Iterable[float]) -> None:
 
 def mark(axes: Axes, x: Sequence[float], y: Sequence[float], label: str = "paper") -> None:
     """What a paper reports, as hollow grey stars."""
-    axes.plot(x, y, linestyle="none", marker="*", markersize=8, markerfacecolor="white", markeredgecolor="0.35", label=label,
-              zorder=5)
+    axes.plot(
+        x,
+        y,
+        linestyle="none",
+        marker="*",
+        markersize=8,
+        markerfacecolor="white",
+        markeredgecolor="0.35",
+        label=label,
+        zorder=5,
+    )
 
 
 def level(axes: Axes, y: float, label: str) -> None:
@@ -145,7 +184,9 @@ def drops(axes: Axes, run: Run) -> None:
 
 
 def legend(figure: Figure, ncols: int = 5) -> None:
-    """One legend above all panels, every label once, in the order of first appearance; it replaces an earlier one."""
+    """One legend above all panels, every label once, in the order of first appearance; it replaces
+    an earlier one.
+    """
     for old in list(figure.legends):
         old.remove()
     found = {}
@@ -156,18 +197,31 @@ def legend(figure: Figure, ncols: int = 5) -> None:
         ncols = min(ncols, 2)
     if found:
         lines = -(-len(found) // ncols)
-        figure.legend(found.values(), found.keys(), loc="outside upper center", ncols=-(-len(found) // lines))
+        figure.legend(
+            found.values(), found.keys(), loc="outside upper center", ncols=-(-len(found) // lines)
+        )
 
 
 def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> None:
-    """A horizontal bar for every name, made of parts {part: length} side by side, the first on top."""
+    """A horizontal bar for every name, made of parts {part: length} side by side, the first on
+    top.
+    """
     fills = ("0.25", "0.6", "0.85", "1.0")
     hatches = ("", "", "////", "....")
     left = np.zeros(len(parts))
     for i, part in enumerate(dict.fromkeys(part for lengths in parts.values() for part in lengths)):
         long = np.array([lengths.get(part, 0.0) for lengths in parts.values()])
-        axes.barh(range(len(parts)), long, left=left, label=part, color=fills[i % 4], hatch=hatches[i % 4], edgecolor="0.2",
-                  linewidth=0.4, height=0.7)
+        axes.barh(
+            range(len(parts)),
+            long,
+            left=left,
+            label=part,
+            color=fills[i % 4],
+            hatch=hatches[i % 4],
+            edgecolor="0.2",
+            linewidth=0.4,
+            height=0.7,
+        )
         left += long
     axes.set_yticks(range(len(parts)), list(parts))
     axes.invert_yaxis()
@@ -183,7 +237,9 @@ def short(panel: str, width: int = 46) -> str:
 
 def rows_of(run: Run) -> pd.DataFrame:
     """/eval with accuracies in percent."""
-    return run.eval.assign(train_accuracy=100 * run.eval.train_accuracy, test_accuracy=100 * run.eval.test_accuracy)
+    return run.eval.assign(
+        train_accuracy=100 * run.eval.train_accuracy, test_accuracy=100 * run.eval.test_accuracy
+    )
 
 
 def last_fifth(run: Run) -> pd.DataFrame:
@@ -200,22 +256,34 @@ def curves(
     log: bool = False,
     rows: Callable[[Run], pd.DataFrame] = rows_of,
 ) -> Figure:
-    """A figure with a panel for every column of /eval and every one of `groups`, and a curve for every line; `name` words it.
+    """A figure with a panel for every column of /eval and every one of `groups`, and a curve for
+    every line; `name` words it.
 
-    Columns that no run of a panel has are left out. log: losses on a logarithmic axis. Lines of one name look alike. Axes of
-    accuracies leave out where the curves begin.
+    Columns that no run of a panel has are left out. log: losses on a logarithmic axis. Lines of one
+    name look alike. Axes of accuracies leave out where the curves begin.
     """
-    places = [(column, panel) for column in columns for panel, lines in groups.items()
-              if any(run.eval[column].notna().any() for repeats in lines.values() for run in repeats)]
+    places = [
+        (column, panel)
+        for column in columns
+        for panel, lines in groups.items()
+        if any(run.eval[column].notna().any() for repeats in lines.values() for run in repeats)
+    ]
     if not places:
         raise UserError(f"no run here has {' or '.join(columns)}: nothing to draw")
     across = len(places) // len(columns) if 1 < len(places) // len(columns) <= 4 else 4
     figure, axes = grid(len(places), across)
-    looks = {key: i for i, key in enumerate(dict.fromkeys(key for lines in groups.values() for key in lines))}
+    looks = {
+        key: i
+        for i, key in enumerate(dict.fromkeys(key for lines in groups.values() for key in lines))
+    }
     for at, (column, panel) in zip(axes, places, strict=True):
         for key, repeats in groups[panel].items():
             curve(at, repeats, x, column, name(key), looks[key], rows=rows)
-        at.set(xlabel=X_LABELS.get(x, x), ylabel=Y_LABELS[column], title=short(panel, 20 if across > 2 else 46))
+        at.set(
+            xlabel=X_LABELS.get(x, x),
+            ylabel=Y_LABELS[column],
+            title=short(panel, 20 if across > 2 else 46),
+        )
         if column.endswith("loss"):
             at.set_yscale("log" if log else "linear")
         else:
@@ -253,14 +321,18 @@ def differing(runs: Sequence[Run]) -> list[str]:
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png (200 dpi), making the folder. Raises UserError when they cannot be written."""
+    """Write `stem`.pdf and `stem`.png (200 dpi), making the folder. Raises UserError when they
+    cannot be written.
+    """
     written = [stem.with_name(stem.name + suffix) for suffix in (".pdf", ".png")]
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(written[0], metadata={"CreationDate": None})
         figure.savefig(written[1], dpi=200)
     except OSError as error:
-        raise UserError(f"{stem.parent}: cannot write figures here ({error.strerror}): give another --out") from error
+        raise UserError(
+            f"{stem.parent}: cannot write figures here ({error.strerror}): give another --out"
+        ) from error
     return written
 
 
@@ -269,13 +341,18 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        "  ".join(
+            cell.rjust(w) if i else cell.ljust(w)
+            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
+        )
         for line in lines
     )
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a mistake of the user ends it with one line on stderr and exit status 2."""
+    """Run a script's `main`; a mistake of the user ends it with one line on stderr and exit status
+    2.
+    """
     sys.stdout.reconfigure(errors="replace")
     try:
         main()

@@ -1,4 +1,6 @@
-"""The command line: ``python -m localavg COMMAND``. It loads neither MPI nor HDF5 before a command needs it."""
+"""The command line: ``python -m localavg COMMAND``. It loads neither MPI nor HDF5 before a command
+needs it.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Parser(argparse.ArgumentParser):
 
 def parser() -> Parser:
     """All commands and their options."""
-    top = Parser(prog="localavg", description="SGD with local updates and periodic averaging over MPI.")
+    top = Parser(
+        prog="localavg", description="SGD with local updates and periodic averaging over MPI."
+    )
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (train, sweep, status, prepare, theory, bench, doctor):
         command.add(commands)
@@ -31,9 +35,13 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and exit with a status of `config`; a user's mistake is one line on rank 0."""
+    """Run one command and exit with a status of `config`; a user's mistake is one line on rank
+    0.
+    """
     if not any(name in os.environ for name in RANK):
-        os.environ.setdefault("OMPI_MCA_btl", "self")  # alone, Open MPI would leave a file in /dev/shm each time
+        os.environ.setdefault(
+            "OMPI_MCA_btl", "self"
+        )  # alone, Open MPI would leave a file in /dev/shm each time
     try:
         args = parser().parse_args(argv)
         code = args.call(args)
@@ -45,7 +53,9 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """Exit together: MPI is finalised first, so that the launcher sees a status and not an abort."""
+    """Exit together: MPI is finalised first, so that the launcher sees a status and not an
+    abort.
+    """
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
     sys.exit(status)

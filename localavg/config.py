@@ -1,6 +1,8 @@
-"""The settings of a training run: a frozen dataclass, one line of help a field. Standard library only.
+"""The settings of a training run: a frozen dataclass, one line of help a field. Standard library
+only.
 
-The command line is made from these fields, and the run file stores them, so a setting is named once.
+The command line is made from these fields, and the run file stores them, so a setting is named
+once.
 """
 
 from __future__ import annotations
@@ -15,7 +17,9 @@ from localavg.errors import UserError, at_least, bad, check_choice, positive
 
 
 def option(default: Any, help: str, *, group: str, **extra: Any) -> Any:
-    """A dataclass field with its help text, its group in ``--help`` and what argparse should know beside."""
+    """A dataclass field with its help text, its group in ``--help`` and what argparse should know
+    beside.
+    """
     return field(default=default, metadata={"help": help, "group": group, **extra})
 
 
@@ -28,84 +32,189 @@ UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that defines a training run, but for the algorithm's own options (``algorithms/``)."""
+    """Everything that defines a training run, but for the algorithm's own options
+    (``algorithms/``).
+    """
 
     algorithm: str = field(metadata={"help": "which algorithm", "group": ""})
 
-    data: str = option("epsilon-like", "a prepared .h5 file, or epsilon-like[:ROWSxFEATURES], digits, cifar10-like[:ROWS]",
-                       group="data")
-    problem: str | None = option(None, "the loss (default: what the data and --model call for)", group="data",
-                                 choices=("logistic", "network"))
-    l2: float = option(1e-4, "λ of the ℓ2 term (λ/2)‖w‖²; for networks the weight decay", group="data")
+    data: str = option(
+        "epsilon-like",
+        "a prepared .h5 file, or epsilon-like[:ROWSxFEATURES], digits, cifar10-like[:ROWS]",
+        group="data",
+    )
+    problem: str | None = option(
+        None,
+        "the loss (default: what the data and --model call for)",
+        group="data",
+        choices=("logistic", "network"),
+    )
+    l2: float = option(
+        1e-4, "λ of the ℓ2 term (λ/2)‖w‖²; for networks the weight decay", group="data"
+    )
     sampling: str = option("iid", "which examples a learner draws", group="data", choices=SAMPLING)
-    force_block: bool = option(False, "allow block sampling of data that was not shuffled", group="data")
+    force_block: bool = option(
+        False, "allow block sampling of data that was not shuffled", group="data"
+    )
 
     model: str | None = option(None, "the network", group="network", metavar="NAME")
-    no_augment: bool = option(False, "train on the images as they are: no random crops and flips", group="network")
-    statistics: str = option("average", "BatchNorm's running mean and variance at an average", group="network",
-                             choices=("average", "keep"))
-    calibrate: int = option(0, "re-estimate BatchNorm's statistics from so many mini-batches before an evaluation",
-                            group="network")
-    precision: str = option("float32", "of the arithmetic; weights are always float32; tf32: of GPUs", group="network",
-                            choices=("float32", "tf32", "bf16"))
+    no_augment: bool = option(
+        False, "train on the images as they are: no random crops and flips", group="network"
+    )
+    statistics: str = option(
+        "average",
+        "BatchNorm's running mean and variance at an average",
+        group="network",
+        choices=("average", "keep"),
+    )
+    calibrate: int = option(
+        0,
+        "re-estimate BatchNorm's statistics from so many mini-batches before an evaluation",
+        group="network",
+    )
+    precision: str = option(
+        "float32",
+        "of the arithmetic; weights are always float32; tf32: of GPUs",
+        group="network",
+        choices=("float32", "tf32", "bf16"),
+    )
     compile: bool = option(False, "torch.compile the network", group="network")
-    cuda_graphs: bool = option(False, "replay gradients as CUDA graphs, the learners of a GPU side by side; needs --device "
-                               "cuda, not yet run on a GPU", group="network")
+    cuda_graphs: bool = option(
+        False,
+        "replay gradients as CUDA graphs, the learners of a GPU side by side; needs --device "
+        "cuda, not yet run on a GPU",
+        group="network",
+    )
 
-    learners: int | None = option(None, "P, a multiple of the ranks (default: one a rank)", group="learners")
-    ranks_per_node: int | None = option(None, "split each machine into nodes of so many ranks", group="learners")
-    transport: str = option("auto", "how a mean travels", group="learners",
-                            choices=("auto", "shared", "mpi", "cuda_aware", "staged", "nccl"))
-    device: str = option("cpu", "where the learners compute", group="learners", choices=("cpu", "cuda"))
+    learners: int | None = option(
+        None, "P, a multiple of the ranks (default: one a rank)", group="learners"
+    )
+    ranks_per_node: int | None = option(
+        None, "split each machine into nodes of so many ranks", group="learners"
+    )
+    transport: str = option(
+        "auto",
+        "how a mean travels",
+        group="learners",
+        choices=("auto", "shared", "mpi", "cuda_aware", "staged", "nccl"),
+    )
+    device: str = option(
+        "cpu", "where the learners compute", group="learners", choices=("cpu", "cuda")
+    )
 
     steps: int | None = option(None, "T, local updates per learner", group="training")
-    epochs: float | None = option(None, "passes over the data by all learners together (default: 1)", group="training")
+    epochs: float | None = option(
+        None, "passes over the data by all learners together (default: 1)", group="training"
+    )
     batch_size: int = option(128, "B, mini-batch per learner", group="training")
     optimizer: str = option("sgd", "the local update", group="training", choices=OPTIMIZERS)
-    momentum: float = option(0.9, "coefficient of momentum and nesterov; δ of eamsgd", group="training")
-    state: str = option("keep", "the optimiser's state at an average", group="training", choices=STATES)
+    momentum: float = option(
+        0.9, "coefficient of momentum and nesterov; δ of eamsgd", group="training"
+    )
+    state: str = option(
+        "keep", "the optimiser's state at an average", group="training", choices=STATES
+    )
     seed: int = option(0, "of all random draws", group="training")
 
     lr: float = option(0.01, "γ, the step size", group="step size")
-    schedule: str = option("constant", "γ_t: constant, multiplied at --milestones or --every epochs (steps), or "
-                           "4/(μ(t+a)) (inverse)", group="step size", choices=STEP_SIZES)
+    schedule: str = option(
+        "constant",
+        "γ_t: constant, multiplied at --milestones or --every epochs (steps), or "
+        "4/(μ(t+a)) (inverse)",
+        group="step size",
+        choices=STEP_SIZES,
+    )
     factor: float = option(0.1, "multiplies γ at every milestone", group="step size")
-    milestones: tuple[float, ...] = option((), "epochs after which γ is multiplied", group="step size")
+    milestones: tuple[float, ...] = option(
+        (), "epochs after which γ is multiplied", group="step size"
+    )
     every: float | None = option(None, "multiply γ after every so many epochs", group="step size")
     warmup_epochs: float = option(0.0, "linear warm-up over so many epochs", group="step size")
-    warmup_from: float | None = option(None, "γ at the start of the warm-up (default: lr / 10)", group="step size")
+    warmup_from: float | None = option(
+        None, "γ at the start of the warm-up (default: lr / 10)", group="step size"
+    )
     pl_constant: float | None = option(None, "μ of the inverse schedule", group="step size")
     shift: float | None = option(None, "a of the inverse schedule", group="step size")
 
-    out: str | None = option(None, "the run file (default: runs/ALGORITHM-sSEED.h5)", group="output")
+    out: str | None = option(
+        None, "the run file (default: runs/ALGORITHM-sSEED.h5)", group="output"
+    )
     save_weights: bool = option(False, "store /initial_weights and /weights", group="output")
-    variance: str = option("no", "record the learners' variance: S at averages, or V_t too, which takes one more mean a step "
-                           "outside the clock (steps)", group="output", choices=("no", "averages", "steps"))
-    grad_norm: bool = option(False, "‖∇F(w̄)‖² at every evaluation, another pass over the data", group="output")
-    log_every: int | None = option(None, "steps between rows of /train (default: T / 100)", group="output")
-    eval_every: int | None = option(None, "steps between evaluations (default: T / 20)", group="output")
+    variance: str = option(
+        "no",
+        "record the learners' variance: S at averages, or V_t too, which takes one more mean a "
+        "step "
+        "outside the clock (steps)",
+        group="output",
+        choices=("no", "averages", "steps"),
+    )
+    grad_norm: bool = option(
+        False, "‖∇F(w̄)‖² at every evaluation, another pass over the data", group="output"
+    )
+    log_every: int | None = option(
+        None, "steps between rows of /train (default: T / 100)", group="output"
+    )
+    eval_every: int | None = option(
+        None, "steps between evaluations (default: T / 20)", group="output"
+    )
 
-    eval_examples: int | None = option(None, "evaluate on so many examples of each split, spread over it (default: all)",
-                                       group="output", metavar="N")
-    checkpoint_every: str | None = option(None, "save so often: 10min, 2h, or a number of steps", group="keeping",
-                                          metavar="TIME")
-    time_limit: str | None = option(None, "save and stop after 90s, 50min, 2h or H:MM:SS (exit status 75)", group="keeping",
-                                    metavar="TIME")
-    simulate: bool = option(False, "a modelled clock in place of a measured one: downpour and eamsgd run in its order, on one "
-                            "rank; other algorithms train as usual and record its times", group="simulated time")
-    machine: str | None = option(None, "take the model from this measured run of 2 ranks or more, such as one of kavg",
-                                 group="simulated time", metavar="RUN.h5")
-    step_s: float | None = option(None, "mean seconds of a local update (default: 0.01)", group="simulated time")
-    step_cv: float | None = option(None, "their standard deviation over their mean, lognormal (default: 0.1)",
-                                   group="simulated time")
-    latency_s: float | None = option(None, "seconds of a message (default: 5e-6)", group="simulated time")
-    bandwidth_bytes_per_s: float | None = option(None, "of a learner's or server's link (default: 1e10)",
-                                                 group="simulated time")
-    service_s: float | None = option(None, "seconds of a server for an exchange beside its bytes (default: 1e-4)",
-                                     group="simulated time")
-    replay: str | None = option(None, "let the servers of downpour or eamsgd serve in the order of this run", group="keeping",
-                                metavar="RUN.h5")
-    resume: bool = option(False, "go on with the run in --out from its checkpoint; done already: do nothing", group="keeping")
+    eval_examples: int | None = option(
+        None,
+        "evaluate on so many examples of each split, spread over it (default: all)",
+        group="output",
+        metavar="N",
+    )
+    checkpoint_every: str | None = option(
+        None, "save so often: 10min, 2h, or a number of steps", group="keeping", metavar="TIME"
+    )
+    time_limit: str | None = option(
+        None,
+        "save and stop after 90s, 50min, 2h or H:MM:SS (exit status 75)",
+        group="keeping",
+        metavar="TIME",
+    )
+    simulate: bool = option(
+        False,
+        "a modelled clock in place of a measured one: downpour and eamsgd run in its order, on one "
+        "rank; other algorithms train as usual and record its times",
+        group="simulated time",
+    )
+    machine: str | None = option(
+        None,
+        "take the model from this measured run of 2 ranks or more, such as one of kavg",
+        group="simulated time",
+        metavar="RUN.h5",
+    )
+    step_s: float | None = option(
+        None, "mean seconds of a local update (default: 0.01)", group="simulated time"
+    )
+    step_cv: float | None = option(
+        None,
+        "their standard deviation over their mean, lognormal (default: 0.1)",
+        group="simulated time",
+    )
+    latency_s: float | None = option(
+        None, "seconds of a message (default: 5e-6)", group="simulated time"
+    )
+    bandwidth_bytes_per_s: float | None = option(
+        None, "of a learner's or server's link (default: 1e10)", group="simulated time"
+    )
+    service_s: float | None = option(
+        None,
+        "seconds of a server for an exchange beside its bytes (default: 1e-4)",
+        group="simulated time",
+    )
+    replay: str | None = option(
+        None,
+        "let the servers of downpour or eamsgd serve in the order of this run",
+        group="keeping",
+        metavar="RUN.h5",
+    )
+    resume: bool = option(
+        False,
+        "go on with the run in --out from its checkpoint; done already: do nothing",
+        group="keeping",
+    )
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -139,10 +248,15 @@ class TrainConfig:
         if self.seed >= 2**63:
             raise bad("seed", self.seed, "must be below 2^63")
         if self.steps is not None and self.epochs is not None:
-            raise UserError(f"--steps {self.steps} and --epochs {self.epochs:g} both set the length: give one of them")
+            raise UserError(
+                f"--steps {self.steps} and --epochs {self.epochs:g} both set the length: give one "
+                "of them"
+            )
         self._check_schedule()
         if self.problem == "logistic" and self.model:
-            raise UserError(f"--model {self.model} means nothing to --problem logistic; leave one of them out")
+            raise UserError(
+                f"--model {self.model} means nothing to --problem logistic; leave one of them out"
+            )
         if self.cuda_graphs:
             self._check_cuda_graphs()
         if self.checkpoint_every and self.checkpoint_every.isdecimal():
@@ -153,19 +267,36 @@ class TrainConfig:
 
     def _check_cuda_graphs(self) -> None:
         if self.problem == "logistic":
-            raise UserError("--cuda-graphs means nothing to --problem logistic; leave one of them out")
+            raise UserError(
+                "--cuda-graphs means nothing to --problem logistic; leave one of them out"
+            )
         if self.device != "cuda":
-            raise UserError(f"--cuda-graphs with --device {self.device}: graphs are a GPU's; add --device cuda or leave it out")
+            raise UserError(
+                f"--cuda-graphs with --device {self.device}: graphs are a GPU's; add --device cuda "
+                "or leave it out"
+            )
         if self.compile:
-            raise UserError("--cuda-graphs and --compile both rebuild the gradient: give one of them")
+            raise UserError(
+                "--cuda-graphs and --compile both rebuild the gradient: give one of them"
+            )
 
     def _check_schedule(self) -> None:
-        given = {name for name in ("milestones", "every", "pl_constant", "shift") if getattr(self, name) not in (None, ())}
-        used = {"constant": set(), "steps": {"milestones", "every"}, "inverse": {"pl_constant", "shift"}}[self.schedule]
+        given = {
+            name
+            for name in ("milestones", "every", "pl_constant", "shift")
+            if getattr(self, name) not in (None, ())
+        }
+        used = {
+            "constant": set(),
+            "steps": {"milestones", "every"},
+            "inverse": {"pl_constant", "shift"},
+        }[self.schedule]
         if stray := sorted(given - used):
             needs = "steps" if stray[0] in ("milestones", "every") else "inverse"
-            raise UserError(f"--{stray[0].replace('_', '-')} means nothing to --schedule {self.schedule}: "
-                            f"add --schedule {needs} or leave it out")
+            raise UserError(
+                f"--{stray[0].replace('_', '-')} means nothing to --schedule {self.schedule}: "
+                f"add --schedule {needs} or leave it out"
+            )
         if self.schedule == "steps" and len(given) != 1:
             raise UserError("--schedule steps needs one of --milestones and --every, in epochs")
         if self.schedule == "inverse" and self.pl_constant is None:
@@ -175,12 +306,6 @@ class TrainConfig:
     def path(self) -> str:
         """Where the run file goes."""
         return self.out or os.path.join("runs", f"{self.algorithm}-s{self.seed}.h5")
-
-
-
-
-
-
 
 
 def seconds(name: str, text: str | None) -> float | None:
@@ -195,5 +320,3 @@ def seconds(name: str, text: str | None) -> float | None:
         raise bad(name, text, "must be a time such as 90s, 50min, 2h or 1:30:00")
     positive(name, total)
     return total
-
-

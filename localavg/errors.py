@@ -6,11 +6,15 @@ import math
 from typing import Any
 
 FINISHED, FAILED, MISTAKE, GO_ON = 0, 1, 2, 75
-"""exit statuses; MISTAKE: a UserError; GO_ON (EX_TEMPFAIL): interrupted and saved, the same command goes on"""
+"""exit statuses; MISTAKE: a UserError; GO_ON (EX_TEMPFAIL): interrupted and saved, the same command
+goes on
+"""
 
 
 class UserError(Exception):
-    """A mistake in what the user asked for: one line that names the value, the rule and the remedy (exit status 2)."""
+    """A mistake in what the user asked for: one line that names the value, the rule and the remedy
+    (exit status 2).
+    """
 
 
 class SharedError(UserError):

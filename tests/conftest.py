@@ -19,7 +19,9 @@ class Data(NamedTuple):
 
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory):
-    """Rows whose distribution drifts with the row number, so that contiguous shards disagree; labels with noise."""
+    """Rows whose distribution drifts with the row number, so that contiguous shards disagree;
+    labels with noise.
+    """
     return write(tmp_path_factory.mktemp("data") / "shards.h5", noise=1.0)
 
 
@@ -31,7 +33,9 @@ def separable(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def once():
-    """once(key, make, …) is make(…), called once for every key; how it failed or was skipped is kept too."""
+    """once(key, make, …) is make(…), called once for every key; how it failed or was skipped is
+    kept too.
+    """
     outcomes = {}
 
     def get(key, make, *args, **more):
@@ -49,22 +53,30 @@ def once():
 
 @pytest.fixture
 def smooth(monkeypatch):
-    """Networks without kinks: another rounding of a unit near 0, or of two equal ones, would switch a ReLU or a maximum."""
+    """Networks without kinks: another rounding of a unit near 0, or of two equal ones, would switch
+    a ReLU or a maximum.
+    """
     from torch import nn
 
     from localavg.models import dpn, resnet
 
     for module in (nn.functional, resnet, dpn):
         monkeypatch.setattr(module, "relu", lambda x, inplace=False: nn.functional.softplus(x))
-    monkeypatch.setattr(nn.functional, "max_pool2d",
-                        lambda x, kernel, stride, padding, dilation, ceil_mode, return_indices: nn.functional.avg_pool2d(
-                            x, kernel, stride, padding, ceil_mode))
+    monkeypatch.setattr(
+        nn.functional,
+        "max_pool2d",
+        lambda x, kernel, stride, padding, dilation, ceil_mode, return_indices: (
+            nn.functional.avg_pool2d(x, kernel, stride, padding, ceil_mode)
+        ),
+    )
 
 
 def write(path, noise):
     """A prepared dataset of N rows, said to be shuffled so that all samplings take it."""
     rng = np.random.default_rng(7)
-    X = (rng.normal(size=(N, D)) + 1.5 * np.linspace(-1, 1, N)[:, None] * rng.normal(size=D)) / np.sqrt(D)
+    X = (
+        rng.normal(size=(N, D)) + 1.5 * np.linspace(-1, 1, N)[:, None] * rng.normal(size=D)
+    ) / np.sqrt(D)
     X = X.astype(np.float32)
     y = np.where(X @ rng.normal(size=D) + noise * rng.normal(size=N) > 0, 1, -1).astype(np.float32)
     with h5py.File(path, "w") as file:

@@ -1,7 +1,8 @@
-"""Runs under MPI for `mpi.py`: `python -m mpi4py drive.py REQUEST REPLY` calls one function on every rank.
+"""Runs under MPI for `mpi.py`: `python -m mpi4py drive.py REQUEST REPLY` calls one function on
+every rank.
 
-REQUEST holds (module, function, arguments), pickled; the function gets the world communicator before its arguments.
-Rank 0 writes what it returned on all of them to REPLY.
+REQUEST holds (module, function, arguments), pickled; the function gets the world communicator
+before its arguments. Rank 0 writes what it returned on all of them to REPLY.
 """
 
 import importlib
@@ -16,7 +17,9 @@ from localavg.errors import UserError
 
 
 def command_lines(world, lines):
-    """Run command lines of localavg one after the other in these processes; returns their exit statuses."""
+    """Run command lines of localavg one after the other in these processes; returns their exit
+    statuses.
+    """
     statuses = []
     for words in lines:
         try:

@@ -1,16 +1,19 @@
-"""An ordinary torch loop whose learners average: a convolutional network with BatchNorm on 1797 hand-written digits.
+"""An ordinary torch loop whose learners average: a convolutional network with BatchNorm on 1797
+hand-written digits.
 
-Every rank is a learner with its own mini-batches; M-AVG (mavg Alg. 1) averages their models every K = 16 updates with
-block momentum μ = 0.7. The three lines that localavg asks for are marked. Rank 0 prints the averaged model's accuracy
-on 360 test digits, about 98 %.
+Every rank is a learner with its own mini-batches; M-AVG (mavg Alg. 1) averages their models every K
+= 16 updates with block momentum μ = 0.7. The three lines that localavg asks for are marked. Rank 0
+prints the averaged model's accuracy on 360 test digits, about 98 %.
 
 Cost: about 10 s and 400 MB a rank on two cores; nothing is downloaded.
 
     jobs/local/mpirun -n 2 python -m mpi4py tests/example_attach.py
 
---algorithm takes any synchronous algorithm and its options as NAME=VALUE, --out leaves a run file for the figures:
+--algorithm takes any synchronous algorithm and its options as NAME=VALUE, --out leaves a run file
+for the figures:
 
-    jobs/local/mpirun -n 2 python -m mpi4py tests/example_attach.py --algorithm hieravg K1=2 K2=8 S=2 --out digits.h5
+    jobs/local/mpirun -n 2 python -m mpi4py tests/example_attach.py --algorithm hieravg K1=2 K2=8
+    S=2 --out digits.h5
 """
 
 import argparse
@@ -38,17 +41,31 @@ def train(args: argparse.Namespace) -> None:
         nn.Flatten(), nn.Linear(32 * 2 * 2, 10),
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
-    epoch = len(x) // (fleet.P * args.batch_size)  # updates in which the ranks together see all digits
+    epoch = len(x) // (
+        fleet.P * args.batch_size
+    )  # updates in which the ranks together see all digits
     T = args.epochs * epoch
-    step_size = torch.optim.lr_scheduler.MultiStepLR(optimizer, [T // 2, T * 3 // 4])  # ×0.1 twice (adpsgd §V)
+    step_size = torch.optim.lr_scheduler.MultiStepLR(
+        optimizer, [T // 2, T * 3 // 4]
+    )  # ×0.1 twice (adpsgd §V)
 
-    algorithm = algorithms.make(args.algorithm, args.options, T, epoch)  # mavg by default: localavg.mavg(K=16, mu=0.7)
-    averager = localavg.attach(model, fleet, algorithm, optimizer, seed=args.seed,  # localavg, line 2 of 3
-                               objective=lambda: evaluate(model, x, y)[0])
+    algorithm = algorithms.make(
+        args.algorithm, args.options, T, epoch
+    )  # mavg by default: localavg.mavg(K=16, mu=0.7)
+    averager = localavg.attach(
+        model,
+        fleet,
+        algorithm,
+        optimizer,
+        seed=args.seed,  # localavg, line 2 of 3
+        objective=lambda: evaluate(model, x, y)[0],
+    )
     log = Log(args, averager, T)
 
     for i in range(1, args.epochs + 1):
-        order = torch.randperm(len(x))[: epoch * fleet.P * args.batch_size]  # the same on all ranks, by the seed
+        order = torch.randperm(len(x))[
+            : epoch * fleet.P * args.batch_size
+        ]  # the same on all ranks, by the seed
         for batch in order.view(epoch, fleet.P, args.batch_size)[:, fleet.rank]:  # [B] this rank's
             optimizer.zero_grad()
             cross_entropy(model(x[batch]), y[batch]).backward()
@@ -57,7 +74,9 @@ def train(args: argparse.Namespace) -> None:
             step_size.step()
             log.average(averager.scope)
         if i == args.epochs:
-            log.average(averager.finish())  # a last partial period; now every rank holds the averaged model
+            log.average(
+                averager.finish()
+            )  # a last partial period; now every rank holds the averaged model
         with averager.averaged():
             log.evaluation(i, evaluate(model, x, y), evaluate(model, x_test, y_test))
     log.close()
@@ -84,9 +103,19 @@ class Log:
 
     def __init__(self, args: argparse.Namespace, averager: Averager, T: int) -> None:
         self.averager, self.world, self.epochs = averager, averager.fleet.world, args.epochs
-        config = {**vars(args), **algorithms.options(args.algorithm), **args.options, "data": "digits", "steps": T,
-                  "problem": "network", "learners": averager.fleet.P, "d": averager.flat.d,
-                  "schedule": "steps", "factor": 0.1, "milestones": (args.epochs / 2, args.epochs * 3 / 4)}
+        config = {
+            **vars(args),
+            **algorithms.options(args.algorithm),
+            **args.options,
+            "data": "digits",
+            "steps": T,
+            "problem": "network",
+            "learners": averager.fleet.P,
+            "d": averager.flat.d,
+            "schedule": "steps",
+            "factor": 0.1,
+            "milestones": (args.epochs / 2, args.epochs * 3 / 4),
+        }
         del config["options"]
         self.file = None
         if args.out and self.world.rank == 0:
@@ -97,16 +126,33 @@ class Log:
         if scope:
             node, cross = self.averager.payload_bytes()
             if self.file:
-                self.file.append("averages", t=self.averager.t, scope=int(scope), period=self.averager.period,
-                                 variance=self.averager.variance, bytes_node=node, bytes_cross=cross)
+                self.file.append(
+                    "averages",
+                    t=self.averager.t,
+                    scope=int(scope),
+                    period=self.averager.period,
+                    variance=self.averager.variance,
+                    bytes_node=node,
+                    bytes_cross=cross,
+                )
 
     def evaluation(self, i: int, train: tuple[float, float], test: tuple[float, float]) -> None:
         """Loss and accuracy after epoch i, on the training and the test digits."""
         if self.world.rank == 0 and (i % 5 == 0 or i == self.epochs):
-            print(f"epoch {i:3}  training loss {train[0]:.5f}  test accuracy {100 * test[1]:.2f} %", flush=True)
+            print(
+                f"epoch {i:3}  training loss {train[0]:.5f}  test accuracy {100 * test[1]:.2f} %",
+                flush=True,
+            )
         if self.file:
-            self.file.append("eval", t=self.averager.t, epoch=i, train_loss=train[0], train_accuracy=train[1],
-                             test_loss=test[0], test_accuracy=test[1])
+            self.file.append(
+                "eval",
+                t=self.averager.t,
+                epoch=i,
+                train_loss=train[0],
+                train_accuracy=train[1],
+                test_loss=test[0],
+                test_accuracy=test[1],
+            )
 
     def close(self) -> None:
         """The run is over."""
@@ -128,8 +174,10 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     kinds = {name: type(default) for name, default in algorithms.options(args.algorithm).items()}
     pairs = [option.partition("=")[::2] for option in args.options]
-    args.options = {name: value == "True" if kinds.get(name) is bool else kinds.get(name, str)(value)
-                    for name, value in pairs}
+    args.options = {
+        name: value == "True" if kinds.get(name) is bool else kinds.get(name, str)(value)
+        for name, value in pairs
+    }
     return args
 
 

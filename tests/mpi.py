@@ -1,7 +1,7 @@
 """Launches under MPI for the tests, each with a hard time limit.
 
-A launch costs over a second whatever it does, so `train_all` runs many command lines, and `call` a function of a test
-file, in the processes of one launch (both through `drive.py`).
+A launch costs over a second whatever it does, so `train_all` runs many command lines, and `call` a
+function of a test file, in the processes of one launch (both through `drive.py`).
 """
 
 import contextlib
@@ -22,32 +22,58 @@ from localavg.files import record
 
 ROOT = Path(__file__).resolve().parent.parent
 MARK = "LOCALAVG_TEST_LAUNCH"  # environment variable by which all processes of a launch are known
-STALLED = "listener thread failed to start"  # Open MPI's launcher on a machine that stands still for a while: nothing ran
+# Open MPI's launcher on a machine that stands still for a while: nothing ran
+STALLED = "listener thread failed to start"
 SHOWN = 4000  # characters of output in a message
 
 
-def run(ranks: int, *argv: str | os.PathLike, timeout: float = 120, mpi: str = "openmpi",
-        env: Mapping[str, str | None] | None = None, check: bool = False, again: int = 2) -> subprocess.CompletedProcess:
-    """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout; mpi is openmpi or mpich.
+def run(
+    ranks: int,
+    *argv: str | os.PathLike,
+    timeout: float = 120,
+    mpi: str = "openmpi",
+    env: Mapping[str, str | None] | None = None,
+    check: bool = False,
+    again: int = 2,
+) -> subprocess.CompletedProcess:
+    """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout; mpi is openmpi or
+    mpich.
 
-    env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is killed, all its
-    processes, and fails the test; with `check`, so does one that ends with another status than 0. again: how often to
-    launch again where the launcher itself gave up.
+    env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is
+    killed, all its processes, and fails the test; with `check`, so does one that ends with another
+    status than 0. again: how often to launch again where the launcher itself gave up.
     """
     need(mpi)
     words = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", *map(os.fspath, argv)]
     mark = uuid.uuid4().hex
     paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
-    variables = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(env or {}), "MPI": mpi, MARK: mark}
+    variables = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        **(env or {}),
+        "MPI": mpi,
+        MARK: mark,
+    }
     variables = {name: value for name, value in variables.items() if value is not None}
-    process = subprocess.Popen(words, cwd=ROOT, env=variables, text=True, errors="replace", start_new_session=True,
-                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env=variables,
+        text=True,
+        errors="replace",
+        start_new_session=True,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         kill(mark)
         out, err = process.communicate(timeout=30)
-        pytest.fail(f"still running after {timeout} s, killed: {shlex.join(words)}{_tail(out, err)}")
+        pytest.fail(
+            f"still running after {timeout} s, killed: {shlex.join(words)}{_tail(out, err)}"
+        )
     except BaseException:
         kill(mark)
         raise
@@ -59,7 +85,8 @@ def run(ranks: int, *argv: str | os.PathLike, timeout: float = 120, mpi: str = "
 
 
 def kill(mark: str) -> None:
-    """End every process of the launch with this mark: ranks leave its group, with MPICH its session.
+    """End every process of the launch with this mark: ranks leave its group, with MPICH its
+    session.
 
     The launcher is asked first, because it then removes the shared memory of its ranks.
     """
@@ -96,19 +123,26 @@ def need(mpi: str) -> None:
 def train(folder: Path, ranks: int, line: str, **how: Any) -> record.Run:
     """What `localavg train LINE` on `ranks` ranks leaves in its run file, a new one in `folder`."""
     out = folder / f"{uuid.uuid4().hex}.h5"
-    run(ranks, "-m", "localavg", "train", *shlex.split(line), "--out", out, **{"check": True, **how})
+    run(
+        ranks, "-m", "localavg", "train", *shlex.split(line), "--out", out, **{"check": True, **how}
+    )
     return record.load(out)
 
 
 def train_all(folder: Path, ranks: int, lines: Mapping[str, str], **how: Any) -> "Runs":
     """`localavg train LINE` for every one of `lines` by name, in one launch."""
     folder = Path(tempfile.mkdtemp(dir=folder))
-    words = [["train", *shlex.split(line), "--out", str(folder / f"{name}.h5")] for name, line in lines.items()]
+    words = [
+        ["train", *shlex.split(line), "--out", str(folder / f"{name}.h5")]
+        for name, line in lines.items()
+    ]
     return Runs(folder, _drive(ranks, "drive", "command_lines", (words,), **how)[1])
 
 
 class Runs:
-    """The run files of one launch by name. A run that left none, or did not finish, fails the test that asks for it."""
+    """The run files of one launch by name. A run that left none, or did not finish, fails the test
+    that asks for it.
+    """
 
     def __init__(self, folder: Path, done: subprocess.CompletedProcess) -> None:
         self.folder, self.done = folder, done
@@ -125,15 +159,18 @@ class Runs:
 
 
 def call(ranks: int, function: Callable, *args: Any, **how: Any) -> list[Any]:
-    """What function(world, *args), at the top of a test file, returns on every rank, in the order of the ranks."""
+    """What function(world, *args), at the top of a test file, returns on every rank, in the order
+    of the ranks.
+    """
     answers, done = _drive(ranks, function.__module__, function.__name__, args, **how)
     if answers is None:
         pytest.fail(f"status {done.returncode}, no answer{_tail(done.stdout, done.stderr)}")
     return answers
 
 
-def _drive(ranks: int, module: str, function: str, args: tuple,
-           **how: Any) -> tuple[list | None, subprocess.CompletedProcess]:
+def _drive(
+    ranks: int, module: str, function: str, args: tuple, **how: Any
+) -> tuple[list | None, subprocess.CompletedProcess]:
     with tempfile.TemporaryDirectory() as folder:
         request, reply = Path(folder, "request"), Path(folder, "reply")
         request.write_bytes(pickle.dumps((module, function, args)))

@@ -1,8 +1,8 @@
 """Naive float64 oracles for SGD with local updates and periodic averaging.
 
 Every algorithm is written straight from its paper's pseudo-code, as its own loop, for one problem:
-l2-regularised logistic regression on fixed contiguous shards, with whole-shard batches and zero initial
-weights. Nothing here uses the package under test, nothing is random and nothing is clever.
+l2-regularised logistic regression on fixed contiguous shards, with whole-shard batches and zero
+initial weights. Nothing here uses the package under test, nothing is random and nothing is clever.
 
 Papers, by the short names used in the comments:
   kavg     Zhou and Cong, K-step averaging SGD, Algorithm 1 (its statements carry no numbers)
@@ -16,7 +16,8 @@ Conventions:
   W, w_bar   W[j] are learner j's weights; w_bar is their plain mean, however unequal the shards are
   averages   list of (t, scope): after update t there was an average; scope is "global" or "local" (all the
              clusters of Hier-AVG at once); a run always ends with a global average at T
-Every algorithm returns (final w_bar, averages); `adpsgd` returns a third value, its controller's trace.
+Every algorithm returns (final w_bar, averages); `adpsgd` returns a third value, its controller's
+trace.
 """
 
 import math
@@ -38,7 +39,7 @@ class Setup(NamedTuple):
     policy: str = "keep"  # what an average does to the optimiser's state: keep | average | reset
 
 
-# ---------------------------------------------------------------------------------------------- the problem
+# ---------------------------------------------------------------------------------------------- the
 
 
 def objective(w, X, y, l2):
@@ -65,16 +66,20 @@ def learner_gradient(setup, j, w):
     return gradient(w, setup.X[rows], setup.y[rows], setup.l2)
 
 
-# ---------------------------------------------------------------------------------- the local optimiser
+# ---------------------------------------------------------------------------------- the local optim
 
 
 def fresh_state(d):
-    """The state of a local optimiser that has made no step (v: velocity; a, b, n: Adam's moments and step count)."""
+    """The state of a local optimiser that has made no step (v: velocity; a, b, n: Adam's moments
+    and step count).
+    """
     return {"v": np.zeros(d), "a": np.zeros(d), "b": np.zeros(d), "n": 0}
 
 
 def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
-    """One local update from w with the gradient g; returns (new w, new state) and changes neither argument."""
+    """One local update from w with the gradient g; returns (new w, new state) and changes neither
+    argument.
+    """
     state = dict(state)
     if optimiser == "sgd":
         return w - lr * g, state
@@ -98,8 +103,8 @@ def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
 def states_after_average(states, policy):
     """The optimiser states of the learners that have just been averaged together.
 
-    keep leaves them alone; average takes the mean of every array (the step counts agree already); reset makes
-    them fresh, Adam's step count included.
+    keep leaves them alone; average takes the mean of every array (the step counts agree already);
+    reset makes them fresh, Adam's step count included.
     """
     if policy == "keep":
         return states
@@ -118,7 +123,9 @@ def start(setup):
 
 
 def every_learner_steps(setup, W, states, lr):
-    """One local update of every learner on its own shard: the inner statement of all the pseudo-codes."""
+    """One local update of every learner on its own shard: the inner statement of all the
+    pseudo-codes.
+    """
     pairs = [
         local_step(W[j], learner_gradient(setup, j, W[j]), states[j], lr, setup.optimiser, setup.m)
         for j in range(setup.P)
@@ -131,7 +138,7 @@ def mean(vectors):
     return sum(vectors) / len(vectors)
 
 
-# -------------------------------------------------------------------------------------------- the algorithms
+# -------------------------------------------------------------------------------------------- the a
 
 
 def sgd(setup, T, gamma):
@@ -145,7 +152,9 @@ def sgd(setup, T, gamma):
 
 
 def sync(setup, T, gamma):
-    """Synchronous SGD: the mean of the P gradients is applied every step, with one common optimiser state."""
+    """Synchronous SGD: the mean of the P gradients is applied every step, with one common optimiser
+    state.
+    """
     w = np.zeros(setup.X.shape[1])
     state = fresh_state(len(w))
     averages = []
@@ -157,11 +166,15 @@ def sync(setup, T, gamma):
 
 
 def kavg(setup, T, gamma, K):
-    """kavg Algorithm 1; adpsgd Algorithm 1, lines 3-6; lupa Algorithm 1, lines 5-9 (average when K divides t)."""
+    """kavg Algorithm 1; adpsgd Algorithm 1, lines 3-6; lupa Algorithm 1, lines 5-9 (average when K
+    divides t).
+    """
     W, states = start(setup)  # kavg: "initialize" and "set w_n^j = w~_n"
     averages = []
     for t in range(1, T + 1):
-        W, states = every_learner_steps(setup, W, states, gamma(t))  # kavg: "update"; adpsgd lines 3-4
+        W, states = every_learner_steps(
+            setup, W, states, gamma(t)
+        )  # kavg: "update"; adpsgd lines 3-4
         if t % K == 0 or t == T:  # adpsgd line 5; lupa line 6, and line 13 at the end
             w_bar = mean(W)  # kavg: "Synchronize"; adpsgd line 6; lupa line 7
             W = [w_bar for _ in range(setup.P)]
@@ -171,7 +184,9 @@ def kavg(setup, T, gamma, K):
 
 
 def oneshot(setup, T, gamma):
-    """lupa section 6: local SGD "with only having one round of communication at the end" (Algorithm 1, line 13)."""
+    """lupa section 6: local SGD "with only having one round of communication at the end" (Algorithm
+    1, line 13).
+    """
     W, states = start(setup)
     for t in range(1, T + 1):
         W, states = every_learner_steps(setup, W, states, gamma(t))
@@ -179,15 +194,19 @@ def oneshot(setup, T, gamma):
 
 
 def linear_period(i, tau0, alpha):
-    """lupa section 6: tau_i = (1 + i alpha) tau_0 rounded up, with alpha taken as the decimal number it is written as.
+    """lupa section 6: tau_i = (1 + i alpha) tau_0 rounded up, with alpha taken as the decimal
+    number it is written as.
 
-    The arithmetic is exact: in binary floating point (1 + 14 * 0.1) * 10 is above 24 and would round up to 25.
+    The arithmetic is exact: in binary floating point (1 + 14 * 0.1) * 10 is above 24 and would
+    round up to 25.
     """
     return math.ceil((1 + i * Fraction(str(alpha))) * tau0)
 
 
 def adalupa_linear(setup, T, gamma, tau0, alpha):
-    """lupa Algorithm 1 with the periods tau_0, tau_1, ... of `linear_period` one after the other."""
+    """lupa Algorithm 1 with the periods tau_0, tau_1, ... of `linear_period` one after the
+    other.
+    """
     W, states = start(setup)
     averages = []
     i = 0
@@ -205,10 +224,11 @@ def adalupa_linear(setup, T, gamma, tau0, alpha):
 
 
 def adalupa_loss(setup, T, gamma, tau0):
-    """lupa Algorithm 1 with equation 11 (without F*): tau_i = ceil((F(w_bar_0) / F(w_bar_i))^(1/3)) tau_0.
+    """lupa Algorithm 1 with equation 11 (without F*): tau_i = ceil((F(w_bar_0) / F(w_bar_i))^(1/3))
+    tau_0.
 
-    w_bar_i is the mean just after average i; w_bar_0 the initial weights, so the first period is tau_0.
-    F is the full regularised objective over all the rows.
+    w_bar_i is the mean just after average i; w_bar_0 the initial weights, so the first period is
+    tau_0. F is the full regularised objective over all the rows.
     """
     W, states = start(setup)
     averages = []
@@ -229,9 +249,9 @@ def adalupa_loss(setup, T, gamma, tau0):
 def piecewise(setup, T, gamma, pieces):
     """adpsgd sections III-A and V-B: a period that changes at given updates.
 
-    pieces is a list of (from_step, period) in increasing order, the first from step 0: update t belongs to the
-    last piece with from_step < t. There is an average once the updates since the last one are at least the
-    period in force.
+    pieces is a list of (from_step, period) in increasing order, the first from step 0: update t
+    belongs to the last piece with from_step < t. There is an average once the updates since the
+    last one are at least the period in force.
     """
     W, states = start(setup)
     averages = []
@@ -257,16 +277,19 @@ class Adaptation(NamedTuple):
     variance: float  # S_k, among the learners just before the average
     C2: float  # after it
     next_period: int
-    phase: str  # warmup | sampling | control | final (forced at T; C2 and the period are left alone)
+    phase: (
+        str  # warmup | sampling | control | final (forced at T; C2 and the period are left alone)
+    )
 
 
 def adpsgd(setup, T, gamma, p_init, K_s, warmup=0, k_from="run"):
-    """adpsgd Algorithm 2 after `warmup` updates that are averaged every step; K_s is a number of updates.
+    """adpsgd Algorithm 2 after `warmup` updates that are averaged every step; K_s is a number of
+    updates.
 
-    Line 4 counts the iterations from k = 0, so update t is iteration k = t - 1 and its step size gamma_k is
-    gamma(t); an average at t is a sample when t - 1 < K_s. k_from="warmup" counts k in line 13 from the end of
-    the warm-up instead: t - 1 - warmup < K_s.
-    Returns (w_bar, averages, trace), the trace a list of `Adaptation`, one for every average.
+    Line 4 counts the iterations from k = 0, so update t is iteration k = t - 1 and its step size
+    gamma_k is gamma(t); an average at t is a sample when t - 1 < K_s. k_from="warmup" counts k in
+    line 13 from the end of the warm-up instead: t - 1 - warmup < K_s. Returns (w_bar, averages,
+    trace), the trace a list of `Adaptation`, one for every average.
     """
     first_k = {"run": 0, "warmup": warmup}[k_from]
     W, states = start(setup)
@@ -307,8 +330,8 @@ def adpsgd(setup, T, gamma, p_init, K_s, warmup=0, k_from="run"):
 def mavg(setup, T, gamma, K, mu, nesterov=False):
     """mavg Algorithm 1; with nesterov, its last line is w~ <- w~ + mu v + d.
 
-    A last partial period ends like any other, with the momentum step. The local optimiser's states follow the policy;
-    v is kept, whatever the policy.
+    A last partial period ends like any other, with the momentum step. The local optimiser's states
+    follow the policy; v is kept, whatever the policy.
     """
     W, states = start(setup)
     w_tilde = np.zeros(setup.X.shape[1])  # "initialize w~_1"
@@ -330,8 +353,9 @@ def mavg(setup, T, gamma, K, mu, nesterov=False):
 def hieravg(setup, T, gamma, K1, K2, S):
     """hieravg Algorithm 1 with clusters of S consecutive learners; K1 need not divide K2.
 
-    A global average is due every K2 updates and replaces the local one due at the same update; the local count
-    restarts at each global average. A cluster of one has nothing to average: with S = 1 there are no local ones.
+    A global average is due every K2 updates and replaces the local one due at the same update; the
+    local count restarts at each global average. A cluster of one has nothing to average: with S = 1
+    there are no local ones.
     """
     assert setup.P % S == 0 and K1 <= K2
     W, states = start(setup)
@@ -359,10 +383,12 @@ def hieravg(setup, T, gamma, K1, K2, S):
 
 
 def quantise(g, u, bits=8, bucket=512):
-    """QSGD (Alistarh et al. 2017): the decoded stochastic rounding of g, given u uniform in [0, 1) of g's length.
+    """QSGD (Alistarh et al. 2017): the decoded stochastic rounding of g, given u uniform in [0, 1)
+    of g's length.
 
-    In each bucket of consecutive entries (the last may be short): level = floor(|g| / ||g||_2 * s + u) with
-    s = 2^(bits - 1) - 1, at most s; decoded = ||g||_2 * sign(g) * level / s. A zero bucket decodes to zeros.
+    In each bucket of consecutive entries (the last may be short): level = floor(|g| / ||g||_2 * s +
+    u) with s = 2^(bits - 1) - 1, at most s; decoded = ||g||_2 * sign(g) * level / s. A zero bucket
+    decodes to zeros.
     """
     s = 2 ** (bits - 1) - 1
     decoded = np.zeros(len(g))
@@ -376,12 +402,17 @@ def quantise(g, u, bits=8, bucket=512):
 
 
 def qsgd(setup, T, gamma, uniforms, bits=8, bucket=512):
-    """adpsgd section IV: `sync` on quantised gradients. uniforms(t, j) is learner j's array of length d at update t."""
+    """adpsgd section IV: `sync` on quantised gradients. uniforms(t, j) is learner j's array of
+    length d at update t.
+    """
     w = np.zeros(setup.X.shape[1])
     state = fresh_state(len(w))
     averages = []
     for t in range(1, T + 1):
-        decoded = [quantise(learner_gradient(setup, j, w), uniforms(t, j), bits, bucket) for j in range(setup.P)]
+        decoded = [
+            quantise(learner_gradient(setup, j, w), uniforms(t, j), bits, bucket)
+            for j in range(setup.P)
+        ]
         w, state = local_step(w, mean(decoded), state, gamma(t), setup.optimiser, setup.m)
         averages.append((t, "global"))
     return w, averages

@@ -1,8 +1,10 @@
-"""Stands in for the module `cupy` where there is no GPU: arrays that refuse to be taken for NumPy's, streams that keep
-count, and kernels whose CUDA text is compiled by the host's C++ compiler.
+"""Stands in for the module `cupy` where there is no GPU: arrays that refuse to be taken for
+NumPy's, streams that keep count, and kernels whose CUDA text is compiled by the host's C++
+compiler.
 
-Copies between device and pinned memory happen only when somebody waits for their stream, so that a missing wait gives wrong
-numbers; `log` has what was queued and waited for, in order. It says nothing about the speed or the faults of a GPU.
+Copies between device and pinned memory happen only when somebody waits for their stream, so that a
+missing wait gives wrong numbers; `log` has what was queued and waited for, in order. It says
+nothing about the speed or the faults of a GPU.
 """
 
 import ctypes
@@ -99,25 +101,31 @@ def asarray(x, dtype=None):
     return x if isinstance(x, ndarray) else ndarray(np.array(x, dtype))
 
 
-
-
-
-
-# ------------------------------------------------------------------------------------------------------- streams
+# --------------------------------------------------------------------------------------------------
 
 
 class Stream:
-    """Work that is done when it is waited for; `dirty`: something is queued that nobody has waited for."""
+    """Work that is done when it is waited for; `dirty`: something is queued that nobody has waited
+    for.
+    """
 
     known = {}  # noqa: RUF012
 
     def __init__(self, non_blocking=True, name="side"):
-        self.name, self.pending, self.done, self.dirty, self.ptr = name, [], 0, False, 1 + len(self.known)
+        self.name, self.pending, self.done, self.dirty, self.ptr = (
+            name,
+            [],
+            0,
+            False,
+            1 + len(self.known),
+        )
         self.known[self.ptr] = self
 
     def queue(self, what, work=lambda: None):
         log.append((self.name, what))
-        if self is null:  # whose work is done by the caller, at once: what it was told to wait for comes first
+        if (
+            self is null
+        ):  # whose work is done by the caller, at once: what it was told to wait for comes first
             self.run(self.done + len(self.pending))
         else:
             self.pending.append(work)
@@ -163,7 +171,7 @@ def _copy(to, x, nbytes, kind, stream):
     Stream.known[stream].queue(f"copy {nbytes}", lambda: ctypes.memmove(to, x, nbytes))
 
 
-# --------------------------------------------------------------------------------------------------------- nccl
+# --------------------------------------------------------------------------------------------------
 
 
 class NcclCommunicator:
@@ -177,7 +185,10 @@ class NcclCommunicator:
         assert x == out and (dtype, op) == (7, 0) and n < 2**31 - 1
         null.queue("allReduce")
         assert Stream.known[stream] is null
-        self.comm.Allreduce(MPI.IN_PLACE, np.ctypeslib.as_array(ctypes.cast(x, ctypes.POINTER(ctypes.c_float)), (n,)))
+        self.comm.Allreduce(
+            MPI.IN_PLACE,
+            np.ctypeslib.as_array(ctypes.cast(x, ctypes.POINTER(ctypes.c_float)), (n,)),
+        )
 
 
 came_over = [None]
@@ -209,18 +220,31 @@ def _count():
 
 
 cuda = SimpleNamespace(
-    get_current_stream=lambda: null, Stream=Stream, Device=Used,
+    get_current_stream=lambda: null,
+    Stream=Stream,
+    Device=Used,
     alloc_pinned_memory=lambda n: log.append(("pinned", n)) or (ctypes.c_char * n)(),
-    runtime=SimpleNamespace(memcpyAsync=_copy, deviceGetPCIBusId=lambda i: f"0000:{i:02d}:00.0", getDeviceCount=_count,
-                            CUDARuntimeError=CUDARuntimeError),
+    runtime=SimpleNamespace(
+        memcpyAsync=_copy,
+        deviceGetPCIBusId=lambda i: f"0000:{i:02d}:00.0",
+        getDeviceCount=_count,
+        CUDARuntimeError=CUDARuntimeError,
+    ),
 )
-nccl = SimpleNamespace(available=True, get_unique_id=lambda: 12345, NcclCommunicator=NcclCommunicator, NCCL_FLOAT32=7,
-                       NCCL_SUM=0)
-sys.modules[f"{__name__}.cuda.nccl"] = nccl  # CuPy's is no attribute of cupy.cuda before it is imported by its full name
+nccl = SimpleNamespace(
+    available=True,
+    get_unique_id=lambda: 12345,
+    NcclCommunicator=NcclCommunicator,
+    NCCL_FLOAT32=7,
+    NCCL_SUM=0,
+)
+sys.modules[f"{__name__}.cuda.nccl"] = (
+    nccl  # CuPy's is no attribute of cupy.cuda before it is imported by its full name
+)
 __version__ = "0"
 
 
-# ------------------------------------------------------------------------------------------------------- kernels
+# --------------------------------------------------------------------------------------------------
 
 NUMBERS = {"T": "float", "float64": "double"}
 C = {"T": "float", "int64": "long long", "bool": "bool"}
@@ -230,12 +254,26 @@ C = {"T": "float", "int64": "long long", "bool": "bool"}
 def _compiled(text):
     folder = Path(tempfile.mkdtemp())
     (folder / "k.cpp").write_text(f"#include <cmath>\nusing std::sqrt;\ntypedef float T;\n{text}")
-    subprocess.run(["g++", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-o", folder / "k.so", folder / "k.cpp"], check=True)
+    subprocess.run(
+        [
+            "g++",
+            "-O1",
+            "-ffp-contract=off",
+            "-shared",
+            "-fPIC",
+            "-o",
+            folder / "k.so",
+            folder / "k.cpp",
+        ],
+        check=True,
+    )
     return ctypes.CDLL(str(folder / "k.so")).kernel
 
 
 class ElementwiseKernel:
-    """`body` for every element i of the arrays that are not raw; raw ones are indexed as rows one after the other."""
+    """`body` for every element i of the arrays that are not raw; raw ones are indexed as rows one
+    after the other.
+    """
 
     def __init__(self, inputs, outputs, body, name):
         self.params = [p.split() for p in f"{inputs}, {outputs}".split(", ")]
@@ -249,14 +287,19 @@ class ElementwiseKernel:
                 inner.append(f"{NUMBERS[kind[0]]}& {p} = {p}_at[i * {p}_step];")
             else:
                 args.append(f"{C[kind[0]]} {p}")
-        self.text = (f'extern "C" void kernel(long long size, {", ".join(args)}) {{ for (long long i = 0; i < size; ++i) '
-                     f'{{ {" ".join(inner)} {body}; }} }}')
+        self.text = (
+            f'extern "C" void kernel(long long size, {", ".join(args)}) '
+            f"{{ for (long long i = 0; i < size; ++i) "
+            f"{{ {' '.join(inner)} {body}; }} }}"
+        )
 
     def __call__(self, *given):
         assert len(given) == len(self.params)
         null.queue(self.name)
         args, back, kept, size = [], [], [], None
-        for ((*kind, _), value), k in zip(zip(self.params, given, strict=True), range(len(given)), strict=True):
+        for ((*kind, _), value), k in zip(
+            zip(self.params, given, strict=True), range(len(given)), strict=True
+        ):
             if isinstance(value, ndarray):
                 flat = np.ascontiguousarray(value.x).ravel()
                 if kind[0] != "raw":
@@ -278,7 +321,7 @@ class ElementwiseKernel:
             x[...] = flat.reshape(x.shape)
 
 
-# ----------------------------------------------------------------------------------- what logistic regression calls
+# ----------------------------------------------------------------------------------- what logistic
 
 expm1, logaddexp, negative = np.expm1, np.logaddexp, np.negative  # ufuncs, which ask the arrays
 

@@ -19,9 +19,25 @@ T, EPOCHS = 600, 30
 
 
 def write_run(path, problem, algorithm, K=None, seed=0, until=T, **config):
-    """A run whose ADPSGD averages 10 times with period 1, 20 times with 4, then with 5, 6, …; and one cluster average."""
-    file = Record.create(path, {"algorithm": algorithm, "problem": problem, "seed": seed, "steps": T, "learners": 4,
-                                "data": "digits", "schedule": "steps", "milestones": (15, 22.5), "K": K, **config}, {})
+    """A run whose ADPSGD averages 10 times with period 1, 20 times with 4, then with 5, 6, …; and
+    one cluster average.
+    """
+    file = Record.create(
+        path,
+        {
+            "algorithm": algorithm,
+            "problem": problem,
+            "seed": seed,
+            "steps": T,
+            "learners": 4,
+            "data": "digits",
+            "schedule": "steps",
+            "milestones": (15, 22.5),
+            "K": K,
+            **config,
+        },
+        {},
+    )
     periods = [1] * 10 + [4] * 20 + list(range(5, 200)) if algorithm == "adpsgd" else [K or T] * T
     ends = [int(t) for t in np.cumsum(periods) if t < until] + ([T] if until == T else [])
     for t, before in zip(ends, [0, *ends], strict=False):
@@ -52,18 +68,28 @@ def launch(line, folder):
     if not (folder / "analysis").exists():
         (folder / "analysis").symlink_to(ROOT / "analysis")
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, *line.split()[1:]], cwd=folder, env=env, capture_output=True, text=True,
-                          timeout=60)
+    return subprocess.run(
+        [sys.executable, *line.split()[1:]],
+        cwd=folder,
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 def launch_line():
-    return re.search(r"^ +(python analysis/adpsgd_fig3\.py .*)$", SCRIPT.read_text(), re.MULTILINE)[1]
+    return re.search(r"^ +(python analysis/adpsgd_fig3\.py .*)$", SCRIPT.read_text(), re.MULTILINE)[
+        1
+    ]
 
 
 def table(out):
     """Runs, averages, last period and final loss by problem and algorithm."""
     rows = re.findall(r"^(\S.*?) {2,}(\d+) +(\d+) +(\d+) +(\S.*)$", out, re.MULTILINE)
-    return {label: (int(runs), int(count), int(last), loss) for label, runs, count, last, loss in rows}
+    return {
+        label: (int(runs), int(count), int(last), loss) for label, runs, count, last, loss in rows
+    }
 
 
 def check_figures(out, folder, width):
@@ -79,13 +105,17 @@ def test_the_figure_by_its_own_launch_line(tmp_path):
     for problem in ("logistic", "network"):
         for seed in (0, 1):
             for algorithm, K in (("adpsgd", None), ("kavg", 8), ("kavg", 4)):
-                path = tmp_path / "runs" / "adpsgd-fig3" / f"{problem}-{algorithm}{K or ''}-s{seed}.h5"
+                path = (
+                    tmp_path / "runs" / "adpsgd-fig3" / f"{problem}-{algorithm}{K or ''}-s{seed}.h5"
+                )
                 write_run(path, problem, algorithm, K, seed)
     done = launch(launch_line(), tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = table(done.stdout)
     names = ["ADPSGD", "CPSGD p = 8", "CPSGD p = 4"]
-    assert list(rows) == [f"{problem}, {name}" for problem in ("logistic regression", "network") for name in names]
+    assert list(rows) == [
+        f"{problem}, {name}" for problem in ("logistic regression", "network") for name in names
+    ]
     n = averages("adpsgd")
     assert rows["network, ADPSGD"] == (2, n, n - 31 + 4, "0.1067 ± 0.0071")
     assert rows["network, CPSGD p = 8"][:3] == (2, 75, 8)
@@ -99,17 +129,32 @@ def test_a_part_is_drawn_and_what_is_missing_is_said(tmp_path):
     write_run(tmp_path / "runs" / "b.h5", "logistic", "adpsgd", seed=1, lr=0.5)
     write_run(tmp_path / "runs" / "c.h5", "logistic", "kavg", 20, until=300)
     write_run(tmp_path / "runs" / "d.h5", "logistic", "hieravg")
-    write_run(tmp_path / "runs" / "e.h5", "logistic", "kavg", T)  # its only average may have been cut short
+    write_run(
+        tmp_path / "runs" / "e.h5", "logistic", "kavg", T
+    )  # its only average may have been cut short
     write_run(tmp_path / "runs" / "f.h5", "network", "kavg", 4)
-    Record.create(tmp_path / "runs" / "g.h5", {"algorithm": "adpsgd", "problem": "network", "steps": T}, {})
+    Record.create(
+        tmp_path / "runs" / "g.h5", {"algorithm": "adpsgd", "problem": "network", "steps": T}, {}
+    )
     done = launch("python analysis/adpsgd_fig3.py runs --out .", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     rows = table(done.stdout)
-    assert list(rows) == ["logistic regression, ADPSGD", "logistic regression, CPSGD p = 20", "network, CPSGD p = 4"]
+    assert list(rows) == [
+        "logistic regression, ADPSGD",
+        "logistic regression, CPSGD p = 20",
+        "network, CPSGD p = 4",
+    ]
     assert rows["logistic regression, CPSGD p = 20"] == (1, 14, 20, "0.1233")
-    for said in ("missing: CPSGD p = 8\n", "missing: ADPSGD (network)\n", "missing: CPSGD p = 4 (logistic regression)\n",
-                 "unfinished: runs/c.h5 is running\n", "left out: runs/d.h5 is hieravg", "left out: runs/e.h5 is kavg",
-                 "left out: runs/g.h5 ", "2 runs of logistic regression, ADPSGD differ in lr"):
+    for said in (
+        "missing: CPSGD p = 8\n",
+        "missing: ADPSGD (network)\n",
+        "missing: CPSGD p = 4 (logistic regression)\n",
+        "unfinished: runs/c.h5 is running\n",
+        "left out: runs/d.h5 is hieravg",
+        "left out: runs/e.h5 is kavg",
+        "left out: runs/g.h5 ",
+        "2 runs of logistic regression, ADPSGD differ in lr",
+    ):
         assert said in done.stdout, said
     assert "Bands: " in (tmp_path / "adpsgd_fig3.txt").read_text()
     check_figures(done.stdout, tmp_path, 1400)
@@ -127,7 +172,9 @@ def test_a_single_run_is_drawn(tmp_path):
 def test_a_folder_without_runs_is_one_line_and_exit_2(tmp_path):
     write_run(tmp_path / "other" / "d.h5", "logistic", "hieravg")
     done = launch("python analysis/adpsgd_fig3.py other", tmp_path)
-    assert done.returncode == 2 and done.stderr.startswith("adpsgd_fig3: other: no run here belongs to this figure")
+    assert done.returncode == 2 and done.stderr.startswith(
+        "adpsgd_fig3: other: no run here belongs to this figure"
+    )
     assert done.stderr.count("\n") == 1 and not (tmp_path / "figures").exists()
 
 
@@ -138,15 +185,24 @@ def test_the_step_size_drops_where_the_run_says(tmp_path, monkeypatch):
 
     drawn = []
     monkeypatch.setattr(style, "save", lambda figure, stem: drawn.append(figure) or [])
-    for name, more in (("a", {}), ("b", {"model": "googlenet", "data_name": "CIFAR-10", "learners": 16})):
+    for name, more in (
+        ("a", {}),
+        ("b", {"model": "googlenet", "data_name": "CIFAR-10", "learners": 16}),
+    ):
         write_run(tmp_path / f"{name}.h5", "network", "adpsgd", **more)
     monkeypatch.setattr(sys, "argv", ["adpsgd_fig3.py", str(tmp_path), "--out", str(tmp_path)])
     with matplotlib.rc_context():
         adpsgd_fig3.main()
     (figure,) = drawn
-    assert [axes.get_title() for axes in figure.axes] == ["GoogLeNet (CIFAR-10), 16 learners", "network (digits), 4 learners"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "GoogLeNet (CIFAR-10), 16 learners",
+        "network (digits), 4 learners",
+    ]
     for axes in figure.axes:
-        assert [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] == [300, 450]
+        assert [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] == [
+            300,
+            450,
+        ]
     rows = adpsgd_fig3.periods(load(tmp_path / "a.h5"))
     assert rows.t.max() < T and rows.period.max() < 99
 
@@ -166,12 +222,16 @@ write_run(Path(out), "logistic" if "-m localavg" in " ".join(words) else "networ
 
 
 def test_the_job_does_what_the_figures_docstring_says(tmp_path):
-    """Its launches, noted by an mpirun that makes the run files at once; what is finished is not run again."""
+    """Its launches, noted by an mpirun that makes the run files at once; what is finished is not
+    run again.
+    """
     local = tmp_path / "jobs" / "local"
     local.mkdir(parents=True)
     (local / "adpsgd-fig3").write_text((ROOT / "jobs" / "local" / "adpsgd-fig3").read_text())
     mpirun = local / "mpirun"
-    mpirun.write_text(MPIRUN.format(python=sys.executable, tests=str(ROOT / "tests"), root=str(ROOT)))
+    mpirun.write_text(
+        MPIRUN.format(python=sys.executable, tests=str(ROOT / "tests"), root=str(ROOT))
+    )
     mpirun.chmod(mpirun.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "analysis").symlink_to(ROOT / "analysis")
     (tmp_path / ".venv" / "bin").mkdir(parents=True)
@@ -179,14 +239,31 @@ def test_the_job_does_what_the_figures_docstring_says(tmp_path):
     (tmp_path / ".venv" / "bin" / "python").chmod(0o755)
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for again in (False, True):
-        done = subprocess.run(["sh", "jobs/local/adpsgd-fig3"], cwd=tmp_path, env=env, capture_output=True, text=True,
-                              timeout=120)
+        done = subprocess.run(
+            ["sh", "jobs/local/adpsgd-fig3"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.count("have runs/adpsgd-fig3/") == (6 if again else 0)
     check_figures(done.stdout, tmp_path, 1400)
-    lines = (tmp_path / "lines").read_text().replace(f"{tmp_path}/jobs/local/../../", "").replace("--seed 0 ", "")
+    lines = (
+        (tmp_path / "lines")
+        .read_text()
+        .replace(f"{tmp_path}/jobs/local/../../", "")
+        .replace("--seed 0 ", "")
+    )
     told = re.sub(r" \\\n +", " ", SCRIPT.read_text().replace("\\\\\n", "\\\n"))
-    told = [" ".join(line.split()) for line in re.findall(r"^ +(jobs/local/mpirun .*)$", told, re.MULTILINE)]
+    told = [
+        " ".join(line.split())
+        for line in re.findall(r"^ +(jobs/local/mpirun .*)$", told, re.MULTILINE)
+    ]
     assert len(told) == 4
-    fours = [line.replace("--K 8", "--K 4").replace("K=8", "K=4").replace("kavg8", "kavg4") for line in told]
+    fours = [
+        line.replace("--K 8", "--K 4").replace("K=8", "K=4").replace("kavg8", "kavg4")
+        for line in told
+    ]
     assert set(lines.splitlines()) == {*told, *fours} and len(lines.splitlines()) == 6

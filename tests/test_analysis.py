@@ -18,16 +18,28 @@ T = 500
 PERIODS = {"sync": 1, "kavg": None, "oneshot": T}
 
 
-def write_run(path: Path, algorithm: str, K: int | None = None, seed: int = 0, start=0, until=T, **config) -> None:
-    """A run of T updates: evaluations every 50 from `start`, averages by the period, and three of clusters between."""
+def write_run(
+    path: Path, algorithm: str, K: int | None = None, seed: int = 0, start=0, until=T, **config
+) -> None:
+    """A run of T updates: evaluations every 50 from `start`, averages by the period, and three of
+    clusters between.
+    """
     period = K or PERIODS[algorithm]
-    file = Record.create(path, {"algorithm": algorithm, "seed": seed, **({"K": K} if K else {}), **config}, {})
+    file = Record.create(
+        path, {"algorithm": algorithm, "seed": seed, **({"K": K} if K else {}), **config}, {}
+    )
     times = [t for t in range(1, until + 1) if t % period == 0 or t == T]
     file.append_rows("averages", [average(t, period, WORLD) for t in times])
     file.append_rows("averages", [average(t, 1, CLUSTER) for t in (1, 2, 3)])
     for t in range(start, until + 1, 50):
         loss = 0.3 + 0.393 * np.exp(-t / 120) + 0.01 * seed * (t > 0)
-        file.append("eval", t=t, epoch=t / 100, wall_s=t * 1e-3 * (1 + 4 / period + 0.1 * seed), train_loss=loss)
+        file.append(
+            "eval",
+            t=t,
+            epoch=t / 100,
+            wall_s=t * 1e-3 * (1 + 4 / period + 0.1 * seed),
+            train_loss=loss,
+        )
     if until == T:
         file.finish("finished")
     else:
@@ -35,7 +47,14 @@ def write_run(path: Path, algorithm: str, K: int | None = None, seed: int = 0, s
 
 
 def average(t: int, period: int, scope: int) -> dict:
-    return {"t": t, "scope": scope, "period": period, "bytes_node": 8, "bytes_cross": 0, "seconds": 1e-4}
+    return {
+        "t": t,
+        "scope": scope,
+        "period": period,
+        "bytes_node": 8,
+        "bytes_cross": 0,
+        "seconds": 1e-4,
+    }
 
 
 def write_sweep(folder: Path, seeds=(0,)) -> None:
@@ -56,11 +75,16 @@ def launch(line: str, folder: Path) -> subprocess.CompletedProcess:
 def table(out: str) -> dict[str, tuple[int, int, float, float]]:
     """Runs, rounds, final loss and seconds by algorithm."""
     rows = re.findall(r"^(\S.*?) {2,}(\d+) +(\d+) +([\d.]+) +([\d.]+)$", out, re.MULTILINE)
-    return {label: (int(runs), int(rounds), float(loss), float(s)) for label, runs, rounds, loss, s in rows}
+    return {
+        label: (int(runs), int(rounds), float(loss), float(s))
+        for label, runs, rounds, loss, s in rows
+    }
 
 
 def check_figures(out: str, folder: Path) -> None:
-    """The last lines name both files; the picture spans two columns and has a white rim: nothing is clipped."""
+    """The last lines name both files; the picture spans two columns and has a white rim: nothing is
+    clipped.
+    """
     pdf, png = (folder / line for line in out.splitlines()[-2:])
     assert pdf.name == "lupa_fig2.pdf" and pdf.read_bytes().startswith(b"%PDF")
     image = matplotlib.image.imread(png)[..., :3]  # [height, width, 3]
@@ -72,14 +96,18 @@ def check_figures(out: str, folder: Path) -> None:
 def test_lupa_fig2_by_its_own_launch_line(tmp_path):
     write_sweep(tmp_path / "runs" / "lupa-fig2")
     source = (ROOT / "analysis" / "lupa_fig2.py").read_text()
-    done = launch(re.search(r"^ +(python analysis/lupa_fig2\.py .*)$", source, re.MULTILINE)[1], tmp_path)
+    done = launch(
+        re.search(r"^ +(python analysis/lupa_fig2\.py .*)$", source, re.MULTILINE)[1], tmp_path
+    )
     assert (done.returncode, done.stderr) == (0, "")
     rows = table(done.stdout)
     assert list(rows) == ["SyncSGD", "LUPA-SGD τ = 5", "LUPA-SGD τ = 91", "one-shot"]
     assert [rounds for _, rounds, _, _ in rows.values()] == [500, 100, 6, 1]
     assert rows["SyncSGD"] == (1, 500, round(0.3 + 0.393 * np.exp(-T / 120), 4), 2.5)
     assert not re.search("missing|unfinished|left out|note", done.stdout)
-    assert done.stdout.splitlines()[-3:] == [f"figures/lupa_fig2.{kind}" for kind in ("txt", "pdf", "png")]
+    assert done.stdout.splitlines()[-3:] == [
+        f"figures/lupa_fig2.{kind}" for kind in ("txt", "pdf", "png")
+    ]
     assert " 1 seed a setting." in (tmp_path / "figures" / "lupa_fig2.txt").read_text()
     check_figures(done.stdout, tmp_path)
 
@@ -95,9 +123,15 @@ def test_a_partial_sweep_is_drawn_and_what_is_missing_is_said(tmp_path):
     rows = table(done.stdout)
     assert list(rows) == ["LUPA-SGD τ = 91", "LUPA-SGD τ = 20"]
     assert rows["LUPA-SGD τ = 20"][:2] == (1, 12) and rows["LUPA-SGD τ = 91"][:2] == (2, 6)
-    for said in ("missing: SyncSGD\n", "missing: LUPA-SGD τ = 5\n", "missing: one-shot\n", "unfinished: runs/c.h5 is running\n",
-                 "left out: runs/d.h5 is hieravg", "left out: runs/e.h5 has no train_loss yet\n",
-                 "2 runs of logistic regression, None, LUPA-SGD τ = 91 differ in lr"):
+    for said in (
+        "missing: SyncSGD\n",
+        "missing: LUPA-SGD τ = 5\n",
+        "missing: one-shot\n",
+        "unfinished: runs/c.h5 is running\n",
+        "left out: runs/d.h5 is hieravg",
+        "left out: runs/e.h5 has no train_loss yet\n",
+        "2 runs of logistic regression, None, LUPA-SGD τ = 91 differ in lr",
+    ):
         assert said in done.stdout, said
     assert "missing: LUPA-SGD τ = 91" not in done.stdout
     check_figures(done.stdout, tmp_path)
@@ -109,7 +143,9 @@ def test_every_problem_has_its_panels(tmp_path):
     done = launch("python analysis/lupa_fig2.py runs --out pictures", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert {label: runs for label, (runs, *_) in table(done.stdout).items()} == {
-        f"logistic regression, {line}": 1 for line in ("a, LUPA-SGD τ = 5", "a, LUPA-SGD τ = 91", "b, LUPA-SGD τ = 5")}
+        f"logistic regression, {line}": 1
+        for line in ("a, LUPA-SGD τ = 5", "a, LUPA-SGD τ = 91", "b, LUPA-SGD τ = 5")
+    }
     assert "missing: LUPA-SGD τ = 91 (logistic regression, b)\n" in done.stdout
     check_figures(done.stdout, tmp_path)
 
@@ -166,7 +202,11 @@ def test_one_shot_has_the_start_and_one_round(tmp_path, scripts):
     write_run(tmp_path / "b.h5", "kavg", 125)
     write_run(tmp_path / "c.h5", "oneshot", start=50)
     one, four, late = load_many(tmp_path)
-    for run, points in ((one, {0: 0, 1: 500}), (late, {1: 500}), (four, {0: 0, 1: 150, 2: 250, 3: 400, 4: 500})):
+    for run, points in (
+        (one, {0: 0, 1: 500}),
+        (late, {1: 500}),
+        (four, {0: 0, 1: 150, 2: 250, 3: 400, 4: 500}),
+    ):
         rows = results.by_rounds(run)
         assert dict(zip(rows.rounds, rows.t, strict=True)) == points
 
@@ -175,4 +215,11 @@ def test_lines_differ_without_colour_and_text_is_at_least_7_points(scripts):
     style, _ = scripts
     assert len({str(look["linestyle"]) for look in style.LINES}) == len(style.LINES)
     assert len({look["marker"] for look in style.LINES}) == len(style.LINES)
-    assert min(size for name, size in style.RC.items() if name.endswith("size") and "marker" not in name) >= 7
+    assert (
+        min(
+            size
+            for name, size in style.RC.items()
+            if name.endswith("size") and "marker" not in name
+        )
+        >= 7
+    )

@@ -1,7 +1,8 @@
-"""Downpour and EAMSGD: over MPI and in simulated time, against loops written here from the pseudo-code; the machine model.
+"""Downpour and EAMSGD: over MPI and in simulated time, against loops written here from the
+pseudo-code; the machine model.
 
-The oracle follows the order of arrival that a run file tells, in float64, on whole-shard batches, so every run of the
-logistic problem can be checked to rounding, whatever the race was.
+The oracle follows the order of arrival that a run file tells, in float64, on whole-shard batches,
+so every run of the logistic problem can be checked to rounding, whatever the race was.
 """
 
 import contextlib
@@ -34,7 +35,7 @@ from localavg.simulate.timing import Machine
 L2 = 1e-2
 NIN = "--data digits --model nin --batch-size 8 --save-weights"
 
-# ------------------------------------------------------------------------------------------- the pseudo-code
+# ------------------------------------------------------------------------------------------- the ps
 
 
 def gradient(w, X, y):
@@ -47,7 +48,9 @@ def objective(w, X, y):
 
 
 def oracle(data, order, P, T, K, lr, alpha=None, delta=None):
-    """(center, learners' weights) after the exchanges of `order`, one learner id each; Downpour where alpha is None."""
+    """(center, learners' weights) after the exchanges of `order`, one learner id each; Downpour
+    where alpha is None.
+    """
     center = np.zeros(data.X.shape[1])
     x, v, t = [center.copy() for _ in range(P)], [center.copy() for _ in range(P)], [0] * P
     for j in order:
@@ -84,12 +87,17 @@ def stalenesses(order, P):
 def line(data, algorithm, P, T, K, lr, *more):
     """A command line with whole-shard batches. K None: an algorithm without."""
     period = f"--K {K} " if K else ""
-    return (f"{algorithm} {period}--data {data.path} --l2 {L2} --sampling shard --batch-size {N // P} --learners {P} "
-            f"--steps {T} --lr {lr} --save-weights --log-every 2 --eval-every 4 {' '.join(more)}")
+    return (
+        f"{algorithm} {period}--data {data.path} --l2 {L2} --sampling shard --batch-size {N // P} "
+        f"--learners {P} "
+        f"--steps {T} --lr {lr} --save-weights --log-every 2 --eval-every 4 {' '.join(more)}"
+    )
 
 
 def check(found, data):
-    """A finished run of `line` against the oracle in its own order, and its tables against each other."""
+    """A finished run of `line` against the oracle in its own order, and its tables against each
+    other.
+    """
     c, order = found.config, found.staleness.learner.tolist()
     P, T, K = c["learners"], c["steps"], c["K"]
     own = (c["alpha"], c["momentum"]) if c["algorithm"] == "eamsgd" else ()
@@ -104,17 +112,21 @@ def check(found, data):
     assert len(found.averages) == 0
     assert found.eval.t.iloc[0] == 0 and found.eval.t.iloc[-1] == found.train.t.iloc[-1] == T
     assert found.train.samples.iloc[-1] == P * T * (N // P)
-    assert found.eval.train_loss.iloc[-1] == pytest.approx(objective(center, data.X, data.y), rel=1e-4)
+    assert found.eval.train_loss.iloc[-1] == pytest.approx(
+        objective(center, data.X, data.y), rel=1e-4
+    )
     assert found.eval.train_loss.iloc[0] == pytest.approx(math.log(2), rel=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------- the rules
+# -------------------------------------------------------------------------------------------------
 
 
 def test_downpour_with_one_client_is_sgd(shards, simulated):
     """Bit for bit where every update is pushed; to rounding where changes are summed up first."""
     assert (simulated["one K=1"].weights == simulated["sgd"].weights).all()
-    np.testing.assert_allclose(simulated["one K=4"].weights, simulated["sgd"].weights, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        simulated["one K=4"].weights, simulated["sgd"].weights, rtol=1e-5, atol=1e-6
+    )
     assert (simulated["one K=4"].staleness.staleness == 0).all()
 
 
@@ -135,10 +147,14 @@ def test_an_elastic_exchange_conserves_the_sum():
         rule.answer_(center, learners[j].message, learners[j].reply, d)
         rule.pull_(learners[j])
     np.testing.assert_allclose(total(), before, atol=1e-5)
-    assert np.ptp([learner.message for learner in learners], axis=0).max() < 0.01 * spread  # and pulls together
+    assert (
+        np.ptp([learner.message for learner in learners], axis=0).max() < 0.01 * spread
+    )  # and pulls together
 
 
-@pytest.mark.parametrize("rule", [Downpour(4, 3), EAMSGD(4, 3, 0.3, 0.9)], ids=["downpour", "eamsgd"])
+@pytest.mark.parametrize(
+    "rule", [Downpour(4, 3), EAMSGD(4, 3, 0.3, 0.9)], ids=["downpour", "eamsgd"]
+)
 def test_a_center_in_parts_is_served_as_a_whole_one_bit_for_bit(rule):
     rng, d, n = np.random.default_rng(5), 37, 30  # 7 statistics
     rule.lay_out(n)
@@ -146,12 +162,17 @@ def test_a_center_in_parts_is_served_as_a_whole_one_bit_for_bit(rule):
     whole, parts = (center.copy(), np.empty_like(center)), (center.copy(), np.empty_like(center))
     rule.answer_(whole[0], message, whole[1], n)
     for part in (slice(0, 11), slice(11, 33), slice(33, 37)):
-        rule.answer_(parts[0][part], message[part], parts[1][part], min(max(n - part.start, 0), part.stop - part.start))
+        rule.answer_(
+            parts[0][part],
+            message[part],
+            parts[1][part],
+            min(max(n - part.start, 0), part.stop - part.start),
+        )
     assert (whole[0] == parts[0]).all() and (whole[1][:n] == parts[1][:n]).all()
     np.testing.assert_allclose(whole[0][n:], center[n:] + (message[n:] - center[n:]) / 3, rtol=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------- simulated time
+# ---------------------------------------------------------------------------------------------- sim
 
 
 @pytest.fixture(scope="module")
@@ -164,14 +185,32 @@ def simulated(shards, tmp_path_factory):
         "one K=4": line(shards, "downpour", 1, 12, 4, 0.5, "--simulate"),
         "downpour": line(shards, "downpour", 4, 10, 3, 0.3, "--simulate --seed 1 --step-cv 0.5"),
         "again": line(shards, "downpour", 4, 10, 3, 0.3, "--simulate --seed 1 --step-cv 0.5"),
-        "eamsgd": line(shards, "eamsgd", 6, 11, 2, 0.3, "--simulate --alpha 0.2 --momentum 0.8 --step-cv 0.5"),
+        "eamsgd": line(
+            shards, "eamsgd", 6, 11, 2, 0.3, "--simulate --alpha 0.2 --momentum 0.8 --step-cv 0.5"
+        ),
         "one eamsgd": line(shards, "eamsgd", 1, 12, 4, 0.3, "--simulate --momentum 0.9"),
         "default alpha": line(shards, "eamsgd", 6, 8, 2, 0.1, "--simulate"),
-        "steady": line(shards, "downpour", 1, 10, 4, 0.3, "--simulate --step-cv 0 --step-s 0.5 --latency-s 0.25 --service-s 1 "
-                                                          "--bandwidth-bytes-per-s 80"),
+        "steady": line(
+            shards,
+            "downpour",
+            1,
+            10,
+            4,
+            0.3,
+            "--simulate --step-cv 0 --step-s 0.5 --latency-s 0.25 --service-s 1 "
+            "--bandwidth-bytes-per-s 80",
+        ),
         "queue": line(shards, "downpour", 8, 6, 2, 0.1, f"--simulate --step-s 0.001 {slow_server}"),
-        "two servers": line(shards, "downpour", 1, 4, 4, 0.3, "--servers 2 --simulate --step-cv 0 --step-s 1 --latency-s 0 "
-                                                              "--service-s 0 --bandwidth-bytes-per-s 80"),
+        "two servers": line(
+            shards,
+            "downpour",
+            1,
+            4,
+            4,
+            0.3,
+            "--servers 2 --simulate --step-cv 0 --step-s 1 --latency-s 0 "
+            "--service-s 0 --bandwidth-bytes-per-s 80",
+        ),
         "kavg": line(shards, "kavg", 4, 10, 4, 0.3, "--simulate --seed 3"),
         "hieravg": line(shards, "hieravg --K1 2 --K2 6 --S 2", 4, 12, None, 0.3, "--simulate"),
         "sync": line(shards, "sync", 4, 10, None, 0.3, "--simulate"),
@@ -181,7 +220,9 @@ def simulated(shards, tmp_path_factory):
     return train_all(tmp_path_factory.mktemp("simulated"), 1, lines)
 
 
-@pytest.mark.parametrize("name", ["one K=1", "one K=4", "downpour", "eamsgd", "one eamsgd", "default alpha", "queue"])
+@pytest.mark.parametrize(
+    "name", ["one K=1", "one K=4", "downpour", "eamsgd", "one eamsgd", "default alpha", "queue"]
+)
 def test_a_simulated_run_follows_the_pseudo_code_in_its_order(name, simulated, shards):
     check(simulated[name], shards)
 
@@ -201,13 +242,21 @@ def test_a_simulated_run_repeats_itself(simulated):
 
 
 def test_the_simulated_clock_of_one_client_is_what_one_adds_up(simulated):
-    """d = 20 floats, 80 bytes: 1 s in, 1 s of service, 1 s out; four updates of 0.5 s; 0.25 s each way."""
-    assert simulated["steady"].staleness.wall_s.tolist() == pytest.approx([5.25, 5.25 + 0.25 + 2 + 0.25 + 3, 5.25 + 5.5 + 4.5])
-    assert simulated["two servers"].staleness.wall_s.tolist() == pytest.approx([4 + 1])  # each half the bytes, side by side
+    """d = 20 floats, 80 bytes: 1 s in, 1 s of service, 1 s out; four updates of 0.5 s; 0.25 s each
+    way.
+    """
+    assert simulated["steady"].staleness.wall_s.tolist() == pytest.approx(
+        [5.25, 5.25 + 0.25 + 2 + 0.25 + 3, 5.25 + 5.5 + 4.5]
+    )
+    assert simulated["two servers"].staleness.wall_s.tolist() == pytest.approx(
+        [4 + 1]
+    )  # each half the bytes, side by side
 
 
 def test_a_server_that_cannot_keep_up_makes_a_queue(simulated):
-    """8 learners, 24 exchanges of 50 ms and nothing else that takes long: everybody else comes in between."""
+    """8 learners, 24 exchanges of 50 ms and nothing else that takes long: everybody else comes in
+    between.
+    """
     found = simulated["queue"]
     assert found.staleness.wall_s.iloc[-1] == pytest.approx(24 * 0.05, rel=0.01)
     assert (found.staleness.staleness.iloc[8:] == 7).all()
@@ -222,12 +271,14 @@ def test_time_needs_no_training(simulated):
 
 
 def test_networks_with_statistics_train_around_a_center(simulated):
-    """Eight learners' changes added to running statistics would overshoot and make variances negative."""
+    """Eight learners' changes added to running statistics would overshoot and make variances
+    negative.
+    """
     found = simulated["nin"]
     assert np.isfinite(found.eval.test_loss).all() and found.eval.test_accuracy.iloc[-1] > 0.5
 
 
-# --------------------------------------------------------------------------------------------- the machine model
+# --------------------------------------------------------------------------------------------- the
 
 
 STEADY = Machine(step_s=0.5, step_cv=0, latency_s=0.125, bandwidth_bytes_per_s=100)
@@ -236,40 +287,60 @@ STEADY = Machine(step_s=0.5, step_cv=0, latency_s=0.125, bandwidth_bytes_per_s=1
 def test_a_steady_machine_takes_what_one_adds_up():
     mean = 2 * 2 * 0.125 + 2 * 3 / 4 * 400 / 100  # log2(4) = 2
     assert STEADY.mean_s(4, 400) == pytest.approx(mean)
-    assert plan.modelled_s(STEADY, 4, Every(4), 10, 0, 400) == pytest.approx(10 * 0.5 + 3 * mean)  # at 4, 8 and 10
+    assert plan.modelled_s(STEADY, 4, Every(4), 10, 0, 400) == pytest.approx(
+        10 * 0.5 + 3 * mean
+    )  # at 4, 8 and 10
     pair = 2 * 0.125 + 400 / 100
     taken = plan.modelled_s(STEADY, 4, Hierarchical(2, 6), 12, 0, 400, S=2)
-    assert taken == pytest.approx(12 * 0.5 + 4 * pair + 2 * mean)  # clusters at 2, 4, 8, 10; everyone at 6, 12
+    assert taken == pytest.approx(
+        12 * 0.5 + 4 * pair + 2 * mean
+    )  # clusters at 2, 4, 8, 10; everyone at 6, 12
 
 
 def test_waiting_for_the_slowest_costs_more_with_more_learners_and_shorter_periods():
     rough = Machine(step_s=0.01, step_cv=0.5, latency_s=0, bandwidth_bytes_per_s=1e15)
-    taken = {(P, K): plan.modelled_s(rough, P, Every(K), 256, 0, 4) for P in (1, 8, 64) for K in (1, 16)}
+    taken = {
+        (P, K): plan.modelled_s(rough, P, Every(K), 256, 0, 4) for P in (1, 8, 64) for K in (1, 16)
+    }
     assert taken[1, 1] == pytest.approx(taken[1, 16])
     assert taken[1, 1] < taken[8, 16] < taken[64, 16] < taken[64, 1]
-    assert taken[8, 1] == pytest.approx(2.56 * (1 + 0.5 * 1.6), rel=0.15)  # the largest of 8 is 1.4 to 1.7 deviations up
-    assert plan.modelled_s(rough, 8, Every(4), 64, 1, 4) != plan.modelled_s(rough, 8, Every(4), 64, 2, 4)
+    assert taken[8, 1] == pytest.approx(
+        2.56 * (1 + 0.5 * 1.6), rel=0.15
+    )  # the largest of 8 is 1.4 to 1.7 deviations up
+    assert plan.modelled_s(rough, 8, Every(4), 64, 1, 4) != plan.modelled_s(
+        rough, 8, Every(4), 64, 2, 4
+    )
 
 
 def test_times_of_updates_have_the_mean_and_deviation_asked_for():
     times = timing.StepTimes(Machine(step_s=0.02, step_cv=0.4), seed=0)
     draws = np.array([times.sum(j, t, t + 1) for j in range(20) for t in range(500)])
-    assert draws.mean() == pytest.approx(0.02, rel=0.02) and draws.std() == pytest.approx(0.008, rel=0.05)
-    assert times.sum(3, 100, 900) == pytest.approx(sum(times.sum(3, t, t + 1) for t in range(100, 900)))
+    assert draws.mean() == pytest.approx(0.02, rel=0.02) and draws.std() == pytest.approx(
+        0.008, rel=0.05
+    )
+    assert times.sum(3, 100, 900) == pytest.approx(
+        sum(times.sum(3, t, t + 1) for t in range(100, 900))
+    )
 
 
 def test_a_simulated_synchronous_run_records_the_modelled_times(simulated):
     default, nbytes = Machine(), 4 * 20
     kavg, hieravg, sync = (simulated[name] for name in ("kavg", "hieravg", "sync"))
-    assert kavg.train.wall_s.iloc[-1] == pytest.approx(plan.modelled_s(default, 4, Every(4), 10, 3, nbytes))
+    assert kavg.train.wall_s.iloc[-1] == pytest.approx(
+        plan.modelled_s(default, 4, Every(4), 10, 3, nbytes)
+    )
     assert kavg.eval.wall_s.iloc[-1] == kavg.train.wall_s.iloc[-1]
     assert kavg.averages.seconds.tolist() == pytest.approx([default.mean_s(4, nbytes)] * 3)
     modelled = plan.modelled_s(default, 4, Hierarchical(2, 6), 12, 0, nbytes, S=2)
     assert hieravg.train.wall_s.iloc[-1] == pytest.approx(modelled)
-    assert sync.train.wall_s.iloc[-1] == pytest.approx(plan.modelled_s(default, 4, Every(1), 10, 0, nbytes))
+    assert sync.train.wall_s.iloc[-1] == pytest.approx(
+        plan.modelled_s(default, 4, Every(1), 10, 0, nbytes)
+    )
     for found in (kavg, hieravg, sync):
         assert found.config["simulate"] and found.config["step_s"] == 0.01
-        assert found.train.compute_s.iloc[-1] == pytest.approx(found.config["steps"] * 0.01, rel=0.2)
+        assert found.train.compute_s.iloc[-1] == pytest.approx(
+            found.config["steps"] * 0.01, rel=0.2
+        )
 
 
 def test_a_machine_is_fitted_from_what_a_run_recorded():
@@ -281,18 +352,34 @@ def test_a_machine_is_fitted_from_what_a_run_recorded():
         for t in range(8, 4001, 8):
             clock.advance(t)
             clock.average(Scope.WORLD)
-            rows.append({"t": t, "wall_s": clock.wall_s, "communicate_s": clock.communicate_s, "wait_s": clock.wait_s})
-        return SimpleNamespace(path="made.h5", train=pd.DataFrame(rows), averages=pd.DataFrame({"t": range(8, 4001, 8)}),
-                               config={"d": d, "simulate": False}, provenance={"ranks": 2, "learners_per_rank": 1})
+            rows.append(
+                {
+                    "t": t,
+                    "wall_s": clock.wall_s,
+                    "communicate_s": clock.communicate_s,
+                    "wait_s": clock.wait_s,
+                }
+            )
+        return SimpleNamespace(
+            path="made.h5",
+            train=pd.DataFrame(rows),
+            averages=pd.DataFrame({"t": range(8, 4001, 8)}),
+            config={"d": d, "simulate": False},
+            provenance={"ranks": 2, "learners_per_rank": 1},
+        )
 
     got = timing.fit([made(1_000), made(1_000_000)])
-    assert got.step_s == pytest.approx(0.02, rel=0.03) and got.step_cv == pytest.approx(0.3, rel=0.15)
-    assert got.latency_s == pytest.approx(1e-4, rel=0.1) and got.bandwidth_bytes_per_s == pytest.approx(1e8, rel=0.05)
+    assert got.step_s == pytest.approx(0.02, rel=0.03) and got.step_cv == pytest.approx(
+        0.3, rel=0.15
+    )
+    assert got.latency_s == pytest.approx(
+        1e-4, rel=0.1
+    ) and got.bandwidth_bytes_per_s == pytest.approx(1e8, rel=0.05)
     one = timing.fit([made(1_000_000)])
     assert one.mean_s(2, 4_000_000) == pytest.approx(truth.mean_s(2, 4_000_000), rel=0.02)
 
 
-# ------------------------------------------------------------------------------------------------------ over MPI
+# --------------------------------------------------------------------------------------------------
 
 
 def random_lines(data, ranks, count, seed):
@@ -305,13 +392,17 @@ def random_lines(data, ranks, count, seed):
         K, T = int(rng.integers(1, 6)), int(rng.integers(5, 40))
         algorithm = ("downpour", "eamsgd")[k % 2]
         more = "--momentum 0.8" if algorithm == "eamsgd" else ""
-        lines[f"{algorithm} {k}"] = line(data, algorithm, P, T, K, 0.5 / P, f"--servers {servers} --seed {k}", more)
+        lines[f"{algorithm} {k}"] = line(
+            data, algorithm, P, T, K, 0.5 / P, f"--servers {servers} --seed {k}", more
+        )
     return lines
 
 
 @pytest.fixture(scope="module")
 def raced(shards, simulated, tmp_path_factory):
-    """raced(ranks, mpi): the runs of one launch by name; replays of simulated runs are among them."""
+    """raced(ranks, mpi): the runs of one launch by name; replays of simulated runs are among
+    them.
+    """
     made = {}
 
     def get(ranks, mpi="openmpi"):
@@ -320,20 +411,44 @@ def raced(shards, simulated, tmp_path_factory):
             if (ranks, mpi) == (4, "openmpi"):
                 replay = f"--servers 2 --replay {simulated.folder}"
                 lines |= {
-                    "replay downpour": line(shards, "downpour", 4, 10, 3, 0.3, f"--seed 1 {replay}/downpour.h5"),
-                    "replay eamsgd": line(shards, "eamsgd", 6, 11, 2, 0.3, f"--alpha 0.2 --momentum 0.8 {replay}/eamsgd.h5"),
-                    "hand-made": line(shards, "downpour", 2, 6, 2, 0.3, f"--servers 2 --replay {hand_made(shards, simulated)}"),
+                    "replay downpour": line(
+                        shards, "downpour", 4, 10, 3, 0.3, f"--seed 1 {replay}/downpour.h5"
+                    ),
+                    "replay eamsgd": line(
+                        shards,
+                        "eamsgd",
+                        6,
+                        11,
+                        2,
+                        0.3,
+                        f"--alpha 0.2 --momentum 0.8 {replay}/eamsgd.h5",
+                    ),
+                    "hand-made": line(
+                        shards,
+                        "downpour",
+                        2,
+                        6,
+                        2,
+                        0.3,
+                        f"--servers 2 --replay {hand_made(shards, simulated)}",
+                    ),
                 }
             if (ranks, mpi) == (2, "openmpi"):
                 path = simulated.folder / "nin eamsgd.h5"
-                lines["replay nin"] = f"eamsgd --learners 2 --lr 0.01 --steps 6 --K 2 {NIN} --replay '{path}'"
+                lines["replay nin"] = (
+                    f"eamsgd --learners 2 --lr 0.01 --steps 6 --K 2 {NIN} --replay '{path}'"
+                )
             if (ranks, mpi) == (3, "openmpi"):
                 for name, original in random_lines(shards, 4, 6, seed=11).items():
                     P = int(original.partition("--learners ")[2].split()[0])
                     if P % 2 == 0:
                         path = raced.folder / f"{name}.h5"
-                        lines[f"replay {name}"] = original.replace("--servers 2", "--servers 1") + f" --replay '{path}'"
-            made[ranks, mpi] = train_all(tmp_path_factory.mktemp(f"{mpi}{ranks}"), ranks, lines, mpi=mpi, timeout=100)
+                        lines[f"replay {name}"] = (
+                            original.replace("--servers 2", "--servers 1") + f" --replay '{path}'"
+                        )
+            made[ranks, mpi] = train_all(
+                tmp_path_factory.mktemp(f"{mpi}{ranks}"), ranks, lines, mpi=mpi, timeout=100
+            )
             if (ranks, mpi) == (4, "openmpi"):
                 raced.folder = made[ranks, mpi].folder
         return made[ranks, mpi]
@@ -369,7 +484,9 @@ def test_any_race_ends_and_follows_the_pseudo_code_in_its_order(ranks, mpi, race
 
 
 @pytest.mark.parametrize("name", ["downpour", "eamsgd"])
-def test_messages_and_the_simulated_queue_give_the_same_bits_in_the_same_order(name, raced, simulated):
+def test_messages_and_the_simulated_queue_give_the_same_bits_in_the_same_order(
+    name, raced, simulated
+):
     over_mpi, modelled = raced(4)[f"replay {name}"], simulated[name]
     assert over_mpi.staleness.learner.tolist() == modelled.staleness.learner.tolist()
     assert over_mpi.staleness.staleness.tolist() == modelled.staleness.staleness.tolist()
@@ -400,14 +517,32 @@ def test_staleness_counts_what_the_server_did_since_the_last_pull(raced, shards)
     check(found, shards)
 
 
-# ---------------------------------------------------------------------------------------------- ends and mistakes
+# ---------------------------------------------------------------------------------------------- end
 
 
-ENDLESS = ("--data", "epsilon-like:400x50", "--batch-size", "8", "--steps", "100000000", "--log-every", "1000", "--eval-every",
-           "100000000", "--servers", "2", "--K", "4")
+ENDLESS = (
+    "--data",
+    "epsilon-like:400x50",
+    "--batch-size",
+    "8",
+    "--steps",
+    "100000000",
+    "--log-every",
+    "1000",
+    "--eval-every",
+    "100000000",
+    "--servers",
+    "2",
+    "--K",
+    "4",
+)
 
 
-@pytest.mark.parametrize(("victim", "mpi"), [(0, "openmpi"), (2, "openmpi"), (3, "mpich")], ids=["client", "server", "second"])
+@pytest.mark.parametrize(
+    ("victim", "mpi"),
+    [(0, "openmpi"), (2, "openmpi"), (3, "mpich")],
+    ids=["client", "server", "second"],
+)
 def test_a_killed_rank_ends_the_job_within_seconds(victim, mpi, tmp_path):
     mark, killed = f"{tmp_path.name}-{victim}", []
     rank = "OMPI_COMM_WORLD_RANK" if mpi == "openmpi" else "PMI_RANK"
@@ -425,23 +560,57 @@ def test_a_killed_rank_ends_the_job_within_seconds(victim, mpi, tmp_path):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    done = run(4, "-m", "localavg", "train", "downpour", *ENDLESS, "--out", tmp_path / "run.h5", timeout=90, mpi=mpi,
-               env={"LOCALAVG_TEST_KILL": mark})
+    done = run(
+        4,
+        "-m",
+        "localavg",
+        "train",
+        "downpour",
+        *ENDLESS,
+        "--out",
+        tmp_path / "run.h5",
+        timeout=90,
+        mpi=mpi,
+        env={"LOCALAVG_TEST_KILL": mark},
+    )
     thread.join()
     assert done.returncode != 0 and time.monotonic() - killed[0] < 20
     found = record.load(tmp_path / "run.h5")
     assert found.status == "running" and found.config["algorithm"] == "downpour"
 
 
-DIVERGING = ("--data", "epsilon-like:200x5", "--batch-size", "4", "--lr", "1e38", "--steps", "40", "--learners", "4",
-             "--K", "2")
+DIVERGING = (
+    "--data",
+    "epsilon-like:200x5",
+    "--batch-size",
+    "4",
+    "--lr",
+    "1e38",
+    "--steps",
+    "40",
+    "--learners",
+    "4",
+    "--K",
+    "2",
+)
 
 
 @pytest.mark.parametrize("algorithm", ["downpour", "eamsgd"])
 @pytest.mark.parametrize("ranks", [1, 4])
 def test_a_run_that_diverges_has_failed_and_says_so(ranks, algorithm, tmp_path):
     how = ["--simulate"] if ranks == 1 else ["--servers", "2"]
-    done = run(ranks, "-m", "localavg", "train", algorithm, *DIVERGING, *how, "--out", tmp_path / "run.h5", timeout=60)
+    done = run(
+        ranks,
+        "-m",
+        "localavg",
+        "train",
+        algorithm,
+        *DIVERGING,
+        *how,
+        "--out",
+        tmp_path / "run.h5",
+        timeout=60,
+    )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr and "not finite; lower --lr (now 1e+38)" in done.stderr
     found = record.load(tmp_path / "run.h5")
@@ -449,22 +618,47 @@ def test_a_run_that_diverges_has_failed_and_says_so(ranks, algorithm, tmp_path):
     assert len(found.eval) >= 1 and len(found.staleness) >= 1
 
 
-@pytest.mark.parametrize("words", ["downpour --servers 2 --learners 4 --K 4", "downpour --simulate --learners 4 --K 4",
-                                   "kavg --simulate --learners 4 --K 4"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "downpour --servers 2 --learners 4 --K 4",
+        "downpour --simulate --learners 4 --K 4",
+        "kavg --simulate --learners 4 --K 4",
+    ],
+)
 def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(words, tmp_path):
     out = tmp_path / "run.h5"
-    line = ["-m", "localavg", "train", *words.split(), "--data", "epsilon-like:200x5", "--steps", "8", "--resume", "--out", out]
+    line = [
+        "-m",
+        "localavg",
+        "train",
+        *words.split(),
+        "--data",
+        "epsilon-like:200x5",
+        "--steps",
+        "8",
+        "--resume",
+        "--out",
+        out,
+    ]
     ranks = 1 if "--simulate" in words else 3
     assert run(ranks, *line, timeout=60).returncode == 0
     first = out.read_bytes()
     again = run(ranks, *line, timeout=60)
-    assert again.returncode == 0 and f"{out} is finished already" in again.stderr and out.read_bytes() == first
+    assert (
+        again.returncode == 0
+        and f"{out} is finished already" in again.stderr
+        and out.read_bytes() == first
+    )
     with h5py.File(out, "r+") as file:
         file.attrs["status"] = "running"  # as after a kill
     again = run(ranks, *line, timeout=60)
     assert again.returncode == 0, again.stderr
     assert f"no checkpoint: kept as {out}.unfinished1, starting from the beginning" in again.stderr
-    assert record.load(out).status == "finished" and record.load(f"{out}.unfinished1").status == "running"
+    assert (
+        record.load(out).status == "finished"
+        and record.load(f"{out}.unfinished1").status == "running"
+    )
 
 
 def told(world, lines, folder):
@@ -485,23 +679,36 @@ def told(world, lines, folder):
 
 MISTAKES = {  # ranks: {command line: how the one line begins}
     1: {
-        "downpour": "--servers 1: of 1 rank none is left for the learners of downpour; use mpirun -n 2 or more",
+        "downpour": "--servers 1: of 1 rank none is left for the learners of downpour; use mpirun "
+        "-n 2 or more",
         "downpour --servers 0": "--servers 0: must be at least 1",
-        "eamsgd --servers 3": "--servers 3: of 1 rank none is left for the learners of eamsgd; use mpirun -n 4 or more",
+        "eamsgd --servers "
+        "3": "--servers 3: of 1 rank none is left for the learners of eamsgd; use mpirun -n 4 or "
+        "more",
         "downpour --K 0 --simulate": "--K 0: must be at least 1",
-        **{f"eamsgd --alpha {x} --simulate": f"--alpha {float(x)}: must lie in (0, 1)" for x in ("0", "1", "-0.5", "nan")},
+        **{
+            f"eamsgd --alpha {x} --simulate": f"--alpha {float(x)}: must lie in (0, 1)"
+            for x in ("0", "1", "-0.5", "nan")
+        },
         "eamsgd --momentum 1 --simulate": "--momentum 1.0: must lie in [0, 1)",
-        "downpour --momentum 0.9 --simulate": "--momentum 0.9 means nothing to downpour; leave it out",
+        "downpour --momentum 0.9 "
+        "--simulate": "--momentum 0.9 means nothing to downpour; leave it out",
         "downpour --optimizer adam --simulate": "--optimizer adam means nothing to downpour",
         "eamsgd --optimizer momentum --simulate": "--optimizer momentum means nothing to eamsgd",
         "downpour --statistics keep --simulate": "--statistics keep means nothing to downpour",
         "downpour --transport mpi --simulate": "--transport mpi means nothing to downpour",
-        "downpour --mu 0.5 --simulate": "--mu means nothing to downpour, which takes --K, --servers",
+        "downpour --mu 0.5 "
+        "--simulate": "--mu means nothing to downpour, which takes --K, --servers",
         "kavg --servers 2": "--servers means nothing to kavg",
-        "downpour --time-limit 1h": "--time-limit 1h means nothing to downpour, which makes no checkpoints; leave it out",
-        "kavg --checkpoint-every 5 --simulate": "--checkpoint-every 5 means nothing to a run with --simulate, which makes",
-        "downpour --step-s 1": "--step-s 1.0 means nothing to a run whose time is measured; add --simulate, or leave it out",
-        "kavg --simulate --service-s 1": "--service-s 1.0 means nothing to kavg, which has no servers",
+        "downpour --time-limit "
+        "1h": "--time-limit 1h means nothing to downpour, which makes no checkpoints; leave it out",
+        "kavg --checkpoint-every 5 "
+        "--simulate": "--checkpoint-every 5 means nothing to a run with --simulate, which makes",
+        "downpour --step-s "
+        "1": "--step-s 1.0 means nothing to a run whose time is measured; add --simulate, or leave "
+        "it out",
+        "kavg --simulate --service-s "
+        "1": "--service-s 1.0 means nothing to kavg, which has no servers",
         "kavg --replay x.h5": "--replay x.h5 means nothing to kavg",
         "downpour --simulate --replay x.h5": "--replay x.h5 means nothing to a simulated run",
         "downpour --simulate --step-s 0": "--step-s 0.0: must be a finite number above 0",
@@ -509,9 +716,13 @@ MISTAKES = {  # ranks: {command line: how the one line begins}
         "kavg --simulate --machine nowhere.h5": "nowhere.h5: cannot read this run file",
     },
     3: {
-        "downpour --simulate": "--simulate on 3 ranks: downpour in simulated time is one process; use one rank",
+        "downpour "
+        "--simulate": "--simulate on 3 ranks: downpour in simulated time is one process; use one "
+        "rank",
         "downpour --servers 3": "--servers 3: of 3 ranks none is left",
-        "downpour --learners 3": "--learners 3 on 2 ranks beside 1 of servers: P must be a multiple of the ranks that hold",
+        "downpour --learners "
+        "3": "--learners 3 on 2 ranks beside 1 of servers: P must be a multiple of the ranks that "
+        "hold",
         "downpour --learners 2 --replay nowhere.h5": "nowhere.h5: cannot read this run file",
     },
 }
@@ -521,22 +732,31 @@ MISTAKES = {  # ranks: {command line: how the one line begins}
 def test_a_mistake_is_one_line_before_any_work(ranks, tmp_path):
     lines = [f"{words} --data epsilon-like:200x5 --batch-size 4" for words in MISTAKES[ranks]]
     for answers in call(ranks, told, lines, str(tmp_path)):
-        for (status, text), words, begins in zip(answers, lines, MISTAKES[ranks].values(), strict=True):
+        for (status, text), words, begins in zip(
+            answers, lines, MISTAKES[ranks].values(), strict=True
+        ):
             assert status == 2 and text.startswith(begins) and "\n" not in text, (words, text)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_replay_of_another_run_is_refused(simulated, shards, tmp_path):
     path = simulated.folder / "downpour.h5"
-    lines = [line(shards, "downpour", 4, 10, 3, 0.2, f"--seed 1 --replay {path}"),
-             line(shards, "downpour", 2, 10, 3, 0.3, f"--seed 1 --replay {path}")]
+    lines = [
+        line(shards, "downpour", 4, 10, 3, 0.2, f"--seed 1 --replay {path}"),
+        line(shards, "downpour", 2, 10, 3, 0.3, f"--seed 1 --replay {path}"),
+    ]
     (_, rate), (_, learners) = call(3, told, lines, str(tmp_path))[0]
     assert rate == f"--replay {path}: made with lr = 0.3, not 0.2; give the same settings"
-    assert "made with batch_size = 42, not 84" in learners or "made with learners = 4, not 2" in learners
+    assert (
+        "made with batch_size = 42, not 84" in learners
+        or "made with learners = 4, not 2" in learners
+    )
 
 
 def greedy(world):
-    """Who is served of three, two of whom push again at once, by an MPI that always shows the lowest first."""
+    """Who is served of three, two of whom push again at once, by an MPI that always shows the
+    lowest first.
+    """
     from localavg.training.asynchronous.messages import Nap
     from localavg.training.asynchronous.server import FirstServer
 
@@ -551,7 +771,9 @@ def greedy(world):
         def Recv(self, buffer, source, tag):
             here.remove(tag)
 
-    served = FirstServer._in_order(SimpleNamespace(roles=SimpleNamespace(notes=Notes()), replay=None, nap=Nap()))
+    served = FirstServer._in_order(
+        SimpleNamespace(roles=SimpleNamespace(notes=Notes()), replay=None, nap=Nap())
+    )
     order = []
     for j, _ in served:
         order.append(j)

@@ -1,7 +1,9 @@
-"""`localavg.attach` in a plain torch loop, against re-implementations of the algorithms in plain torch.
+"""`localavg.attach` in a plain torch loop, against re-implementations of the algorithms in plain
+torch.
 
-The oracles hold all learners in one process and know nothing of the package. A net has what real ones have: BatchNorm,
-tied weights, a scalar parameter, an integer buffer; every learner draws its own data, of its own distribution.
+The oracles hold all learners in one process and know nothing of the package. A net has what real
+ones have: BatchNorm, tied weights, a scalar parameter, an integer buffer; every learner draws its
+own data, of its own distribution.
 """
 
 import io
@@ -19,7 +21,9 @@ import localavg
 import localavg.algorithms
 from localavg.files.record import CLUSTER, WORLD, load
 
-torch = pytest.importorskip("torch", reason="localavg.attach is for torch, which is not installed: make test")
+torch = pytest.importorskip(
+    "torch", reason="localavg.attach is for torch, which is not installed: make test"
+)
 from torch import nn  # noqa: E402
 from torch.nn.functional import cross_entropy  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
@@ -30,11 +34,16 @@ TOLERANCE = 1e-4  # of a tensor, relative, in the 2-norm: float32 sums in anothe
 
 
 class Net(nn.Module):
-    """Linear, BatchNorm, two layers with one weight, a scalar parameter, and an integer buffer that counts examples."""
+    """Linear, BatchNorm, two layers with one weight, a scalar parameter, and an integer buffer that
+    counts examples.
+    """
 
     def __init__(self, norm=True):
         super().__init__()
-        self.first, self.norm = nn.Linear(D, H, bias=False), nn.BatchNorm1d(H) if norm else nn.Identity()
+        self.first, self.norm = (
+            nn.Linear(D, H, bias=False),
+            nn.BatchNorm1d(H) if norm else nn.Identity(),
+        )
         self.second, self.third, self.last = nn.Linear(H, H), nn.Linear(H, H), nn.Linear(H, C)
         self.third.weight = self.second.weight
         self.scale = nn.Parameter(torch.tensor(1.5))
@@ -70,11 +79,13 @@ def objective(net, j):
     return value
 
 
-# ------------------------------------------------------------------------------------------------ the oracles
+# ------------------------------------------------------------------------------------------------ t
 
 
 class Learners:
-    """P equal nets, each with its torch optimiser; what they do is written out, one learner after the other."""
+    """P equal nets, each with its torch optimiser; what they do is written out, one learner after
+    the other.
+    """
 
     def __init__(self, P, case):
         self.P, self.case = P, case
@@ -82,7 +93,8 @@ class Learners:
         self.optimisers = [case.make_optimiser(net) for net in self.nets]
         self.averages = []  # (t, global or local, updates since the average before, S)
         self.last = 0
-        self.margins = []  # how far from turning out otherwise the decisions of a feedback controller were
+        # how far from turning out otherwise the decisions of a feedback controller were
+        self.margins = []
         for j, net in enumerate(self.nets):
             net.norm.num_batches_tracked += j
 
@@ -104,13 +116,19 @@ class Learners:
 
     def S(self):
         """(1/P) Σ ‖w̄ − w_j‖² over the parameters (adpsgd Alg. 2, line 11)."""
-        W = [torch.cat([p.detach().flatten() for p in net.parameters()]).double() for net in self.nets]
+        W = [
+            torch.cat([p.detach().flatten() for p in net.parameters()]).double()
+            for net in self.nets
+        ]
         w_bar = sum(W) / self.P
         return sum(float(((w_bar - w) ** 2).sum()) for w in W) / self.P
 
     def everything(self):
         """Every learner's net and the state of its optimiser."""
-        return [snapshot(net, optimiser) for net, optimiser in zip(self.nets, self.optimisers, strict=True)]
+        return [
+            snapshot(net, optimiser)
+            for net, optimiser in zip(self.nets, self.optimisers, strict=True)
+        ]
 
     def average(self, t, members=None, note=True):
         """w_j ← w̄ over `members`, statistics too, and the policy for the optimisers' states."""
@@ -127,9 +145,14 @@ class Learners:
                 self.optimisers[j] = self.case.make_optimiser(self.nets[j])
         if self.case.policy == "average":
             for parameters in zip(*(self.nets[j].parameters() for j in members), strict=True):
-                states = [self.optimisers[j].state[p] for j, p in zip(members, parameters, strict=True)]
+                states = [
+                    self.optimisers[j].state[p] for j, p in zip(members, parameters, strict=True)
+                ]
                 for key in {"momentum_buffer", "exp_avg", "exp_avg_sq"} & states[0].keys():
-                    put([state[key] for state in states], sum(state[key] for state in states) / len(states))
+                    put(
+                        [state[key] for state in states],
+                        sum(state[key] for state in states) / len(states),
+                    )
 
 
 def put(tensors, value):
@@ -163,7 +186,9 @@ def mavg(K, mu, nesterov=False):
 
         def average(t):
             all_.average(t)
-            for i, parameters in enumerate(zip(*(net.parameters() for net in all_.nets), strict=True)):
+            for i, parameters in enumerate(
+                zip(*(net.parameters() for net in all_.nets), strict=True)
+            ):
                 d = parameters[0].detach() - w_tilde[i]
                 v[i] = mu * v[i] + d
                 w_tilde[i] = w_tilde[i] + (mu * v[i] + d if nesterov else v[i])
@@ -288,7 +313,9 @@ def sync(all_):
 
 
 def qsgd(bits, bucket):
-    """adpsgd §IV: the mean of gradients quantised with unbiased rounding, the parameters one after the other."""
+    """adpsgd §IV: the mean of gradients quantised with unbiased rounding, the parameters one after
+    the other.
+    """
     s = 2 ** (bits - 1) - 1
 
     def quantise(g, u):
@@ -308,7 +335,9 @@ def qsgd(bits, bucket):
 
 
 def exchange(all_, t, travelled):
-    """Every learner steps with the mean over the learners j of travelled(j, g_j), g_j all its gradients in a row."""
+    """Every learner steps with the mean over the learners j of travelled(j, g_j), g_j all its
+    gradients in a row.
+    """
     all_.gradients(t)
     shapes = [p.shape for p in all_.nets[0].parameters()]
     gradients = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in all_.nets]
@@ -322,7 +351,8 @@ def exchange(all_, t, travelled):
     all_.last = t
 
 
-# -------------------------------------------------------------------------------------------------- the cases
+# --------------------------------------------------------------------------------------------------
+
 
 class Case(NamedTuple):
     """An algorithm of the package, made for P learners, and its oracle."""
@@ -335,16 +365,22 @@ class Case(NamedTuple):
     keep_gradients: bool = False  # zero_grad(set_to_none=False)
 
     def gamma(self, t):
-        return (0.003 if self.optimiser == "adam" else 0.05) * 0.2 ** sum(t > drop for drop in self.drops)
+        return (0.003 if self.optimiser == "adam" else 0.05) * 0.2 ** sum(
+            t > drop for drop in self.drops
+        )
 
     def make_optimiser(self, net):
         if self.optimiser == "adam":
             return torch.optim.Adam(net.parameters(), lr=self.gamma(1))
         momentum = {"sgd": 0, "momentum": 0.8, "nesterov": 0.8}[self.optimiser]
-        return torch.optim.SGD(net.parameters(), self.gamma(1), momentum, nesterov=self.optimiser == "nesterov")
+        return torch.optim.SGD(
+            net.parameters(), self.gamma(1), momentum, nesterov=self.optimiser == "nesterov"
+        )
 
     def expected(self, P):
-        """Every learner's tensors after T updates and after the end of the run; the averages; the margins."""
+        """Every learner's tensors after T updates and after the end of the run; the averages; the
+        margins.
+        """
         all_ = Learners(P, self)
         all_.at_end = all_.average
         step = self.oracle(all_)
@@ -394,8 +430,15 @@ class Loop:
         fleet = localavg.Fleet(world)
         self.net = make_net(100 + world.rank) if net is None else net
         self.optimiser = case.make_optimiser(self.net)
-        self.averager = localavg.attach(self.net, fleet, case.algorithm(fleet.P), self.optimiser, state=case.policy,
-                                        objective=lambda: objective(self.net, world.rank), seed=SEED)
+        self.averager = localavg.attach(
+            self.net,
+            fleet,
+            case.algorithm(fleet.P),
+            self.optimiser,
+            state=case.policy,
+            objective=lambda: objective(self.net, world.rank),
+            seed=SEED,
+        )
         self.averages = []
 
     def train(self, start, end):
@@ -414,7 +457,9 @@ class Loop:
 
 
 def run_cases(world, names):
-    """By case: everything after T updates, the averaged weights, and everything after the end; the averages."""
+    """By case: everything after T updates, the averaged weights, and everything after the end; the
+    averages.
+    """
     answers = {}
     for name in names:
         loop = Loop(world, CASES[name])
@@ -430,12 +475,23 @@ def run_cases(world, names):
 
 def snapshot(net, optimiser):
     """All that the net and its optimiser hold, by name."""
-    state = {f"{i} {key}": x for i, s in optimiser.state_dict()["state"].items() for key, x in s.items()}
-    return {name: x.numpy().copy() for name, x in (net.state_dict() | state).items() if x is not None}
+    state = {
+        f"{i} {key}": x for i, s in optimiser.state_dict()["state"].items() for key, x in s.items()
+    }
+    return {
+        name: x.numpy().copy() for name, x in (net.state_dict() | state).items() if x is not None
+    }
 
 
-LAYOUTS = {1: list(CASES), 2: list(CASES), 3: list(CASES), 4: ["mavg", "hieravg", "hieravg-average", "hieravg-adam"]}
-everywhere = pytest.mark.parametrize(("P", "name"), [(P, name) for P, names in LAYOUTS.items() for name in names])
+LAYOUTS = {
+    1: list(CASES),
+    2: list(CASES),
+    3: list(CASES),
+    4: ["mavg", "hieravg", "hieravg-average", "hieravg-adam"],
+}
+everywhere = pytest.mark.parametrize(
+    ("P", "name"), [(P, name) for P, names in LAYOUTS.items() for name in names]
+)
 
 
 @pytest.fixture(scope="module")
@@ -452,18 +508,25 @@ def expected(once):
 
 
 def distance(got, expected):
-    """The largest ‖got − expected‖ / ‖expected‖ of a tensor; infinite where names or integers differ."""
+    """The largest ‖got − expected‖ / ‖expected‖ of a tensor; infinite where names or integers
+    differ.
+    """
     if got.keys() != expected.keys():
         return math.inf
     pairs = [(got[name], b) for name, b in expected.items()]
     if any(a != b for a, b in pairs if b.dtype.kind == "i"):
         return math.inf
-    return max(float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs if b.dtype.kind == "f")
+    return max(
+        float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs if b.dtype.kind == "f"
+    )
 
 
 def mean_of(snapshots):
     """The mean of what is averaged: the rest is left out."""
-    floats = [{name: x for name, x in s.items() if x.dtype.kind == "f" and name[0].isalpha()} for s in snapshots]
+    floats = [
+        {name: x for name, x in s.items() if x.dtype.kind == "f" and name[0].isalpha()}
+        for s in snapshots
+    ]
     return {name: sum(s[name].astype(float) for s in floats) / len(floats) for name in floats[0]}
 
 
@@ -471,12 +534,14 @@ def same_bits(a, b):
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-# ------------------------------------------------------------------------------------- against the oracles
+# ------------------------------------------------------------------------------------- against the
 
 
 @everywhere
 def test_every_learner_is_the_oracles(runs, expected, P, name):
-    """Weights, statistics, counters and the optimiser's state, at t = T and after the run was ended."""
+    """Weights, statistics, counters and the optimiser's state, at t = T and after the run was
+    ended.
+    """
     local, final = expected(P, name)[:2]
     for j, (got_local, _, got_final, _) in enumerate(runs(P, name)):
         assert distance(got_local, local[j]) < TOLERANCE
@@ -485,19 +550,25 @@ def test_every_learner_is_the_oracles(runs, expected, P, name):
 
 @everywhere
 def test_the_averages_are_the_oracles(runs, expected, P, name):
-    """When, whose, after how many updates, and S where adpsgd is steered by it; all ranks tell the same."""
+    """When, whose, after how many updates, and S where adpsgd is steered by it; all ranks tell the
+    same.
+    """
     averages = expected(P, name)[2]
     for *_, got in runs(P, name):
         assert [a[:3] for a in got] == [a[:3] for a in averages]
         if name.startswith("adpsgd"):
-            np.testing.assert_allclose([a[3] for a in got], [a[3] for a in averages], rtol=1e-4, atol=1e-12)
+            np.testing.assert_allclose(
+                [a[3] for a in got], [a[3] for a in averages], rtol=1e-4, atol=1e-12
+            )
         else:
             assert all(math.isnan(a[3]) for a in got)
 
 
 @everywhere
 def test_the_averaged_model_and_the_end(runs, P, name):
-    """`averaged()` holds the mean of the learners; after `finish()` all learners are one, but for integers."""
+    """`averaged()` holds the mean of the learners; after `finish()` all learners are one, but for
+    integers.
+    """
     answers = runs(P, name)
     w_bar = mean_of([local for local, *_ in answers])
     for j, (local, averaged, final, _) in enumerate(answers):
@@ -525,13 +596,24 @@ def test_the_controllers_decide_both_ways_and_nothing_hangs_on_rounding(expected
             assert min(expected(P, name)[3]) > 1e-4
 
 
-# ------------------------------------------------------------------------------------------- other promises
+# ------------------------------------------------------------------------------------------- other
 
 
 def promises(world):
     """Run under MPI: what the tests below look at, by their names."""
-    checks = (restart, memory, in_place, restore, equal_start, kept_statistics, odd_tensors, replaced_tensors, two_models,
-              sync_is_kavg_1, mistakes)
+    checks = (
+        restart,
+        memory,
+        in_place,
+        restore,
+        equal_start,
+        kept_statistics,
+        odd_tensors,
+        replaced_tensors,
+        two_models,
+        sync_is_kavg_1,
+        mistakes,
+    )
     return {check.__name__: check(world) for check in checks}
 
 
@@ -541,9 +623,13 @@ def promised(request):
 
 
 def restart(world):
-    """The cases and t where a run that is stopped, saved, and gone on with by others ends in other bits."""
+    """The cases and t where a run that is stopped, saved, and gone on with by others ends in other
+    bits.
+    """
     differ = []
-    for name in CASES if world.size == 2 else ("qsgd", "kavg-adam-average", "mavg", "hieravg", "adpsgd"):
+    for name in (
+        CASES if world.size == 2 else ("qsgd", "kavg-adam-average", "mavg", "hieravg", "adpsgd")
+    ):
         case = CASES[name]
         whole = Loop(world, case)
         whole.train(0, T)
@@ -555,7 +641,9 @@ def restart(world):
             torch.save([x.state_dict() for x in (first.net, first.optimiser, first.averager)], file)
             file.seek(0)
             second = Loop(world, case, make_net(7))
-            for x, state in zip((second.net, second.optimiser, second.averager), torch.load(file), strict=True):
+            for x, state in zip(
+                (second.net, second.optimiser, second.averager), torch.load(file), strict=True
+            ):
                 x.load_state_dict(state)
             second.train(stop, T)
             second.note(second.averager.finish())
@@ -588,10 +676,20 @@ class Wide(nn.Sequential):
 
 
 def memory(world):
-    """Of ten averages of a large row, by case: torch's operations, and how much memory they took and kept, in rows."""
+    """Of ten averages of a large row, by case: torch's operations, and how much memory they took
+    and kept, in rows.
+    """
     found = {}
-    for name in ("kavg", "kavg-average", "kavg-adam-average", "kavg-reset", "mavg", "mavg-nesterov", "hieravg",
-                 "adpsgd"):
+    for name in (
+        "kavg",
+        "kavg-average",
+        "kavg-adam-average",
+        "kavg-reset",
+        "mavg",
+        "mavg-nesterov",
+        "hieravg",
+        "adpsgd",
+    ):
         loop = Loop(world, CASES[name], Wide())
         loop.train(0, 24)
         averages = 0
@@ -703,13 +801,17 @@ def kept_statistics(world):
             optimiser.step()
             own = net.norm.running_mean.clone()
             averager.step()
-        found[how] = [x.numpy().copy() for x in (start, own, net.norm.running_mean, net.first.weight.detach())]
+        found[how] = [
+            x.numpy().copy() for x in (start, own, net.norm.running_mean, net.first.weight.detach())
+        ]
     return found
 
 
 def test_statistics_are_averaged_or_every_learners_own(promised):
     for how in ("average", "keep"):
-        starts, own, after, weights = zip(*(answer["kept_statistics"][how] for answer in promised), strict=True)
+        starts, own, after, weights = zip(
+            *(answer["kept_statistics"][how] for answer in promised), strict=True
+        )
         assert all(np.array_equal(w, weights[0]) for w in weights)
         assert all(np.array_equal(s, starts[0]) for s in starts)  # equal at the start either way
         wanted = [np.mean(own, axis=0)] * len(own) if how == "average" else own
@@ -731,19 +833,29 @@ class Odd(nn.Module):
 
 
 def odd_tensors(world):
-    """For sync, and for kavg averaging the momentum: a rank's own gradients, and all there is after three updates."""
+    """For sync, and for kavg averaging the momentum: a rank's own gradients, and all there is after
+    three updates.
+    """
     fleet, found = localavg.Fleet(world), []
-    for algorithm, policy, lr in ((localavg.sync(), "keep", 0.1), (localavg.kavg(K=1), "average", 0.0)):
+    for algorithm, policy, lr in (
+        (localavg.sync(), "keep", 0.1),
+        (localavg.kavg(K=1), "average", 0.0),
+    ):
         torch.manual_seed(1)
         net = Odd()
         has = [p for name, p in net.named_parameters() if "left_out" not in name]
-        optimiser = torch.optim.SGD(has, lr, momentum=0.9, weight_decay=0.1 if policy == "keep" else 0)
+        optimiser = torch.optim.SGD(
+            has, lr, momentum=0.9, weight_decay=0.1 if policy == "keep" else 0
+        )
         averager = localavg.attach(net, fleet, algorithm, optimiser, state=policy)
         for _ in range(3):
             net.zero_grad()
             x, y = batch(world.rank, 0)
             cross_entropy(net(x, elsewhere=world.rank > 0), y).backward()
-            own = {name: None if p.grad is None else p.grad.numpy().copy() for name, p in net.named_parameters()}
+            own = {
+                name: None if p.grad is None else p.grad.numpy().copy()
+                for name, p in net.named_parameters()
+            }
             optimiser.step()
             averager.step()
         exchanged = {name: p.grad for name, p in net.named_parameters()}
@@ -762,15 +874,25 @@ def test_a_gradient_that_a_rank_has_not_counts_as_zero_and_frozen_weights_stay(p
             np.testing.assert_allclose(exchanged[name], mean, rtol=1e-5, atol=1e-8)
         assert exchanged["frozen.weight"] is None
         assert np.array_equal(net["frozen.weight"], frozen)
-        np.testing.assert_allclose(unmoved["frozen.weight"], frozen, rtol=1e-6)  # (x + x + x) / 3 may round
+        np.testing.assert_allclose(
+            unmoved["frozen.weight"], frozen, rtol=1e-6
+        )  # (x + x + x) / 3 may round
 
 
 def test_a_state_that_a_rank_has_not_counts_as_zero(promised):
-    """v_j ← 0.9 v̄ + g_j, v̄ = (1/P) Σ v_j over the ranks that have it; the optimiser saves what it had before."""
+    """v_j ← 0.9 v̄ + g_j, v̄ = (1/P) Σ v_j over the ranks that have it; the optimiser saves what it
+    had before.
+    """
     P = len(promised)
     for j, answer in enumerate(promised):
-        state = {name: x for name, x in answer["odd_tensors"][1][2].items() if "momentum_buffer" in name}
-        names = ["elsewhere.weight", "trained.weight", "trained.bias"]  # after frozen.weight, which has no state
+        state = {
+            name: x for name, x in answer["odd_tensors"][1][2].items() if "momentum_buffer" in name
+        }
+        names = [
+            "elsewhere.weight",
+            "trained.weight",
+            "trained.bias",
+        ]  # after frozen.weight, which has no state
         assert list(state) == [f"{i} momentum_buffer" for i in range(1, 4) if i > 1 or j > 0]
         for i, name in enumerate(names, 1):
             gradients = [a["odd_tensors"][1][0][name] for a in promised]
@@ -786,11 +908,15 @@ def late_state(world):
     torch.manual_seed(0)
     net = nn.Linear(D, C)
     optimiser = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    averager = localavg.attach(net, localavg.Fleet(world), localavg.kavg(K=2), optimiser, state="average")
+    averager = localavg.attach(
+        net, localavg.Fleet(world), localavg.kavg(K=2), optimiser, state="average"
+    )
     for t in range(1, 7):
         optimiser.zero_grad()
         if world.rank < world.size - 1 or t > 3:
-            nn.functional.cross_entropy(net(batch(world.rank, t)[0]), batch(world.rank, t)[1]).backward()
+            nn.functional.cross_entropy(
+                net(batch(world.rank, t)[0]), batch(world.rank, t)[1]
+            ).backward()
         optimiser.step()
         averager.step()
     averager.finish()
@@ -883,7 +1009,7 @@ def test_sync_is_kavg_with_K_1(promised):
         assert len(promised) == 1 or distance(every_second, sync) > 1e-3
 
 
-# ------------------------------------------------------------------------------------------------- mistakes
+# -------------------------------------------------------------------------------------------------
 
 
 def mistakes(world):
@@ -957,9 +1083,11 @@ SAID = {
     "closure": "call backward.. first and step.. without a closure",
     "grown": "1.weight is new or has another shape now; attach when the model is complete",
     "half": "weight is torch.float16 on cpu; weights must be torch.float32",
-    "tied": "0.weight and 1.weight are two tensors in one memory; .* register one Parameter in both places",
+    "tied": "0.weight and 1.weight are two tensors in one memory; .* register one Parameter in "
+    "both places",
     "sgd": "sequential sgd on [23] ranks; use sync or kavg, or one rank",
-    "shapes": r"rank .'s model has .'weight', .4, 6.. where rank 0's has .'weight', .3, 6..; build the same model",
+    "shapes": r"rank .'s model has .'weight', .4, 6.. where rank 0's has .'weight', .3, 6..; build "
+    r"the same model",
     "fewer": r"rank .'s model has no more tensors where rank 0's has .'bias'",
 }
 
@@ -967,18 +1095,23 @@ SAID = {
 def test_mistakes_are_told_on_every_rank(promised):
     for answer in promised:
         told = answer["mistakes"]
-        assert told.keys() == SAID.keys() - (() if len(promised) > 1 else ("sgd", "shapes", "fewer"))
+        assert told.keys() == SAID.keys() - (
+            () if len(promised) > 1 else ("sgd", "shapes", "fewer")
+        )
         for name, message in told.items():
             assert re.search(SAID[name], message or "nothing"), (name, message)
 
 
-# ---------------------------------------------------------------------------------------------- the example
+# ---------------------------------------------------------------------------------------------- the
 
 EXAMPLE = ROOT / "tests" / "example_attach.py"
 
 
 def launch_lines():
-    return [line.split() for line in re.findall(r"^ +jobs/local/mpirun (.*)$", EXAMPLE.read_text(), re.MULTILINE)]
+    return [
+        line.split()
+        for line in re.findall(r"^ +jobs/local/mpirun (.*)$", EXAMPLE.read_text(), re.MULTILINE)
+    ]
 
 
 def test_the_example_by_its_own_launch_line():
@@ -989,7 +1122,8 @@ def test_the_example_by_its_own_launch_line():
     assert len(re.findall("# localavg, line [123] of 3$", EXAMPLE.read_text(), re.MULTILINE)) == 3
 
 
-EXAMPLES = {  # the example's options, and the periods of its averages on two ranks in two epochs of 22 updates
+# the example's options, and the periods of its averages on two ranks in two epochs of 22 updates
+EXAMPLES = {
     "sync": ("sync", [1] * 44),
     "qsgd": ("qsgd bits=6", [1] * 44),
     "kavg": ("kavg K=8", [8] * 5 + [4]),
@@ -1013,9 +1147,13 @@ def examples(world, folder):
 
 
 def test_the_examples_run_file(tmp_path):
-    """Of every synchronous algorithm: each average, S for adpsgd, bytes, evaluations of the averaged model."""
+    """Of every synchronous algorithm: each average, S for adpsgd, bytes, evaluations of the
+    averaged model.
+    """
     call(2, examples, tmp_path)
-    assert {name.partition("-")[0] for name in EXAMPLES} | {"sgd"} == localavg.algorithms.ALGORITHMS.keys()
+    assert {name.partition("-")[0] for name in EXAMPLES} | {
+        "sgd"
+    } == localavg.algorithms.ALGORITHMS.keys()
     assert EXAMPLES["hieravg"][0] in " ".join(launch_lines()[1])
     for name, (line, periods) in EXAMPLES.items():
         found = load(tmp_path / f"{name}.h5")
@@ -1025,14 +1163,20 @@ def test_the_examples_run_file(tmp_path):
             key, value = option.split("=")
             assert str(found.config[key]) in (value, value + ".0")
         assert averages.period.tolist()[: len(periods)] == periods
-        assert averages.t.tolist() == averages.period.cumsum().tolist() and averages.t.iloc[-1] == 44
+        assert (
+            averages.t.tolist() == averages.period.cumsum().tolist() and averages.t.iloc[-1] == 44
+        )
         assert len(averages) > len(periods) if steered else len(averages) == len(periods)
         assert averages.scope.iloc[-1] == WORLD
         assert (averages.scope == CLUSTER).sum() == (17 if name == "hieravg" else 0)
-        assert averages.variance.notna().all() == averages.variance.notna().any() == (name == "adpsgd")
+        assert (
+            averages.variance.notna().all() == averages.variance.notna().any() == (name == "adpsgd")
+        )
         n = found.config["d"] - 2 * (16 + 32)  # parameters: without BatchNorm's statistics
         floats = 4 * n if name == "sync" else 4 * found.config["d"]
-        sent = 2 * (n + 4 * math.ceil(n / 512)) if name == "qsgd" else 2 * floats  # a byte an entry, 4 a bucket
+        sent = (
+            2 * (n + 4 * math.ceil(n / 512)) if name == "qsgd" else 2 * floats
+        )  # a byte an entry, 4 a bucket
         assert (averages.bytes_node == sent).all() and (averages.bytes_cross == 0).all()
         assert found.eval.epoch.tolist() == [1, 2] and found.eval.t.tolist() == [22, 44]
         assert (found.eval.train_loss < 1).all() and (found.eval.test_accuracy > 0.8).all()

@@ -1,4 +1,6 @@
-"""`bench train`, `checkpoint` and `memory`: their rows, what is measured of them however small, and what they refuse."""
+"""`bench train`, `checkpoint` and `memory`: their rows, what is measured of them however small, and
+what they refuse.
+"""
 
 import itertools
 import json
@@ -17,9 +19,30 @@ from localavg.parallel.fleet import Fleet
 
 RATES = ["ours_samples_per_s", "bare_samples_per_s", "floor_samples_per_s"]
 COLUMNS = {
-    "logistic": ["problem", "model", "device", *RATES, "ours_over_floor", "ours_over_bare", "overhead", "recording"],
-    "network": ["problem", "model", "side", "batch_size", "precision", "device", "threads", "learners", "cuda_graphs", *RATES,
-                "ours_over_bare", "ours_over_floor"],
+    "logistic": [
+        "problem",
+        "model",
+        "device",
+        *RATES,
+        "ours_over_floor",
+        "ours_over_bare",
+        "overhead",
+        "recording",
+    ],
+    "network": [
+        "problem",
+        "model",
+        "side",
+        "batch_size",
+        "precision",
+        "device",
+        "threads",
+        "learners",
+        "cuda_graphs",
+        *RATES,
+        "ours_over_bare",
+        "ours_over_floor",
+    ],
     "checkpoint": ["learners", "ranks", "bytes", "ours_s", "disk_s", "restore_s", "ours_over_disk"],
     "memory": ["data", "ranks", "data_bytes", "peak_bytes", "ratio"],
 }
@@ -30,15 +53,19 @@ LINES = {
     "logistic": f"train --problem logistic {DATA} --batch-size 8 --steps 12 --repeats 1",
     "network": "train --model mlp --batch-size 4 --steps 2 --repeats 1",
     "several": "train --model mlp --side 9 --learners 2 --batch-size 4 --steps 2 --repeats 1",
-    "checkpoint": f"checkpoint --folder FOLDER/disk --floats {FLOATS} --learners {LEARNERS} --repeats 3",
+    "checkpoint": f"checkpoint --folder FOLDER/disk --floats {FLOATS} --learners {LEARNERS} "
+    "--repeats 3",
 }
 MISTAKES = {
     "train --problem network": "--problem network needs --model NAME",
     "train --model resnet81": "--model resnet81: must be one of mlp, ",
-    "checkpoint --folder FOLDER/nowhere": "--folder .*nowhere.*No such file.*give a folder that every rank can write",
-    f"train {DATA} --steps 2 --repeats 1 --json FOLDER/nowhere/rows.json": "rows.json: No such file or directory",
+    "checkpoint --folder "
+    "FOLDER/nowhere": "--folder .*nowhere.*No such file.*give a folder that every rank can write",
+    f"train {DATA} --steps 2 --repeats 1 --json "
+    "FOLDER/nowhere/rows.json": "rows.json: No such file or directory",
     "train --model mlp --cuda-graphs": "--cuda-graphs is for GPUs: add --device cuda",
-    f"train {DATA} --learners 2": "logistic regression measures one learner on the CPU; give --model for a network",
+    f"train {DATA} --learners "
+    "2": "logistic regression measures one learner on the CPU; give --model for a network",
     f"memory {DATA} --steps 0": "argument --steps: invalid",
 }
 
@@ -59,13 +86,22 @@ def told(world, lines):
 
 
 def bench_all(folder, ranks, names, mistakes=()):
-    """In one launch: the rows that the command lines of these names leave, and what is said of `mistakes`."""
+    """In one launch: the rows that the command lines of these names leave, and what is said of
+    `mistakes`.
+    """
     (folder / "disk").mkdir()
     lines = [f"{LINES[name]} --json FOLDER/{name}.json" for name in names] + [*mistakes]
-    answers, *others = call(ranks, told, [line.replace("FOLDER", str(folder)) for line in lines], timeout=90)
+    answers, *others = call(
+        ranks, told, [line.replace("FOLDER", str(folder)) for line in lines], timeout=90
+    )
     assert answers[: len(names)] == [0] * len(names) and all(other == answers for other in others)
     rows = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
-    return SimpleNamespace(rows=rows, told=dict(zip(mistakes, answers[len(names) :], strict=True)), folder=folder, ranks=ranks)
+    return SimpleNamespace(
+        rows=rows,
+        told=dict(zip(mistakes, answers[len(names) :], strict=True)),
+        folder=folder,
+        ranks=ranks,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +120,13 @@ def either(request):
     return request.getfixturevalue(request.param)
 
 
-# ------------------------------------------------------------------------------------------------------------ rows
+# --------------------------------------------------------------------------------------------------
 
 
 def check_numbers(row, columns):
-    """A row with these columns in this order, whose numbers are positive but for a difference, which is a number."""
+    """A row with these columns in this order, whose numbers are positive but for a difference,
+    which is a number.
+    """
     assert list(row) == columns
     for name, value in row.items():
         if not isinstance(value, str | bool):
@@ -102,7 +140,9 @@ def test_training_is_compared_with_a_bare_loop_and_the_floor(name, one_rank):
     check_numbers(row, COLUMNS[problem])
     assert (row["problem"], row["device"]) == (problem, "cpu")
     for other in ("bare", "floor"):
-        assert row[f"ours_over_{other}"] == pytest.approx(row["ours_samples_per_s"] / row[f"{other}_samples_per_s"])
+        assert row[f"ours_over_{other}"] == pytest.approx(
+            row["ours_samples_per_s"] / row[f"{other}_samples_per_s"]
+        )
 
 
 def test_a_row_of_training_says_what_was_trained(one_rank):
@@ -126,14 +166,18 @@ def test_memory_is_compared_with_the_data(either):
     (row,) = either.rows["memory"]
     check_numbers(row, COLUMNS["memory"])
     assert (row["data"], row["ranks"]) == ("epsilon-like:200x9", either.ranks)
-    assert row["data_bytes"] == (200 + 50) * (9 + 1) * 4  # rows to train and to test, a label beside 9 features
+    assert (
+        row["data_bytes"] == (200 + 50) * (9 + 1) * 4
+    )  # rows to train and to test, a label beside 9 features
     assert row["ratio"] == pytest.approx(row["peak_bytes"] / row["data_bytes"])
     assert row["peak_bytes"] > 2e6 * either.ranks  # a Python that has loaded NumPy
 
 
 def test_the_rows_are_printed_as_well(tmp_path):
     where = "--json", tmp_path / "rows.json"
-    done = run(1, "-m", "localavg", "bench", *LINES["logistic"].split(), *where, timeout=60, check=True)
+    done = run(
+        1, "-m", "localavg", "bench", *LINES["logistic"].split(), *where, timeout=60, check=True
+    )
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     assert "local updates, samples a second" in done.stdout
@@ -141,7 +185,7 @@ def test_the_rows_are_printed_as_well(tmp_path):
     assert all(str(row[name]) in done.stdout for name in row)
 
 
-# -------------------------------------------------------------------------------------------------- how it is measured
+# --------------------------------------------------------------------------------------------------
 
 
 def checkpoints_in_order(world, orders, folder):
@@ -162,7 +206,10 @@ def test_a_checkpoint_is_read_back_in_whatever_order_the_ways_come(tmp_path):
 
 
 def test_medians_are_over_turns_in_which_every_way_comes_once_after_the_warm_ones():
-    come, times = [], {"a": iter([90, 1, 5, 3, 4, 2]), "b": iter([0, 7, 7, 8, 9, 9]), "c": iter([1.0] * 6)}
+    come, times = (
+        [],
+        {"a": iter([90, 1, 5, 3, 4, 2]), "b": iter([0, 7, 7, 8, 9, 9]), "c": iter([1.0] * 6)},
+    )
     ways = {name: lambda name=name: come.append(name) or next(times[name]) for name in times}
     assert bench.medians(ways, 5) == {"a": 3, "b": 8, "c": 1}
     turns = [come[i : i + 3] for i in range(0, len(come), 3)]
@@ -173,7 +220,9 @@ def test_medians_are_over_turns_in_which_every_way_comes_once_after_the_warm_one
 def test_the_order_of_the_ways_is_the_same_on_every_rank():
     come = [], []
     for mine in come:
-        bench.medians({name: lambda name=name, mine=mine: mine.append(name) or 0.0 for name in "abc"}, 20)
+        bench.medians(
+            {name: lambda name=name, mine=mine: mine.append(name) or 0.0 for name in "abc"}, 20
+        )
     assert come[0] == come[1]
 
 
@@ -181,14 +230,18 @@ def test_the_order_of_the_ways_is_the_same_on_every_rank():
 def nothing_trained(monkeypatch):
     """`bench memory` of 10 + 5 rows of 3 features, whose training run is over at once."""
     monkeypatch.setattr(memory, "run", lambda *_: 0)
-    monkeypatch.setattr(memory, "load", lambda _: SimpleNamespace(config={"rows": 10, "test_rows": 5, "d": 3}))
+    monkeypatch.setattr(
+        memory, "load", lambda _: SimpleNamespace(config={"rows": 10, "test_rows": 5, "d": 3})
+    )
 
 
 def test_memory_is_the_most_that_was_seen_of_all_ranks_together(nothing_trained, monkeypatch):
     seen, enough = iter([500, 900, 700]), threading.Event()
     monkeypatch.setattr(memory, "_pss_bytes", lambda: next(seen, None) or enough.set() or 700)
     monkeypatch.setattr(memory, "run", lambda *_: enough.wait(60))
-    world = SimpleNamespace(rank=0, size=3, bcast=lambda x: x, Barrier=lambda: None, allreduce=lambda x: 2 * 1000 + x)
+    world = SimpleNamespace(
+        rank=0, size=3, bcast=lambda x: x, Barrier=lambda: None, allreduce=lambda x: 2 * 1000 + x
+    )
     (row,) = memory.bench_memory(world, "any", 1)
     assert (row["ranks"], row["data_bytes"], row["peak_bytes"]) == (3, 4 * 15 * 4, 2 * 1000 + 900)
 
@@ -198,7 +251,7 @@ def test_the_memory_of_a_run_that_is_over_at_once_is_not_nothing(nothing_trained
     assert row["peak_bytes"] > 2e6
 
 
-# ------------------------------------------------------------------------------------------------------------ mistakes
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("line", MISTAKES)
@@ -208,4 +261,6 @@ def test_a_mistake_names_the_option(line, one_rank):
 
 @pytest.mark.parametrize("name", ["logistic", "network", "several"])
 def test_updates_are_measured_on_one_rank_only(name, two_ranks):
-    assert re.search("bench train on 2 ranks: .*run it without mpirun", str(two_ranks.told[LINES[name]]))
+    assert re.search(
+        "bench train on 2 ranks: .*run it without mpirun", str(two_ranks.told[LINES[name]])
+    )

@@ -1,4 +1,6 @@
-"""`bench average`: its file holds the rows that it prints, its sizes are those of the networks, and its figure is drawn."""
+"""`bench average`: its file holds the rows that it prints, its sizes are those of the networks, and
+its figure is drawn.
+"""
 
 import json
 import sys
@@ -15,7 +17,17 @@ from localavg.cli.bench import average
 from localavg.errors import UserError
 from localavg.files import record
 
-COLUMNS = ["elements", "ranks", "nodes", "learners", "transport", "ours_s", "allreduce_s", "torch_s", "floor_s"]
+COLUMNS = [
+    "elements",
+    "ranks",
+    "nodes",
+    "learners",
+    "transport",
+    "ours_s",
+    "allreduce_s",
+    "torch_s",
+    "floor_s",
+]
 
 
 def bench(ranks, *words, **how):
@@ -27,7 +39,9 @@ def files(tmp_path_factory):
     """A folder with what two ranks wrote as a.h5 and a.json, and the launch."""
     folder = tmp_path_factory.mktemp("bench") / "new"
     where = "--out", folder / "a.h5", "--json", folder / "a.json"
-    done = bench(2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", *where, check=True)
+    done = bench(
+        2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", *where, check=True
+    )
     return folder, done
 
 
@@ -39,10 +53,21 @@ def test_the_file_holds_the_rows_of_json(files):
     assert [row["elements"] for row in rows] == average.floats(["2000", "resnet8"])
     assert all((row["ranks"], row["nodes"], row["learners"]) == (2, 1, 4) for row in rows)
     assert (found.rows[[name for name in COLUMNS if name.endswith("_s")]] > 0).all(axis=None)
-    assert found.status == "finished" and found.config["repeats"] == 2 and "transport" in done.stdout
+    assert (
+        found.status == "finished" and found.config["repeats"] == 2 and "transport" in done.stdout
+    )
     origin = found.provenance
-    assert "bench average" in origin["command"] and origin["mpi4py"] and "Open MPI" in origin["mpi_library"]
-    assert len(origin["hosts"]) == 1 and origin["ranks"] == 2 and origin["learners_per_rank"] == 2 and origin["end"]
+    assert (
+        "bench average" in origin["command"]
+        and origin["mpi4py"]
+        and "Open MPI" in origin["mpi_library"]
+    )
+    assert (
+        len(origin["hosts"]) == 1
+        and origin["ranks"] == 2
+        and origin["learners_per_rank"] == 2
+        and origin["end"]
+    )
 
 
 def test_every_column_has_a_unit_and_a_description(files):
@@ -67,7 +92,9 @@ def test_training_and_benchmarks_are_not_taken_for_each_other(files, tmp_path):
 
 def test_an_existing_file_is_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "old.h5").write_text("mine")
-    done = bench(2, "--sizes", "2000", "--repeats", "1000000000", "--out", tmp_path / "old.h5", timeout=60)
+    done = bench(
+        2, "--sizes", "2000", "--repeats", "1000000000", "--out", tmp_path / "old.h5", timeout=60
+    )
     assert done.returncode == 2 and done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("localavg: ")]
     assert "old.h5 exists" in line and "never overwritten" in line and "another name" in line
@@ -77,7 +104,11 @@ def test_an_existing_file_is_refused_before_anything_is_measured(tmp_path):
 def test_a_wrong_size_is_one_line(tmp_path):
     done = bench(2, "--sizes", "2000", "resnet19", "--out", tmp_path / "new.h5", timeout=60)
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
-    assert "--sizes resnet19" in done.stderr and "resnet18, " in done.stderr and not (tmp_path / "new.h5").exists()
+    assert (
+        "--sizes resnet19" in done.stderr
+        and "resnet18, " in done.stderr
+        and not (tmp_path / "new.h5").exists()
+    )
 
 
 def test_every_network_has_its_size():
@@ -86,7 +117,9 @@ def test_every_network_has_its_size():
         with torch.device("meta"):
             module = models.make(name, (side, side, 1 if side == 8 else 3), classes)
         tensors = [*module.parameters(), *module.buffers()]
-        assert average.floats([name]) == [sum(x.numel() for x in tensors if x.is_floating_point())], name
+        assert average.floats([name]) == [
+            sum(x.numel() for x in tensors if x.is_floating_point())
+        ], name
     assert average.floats(["7", "resnet18"]) == [7, 11_173_962 + 9_600]
 
 
@@ -98,22 +131,36 @@ def test_cifar10_is_every_network_for_its_images():
 
 @pytest.mark.parametrize("size", ["0", "-3", "2e6", "", "resnet"])
 def test_what_is_no_size_is_refused(size):
-    with pytest.raises(UserError, match=f"--sizes {size}: must be .* from 1 on, cifar10 .* or one of mlp, "):
+    with pytest.raises(
+        UserError, match=f"--sizes {size}: must be .* from 1 on, cifar10 .* or one of mlp, "
+    ):
         average.floats(["5", size])
 
 
 def test_without_torch_networks_have_no_size_and_numbers_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert average.floats(["5"]) == [5]
-    with pytest.raises(UserError, match=r"--sizes mlp: .*needs torch .*pip install 'localavg\[torch\]'"):
+    with pytest.raises(
+        UserError, match=r"--sizes mlp: .*needs torch .*pip install 'localavg\[torch\]'"
+    ):
         average.floats(["mlp"])
 
 
 def write(path, ranks=2, nodes=1, torch_s=3e-3, status="finished", sizes=(2000, 200_000)):
     file = record.Record.create(path, {"bench": "average"}, {})
     for n in sizes:
-        file.append("average", elements=n, ranks=ranks, nodes=nodes, learners=ranks, transport="shared", ours_s=1e-9 * n,
-                    allreduce_s=3e-9 * n, torch_s=torch_s, floor_s=5e-10 * n)
+        file.append(
+            "average",
+            elements=n,
+            ranks=ranks,
+            nodes=nodes,
+            learners=ranks,
+            transport="shared",
+            ours_s=1e-9 * n,
+            allreduce_s=3e-9 * n,
+            torch_s=torch_s,
+            floor_s=5e-10 * n,
+        )
     file.finish(status)
 
 
@@ -141,15 +188,24 @@ def test_the_figure_has_a_panel_a_file_and_layout(draw, tmp_path):  # noqa: F811
     status, out, err, (figure,) = draw("bench_average", tmp_path)
     assert (status, err) == (0, "") and f"unfinished: {tmp_path / 'c.h5'} is interrupted" in out
     assert [axes.get_title() for axes in figure.axes] == [
-        "a: 1 learner, 1 rank, 1 node", "b: 2 learners, 2 ranks, 1 node", "c: 4 learners, 4 ranks, 2 nodes"]
+        "a: 1 learner, 1 rank, 1 node",
+        "b: 2 learners, 2 ranks, 1 node",
+        "c: 4 learners, 4 ranks, 2 nodes",
+    ]
     assert [len(axes.lines) for axes in figure.axes] == [3, 4, 4]
-    np.testing.assert_allclose(figure.axes[1].lines[0].get_xydata(), [[2000, 2e-6], [200_000, 2e-4]])
+    np.testing.assert_allclose(
+        figure.axes[1].lines[0].get_xydata(), [[2000, 2e-6], [200_000, 2e-4]]
+    )
 
 
 def test_nothing_to_draw_is_one_line_and_exit_2(draw, tmp_path):  # noqa: F811
     (tmp_path / "empty").mkdir()
     write(tmp_path / "begun" / "a.h5", sizes=())
-    says = {"empty": "bench average --out FILE.h5", "begun": "no size was measured", "nowhere": "cannot read"}
+    says = {
+        "empty": "bench average --out FILE.h5",
+        "begun": "no size was measured",
+        "nowhere": "cannot read",
+    }
     for folder, said in says.items():
         status, _, err, figures = draw("bench_average", tmp_path / folder)
         assert status == 2 and not figures and err.count("\n") == 1 and said in err

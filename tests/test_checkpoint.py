@@ -1,4 +1,6 @@
-"""Nothing is lost: a run that was stopped, killed or hit by a full disk goes on to the bits of one that was not."""
+"""Nothing is lost: a run that was stopped, killed or hit by a full disk goes on to the bits of one
+that was not.
+"""
 
 import contextlib
 import io
@@ -29,15 +31,22 @@ DATA = "--data epsilon-like:60x9 --sampling shuffle --batch-size 3 --lr 0.3 --sc
 NETWORK = "--data digits --model nin --sampling shuffle --batch-size 8 --lr 0.02 --steps 14"
 COMMON = "--learners 4 --save-weights --seed 3 --log-every 6 --eval-every 9 --optimizer momentum"
 LINES = {
-    "sync": f"sync {DATA} --steps 40", "qsgd": f"qsgd {DATA} --steps 40", "kavg": f"kavg --K 7 {DATA} --steps 40",
-    "oneshot": f"oneshot {DATA} --steps 40", "mavg": f"mavg --K 6 --mu 0.6 --nesterov {DATA} --steps 40",
+    "sync": f"sync {DATA} --steps 40",
+    "qsgd": f"qsgd {DATA} --steps 40",
+    "kavg": f"kavg --K 7 {DATA} --steps 40",
+    "oneshot": f"oneshot {DATA} --steps 40",
+    "mavg": f"mavg --K 6 --mu 0.6 --nesterov {DATA} --steps 40",
     "hieravg": f"hieravg --K1 3 --K2 7 --S 2 {DATA} --steps 40",
     "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",
     "adalupa": f"adalupa --tau0 3 --alpha 0.5 {DATA} --steps 40",
-    "loss": f"adalupa --tau0 3 --rule loss {DATA} --steps 40", "piecewise": f"piecewise --pieces 0:3,2:5 {DATA} --steps 40",
-    "V": f"kavg --K 7 {DATA} --steps 40 --variance steps", "iid": f"kavg --K 7 {DATA} --steps 40 --sampling iid",
-    "average": f"mavg --K 7 {DATA} --steps 40 --state average", "reset": f"kavg --K 7 {DATA} --steps 40 --state reset",
-    "network": f"kavg --K 3 {NETWORK}", "kept": f"hieravg --K1 2 --K2 5 --S 2 {NETWORK} --statistics keep",
+    "loss": f"adalupa --tau0 3 --rule loss {DATA} --steps 40",
+    "piecewise": f"piecewise --pieces 0:3,2:5 {DATA} --steps 40",
+    "V": f"kavg --K 7 {DATA} --steps 40 --variance steps",
+    "iid": f"kavg --K 7 {DATA} --steps 40 --sampling iid",
+    "average": f"mavg --K 7 {DATA} --steps 40 --state average",
+    "reset": f"kavg --K 7 {DATA} --steps 40 --state reset",
+    "network": f"kavg --K 3 {NETWORK}",
+    "kept": f"hieravg --K1 2 --K2 5 --S 2 {NETWORK} --statistics keep",
 }
 ADAM = {"adam": f"kavg --K 7 {DATA} --steps 40 --state average --optimizer adam"}
 STOPS = (1, 6, 12, 13)  # the first update, at a row of /train, within periods
@@ -45,7 +54,14 @@ TIMES = ["seconds", "wall_s", "compute_s", "communicate_s", "wait_s", "data_s"]
 
 
 def words(line, out, *more):
-    return ["train", *f"{line} {COMMON}".split(), *(ADAM_WORDS if "adam" in line else ()), "--out", str(out), *more]
+    return [
+        "train",
+        *f"{line} {COMMON}".split(),
+        *(ADAM_WORDS if "adam" in line else ()),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 ADAM_WORDS = ("--optimizer", "adam")  # the last one given counts
@@ -54,14 +70,18 @@ ADAM_WORDS = ("--optimizer", "adam")  # the last one given counts
 def same(a, b):
     """Whether two run files tell of the same run, bit for bit, but for the times."""
     assert a.status == b.status == "finished"
-    assert np.array_equal(a.weights, b.weights) and np.array_equal(a.initial_weights, b.initial_weights)
+    assert np.array_equal(a.weights, b.weights) and np.array_equal(
+        a.initial_weights, b.initial_weights
+    )
     for group in ("train", "averages", "eval"):
         x, y = (getattr(r, group).drop(columns=TIMES, errors="ignore") for r in (a, b))
         assert x.equals(y), group
 
 
 def stopped_and_resumed(world, folder, lines, stops):
-    """Run every line to the end, and again with a stop after each of the updates; exit statuses of the latter."""
+    """Run every line to the end, and again with a stop after each of the updates; exit statuses of
+    the latter.
+    """
     from localavg.training.keeper import Interrupted, Keeper
 
     visit, wanted, statuses = Keeper.visit, [None], []
@@ -84,15 +104,21 @@ def stopped_and_resumed(world, folder, lines, stops):
     return statuses
 
 
-WORLDS = [pytest.param((mpi, ranks), id=f"{mpi}-{ranks}", marks=[pytest.mark.long] * (ranks == 4))
-          for mpi, ranks in (("openmpi", 1), ("openmpi", 2), ("openmpi", 4), ("mpich", 2))]
+WORLDS = [
+    pytest.param((mpi, ranks), id=f"{mpi}-{ranks}", marks=[pytest.mark.long] * (ranks == 4))
+    for mpi, ranks in (("openmpi", 1), ("openmpi", 2), ("openmpi", 4), ("mpich", 2))
+]
 
 
 @pytest.fixture(scope="module", params=WORLDS)
 def stopped(request, tmp_path_factory):
     mpi, ranks = request.param
     folder = tmp_path_factory.mktemp("stopped")
-    lines = LINES | ADAM if request.param != ("mpich", 2) else {name: LINES[name] for name in ("mavg", "adpsgd", "network")}
+    lines = (
+        LINES | ADAM
+        if request.param != ("mpich", 2)
+        else {name: LINES[name] for name in ("mavg", "adpsgd", "network")}
+    )
     statuses = call(ranks, stopped_and_resumed, str(folder), lines, STOPS, mpi=mpi, timeout=300)[0]
     return folder, dict(zip(lines, statuses, strict=True))
 
@@ -106,19 +132,37 @@ def test_a_run_stopped_at_any_step_of_a_period_goes_on_to_the_same_bits(stopped,
     whole, parts = load(folder / f"{name}-whole.h5"), load(folder / f"{name}.h5")
     same(whole, parts)
     assert parts.provenance["resumes"] == len(STOPS) and "failure" not in parts.attrs
-    assert parts.train.wall_s.is_monotonic_increasing and (parts.train.compute_s.diff().dropna() >= 0).all()
+    assert (
+        parts.train.wall_s.is_monotonic_increasing
+        and (parts.train.compute_s.diff().dropna() >= 0).all()
+    )
     assert not checkpoint.folder_of(folder / f"{name}.h5").exists()  # finished
 
 
-# ---------------------------------------------------------------------------------------------- one run, and what befalls it
+# ---------------------------------------------------------------------------------------------- one
 
-LONG = ("mavg --K 7 --mu 0.4 --data epsilon-like:2000x50 --learners 4 --batch-size 8 --lr 0.1 --optimizer momentum "
-        "--save-weights --seed 1 --eval-every 2000 --log-every 500")
+LONG = (
+    "mavg --K 7 --mu 0.4 --data epsilon-like:2000x50 --learners 4 --batch-size 8 --lr 0.1 "
+    "--optimizer momentum "
+    "--save-weights --seed 1 --eval-every 2000 --log-every 500"
+)
 STEPS = 8_000  # about a second
 
 
 def launch(out, *more, line=LONG, steps=STEPS, ranks=2, **how):
-    return run(ranks, "-m", "localavg", "train", *line.split(), "--steps", str(steps), "--out", out, *more, **how)
+    return run(
+        ranks,
+        "-m",
+        "localavg",
+        "train",
+        *line.split(),
+        "--steps",
+        str(steps),
+        "--out",
+        out,
+        *more,
+        **how,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -144,14 +188,20 @@ def told(done):
 
 def test_a_time_limit_saves_stops_and_the_same_command_goes_on(halfway, whole):
     found = load(halfway)
-    assert re.search(r"stopped by the time limit after step \d+, saved in .*run.h5.ckpt; .*--resume", found.attrs["failure"])
+    assert re.search(
+        r"stopped by the time limit after step \d+, saved in .*run.h5.ckpt; .*--resume",
+        found.attrs["failure"],
+    )
     again = launch(halfway, "--resume")
     assert again.returncode == 0 and any("goes on after step" in line for line in told(again))
     same(load(halfway), whole)
     after = launch(halfway, "--resume")
     assert after.returncode == 0 and "is finished already" in after.stderr
     other = launch(halfway, "--resume", "--lr", "0.2")
-    assert other.returncode == 2 and f"{halfway} is finished, but --lr is 0.1 there and 0.2 here" in other.stderr
+    assert (
+        other.returncode == 2
+        and f"{halfway} is finished, but --lr is 0.1 there and 0.2 here" in other.stderr
+    )
     assert load(halfway).provenance["resumes"] == 1
 
 
@@ -193,19 +243,45 @@ def test_sigterm_to_the_launcher_ends_it_and_the_run_can_be_resumed(tmp_path, wh
 
 
 def background(out, mark, *more, line=LONG, steps=STEPS, ranks=2):
-    command = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", "-m", "localavg", "train", *line.split(),
-               "--steps", str(steps), "--out", str(out), *more]
+    command = [
+        "jobs/local/mpirun",
+        "-n",
+        str(ranks),
+        "python",
+        "-m",
+        "mpi4py",
+        "-m",
+        "localavg",
+        "train",
+        *line.split(),
+        "--steps",
+        str(steps),
+        "--out",
+        str(out),
+        *more,
+    ]
     env = {**os.environ, MARK: mark, "PYTHONPATH": f"{ROOT}"}
-    return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            start_new_session=True)
+    return subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def ranks_of(mark):
-    """The processes of the ranks, in their order; not the launcher's, nor what a rank runs beside (git)."""
+    """The processes of the ranks, in their order; not the launcher's, nor what a rank runs beside
+    (git).
+    """
     found = {}
     for p in marked(mark):
         with contextlib.suppress(psutil.Error, IndexError):
-            if (rank := p.environ().get("OMPI_COMM_WORLD_RANK")) and p.cmdline()[0].endswith("python"):
+            if (rank := p.environ().get("OMPI_COMM_WORLD_RANK")) and p.cmdline()[0].endswith(
+                "python"
+            ):
                 found[int(rank)] = p
     return [found[rank] for rank in sorted(found)]
 
@@ -215,25 +291,33 @@ def training(mark, out, ranks=2, wait_s=60):
     end = time.monotonic() + wait_s
     while time.monotonic() < end:
         with contextlib.suppress(UserError):
-            if checkpoint.found(checkpoint.folder_of(out)) and len(found := ranks_of(mark)) == ranks:
+            if (
+                checkpoint.found(checkpoint.folder_of(out))
+                and len(found := ranks_of(mark)) == ranks
+            ):
                 return found
         time.sleep(0.02)
     pytest.fail("did not start to train")
 
 
 KILLED = {
-    "kavg": LONG.replace("mavg --K 7 --mu 0.4", "kavg --K 5"), "mavg": LONG,
+    "kavg": LONG.replace("mavg --K 7 --mu 0.4", "kavg --K 5"),
+    "mavg": LONG,
     "hieravg": LONG.replace("mavg --K 7 --mu 0.4", "hieravg --K1 3 --K2 7 --S 2"),
-    "adpsgd": LONG.replace("mavg --K 7 --mu 0.4", "adpsgd"), "sync": LONG.replace("mavg --K 7 --mu 0.4", "sync"),
+    "adpsgd": LONG.replace("mavg --K 7 --mu 0.4", "adpsgd"),
+    "sync": LONG.replace("mavg --K 7 --mu 0.4", "sync"),
     "loss": LONG.replace("mavg --K 7 --mu 0.4", "adalupa --tau0 40 --rule loss"),
-    "network": "kavg --K 3 --data digits --model nin --learners 4 --batch-size 8 --lr 0.02 --optimizer momentum --save-weights "
-               "--eval-every 100",
+    "network": "kavg --K 3 --data digits --model nin --learners 4 --batch-size 8 --lr 0.02 "
+    "--optimizer momentum --save-weights "
+    "--eval-every 100",
 }
 
 
 @pytest.mark.parametrize("kills", [7, pytest.param(30, marks=pytest.mark.long)])
 def test_random_kills_lose_nothing(kills, tmp_path):
-    """−9 to any rank at any moment: the run file is readable, and every run goes on to the bits of an unharmed one."""
+    """−9 to any rank at any moment: the run file is readable, and every run goes on to the bits of
+    an unharmed one.
+    """
     seed = int(os.environ.get("LOCALAVG_TEST_SEED", random.randrange(10**6)))
     draw, names = random.Random(seed), list(KILLED)
     killed = []
@@ -261,18 +345,31 @@ def test_random_kills_lose_nothing(kills, tmp_path):
         if out.exists() and out.stat().st_size:
             load(out)
         killed.append((out, name, steps))
-    lines = [["train", *KILLED[name].split(), "--steps", str(steps), "--out", str(out), "--resume"]
-             for out, name, steps in killed]
-    refs = [["train", *KILLED[name].split(), "--steps", str(steps), "--out", str(tmp_path / f"whole-{name}.h5")]
-            for name, steps in {name: steps for _, name, steps in killed}.items()]
+    lines = [
+        ["train", *KILLED[name].split(), "--steps", str(steps), "--out", str(out), "--resume"]
+        for out, name, steps in killed
+    ]
+    refs = [
+        [
+            "train",
+            *KILLED[name].split(),
+            "--steps",
+            str(steps),
+            "--out",
+            str(tmp_path / f"whole-{name}.h5"),
+        ]
+        for name, steps in {name: steps for _, name, steps in killed}.items()
+    ]
     statuses = call(2, command_lines, refs + lines, timeout=400)[0]
     assert statuses == [0] * len(statuses), f"seed {seed}"
     for out, name, _ in killed:
         same(load(out), load(tmp_path / f"whole-{name}.h5"))
-    assert sum(load(out).provenance.get("resumes", 0) for out, _, _ in killed) >= kills // 5  # enough of them hit a run
+    assert (
+        sum(load(out).provenance.get("resumes", 0) for out, _, _ in killed) >= kills // 5
+    )  # enough of them hit a run
 
 
-# ---------------------------------------------------------------------------------------------- damage and mistakes
+# ---------------------------------------------------------------------------------------------- dam
 
 
 def damage(out, how):
@@ -296,7 +393,10 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(halfway, whole, how):
     latest = damage(halfway, how)
     done = launch(halfway, "--resume")
     assert done.returncode == 0, done.stderr
-    assert any(latest.name in line and "is damaged" in line and "going back to the one before" in line for line in told(done))
+    assert any(
+        latest.name in line and "is damaged" in line and "going back to the one before" in line
+        for line in told(done)
+    )
     same(load(halfway), whole)
 
 
@@ -331,7 +431,11 @@ def test_two_runs_never_write_into_one_file(tmp_path):
         for mark in marks:
             kill(mark)
     found = load(out)
-    assert found.status in ("running", "interrupted") and found.train.t.is_monotonic_increasing and found.train.t.is_unique
+    assert (
+        found.status in ("running", "interrupted")
+        and found.train.t.is_monotonic_increasing
+        and found.train.t.is_unique
+    )
 
 
 def test_runs_whose_names_end_alike_keep_their_own_checkpoints():
@@ -341,16 +445,38 @@ def test_runs_whose_names_end_alike_keep_their_own_checkpoints():
 
 def test_ctrl_c_saves_the_run_and_the_same_command_goes_on(tmp_path):
     out, line = tmp_path / "run.h5", LONG.replace("--learners 4", "--learners 2")
-    terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "  # which the test may not have
-    words = [sys.executable, "-c", terminal + "from localavg.__main__ import main; main()", "train", *line.split(), "--steps",
-             str(STEPS), "--out", str(out), "--checkpoint-every", "300"]
-    process = subprocess.Popen(words, cwd=ROOT, env={**os.environ, "PYTHONPATH": f"{ROOT}"}, stderr=subprocess.PIPE, text=True)
+    # which the test may not have
+    terminal = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    words = [
+        sys.executable,
+        "-c",
+        terminal + "from localavg.__main__ import main; main()",
+        "train",
+        *line.split(),
+        "--steps",
+        str(STEPS),
+        "--out",
+        str(out),
+        "--checkpoint-every",
+        "300",
+    ]
+    process = subprocess.Popen(
+        words,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": f"{ROOT}"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while process.poll() is None and not checkpoint.found(checkpoint.folder_of(out)):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     err = process.communicate(timeout=60)[1]
     if process.returncode != 0:  # it may just have finished
-        assert process.returncode == 75 and "stopped by SIGINT" in err and load(out).status == "interrupted"
+        assert (
+            process.returncode == 75
+            and "stopped by SIGINT" in err
+            and load(out).status == "interrupted"
+        )
         assert launch(out, "--resume", line=line, ranks=1).returncode == 0
     assert load(out).status == "finished"
 
@@ -359,14 +485,20 @@ def test_without_a_sound_checkpoint_it_starts_again_and_keeps_the_file(halfway, 
     shutil.rmtree(checkpoint.folder_of(halfway))
     done = launch(halfway, "--resume")
     assert done.returncode == 0
-    assert any("no checkpoint" in line and "starting from the beginning" in line for line in told(done))
+    assert any(
+        "no checkpoint" in line and "starting from the beginning" in line for line in told(done)
+    )
     same(load(halfway), whole)
     assert load(f"{halfway}.unfinished1").status == "interrupted"
 
 
 CHANGES = {
-    "--lr 0.2": r"lr = 0\.1, not 0\.2", "--learners 6": r"learners = 4, not 6", "--K 8": r"K = 7, not 8",
-    "--seed 2": r"seed = 1, not 2", "--steps 90": r"steps = 8000, not 90", "--data epsilon-like:2000x51": r"data = ",
+    "--lr 0.2": r"lr = 0\.1, not 0\.2",
+    "--learners 6": r"learners = 4, not 6",
+    "--K 8": r"K = 7, not 8",
+    "--seed 2": r"seed = 1, not 2",
+    "--steps 90": r"steps = 8000, not 90",
+    "--data epsilon-like:2000x51": r"data = ",
 }
 
 
@@ -397,7 +529,9 @@ def test_checkpoints_without_their_run_file_are_not_taken_over(halfway):
 
 
 def limited(world, out, line, blocks):
-    """Train where no file may grow beyond so many bytes; the exit status, and what this rank said."""
+    """Train where no file may grow beyond so many bytes; the exit status, and what this rank
+    said.
+    """
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (blocks, resource.RLIM_INFINITY))
     with contextlib.redirect_stderr(io.StringIO()) as said:
@@ -406,20 +540,29 @@ def limited(world, out, line, blocks):
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_leaves_the_one_before(tmp_path):
-    line = ("kavg --K 5 --data digits --model resnet8 --learners 2 --batch-size 8 --steps 40 --lr 0.02 --optimizer momentum "
-            "--checkpoint-every 10 --transport mpi")
+    line = (
+        "kavg --K 5 --data digits --model resnet8 --learners 2 --batch-size 8 --steps 40 --lr 0.02 "
+        "--optimizer momentum "
+        "--checkpoint-every 10 --transport mpi"
+    )
     whole, out = tmp_path / "whole.h5", tmp_path / "run.h5"
     run(2, "-m", "localavg", "train", *line.split(), "--out", whole, check=True)
     stop = run(2, "-m", "localavg", "train", *line.split(), "--out", out, "--time-limit", "0.2s")
     assert stop.returncode == 75
     at = checkpoint.found(checkpoint.folder_of(out))
-    ends = call(2, limited, str(out), line + " --resume", 500_000)  # a checkpoint of a rank takes 0.6 MB, the run file less
+    ends = call(
+        2, limited, str(out), line + " --resume", 500_000
+    )  # a checkpoint of a rank takes 0.6 MB, the run file less
     assert [statuses for statuses, _ in ends] == [[1], [1]]
     (goes_on, told), silent = (said for _, said in ends)
-    assert "goes on after step" in goes_on and "cannot write this checkpoint" in told and silent == []
+    assert (
+        "goes on after step" in goes_on and "cannot write this checkpoint" in told and silent == []
+    )
     assert checkpoint.found(checkpoint.folder_of(out)) == at
     load(out)
-    assert run(2, "-m", "localavg", "train", *line.split(), "--out", out, "--resume").returncode == 0
+    assert (
+        run(2, "-m", "localavg", "train", *line.split(), "--out", out, "--resume").returncode == 0
+    )
     same(load(out), load(whole))
 
 
@@ -453,10 +596,13 @@ def test_a_rank_that_raises_ends_the_job_and_the_run_goes_on_from_its_checkpoint
     same(load(out), whole)
 
 
-# ---------------------------------------------------------------------------------------------- the pieces
+# ---------------------------------------------------------------------------------------------- the
 
 
-@pytest.mark.parametrize("text, expected", [("90s", 90), ("50min", 3000), ("1.5h", 5400), ("1:30:00", 5400), ("0:0:5", 5)])
+@pytest.mark.parametrize(
+    "text, expected",
+    [("90s", 90), ("50min", 3000), ("1.5h", 5400), ("1:30:00", 5400), ("0:0:5", 5)],
+)
 def test_times_are_read(text, expected):
     assert seconds("time_limit", text) == expected
 

@@ -1,4 +1,6 @@
-"""The command line: every setting has an option with help, arrives in the run file, and is refused by name if bad."""
+"""The command line: every setting has an option with help, arrives in the run file, and is refused
+by name if bad.
+"""
 
 import math
 import os
@@ -17,15 +19,32 @@ from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files.record import load
 
-PAPERS = {"sgd", "sync", "kavg", "oneshot", "adalupa", "adpsgd", "piecewise", "qsgd", "mavg", "hieravg"}
+PAPERS = {
+    "sgd",
+    "sync",
+    "kavg",
+    "oneshot",
+    "adalupa",
+    "adpsgd",
+    "piecewise",
+    "qsgd",
+    "mavg",
+    "hieravg",
+}
 
 
 def localavg(*words, cwd):
     """`python -m localavg WORDS` in a folder, outside any job."""
     launchers = ("OMPI_", "PMI", "PRTE", "JSM_", "SLURM_")
     env = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
-    return subprocess.run([sys.executable, "-m", "localavg", *map(str, words)], cwd=cwd, env=env, text=True, timeout=60,
-                          capture_output=True)
+    return subprocess.run(
+        [sys.executable, "-m", "localavg", *map(str, words)],
+        cwd=cwd,
+        env=env,
+        text=True,
+        timeout=60,
+        capture_output=True,
+    )
 
 
 def helped(*words, cwd):
@@ -34,14 +53,16 @@ def helped(*words, cwd):
     return done.stdout
 
 
-# -------------------------------------------------------------------------------------------------------- help
+# --------------------------------------------------------------------------------------------------
 
 
 def test_help_names_the_commands(tmp_path):
     text = helped(cwd=tmp_path)
     assert re.search(r"^ +train +\w", text, re.M) and re.search(r"^ +prepare +\w", text, re.M)
     text = helped("prepare", cwd=tmp_path)
-    assert all(re.search(rf"^ +{name}\s+\w", text, re.M) for name in ("epsilon", "libsvm", "epsilon-like"))
+    assert all(
+        re.search(rf"^ +{name}\s+\w", text, re.M) for name in ("epsilon", "libsvm", "epsilon-like")
+    )
 
 
 def test_help_of_train_names_every_algorithm_with_its_options_and_every_setting(tmp_path):
@@ -50,7 +71,9 @@ def test_help_of_train_names_every_algorithm_with_its_options_and_every_setting(
     settings, table = text.split("\nalgorithms:\n")
     for name in ALGORITHMS:
         own = re.search(rf"^  {name} +\w.*(?:\n {{13}}.*)*", table, re.M)[0]
-        assert set(re.findall(r"--[\w-]+", own)) == {"--" + o.replace("_", "-") for o in options(name)}
+        assert set(re.findall(r"--[\w-]+", own)) == {
+            "--" + o.replace("_", "-") for o in options(name)
+        }
     for f in fields(TrainConfig):
         assert f.metadata["help"]
         if f.name != "algorithm":
@@ -58,8 +81,15 @@ def test_help_of_train_names_every_algorithm_with_its_options_and_every_setting(
 
 
 def test_the_papers_symbols_are_the_options():
-    symbols = {"kavg": {"K"}, "mavg": {"K", "mu"}, "hieravg": {"K1", "K2", "S"}, "adalupa": {"tau0", "alpha"},
-               "adpsgd": {"p_init", "Ks"}, "qsgd": {"bits", "bucket"}, "piecewise": {"pieces"}}
+    symbols = {
+        "kavg": {"K"},
+        "mavg": {"K", "mu"},
+        "hieravg": {"K1", "K2", "S"},
+        "adalupa": {"tau0", "alpha"},
+        "adpsgd": {"p_init", "Ks"},
+        "qsgd": {"bits", "bucket"},
+        "piecewise": {"pieces"},
+    }
     for name, own in symbols.items():
         assert own <= set(options(name))
     assert [options(name) for name in ("sgd", "sync", "oneshot")] == [{}, {}, {}]
@@ -67,12 +97,19 @@ def test_the_papers_symbols_are_the_options():
 
 def test_the_papers_settings_are_the_defaults():
     assert options("adpsgd") | {"mu": 0} == {
-        "p_init": 4, "Ks": 0.25, "low": 0.7, "high": 1.3, "warmup": 1.0, "mu": 0, "nesterov": False}
+        "p_init": 4,
+        "Ks": 0.25,
+        "low": 0.7,
+        "high": 1.3,
+        "warmup": 1.0,
+        "mu": 0,
+        "nesterov": False,
+    }
     assert (options("adalupa")["tau0"], options("adalupa")["alpha"]) == (91, 1.09)
     assert options("qsgd") == {"bits": 8, "bucket": 512}
 
 
-# ----------------------------------------------------------------------------------------------------- parsing
+# --------------------------------------------------------------------------------------------------
 
 
 def test_tau_is_lupas_name_of_k():
@@ -82,38 +119,65 @@ def test_tau_is_lupas_name_of_k():
 
 def test_only_what_is_given_is_passed_on():
     given = vars(parser().parse_args(["train", "kavg", "--lr", "0.5"]))
-    assert {name: given[name] for name in given if name not in ("call", "command")} == {"algorithm": "kavg", "lr": 0.5}
+    assert {name: given[name] for name in given if name not in ("call", "command")} == {
+        "algorithm": "kavg",
+        "lr": 0.5,
+    }
 
 
-@pytest.mark.parametrize(("line", "words"), [
-    ("", "COMMAND"),
-    ("fly", "'fly'"),
-    ("train", "ALGORITHM"),
-    ("train kavg --K many", "--K/--tau: invalid int value: 'many'"),
-    ("train kavg --lr much", "--lr: invalid float value: 'much'"),
-    ("train kavg --sampling some", "--sampling: invalid choice: 'some'"),
-    ("train kavg --optimizer lion", "--optimizer: invalid choice: 'lion'"),
-    ("train kavg --wings 2", "--wings 2"),
-    ("prepare", "SET"),
-    ("prepare libsvm", "TRAIN"),
-    ("prepare libsvm a.txt", "--out"),
-])
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("", "COMMAND"),
+        ("fly", "'fly'"),
+        ("train", "ALGORITHM"),
+        ("train kavg --K many", "--K/--tau: invalid int value: 'many'"),
+        ("train kavg --lr much", "--lr: invalid float value: 'much'"),
+        ("train kavg --sampling some", "--sampling: invalid choice: 'some'"),
+        ("train kavg --optimizer lion", "--optimizer: invalid choice: 'lion'"),
+        ("train kavg --wings 2", "--wings 2"),
+        ("prepare", "SET"),
+        ("prepare libsvm", "TRAIN"),
+        ("prepare libsvm a.txt", "--out"),
+    ],
+)
 def test_a_line_that_does_not_parse_is_a_users_mistake_that_points_to_help(line, words):
     with pytest.raises(UserError) as e:
         parser().parse_args(line.split())
     assert words in str(e.value) and str(e.value).endswith("--help)") and "\n" not in str(e.value)
 
 
-# -------------------------------------------------------------------------------------------------------- runs
+# --------------------------------------------------------------------------------------------------
 
 
 def test_every_setting_arrives_in_the_run_file(tmp_path):
     given = {
-        "data": "epsilon-like:60x5", "problem": "logistic", "l2": 0.01, "sampling": "shard", "learners": 3,
-        "ranks_per_node": 1, "transport": "mpi", "device": "cpu", "steps": 12, "batch_size": 4, "optimizer": "nesterov",
-        "momentum": 0.5, "state": "average", "seed": 3, "lr": 0.2, "schedule": "steps", "factor": 0.25,
-        "milestones": [1.0, 2.0], "warmup_epochs": 0.5, "warmup_from": 0.1, "out": "run.h5", "variance": "averages",
-        "log_every": 2, "eval_every": 6, "eval_examples": 30, "checkpoint_every": "5",
+        "data": "epsilon-like:60x5",
+        "problem": "logistic",
+        "l2": 0.01,
+        "sampling": "shard",
+        "learners": 3,
+        "ranks_per_node": 1,
+        "transport": "mpi",
+        "device": "cpu",
+        "steps": 12,
+        "batch_size": 4,
+        "optimizer": "nesterov",
+        "momentum": 0.5,
+        "state": "average",
+        "seed": 3,
+        "lr": 0.2,
+        "schedule": "steps",
+        "factor": 0.25,
+        "milestones": [1.0, 2.0],
+        "warmup_epochs": 0.5,
+        "warmup_from": 0.1,
+        "out": "run.h5",
+        "variance": "averages",
+        "log_every": 2,
+        "eval_every": 6,
+        "eval_examples": 30,
+        "checkpoint_every": "5",
         "time_limit": "1h",
     }
     flags = ["save_weights", "grad_norm", "force_block", "resume"]
@@ -129,7 +193,9 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     assert {name: run.config[name] for name in given} == given
     assert all(run.config[flag] is True for flag in flags)
     unset = {"epochs", "every", "pl_constant", "shift", "replay"}
-    other = {f.name for f in fields(TrainConfig) if f.metadata["group"] in ("network", "simulated time")}
+    other = {
+        f.name for f in fields(TrainConfig) if f.metadata["group"] in ("network", "simulated time")
+    }
     assert {f.name for f in fields(TrainConfig)} - set(given) - set(flags) - other == unset
     assert {run.config[name] for name in unset} == {None}
 
@@ -146,12 +212,33 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler")
 def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
-    given = {"data": "digits", "model": "mlp", "statistics": "keep", "calibrate": 2, "precision": "bf16"}
+    given = {
+        "data": "digits",
+        "model": "mlp",
+        "statistics": "keep",
+        "calibrate": 2,
+        "precision": "bf16",
+    }
     words = [word for name, value in given.items() for word in (f"--{name}", value)]
-    done = localavg("train", "kavg", *words, "--no-augment", "--compile", "--steps", 1, "--out", "run.h5", cwd=tmp_path)
+    done = localavg(
+        "train",
+        "kavg",
+        *words,
+        "--no-augment",
+        "--compile",
+        "--steps",
+        1,
+        "--out",
+        "run.h5",
+        cwd=tmp_path,
+    )
     assert done.returncode == 0, done.stderr
     config = load(tmp_path / "run.h5").config
-    assert {name: config[name] for name in given} == given and config["no_augment"] and config["compile"]
+    assert (
+        {name: config[name] for name in given} == given
+        and config["no_augment"]
+        and config["compile"]
+    )
     assert config["problem"] == "network"
     own = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "network"}
     assert own == {*given, "no_augment", "compile", "cuda_graphs"} - {"data"}
@@ -166,13 +253,14 @@ def test_without_settings_it_is_one_epoch_in_the_default_place(tmp_path):
 
 
 def test_epochs_are_rounded_up_to_whole_updates(tmp_path):
-    words = "--data epsilon-like:64x8 --batch-size 5 --learners 2 --epochs 1.5 --seed 4"  # 6.4 updates an epoch
+    # 6.4 updates an epoch
+    words = "--data epsilon-like:64x8 --batch-size 5 --learners 2 --epochs 1.5 --seed 4"
     assert localavg("train", "oneshot", *words.split(), cwd=tmp_path).returncode == 0
     run = load(tmp_path / "runs" / "oneshot-s4.h5")
     assert run.config["steps"] == 10 and run.averages.t.tolist() == [10]
 
 
-# ----------------------------------------------------------------------------------------------- bad settings
+# ----------------------------------------------------------------------------------------------- ba
 
 NAN, INF = math.nan, math.inf
 BAD = [
@@ -185,32 +273,70 @@ BAD = [
     ({"eval_every": -1}, "--eval-every -1: must be at least 1"),
     ({"seed": -1}, "--seed -1: must be at least 0"),
     ({"seed": 2**63}, f"--seed {2**63}: must be below 2^63"),
-    *[({name: x}, f"--{name.replace('_', '-')} {x}: must be a finite number above 0")
-      for name in ("lr", "epochs", "factor", "warmup_from") for x in (0.0, -0.5, NAN, INF, -INF)],
-    *[({name: x}, f"--{name.replace('_', '-')} {x}: must be a finite number of at least 0")
-      for name in ("l2", "warmup_epochs") for x in (-0.5, NAN, INF)],
+    *[
+        ({name: x}, f"--{name.replace('_', '-')} {x}: must be a finite number above 0")
+        for name in ("lr", "epochs", "factor", "warmup_from")
+        for x in (0.0, -0.5, NAN, INF, -INF)
+    ],
+    *[
+        ({name: x}, f"--{name.replace('_', '-')} {x}: must be a finite number of at least 0")
+        for name in ("l2", "warmup_epochs")
+        for x in (-0.5, NAN, INF)
+    ],
     *[({"momentum": x}, f"--momentum {x}: must lie in [0, 1)") for x in (1.0, -0.1, NAN, INF)],
-    *[({"schedule": "steps", "milestones": (5.0, x)}, f"--milestones {x}: must be") for x in (-1.0, NAN, INF)],
+    *[
+        ({"schedule": "steps", "milestones": (5.0, x)}, f"--milestones {x}: must be")
+        for x in (-1.0, NAN, INF)
+    ],
     *[({"schedule": "steps", "every": x}, f"--every {x}: must be") for x in (0.0, -1.0, NAN, INF)],
-    *[({"schedule": "inverse", "pl_constant": x}, f"--pl-constant {x}: must be") for x in (0.0, -1.0, NAN, INF)],
-    *[({"schedule": "inverse", "pl_constant": 1.0, "shift": x}, f"--shift {x}: must be") for x in (-1.0, NAN, INF)],
-    *[(settings, f"--{name} 1e+308: must be") for name, settings in (  # more updates than a number can count
-        ("epochs", {"epochs": 1e308}), ("warmup-epochs", {"warmup_epochs": 1e308}),
-        ("milestones", {"schedule": "steps", "milestones": (1e308,)}))],
+    *[
+        ({"schedule": "inverse", "pl_constant": x}, f"--pl-constant {x}: must be")
+        for x in (0.0, -1.0, NAN, INF)
+    ],
+    *[
+        ({"schedule": "inverse", "pl_constant": 1.0, "shift": x}, f"--shift {x}: must be")
+        for x in (-1.0, NAN, INF)
+    ],
+    *[
+        (settings, f"--{name} 1e+308: must be")
+        for name, settings in (  # more updates than a number can count
+            ("epochs", {"epochs": 1e308}),
+            ("warmup-epochs", {"warmup_epochs": 1e308}),
+            ("milestones", {"schedule": "steps", "milestones": (1e308,)}),
+        )
+    ],
     ({"schedule": "cosine"}, "--schedule cosine: must be one of constant, steps, inverse"),
     ({"optimizer": "lion"}, "--optimizer lion: must be one of sgd, momentum, nesterov, adam"),
     ({"state": "forget"}, "--state forget: must be one of keep, average, reset"),
     ({"sampling": "some"}, "--sampling some: must be one of iid, shuffle, shard, block"),
     ({"variance": "yes"}, "--variance yes: must be one of no, averages, steps"),
-    ({"steps": 10, "epochs": 2.0}, "--steps 10 and --epochs 2 both set the length: give one of them"),
-    ({"milestones": (5.0,)}, "--milestones means nothing to --schedule constant: add --schedule steps or leave it out"),
+    (
+        {"steps": 10, "epochs": 2.0},
+        "--steps 10 and --epochs 2 both set the length: give one of them",
+    ),
+    (
+        {"milestones": (5.0,)},
+        "--milestones means nothing to --schedule constant: add --schedule steps or leave it out",
+    ),
     ({"every": 5.0}, "--every means nothing to --schedule constant: add --schedule steps"),
-    ({"pl_constant": 1.0}, "--pl-constant means nothing to --schedule constant: add --schedule inverse"),
+    (
+        {"pl_constant": 1.0},
+        "--pl-constant means nothing to --schedule constant: add --schedule inverse",
+    ),
     ({"schedule": "steps"}, "--schedule steps needs one of --milestones and --every"),
-    ({"schedule": "steps", "every": 5.0, "milestones": (5.0,)}, "--schedule steps needs one of --milestones and"),
-    ({"schedule": "steps", "every": 5.0, "shift": 1.0}, "--shift means nothing to --schedule steps"),
+    (
+        {"schedule": "steps", "every": 5.0, "milestones": (5.0,)},
+        "--schedule steps needs one of --milestones and",
+    ),
+    (
+        {"schedule": "steps", "every": 5.0, "shift": 1.0},
+        "--shift means nothing to --schedule steps",
+    ),
     ({"schedule": "inverse"}, "--schedule inverse needs --pl-constant"),
-    ({"schedule": "inverse", "pl_constant": 1.0, "every": 5.0}, "--every means nothing to --schedule inverse"),
+    (
+        {"schedule": "inverse", "pl_constant": 1.0, "every": 5.0},
+        "--every means nothing to --schedule inverse",
+    ),
 ]
 
 
@@ -222,7 +348,16 @@ def test_a_bad_setting_is_refused_by_name_value_and_rule(settings, words):
 
 
 def test_limits_are_taken():
-    TrainConfig(algorithm="kavg", learners=1, steps=1, batch_size=1, seed=2**63 - 1, momentum=0.0, l2=0.0, lr=5e-324)
+    TrainConfig(
+        algorithm="kavg",
+        learners=1,
+        steps=1,
+        batch_size=1,
+        seed=2**63 - 1,
+        momentum=0.0,
+        l2=0.0,
+        lr=5e-324,
+    )
     TrainConfig(algorithm="kavg", schedule="steps", milestones=(0.0,), warmup_epochs=0.0)
     TrainConfig(algorithm="kavg", schedule="inverse", pl_constant=1.0, shift=0.0)
 
@@ -235,33 +370,47 @@ def test_settings_do_not_change():
         TrainConfig("kavg")  # by name only
 
 
-@pytest.mark.parametrize(("name", "given", "words"), [
-    ("kavg", {"K": 0}, "--K 0: a period must be at least 1"),
-    ("mavg", {"K": -1}, "--K -1: a period must be at least 1"),
-    *[("mavg", {"mu": x}, f"--mu {x}: block momentum must lie in [0, 1)") for x in (1.0, -0.1, NAN, INF)],
-    ("hieravg", {"mu": NAN}, "--mu nan: block momentum"),
-    ("hieravg", {"K1": 5, "K2": 4}, "--K1 5 exceeds --K2 4"),
-    ("hieravg", {"K1": 0}, "--K1 0: a period"),
-    ("adpsgd", {"p_init": 0}, "--p-init 0: a period"),
-    *[("adpsgd", {"Ks": x}, f"--Ks {x}: must be a finite number above 0") for x in (0.0, -1.0, NAN, INF)],
-    ("adpsgd", {"Ks": 0.001}, "--Ks of 1 updates ends before the first average at p_init = 4"),
-    *[("adpsgd", {"warmup": x}, f"--warmup {x}: must be a number of epochs") for x in (-1.0, NAN, INF)],
-    ("adpsgd", {"low": 2.0}, "--low 2 and --high 1.3"),
-    ("adalupa", {"tau0": 0}, "--tau0 0: a period"),
-    ("adalupa", {"alpha": NAN}, "--alpha nan: must be"),
-    ("adalupa", {"rule": "loss", "tau0": 0}, "--tau0 0: a period"),
-    ("adalupa", {"rule": "guess"}, "--rule guess: must be linear"),
-    *[("piecewise", {"pieces": x}, f"--pieces {x}: must read FROM_EPOCH:K")
-      for x in ("", "4", "0:4,8", "0:x", "nan:4", "inf:4", "0:4:8", "0:2.5")],
-    ("piecewise", {"pieces": "1:4"}, "--pieces with starts [100]: they must begin at 0"),
-    ("piecewise", {"pieces": "0:4,0.001:8"}, "--pieces with starts [0, 0]"),
-    ("qsgd", {"bits": 1}, "--bits 1: must lie in 2 … 8"),
-    ("qsgd", {"bucket": 0}, "--bucket 0: must be at least 1"),
-    ("sync", {"K": 4}, "--K means nothing to sync, which takes no options of its own"),
-    ("kavg", {"mu": 0.5}, "--mu means nothing to kavg, which takes --K"),
-    ("kavg", {"p_init": 5}, "--p-init means nothing to kavg"),
-    ("flyavg", {}, "algorithm flyavg: must be one of sgd, sync, qsgd, kavg, "),
-])
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("kavg", {"K": 0}, "--K 0: a period must be at least 1"),
+        ("mavg", {"K": -1}, "--K -1: a period must be at least 1"),
+        *[
+            ("mavg", {"mu": x}, f"--mu {x}: block momentum must lie in [0, 1)")
+            for x in (1.0, -0.1, NAN, INF)
+        ],
+        ("hieravg", {"mu": NAN}, "--mu nan: block momentum"),
+        ("hieravg", {"K1": 5, "K2": 4}, "--K1 5 exceeds --K2 4"),
+        ("hieravg", {"K1": 0}, "--K1 0: a period"),
+        ("adpsgd", {"p_init": 0}, "--p-init 0: a period"),
+        *[
+            ("adpsgd", {"Ks": x}, f"--Ks {x}: must be a finite number above 0")
+            for x in (0.0, -1.0, NAN, INF)
+        ],
+        ("adpsgd", {"Ks": 0.001}, "--Ks of 1 updates ends before the first average at p_init = 4"),
+        *[
+            ("adpsgd", {"warmup": x}, f"--warmup {x}: must be a number of epochs")
+            for x in (-1.0, NAN, INF)
+        ],
+        ("adpsgd", {"low": 2.0}, "--low 2 and --high 1.3"),
+        ("adalupa", {"tau0": 0}, "--tau0 0: a period"),
+        ("adalupa", {"alpha": NAN}, "--alpha nan: must be"),
+        ("adalupa", {"rule": "loss", "tau0": 0}, "--tau0 0: a period"),
+        ("adalupa", {"rule": "guess"}, "--rule guess: must be linear"),
+        *[
+            ("piecewise", {"pieces": x}, f"--pieces {x}: must read FROM_EPOCH:K")
+            for x in ("", "4", "0:4,8", "0:x", "nan:4", "inf:4", "0:4:8", "0:2.5")
+        ],
+        ("piecewise", {"pieces": "1:4"}, "--pieces with starts [100]: they must begin at 0"),
+        ("piecewise", {"pieces": "0:4,0.001:8"}, "--pieces with starts [0, 0]"),
+        ("qsgd", {"bits": 1}, "--bits 1: must lie in 2 … 8"),
+        ("qsgd", {"bucket": 0}, "--bucket 0: must be at least 1"),
+        ("sync", {"K": 4}, "--K means nothing to sync, which takes no options of its own"),
+        ("kavg", {"mu": 0.5}, "--mu means nothing to kavg, which takes --K"),
+        ("kavg", {"p_init": 5}, "--p-init means nothing to kavg"),
+        ("flyavg", {}, "algorithm flyavg: must be one of sgd, sync, qsgd, kavg, "),
+    ],
+)
 def test_a_bad_option_of_an_algorithm_is_refused_by_name(name, given, words):
     with pytest.raises(UserError) as e:
         algorithms.make(name, given, T=1000, epoch=100)

@@ -48,8 +48,15 @@ class Fleet:
 def write(path, x, y, test=None, **attributes):
     """Write a prepared file with the given rows."""
     splits = {"train": (x, y)} | ({"test": test} if test else {})
-    attributes = {"name": "tiny", "source": "tiny.txt", "classes": [0.0, 1.0], "shuffled": False} | attributes
-    with create(path, x.shape[1], {split: len(rows) for split, (rows, _) in splits.items()}, attributes) as target:
+    attributes = {
+        "name": "tiny",
+        "source": "tiny.txt",
+        "classes": [0.0, 1.0],
+        "shuffled": False,
+    } | attributes
+    with create(
+        path, x.shape[1], {split: len(rows) for split, (rows, _) in splits.items()}, attributes
+    ) as target:
         for split, (rows, labels) in splits.items():
             target.write(split, 0, rows, labels)
     return str(path)
@@ -57,7 +64,9 @@ def write(path, x, y, test=None, **attributes):
 
 def examples(n, d, seed=0):
     random = np.random.default_rng(seed)
-    return random.standard_normal((n, d)).astype(np.float32), random.choice([-1, 1], n).astype(np.float32)
+    return random.standard_normal((n, d)).astype(np.float32), random.choice([-1, 1], n).astype(
+        np.float32
+    )
 
 
 def draw(n, d, first_row=0, **options):
@@ -71,12 +80,20 @@ def draw(n, d, first_row=0, **options):
 
 def test_load_gives_what_was_written(tmp_path):
     (x, y), test = examples(50, 7), examples(9, 7, seed=1)
-    data = load(write(tmp_path / "a.h5", x, y, test, shuffled=True, name="mine", classes=[1.0, 2.0]), Fleet())
+    data = load(
+        write(tmp_path / "a.h5", x, y, test, shuffled=True, name="mine", classes=[1.0, 2.0]),
+        Fleet(),
+    )
     np.testing.assert_array_equal(data.train.x, x)
     np.testing.assert_array_equal(data.train.y, y)
     np.testing.assert_array_equal(data.test.x, test[0])
     np.testing.assert_array_equal(data.test.y, test[1])
-    assert (data.name, data.kind, data.classes, data.shuffled) == ("mine", "features", (1.0, 2.0), True)
+    assert (data.name, data.kind, data.classes, data.shuffled) == (
+        "mine",
+        "features",
+        (1.0, 2.0),
+        True,
+    )
     assert data.train.x.dtype == data.train.y.dtype == np.float32
 
 
@@ -111,7 +128,11 @@ def test_more_ranks_than_rows_still_fill_every_row(tmp_path):
 @pytest.mark.parametrize("spec", ["file", "epsilon-like:20000x1000"])
 def test_loading_allocates_no_second_copy(tmp_path, spec):
     n, d = 20_000, 1000  # 80 MB of training rows, 20 of test rows
-    spec = write(tmp_path / "a.h5", np.ones((n, d), np.float32), np.ones(n, np.float32)) if spec == "file" else spec
+    spec = (
+        write(tmp_path / "a.h5", np.ones((n, d), np.float32), np.ones(n, np.float32))
+        if spec == "file"
+        else spec
+    )
     tracemalloc.start()
     data = load(spec, Fleet())
     _, peak = tracemalloc.get_traced_memory()
@@ -148,24 +169,28 @@ def put(at, value):
     def change(array):
         array[at] = value
         return array
+
     return change
 
 
-@pytest.mark.parametrize(("name", "change", "words"), [
-    ("train/x", put((4, 2), np.nan), "row 4 of /train/x .*not finite"),
-    ("test/x", put((1, 0), -np.inf), "row 1 of /test/x .*not finite"),
-    ("train/y", put(3, 0), "label 0.0 in row 3 of /train/y is not -1 or"),
-    ("test/y", put(0, np.nan), "label nan in row 0 of /test/y"),
-    ("train/y", np.ones(5, np.float32), r"\(6, 3\) and y \(5,\)"),
-    ("train/x", np.ones((6, 3)), "x float64 .*not float32"),
-    ("train/x", np.ones(6, np.float32), r"not \[n, d\]"),
-    ("test/x", np.ones((2, 4), np.float32), "different widths"),
-    ("test", 1.0, "x and y"),
-    ("train/y", "none", "prepare it again"),
-    ("classes", 3.0, "attribute"),
-    ("schema", 99, "schema 99"),
-    ("kind", "graphs", "'graphs'"),
-])
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("train/x", put((4, 2), np.nan), "row 4 of /train/x .*not finite"),
+        ("test/x", put((1, 0), -np.inf), "row 1 of /test/x .*not finite"),
+        ("train/y", put(3, 0), "label 0.0 in row 3 of /train/y is not -1 or"),
+        ("test/y", put(0, np.nan), "label nan in row 0 of /test/y"),
+        ("train/y", np.ones(5, np.float32), r"\(6, 3\) and y \(5,\)"),
+        ("train/x", np.ones((6, 3)), "x float64 .*not float32"),
+        ("train/x", np.ones(6, np.float32), r"not \[n, d\]"),
+        ("test/x", np.ones((2, 4), np.float32), "different widths"),
+        ("test", 1.0, "x and y"),
+        ("train/y", "none", "prepare it again"),
+        ("classes", 3.0, "attribute"),
+        ("schema", 99, "schema 99"),
+        ("kind", "graphs", "'graphs'"),
+    ],
+)
 def test_a_spoilt_file_is_refused_with_the_value_and_the_rule(tmp_path, name, change, words):
     path = write(tmp_path / "a.h5", *examples(6, 3), test=examples(2, 3))
     spoil(path, name, change)
@@ -193,7 +218,7 @@ def test_missing_cut_and_foreign_files_are_told_apart(tmp_path):
     with pytest.raises(UserError, match="holds no prepared dataset"):
         load(str(tmp_path / "other.h5"), Fleet())
     whole = Path(write(tmp_path / "a.h5", *examples(1000, 30))).read_bytes()
-    (tmp_path / "cut.h5").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "cut.h5").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match=r"damaged or cut short.*again"):
         load(str(tmp_path / "cut.h5"), Fleet())
 
@@ -212,12 +237,20 @@ def test_a_bad_size_is_refused_with_an_example(size):
 
 def test_loading_brings_in_no_heavy_or_mpi_package(tmp_path):
     path = write(tmp_path / "a.h5", *examples(5, 3))
-    code = ("import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
-            "from test_datasets import Fleet, load\n"
-            "load(sys.argv[3], Fleet()); load('epsilon-like:9x3', Fleet())\n"
-            "print([m for m in ('sklearn', 'pandas', 'scipy', 'mpi4py', 'torch') if m in sys.modules])\n")
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), path], capture_output=True,
-                          text=True, timeout=60, check=True)
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "from test_datasets import Fleet, load\n"
+        "load(sys.argv[3], Fleet()); load('epsilon-like:9x3', Fleet())\n"
+        "print([m for m in ('sklearn', 'pandas', 'scipy', 'mpi4py', 'torch') if m in "
+        "sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), path],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout == "[]\n"
 
 
@@ -226,13 +259,19 @@ def test_loading_brings_in_no_heavy_or_mpi_package(tmp_path):
 
 def test_a_named_size_gives_a_quarter_as_many_test_rows():
     data = load("epsilon-like:401x30", Fleet())
-    assert data.train.x.shape == (401, 30) and data.test.x.shape == (100, 30) and data.test.y.shape == (100,)
+    assert (
+        data.train.x.shape == (401, 30)
+        and data.test.x.shape == (100, 30)
+        and data.test.y.shape == (100,)
+    )
     assert data.shuffled and data.kind == "features" and data.name == "epsilon-like:401x30"
     assert load("epsilon-like:3x2", Fleet()).test is None
     assert epsilon_like.sizes(epsilon_like.ROWS) == {"train": 400_000, "test": 100_000}
 
 
-@pytest.mark.parametrize("cuts", [(1,), (BLOCK,), (BLOCK - 1, BLOCK + 1), (5, 6, 7, 2 * BLOCK, 2 * BLOCK + 3)])
+@pytest.mark.parametrize(
+    "cuts", [(1,), (BLOCK,), (BLOCK - 1, BLOCK + 1), (5, 6, 7, 2 * BLOCK, 2 * BLOCK + 3)]
+)
 def test_the_bits_do_not_depend_on_who_draws_which_rows(cuts):
     n, d = 2 * BLOCK + 100, 37
     x, y = draw(n, d)
@@ -285,7 +324,9 @@ def test_the_spectrum_tends_to_the_stated_limits():
         assert values[0] == pytest.approx(epsilon_like.largest_eigenvalue(d, rho), rel=0.01)
         assert values[0] / values[-1] == pytest.approx(epsilon_like.condition_number(rho), rel=0.01)
     default = spectrum(epsilon_like.FEATURES)
-    assert default[0] == pytest.approx(0.0470, abs=5e-5) and default[0] / default[-1] == pytest.approx(8870, abs=5)
+    assert default[0] == pytest.approx(0.0470, abs=5e-5) and default[0] / default[
+        -1
+    ] == pytest.approx(8870, abs=5)
     assert epsilon_like.largest_eigenvalue(2000) == pytest.approx(0.0495)
     assert epsilon_like.condition_number() == pytest.approx(9801)
 
@@ -306,7 +347,10 @@ def test_the_teacher_lies_d_over_2n_above_the_minimum():
     statistic = 0.0  # Σ 2n (F_n(w*) − min F_n): χ² with 8 d degrees of freedom
     for seed in seeds:
         w = teacher(d, seed=seed, rho=0.9).astype(np.float64)
-        x, y = (a.astype(np.float64) for a in draw(n, d, teacher=w.astype(np.float32), seed=seed, rho=0.9))
+        x, y = (
+            a.astype(np.float64)
+            for a in draw(n, d, teacher=w.astype(np.float32), seed=seed, rho=0.9)
+        )
 
         def loss(v, x=x, y=y):
             return np.logaddexp(0, -y * (x @ v)).mean()
@@ -318,7 +362,9 @@ def test_the_teacher_lies_d_over_2n_above_the_minimum():
             p = 1 / (1 + np.exp(-(x @ v)))
             return (x * (p * (1 - p))[:, None]).T @ x / n
 
-        least = minimize(loss, w, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-9})
+        least = minimize(
+            loss, w, jac=gradient, hess=hessian, method="trust-exact", options={"gtol": 1e-9}
+        )
         statistic += 2 * n * (loss(w) - least.fun)
     freedom = d * len(seeds)
     assert abs(statistic - freedom) < 3 * np.sqrt(2 * freedom)
@@ -341,8 +387,18 @@ def test_a_prepared_epsilon_like_file_holds_the_generated_rows_and_their_teacher
         np.testing.assert_array_equal(split.y, y)
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"features": 0}, {"rho": 1.0}, {"rho": -0.1}, {"margin": 0.0},
-                                   {"margin": np.nan}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"rows": 0},
+        {"features": 0},
+        {"rho": 1.0},
+        {"rho": -0.1},
+        {"margin": 0.0},
+        {"margin": np.nan},
+        {"seed": -1},
+    ],
+)
 def test_a_bad_parameter_of_the_generator_is_refused_by_name(tmp_path, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         prepare_epsilon_like(tmp_path / "e.h5", **({"rows": 8, "features": 4} | wrong))

@@ -1,4 +1,6 @@
-"""`localavg doctor`: each piece of advice from its facts, the probe of device memory with children that fail, and launches."""
+"""`localavg doctor`: each piece of advice from its facts, the probe of device memory with children
+that fail, and launches.
+"""
 
 import json
 import os
@@ -16,13 +18,45 @@ from localavg.cli.doctor.advice import ADVICE, Facts, Rank, wrong_numbers
 from localavg.parallel.probe import Probe, cached, tried
 
 GPU = (("Fake GPU", "GPU-0"), ("Fake GPU", "GPU-1"))
-RANK = Rank(host="n0", machine=0, node=0, cpus=(0, 1), cores=2, host_cpus=4, threads=2, omp=None, shm_free_bytes=9e9,
-            shm_need_bytes=4_000_000_000, gpus=(), gpus_why="no driver", gpu=None, mps=False, alloc_conf="")
+RANK = Rank(
+    host="n0",
+    machine=0,
+    node=0,
+    cpus=(0, 1),
+    cores=2,
+    host_cpus=4,
+    threads=2,
+    omp=None,
+    shm_free_bytes=9e9,
+    shm_need_bytes=4_000_000_000,
+    gpus=(),
+    gpus_why="no driver",
+    gpu=None,
+    mps=False,
+    alloc_conf="",
+)
 OTHER = replace(RANK, cpus=(2, 3))
-NO, YES, UNTRIED = Probe(False, "17 numbers were wrong"), Probe(True, "right"), Probe(None, "not tried")
-WELL = Facts(mpi="Open MPI v9", mpi4py="4", thread_level="multiple", ranks=(RANK, OTHER), nodes=1, learners=2, probe=UNTRIED,
-             cuda_flag=False, memory_bytes_per_s=1e10, link_bytes_per_s=None, transport="shared",
-             transport_why="ranks of a node share its memory", allreduce_wrong=0, mean_wrong=0)
+NO, YES, UNTRIED = (
+    Probe(False, "17 numbers were wrong"),
+    Probe(True, "right"),
+    Probe(None, "not tried"),
+)
+WELL = Facts(
+    mpi="Open MPI v9",
+    mpi4py="4",
+    thread_level="multiple",
+    ranks=(RANK, OTHER),
+    nodes=1,
+    learners=2,
+    probe=UNTRIED,
+    cuda_flag=False,
+    memory_bytes_per_s=1e10,
+    link_bytes_per_s=None,
+    transport="shared",
+    transport_why="ranks of a node share its memory",
+    allreduce_wrong=0,
+    mean_wrong=0,
+)
 
 
 def on(*ranks, **facts):
@@ -45,50 +79,141 @@ def elsewhere(ranks):
 CASES = {  # name: (facts, the check that fires or None, words of it, words of its remedy)
     "all is well": (WELL, None, [], []),
     # ranks bound to one core
-    "one core, two idle": (on(*bound((0,), (1,))), "one_core", ["n0", "one core", "2 of 4 are idle"],
-                           ["--map-by slot:PE=", "--cpus-per-task", "OMP_NUM_THREADS=1"]),
-    "one core of two hardware threads": (on(replace(RANK, cores=1)), "one_core", ["2 of 4"], ["PE="]),
-    "one core, physical cores unknown": (on(*bound((0,), (1,))[:1]), "one_core", ["3 of 4"], ["PE="]),
-    "one core, on the second machine": (on(RANK, OTHER, *elsewhere(bound((0,), (1,)))), "one_core", ["n1"], ["PE="]),
+    "one core, two idle": (
+        on(*bound((0,), (1,))),
+        "one_core",
+        ["n0", "one core", "2 of 4 are idle"],
+        ["--map-by slot:PE=", "--cpus-per-task", "OMP_NUM_THREADS=1"],
+    ),
+    "one core of two hardware threads": (
+        on(replace(RANK, cores=1)),
+        "one_core",
+        ["2 of 4"],
+        ["PE="],
+    ),
+    "one core, physical cores unknown": (
+        on(*bound((0,), (1,))[:1]),
+        "one_core",
+        ["3 of 4"],
+        ["PE="],
+    ),
+    "one core, on the second machine": (
+        on(RANK, OTHER, *elsewhere(bound((0,), (1,)))),
+        "one_core",
+        ["n1"],
+        ["PE="],
+    ),
     "one core, one thread asked for": (on(*bound((0,), (1,), omp="1")), None, [], []),
     "one core, none idle": (on(*bound((0,), (1,), (2,), (3,))), None, [], []),
     "one core is all there is": (on(*bound((0,), host_cpus=1)), None, [], []),
     "affinities unknown": (on(*each(cpus=None, cores=None)), None, [], []),
     # more ranks than cores
-    "three ranks on two cores": (on(RANK, RANK, RANK), "oversubscribed", ["3 ranks", "2 cores", "n0"],
-                                 ["at most 2", "--learners", "--bind-to none"]),
-    "both on one core": (on(*bound((0,), (0,), omp="1")), "oversubscribed", ["2 ranks", "1 core on"], ["at most 1"]),
-    "five ranks, affinities unknown": (on(*[replace(RANK, cpus=None, cores=None)] * 5), "oversubscribed", ["4 cores"], []),
+    "three ranks on two cores": (
+        on(RANK, RANK, RANK),
+        "oversubscribed",
+        ["3 ranks", "2 cores", "n0"],
+        ["at most 2", "--learners", "--bind-to none"],
+    ),
+    "both on one core": (
+        on(*bound((0,), (0,), omp="1")),
+        "oversubscribed",
+        ["2 ranks", "1 core on"],
+        ["at most 1"],
+    ),
+    "five ranks, affinities unknown": (
+        on(*[replace(RANK, cpus=None, cores=None)] * 5),
+        "oversubscribed",
+        ["4 cores"],
+        [],
+    ),
     "as many ranks as cores": (on(RANK, RANK), None, [], []),
     "as many on two machines": (on(RANK, RANK, *elsewhere([RANK, RANK])), None, [], []),
     # threads
-    "three threads on two cores": (on(*each(omp="3")), "threads_above_cores", ["OMP_NUM_THREADS=3", "2 cores"],
-                                   ["OMP_NUM_THREADS=2", "3 cores"]),
-    "two threads on shared cores": (on(RANK, replace(RANK, omp="2")), "threads_above_cores", ["1 core to"],
-                                    ["OMP_NUM_THREADS=1"]),
-    "four threads each, affinities unknown": (on(*each(cpus=None, omp="4")), "threads_above_cores", ["2 cores"],
-                                              ["OMP_NUM_THREADS=2"]),
+    "three threads on two cores": (
+        on(*each(omp="3")),
+        "threads_above_cores",
+        ["OMP_NUM_THREADS=3", "2 cores"],
+        ["OMP_NUM_THREADS=2", "3 cores"],
+    ),
+    "two threads on shared cores": (
+        on(RANK, replace(RANK, omp="2")),
+        "threads_above_cores",
+        ["1 core to"],
+        ["OMP_NUM_THREADS=1"],
+    ),
+    "four threads each, affinities unknown": (
+        on(*each(cpus=None, omp="4")),
+        "threads_above_cores",
+        ["2 cores"],
+        ["OMP_NUM_THREADS=2"],
+    ),
     "two threads on two cores": (on(*each(omp="2")), None, [], []),
     "no number of threads": (on(*each(omp="many")), None, [], []),
     # shared memory
-    "little room": (on(*each(shm_free_bytes=3.9e9)), "little_shared_memory", ["/dev/shm", "3.90 GB free", "4.00 GB"],
-                    ["remount,size=", "--shm-size"]),
-    "little room on one node": (on(RANK, *elsewhere(each(shm_free_bytes=0.0))), "little_shared_memory", ["n1"], ["remount"]),
+    "little room": (
+        on(*each(shm_free_bytes=3.9e9)),
+        "little_shared_memory",
+        ["/dev/shm", "3.90 GB free", "4.00 GB"],
+        ["remount,size=", "--shm-size"],
+    ),
+    "little room on one node": (
+        on(RANK, *elsewhere(each(shm_free_bytes=0.0))),
+        "little_shared_memory",
+        ["n1"],
+        ["remount"],
+    ),
     "just enough room": (on(*each(shm_free_bytes=4e9)), None, [], []),
     "no shared memory needed": (on(*each(shm_free_bytes=None)), None, [], []),
-    "MPI was asked for": (on(*each(shm_free_bytes=0.0), transport="mpi", transport_why="asked for"), None, [], []),
+    "MPI was asked for": (
+        on(*each(shm_free_bytes=0.0), transport="mpi", transport_why="asked for"),
+        None,
+        [],
+        [],
+    ),
     # GPUs
-    "expandable segments": (on(*each(gpus=GPU, alloc_conf="max_split_size_mb:9, expandable_segments: True")),
-                            "expandable_segments", ["PYTORCH_CUDA_ALLOC_CONF", "CUDA IPC"], ["leave expandable_segments out"]),
-    "expandable segments off": (on(*each(gpus=GPU, alloc_conf="expandable_segments:False")), None, [], []),
-    "expandable segments without GPU": (on(*each(alloc_conf="expandable_segments:True")), None, [], []),
-    "one GPU for two": (on(*each(gpus=GPU[:1], gpu="GPU-0")), "shared_gpu", ["2 ranks", "one GPU of n0", "without MPS"],
-                        ["--learners", "nvidia-cuda-mps-control"]),
+    "expandable segments": (
+        on(*each(gpus=GPU, alloc_conf="max_split_size_mb:9, expandable_segments: True")),
+        "expandable_segments",
+        ["PYTORCH_CUDA_ALLOC_CONF", "CUDA IPC"],
+        ["leave expandable_segments out"],
+    ),
+    "expandable segments off": (
+        on(*each(gpus=GPU, alloc_conf="expandable_segments:False")),
+        None,
+        [],
+        [],
+    ),
+    "expandable segments without GPU": (
+        on(*each(alloc_conf="expandable_segments:True")),
+        None,
+        [],
+        [],
+    ),
+    "one GPU for two": (
+        on(*each(gpus=GPU[:1], gpu="GPU-0")),
+        "shared_gpu",
+        ["2 ranks", "one GPU of n0", "without MPS"],
+        ["--learners", "nvidia-cuda-mps-control"],
+    ),
     "one GPU for two with MPS": (on(*each(gpus=GPU[:1], gpu="GPU-0", mps=True)), None, [], []),
-    "a GPU each": (on(replace(RANK, gpus=GPU, gpu="GPU-0"), replace(OTHER, gpus=GPU, gpu="GPU-1")), None, [], []),
-    "GPUs of one name on two machines": (on(*(ranks := [replace(RANK, gpus=GPU, gpu="0")]), *elsewhere(ranks)), None, [], []),
-    "the flag lies": (replace(WELL, cuda_flag=True, probe=NO), "cuda_flag_lies", ["Open MPI v9", "17 numbers were wrong"],
-                      ["CUDA-aware build", "--fresh"]),
+    "a GPU each": (
+        on(replace(RANK, gpus=GPU, gpu="GPU-0"), replace(OTHER, gpus=GPU, gpu="GPU-1")),
+        None,
+        [],
+        [],
+    ),
+    "GPUs of one name on two machines": (
+        on(*(ranks := [replace(RANK, gpus=GPU, gpu="0")]), *elsewhere(ranks)),
+        None,
+        [],
+        [],
+    ),
+    "the flag lies": (
+        replace(WELL, cuda_flag=True, probe=NO),
+        "cuda_flag_lies",
+        ["Open MPI v9", "17 numbers were wrong"],
+        ["CUDA-aware build", "--fresh"],
+    ),
     "the flag is right": (replace(WELL, cuda_flag=True, probe=YES), None, [], []),
     "the flag could not be tried": (replace(WELL, cuda_flag=True, probe=UNTRIED), None, [], []),
     "no flag, no support": (replace(WELL, probe=NO), None, [], []),
@@ -112,13 +237,19 @@ def test_each_piece_of_advice_is_tested():
     assert {f.__name__ for f in ADVICE} == {check for _, check, *_ in CASES.values()} - {None}
 
 
-@pytest.mark.parametrize(("facts", "words"), [
-    ({"allreduce_wrong": 5}, ["Allreduce: wrong numbers: 5", "--mpi-library"]),
-    ({"mean_wrong": 7}, ["transport shared: wrong numbers: 7", "--transport mpi"]),
-    ({"mean_wrong": 7, "transport": "mpi"}, ["transport mpi: wrong numbers: 7", "--transport shared"]),
-])
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        ({"allreduce_wrong": 5}, ["Allreduce: wrong numbers: 5", "--mpi-library"]),
+        ({"mean_wrong": 7}, ["transport shared: wrong numbers: 7", "--transport mpi"]),
+        (
+            {"mean_wrong": 7, "transport": "mpi"},
+            ["transport mpi: wrong numbers: 7", "--transport shared"],
+        ),
+    ],
+)
 def test_wrong_numbers_are_failures(facts, words):
-    advice, = wrong_numbers(replace(WELL, **facts))
+    (advice,) = wrong_numbers(replace(WELL, **facts))
     assert [word for word in words if word not in f"{advice.what}; {advice.remedy}"] == []
 
 
@@ -126,7 +257,7 @@ def test_both_failures_are_told():
     assert len(wrong_numbers(replace(WELL, allreduce_wrong=1, mean_wrong=1))) == 2
 
 
-# ----------------------------------------------------------------------------------------- the probe and its cache
+# ----------------------------------------------------------------------------------------- the prob
 
 
 def answer(**parts):
@@ -136,9 +267,21 @@ def answer(**parts):
 CHILDREN = {  # name: (script, works, words of why)
     "right": (f"print('chatter'); {answer()}", True, "every number right"),
     "wrong": (answer(wrong=3), False, "3 of 10 numbers were wrong"),
-    "error": ("raise RuntimeError('CUDA-aware support is disabled')", False, "status 1: RuntimeError: CUDA-aware"),
-    "crash": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", False, "status -11: it said nothing"),
-    "crash after the answer": (f"import os; {answer()}; sys.stdout.flush(); os._exit(7)", False, "status 7"),
+    "error": (
+        "raise RuntimeError('CUDA-aware support is disabled')",
+        False,
+        "status 1: RuntimeError: CUDA-aware",
+    ),
+    "crash": (
+        "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
+        False,
+        "status -11: it said nothing",
+    ),
+    "crash after the answer": (
+        f"import os; {answer()}; sys.stdout.flush(); os._exit(7)",
+        False,
+        "status 7",
+    ),
     "silence": ("pass", False, "status 0: it said nothing"),
     "no answer but words": ("print('{oops')", False, "status 0"),
     "each rank alone": (answer(ranks=1), None, "not of the MPI that mpi4py loads"),
@@ -155,15 +298,20 @@ def test_what_the_child_does_is_a_result(name):
 def test_a_child_that_hangs_is_ended_with_its_own_children(tmp_path):
     """The grandchild holds the output open, and both ignore the polite request."""
     hang = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    script = (f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hang!r}]); "
-              f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); {hang.replace('60', '61')}")
+    script = (
+        f"import subprocess, sys; p = subprocess.Popen([sys.executable, '-c', {hang!r}]); "
+        f"open({str(tmp_path / 'pid')!r}, 'w').write(str(p.pid)); {hang.replace('60', '61')}"
+    )
     start = time.perf_counter()
     found = tried([sys.executable, "-c", script], 1.5)
     assert time.perf_counter() - start < 15
     assert found == Probe(False, "no answer within 1.5 s")
     pid = int((tmp_path / "pid").read_text())
     for _ in range(50):
-        if not Path(f"/proc/{pid}").exists() or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z":
+        if (
+            not Path(f"/proc/{pid}").exists()
+            or Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+        ):
             return
         time.sleep(0.1)
     pytest.fail("the grandchild lives")
@@ -175,10 +323,23 @@ def test_a_launcher_that_is_not_there_is_unknown():
 
 
 def test_the_child_is_launched_as_from_outside_the_job(monkeypatch):
-    inside = {"OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0", "PMI_FD": "9", "SLURM_PROCID": "0", "OMPI_MCA_ess_base_jobid": "1",
-              "OMPI_MCA_btl": "self", "PRTE_LAUNCHED": "1", "MPI_LOCALRANKID": "0", "JSM_NAMESPACE_RANK": "0"}
-    users = {"OMPI_MCA_osc": "^ucx", "OMPI_ALLOW_RUN_AS_ROOT": "1", "PRTE_MCA_hwloc_default_binding_policy": "core",
-             "CUDA_VISIBLE_DEVICES": "3"}
+    inside = {
+        "OMPI_COMM_WORLD_RANK": "0",
+        "PMIX_RANK": "0",
+        "PMI_FD": "9",
+        "SLURM_PROCID": "0",
+        "OMPI_MCA_ess_base_jobid": "1",
+        "OMPI_MCA_btl": "self",
+        "PRTE_LAUNCHED": "1",
+        "MPI_LOCALRANKID": "0",
+        "JSM_NAMESPACE_RANK": "0",
+    }
+    users = {
+        "OMPI_MCA_osc": "^ucx",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "PRTE_MCA_hwloc_default_binding_policy": "core",
+        "CUDA_VISIBLE_DEVICES": "3",
+    }
     for name, value in {**inside, **users}.items():
         monkeypatch.setenv(name, value)
     check = f"assert not {set(inside)!r} & set(os.environ); assert {users!r}.items() <= os.environ.items()"
@@ -192,7 +353,9 @@ def test_a_result_is_kept_by_its_key(tmp_path):
         return lambda: tries.append(works) or Probe(works, f"found {works}")
 
     first = cached(path, "MPI 1 on A", find(False))
-    assert (first.works, first.cached) == (False, False) and re.fullmatch(r"\d{4}-\d\d-\d\d", first.tried)
+    assert (first.works, first.cached) == (False, False) and re.fullmatch(
+        r"\d{4}-\d\d-\d\d", first.tried
+    )
     assert cached(path, "MPI 1 on A", find(True)) == replace(first, cached=True)
     assert cached(path, "MPI 2 on A", find(True)).works is True  # another library
     assert cached(path, "MPI 1 on A", find(True), fresh=True).cached is False
@@ -218,11 +381,31 @@ def test_a_cache_that_cannot_be_written_does_no_harm(tmp_path):
     assert cached(tmp_path / "file" / "results.json", "MPI", lambda: YES).works is True
 
 
-# --------------------------------------------------------------------------------------------------------- launches
+# --------------------------------------------------------------------------------------------------
 
-FACTS = ["MPI library", "mpi4py", "thread level", "size", "machines", "binding", "threads a rank", "GPUs",
-         "MPI on device memory", "MPI's own CUDA flag", "/dev/shm", "memory", "link", "Allreduce", "mean", "transport"]
-QUIET = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": None, "XDG_CACHE_HOME": os.devnull}  # no GPU, nothing kept
+FACTS = [
+    "MPI library",
+    "mpi4py",
+    "thread level",
+    "size",
+    "machines",
+    "binding",
+    "threads a rank",
+    "GPUs",
+    "MPI on device memory",
+    "MPI's own CUDA flag",
+    "/dev/shm",
+    "memory",
+    "link",
+    "Allreduce",
+    "mean",
+    "transport",
+]
+QUIET = {
+    "CUDA_VISIBLE_DEVICES": "",
+    "OMP_NUM_THREADS": None,
+    "XDG_CACHE_HOME": os.devnull,
+}  # no GPU, nothing kept
 
 
 def rows(out):
@@ -243,37 +426,73 @@ def told(out):
 def alone(*words, **env):
     """`python -m localavg doctor WORDS` in one process outside any job."""
     launchers = ("OMPI_", "PMI", "PRTE", "JSM_", "SLURM_")
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
+    variables = {
+        name: value for name, value in os.environ.items() if not name.startswith(launchers)
+    }
     variables["CUDA_VISIBLE_DEVICES"] = ""
-    return subprocess.run([sys.executable, "-m", "localavg", "doctor", *map(str, words)], cwd=ROOT, env={**variables, **env},
-                          text=True, timeout=60, capture_output=True)
+    return subprocess.run(
+        [sys.executable, "-m", "localavg", "doctor", *map(str, words)],
+        cwd=ROOT,
+        env={**variables, **env},
+        text=True,
+        timeout=60,
+        capture_output=True,
+    )
 
 
 def test_one_rank_outside_any_job(tmp_path):
     done = alone("--learners", 3, "--json", tmp_path / "facts.json", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     found, facts = rows(done.stdout), json.loads((tmp_path / "facts.json").read_text())
-    assert found["size"] == "1 rank, 1 node, 1 machine, 3 learners" and found["link"] == "unknown: one node"
-    assert found["Allreduce"] == found["mean"] == "exact" and found["/dev/shm"].startswith("not needed")
-    assert len(facts["ranks"]) == 1 and facts["ranks"][0]["threads"] == 1 and facts["link_bytes_per_s"] is None
-    assert facts["ranks"][0]["cpus"] == sorted(os.sched_getaffinity(0)) and facts["memory_bytes_per_s"] > 1e8
+    assert (
+        found["size"] == "1 rank, 1 node, 1 machine, 3 learners"
+        and found["link"] == "unknown: one node"
+    )
+    assert found["Allreduce"] == found["mean"] == "exact" and found["/dev/shm"].startswith(
+        "not needed"
+    )
+    assert (
+        len(facts["ranks"]) == 1
+        and facts["ranks"][0]["threads"] == 1
+        and facts["link_bytes_per_s"] is None
+    )
+    assert (
+        facts["ranks"][0]["cpus"] == sorted(os.sched_getaffinity(0))
+        and facts["memory_bytes_per_s"] > 1e8
+    )
     assert facts["warnings"] == facts["failures"] == [] and facts["allreduce_wrong"] == 0
     assert done.stdout.rstrip().endswith("training will work here") and done.stderr == ""
 
 
-@pytest.mark.parametrize(("mpi", "library", "more"), [("openmpi", "Open", []), ("mpich", "MPICH", ["--ranks-per-node", "1"])])
+@pytest.mark.parametrize(
+    ("mpi", "library", "more"),
+    [("openmpi", "Open", []), ("mpich", "MPICH", ["--ranks-per-node", "1"])],
+)
 def test_two_ranks(mpi, library, more):
-    done = run(2, "-m", "localavg", "doctor", *more, mpi=mpi, timeout=60, env={**QUIET, "OMP_NUM_THREADS": "999"})
+    done = run(
+        2,
+        "-m",
+        "localavg",
+        "doctor",
+        *more,
+        mpi=mpi,
+        timeout=60,
+        env={**QUIET, "OMP_NUM_THREADS": "999"},
+    )
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
     assert found["MPI library"].startswith(library) and found["thread level"] == "multiple"
     assert found["Allreduce"] == found["mean"] == "exact"
     if more:
-        assert found["size"].startswith("2 ranks, 2 nodes, 1 machine") and found["link"].endswith("GB/s each way")
+        assert found["size"].startswith("2 ranks, 2 nodes, 1 machine") and found["link"].endswith(
+            "GB/s each way"
+        )
     else:
         assert found["size"].startswith("2 ranks, 1 node,") and found["link"] == "unknown: one node"
         assert "GB needed" in found["/dev/shm"] and found["transport"].startswith("shared: ")
-    assert ("warning", "OMP_NUM_THREADS=999") in [(kind, what.partition(",")[0]) for kind, what, _ in told(done.stdout)]
+    assert ("warning", "OMP_NUM_THREADS=999") in [
+        (kind, what.partition(",")[0]) for kind, what, _ in told(done.stdout)
+    ]
     assert done.stdout.rstrip().endswith("training will work here")
 
 
@@ -310,8 +529,11 @@ def test_a_wrong_mean_on_one_rank_fails(tmp_path):
     (tmp_path / "driver.py").write_text(BROKEN)
     done = run(2, tmp_path / "driver.py", timeout=60, env=QUIET)
     assert done.returncode == 1
-    assert rows(done.stdout)["mean"] == "wrong numbers: 1" and rows(done.stdout)["Allreduce"] == "exact"
-    (_, what, remedy), = [line for line in told(done.stdout) if line[0] == "failed"]
+    assert (
+        rows(done.stdout)["mean"] == "wrong numbers: 1"
+        and rows(done.stdout)["Allreduce"] == "exact"
+    )
+    ((_, what, remedy),) = [line for line in told(done.stdout) if line[0] == "failed"]
     assert "transport shared: wrong numbers: 1" in what and "--transport mpi" in remedy
     assert done.stdout.rstrip().endswith("training will not work here")
 
@@ -341,9 +563,15 @@ cuda = SimpleNamespace(device_count=lambda: 1, set_device=int, synchronize=int,
 
 @pytest.fixture
 def fake_gpu(tmp_path, monkeypatch):
-    """A host with a driver and a torch that keep a GPU's memory on the host, and a cache folder of its own."""
+    """A host with a driver and a torch that keep a GPU's memory on the host, and a cache folder of
+    its own.
+    """
     (tmp_path / "torch.py").write_text(TORCH)
-    libm = next(line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "libm." in line)
+    libm = next(
+        line.split()[-1]
+        for line in Path("/proc/self/maps").read_text().splitlines()
+        if "libm." in line
+    )
     (tmp_path / "libcuda.so.1").symlink_to(libm)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     return {**QUIET, "LD_LIBRARY_PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
@@ -359,5 +587,10 @@ def test_device_memory_is_tried_in_a_launch_within_the_launch(fake_gpu, mpi):
         again = run(2, *words, timeout=60, env={**fake_gpu, "FAKE_ERROR": "1"}, check=True)
         assert "(cached, tried " in rows(again.stdout)["MPI on device memory"]
         assert "2 ranks take one GPU" in again.stdout
-        fresh = run(1, *words, "--fresh", timeout=60, env={**fake_gpu, "FAKE_ERROR": "1"}, check=True)
-        assert re.match(r"no: 2097162 of 2097162 numbers were wrong \(tried ", rows(fresh.stdout)["MPI on device memory"])
+        fresh = run(
+            1, *words, "--fresh", timeout=60, env={**fake_gpu, "FAKE_ERROR": "1"}, check=True
+        )
+        assert re.match(
+            r"no: 2097162 of 2097162 numbers were wrong \(tried ",
+            rows(fresh.stdout)["MPI on device memory"],
+        )

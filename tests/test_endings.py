@@ -17,7 +17,12 @@ SMALL = ("--data", "epsilon-like:200x5", "--batch-size", "4")
 
 def localavg(*words):
     """The command line, on one process."""
-    return subprocess.run([sys.executable, "-m", "localavg", *map(str, words)], capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [sys.executable, "-m", "localavg", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
@@ -33,8 +38,23 @@ def test_a_folder_that_vanishes_ends_the_job_with_one_line(ranks, tmp_path):
         shutil.rmtree(folder)
 
     threading.Thread(target=remove).start()
-    done = run(ranks, "-m", "localavg", "train", "kavg", *SMALL, "--steps", "100000000", "--log-every", "1000", "--eval-every",
-               "100000000", "--out", folder / "run.h5", timeout=90)
+    done = run(
+        ranks,
+        "-m",
+        "localavg",
+        "train",
+        "kavg",
+        *SMALL,
+        "--steps",
+        "100000000",
+        "--log-every",
+        "1000",
+        "--eval-every",
+        "100000000",
+        "--out",
+        folder / "run.h5",
+        timeout=90,
+    )
     assert done.returncode == 1
     told = re.findall("localavg: .*", done.stderr)  # the launcher's own words may stand before it
     assert len(told) == 1 and "cannot write this run file" in told[0], done.stderr
@@ -43,26 +63,46 @@ def test_a_folder_that_vanishes_ends_the_job_with_one_line(ranks, tmp_path):
 
 def test_a_run_whose_last_update_diverges_has_failed(tmp_path):
     """No mini-batch is looked at after the last update; the averaged model is."""
-    done = localavg("train", "sgd", "--steps", 1, "--lr", 1e38, *SMALL, "--out", tmp_path / "run.h5")
+    done = localavg(
+        "train", "sgd", "--steps", 1, "--lr", 1e38, *SMALL, "--out", tmp_path / "run.h5"
+    )
     assert done.returncode == 1 and "after step 1, the last, is not finite" in done.stderr
     found = record.load(tmp_path / "run.h5")
     assert found.status == "failed" and "step 1" in found.attrs["failure"]
     assert len(found.eval) == 1 and len(found.train) == 1  # what came before it is kept
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    ("--momentum 0.5", "--momentum 0.5 means nothing to --optimizer sgd; use --optimizer momentum"),
-    ("--factor 0.5", "--factor 0.5 means nothing to --schedule constant; use --schedule steps"),
-    ("--schedule inverse --pl-constant 1 --lr 0.1", "--lr 0.1 means nothing to --schedule inverse"),
-    ("--problem network --model mlp --precision tf32", "--precision tf32 means nothing to --device cpu"),
-    ("--warmup-from 0.1", "--warmup-from 0.1 means nothing to a run without --warmup-epochs"),
-])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (
+            "--momentum 0.5",
+            "--momentum 0.5 means nothing to --optimizer sgd; use --optimizer momentum",
+        ),
+        ("--factor 0.5", "--factor 0.5 means nothing to --schedule constant; use --schedule steps"),
+        (
+            "--schedule inverse --pl-constant 1 --lr 0.1",
+            "--lr 0.1 means nothing to --schedule inverse",
+        ),
+        (
+            "--problem network --model mlp --precision tf32",
+            "--precision tf32 means nothing to --device cpu",
+        ),
+        ("--warmup-from 0.1", "--warmup-from 0.1 means nothing to a run without --warmup-epochs"),
+    ],
+)
 def test_an_option_that_would_do_nothing_is_refused(words, told, tmp_path):
     done = localavg("train", "kavg", *words.split(), *SMALL, "--out", tmp_path / "run.h5")
-    assert done.returncode == 2 and done.stderr.startswith(f"localavg: {told}") and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith(f"localavg: {told}")
+        and done.stderr.count("\n") == 1
+    )
     assert not list(tmp_path.iterdir())
 
 
 def test_a_cluster_of_nobody_is_refused(tmp_path):
-    done = localavg("train", "hieravg", "--S", 0, "--learners", 4, *SMALL, "--out", tmp_path / "run.h5")
+    done = localavg(
+        "train", "hieravg", "--S", 0, "--learners", 4, *SMALL, "--out", tmp_path / "run.h5"
+    )
     assert done.returncode == 2 and "--S 0: a cluster has at least 1 learner" in done.stderr

@@ -13,24 +13,42 @@ from mpi import ROOT, call, run
 from localavg.files.record import load
 
 SMALL = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --out run.h5"
-LAUNCHERS = ("OMPI_", "PMI", "PRTE", "JSM_", "SLURM_")  # what a job's environment variables begin with
+LAUNCHERS = (
+    "OMPI_",
+    "PMI",
+    "PRTE",
+    "JSM_",
+    "SLURM_",
+)  # what a job's environment variables begin with
 
 
 def alone(folder, line, **env):
     """`python -m localavg LINE` in a folder, as one rank without a launcher."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    return subprocess.run([sys.executable, "-m", "localavg", *line.split()], cwd=folder, env=kept | env, text=True,
-                          timeout=120, capture_output=True)
+    return subprocess.run(
+        [sys.executable, "-m", "localavg", *line.split()],
+        cwd=folder,
+        env=kept | env,
+        text=True,
+        timeout=120,
+        capture_output=True,
+    )
 
 
 def launched(folder, ranks, line, **how):
     """The same under mpirun, relative file names standing for those in the folder."""
-    words = [str(folder / word) if word.endswith((".h5", ".txt", ".xz")) else word for word in line.split()]
+    words = [
+        str(folder / word) if word.endswith((".h5", ".txt", ".xz")) else word
+        for word in line.split()
+    ]
     return run(ranks, "-m", "localavg", *words, timeout=120, **how)
 
 
 def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
+    }
 
 
 def told(done):
@@ -41,8 +59,16 @@ def told(done):
 def write(path, x, y):
     """A prepared dataset with these rows, not shuffled."""
     with h5py.File(path, "w") as file:
-        file.attrs.update({"schema": 1, "kind": "features", "name": path.stem, "source": "made up",
-                           "classes": [-1.0, 1.0], "shuffled": False})
+        file.attrs.update(
+            {
+                "schema": 1,
+                "kind": "features",
+                "name": path.stem,
+                "source": "made up",
+                "classes": [-1.0, 1.0],
+                "shuffled": False,
+            }
+        )
         file["train/x"], file["train/y"] = x.astype(np.float32), y.astype(np.float32)
 
 
@@ -73,55 +99,126 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
     "lr inf": (f"kavg --lr inf {SMALL}", ["--lr inf", "finite", "above 0"]),
     "lr 0": (f"kavg --lr 0 {SMALL}", ["--lr 0", "finite", "above 0"]),
     "lr negative": (f"kavg --lr -0.1 {SMALL}", ["--lr -0.1", "finite", "above 0"]),
-    "NaN in the data": (f"kavg {SMALL} --data nan.h5", ["nan.h5", "row 321", "not finite", "prepare it again"]),
+    "NaN in the data": (
+        f"kavg {SMALL} --data nan.h5",
+        ["nan.h5", "row 321", "not finite", "prepare it again"],
+    ),
     "no such file": (f"kavg {SMALL} --data none.h5", ["none.h5", "no such file", "prepare"]),
     "no such set": (f"kavg {SMALL} --data mnist", ["--data mnist", "no file", "epsilon-like"]),
-    "a truncated file": (f"kavg {SMALL} --data cut.h5", ["cut.h5", "cut short", "prepare it again"]),
+    "a truncated file": (
+        f"kavg {SMALL} --data cut.h5",
+        ["cut.h5", "cut short", "prepare it again"],
+    ),
     "an empty file": (f"kavg {SMALL} --data empty.h5", ["empty.h5", "prepare"]),
-    "a file of another kind": (f"kavg {SMALL} --data text.h5", ["text.h5", "not an HDF5 file", "prepare"]),
-    "a run file that exists": (f"kavg {SMALL} --out old.h5", ["old.h5 exists", "never overwritten", "another name"]),
-    "a folder that is a file": (f"kavg {SMALL} --out file/run.h5", ["file/run.h5", "cannot write", "another folder"]),
+    "a file of another kind": (
+        f"kavg {SMALL} --data text.h5",
+        ["text.h5", "not an HDF5 file", "prepare"],
+    ),
+    "a run file that exists": (
+        f"kavg {SMALL} --out old.h5",
+        ["old.h5 exists", "never overwritten", "another name"],
+    ),
+    "a folder that is a file": (
+        f"kavg {SMALL} --out file/run.h5",
+        ["file/run.h5", "cannot write", "another folder"],
+    ),
     "a batch above the data": (f"kavg {SMALL} --batch-size 65", ["--batch-size 65", "64 rows"]),
-    "a batch above a shard": (f"kavg {SMALL} --batch-size 17 --sampling shard --learners 4",
-                              ["--batch-size 17", "4 shards", "at most 16"]),
-    "a batch above a part": (f"kavg {SMALL} --batch-size 17 --sampling shuffle --learners 4",
-                             ["--batch-size 17", "4 learners", "at most 16"]),
-    "an unknown algorithm": (f"flyavg {SMALL}", ["flyavg", "sgd, sync, qsgd, kavg, oneshot, mavg, hieravg, adpsgd"]),
+    "a batch above a shard": (
+        f"kavg {SMALL} --batch-size 17 --sampling shard --learners 4",
+        ["--batch-size 17", "4 shards", "at most 16"],
+    ),
+    "a batch above a part": (
+        f"kavg {SMALL} --batch-size 17 --sampling shuffle --learners 4",
+        ["--batch-size 17", "4 learners", "at most 16"],
+    ),
+    "an unknown algorithm": (
+        f"flyavg {SMALL}",
+        ["flyavg", "sgd, sync, qsgd, kavg, oneshot, mavg, hieravg, adpsgd"],
+    ),
     "an option of another": (f"sync --K 4 {SMALL}", ["--K", "sync", "no options"]),
-    "blocks in file order": (f"kavg {SMALL} --data good.h5 --sampling block",
-                             ["--sampling block", "good.h5", "--shuffle", "--force-block"]),
+    "blocks in file order": (
+        f"kavg {SMALL} --data good.h5 --sampling block",
+        ["--sampling block", "good.h5", "--shuffle", "--force-block"],
+    ),
     "sgd of two learners": (f"sgd --learners 2 {SMALL}", ["sgd", "2 learners", "--learners 1"]),
     "steps and epochs": (f"kavg --epochs 2 {SMALL}", ["--steps 8", "--epochs 2", "one of them"]),
-    "too short for ADPSGD": (f"adpsgd {SMALL} --warmup 0", ["--Ks", "p_init = 4", "number of steps"]),
+    "too short for ADPSGD": (
+        f"adpsgd {SMALL} --warmup 0",
+        ["--Ks", "p_init = 4", "number of steps"],
+    ),
     "an unknown option": (f"kavg --wings 2 {SMALL}", ["--wings", "--help"]),
-    "data beyond all memory": (f"kavg {SMALL} --data epsilon-like:100000000000x2000", ["100000000000"]),
+    "data beyond all memory": (
+        f"kavg {SMALL} --data epsilon-like:100000000000x2000",
+        ["100000000000"],
+    ),
 }
 
 
 PREPARE = {
-    "three labels": ("libsvm three.txt --out new.h5", ["three.txt", "more than two labels", "1, 2, 3", "two classes"]),
+    "three labels": (
+        "libsvm three.txt --out new.h5",
+        ["three.txt", "more than two labels", "1, 2, 3", "two classes"],
+    ),
     "one label": ("libsvm one.txt --out new.h5", ["one.txt", "one label", "two classes"]),
-    "a truncated archive": ("libsvm cut.xz --out new.h5", ["cut.xz", "damaged or cut short", "again"]),
-    "a file that exists": ("libsvm two.txt --out old.h5", ["old.h5 exists", "never overwritten", "--out"]),
-    "a folder that is a file": ("libsvm two.txt --out file/new.h5", ["file/new.h5", "folder", "file"]),
-    "generated onto a file": ("epsilon-like --rows 8 --features 2 --out old.h5", ["old.h5 exists", "--out"]),
+    "a truncated archive": (
+        "libsvm cut.xz --out new.h5",
+        ["cut.xz", "damaged or cut short", "again"],
+    ),
+    "a file that exists": (
+        "libsvm two.txt --out old.h5",
+        ["old.h5 exists", "never overwritten", "--out"],
+    ),
+    "a folder that is a file": (
+        "libsvm two.txt --out file/new.h5",
+        ["file/new.h5", "folder", "file"],
+    ),
+    "generated onto a file": (
+        "epsilon-like --rows 8 --features 2 --out old.h5",
+        ["old.h5 exists", "--out"],
+    ),
 }
 
 LAUNCHED = {  # the same on two ranks
-    "P is no multiple of the ranks": (f"train kavg --learners 3 {SMALL}", ["--learners 3", "2 ranks", "2 learners"]),
-    "fewer learners than ranks": (f"train kavg --learners 1 {SMALL}", ["--learners 1", "2 ranks", "2 learners"]),
-    "S divides nothing": (f"train hieravg --S 3 --learners 4 {SMALL}", ["--S 3", "4 learners", "divide"]),
+    "P is no multiple of the ranks": (
+        f"train kavg --learners 3 {SMALL}",
+        ["--learners 3", "2 ranks", "2 learners"],
+    ),
+    "fewer learners than ranks": (
+        f"train kavg --learners 1 {SMALL}",
+        ["--learners 1", "2 ranks", "2 learners"],
+    ),
+    "S divides nothing": (
+        f"train hieravg --S 3 --learners 4 {SMALL}",
+        ["--S 3", "4 learners", "divide"],
+    ),
     "a setting": (f"train kavg --K 0 {SMALL}", ["--K 0", "at least 1"]),
-    "NaN in the part of the second rank": (f"train kavg {SMALL} --data nan.h5", ["nan.h5", "row 321", "not finite"]),
-    "a run file that exists": (f"train kavg {SMALL} --out old.h5", ["old.h5 exists", "never overwritten"]),
-    "three labels": ("prepare libsvm three.txt --out new.h5", ["three.txt", "more than two labels"]),
+    "NaN in the part of the second rank": (
+        f"train kavg {SMALL} --data nan.h5",
+        ["nan.h5", "row 321", "not finite"],
+    ),
+    "a run file that exists": (
+        f"train kavg {SMALL} --out old.h5",
+        ["old.h5 exists", "never overwritten"],
+    ),
+    "three labels": (
+        "prepare libsvm three.txt --out new.h5",
+        ["three.txt", "more than two labels"],
+    ),
 }
-VARIABLES = ["SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "JSM_NAMESPACE_SIZE"]
+VARIABLES = [
+    "SLURM_NTASKS",
+    "SLURM_STEP_NUM_TASKS",
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_SIZE",
+    "JSM_NAMESPACE_SIZE",
+]
 
 
 @pytest.fixture(scope="module")
 def attempts(tmp_path_factory):
-    """All the mistakes, each in a folder of its own, a few at a time: {(kind, name): what came of it}."""
+    """All the mistakes, each in a folder of its own, a few at a time: {(kind, name): what came of
+    it}.
+    """
     model = tmp_path_factory.mktemp("model")
     fill(model)
     mpich = ROOT / ".mpich/lib/libmpi.so.12"  # without a launcher it starts in half the time
@@ -143,7 +240,9 @@ def attempts(tmp_path_factory):
         return SimpleNamespace(done=done, after=after)
 
     with ThreadPoolExecutor(6) as pool:
-        futures = {(kind, name): pool.submit(attempt, kind, name) for kind in names for name in names[kind]}
+        futures = {
+            (kind, name): pool.submit(attempt, kind, name) for kind in names for name in names[kind]
+        }
     before = contents(model)
     return SimpleNamespace(outcome=lambda kind, name: (before, futures[kind, name].result()))
 
@@ -155,7 +254,11 @@ def refused(before, attempt, words):
     assert len(lines) == 1, attempt.done.stderr
     assert [word for word in words if word not in lines[0]] == [], lines[0]
     assert "Traceback" not in attempt.done.stderr and attempt.done.stdout == ""
-    assert [name for name in before.keys() | attempt.after.keys() if before.get(name) != attempt.after.get(name)] == []
+    assert [
+        name
+        for name in before.keys() | attempt.after.keys()
+        if before.get(name) != attempt.after.get(name)
+    ] == []
 
 
 @pytest.mark.parametrize("wrong", TRAIN)
@@ -205,7 +308,7 @@ def test_the_same_text_without_its_mistake_is_prepared(tmp_path):
     assert (done.returncode, done.stdout) == (0, "new.h5\n") and told(done) == []
 
 
-# --------------------------------------------------------------------------------------- failures in training
+# --------------------------------------------------------------------------------------- failures i
 
 
 def statuses(world, folder, lines):
@@ -229,22 +332,33 @@ def test_divergence_is_a_failed_run_with_status_1(tmp_path):
     assert done.returncode == 1
     assert done.stdout == "run.h5\n"
     lines = [line for line in done.stderr.splitlines() if "not finite" in line]
-    assert len(lines) == 1 and "step 2 of learner 0" in lines[0] and "--lr" in lines[0] and "1e+30" in lines[0]
+    assert (
+        len(lines) == 1
+        and "step 2 of learner 0" in lines[0]
+        and "--lr" in lines[0]
+        and "1e+30" in lines[0]
+    )
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     found = load(tmp_path / "run.h5")
     assert found.status == "failed" and found.attrs["failure"] == lines[0]
-    assert found.train.t.tolist() == [1] and found.train.loss[0] == pytest.approx(np.log(2), rel=1e-6)
+    assert found.train.t.tolist() == [1] and found.train.loss[0] == pytest.approx(
+        np.log(2), rel=1e-6
+    )
     assert found.eval.t.tolist()[0] == 0
 
 
 def test_rows_from_before_a_late_divergence_are_kept(tmp_path):
-    # 16 updates an epoch; the step size explodes from update 33 on, and the loss of update 34 shows it
+    # 16 updates an epoch; the step size explodes from update 33 on, and the loss of update 34 shows
+    # it
     words = "--data epsilon-like:64x8 --batch-size 4 --schedule steps --milestones 2 --factor 1e30 --lr 0.1 --epochs 4"
     done = alone(tmp_path, f"train kavg --K 4 {words} --log-every 4 --eval-every 8 --out run.h5")
     assert done.returncode == 1 and "step 34 of learner 0" in done.stderr
     found = load(tmp_path / "run.h5")
     assert found.status == "failed"
-    assert found.train.t.tolist() == [4, 8, 12, 16, 20, 24, 28, 32] and np.isfinite(found.train.loss).all()
+    assert (
+        found.train.t.tolist() == [4, 8, 12, 16, 20, 24, 28, 32]
+        and np.isfinite(found.train.loss).all()
+    )
     assert found.eval.t.tolist() == [0, 8, 16, 24, 32] and np.isfinite(found.eval.train_loss).all()
     assert found.averages.t.tolist()[:8] == [4, 8, 12, 16, 20, 24, 28, 32]
 
@@ -267,8 +381,18 @@ def test_the_learner_that_diverged_is_named(tmp_path, ranks):
 
 
 def test_every_algorithm_diverges_in_the_same_way(tmp_path):
-    names = ["sync", "qsgd", "oneshot", "mavg", "hieravg --K1 1 --K2 2 --S 2", "adpsgd --p-init 1 --warmup 0",
-             "adalupa --tau0 2", "adalupa --rule loss --tau0 2", "piecewise", "kavg --optimizer momentum"]
+    names = [
+        "sync",
+        "qsgd",
+        "oneshot",
+        "mavg",
+        "hieravg --K1 1 --K2 2 --S 2",
+        "adpsgd --p-init 1 --warmup 0",
+        "adalupa --tau0 2",
+        "adalupa --rule loss --tau0 2",
+        "piecewise",
+        "kavg --optimizer momentum",
+    ]
     words = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --learners 4 --lr 1e30"
     lines = [f"{name} {words} --out {i}.h5" for i, name in enumerate(names)]
     found = call(1, statuses, str(tmp_path), lines, timeout=60)[0]

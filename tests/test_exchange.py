@@ -1,7 +1,8 @@
-"""What travels every step: gradients, or QSGD's quantised ones (Alistarh et al. 2017), unbiased and within its bound.
+"""What travels every step: gradients, or QSGD's quantised ones (Alistarh et al. 2017), unbiased and
+within its bound.
 
-The statistical tests draw from fixed seeds, so they pass or fail for good; their error rate is the share of seeds for
-which a correct quantiser would fail.
+The statistical tests draw from fixed seeds, so they pass or fail for good; their error rate is the
+share of seeds for which a correct quantiser would fail.
 """
 
 import warnings
@@ -34,14 +35,20 @@ class Together:
 
 
 class Part:
-    """Stands in for the transport of one rank of several; `sent`: what all of them send, rank by rank, call by call."""
+    """Stands in for the transport of one rank of several; `sent`: what all of them send, rank by
+    rank, call by call.
+    """
 
     def __init__(self, sent=None):
         self.mine, self.sent = [], sent
 
     def gather(self, x):
         self.mine.append(x)
-        return x if self.sent is None else np.concatenate([rank[len(self.mine) - 1] for rank in self.sent])
+        return (
+            x
+            if self.sent is None
+            else np.concatenate([rank[len(self.mine) - 1] for rank in self.sent])
+        )
 
 
 def gradients():
@@ -49,9 +56,17 @@ def gradients():
     rng = np.random.default_rng(0)
     mixed = rng.normal(size=700) * np.repeat([1, 1e-4, 30, 1e-8, 1, 0, 5], 100)
     sparse = np.where(rng.random(513) < 0.02, rng.normal(size=513), 0)
-    return {name: g.astype(np.float32) for name, g in {
-        "normal": rng.normal(size=700), "mixed": mixed, "sparse": sparse, "equal": np.full(515, -0.25),
-        "tiny": 1e-30 * rng.normal(size=100), "large": 1e30 * rng.normal(size=100)}.items()}
+    return {
+        name: g.astype(np.float32)
+        for name, g in {
+            "normal": rng.normal(size=700),
+            "mixed": mixed,
+            "sparse": sparse,
+            "equal": np.full(515, -0.25),
+            "tiny": 1e-30 * rng.normal(size=100),
+            "large": 1e30 * rng.normal(size=100),
+        }.items()
+    }
 
 
 def drawn(g, s, bucket, draws, seed=1):
@@ -62,27 +77,35 @@ def drawn(g, s, bucket, draws, seed=1):
 
 
 def norms_by_hand(g, bucket):
-    return np.array([np.linalg.norm(g[i : i + bucket].astype(float)) for i in range(0, len(g), bucket)])
+    return np.array(
+        [np.linalg.norm(g[i : i + bucket].astype(float)) for i in range(0, len(g), bucket)]
+    )
 
 
 def chances(g, s, bucket):
-    """For every entry [d] by hand, in float64: the distance of two levels, and the chance of the upper one."""
+    """For every entry [d] by hand, in float64: the distance of two levels, and the chance of the
+    upper one.
+    """
     step = np.repeat(norms_by_hand(g, bucket) / s, bucket)[: len(g)]
     level = np.divide(np.abs(g), step, out=np.zeros(len(g)), where=step > 0)
     return step, level - np.floor(level)
 
 
-# --------------------------------------------------------------------------------------------- QSGD's quantiser
+# --------------------------------------------------------------------------------------------- QSGD
 
 
 @pytest.mark.parametrize("name", gradients())
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_the_quantiser_has_no_bias(name, bits):
-    """Over 3000 draws: χ² of the entries' mean errors, in units of their own deviation. Errs with probability 1e-6."""
+    """Over 3000 draws: χ² of the entries' mean errors, in units of their own deviation. Errs with
+    probability 1e-6.
+    """
     g, s, bucket, draws = gradients()[name], 2 ** (bits - 1) - 1, 256, 3000
     q = drawn(g, s, bucket, draws)
     step, p = chances(g, s, bucket)
-    common = p * (1 - p) * draws > 10  # entries with upper and lower draws enough that their mean is normal
+    common = (
+        p * (1 - p) * draws > 10
+    )  # entries with upper and lower draws enough that their mean is normal
     z = (q.mean(axis=0) - g)[common] / (step * np.sqrt(p * (1 - p) / draws))[common]
     assert common.sum() >= 5 or name in ("sparse", "equal")
     assert (z**2).sum() < chi2.isf(1e-6, max(1, len(z)))
@@ -95,7 +118,9 @@ def test_the_quantiser_has_no_bias(name, bits):
 @pytest.mark.parametrize("name", gradients())
 @pytest.mark.parametrize(("bits", "bucket"), [(2, 512), (4, 64), (8, 512), (8, 64)])
 def test_the_variance_is_within_lemma_3_1(name, bits, bucket):
-    """E‖Q(g) − g‖² ≤ min(d/s², √d/s) ‖g‖² for every bucket of d entries, and as large as the levels' distance says."""
+    """E‖Q(g) − g‖² ≤ min(d/s², √d/s) ‖g‖² for every bucket of d entries, and as large as the
+    levels' distance says.
+    """
     g, s, draws = gradients()[name], 2 ** (bits - 1) - 1, 800
     errors = (drawn(g, s, bucket, draws) - g) ** 2  # [draws, d]
     step, p = chances(g, s, bucket)
@@ -105,7 +130,10 @@ def test_the_variance_is_within_lemma_3_1(name, bits, bucket):
         found = errors[:, part].sum(axis=1)
         assert found.mean() <= min(d / s**2, np.sqrt(d) / s) * norm**2
         expected = (step[part] ** 2 * p[part] * (1 - p[part])).sum()
-        assert abs(found.mean() - expected) <= 6 * found.std() / np.sqrt(draws) + 1e-5 * (step[part] ** 2).sum()
+        assert (
+            abs(found.mean() - expected)
+            <= 6 * found.std() / np.sqrt(draws) + 1e-5 * (step[part] ** 2).sum()
+        )
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
@@ -113,7 +141,11 @@ def test_levels_fit_the_bits_even_at_the_ends(bits):
     s = 2 ** (bits - 1) - 1
     g = np.concatenate([np.linspace(-3, 3, 99), [0, 100, -100]]).astype(np.float32)
     for bucket in (1, 2, 34, 102, 512):
-        for u in (np.zeros(102, np.float32), np.full(102, BELOW_1), np.random.default_rng(0).random(102, np.float32)):
+        for u in (
+            np.zeros(102, np.float32),
+            np.full(102, BELOW_1),
+            np.random.default_rng(0).random(102, np.float32),
+        ):
             codes, norms = quantise(g, s, bucket, u)
             assert codes.dtype == np.int8 and codes.shape == g.shape
             assert norms.dtype == np.float32
@@ -125,11 +157,20 @@ def test_levels_fit_the_bits_even_at_the_ends(bits):
 def test_rounding_by_hand():
     # ‖g‖ = 5, s = 3: levels 3 · 0.6 = 1.8 and 3 · 0.8 = 2.4
     g = np.array([3, -4], np.float32)
-    by_draw = {0.0: [1, -2], 0.15: [1, -2], 0.25: [2, -2], 0.55: [2, -2], 0.65: [2, -3], BELOW_1: [2, -3]}
+    by_draw = {
+        0.0: [1, -2],
+        0.15: [1, -2],
+        0.25: [2, -2],
+        0.55: [2, -2],
+        0.65: [2, -3],
+        BELOW_1: [2, -3],
+    }
     for u, levels in by_draw.items():
         codes, norms = quantise(g, 3, 512, np.full(2, u, np.float32))
         assert codes.tolist() == levels and norms.tolist() == [5]
-        np.testing.assert_allclose(decode(codes, norms, 3, 512), np.array(levels) * 5 / 3, rtol=1e-6)
+        np.testing.assert_allclose(
+            decode(codes, norms, 3, 512), np.array(levels) * 5 / 3, rtol=1e-6
+        )
 
 
 @pytest.mark.parametrize("d", [1, 2, 511, 512, 513, 1023, 1025, 2000])
@@ -140,7 +181,9 @@ def test_every_length_has_its_buckets(d, bucket):
     assert norms.shape == (-(-d // bucket),)
     np.testing.assert_allclose(norms, norms_by_hand(g, bucket), rtol=1e-6)
     step = np.repeat(norms_by_hand(g, bucket) / 127, bucket)[:d]
-    assert (np.abs(decode(codes, norms, 127, bucket) - g) <= 0.501 * step).all()  # u = ½ rounds to the nearest
+    assert (
+        np.abs(decode(codes, norms, 127, bucket) - g) <= 0.501 * step
+    ).all()  # u = ½ rounds to the nearest
 
 
 def test_buckets_do_not_feel_each_other():
@@ -186,11 +229,15 @@ def test_gradients_below_the_normal_numbers_are_no_disaster():
     assert (np.abs(q) <= 1e-38).all() and not q[2:].any()
 
 
-# ------------------------------------------------------------------------------------------------ the exchanges
+# ------------------------------------------------------------------------------------------------ t
 
 
 def test_what_travels_by_name():
-    assert (Nothing().scope, MeanGradient().scope, QuantisedGradient().scope) == (Scope.NONE, Scope.WORLD, Scope.WORLD)
+    assert (Nothing().scope, MeanGradient().scope, QuantisedGradient().scope) == (
+        Scope.NONE,
+        Scope.WORLD,
+        Scope.WORLD,
+    )
 
 
 def test_the_mean_gradient_is_one_mean_over_everyone():
@@ -200,8 +247,16 @@ def test_the_mean_gradient_is_one_mean_over_everyone():
 
 
 def test_bytes_on_the_wire():
-    assert Nothing().payload_bytes(1000, L=3) == MeanGradient().payload_bytes(1000, L=3) == 4000  # one float32 row
-    quantised = [(1, 1, 512, 5), (512, 1, 512, 516), (513, 1, 512, 521), (1000, 3, 512, 3 * 1008), (1000, 1, 1, 5000)]
+    assert (
+        Nothing().payload_bytes(1000, L=3) == MeanGradient().payload_bytes(1000, L=3) == 4000
+    )  # one float32 row
+    quantised = [
+        (1, 1, 512, 5),
+        (512, 1, 512, 516),
+        (513, 1, 512, 521),
+        (1000, 3, 512, 3 * 1008),
+        (1000, 1, 1, 5000),
+    ]
     for d, L, bucket, expected in quantised:
         for bits in (2, 8):
             assert QuantisedGradient(bits, bucket).payload_bytes(d, L) == expected
@@ -233,18 +288,24 @@ def test_everyone_gets_the_mean_of_what_was_decoded():
     g, sent = rows(), Part()
     found = exchanged(g, transport=sent, bits=4, bucket=64)
     codes, norms = sent.mine
-    expected = np.mean([decode(c, n, 7, 64).astype(float) for c, n in zip(codes, norms, strict=True)], axis=0)
+    expected = np.mean(
+        [decode(c, n, 7, 64).astype(float) for c, n in zip(codes, norms, strict=True)], axis=0
+    )
     np.testing.assert_allclose(found, np.broadcast_to(expected, (4, 700)), rtol=1e-5, atol=1e-6)
     assert (found == found[0]).all()
 
 
 def test_the_exchange_is_near_the_mean_gradient():
     g = rows()
-    np.testing.assert_allclose(exchanged(g, bucket=128)[0], g.mean(axis=0), atol=4 / 127 * np.sqrt(128) / 2)
+    np.testing.assert_allclose(
+        exchanged(g, bucket=128)[0], g.mean(axis=0), atol=4 / 127 * np.sqrt(128) / 2
+    )
 
 
 def test_the_exchange_has_no_bias():
-    """Over 3000 steps: χ² of 60 entries' mean errors in units of their own deviation. Errs with probability 1e-6."""
+    """Over 3000 steps: χ² of 60 entries' mean errors in units of their own deviation. Errs with
+    probability 1e-6.
+    """
     g, steps = rows(P=2, d=60), 3000
     exchange = QuantisedGradient(bits=3, bucket=20)
     exchange.start(range(2), seed=0)
@@ -291,11 +352,17 @@ def test_odd_rows_and_parts_of_a_wider_matrix(d):
     assert (wide[:, :d] == expected).all() and (wide[:, d:] == 9).all()
 
 
-@pytest.mark.parametrize(("options", "words"), [
-    ({"bits": 1}, "--bits 1: must lie in 2 … 8"), ({"bits": 9}, "--bits 9: must lie in 2 … 8"),
-    ({"bits": 0}, "--bits 0"), ({"bits": -8}, "--bits -8"),
-    ({"bucket": 0}, "--bucket 0: must be at least 1"), ({"bucket": -512}, "--bucket -512"),
-])
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"bits": 1}, "--bits 1: must lie in 2 … 8"),
+        ({"bits": 9}, "--bits 9: must lie in 2 … 8"),
+        ({"bits": 0}, "--bits 0"),
+        ({"bits": -8}, "--bits -8"),
+        ({"bucket": 0}, "--bucket 0: must be at least 1"),
+        ({"bucket": -512}, "--bucket -512"),
+    ],
+)
 def test_a_bad_value_is_refused_by_name(options, words):
     with pytest.raises(UserError) as e:
         QuantisedGradient(**options)

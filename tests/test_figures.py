@@ -1,4 +1,6 @@
-"""Every figure script on runs made here with the settings of its own sweep: whole, in part, one, none; and the claims."""
+"""Every figure script on runs made here with the settings of its own sweep: whole, in part, one,
+none; and the claims.
+"""
 
 import importlib
 import re
@@ -28,7 +30,9 @@ FIGURES = runpy.run_path(str(ANALYSIS / "__main__.py"), run_name="table")["FIGUR
 SCRIPTS = sorted(path.stem for path in ANALYSIS.glob("*.py") if path.stem not in SHARED)
 SWEEPS = {Path(script).stem: sweep for sweep, script in FIGURES.values()}
 TABLES = {"adpsgd_table1", "hieravg_table1"}
-STRANGER = {script: "hieravg" if script == "lupa_fig2" else "oneshot" for script in SCRIPTS}  # an algorithm it does not show
+STRANGER = {
+    script: "hieravg" if script == "lupa_fig2" else "oneshot" for script in SCRIPTS
+}  # an algorithm it does not show
 T = 40
 
 
@@ -37,33 +41,81 @@ def rows_of(config):
     algorithm, P, seed = config["algorithm"], config["learners"] or 1, config["seed"]
     K = config.get("K") or config.get("K2") or {"sync": 1, "qsgd": 1, "sgd": T}.get(algorithm, 5)
     ends = [*range(K, T, K), T]
-    split = {"compute_s": 0.01, "communicate_s": 1e-3, "wait_s": 1e-4, "data_s": 1e-4}  # of an update
+    split = {
+        "compute_s": 0.01,
+        "communicate_s": 1e-3,
+        "wait_s": 1e-4,
+        "data_s": 1e-4,
+    }  # of an update
     end = 0.01 + 0.001 * seed + 0.001 * len(algorithm) + 0.0001 * (K + P)
     end += 0.001 * (config.get("K1") or 0) - 0.0001 * (config.get("S") or 0)
     wall = T * 0.01 + 0.001 * len(ends) * P
     times = np.linspace(0, T, 9).astype(int)
     return {
-        "train": [{"t": t, "epoch": t / 5, "samples": t * P, "step_size": config["lr"], "loss": 1 / t, "wall_s": wall * t / T,
-                   **{name: s * t for name, s in split.items()}} for t in times[1:]],
-        "averages": [{"t": t, "scope": WORLD, "period": t - before, "variance": 1e-3, "mean_variance": 1e-3 * (t - before) / t,
-                      "bytes_node": 8, "bytes_cross": 8, "seconds": 1e-4}
-                     for t, before in zip(ends, [0, *ends], strict=False)] if algorithm not in ("downpour", "eamsgd") else [],
-        "eval": [{"t": t, "epoch": t / 5, "wall_s": wall * t / T, "train_loss": end + 2.3 * np.exp(-t / 5),
-                  "train_accuracy": 0.9 - end, "test_accuracy": 0.85 - end - 0.001 * np.exp(-t)} for t in times],
+        "train": [
+            {
+                "t": t,
+                "epoch": t / 5,
+                "samples": t * P,
+                "step_size": config["lr"],
+                "loss": 1 / t,
+                "wall_s": wall * t / T,
+                **{name: s * t for name, s in split.items()},
+            }
+            for t in times[1:]
+        ],
+        "averages": [
+            {
+                "t": t,
+                "scope": WORLD,
+                "period": t - before,
+                "variance": 1e-3,
+                "mean_variance": 1e-3 * (t - before) / t,
+                "bytes_node": 8,
+                "bytes_cross": 8,
+                "seconds": 1e-4,
+            }
+            for t, before in zip(ends, [0, *ends], strict=False)
+        ]
+        if algorithm not in ("downpour", "eamsgd")
+        else [],
+        "eval": [
+            {
+                "t": t,
+                "epoch": t / 5,
+                "wall_s": wall * t / T,
+                "train_loss": end + 2.3 * np.exp(-t / 5),
+                "train_accuracy": 0.9 - end,
+                "test_accuracy": 0.85 - end - 0.001 * np.exp(-t),
+            }
+            for t in times
+        ],
         "staleness": [{"t": t, "learner": 0, "staleness": P - 1, "wall_s": 0.01 * t} for t in ends]
-        if algorithm in ("downpour", "eamsgd") else [],
+        if algorithm in ("downpour", "eamsgd")
+        else [],
     }
 
 
 def planned(script, scale="laptop", seeds=None):
     """The runs of a script's sweep, {name: settings}."""
     path = ROOT / "jobs" / "sweeps" / f"{SWEEPS[script]}.toml"
-    train = next(a for a in parser()._actions if hasattr(a, "choices") and a.choices).choices["train"]
-    found = {run.name: run.asked for run in plan.read(path, scale, train, seeds, changes={"device": False}).runs}
+    train = next(a for a in parser()._actions if hasattr(a, "choices") and a.choices).choices[
+        "train"
+    ]
+    found = {
+        run.name: run.asked
+        for run in plan.read(path, scale, train, seeds, changes={"device": False}).runs
+    }
     filled = {"bandwidth_bytes_per_s": 1e10, "latency_s": 5e-6}
-    return {name: {**asked, "data_name": asked["data"], "steps": T,
-                   **({k: asked.get(k) or v for k, v in filled.items()} if asked.get("simulate") else {})}
-            for name, asked in found.items()}
+    return {
+        name: {
+            **asked,
+            "data_name": asked["data"],
+            "steps": T,
+            **({k: asked.get(k) or v for k, v in filled.items()} if asked.get("simulate") else {}),
+        }
+        for name, asked in found.items()
+    }
 
 
 def write(path, config, status="finished"):
@@ -78,7 +130,9 @@ def write(path, config, status="finished"):
 
 @pytest.fixture
 def draw(monkeypatch, capsys, tmp_path):
-    """draw(script, folder) runs it and gives (exit status, stdout, stderr, figures); files go to tmp_path/figures."""
+    """draw(script, folder) runs it and gives (exit status, stdout, stderr, figures); files go to
+    tmp_path/figures.
+    """
 
     def go(script, *words, quick=True):
         figures = []
@@ -92,7 +146,9 @@ def draw(monkeypatch, capsys, tmp_path):
 
         really = style.save
         monkeypatch.setattr(style, "save", save)
-        monkeypatch.setattr(sys, "argv", [f"{script}.py", *map(str, words), "--out", str(tmp_path / "figures")])
+        monkeypatch.setattr(
+            sys, "argv", [f"{script}.py", *map(str, words), "--out", str(tmp_path / "figures")]
+        )
         status = 0
         with matplotlib.rc_context():
             try:
@@ -112,12 +168,22 @@ def check_labels(figure):
         inside = axes.get_legend()
         words = told + ([text.get_text() for text in inside.get_texts()] if inside else [])
         assert axes.has_data() and axes.get_xlabel()
-        shared = [other for other in axes.get_shared_y_axes().get_siblings(axes) if other is not axes]
+        shared = [
+            other for other in axes.get_shared_y_axes().get_siblings(axes) if other is not axes
+        ]
         ticks = [text.get_text() for text in axes.get_yticklabels()]
-        assert axes.get_ylabel() or any(other.get_ylabel() for other in shared) or any(re.match("[A-Z]", x) for x in ticks)
+        assert (
+            axes.get_ylabel()
+            or any(other.get_ylabel() for other in shared)
+            or any(re.match("[A-Z]", x) for x in ticks)
+        )
         handles, labels = axes.get_legend_handles_labels()
         assert labels and set(labels) <= set(words)
-        looks = [(str(line.get_linestyle()), line.get_marker()) for line in handles if hasattr(line, "get_marker")]
+        looks = [
+            (str(line.get_linestyle()), line.get_marker())
+            for line in handles
+            if hasattr(line, "get_marker")
+        ]
         assert len(set(looks)) == len(looks)
 
 
@@ -129,18 +195,24 @@ def test_a_whole_sweep_is_drawn(script, draw, tmp_path):
     assert (status, err) == (0, "")
     assert not re.search("unfinished|left out|note: ", out)
     missing = re.findall("missing: (.*)", out)
-    assert missing == (["CPSGD p = 8", "CPSGD p = 4"] if script == "adpsgd_fig3" else [])  # jobs/local/adpsgd-fig3 has them
+    assert missing == (
+        ["CPSGD p = 8", "CPSGD p = 4"] if script == "adpsgd_fig3" else []
+    )  # jobs/local/adpsgd-fig3 has them
     assert bool(figures) == (script not in TABLES)
     for figure in figures:
         check_labels(figure)
-    written = [Path(line) for line in out.splitlines() if line.startswith(str(tmp_path / "figures"))]
+    written = [
+        Path(line) for line in out.splitlines() if line.startswith(str(tmp_path / "figures"))
+    ]
     assert written and all(path.stat().st_size > 0 for path in written)
     for path in written:
         assert path.name.startswith((script, "mavg_table1"))
         if path.suffix == ".png":
             image = matplotlib.image.imread(path)[..., :3]  # [height, width, 3]
             assert image.shape[1] in (680, 1400) and image.mean() < 0.99
-            assert all(edge.min() == 1 for edge in (image[0], image[-1], image[:, 0], image[:, -1]))  # nothing is clipped
+            assert all(
+                edge.min() == 1 for edge in (image[0], image[-1], image[:, 0], image[:, -1])
+            )  # nothing is clipped
         if path.suffix == ".txt":
             assert " 2 seeds a setting." in path.read_text()
     if script in TABLES:
@@ -163,7 +235,10 @@ def test_a_partial_sweep_is_drawn_and_what_is_missing_is_said(script, draw, tmp_
     assert (status, err) == (0, "")
     assert f"other.h5 is {STRANGER[script]}" in out and "half.h5 is interrupted" in out
     if len(held) < len(names):
-        assert f"missing: {len(names) - len(held)} of {len(names)} runs of the sweep: {list(names)[len(held)]}" in out
+        assert (
+            f"missing: {len(names) - len(held)} of {len(names)} runs of the sweep: "
+            f"{list(names)[len(held)]}" in out
+        )
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -195,7 +270,10 @@ def test_an_empty_folder_is_one_line_and_exit_2(script, draw, tmp_path):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_runs_of_another_figure_are_one_line_and_exit_2(script, draw, tmp_path):
-    write(tmp_path / "other.h5", {**next(iter(planned(script).values())), "algorithm": STRANGER[script]})
+    write(
+        tmp_path / "other.h5",
+        {**next(iter(planned(script).values())), "algorithm": STRANGER[script]},
+    )
     status, _, err, _ = draw(script, tmp_path)
     assert status == 2 and "no run here belongs to this figure" in err and err.count("\n") == 1
 
@@ -230,63 +308,147 @@ def test_a_diverged_run_counts_as_guessing(draw, tmp_path):
 def test_the_table_of_figures_names_every_script_and_sweep():
     sweeps = {path.stem for path in (ROOT / "jobs" / "sweeps").glob("*.toml")}
     assert {sweep for sweep, _ in FIGURES.values()} - {None} == sweeps
-    assert {script for _, script in FIGURES.values()} == {f"{name}.py" for name in (*SCRIPTS, "theory")}
+    assert {script for _, script in FIGURES.values()} == {
+        f"{name}.py" for name in (*SCRIPTS, "theory")
+    }
 
 
-@pytest.mark.parametrize("script", [*SCRIPTS, "theory", "claims", "bench_average", "report", "__main__"])
+@pytest.mark.parametrize(
+    "script", [*SCRIPTS, "theory", "claims", "bench_average", "report", "__main__"]
+)
 def test_a_script_opens_with_what_it_shows_its_cost_and_its_launch_line(script):
     doc = (ANALYSIS / f"{script}.py").read_text().split('"""')[1]
-    assert "Cost: " in doc and re.search(rf"^    python analysis{f'/{script}.py' * (script != '__main__')} ", doc, re.M)
+    assert "Cost: " in doc and re.search(
+        rf"^    python analysis{f'/{script}.py' * (script != '__main__')} ", doc, re.M
+    )
 
 
-@pytest.mark.parametrize("a, b", [(a, b) for a in ANALYSIS.glob("*.py") for b in ANALYSIS.glob("*.py") if a < b],
-                         ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "a, b",
+    [(a, b) for a in ANALYSIS.glob("*.py") for b in ANALYSIS.glob("*.py") if a < b],
+    ids=lambda path: path.stem,
+)
 def test_no_script_copies_another(a, b):
     """No six lines on end are alike, but for the last lines that every script has."""
 
     def blocks(path):
-        lines = [line.strip() for line in path.read_text().split('"""', 2)[2].partition("if __name__")[0].splitlines()]
+        lines = [
+            line.strip()
+            for line in path.read_text().split('"""', 2)[2].partition("if __name__")[0].splitlines()
+        ]
         lines = [line for line in lines if line]
-        return {tuple(lines[i:i + 6]) for i in range(len(lines) - 5)}
+        return {tuple(lines[i : i + 6]) for i in range(len(lines) - 5)}
 
     assert not blocks(a) & blocks(b)
 
 
-# ---------------------------------------------------------------------------------------------------------- claims
+# --------------------------------------------------------------------------------------------------
 
 
 def made(algorithm, seed, loss=0.1, accuracy=0.9, rounds=10, seconds=1.0, **config):
-    """A finished run of these ends; `seconds` is when its loss came down to 0.35, half-way from 0.7."""
-    tables = {group: pd.DataFrame({name: pd.Series(dtype=float) for name in columns}) for group, columns in SCHEMA.items()}
+    """A finished run of these ends; `seconds` is when its loss came down to 0.35, half-way from
+    0.7.
+    """
+    tables = {
+        group: pd.DataFrame({name: pd.Series(dtype=float) for name in columns})
+        for group, columns in SCHEMA.items()
+    }
     wall = np.array([0.0, 2 * seconds])
-    tables["eval"] = pd.DataFrame({"t": [0, 100], "epoch": [0, 1], "wall_s": wall, "train_loss": [0.7, loss],
-                                   "test_accuracy": [0.1, accuracy]})
+    tables["eval"] = pd.DataFrame(
+        {
+            "t": [0, 100],
+            "epoch": [0, 1],
+            "wall_s": wall,
+            "train_loss": [0.7, loss],
+            "test_accuracy": [0.1, accuracy],
+        }
+    )
     if loss == 0.0:
         tables["eval"] = pd.concat([tables["eval"], tables["eval"].tail(1)])
     tables["averages"] = pd.DataFrame({"t": range(rounds), "scope": WORLD})
-    settings = {"algorithm": algorithm, "seed": seed, "learners": 8, "lr": 0.1, "data": "digits", "problem": "x", **config}
-    return Run(Path(f"{algorithm}-{seed}.h5"), "finished", settings, {}, **tables, weights=None, initial_weights=None, attrs={})
+    settings = {
+        "algorithm": algorithm,
+        "seed": seed,
+        "learners": 8,
+        "lr": 0.1,
+        "data": "digits",
+        "problem": "x",
+        **config,
+    }
+    return Run(
+        Path(f"{algorithm}-{seed}.h5"),
+        "finished",
+        settings,
+        {},
+        **tables,
+        weights=None,
+        initial_weights=None,
+        attrs={},
+    )
 
 
 def pairs(make, difference, noise, seeds):
-    """Runs of `make(better by difference + noise, seed)`: the noise swings with the seed, so that it pairs badly."""
-    return [run for seed in range(seeds) for run in make(difference + noise * (-1)**seed * (1 + seed), seed)]
+    """Runs of `make(better by difference + noise, seed)`: the noise swings with the seed, so that
+    it pairs badly.
+    """
+    return [
+        run
+        for seed in range(seeds)
+        for run in make(difference + noise * (-1) ** seed * (1 + seed), seed)
+    ]
 
 
-MAKERS = {  # the claim's sweep and figure: x, seed -> runs in which it holds for x > 0 and does not for x < 0
-    "best K": lambda x, s: [made("kavg", s, accuracy=0.8, K=1), made("kavg", s, accuracy=0.8 + 0.1 * x, K=8)],
-    "ASGD": lambda x, s: [made("downpour", s, accuracy=0.7 - 0.1 * x * (P > 8), learners=P) for P in (8, 64)],
-    "FULLSGD": lambda x, s: [made("adpsgd", s, loss=0.1 - 0.01 * x + 0.007, rounds=10), made("sync", s, loss=0.1, rounds=40)],
-    "CPSGD p = 8": lambda x, s: [made("adpsgd", s, loss=0.1 - 0.01 * x + 0.007), made("kavg", s, loss=0.1, rounds=12, K=8)],
-    "ahead of K-AVG": lambda x, s: [made("mavg", s, loss=0.1 - 0.01 * x, K=4, mu=0.7), made("kavg", s, loss=0.1, K=4)],
-    "best μ": lambda x, s: [made("mavg", s, loss=0.1 + (mu - 0.4 - 0.4 * x * (1 if P > 8 else -1))**2, learners=P, mu=mu, K=4)
-                            for mu in (0.0, 0.2, 0.4, 0.6, 0.8) for P in (8, 64)],
-    "Hier-AVG(2K)": lambda x, s: [made("hieravg", s, accuracy=0.89 + 0.01 * x, K2=8, K1=2, S=4), made("kavg", s, K=4)],
-    "smaller K₁": lambda x, s: [made("hieravg", s, loss=0.1 - 0.01 * x * (K1 < 8), K2=32, K1=K1, S=4) for K1 in (4, 8)],
-    "larger S": lambda x, s: [made("hieravg", s, loss=0.1 - 0.01 * x * (S > 2), K2=32, K1=4, S=S) for S in (2, 4)],
-    "LUPA τ = 91": lambda x, s: [made("kavg", s, loss=0.1 - 0.01 * x + 0.007, rounds=1, K=91), made("sync", s, rounds=91)],
-    "linear": lambda x, s: [made("kavg", s, loss=0.0, seconds=sec, K=91, learners=P, problem="logistic")
-                            for P, sec in ((1, 1.0), (4, 0.3125 - 0.05 * x))],
+# the claim's sweep and figure: x, seed -> runs in which it holds for x > 0 and does not for x < 0
+MAKERS = {
+    "best K": lambda x, s: [
+        made("kavg", s, accuracy=0.8, K=1),
+        made("kavg", s, accuracy=0.8 + 0.1 * x, K=8),
+    ],
+    "ASGD": lambda x, s: [
+        made("downpour", s, accuracy=0.7 - 0.1 * x * (P > 8), learners=P) for P in (8, 64)
+    ],
+    "FULLSGD": lambda x, s: [
+        made("adpsgd", s, loss=0.1 - 0.01 * x + 0.007, rounds=10),
+        made("sync", s, loss=0.1, rounds=40),
+    ],
+    "CPSGD p = 8": lambda x, s: [
+        made("adpsgd", s, loss=0.1 - 0.01 * x + 0.007),
+        made("kavg", s, loss=0.1, rounds=12, K=8),
+    ],
+    "ahead of K-AVG": lambda x, s: [
+        made("mavg", s, loss=0.1 - 0.01 * x, K=4, mu=0.7),
+        made("kavg", s, loss=0.1, K=4),
+    ],
+    "best μ": lambda x, s: [
+        made(
+            "mavg",
+            s,
+            loss=0.1 + (mu - 0.4 - 0.4 * x * (1 if P > 8 else -1)) ** 2,
+            learners=P,
+            mu=mu,
+            K=4,
+        )
+        for mu in (0.0, 0.2, 0.4, 0.6, 0.8)
+        for P in (8, 64)
+    ],
+    "Hier-AVG(2K)": lambda x, s: [
+        made("hieravg", s, accuracy=0.89 + 0.01 * x, K2=8, K1=2, S=4),
+        made("kavg", s, K=4),
+    ],
+    "smaller K₁": lambda x, s: [
+        made("hieravg", s, loss=0.1 - 0.01 * x * (K1 < 8), K2=32, K1=K1, S=4) for K1 in (4, 8)
+    ],
+    "larger S": lambda x, s: [
+        made("hieravg", s, loss=0.1 - 0.01 * x * (S > 2), K2=32, K1=4, S=S) for S in (2, 4)
+    ],
+    "LUPA τ = 91": lambda x, s: [
+        made("kavg", s, loss=0.1 - 0.01 * x + 0.007, rounds=1, K=91),
+        made("sync", s, rounds=91),
+    ],
+    "linear": lambda x, s: [
+        made("kavg", s, loss=0.0, seconds=sec, K=91, learners=P, problem="logistic")
+        for P, sec in ((1, 1.0), (4, 0.3125 - 0.05 * x))
+    ],
 }
 
 
@@ -296,9 +458,18 @@ def test_every_claim_has_a_maker():
 
 
 @pytest.mark.parametrize("key", MAKERS)
-@pytest.mark.parametrize("difference, noise, seeds, verdict", [
-    (0.5, 0.05, 3, "pass"), (0.5, 0.05, 5, "pass"), (-0.5, 0.05, 3, "fail"), (-0.5, 0.05, 5, "fail"),
-    (0.05, 0.4, 3, "inconclusive"), (0.5, 0.05, 2, "inconclusive"), (-0.5, 0.05, 1, "inconclusive")])
+@pytest.mark.parametrize(
+    "difference, noise, seeds, verdict",
+    [
+        (0.5, 0.05, 3, "pass"),
+        (0.5, 0.05, 5, "pass"),
+        (-0.5, 0.05, 3, "fail"),
+        (-0.5, 0.05, 5, "fail"),
+        (0.05, 0.4, 3, "inconclusive"),
+        (0.5, 0.05, 2, "inconclusive"),
+        (-0.5, 0.05, 1, "inconclusive"),
+    ],
+)
 def test_a_claim_is_judged_right(key, difference, noise, seeds, verdict):
     (check,) = [check for claim, (check, _) in claims.CLAIMS.items() if key in claim]
     found = list(check(pairs(MAKERS[key], difference, noise, seeds)))
@@ -307,22 +478,37 @@ def test_a_claim_is_judged_right(key, difference, noise, seeds, verdict):
 
 
 def test_more_averages_fail_the_claim_of_fewer_whatever_the_loss():
-    found = [run for seed in range(3) for run in (made("adpsgd", seed, loss=0.01, rounds=50), made("sync", seed, rounds=40))]
+    found = [
+        run
+        for seed in range(3)
+        for run in (made("adpsgd", seed, loss=0.01, rounds=50), made("sync", seed, rounds=40))
+    ]
     assert [f.verdict for f in claims.adpsgd_against("sync", None)(found)] == ["fail"]
 
 
 def test_runs_of_other_settings_or_unfinished_are_not_compared():
-    found = [run for seed in range(3) for run in (made("mavg", seed, K=4, mu=0.7), made("kavg", seed, K=4, lr=0.2))]
+    found = [
+        run
+        for seed in range(3)
+        for run in (made("mavg", seed, K=4, mu=0.7), made("kavg", seed, K=4, lr=0.2))
+    ]
     assert list(claims.mavg_ahead(found)) == []
     found = [made("mavg", 0, K=4, mu=0.7), made("kavg", 0, K=8)]
     assert list(claims.mavg_ahead(found)) == []
 
 
-@pytest.mark.parametrize("a, b, margin, verdict", [
-    ([1, 1, 1], [2, 2, 2], 0, "pass"), ([2, 2, 2], [1, 1, 1], 0, "fail"), ([1, 1, 1], [1, 1, 1], 0, "inconclusive"),
-    ([1, 1, 1], [1, 1, 1], 0.1, "pass"), ([1, 2, 3], [1.5, 2.4, 3.6], 0, "pass"),
-    ([1, 2, 9], [1.5, 2.4, 3.6], 0, "inconclusive"),
-    ([1, np.nan, 1], [2, 2, 2], 0, "inconclusive")])
+@pytest.mark.parametrize(
+    "a, b, margin, verdict",
+    [
+        ([1, 1, 1], [2, 2, 2], 0, "pass"),
+        ([2, 2, 2], [1, 1, 1], 0, "fail"),
+        ([1, 1, 1], [1, 1, 1], 0, "inconclusive"),
+        ([1, 1, 1], [1, 1, 1], 0.1, "pass"),
+        ([1, 2, 3], [1.5, 2.4, 3.6], 0, "pass"),
+        ([1, 2, 9], [1.5, 2.4, 3.6], 0, "inconclusive"),
+        ([1, np.nan, 1], [2, 2, 2], 0, "inconclusive"),
+    ],
+)
 def test_the_rule(a, b, margin, verdict):
     assert claims.below(dict(enumerate(a)), dict(enumerate(b)), margin) == verdict
 
@@ -335,7 +521,10 @@ def test_claims_prints_a_table_and_says_what_is_missing(draw, tmp_path):
     lines = [line for line in out.splitlines() if line.startswith("| ")]
     assert len(lines) >= 1 + len(claims.CLAIMS)
     assert any("smaller K₁" in line and "| pass" in line for line in lines)
-    assert "no runs to compare: localavg sweep jobs/sweeps/lupa-fig2.toml" in out and " 9 missing" in out
+    assert (
+        "no runs to compare: localavg sweep jobs/sweeps/lupa-fig2.toml" in out
+        and " 9 missing" in out
+    )
     assert (tmp_path / "figures" / "claims.md").read_text() in out
 
 

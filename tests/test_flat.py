@@ -5,7 +5,14 @@ import pytest
 
 from localavg.learner.flat import Flat
 
-SHAPES = {"conv": (4, 3, 2), "bias": (4,), "scale": (), "mean": (5,), "nothing": (0, 3), "var": (2, 1)}
+SHAPES = {
+    "conv": (4, 3, 2),
+    "bias": (4,),
+    "scale": (),
+    "mean": (5,),
+    "nothing": (0, 3),
+    "var": (2, 1),
+}
 SIZES = {"conv": 24, "bias": 4, "scale": 1, "mean": 5, "nothing": 0, "var": 2}
 
 
@@ -18,7 +25,9 @@ def test_a_row_holds_the_tensors_in_order_without_gaps(flat):
     assert flat.d == 36
     assert flat.w.shape == (3, 36) and flat.w.dtype == np.float32 and flat.w.flags.c_contiguous
     ends = np.cumsum([0, *SIZES.values()])
-    assert flat.segments == {name: slice(a, b) for name, a, b in zip(SHAPES, ends[:-1], ends[1:], strict=True)}
+    assert flat.segments == {
+        name: slice(a, b) for name, a, b in zip(SHAPES, ends[:-1], ends[1:], strict=True)
+    }
 
 
 def test_the_trained_part_comes_first(flat):
@@ -57,7 +66,11 @@ def test_an_average_of_rows_is_an_average_of_tensors(flat):
         for value, view in enumerate(flat.views(l).values()):
             view[...] = l + 10 * value
     flat.w[:] = flat.w.mean(axis=0)
-    assert all((view == 1 + 10 * value).all() for l in range(3) for value, view in enumerate(flat.views(l).values()))
+    assert all(
+        (view == 1 + 10 * value).all()
+        for l in range(3)
+        for value, view in enumerate(flat.views(l).values())
+    )
 
 
 def test_the_matrix_lies_where_it_is_told():

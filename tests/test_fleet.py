@@ -1,4 +1,6 @@
-"""The ranks and their machine: launchers that disagree with MPI, threads a rank, artificial nodes, shared errors."""
+"""The ranks and their machine: launchers that disagree with MPI, threads a rank, artificial nodes,
+shared errors.
+"""
 
 import os
 from types import SimpleNamespace
@@ -7,23 +9,42 @@ from unittest import mock
 import pytest
 from mpi import call, run
 
-# --------------------------------------------------------------------------------------- what needs one process
+# --------------------------------------------------------------------------------------- what needs
 
 SIZES = [  # (environment, ranks that MPI sees, words of the error or None)
     ({}, 1, None),
     ({}, 64, None),
-    *[({name: "4"}, 4, None) for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_NTASKS")],
-    ({"OMPI_COMM_WORLD_SIZE": "4"}, 1, ["Open MPI's mpirun started 4 ranks (OMPI_COMM_WORLD_SIZE)", "MPI sees 1"]),
+    *[
+        ({name: "4"}, 4, None)
+        for name in ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_NTASKS")
+    ],
+    (
+        {"OMPI_COMM_WORLD_SIZE": "4"},
+        1,
+        ["Open MPI's mpirun started 4 ranks (OMPI_COMM_WORLD_SIZE)", "MPI sees 1"],
+    ),
     ({"PMI_SIZE": "4"}, 1, ["started 4 ranks (PMI_SIZE)", "MPI sees 1"]),
     ({"JSM_NAMESPACE_SIZE": "6"}, 1, ["jsrun started 6 ranks (JSM_NAMESPACE_SIZE)", "MPI sees 1"]),
-    ({"SLURM_STEP_NUM_TASKS": "2"}, 1, ["srun started 2 ranks (SLURM_STEP_NUM_TASKS)", "MPI sees 1"]),
-    ({"SLURM_NTASKS": "8"}, 1, ["Slurm started 8 ranks (SLURM_NTASKS)", "MPI sees 1", "unset SLURM_NTASKS"]),
+    (
+        {"SLURM_STEP_NUM_TASKS": "2"},
+        1,
+        ["srun started 2 ranks (SLURM_STEP_NUM_TASKS)", "MPI sees 1"],
+    ),
+    (
+        {"SLURM_NTASKS": "8"},
+        1,
+        ["Slurm started 8 ranks (SLURM_NTASKS)", "MPI sees 1", "unset SLURM_NTASKS"],
+    ),
     ({"SLURM_NTASKS": "2"}, 4, ["Slurm started 2 ranks", "MPI sees 4"]),
     # the innermost launcher counts
     ({"OMPI_COMM_WORLD_SIZE": "2", "SLURM_NTASKS": "16"}, 2, None),
     ({"PMI_SIZE": "2", "SLURM_NTASKS": "16"}, 2, None),
     ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "16"}, 4, None),
-    ({"OMPI_COMM_WORLD_SIZE": "2", "SLURM_NTASKS": "16"}, 16, ["(OMPI_COMM_WORLD_SIZE)", "MPI sees 16"]),
+    (
+        {"OMPI_COMM_WORLD_SIZE": "2", "SLURM_NTASKS": "16"},
+        16,
+        ["(OMPI_COMM_WORLD_SIZE)", "MPI sees 16"],
+    ),
     # what is no number says nothing
     ({"SLURM_NTASKS": ""}, 3, None),
     ({"PMI_SIZE": "many", "SLURM_NTASKS": "3"}, 3, None),
@@ -31,7 +52,9 @@ SIZES = [  # (environment, ranks that MPI sees, words of the error or None)
 ]
 
 HALF = frozenset(range(4))
-THREADS = [  # (OMP_NUM_THREADS or None, my cores, those of the ranks here, cores of the machine or None, threads)
+# (OMP_NUM_THREADS or None, my cores, those of the ranks here, cores of the machine or None,
+# threads)
+THREADS = [
     ("5", range(16), [range(16)] * 8, 16, 5),
     ("1", HALF, [HALF], 16, 1),
     (None, range(16), [range(16)], 16, 1),  # bound to nothing: nothing was said
@@ -64,9 +87,14 @@ def on_one_rank(world):
     threads = []
     for told, mine, everyone, cores, _ in THREADS:
         environ = {} if told is None else {"OMP_NUM_THREADS": told}
-        machine = SimpleNamespace(allgather=lambda _, everyone=everyone: [frozenset(cores) for cores in everyone])
-        with mock.patch.dict(os.environ, environ), mock.patch("os.cpu_count", lambda cores=cores: cores), \
-                mock.patch("os.sched_getaffinity", lambda _, mine=mine: set(mine), create=True):
+        machine = SimpleNamespace(
+            allgather=lambda _, everyone=everyone: [frozenset(cores) for cores in everyone]
+        )
+        with (
+            mock.patch.dict(os.environ, environ),
+            mock.patch("os.cpu_count", lambda cores=cores: cores),
+            mock.patch("os.sched_getaffinity", lambda _, mine=mine: set(mine), create=True),
+        ):
             if told is None:
                 os.environ.pop("OMP_NUM_THREADS", None)
             threads.append(threads_per_rank(machine))
@@ -78,7 +106,9 @@ def one_rank():
     return call(1, on_one_rank, timeout=60)[0]
 
 
-@pytest.mark.parametrize("case", range(len(SIZES)), ids=[f"{environ} {size}" for environ, size, _ in SIZES])
+@pytest.mark.parametrize(
+    "case", range(len(SIZES)), ids=[f"{environ} {size}" for environ, size, _ in SIZES]
+)
 def test_a_launcher_that_disagrees_with_mpi_is_told(one_rank, case):
     error, words = one_rank[0][case], SIZES[case][2]
     if words is None:
@@ -93,9 +123,11 @@ def test_threads_of_a_rank(one_rank, case):
     assert one_rank[1][case] == THREADS[case][-1]
 
 
-# --------------------------------------------------------------------------------------- what needs four ranks
+# --------------------------------------------------------------------------------------- what needs
 
-NODES = {  # ranks a node: node of each rank, its place there, ranks on its node, ranks with that place over the nodes
+# ranks a node: node of each rank, its place there, ranks on its node, ranks with that place over
+# the nodes
+NODES = {
     None: ([0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 4, 4], [1, 1, 1, 1]),
     1: ([0, 1, 2, 3], [0, 0, 0, 0], [1, 1, 1, 1], [4, 4, 4, 4]),
     2: ([0, 0, 1, 1], [0, 1, 0, 1], [2, 2, 2, 2], [2, 2, 2, 2]),
@@ -115,7 +147,13 @@ def on_four_ranks(world):
     seen = {"nodes": {}}
     for n in NODES:
         fleet = Fleet(world, ranks_per_node=n)
-        seen["nodes"][n] = fleet.node_of, fleet.nodes, fleet.node.rank, fleet.node.size, fleet.cross.size
+        seen["nodes"][n] = (
+            fleet.node_of,
+            fleet.nodes,
+            fleet.node.rank,
+            fleet.node.size,
+            fleet.cross.size,
+        )
     seen["default"] = fleet.P, fleet.L, fleet.rank, fleet.ranks, list(fleet.learners)
     fleet = Fleet(world, 12)
     seen["twelve"] = fleet.P, fleet.L, fleet.rank, fleet.ranks, list(fleet.learners)
@@ -135,7 +173,9 @@ def on_four_ranks(world):
 
     seen["value"] = together(lambda: raising({}))
     seen["one fails"] = together(lambda: raising({2: UserError("mine is bad")}))
-    seen["two fail"] = together(lambda: raising({3: UserError("late"), 1: OSError(28, "No space left on device")}))
+    seen["two fail"] = together(
+        lambda: raising({3: UserError("late"), 1: OSError(28, "No space left on device")})
+    )
     seen["no memory"] = together(lambda: raising({3: MemoryError()}))
 
     half = world.Split(world.rank % 2, key=world.rank)
@@ -161,7 +201,9 @@ def test_artificial_nodes(four_ranks, n):
 
 def test_learners_lie_over_the_ranks_in_order(four_ranks):
     assert [seen["default"] for seen in four_ranks] == [(4, 1, r, 4, [r]) for r in range(4)]
-    assert [seen["twelve"] for seen in four_ranks] == [(12, 3, r, 4, [3 * r, 3 * r + 1, 3 * r + 2]) for r in range(4)]
+    assert [seen["twelve"] for seen in four_ranks] == [
+        (12, 3, r, 4, [3 * r, 3 * r + 1, 3 * r + 2]) for r in range(4)
+    ]
     assert all(seen["hosts"] == [seen["hosts"][0]] * 4 for seen in four_ranks)
 
 
@@ -175,16 +217,21 @@ def test_an_error_on_one_rank_is_everyones(four_ranks):
     assert [seen["value"] for seen in four_ranks] == [0, 1, 2, 3]
     assert [seen["one fails"] for seen in four_ranks] == ["mine is bad"] * 4
     assert len({seen["two fail"] for seen in four_ranks}) == 1
-    assert "rank 1" in four_ranks[0]["two fail"] and "No space left on device" in four_ranks[0]["two fail"]
+    assert (
+        "rank 1" in four_ranks[0]["two fail"]
+        and "No space left on device" in four_ranks[0]["two fail"]
+    )
     assert [seen["no memory"] for seen in four_ranks] == ["rank 3: MemoryError"] * 4
 
 
 def test_the_world_of_a_fleet_is_any_communicator(four_ranks):
     """Two fleets side by side, one on the even ranks and one on the odd."""
-    assert [seen["half"] for seen in four_ranks] == [(4, 2, r // 2, 2, [r // 2 * 2, r // 2 * 2 + 1]) for r in range(4)]
+    assert [seen["half"] for seen in four_ranks] == [
+        (4, 2, r // 2, 2, [r // 2 * 2, r // 2 * 2 + 1]) for r in range(4)
+    ]
 
 
-# ------------------------------------------------------------------------------------------------------- abort
+# --------------------------------------------------------------------------------------------------
 
 THREAD = """\
 import threading

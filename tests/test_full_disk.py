@@ -11,10 +11,16 @@ from mpi import run
 from localavg.files import checkpoint
 from localavg.files.record import load
 
-pytestmark = [pytest.mark.root, pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")]
+pytestmark = [
+    pytest.mark.root,
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root"),
+]
 
-LINE = ("-m localavg train kavg --K 5 --data digits --model resnet8 --learners 2 --batch-size 8 --steps 40 --lr 0.02 "
-        "--optimizer momentum --transport mpi --save-weights --checkpoint-every 10 --resume --out")
+LINE = (
+    "-m localavg train kavg --K 5 --data digits --model resnet8 --learners 2 --batch-size 8 "
+    "--steps 40 --lr 0.02 "
+    "--optimizer momentum --transport mpi --save-weights --checkpoint-every 10 --resume --out"
+)
 
 
 def train(out, *more):
@@ -26,7 +32,9 @@ def disk(tmp_path):
     """A folder on a disk of 8 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", folder], capture_output=True, text=True
+    )
     if mounted.returncode:
         pytest.skip(f"no mount here: {mounted.stderr.strip()}")
     yield folder
@@ -42,12 +50,16 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(disk, tmp_p
     with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
         while True:
             file.write(bytes(4096))
-    room = out.stat().st_size + 200_000  # for the run file made anew, not for a checkpoint of twice its size
+    room = (
+        out.stat().st_size + 200_000
+    )  # for the run file made anew, not for a checkpoint of twice its size
     os.truncate(filler, filler.stat().st_size - room)
 
     full = train(out)
     assert full.returncode == 1 and "Traceback" not in full.stderr, full.stderr
-    assert re.search(r"cannot write this (checkpoint|run file) .*No space left", full.stderr), full.stderr
+    assert re.search(r"cannot write this (checkpoint|run file) .*No space left", full.stderr), (
+        full.stderr
+    )
     assert checkpoint.found(checkpoint.folder_of(out)) == saved and len(load(out).train) >= rows
 
     filler.unlink()

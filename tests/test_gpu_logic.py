@@ -1,4 +1,6 @@
-"""The code for GPUs against a stand-in for CuPy: order of waiting and sending, means, choices, messages. No GPU is claimed."""
+"""The code for GPUs against a stand-in for CuPy: order of waiting and sending, means, choices,
+messages. No GPU is claimed.
+"""
 
 import subprocess
 import sys
@@ -35,7 +37,9 @@ def device_of(fleet):
 
 
 class Checked:
-    """A communicator that notes what is sent, and fails where device memory is sent while its stream is busy."""
+    """A communicator that notes what is sent, and fails where device memory is sent while its
+    stream is busy.
+    """
 
     def __init__(self, comm):
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
@@ -66,7 +70,9 @@ def watched(fleet):
 
 
 def means(world):
-    """What is wrong over transports, learners, lengths and scopes, and the log of one average of each transport."""
+    """What is wrong over transports, learners, lengths and scopes, and the log of one average of
+    each transport.
+    """
     wrong, logs = [], {}
     for name in ("cuda_aware", "staged", "nccl"):
         for L in (1, 3):
@@ -80,8 +86,13 @@ def means(world):
             for n in (1, 7, 1000, 4321):
                 for whole in (True, False):
                     rows = values(P, n, whole)
-                    clusters = np.repeat([ordered(rows[c : c + S]) for c in range(0, P, S)], S, axis=0)
-                    for scope, expected in ((Scope.WORLD, np.broadcast_to(ordered(rows), (P, n))), (Scope.CLUSTER, clusters)):
+                    clusters = np.repeat(
+                        [ordered(rows[c : c + S]) for c in range(0, P, S)], S, axis=0
+                    )
+                    for scope, expected in (
+                        (Scope.WORLD, np.broadcast_to(ordered(rows), (P, n))),
+                        (Scope.CLUSTER, clusters),
+                    ):
                         for variance in (False, True):
                             w = transport.zeros((L, n))
                             put_(w, rows[mine])
@@ -92,14 +103,28 @@ def means(world):
                             transport.settle()
                             got = w.x
                             exact = whole or world.size == 1 or P == 2
-                            good = np.array_equal if exact else lambda a, b: np.allclose(a, b, 1e-5, 1e-6)
-                            S2 = sum(float(np.sum((expected[j] - rows[j]).astype(np.float64) ** 2)) for j in range(P)) / P
-                            if not good(got, expected[mine]) or (variance and not np.isclose(spread, S2, 1e-5, 1e-6)):
+                            good = (
+                                np.array_equal
+                                if exact
+                                else lambda a, b: np.allclose(a, b, 1e-5, 1e-6)
+                            )
+                            S2 = (
+                                sum(
+                                    float(np.sum((expected[j] - rows[j]).astype(np.float64) ** 2))
+                                    for j in range(P)
+                                )
+                                / P
+                            )
+                            if not good(got, expected[mine]) or (
+                                variance and not np.isclose(spread, S2, 1e-5, 1e-6)
+                            ):
                                 wrong.append((name, L, n, whole, int(scope), variance))
                     w = transport.zeros((L, n))
                     put_(w, rows[mine])
                     mean = on_host(transport.mean(w))
-                    if not np.allclose(mean, ordered(rows), 1e-5, 1e-6) or not np.array_equal(w.x, rows[mine]):
+                    if not np.allclose(mean, ordered(rows), 1e-5, 1e-6) or not np.array_equal(
+                        w.x, rows[mine]
+                    ):
                         wrong.append((name, L, n, "mean"))
                     if not np.array_equal(transport.gather(w), rows):
                         wrong.append((name, L, n, "gather"))
@@ -122,14 +147,18 @@ def test_the_stream_is_waited_for_before_device_memory_is_sent_and_not_without_s
         for L in (1, 3):
             log = logs["cuda_aware", L, 1000]
             sent = [("main", "synchronize"), ("mpi", "Allreduce device 1000")] if ranks > 1 else []
-            assert log == [("main", "localavg_sum")] * (L > 1) + sent + [("main", "localavg_finish")]
+            assert log == [("main", "localavg_sum")] * (L > 1) + sent + [
+                ("main", "localavg_finish")
+            ]
 
 
 def test_nccl_waits_for_nothing(found):
     ranks, answers = found
     for _, logs in answers:
         log = logs["nccl", 3, 1000]
-        assert log == [("main", "localavg_sum")] + [("main", "allReduce")] * (ranks > 1) + [("main", "localavg_finish")]
+        assert log == [("main", "localavg_sum")] + [("main", "allReduce")] * (ranks > 1) + [
+            ("main", "localavg_finish")
+        ]
 
 
 def test_staging_fetches_the_next_piece_before_it_reduces_this_one(found):
@@ -142,7 +171,11 @@ def test_staging_fetches_the_next_piece_before_it_reduces_this_one(found):
             expected = [("side", "copy 4000")]
             for k, size in enumerate(sizes):
                 expected += [("side", f"copy {4 * n}") for n in sizes[k + 1 : k + 2]]
-                expected += [("side", "wait"), ("mpi", f"Allreduce host {size}"), ("side", f"copy {4 * size}")]
+                expected += [
+                    ("side", "wait"),
+                    ("mpi", f"Allreduce host {size}"),
+                    ("side", f"copy {4 * size}"),
+                ]
         assert log == expected
         assert ("pinned", 4000) not in log  # memory is not made at an average
 
@@ -156,7 +189,11 @@ def choices(world):
                 stand_in.nccl.available, stand_in.gpus[0] = available, gpus
                 fleet = watched(Fleet(world))
                 device = device_of(fleet)
-                aware = {"aware": AWARE, "unaware": UNAWARE, "untried": None}[known] if fleet.rank == 0 else None
+                aware = (
+                    {"aware": AWARE, "unaware": UNAWARE, "untried": None}[known]
+                    if fleet.rank == 0
+                    else None
+                )
                 for name in ("auto", "nccl", "cuda_aware", "staged", "shared", "mpi"):
                     try:
                         transport = choose(name, fleet, None, 0, device, aware)
@@ -182,29 +219,44 @@ def chosen():
 def test_auto_takes_the_first_that_can_serve_and_says_why(chosen):
     assert chosen[True, 4, "unaware", "auto"] == ("nccl", "one GPU a rank")
     name, why = chosen[True, 1, "aware", "auto"]
-    assert name == "cuda_aware" and "2 ranks share GPU 0000:00:00.0" in why and "one rank a GPU" in why
+    assert (
+        name == "cuda_aware" and "2 ranks share GPU 0000:00:00.0" in why and "one rank a GPU" in why
+    )
     name, why = chosen[False, 4, "unaware", "auto"]
     assert name == "staged" and "without NCCL" in why and "status 139" in why
-    assert chosen[True, 1, "untried", "auto"][0] == "staged" and "not tried" in chosen[True, 1, "untried", "auto"][1]
+    assert (
+        chosen[True, 1, "untried", "auto"][0] == "staged"
+        and "not tried" in chosen[True, 1, "untried", "auto"][1]
+    )
 
 
 def test_a_transport_that_was_asked_for_is_taken_or_the_run_ends(chosen):
     assert chosen[True, 4, "untried", "nccl"] == ("nccl", "asked for")
     assert chosen[True, 4, "aware", "cuda_aware"] == ("cuda_aware", "asked for")
     assert chosen[False, 1, "untried", "staged"] == ("staged", "asked for")
-    for situation, name, words in (((True, 1, "aware"), "nccl", "2 ranks share GPU"),
-                                   ((False, 4, "aware"), "nccl", "without NCCL"),
-                                   ((True, 4, "unaware"), "cuda_aware", "status 139"),
-                                   ((True, 4, "untried"), "cuda_aware", "not tried")):
+    for situation, name, words in (
+        ((True, 1, "aware"), "nccl", "2 ranks share GPU"),
+        ((False, 4, "aware"), "nccl", "without NCCL"),
+        ((True, 4, "unaware"), "cuda_aware", "status 139"),
+        ((True, 4, "untried"), "cuda_aware", "not tried"),
+    ):
         kind, message = chosen[(*situation, name)]
-        assert kind == "error" and message.startswith(f"--transport {name}: ") and words in message and "\n" not in message
+        assert (
+            kind == "error"
+            and message.startswith(f"--transport {name}: ")
+            and words in message
+            and "\n" not in message
+        )
     for name in ("shared", "mpi"):
-        assert chosen[True, 4, "aware", name][0] == "error" and "host's memory" in chosen[True, 4, "aware", name][1]
+        assert (
+            chosen[True, 4, "aware", name][0] == "error"
+            and "host's memory" in chosen[True, 4, "aware", name][1]
+        )
     for name in ("nccl", "cuda_aware", "staged"):
         assert "add --device cuda" in chosen[name]
 
 
-# ------------------------------------------------------------------------------------------- what needs one process
+# ------------------------------------------------------------------------------------------- what n
 
 
 class One:
@@ -236,7 +288,9 @@ def bench_on_device(world, way):
 @pytest.mark.parametrize("way", ["cuda_aware", "staged"])
 def test_averages_on_the_device_can_be_timed(way):
     for (row,) in call(2, bench_on_device, way):
-        assert row["transport"] == way and all(row[name] > 0 for name in ("ours_s", "allreduce_s", "floor_s"))
+        assert row["transport"] == way and all(
+            row[name] > 0 for name in ("ours_s", "allreduce_s", "floor_s")
+        )
 
 
 def on_artificial_nodes(world):
@@ -257,14 +311,18 @@ def test_work_of_the_device_is_waited_for_before_the_time_of_V_t_is_left_out():
     told = []
     monitor = object.__new__(Monitor)
     monitor.clock, monitor._drift, monitor.diagnosis_s = Clock(), [], 0.0
-    monitor.transport = SimpleNamespace(settle=lambda: told.append("settle"), variance=lambda w: told.append("V") or 1.0)
+    monitor.transport = SimpleNamespace(
+        settle=lambda: told.append("settle"), variance=lambda w: told.append("V") or 1.0
+    )
     monitor.drifted(None)
     assert told == ["settle", "V"]
 
 
 def test_work_of_the_device_is_waited_for_before_the_time_of_a_checkpoint_is_left_out(tmp_path):
     told, keep = [], Keeper(Fleet(MPI.COMM_SELF), None, tmp_path)
-    monitor = SimpleNamespace(computed=lambda: told.append("computed"), clock=Clock(), state_dict=dict)
+    monitor = SimpleNamespace(
+        computed=lambda: told.append("computed"), clock=Clock(), state_dict=dict
+    )
     keep.w, keep.parts = None, {"monitor": monitor}
     with mock.patch.object(checkpoint, "write", lambda *_: told.append("write")):
         keep.save(3)
@@ -286,16 +344,32 @@ def no_driver():
     raise OSError("libcuda.so.1: cannot open")
 
 
-@pytest.mark.parametrize(("load", "driver", "gpus", "words"), [
-    (lambda name: stand_in, no_driver, 4, "no NVIDIA driver"), (missing, lambda: None, 4, "CuPy cannot be loaded"),
-    (lambda name: without_libraries, lambda: None, 4, "CuPy 14 cannot compute on here (no libnvrtc); install"),
-    (lambda name: stand_in, lambda: None, -1, "cudaErrorNoDevice"), (lambda name: stand_in, lambda: None, 0, "may see"),
-])
-def test_no_driver_no_cupy_and_no_gpu_are_each_one_clear_line(load, driver, gpus, words, monkeypatch):
+@pytest.mark.parametrize(
+    ("load", "driver", "gpus", "words"),
+    [
+        (lambda name: stand_in, no_driver, 4, "no NVIDIA driver"),
+        (missing, lambda: None, 4, "CuPy cannot be loaded"),
+        (
+            lambda name: without_libraries,
+            lambda: None,
+            4,
+            "CuPy 14 cannot compute on here (no libnvrtc); install",
+        ),
+        (lambda name: stand_in, lambda: None, -1, "cudaErrorNoDevice"),
+        (lambda name: stand_in, lambda: None, 0, "may see"),
+    ],
+)
+def test_no_driver_no_cupy_and_no_gpu_are_each_one_clear_line(
+    load, driver, gpus, words, monkeypatch
+):
     monkeypatch.setattr(stand_in, "gpus", [gpus])
     with pytest.raises(UserError) as error:
         choose_device("cuda", One(), load, driver)
-    assert str(error.value).startswith("--device cuda: ") and words in str(error.value) and "\n" not in str(error.value)
+    assert (
+        str(error.value).startswith("--device cuda: ")
+        and words in str(error.value)
+        and "\n" not in str(error.value)
+    )
 
 
 def test_the_cpu_asks_for_nothing():
@@ -304,14 +378,21 @@ def test_the_cpu_asks_for_nothing():
 
 
 def test_nothing_of_cuda_is_loaded_where_it_is_not_asked_for():
-    code = ("import sys, localavg.parallel.transport, localavg.parallel.device, localavg.parallel.kernels; "
-            "assert 'cupy' not in sys.modules")
+    code = (
+        "import sys, localavg.parallel.transport, localavg.parallel.device, "
+        "localavg.parallel.kernels; "
+        "assert 'cupy' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_the_stand_in_is_not_taken_for_numpy():
     x = stand_in.zeros((2, 3), np.float32)
-    for misuse in (lambda: np.asarray(x), lambda: x + np.ones(3), lambda: x.__setitem__(0, np.ones(3))):
+    for misuse in (
+        lambda: np.asarray(x),
+        lambda: x + np.ones(3),
+        lambda: x.__setitem__(0, np.ones(3)),
+    ):
         with pytest.raises(TypeError):
             misuse()
 
@@ -327,7 +408,9 @@ def test_kernels_for_rows_give_the_bits_of_the_sum_in_order(l):
     assert np.array_equal(wide.x[:, 777:], rows)
     mean = stand_in.asarray(ordered(rows))
     expected = np.sum((rows.astype(np.float64) - ordered(rows)) ** 2)
-    assert kernels.spread(stand_in, stand_in.asarray(rows), mean) == pytest.approx(expected, rel=1e-6)
+    assert kernels.spread(stand_in, stand_in.asarray(rows), mean) == pytest.approx(
+        expected, rel=1e-6
+    )
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
@@ -357,7 +440,7 @@ def groups_of_nccl(world):
     return len(Nccl(fleet, device_of(fleet), 2)._of), len(Nccl(fleet, device_of(fleet))._of)
 
 
-# ------------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------------------
 
 RUNS = {  # name: (algorithm, its options, settings)
     "kavg": ("kavg", {"K": 3}, {}),
@@ -370,7 +453,9 @@ RUNS = {  # name: (algorithm, its options, settings)
 
 
 def trained(world, data, folder):
-    """Train everything on the CPU and on the stand-in; rank 0 gives the weights, losses and evaluations of each."""
+    """Train everything on the CPU and on the stand-in; rank 0 gives the weights, losses and
+    evaluations of each.
+    """
     from unittest import mock
 
     from localavg.config import TrainConfig
@@ -381,17 +466,38 @@ def trained(world, data, folder):
     for name, (algorithm, options, settings) in RUNS.items():
         for device in ("cpu", "cuda"):
             path = f"{folder}/{name}-{device}.h5"
-            c = TrainConfig(algorithm=algorithm, data=data, learners=4, steps=12, out=path, save_weights=True, device=device,
-                            **{"batch_size": 8, "lr": 0.5, "checkpoint_every": "5", **settings})
+            c = TrainConfig(
+                algorithm=algorithm,
+                data=data,
+                learners=4,
+                steps=12,
+                out=path,
+                save_weights=True,
+                device=device,
+                **{"batch_size": 8, "lr": 0.5, "checkpoint_every": "5", **settings},
+            )
             stand_in.gpus[0] = 1
-            with mock.patch.object(module, "choose_device", lambda name, fleet: Cpu() if name == "cpu" else device_of(fleet)):
+            with mock.patch.object(
+                module,
+                "choose_device",
+                lambda name, fleet: Cpu() if name == "cpu" else device_of(fleet),
+            ):
                 status = module.run(c, options, world)
             if world.rank == 0:
                 run = record.load(path)
-                answers[name, device] = (status, run.weights, run.train.loss.to_numpy(), run.eval.to_numpy(),
-                                         run.averages.variance.to_numpy(), run.provenance["transport"])
+                answers[name, device] = (
+                    status,
+                    run.weights,
+                    run.train.loss.to_numpy(),
+                    run.eval.to_numpy(),
+                    run.averages.variance.to_numpy(),
+                    run.provenance["transport"],
+                )
                 if device == "cuda":
-                    assert len(run.provenance["gpus"]) == world.size and "0000:00:00.0" in run.provenance["gpus"][0]
+                    assert (
+                        len(run.provenance["gpus"]) == world.size
+                        and "0000:00:00.0" in run.provenance["gpus"][0]
+                    )
                 else:
                     assert "gpus" not in run.provenance
     return answers
@@ -399,7 +505,10 @@ def trained(world, data, folder):
 
 @pytest.fixture(scope="module")
 def both(shards, tmp_path_factory):
-    return [call(ranks, trained, shards.path, str(tmp_path_factory.mktemp("runs")), timeout=120)[0] for ranks in (1, 2)]
+    return [
+        call(ranks, trained, shards.path, str(tmp_path_factory.mktemp("runs")), timeout=120)[0]
+        for ranks in (1, 2)
+    ]
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -416,7 +525,9 @@ def test_a_run_on_the_device_is_the_run_on_the_cpu(both, name):
 
 
 def stopped_and_resumed(world, data, folder):
-    """Weights of M-AVG with Adam on the stand-in: in one go, and resumed after it failed between two checkpoints."""
+    """Weights of M-AVG with Adam on the stand-in: in one go, and resumed after it failed between
+    two checkpoints.
+    """
     from unittest import mock
 
     from localavg.config import TrainConfig
@@ -428,21 +539,40 @@ def stopped_and_resumed(world, data, folder):
             if t == 9 and c.out.endswith("stopped.h5") and not c.resume:
                 raise RuntimeError("stop")
             return 0.01
+
         return step_size
 
     def train(name, **more):
-        c = TrainConfig(algorithm="mavg", data=data, learners=2, steps=14, batch_size=8, out=f"{folder}/{name}.h5", lr=0.01,
-                        save_weights=True, device="cuda", optimizer="adam", checkpoint_every="4", log_every=5, **more)
+        c = TrainConfig(
+            algorithm="mavg",
+            data=data,
+            learners=2,
+            steps=14,
+            batch_size=8,
+            out=f"{folder}/{name}.h5",
+            lr=0.01,
+            save_weights=True,
+            device="cuda",
+            optimizer="adam",
+            checkpoint_every="4",
+            log_every=5,
+            **more,
+        )
         return module.run(c, {"K": 3, "mu": 0.5}, world)
 
-    with mock.patch.object(module, "choose_device", lambda name, fleet: device_of(fleet)), \
-            mock.patch.object(module.stepsizes, "make", make):
+    with (
+        mock.patch.object(module, "choose_device", lambda name, fleet: device_of(fleet)),
+        mock.patch.object(module.stepsizes, "make", make),
+    ):
         train("whole")
         with pytest.raises(RuntimeError, match="stop"):
             train("stopped")
         train("stopped", resume=True)
     runs = [record.load(f"{folder}/{name}.h5") for name in ("whole", "stopped")]
-    return [(run.weights, run.train.loss.to_numpy(), int(run.provenance.get("resumes", 0))) for run in runs]
+    return [
+        (run.weights, run.train.loss.to_numpy(), int(run.provenance.get("resumes", 0)))
+        for run in runs
+    ]
 
 
 def test_a_run_on_the_device_goes_on_from_its_checkpoint_bit_for_bit(shards, tmp_path):

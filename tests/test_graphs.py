@@ -1,4 +1,6 @@
-"""Gradients replayed as CUDA graphs in streams, on a stand-in for torch.cuda that keeps what kernels touch, and after what."""
+"""Gradients replayed as CUDA graphs in streams, on a stand-in for torch.cuda that keeps what
+kernels touch, and after what.
+"""
 
 import contextlib
 from functools import partial
@@ -21,12 +23,27 @@ from localavg.problems import network
 from localavg.problems.graphs import LANES, WARM_UP, Graphs
 from localavg.problems.network import Network
 
-VIEWS = {"view", "t", "transpose", "permute", "expand", "detach", "alias", "as_strided", "unsqueeze", "squeeze", "slice",
-         "select", "_unsafe_view"}  # which touch no memory
+VIEWS = {
+    "view",
+    "t",
+    "transpose",
+    "permute",
+    "expand",
+    "detach",
+    "alias",
+    "as_strided",
+    "unsqueeze",
+    "squeeze",
+    "slice",
+    "select",
+    "_unsafe_view",
+}  # which touch no memory
 
 
 class Stream:
-    """What was queued here, as a clock: how many operations of every stream come before whatever is queued next."""
+    """What was queued here, as a clock: how many operations of every stream come before whatever is
+    queued next.
+    """
 
     def __init__(self, name="lane"):
         self.name, self.clock = name, {self: 0}
@@ -49,7 +66,9 @@ class CUDAGraph:
 
 
 class Gpu(TorchDispatchMode):
-    """Stands in for torch.cuda while it is the mode: every operation is logged with its stream; a capture does not compute."""
+    """Stands in for torch.cuda while it is the mode: every operation is logged with its stream; a
+    capture does not compute.
+    """
 
     Stream, CUDAGraph = Stream, CUDAGraph
 
@@ -95,7 +114,9 @@ class Gpu(TorchDispatchMode):
                 self.before.setdefault(x.data_ptr(), (x, x.clone()))
         result = function(*args, **kwargs)
         made, inside = tensors(result), [x for a in (*args, *kwargs.values()) for x in tensors(a)]
-        self.kept += [x.untyped_storage() for x in (*made, *inside)]  # so that no address means two things
+        self.kept += [
+            x.untyped_storage() for x in (*made, *inside)
+        ]  # so that no address means two things
         if self.capturing:
             self.capturing.operations.append((function, args, kwargs, made))
         elif name not in VIEWS and not name.startswith(("empty", "new_empty")):
@@ -108,11 +129,17 @@ class Gpu(TorchDispatchMode):
         stream.clock[stream] += 1
         for x, writes in [(x, False) for x in read] + [(x, True) for x in written]:
             if x.numel():
-                extent = x.element_size() * (1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)))
-                self.log.append((x.data_ptr(), x.data_ptr() + extent, writes, stream, dict(stream.clock)))
+                extent = x.element_size() * (
+                    1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True))
+                )
+                self.log.append(
+                    (x.data_ptr(), x.data_ptr() + extent, writes, stream, dict(stream.clock))
+                )
 
     def races(self):
-        """How many pairs of operations in two streams touch the same bytes, one of them writing, in no order."""
+        """How many pairs of operations in two streams touch the same bytes, one of them writing, in
+        no order.
+        """
         lo, hi, writes = (np.array(column) for column in list(zip(*self.log, strict=True))[:3])
         found = 0
         for k, (a, b, w, _, clock) in enumerate(self.log):
@@ -131,8 +158,11 @@ def tensors(x):
 def changed(function, name, args, kwargs):
     """The tensors that an operation writes to in place."""
     formal = function._schema.arguments
-    found = [kwargs.get(f.name, args[i] if i < len(args) else None) for i, f in enumerate(formal)
-             if f.alias_info is not None and f.alias_info.is_write]
+    found = [
+        kwargs.get(f.name, args[i] if i < len(args) else None)
+        for i, f in enumerate(formal)
+        if f.alias_info is not None and f.alias_info.is_write
+    ]
     if "batch_norm" in name and "backward" not in name:  # whose schema does not say so
         found += args[3:5]
     return [x for x in found if isinstance(x, torch.Tensor)]
@@ -148,23 +178,37 @@ def little(shape, classes):
 def drawing(monkeypatch):
     """The model "drawing", whose gradients depend on the seed."""
     make = network.models.make
-    monkeypatch.setattr(network.models, "make", lambda name, *args: little(*args) if name == "drawing" else make(name, *args))
+    monkeypatch.setattr(
+        network.models,
+        "make",
+        lambda name, *args: little(*args) if name == "drawing" else make(name, *args),
+    )
 
 
 class Trained:
-    """T updates of L learners of one rank, as the loop makes them; with graphs on a Gpu, or eager."""
+    """T updates of L learners of one rank, as the loop makes them; with graphs on a Gpu, or
+    eager.
+    """
 
-    def __init__(self, monkeypatch, model, L=3, T=WARM_UP + 2, replayed=True, short=(), precision="float32"):
-        data = random_images((8, 8, 1), 24, augment=Augment(pad=1, flip=True))  # so that batches are made by torch
+    def __init__(
+        self, monkeypatch, model, L=3, T=WARM_UP + 2, replayed=True, short=(), precision="float32"
+    ):
+        data = random_images(
+            (8, 8, 1), 24, augment=Augment(pad=1, flip=True)
+        )  # so that batches are made by torch
         self.gpu = Gpu() if replayed else contextlib.nullcontext()
         if replayed:
             monkeypatch.setattr(network, "Graphs", partial(Graphs, cuda=self.gpu))
-        self.network = net = Network(data, model, 0.01, seed=1, precision=precision, cuda_graphs=replayed)
+        self.network = net = Network(
+            data, model, 0.01, seed=1, precision=precision, cuda_graphs=replayed
+        )
         self.w, g = np.zeros((2, L, net.d), np.float32)
         net.initial_(self.w[0])
         self.w[1:] = self.w[0]
         sampler = Fixed(np.arange(6))
-        sampler.batch = lambda j, t: np.random.default_rng((j, t)).integers(0, 24, 2 if (j, t) in short else 6)
+        sampler.batch = lambda j, t: np.random.default_rng((j, t)).integers(
+            0, 24, 2 if (j, t) in short else 6
+        )
         feed = net.feed(sampler, range(L), T)
         self.losses, self.g, self.clocks = [], [], []
         with self.gpu:
@@ -179,16 +223,32 @@ class Trained:
             self.losses = torch.stack(list(map(torch.as_tensor, self.losses))).tolist()
 
 
-@pytest.mark.parametrize(("model", "precision"), [("mlp", "float32"), ("mlp", "bf16"), ("nin", "float32"),
-                                                  ("resnet8", "float32"), ("drawing", "float32")])
-def test_replays_give_the_eager_gradients_losses_and_statistics(model, precision, monkeypatch, drawing):
-    eager, replayed = (Trained(monkeypatch, model, replayed=r, precision=precision) for r in (False, True))
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [
+        ("mlp", "float32"),
+        ("mlp", "bf16"),
+        ("nin", "float32"),
+        ("resnet8", "float32"),
+        ("drawing", "float32"),
+    ],
+)
+def test_replays_give_the_eager_gradients_losses_and_statistics(
+    model, precision, monkeypatch, drawing
+):
+    eager, replayed = (
+        Trained(monkeypatch, model, replayed=r, precision=precision) for r in (False, True)
+    )
     assert all(torch.equal(a, b) for a, b in zip(eager.g, replayed.g, strict=True))
-    assert np.array_equal(eager.w, replayed.w) and eager.losses == pytest.approx(replayed.losses, rel=1e-6)
+    assert np.array_equal(eager.w, replayed.w) and eager.losses == pytest.approx(
+        replayed.losses, rel=1e-6
+    )
     assert [g.replays for g in replayed.gpu.graphs] == [2] * 3  # captured once a learner
 
 
-@pytest.mark.parametrize(("model", "L"), [("mlp", 1), ("mlp", 3), ("nin", 3), ("drawing", 3), ("mlp", LANES + 2)])
+@pytest.mark.parametrize(
+    ("model", "L"), [("mlp", 1), ("mlp", 3), ("nin", 3), ("drawing", 3), ("mlp", LANES + 2)]
+)
 def test_main_and_lanes_never_touch_memory_out_of_order(model, L, monkeypatch, drawing):
     assert Trained(monkeypatch, model, L).gpu.races() == 0
 
@@ -210,7 +270,9 @@ def test_the_stand_in_finds_a_wait_that_is_missing(broken, monkeypatch):
     if broken == "join":
         monkeypatch.setattr(Graphs, "join", lambda self: self._begun.clear())
     elif broken == "start":
-        monkeypatch.setattr(Stream, "wait_stream", lambda self, other: other.name == "main" or waits(self, other))
+        monkeypatch.setattr(
+            Stream, "wait_stream", lambda self, other: other.name == "main" or waits(self, other)
+        )
     elif broken == "order":
         monkeypatch.setattr(Graphs, "_in_lane", in_lane_copying_late)
     else:
@@ -250,14 +312,20 @@ def test_dropout_of_a_replay_is_drawn_from_the_learner_and_the_update(monkeypatc
     with gpu:
         for t in range(WARM_UP):
             net.gradient_(w, feed(0, t + 1), out=g)
-        losses = [float(net.gradient_(w, feed(j, t), out=g)) for j, t in [(0, 1), (1, 1), (0, 2), (0, 1)]]
+        losses = [
+            float(net.gradient_(w, feed(j, t), out=g)) for j, t in [(0, 1), (1, 1), (0, 2), (0, 1)]
+        ]
     assert losses[0] == losses[3] and len(set(losses)) == 3 and gpu.graphs[0].replays == 4
 
 
 def test_a_short_batch_is_done_eagerly_and_the_graphs_go_on(monkeypatch):
     short = [(1, 2), (1, 5), (2, 5)]
-    eager, replayed = (Trained(monkeypatch, "mlp", T=7, replayed=r, short=short) for r in (False, True))
-    assert np.array_equal(eager.w, replayed.w) and eager.losses == pytest.approx(replayed.losses, rel=1e-6)
+    eager, replayed = (
+        Trained(monkeypatch, "mlp", T=7, replayed=r, short=short) for r in (False, True)
+    )
+    assert np.array_equal(eager.w, replayed.w) and eager.losses == pytest.approx(
+        replayed.losses, rel=1e-6
+    )
     assert sorted(g.replays for g in replayed.gpu.graphs) == [2, 3, 4]
     assert replayed.gpu.races() == 0
 
@@ -276,25 +344,48 @@ def test_a_step_that_was_left_early_is_joined_before_its_learner_begins_again(mo
 
 def test_a_gradient_that_cannot_be_captured_is_one_clear_line(monkeypatch):
     gradient_ = network.Bound.gradient_
-    monkeypatch.setattr(network.Bound, "gradient_", lambda *args: (loss := gradient_(*args)) + 0 * loss.item())
-    with pytest.raises(UserError, match=r"^--cuda-graphs: .*cannot be captured \(operation not permitted.*\); leave"):
+    monkeypatch.setattr(
+        network.Bound, "gradient_", lambda *args: (loss := gradient_(*args)) + 0 * loss.item()
+    )
+    with pytest.raises(
+        UserError,
+        match=r"^--cuda-graphs: .*cannot be captured \(operation not permitted.*\); leave",
+    ):
         Trained(monkeypatch, "mlp")
 
 
-# ---------------------------------------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------------------------------------- mis
 
 MISTAKES = {
-    "--data digits --model nin --cuda-graphs": "--cuda-graphs with --device cpu: graphs are a GPU's; add --device cuda",
-    "--data digits --model nin --cuda-graphs --device cuda --compile": "--cuda-graphs and --compile both",
+    "--data digits --model nin "
+    "--cuda-graphs": "--cuda-graphs with --device cpu: graphs are a GPU's; add --device cuda",
+    "--data digits --model nin --cuda-graphs --device cuda "
+    "--compile": "--cuda-graphs and --compile both",
     "--problem logistic --cuda-graphs": "--cuda-graphs means nothing to --problem logistic",
 }
 
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_one_line(line, tmp_path):
-    done = run(1, "-m", "localavg", "train", "kavg", *line.split(), "--steps", "1", "--out", tmp_path / "run.h5")
+    done = run(
+        1,
+        "-m",
+        "localavg",
+        "train",
+        "kavg",
+        *line.split(),
+        "--steps",
+        "1",
+        "--out",
+        tmp_path / "run.h5",
+    )
     told = [row for row in done.stderr.splitlines() if row.startswith("localavg: ")]
-    assert done.returncode == 2 and len(told) == 1 and MISTAKES[line] in told[0] and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and len(told) == 1
+        and MISTAKES[line] in told[0]
+        and "Traceback" not in done.stderr
+    )
 
 
 def refused(world):
@@ -302,43 +393,81 @@ def refused(world):
     from localavg import datasets
     from localavg.training.run import make_problem
 
-    fleet, c = Fleet(world), TrainConfig(algorithm="kavg", data="epsilon-like:60x5", device="cuda", cuda_graphs=True)
+    fleet, c = (
+        Fleet(world),
+        TrainConfig(algorithm="kavg", data="epsilon-like:60x5", device="cuda", cuda_graphs=True),
+    )
     with pytest.raises(UserError) as e:
         make_problem(c, datasets.load(c.data, fleet), fleet)
     return str(e.value)
 
 
 def test_data_of_logistic_regression_has_no_graphs():
-    assert call(1, refused)[0].startswith("--cuda-graphs: --data epsilon-like:60x5 calls for logistic regression")
+    assert call(1, refused)[0].startswith(
+        "--cuda-graphs: --data epsilon-like:60x5 calls for logistic regression"
+    )
 
 
-# ------------------------------------------------------------------------------------------- the whole of it
+# ------------------------------------------------------------------------------------------- the wh
 
 
 def whole_runs(world, folder):
-    """Final weights and losses of runs of 3 learners, eager and with graphs, and how often each learner's was replayed."""
+    """Final weights and losses of runs of 3 learners, eager and with graphs, and how often each
+    learner's was replayed.
+    """
     from localavg.files import record
     from localavg.learner import optim
     from localavg.training.run import run
 
     answers, update_ = [], optim.SGD.update_
     for replayed in (False, True):
-        c = TrainConfig(algorithm="mavg", data="digits", model="nin", learners=3, steps=8, batch_size=8, optimizer="momentum",
-                        out=f"{folder}/{replayed}.h5", save_weights=True, eval_examples=50, log_every=3, l2=0.01)
+        c = TrainConfig(
+            algorithm="mavg",
+            data="digits",
+            model="nin",
+            learners=3,
+            steps=8,
+            batch_size=8,
+            optimizer="momentum",
+            out=f"{folder}/{replayed}.h5",
+            save_weights=True,
+            eval_examples=50,
+            log_every=3,
+            l2=0.01,
+        )
         gpu = Gpu()
         with pytest.MonkeyPatch.context() as patch, gpu if replayed else contextlib.nullcontext():
-            patch.setattr(network, "Network", lambda *a, on=replayed, **how: Network(*a, **how | {"cuda_graphs": on}))
+            patch.setattr(
+                network,
+                "Network",
+                lambda *a, on=replayed, **how: Network(*a, **how | {"cuda_graphs": on}),
+            )
             patch.setattr(network, "Graphs", partial(Graphs, cuda=gpu))
-            patch.setattr(optim.SGD, "update_", lambda self, w, g, gamma, gpu=gpu: (
-                gpu.touch([], [torch.from_numpy(w), torch.from_numpy(g)]), update_(self, w, g, gamma)))
+            patch.setattr(
+                optim.SGD,
+                "update_",
+                lambda self, w, g, gamma, gpu=gpu: (
+                    gpu.touch([], [torch.from_numpy(w), torch.from_numpy(g)]),
+                    update_(self, w, g, gamma),
+                ),
+            )
             assert run(c, {"K": 3, "mu": 0.5}, world) == 0
         found = record.load(c.out)
-        answers.append((found.weights, found.train.loss.to_numpy(), [g.replays for g in gpu.graphs], gpu.races()))
+        answers.append(
+            (
+                found.weights,
+                found.train.loss.to_numpy(),
+                [g.replays for g in gpu.graphs],
+                gpu.races(),
+            )
+        )
     return answers
 
 
 def test_a_run_with_graphs_is_the_run_without(tmp_path):
-    (weights, losses, none, _), (again, losses_again, replays, races) = call(1, whole_runs, str(tmp_path))[0]
+    (weights, losses, none, _), (again, losses_again, replays, races) = call(
+        1, whole_runs, str(tmp_path)
+    )[0]
     assert np.array_equal(weights, again) and losses == pytest.approx(losses_again, rel=1e-6)
     assert (none, replays, races) == ([], [8 - WARM_UP] * 3, 0)
 
@@ -347,6 +476,12 @@ def test_torch_has_what_the_stand_in_has():
     cuda = signature(Graphs).parameters["cuda"].default
     assert cuda is torch.cuda
     assert {"pool", "stream", "capture_error_mode"} <= set(signature(cuda.graph).parameters)
-    for name in ("Stream.wait_stream", "CUDAGraph.replay", "current_stream", "graph_pool_handle", "stream"):
+    for name in (
+        "Stream.wait_stream",
+        "CUDAGraph.replay",
+        "current_stream",
+        "graph_pool_handle",
+        "stream",
+    ):
         ours, theirs = attrgetter(name)(Gpu), attrgetter(name)(cuda)
         assert len(set(signature(ours).parameters) - {"self"}) <= len(signature(theirs).parameters)

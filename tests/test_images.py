@@ -18,7 +18,16 @@ from mpi import call
 from test_datasets import Fleet
 
 from localavg.datasets import Augment, Dataset, Split, cifar10_like, digits, load
-from localavg.datasets.jpegs import AREA, ASPECT, NUMBERS, Decoder, Jpegs, centre, decoded, random_crop
+from localavg.datasets.jpegs import (
+    AREA,
+    ASPECT,
+    NUMBERS,
+    Decoder,
+    Jpegs,
+    centre,
+    decoded,
+    random_crop,
+)
 from localavg.errors import UserError
 from localavg.learner.sampling import SAMPLERS
 from localavg.streams import generator
@@ -46,7 +55,10 @@ def some_images(n=23, shape=(6, 6, 3), seed=0, **fields):
     random = np.random.default_rng(seed)
     split = Split(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, 7, n))
     channels = range(shape[2])
-    fields = {"mean": tuple(100.0 + 10 * c for c in channels), "std": tuple(50.0 + 7 * c for c in channels)} | fields
+    fields = {
+        "mean": tuple(100.0 + 10 * c for c in channels),
+        "std": tuple(50.0 + 7 * c for c in channels),
+    } | fields
     return Dataset("some", "images", split, None, tuple("abcdefg"), False, shape=shape, **fields)
 
 
@@ -86,10 +98,18 @@ def test_digits_are_all_of_scikit_learns_shuffled_and_dealt_out_once():
     assert (data.train.x.shape, data.test.x.shape) == ((1437, 8, 8, 1), (360, 8, 8, 1))
     assert data.train.x.dtype == np.uint8 and data.train.y.dtype == np.int64
     rows = sorted((*image.ravel().tolist(), label) for image, label in zip(x, y, strict=True))
-    assert rows == sorted((*map(int, image.ravel()), label) for image, label in zip(found.images, found.target, strict=True))
+    assert rows == sorted(
+        (*map(int, image.ravel()), label)
+        for image, label in zip(found.images, found.target, strict=True)
+    )
     assert np.abs(np.diff(y)).mean() > 2  # shuffled
     assert min(np.bincount(data.test.y)) > 20
-    assert data.kind == "images" and data.shuffled and data.classes == tuple("0123456789") and not data.augment
+    assert (
+        data.kind == "images"
+        and data.shuffled
+        and data.classes == tuple("0123456789")
+        and not data.augment
+    )
     assert data.shape == (8, 8, 1)
 
 
@@ -103,7 +123,9 @@ def test_digits_are_always_dealt_out_alike():
 GOLDEN_DIGITS = [6, 6, 6, 2, 5, 6, 6, 2, 2, 1, 1, 9]
 
 
-@pytest.mark.parametrize(("cuts", "n"), [((1,), 700), ((cifar10_like.BLOCK,), 1100), ((499, 501, 1003), 1100)])
+@pytest.mark.parametrize(
+    ("cuts", "n"), [((1,), 700), ((cifar10_like.BLOCK,), 1100), ((499, 501, 1003), 1100)]
+)
 def test_generated_images_do_not_depend_on_who_draws_which_rows(cuts, n):
     def draw(first, stop):
         x, y = np.full((stop - first, 32, 32, 3), 7, np.uint8), np.full(stop - first, -1)
@@ -120,8 +142,15 @@ def test_generated_images_do_not_depend_on_who_draws_which_rows(cuts, n):
 def test_generated_images_are_these_and_the_test_rows_are_others():
     data = load("cifar10-like:2500", Fleet())
     assert data.train.x.shape == (2500, 32, 32, 3) and data.test.x.shape == (500, 32, 32, 3)
-    assert data.name == "cifar10-like:2500" and data.augment == Augment(pad=4, flip=True) and data.shuffled
-    assert data.train.x[0, 0, :4, 0].tolist() == GOLDEN_PIXELS and data.train.y[:8].tolist() == GOLDEN_LABELS
+    assert (
+        data.name == "cifar10-like:2500"
+        and data.augment == Augment(pad=4, flip=True)
+        and data.shuffled
+    )
+    assert (
+        data.train.x[0, 0, :4, 0].tolist() == GOLDEN_PIXELS
+        and data.train.y[:8].tolist() == GOLDEN_LABELS
+    )
     assert not np.array_equal(data.train.x[:500], data.test.x)
     assert np.bincount(data.train.y, minlength=10).min() > 180
     np.testing.assert_allclose(data.train.x.mean((0, 1, 2)), data.mean, atol=1.5)
@@ -147,7 +176,10 @@ def test_labels_can_be_learned_but_not_for_nothing():
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     data = load("cifar10-like:5000", Fleet())
-    small = [s.x.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(s.y), -1) for s in (data.train, data.test)]
+    small = [
+        s.x.reshape(-1, 8, 4, 8, 4, 3).mean((2, 4)).reshape(len(s.y), -1)
+        for s in (data.train, data.test)
+    ]
     accuracy = LinearDiscriminantAnalysis().fit(small[0], data.train.y).score(small[1], data.test.y)
     assert 0.85 < accuracy < 0.99
     flipped = small[1].reshape(-1, 8, 8, 3)[:, :, ::-1].reshape(len(small[1]), -1)
@@ -155,8 +187,17 @@ def test_labels_can_be_learned_but_not_for_nothing():
     assert again == pytest.approx(accuracy, abs=0.03)
 
 
-@pytest.mark.parametrize("spec", ["digits:100", "digits:", "cifar10-like:", "cifar10-like:0", "cifar10-like:-5",
-                                  "cifar10-like:10x32"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "digits:100",
+        "digits:",
+        "cifar10-like:",
+        "cifar10-like:0",
+        "cifar10-like:-5",
+        "cifar10-like:10x32",
+    ],
+)
 def test_a_bad_size_is_refused(spec):
     with pytest.raises(UserError, match=f"--data {spec}"):
         load(spec, Fleet())
@@ -204,12 +245,19 @@ def test_generating_images_allocates_no_second_copy():
 
 
 def test_images_bring_in_no_torch_and_no_pillow():
-    code = ("import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
-            "from test_datasets import Fleet, load\n"
-            "load('cifar10-like:9', Fleet())\n"
-            "print([m for m in ('sklearn', 'scipy', 'torch', 'PIL', 'mpi4py') if m in sys.modules])\n")
-    done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(ROOT / "tests")], capture_output=True, text=True,
-                          timeout=60, check=True)
+    code = (
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
+        "from test_datasets import Fleet, load\n"
+        "load('cifar10-like:9', Fleet())\n"
+        "print([m for m in ('sklearn', 'scipy', 'torch', 'PIL', 'mpi4py') if m in sys.modules])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert done.stdout == "[]\n"
 
 
@@ -228,22 +276,42 @@ def test_a_batch_is_its_rows_normalised_with_the_channels_last(monkeypatch, batc
     f = feed.Feed(data, Given(lambda j, t: batch), seed=0)
     x, y = f(0, 1)
     assert x.dtype == torch.float32 and y.dtype == torch.int64 and x.shape == (5, channels, 6, 4)
-    assert x.is_contiguous(memory_format=torch.channels_last) and x.stride() == (24 * channels, 1, 4 * channels, channels)
+    assert x.is_contiguous(memory_format=torch.channels_last) and x.stride() == (
+        24 * channels,
+        1,
+        4 * channels,
+        channels,
+    )
     np.testing.assert_allclose(x.numpy(), normalised(data, data.train.x[batch]), atol=1e-6)
     np.testing.assert_array_equal(y.numpy(), data.train.y[batch])
 
 
 @settings(deadline=None, max_examples=60)
-@given(H=st.integers(1, 7), W=st.integers(1, 7), C=st.sampled_from([1, 3]), pad=st.integers(0, 5), flip=st.booleans(),
-       B=st.integers(1, 9), consecutive=st.booleans(), seed=st.integers(0, 2**31), j=st.integers(0, 3), t=st.integers(1, 999))
+@given(
+    H=st.integers(1, 7),
+    W=st.integers(1, 7),
+    C=st.sampled_from([1, 3]),
+    pad=st.integers(0, 5),
+    flip=st.booleans(),
+    B=st.integers(1, 9),
+    consecutive=st.booleans(),
+    seed=st.integers(0, 2**31),
+    j=st.integers(0, 3),
+    t=st.integers(1, 999),
+)
 def test_changed_images_equal_those_of_a_slow_loop(H, W, C, pad, flip, B, consecutive, seed, j, t):
-    data = some_images(shape=(H, W, C), augment=Augment(pad=pad, flip=flip), mean=(0.0,) * C, std=(1.0,) * C)
+    data = some_images(
+        shape=(H, W, C), augment=Augment(pad=pad, flip=flip), mean=(0.0,) * C, std=(1.0,) * C
+    )
     before = data.train.x.copy()
     rows = slice(5, 5 + B) if consecutive else np.random.default_rng(seed).integers(0, 23, B)
     x, y = feed.Feed(data, Given({(j, t): rows}), seed)(j, t)
     codes = generator(seed, j, t, stream=2).integers(0, 2 * (2 * pad + 1) ** 2, B)
     codes = codes if flip else codes - codes % 2
-    slow = [slowly_changed(image, pad, int(code)) for image, code in zip(data.train.x[rows], codes, strict=True)]
+    slow = [
+        slowly_changed(image, pad, int(code))
+        for image, code in zip(data.train.x[rows], codes, strict=True)
+    ]
     np.testing.assert_array_equal(x.numpy(), np.stack(slow).transpose(0, 3, 1, 2))
     np.testing.assert_array_equal(y.numpy(), data.train.y[rows])
     np.testing.assert_array_equal(data.train.x, before)
@@ -271,11 +339,19 @@ def test_a_batch_depends_on_seed_learner_and_update_alone(sampling):
     one = make()
     order = {(j, t): kept(one(j, t)) for t in range(1, 10) for j in range(4)}
     other = make()
-    for j, t in [(3, 9), (2, 1), (0, 5), (1, 8), (2, 1)]:  # another order: another layout, a run that starts again
+    for j, t in [
+        (3, 9),
+        (2, 1),
+        (0, 5),
+        (1, 8),
+        (2, 1),
+    ]:  # another order: another layout, a run that starts again
         for mine, theirs in zip(kept(other(j, t)), order[j, t], strict=True):
             np.testing.assert_array_equal(mine, theirs)
     assert not np.array_equal(kept(make(6)(2, 1))[0], order[2, 1][0])
-    assert not np.array_equal(order[2, 1][0], order[2, 2][0]) and not np.array_equal(order[2, 1][0], order[3, 1][0])
+    assert not np.array_equal(order[2, 1][0], order[2, 2][0]) and not np.array_equal(
+        order[2, 1][0], order[3, 1][0]
+    )
 
 
 def test_the_changes_of_learners_and_updates_are_independent_of_which_rows_they_draw():
@@ -289,7 +365,9 @@ def test_augment_can_be_left_out_and_batches_may_change_their_size():
     data = some_images(augment=Augment(pad=2, flip=True))
     f = feed.Feed(data, Given(lambda j, t: np.arange(t)), seed=0, augment=False)
     for t in (5, 2, 7, 7):
-        np.testing.assert_allclose(f(0, t)[0].numpy(), normalised(data, data.train.x[:t]), atol=1e-6)
+        np.testing.assert_allclose(
+            f(0, t)[0].numpy(), normalised(data, data.train.x[:t]), atol=1e-6
+        )
     f.close()
 
 
@@ -305,7 +383,9 @@ def test_examples_are_all_rows_in_order_and_unchanged(lo, hi, size):
     found = [kept(batch) for batch in feed.examples(data, data.train, lo, hi, size)]
     assert all(len(y) <= size for _, y in found) and len(found) == math.ceil((hi - lo) / size)
     if found:
-        np.testing.assert_allclose(np.concatenate([x for x, _ in found]), normalised(data, data.train.x[lo:hi]), atol=1e-6)
+        np.testing.assert_allclose(
+            np.concatenate([x for x, _ in found]), normalised(data, data.train.x[lo:hi]), atol=1e-6
+        )
         np.testing.assert_array_equal(np.concatenate([y for _, y in found]), data.train.y[lo:hi])
 
 
@@ -328,13 +408,17 @@ def photo(W, H, seed=0):
     """A picture [H, W, 3] whose colours tell the place."""
     random, (h, w) = np.random.default_rng(seed), np.mgrid[:H, :W]
     a, b, c = random.integers(40, 200, 3)
-    colours = np.stack([a + 50 * np.sin(w / 15), b + 50 * np.cos(h / 19), c + 0.1 * (w + h) % 50], -1)
+    colours = np.stack(
+        [a + 50 * np.sin(w / 15), b + 50 * np.cos(h / 19), c + 0.1 * (w + h) % 50], -1
+    )
     return colours.clip(0, 255).astype(np.uint8)
 
 
 def packed(image, mode="RGB", format="JPEG", **options):
     file = io.BytesIO()
-    Image.fromarray(image).convert(mode).save(file, format, **({"quality": 95} if format == "JPEG" else {}) | options)
+    Image.fromarray(image).convert(mode).save(
+        file, format, **({"quality": 95} if format == "JPEG" else {}) | options
+    )
     return file.getvalue()
 
 
@@ -346,13 +430,27 @@ def some_pictures(folder, pictures, shape=(16, 16, 3), labels=None, **fields):
     places = np.stack([ends - [len(picture) for picture in pictures], ends], 1)
     labels = np.arange(len(pictures)) if labels is None else labels
     split = Split(Jpegs(str(path), "train", 7, places), labels)
-    return Dataset("photos", "jpeg", split, split, tuple(map(str, range(len(pictures)))), False, shape=shape,
-                   mean=(100.0, 110.0, 120.0), std=(50.0, 60.0, 70.0), augment=Augment(flip=True, resized=True), **fields)
+    return Dataset(
+        "photos",
+        "jpeg",
+        split,
+        split,
+        tuple(map(str, range(len(pictures)))),
+        False,
+        shape=shape,
+        mean=(100.0, 110.0, 120.0),
+        std=(50.0, 60.0, 70.0),
+        augment=Augment(flip=True, resized=True),
+        **fields,
+    )
 
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory):
-    return some_pictures(tmp_path_factory.mktemp("photos"), [packed(photo(40 + 5 * k, 90 - 6 * k, k)) for k in range(12)])
+    return some_pictures(
+        tmp_path_factory.mktemp("photos"),
+        [packed(photo(40 + 5 * k, 90 - 6 * k, k)) for k in range(12)],
+    )
 
 
 def test_pictures_of_every_kind_become_three_colours():
@@ -368,7 +466,9 @@ def test_pictures_of_every_kind_become_three_colours():
     assert np.abs(decoded(packed(image, "P", "PNG"), (50, 60)).astype(int) - exact).mean() < 25
 
 
-@pytest.mark.parametrize(("W", "H", "size"), [(256, 256, 224), (500, 375, 224), (300, 800, 64), (50, 40, 64), (7, 3, 5)])
+@pytest.mark.parametrize(
+    ("W", "H", "size"), [(256, 256, 224), (500, 375, 224), (300, 800, 64), (50, 40, 64), (7, 3, 5)]
+)
 def test_evaluation_cuts_the_centre_of_a_resized_picture(W, H, size):
     left, top, width, height = centre(W, H, (size, size))
     assert width == height == pytest.approx(min(W, H) * 7 / 8)
@@ -376,7 +476,9 @@ def test_evaluation_cuts_the_centre_of_a_resized_picture(W, H, size):
     image = photo(W, H)
     found = decoded(packed(image, format="PNG"), (size, size)).astype(float)
     scale = 8 * size / 7 / min(W, H)
-    resized = Image.fromarray(image).resize((round(W * scale), round(H * scale)), Image.Resampling.BILINEAR)
+    resized = Image.fromarray(image).resize(
+        (round(W * scale), round(H * scale)), Image.Resampling.BILINEAR
+    )
     x, y = (resized.width - size) / 2, (resized.height - size) / 2
     other = np.asarray(resized.crop((round(x), round(y), round(x) + size, round(y) + size)), float)
     assert np.abs(found - other).mean() < (4 if min(W, H) > 10 else 25)
@@ -397,14 +499,23 @@ def test_a_random_crop_is_the_first_that_fits_at_the_place_the_numbers_say():
     numbers[2:4] = 0.25, 0.5  # the second try: area 0.31, square
     numbers[-3:] = 0.5, 0.25, 0.9
     side = round(math.sqrt(W * H * (0.08 + 0.92 * 0.25)))
-    assert random_crop(W, H, numbers) == (int(0.25 * (W - side + 1)), int(0.5 * (H - side + 1)), side, side)
+    assert random_crop(W, H, numbers) == (
+        int(0.25 * (W - side + 1)),
+        int(0.5 * (H - side + 1)),
+        side,
+        side,
+    )
     left, top, width, height = random_crop(W, H, numbers)
     image = photo(W, H)
-    crop = Image.fromarray(image[top:top + height, left:left + width]).resize(size, Image.Resampling.BILINEAR)
+    crop = Image.fromarray(image[top : top + height, left : left + width]).resize(
+        size, Image.Resampling.BILINEAR
+    )
     found = decoded(packed(image, format="PNG"), size, numbers).astype(int)
     assert np.abs(found - np.asarray(crop, int))[1:-1, 1:-1].max() <= 2
     numbers[-1] = 0.4
-    np.testing.assert_array_equal(decoded(packed(image, format="PNG"), size, numbers), found[:, ::-1])
+    np.testing.assert_array_equal(
+        decoded(packed(image, format="PNG"), size, numbers), found[:, ::-1]
+    )
 
 
 def test_random_crops_have_the_stated_areas_aspects_and_places():
@@ -415,13 +526,20 @@ def test_random_crops_have_the_stated_areas_aspects_and_places():
     area, aspect = width * height / (W * H), width / height
     assert AREA[0] - 1e-3 < area.min() < 0.09 and 0.97 < area.max() <= 1
     assert ASPECT[0] - 0.01 < aspect.min() < 0.77 and 1.31 < aspect.max() < ASPECT[1] + 0.01
-    assert abs(np.log(aspect).mean()) < 0.01 and ((left + width) <= W).all() and ((top + height) <= H).all()
+    assert (
+        abs(np.log(aspect).mean()) < 0.01
+        and ((left + width) <= W).all()
+        and ((top + height) <= H).all()
+    )
     small = area < 0.3
     np.testing.assert_allclose((left[small] / (W - width[small])).mean(), 0.5, atol=0.03)
     np.testing.assert_allclose((top[small] / (H - height[small])).mean(), 0.5, atol=0.03)
 
 
-@pytest.mark.parametrize(("W", "H", "crop"), [(1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13)), (1, 1, (0, 0, 1, 1))])
+@pytest.mark.parametrize(
+    ("W", "H", "crop"),
+    [(1000, 10, (493, 0, 13, 10)), (10, 1000, (0, 493, 10, 13)), (1, 1, (0, 0, 1, 1))],
+)
 def test_where_no_draw_fits_the_largest_good_crop_in_the_centre_is_taken(W, H, crop):
     assert random_crop(W, H, np.full(NUMBERS, 0.999)) == crop
 
@@ -431,7 +549,12 @@ def directly(data, sampler, seed, j, t):
     batch = sampler.batch(j, t)
     rows = np.arange(len(data.train.y))[batch]
     numbers = generator(seed, j, t, stream=2).random((len(rows), NUMBERS))
-    x = np.stack([decoded(data.train.x.packed(row), data.shape[:2], numbers[k]) for k, row in enumerate(rows)])
+    x = np.stack(
+        [
+            decoded(data.train.x.packed(row), data.shape[:2], numbers[k])
+            for k, row in enumerate(rows)
+        ]
+    )
     return normalised(data, x), data.train.y[rows]
 
 
@@ -469,7 +592,7 @@ def test_batches_are_begun_in_the_order_of_the_loop_and_no_more_than_said(photos
     loop = [(j, t) for t in (1, 2, 3) for j in (3, 4)]
     for k, pair in enumerate(loop):
         f(*pair)
-        assert sampler.asked == loop[:k + 3] and len(f._flight) == min(2, 5 - k)
+        assert sampler.asked == loop[: k + 3] and len(f._flight) == min(2, 5 - k)
     f.close()
 
 
@@ -497,8 +620,12 @@ def test_without_augmentation_training_pictures_are_those_of_evaluation(photos):
 
 def test_a_picture_that_cannot_be_decoded_is_named_where_its_batch_is_wanted(tmp_path):
     whole = packed(photo(80, 80))
-    data = some_pictures(tmp_path, [whole, whole[:len(whole) // 2], whole, b"\xff\xd8\xff nothing"])
-    f = feed.JpegFeed(data, Given(lambda j, t: np.array([0, 2] if t in (1, 4) else [0, t - 1])), 0, range(1), 4)
+    data = some_pictures(
+        tmp_path, [whole, whole[: len(whole) // 2], whole, b"\xff\xd8\xff nothing"]
+    )
+    f = feed.JpegFeed(
+        data, Given(lambda j, t: np.array([0, 2] if t in (1, 4) else [0, t - 1])), 0, range(1), 4
+    )
     f(0, 1)  # the next ones, begun by now, are bad
     with pytest.raises(UserError, match=r"picture 1 of /train cannot be decoded \(.*truncated"):
         f(0, 2)
@@ -518,7 +645,13 @@ def decoders():
 
 def test_close_ends_the_threads_though_much_is_left_to_do(photos):
     assert decoders() == []
-    f = feed.JpegFeed(photos, Given(lambda j, t: np.zeros(3000, np.int64) if t > 1 else np.zeros(1, np.int64)), 0, range(1), 9)
+    f = feed.JpegFeed(
+        photos,
+        Given(lambda j, t: np.zeros(3000, np.int64) if t > 1 else np.zeros(1, np.int64)),
+        0,
+        range(1),
+        9,
+    )
     f(0, 1)
     assert decoders()
     start = time.monotonic()

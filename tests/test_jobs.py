@@ -21,7 +21,9 @@ def name_of(path):
 def directives(path):
     """{option: value} of the #SBATCH or #BSUB lines, which stand above the first command."""
     head = re.split(r"^[^#\n]", path.read_text(), maxsplit=1, flags=re.M)[0]
-    words = [shlex.split(line)[1:] for line in head.splitlines() if re.match("#(SBATCH|BSUB) ", line)]
+    words = [
+        shlex.split(line)[1:] for line in head.splitlines() if re.match("#(SBATCH|BSUB) ", line)
+    ]
     pairs = [w[0].split("=", 1) if "=" in w[0] else w for w in words]
     return {pair[0]: " ".join(pair[1:]) for pair in pairs}
 
@@ -29,19 +31,36 @@ def directives(path):
 def commands(path):
     """The script without comments, continued lines joined."""
     text = path.read_text().replace("\\\n", " ")
-    return "\n".join(line.split(" #")[0] for line in text.splitlines() if not line.lstrip().startswith("#"))
+    return "\n".join(
+        line.split(" #")[0] for line in text.splitlines() if not line.lstrip().startswith("#")
+    )
 
 
 @pytest.mark.parametrize("path", SLURM, ids=name_of)
 def test_slurms_directives(path):
     found = directives(path)
-    assert (found["--account"], found["--partition"], found["--open-mode"]) == ("ACCOUNT", "PARTITION", "append")
+    assert (found["--account"], found["--partition"], found["--open-mode"]) == (
+        "ACCOUNT",
+        "PARTITION",
+        "append",
+    )
     assert "--requeue" in found
-    assert {"--ntasks-per-node", "--cpus-per-task", "--gpus-per-node", "--time", "--output"} <= found.keys()
+    assert {
+        "--ntasks-per-node",
+        "--cpus-per-task",
+        "--gpus-per-node",
+        "--time",
+        "--output",
+    } <= found.keys()
     assert "--gpus-per-task" not in found and "CUDA IPC" in path.read_text()
     text = path.read_text()
-    assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in text and "export CUPY_CACHE_DIR=" in text
-    assert "--mpi=pmix --kill-on-bad-exit=1" in commands(path) and 'scontrol requeue "$SLURM_JOB_ID"' in commands(path)
+    assert (
+        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in text
+        and "export CUPY_CACHE_DIR=" in text
+    )
+    assert "--mpi=pmix --kill-on-bad-exit=1" in commands(
+        path
+    ) and 'scontrol requeue "$SLURM_JOB_ID"' in commands(path)
 
 
 def test_the_warning_goes_to_the_ranks_of_a_run_and_to_the_shell_of_a_sweep():
@@ -56,7 +75,9 @@ def test_a_template_starts_the_package_and_has_one_place_to_fill_in(path):
     text = path.read_text()
     assert text.count("fill in these two lines") == 1
     marked = text.split("fill in these two lines\n")[1].splitlines()
-    assert all(re.match(r"#SBATCH|#BSUB", line) for line in marked[:2]) and marked[2].startswith("# ---")
+    assert all(re.match(r"#SBATCH|#BSUB", line) for line in marked[:2]) and marked[2].startswith(
+        "# ---"
+    )
     assert "# module load" in text
 
 
@@ -68,7 +89,13 @@ def test_train_runs_through_mpi4py_so_that_a_failing_rank_ends_the_job():
 @pytest.mark.parametrize("path", LSF, ids=name_of)
 def test_lsfs_directives_and_its_jsrun_line(path):
     found = directives(path)
-    assert {"-P": "PROJECT", "-q": "QUEUE", "-wa": "USR1", "-wt": "2", "-Q": "75"}.items() <= found.items()
+    assert {
+        "-P": "PROJECT",
+        "-q": "QUEUE",
+        "-wa": "USR1",
+        "-wt": "2",
+        "-Q": "75",
+    }.items() <= found.items()
     assert {"-W", "-nnodes", "-o", "-J"} <= found.keys()
     line = next(line for line in commands(path).splitlines() if "jsrun --" in line)
     assert '--smpiargs="-gpu"' in line and "--gpu_per_rs 4" in line and "--rs_per_host 1" in line
@@ -93,6 +120,13 @@ def test_a_script_parses_and_keeps_to_the_line_length(path):
 @pytest.mark.parametrize("path", [SLURM[0], LSF[0]], ids=name_of)
 def test_a_training_template_asks_for_the_name_of_the_run_file(path, tmp_path):
     """It has to look how the run ended."""
-    env = {"PATH": "/usr/bin:/bin", "SLURM_SUBMIT_DIR": str(tmp_path), "LS_SUBCWD": str(tmp_path), "TRAIN": "kavg"}
-    done = subprocess.run(["bash", path, "kavg"], env=env, capture_output=True, text=True, timeout=60)
+    env = {
+        "PATH": "/usr/bin:/bin",
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "LS_SUBCWD": str(tmp_path),
+        "TRAIN": "kavg",
+    }
+    done = subprocess.run(
+        ["bash", path, "kavg"], env=env, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 2 and "add --out FILE.h5" in done.stderr

@@ -1,4 +1,6 @@
-"""The house rules of imports: a folder imports only from those below it, no cycles, and what a command loads."""
+"""The house rules of imports: a folder imports only from those below it, no cycles, and what a
+command loads.
+"""
 
 import ast
 import subprocess
@@ -38,7 +40,13 @@ PACKAGES = {  # what a folder may import beside the standard library; the others
     "streams": {"numpy"},
     **{place: set() for place in ("config", "errors", "scope", "interfaces")},
 }
-EMPTY = ("parallel", "files", "learner", "training", "simulate")  # else --help and `import localavg` would load MPI
+EMPTY = (
+    "parallel",
+    "files",
+    "learner",
+    "training",
+    "simulate",
+)  # else --help and `import localavg` would load MPI
 HEAVY = {"mpi4py", "torch", "cupy", "h5py"}
 
 
@@ -55,7 +63,9 @@ MODULES = modules()
 
 
 def imports(path):
-    """The dotted names that a file imports, wherever in it; `from a import b` is a.b, whatever b may be."""
+    """The dotted names that a file imports, wherever in it; `from a import b` is a.b, whatever b
+    may be.
+    """
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -66,13 +76,19 @@ def imports(path):
 
 def inner(path):
     """The modules of the package that a file imports, by their names inside it."""
-    names = {name.removeprefix("localavg.") for name in imports(path) if name.startswith("localavg.")}
+    names = {
+        name.removeprefix("localavg.") for name in imports(path) if name.startswith("localavg.")
+    }
     return {name if name in MODULES else name.rpartition(".")[0] for name in names} - {""}
 
 
 def outer(path):
     """The packages beside this one and the standard library that a file imports."""
-    return {name.partition(".")[0] for name in imports(path)} - set(sys.stdlib_module_names) - {"localavg"}
+    return (
+        {name.partition(".")[0] for name in imports(path)}
+        - set(sys.stdlib_module_names)
+        - {"localavg"}
+    )
 
 
 def place(module):
@@ -90,15 +106,23 @@ def test_at_most_seven_modules_lie_beside_the_folders():
 @pytest.mark.parametrize("folder", sorted({place(module) for module in MODULES} - {""}))
 def test_a_folder_imports_only_from_those_below_it(folder):
     mine = {module: path for module, path in MODULES.items() if place(module) == folder}
-    upward = {(module, other) for module, path in mine.items() for other in inner(path)
-              if place(other) != folder and FLOOR[place(other)] >= FLOOR[folder]}
+    upward = {
+        (module, other)
+        for module, path in mine.items()
+        for other in inner(path)
+        if place(other) != folder and FLOOR[place(other)] >= FLOOR[folder]
+    }
     assert upward == set()
 
 
 @pytest.mark.parametrize("folder", sorted(PACKAGES))
 def test_a_folder_imports_only_its_own_libraries(folder):
-    strange = {(module, name) for module, path in MODULES.items() if place(module) == folder
-               for name in outer(path) - PACKAGES[folder]}
+    strange = {
+        (module, name)
+        for module, path in MODULES.items()
+        if place(module) == folder
+        for name in outer(path) - PACKAGES[folder]
+    }
     assert strange == set()
 
 
@@ -109,7 +133,9 @@ def test_folders_that_load_nothing_by_themselves(folder):
 
 def test_the_order_is_read_from_real_imports():
     assert {"errors", "parallel.kernels"} <= inner(MODULES["algorithms.mavg"])
-    assert {"datasets", "parallel.transport"} <= inner(MODULES["training.run"])  # `from localavg import datasets`
+    assert {"datasets", "parallel.transport"} <= inner(
+        MODULES["training.run"]
+    )  # `from localavg import datasets`
     assert "datasets.libsvm" in inner(MODULES["cli.prepare"])  # inside a function
     assert outer(MODULES["parallel.fleet"]) == {"numpy", "mpi4py", "threadpoolctl"}
 
@@ -125,7 +151,11 @@ def test_no_two_modules_import_each_other_by_any_way_round():
 @pytest.mark.parametrize("module", [name for name in MODULES if name])
 def test_modules_import_from_where_a_thing_is_made_and_not_from_the_root(module):
     """What the root offers is for users; inside, it would hide who needs whom."""
-    names = {name.removeprefix("localavg.") for name in imports(MODULES[module]) if name.startswith("localavg.")}
+    names = {
+        name.removeprefix("localavg.")
+        for name in imports(MODULES[module])
+        if name.startswith("localavg.")
+    }
     at_the_root = {name for name in names if place(name) not in FLOOR} - {"__version__"}
     assert at_the_root == set()
 
@@ -135,28 +165,49 @@ def test_only_the_command_line_reaches_for_the_world():
     reaching = set()
     for module, path in MODULES.items():
         nodes = list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
-        sizes = {id(node.value) for node in nodes if isinstance(node, ast.Attribute) and node.attr == "size"}
-        reaching |= {module for node in nodes if id(node) not in sizes
-                     and "COMM_WORLD" in (getattr(node, "attr", None), getattr(node, "id", None))}
-    assert {place(module) for module in reaching - {"parallel.probe"}} <= {"__main__", "cli"}  # its child is a command
+        sizes = {
+            id(node.value)
+            for node in nodes
+            if isinstance(node, ast.Attribute) and node.attr == "size"
+        }
+        reaching |= {
+            module
+            for node in nodes
+            if id(node) not in sizes
+            and "COMM_WORLD" in (getattr(node, "attr", None), getattr(node, "id", None))
+        }
+    assert {place(module) for module in reaching - {"parallel.probe"}} <= {
+        "__main__",
+        "cli",
+    }  # its child is a command
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "analysis").glob("*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "analysis").glob("*.py")), ids=lambda path: path.name
+)
 def test_analysis_needs_only_records_and_theory(path):
-    names = {name.removeprefix("localavg.") for name in imports(path) if name.startswith("localavg.")}
-    assert {name for name in names if not name.startswith(("files.record", "files.schema", "theory"))} == set()
+    names = {
+        name.removeprefix("localavg.") for name in imports(path) if name.startswith("localavg.")
+    }
+    assert {
+        name for name in names if not name.startswith(("files.record", "files.schema", "theory"))
+    } == set()
     assert outer(path) & HEAVY == set()
 
 
 def loaded(*words):
     """The packages that `python WORDS` loads."""
-    done = subprocess.run([sys.executable, "-X", "importtime", *words], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", *words], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     lines = [line for line in done.stderr.splitlines() if line.startswith("import time:")]
     return {line.rpartition("|")[2].strip().partition(".")[0] for line in lines}
 
 
-@pytest.mark.parametrize("words", ["", "--help", "train --help", "prepare --help", "prepare libsvm --help"])
+@pytest.mark.parametrize(
+    "words", ["", "--help", "train --help", "prepare --help", "prepare libsvm --help"]
+)
 def test_help_and_import_load_no_mpi_no_hdf5_and_no_gpu(words):
     found = loaded("-m", "localavg", *words.split()) if words else loaded("-c", "import localavg")
     assert "localavg" in found

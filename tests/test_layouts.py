@@ -1,4 +1,6 @@
-"""How learners lie over ranks and nodes: the communicators, the means over them, and runs that do not depend on it."""
+"""How learners lie over ranks and nodes: the communicators, the means over them, and runs that do
+not depend on it.
+"""
 
 import shlex
 import uuid
@@ -20,11 +22,12 @@ TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
 n = 203  # entries in a row of the closed forms
 
 
-# --------------------------------------------------------------------------------------- means in closed form
+# --------------------------------------------------------------------------------------- means in c
 
 MEANS = [(mpi, ranks) for mpi in ("openmpi", "mpich") for ranks in (1, 2, 3, 4)]
 TRANSPORTS = {"mpi": HostMPI, "shared": SharedMemory, "chunks": HostMPI}
-SETTINGS = [  # transport, P, S, ranks a node: clusters that lie inside, span and straddle ranks and nodes
+# transport, P, S, ranks a node: clusters that lie inside, span and straddle ranks and nodes
+SETTINGS = [
     *((name, 12, S, None) for name in ("mpi", "shared") for S in (1, 2, 3, 4, 6, 12)),
     *((name, 12, S, ranks) for name in ("mpi", "shared") for S in (3, 4) for ranks in (1, 2, 3)),
     *((name, None, None, ranks) for name in ("mpi", "shared") for ranks in (None, 2)),
@@ -33,15 +36,21 @@ SETTINGS = [  # transport, P, S, ranks a node: clusters that lie inside, span an
 
 
 def closed(P):
-    """Row j of [P, n] is (j + 1) · (1 … n): sums and means of consecutive rows are exact in float32."""
+    """Row j of [P, n] is (j + 1) · (1 … n): sums and means of consecutive rows are exact in
+    float32.
+    """
     return np.outer(np.arange(1, P + 1), np.arange(1, n + 1)).astype(np.float32)
 
 
 def averaged(world, settings):
-    """On every rank: its rows after each kind of average and what else the transport gives, for every setting."""
+    """On every rank: its rows after each kind of average and what else the transport gives, for
+    every setting.
+    """
     found, chunk = [], localavg.parallel.transport.mpi.CHUNK
     for name, P, S, ranks_per_node in settings:
-        localavg.parallel.transport.mpi.CHUNK = 64 if name == "chunks" else chunk  # four calls a row
+        localavg.parallel.transport.mpi.CHUNK = (
+            64 if name == "chunks" else chunk
+        )  # four calls a row
         fleet = Fleet(world, P, ranks_per_node)
         how = TRANSPORTS[name](fleet, S)
         mine = closed(fleet.P)[fleet.learners.start : fleet.learners.stop]  # [L, n]
@@ -53,7 +62,11 @@ def averaged(world, settings):
                 got[scope, variance] = how.mean_(w, scope, variance), w.copy()
         w[...] = mine
         got["mean"], got["variance"] = how.mean(w).copy(), how.variance(w)
-        got["gather"] = how.gather(mine), how.gather((mine % 100).astype(np.int8)), how.gather(mine[:, :1])
+        got["gather"] = (
+            how.gather(mine),
+            how.gather((mine % 100).astype(np.int8)),
+            how.gather(mine[:, :1]),
+        )
         got["untouched"] = np.array_equal(w, mine)
         part = w[:, 3:50]
         got["part"] = how.mean_(part, Scope.WORLD), w.copy()
@@ -72,11 +85,15 @@ def means(request, once):
     """(name of the setting, P, S, what every rank found) for every setting, from one launch."""
     mpi, ranks = request.param
     answers = once(request.param, call, ranks, averaged, SETTINGS, mpi=mpi)
-    return [(f"{setting}", setting[1] or ranks, setting[2], [answer[i] for answer in answers])
-            for i, setting in enumerate(SETTINGS)]
+    return [
+        (f"{setting}", setting[1] or ranks, setting[2], [answer[i] for answer in answers])
+        for i, setting in enumerate(SETTINGS)
+    ]
 
 
-everywhere = pytest.mark.parametrize("means", MEANS, ids=[f"{mpi}-{ranks}" for mpi, ranks in MEANS], indirect=True)
+everywhere = pytest.mark.parametrize(
+    "means", MEANS, ids=[f"{mpi}-{ranks}" for mpi, ranks in MEANS], indirect=True
+)
 
 
 def stack(got, key):
@@ -85,7 +102,9 @@ def stack(got, key):
 
 
 def clusters_mean(P, S):
-    """[P, n]: the mean over learners c·S … c·S + S − 1 of `closed` is (c·S + (S + 1)/2) · (1 … n)."""
+    """[P, n]: the mean over learners c·S … c·S + S − 1 of `closed` is (c·S + (S + 1)/2) · (1 …
+    n).
+    """
     return np.outer(np.arange(P) // S * S + (S + 1) / 2, np.arange(1, n + 1))
 
 
@@ -103,15 +122,22 @@ def test_a_clusters_mean_is_exact(means):
     for name, P, S, got in means:
         if S:
             for variance in (False, True):
-                assert np.array_equal(stack(got, (Scope.CLUSTER, variance)), clusters_mean(P, S)), name
+                assert np.array_equal(stack(got, (Scope.CLUSTER, variance)), clusters_mean(P, S)), (
+                    name
+                )
 
 
 @everywhere
 def test_the_variance_is_that_about_the_mean_of_those_who_average(means):
-    """(S² − 1)/12 · Σ k² for S consecutive learners, on all ranks alike; NaN where it was not asked for."""
+    """(S² − 1)/12 · Σ k² for S consecutive learners, on all ranks alike; NaN where it was not asked
+    for.
+    """
     squares = np.sum(np.arange(1.0, n + 1) ** 2)
     for name, P, S, got in means:
-        wanted = {(Scope.WORLD, True): (P**2 - 1) / 12 * squares, "variance": (P**2 - 1) / 12 * squares}
+        wanted = {
+            (Scope.WORLD, True): (P**2 - 1) / 12 * squares,
+            "variance": (P**2 - 1) / 12 * squares,
+        }
         if S:
             wanted[Scope.CLUSTER, True] = (S**2 - 1) / 12 * squares
             assert all(np.isnan(g[Scope.CLUSTER, False][0]) for g in got), name
@@ -151,11 +177,13 @@ def test_after_an_average_all_learners_hold_the_same_bits(means):
     for name, P, _, got in means:
         rows = stack(got, "rough")
         assert len(np.unique(rows, axis=0)) == 1, name
-        drawn = np.concatenate([np.random.default_rng(r).normal(size=(P // len(got), n)) for r in range(len(got))])
+        drawn = np.concatenate(
+            [np.random.default_rng(r).normal(size=(P // len(got), n)) for r in range(len(got))]
+        )
         np.testing.assert_allclose(rows[0], drawn.mean(axis=0), atol=1e-6, err_msg=name)
 
 
-# ------------------------------------------------------------------------------------------------------ fleets
+# --------------------------------------------------------------------------------------------------
 
 
 def fleets(world, settings):
@@ -163,7 +191,10 @@ def fleets(world, settings):
     found = []
     for P, S, ranks_per_node in settings:
         fleet = Fleet(world, P, ranks_per_node)
-        groups = [(g.rows, g.learners, g.nodes, 1 if g.comm is None else g.comm.size) for g in fleet.groups(S)]
+        groups = [
+            (g.rows, g.learners, g.nodes, 1 if g.comm is None else g.comm.size)
+            for g in fleet.groups(S)
+        ]
         x = fleet.node_array((5, 3), np.int64)
         if fleet.node.rank == fleet.node.size - 1:
             x[...] = 100 * fleet.rank + np.arange(15).reshape(5, 3)
@@ -172,12 +203,18 @@ def fleets(world, settings):
         fleet.node.Barrier()
         x[fleet.node.rank] = -fleet.rank  # and every rank's own row
         fleet.node.Barrier()
-        found.append({
-            "world": (fleet.rank, fleet.ranks, fleet.P, fleet.L, fleet.learners),
-            "node": (fleet.node.rank, fleet.node.size), "cross": (fleet.cross.rank, fleet.cross.size),
-            "nodes": (fleet.nodes, fleet.node_of), "hosts": len(fleet.hosts), "groups": groups,
-            "seen": seen, "rows": x.copy(),
-        })
+        found.append(
+            {
+                "world": (fleet.rank, fleet.ranks, fleet.P, fleet.L, fleet.learners),
+                "node": (fleet.node.rank, fleet.node.size),
+                "cross": (fleet.cross.rank, fleet.cross.size),
+                "nodes": (fleet.nodes, fleet.node_of),
+                "hosts": len(fleet.hosts),
+                "groups": groups,
+                "seen": seen,
+                "rows": x.copy(),
+            }
+        )
         fleet.node.Barrier()
     return found
 
@@ -198,7 +235,9 @@ def refused(world, cases):
 @pytest.fixture(scope="module")
 def three_ranks(once):
     """Six learners on three ranks, two of them on the first node."""
-    return lambda mpi: once(("fleets", mpi), call, 3, fleets, [(6, 3, 2), (6, 2, None), (None, 3, 1)], mpi=mpi)
+    return lambda mpi: once(
+        ("fleets", mpi), call, 3, fleets, [(6, 3, 2), (6, 2, None), (None, 3, 1)], mpi=mpi
+    )
 
 
 both = pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
@@ -207,9 +246,15 @@ both = pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
 @both
 def test_communicators_of_unequal_nodes(three_ranks, mpi):
     a, b, c = (found[0] for found in three_ranks(mpi))
-    assert [x["world"] for x in (a, b, c)] == [(r, 3, 6, 2, range(2 * r, 2 * r + 2)) for r in range(3)]
+    assert [x["world"] for x in (a, b, c)] == [
+        (r, 3, 6, 2, range(2 * r, 2 * r + 2)) for r in range(3)
+    ]
     assert [x["node"] for x in (a, b, c)] == [(0, 2), (1, 2), (0, 1)]
-    assert [x["cross"] for x in (a, b, c)] == [(0, 2), (0, 1), (1, 2)]  # ranks 0 and 2 are the first of their nodes
+    assert [x["cross"] for x in (a, b, c)] == [
+        (0, 2),
+        (0, 1),
+        (1, 2),
+    ]  # ranks 0 and 2 are the first of their nodes
     assert all(x["nodes"] == (2, [0, 0, 1]) and x["hosts"] == 3 for x in (a, b, c))
 
 
@@ -226,14 +271,24 @@ def test_clusters_know_their_rows_ranks_and_nodes(three_ranks, mpi):
 @both
 def test_without_artificial_nodes_a_machine_is_one_node(three_ranks, mpi):
     for r, found in enumerate(three_ranks(mpi)):
-        assert found[1]["node"] == (r, 3) and found[1]["cross"] == (0, 1) and found[1]["nodes"] == (1, [0, 0, 0])
-        assert found[2]["node"] == (0, 1) and found[2]["cross"] == (r, 3) and found[2]["nodes"] == (3, [0, 1, 2])
+        assert (
+            found[1]["node"] == (r, 3)
+            and found[1]["cross"] == (0, 1)
+            and found[1]["nodes"] == (1, [0, 0, 0])
+        )
+        assert (
+            found[2]["node"] == (0, 1)
+            and found[2]["cross"] == (r, 3)
+            and found[2]["nodes"] == (3, [0, 1, 2])
+        )
         assert found[2]["world"] == (r, 3, 3, 1, range(r, r + 1))
 
 
 @both
 def test_a_node_array_is_one_copy_a_node(three_ranks, mpi):
-    """The node's last rank writes it all and everyone there reads it; then each writes a row of the same memory."""
+    """The node's last rank writes it all and everyone there reads it; then each writes a row of the
+    same memory.
+    """
     for i, nodes in enumerate([[[0, 1], [2]], [[0, 1, 2]], [[0], [1], [2]]]):
         for node in nodes:
             wanted = 100 * node[-1] + np.arange(15).reshape(5, 3)
@@ -252,10 +307,13 @@ def test_learners_and_clusters_that_do_not_fit_are_refused_on_every_rank_alike()
     assert "--S 4 with 6 learners" in clusters and "--S 0" in none and fits is None
 
 
-# --------------------------------------------------------------------------------------------------- whole runs
+# --------------------------------------------------------------------------------------------------
 
 RUNS = {  # name: (algorithm, optimiser, sampling)
-    **{sampling: ("kavg --K 5", "momentum", sampling) for sampling in ("iid", "shuffle", "shard", "block")},
+    **{
+        sampling: ("kavg --K 5", "momentum", sampling)
+        for sampling in ("iid", "shuffle", "shard", "block")
+    },
     "sync": ("sync", "momentum", "iid"),
     "hieravg": ("hieravg --K1 3 --K2 8 --S 4", "adam", "iid"),
     "adpsgd": ("adpsgd --p-init 3 --Ks 15 --warmup 1", "sgd", "shuffle"),
@@ -271,16 +329,22 @@ UNEQUAL = ("openmpi", 3)  # where every run is made on nodes of 2 and 1 ranks to
 
 @pytest.fixture
 def layout(once, shards, tmp_path_factory):
-    """layout(mpi, ranks)[f"{name} {P}"]: P learners on so many ranks; of "unequal {name} {P}": on nodes of 2 and 1."""
+    """layout(mpi, ranks)[f"{name} {P}"]: P learners on so many ranks; of "unequal {name} {P}": on
+    nodes of 2 and 1.
+    """
 
     def launch(mpi, ranks):
         lines = {}
         for P in (4, 12):
             for name, (algorithm, optimiser, sampling) in RUNS.items():
                 if P % ranks == 0 and (mpi, ranks) in LAYOUTS[P]:
-                    line = (f"{algorithm} --learners {P} --data {shlex.quote(shards.path)} --sampling {sampling} "
-                            f"--batch-size 5 --steps 40 --lr 0.3 --optimizer {optimiser} --state average --seed 3 "
-                            f"--eval-every 20 --save-weights --transport shared")
+                    line = (
+                        f"{algorithm} --learners {P} --data {shlex.quote(shards.path)} --sampling "
+                        f"{sampling} "
+                        f"--batch-size 5 --steps 40 --lr 0.3 --optimizer {optimiser} --state "
+                        "average --seed 3 "
+                        f"--eval-every 20 --save-weights --transport shared"
+                    )
                     lines[f"{name} {P}"] = line
                     if (mpi, ranks) == UNEQUAL:
                         lines[f"unequal {name} {P}"] = f"{line} --ranks-per-node 2"
@@ -292,15 +356,24 @@ def layout(once, shards, tmp_path_factory):
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize(
     ("P", "mpi", "ranks", "nodes"),
-    [(P, mpi, ranks, nodes) for P, worlds in LAYOUTS.items() for mpi, ranks in worlds[1:]
-     for nodes in (["", "unequal "] if (mpi, ranks) == UNEQUAL else [""])],
+    [
+        (P, mpi, ranks, nodes)
+        for P, worlds in LAYOUTS.items()
+        for mpi, ranks in worlds[1:]
+        for nodes in (["", "unequal "] if (mpi, ranks) == UNEQUAL else [""])
+    ],
 )
 def test_a_run_does_not_depend_on_the_layout(layout, name, P, mpi, ranks, nodes):
     one, several = layout("openmpi", 1)[f"{name} {P}"], layout(mpi, ranks)[f"{nodes}{name} {P}"]
     assert np.linalg.norm(several.weights - one.weights) <= TOLERANCE * np.linalg.norm(one.weights)
-    for table, columns in (("averages", ["t", "scope", "period"]), ("train", ["t", "epoch", "samples", "step_size"])):
+    for table, columns in (
+        ("averages", ["t", "scope", "period"]),
+        ("train", ["t", "epoch", "samples", "step_size"]),
+    ):
         for column in columns:
-            assert np.array_equal(getattr(several, table)[column], getattr(one, table)[column]), column
+            assert np.array_equal(getattr(several, table)[column], getattr(one, table)[column]), (
+                column
+            )
     np.testing.assert_allclose(several.train.loss, one.train.loss, rtol=1e-5)
     np.testing.assert_allclose(several.averages.variance, one.averages.variance, rtol=1e-4)
     for column in ("t", "epoch", "train_accuracy"):
@@ -309,15 +382,21 @@ def test_a_run_does_not_depend_on_the_layout(layout, name, P, mpi, ranks, nodes)
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize(("P", "mpi", "ranks"), [(P, *world) for P, worlds in LAYOUTS.items() for world in worlds[1:]])
+@pytest.mark.parametrize(
+    ("P", "mpi", "ranks"), [(P, *world) for P, worlds in LAYOUTS.items() for world in worlds[1:]]
+)
 def test_ranks_that_share_memory_give_the_same_bits_in_any_layout(layout, name, P, mpi, ranks):
-    """Rows and quantised gradients are summed in the order of the learners: nothing is left to MPI."""
+    """Rows and quantised gradients are summed in the order of the learners: nothing is left to
+    MPI.
+    """
     one, several = layout("openmpi", 1)[f"{name} {P}"], layout(mpi, ranks)[f"{name} {P}"]
     assert np.array_equal(several.weights, one.weights)
 
 
 def test_quantised_runs_have_the_same_bits_on_any_nodes(layout):
-    """Their decoded gradients are summed by everyone in the order of the learners, wherever they come from."""
+    """Their decoded gradients are summed by everyone in the order of the learners, wherever they
+    come from.
+    """
     one, several = layout("openmpi", 1)["qsgd 12"], layout(*UNEQUAL)["unequal qsgd 12"]
     assert np.array_equal(several.weights, one.weights)
 
@@ -325,22 +404,38 @@ def test_quantised_runs_have_the_same_bits_on_any_nodes(layout):
 def test_the_run_file_tells_the_layout(layout):
     for ranks, name, nodes in ((1, "iid 12", 1), (3, "iid 12", 1), (3, "unequal iid 12", 2)):
         where = layout("openmpi", ranks)[name].provenance
-        assert (where["ranks"], where["learners_per_rank"], where["nodes"]) == (ranks, 12 // ranks, nodes)
+        assert (where["ranks"], where["learners_per_rank"], where["nodes"]) == (
+            ranks,
+            12 // ranks,
+            nodes,
+        )
 
 
-# ------------------------------------------------------------------------------------------------ what travelled
+# ------------------------------------------------------------------------------------------------ w
 
 MPI, SHARED, NODES = "--transport mpi", "--transport shared", "--ranks-per-node 2"
-VECTOR, CODES = 4 * D, D + 4 * -(-D // 8)  # bytes of a float32 vector; of an int8 an entry and a float32 a bucket of 8
-BYTES = {  # six learners on three ranks: (options, {scope: (payload bytes within nodes, across nodes)})
+VECTOR, CODES = (
+    4 * D,
+    D + 4 * -(-D // 8),
+)  # bytes of a float32 vector; of an int8 an entry and a float32 a bucket of 8
+# six learners on three ranks: (options, {scope: (payload bytes within nodes, across nodes)})
+BYTES = {
     "one node": (f"kavg --K 2 {MPI}", {WORLD: (3 * VECTOR, 0)}),
     "two nodes": (f"kavg --K 2 {MPI} {NODES}", {WORLD: (0, 3 * VECTOR)}),
     "gradients": (f"sync {MPI} {NODES}", {WORLD: (0, 3 * VECTOR)}),
     # clusters of 3 on ranks 0, 1 and on ranks 1, 2: four contributions
-    "clusters": (f"hieravg --K1 1 --K2 3 --S 3 {MPI}", {CLUSTER: (4 * VECTOR, 0), WORLD: (3 * VECTOR, 0)}),
-    "clusters across": (f"hieravg --K1 1 --K2 3 --S 3 {MPI} {NODES}",
-                        {CLUSTER: (2 * VECTOR, 2 * VECTOR), WORLD: (0, 3 * VECTOR)}),
-    "clusters inside": (f"hieravg --K1 1 --K2 3 --S 2 {MPI} {NODES}", {CLUSTER: (0, 0), WORLD: (0, 3 * VECTOR)}),
+    "clusters": (
+        f"hieravg --K1 1 --K2 3 --S 3 {MPI}",
+        {CLUSTER: (4 * VECTOR, 0), WORLD: (3 * VECTOR, 0)},
+    ),
+    "clusters across": (
+        f"hieravg --K1 1 --K2 3 --S 3 {MPI} {NODES}",
+        {CLUSTER: (2 * VECTOR, 2 * VECTOR), WORLD: (0, 3 * VECTOR)},
+    ),
+    "clusters inside": (
+        f"hieravg --K1 1 --K2 3 --S 2 {MPI} {NODES}",
+        {CLUSTER: (0, 0), WORLD: (0, 3 * VECTOR)},
+    ),
     "quantised": (f"qsgd --bucket 8 {MPI}", {WORLD: (6 * CODES, 0)}),
     "quantised across": (f"qsgd --bucket 8 {MPI} {NODES}", {WORLD: (0, 6 * CODES)}),
     "shared": (f"kavg --K 2 {SHARED}", {WORLD: (3 * VECTOR, 0)}),
@@ -351,8 +446,10 @@ BYTES = {  # six learners on three ranks: (options, {scope: (payload bytes withi
 
 @pytest.fixture
 def travelled(once, shards, tmp_path_factory):
-    lines = {name: f"{options} --data {shlex.quote(shards.path)} --learners 6 --steps 6 --batch-size 4"
-             for name, (options, _) in BYTES.items()}
+    lines = {
+        name: f"{options} --data {shlex.quote(shards.path)} --learners 6 --steps 6 --batch-size 4"
+        for name, (options, _) in BYTES.items()
+    }
     return once("bytes", train_all, tmp_path_factory.getbasetemp(), 3, lines)
 
 
@@ -371,7 +468,7 @@ def test_one_rank_hands_nothing_to_mpi(layout):
         assert len(averages) and not averages.bytes_node.any() and not averages.bytes_cross.any()
 
 
-# ------------------------------------------------------------------------------------------------------ launches
+# --------------------------------------------------------------------------------------------------
 
 
 @both

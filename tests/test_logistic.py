@@ -1,4 +1,6 @@
-"""Logistic regression: loss, gradient and sums against float64, at the ends of floating point, and as on a device."""
+"""Logistic regression: loss, gradient and sums against float64, at the ends of floating point, and
+as on a device.
+"""
 
 import operator
 from types import SimpleNamespace
@@ -14,8 +16,17 @@ from localavg.problems.logistic import Logistic
 
 def dataset(x, y, wrap=lambda a: a, **changes):
     train = Split(wrap(x), wrap(y))
-    return Dataset(**{"name": "made up", "kind": "features", "train": train, "test": None, "classes": (-1.0, 1.0),
-                      "shuffled": True, **changes})
+    return Dataset(
+        **{
+            "name": "made up",
+            "kind": "features",
+            "train": train,
+            "test": None,
+            "classes": (-1.0, 1.0),
+            "shuffled": True,
+            **changes,
+        }
+    )
 
 
 def examples(n=300, d=12, seed=0, dtype=np.float32):
@@ -42,11 +53,13 @@ def gradient(w, x, y, l2):
     return (-y / (1 + np.exp(y * (x @ w)))) @ x / len(y) + l2 * w
 
 
-# ----------------------------------------------------------------------------------------- loss and gradient
+# ----------------------------------------------------------------------------------------- loss and
 
 
 @pytest.mark.parametrize("l2", [0.0, 1e-4, 0.3])
-@pytest.mark.parametrize("batch", [slice(0, 300), slice(17, 18), slice(40, 169), np.array([5, 299, 0, 5, 77, 13, 5])])
+@pytest.mark.parametrize(
+    "batch", [slice(0, 300), slice(17, 18), slice(40, 169), np.array([5, 299, 0, 5, 77, 13, 5])]
+)
 def test_loss_and_gradient_are_those_of_the_formula(batch, l2):
     x, y, w = examples()
     problem, out = Logistic(dataset(x, y), l2), np.full(12, np.nan, np.float32)
@@ -64,7 +77,10 @@ def test_the_gradient_is_the_slope_of_the_loss():
     problem.gradient_(w, batch, out=out)
     for k in range(12):
         e = h * np.eye(12)[k]
-        slope = (problem.gradient_(w + e, batch, out=unused) - problem.gradient_(w - e, batch, out=unused)) / (2 * h)
+        slope = (
+            problem.gradient_(w + e, batch, out=unused)
+            - problem.gradient_(w - e, batch, out=unused)
+        ) / (2 * h)
         assert out[k] == pytest.approx(slope, rel=1e-6, abs=1e-8)
 
 
@@ -73,7 +89,9 @@ def test_loss_and_gradient_by_hand():
     problem, out = Logistic(dataset(x, y), 0.5), np.empty(2, np.float32)
     batch = problem.fetch(slice(0, 2))
     # w = 0: both losses are log 2, both slopes ½
-    assert problem.gradient_(np.zeros(2, np.float32), batch, out=out) == pytest.approx(np.log(2), rel=1e-6)
+    assert problem.gradient_(np.zeros(2, np.float32), batch, out=out) == pytest.approx(
+        np.log(2), rel=1e-6
+    )
     np.testing.assert_allclose(out, [0.5 * (-0.5 * 1 + 0.5 * 2), 0.5 * 0.5], rtol=1e-6)
     # w = (log 3, 0): losses log(1 + 1/3) and log(1 + 9), slopes ¼ and 9/10
     w = np.array([np.log(3), 0], np.float32)
@@ -83,7 +101,9 @@ def test_loss_and_gradient_by_hand():
 
 
 def test_slopes_keep_their_relative_precision_over_all_margins():
-    """One row of x = 1 a batch, so the gradient is −y σ(−m); float32 has room for it down to m = 80."""
+    """One row of x = 1 a batch, so the gradient is −y σ(−m); float32 has room for it down to m =
+    80.
+    """
     x, y = np.ones((1, 1), np.float32), np.ones(1, np.float32)
     problem, out = Logistic(dataset(x, y), 0.0), np.empty(1, np.float32)
     for m in np.linspace(-80, 80, 641, dtype=np.float32):
@@ -93,7 +113,9 @@ def test_slopes_keep_their_relative_precision_over_all_margins():
 
 
 def test_far_margins_have_their_exact_limits():
-    """At |z| = 1e4 a wrong row costs 1e4 and pulls with slope 1, a right one costs and pulls nothing."""
+    """At |z| = 1e4 a wrong row costs 1e4 and pulls with slope 1, a right one costs and pulls
+    nothing.
+    """
     x = np.array([[100, 1], [100, 2], [-100, 4], [-100, 8]], np.float32)
     y = np.array([1, -1, 1, -1], np.float32)  # right, wrong, wrong, right
     w, out = np.array([100, 0], np.float32), np.empty(2, np.float32)
@@ -110,7 +132,10 @@ def test_far_margins_have_their_exact_limits():
 def test_the_gradient_is_written_in_place_and_nothing_else_changes():
     x, y, w = examples()
     x_before, y_before, w_before = x.copy(), y.copy(), w.copy()
-    problem, g = Logistic(dataset(x, y), 0.1), np.full((3, 12), 7, np.float32)  # g: rows of three learners
+    problem, g = (
+        Logistic(dataset(x, y), 0.1),
+        np.full((3, 12), 7, np.float32),
+    )  # g: rows of three learners
     for batch in (slice(10, 90), np.arange(50)):
         problem.gradient_(w, problem.fetch(batch), out=g[1])
         np.testing.assert_allclose(g[1], gradient(w, x[batch], y[batch], 0.1), rtol=1e-5, atol=1e-6)
@@ -144,14 +169,18 @@ def test_training_starts_at_zero():
 
 def test_data_of_another_kind_is_refused():
     x, y, _ = examples()
-    with pytest.raises(UserError, match=r"--data made up: logistic regression needs a feature matrix .* not images"):
+    with pytest.raises(
+        UserError, match=r"--data made up: logistic regression needs a feature matrix .* not images"
+    ):
         Logistic(dataset(x, y, kind="images"), 0.1)
 
 
-# ---------------------------------------------------------------------------------------------- evaluation
+# ---------------------------------------------------------------------------------------------- eva
 
 
-@pytest.mark.parametrize(("lo", "hi"), [(0, 300), (0, 1), (63, 65), (64, 128), (299, 300), (10, 10), (37, 251)])
+@pytest.mark.parametrize(
+    ("lo", "hi"), [(0, 300), (0, 1), (63, 65), (64, 128), (299, 300), (10, 10), (37, 251)]
+)
 def test_sums_over_any_part(lo, hi, monkeypatch):
     monkeypatch.setattr(logistic, "ROWS", 64)
     x, y, w = examples()
@@ -160,7 +189,9 @@ def test_sums_over_any_part(lo, hi, monkeypatch):
     a, b = x[lo:hi], y[lo:hi]
     assert loss == pytest.approx(losses(w, a, b).sum(), rel=1e-6)
     assert right == sum((a.astype(float) @ w >= 0) == (b > 0))
-    np.testing.assert_allclose(total, gradient(w, a, b, 0) * len(b) if hi > lo else np.zeros(12), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        total, gradient(w, a, b, 0) * len(b) if hi > lo else np.zeros(12), rtol=1e-5, atol=1e-5
+    )
     assert total.dtype == np.float64 and isinstance(loss, float) and isinstance(right, int)
     assert problem.sums(w, problem.data.train, lo, hi) == (loss, right, None)
 
@@ -169,20 +200,32 @@ def test_sums_of_another_split_are_over_its_rows():
     x, y, w = examples()
     other = Split(x[::-3].copy(), y[::-3].copy())
     problem = Logistic(dataset(x, y, test=other), 0.0)
-    assert problem.sums(w, problem.data.test, 0, 100)[0] == pytest.approx(losses(w, other.x, other.y).sum(), rel=1e-6)
+    assert problem.sums(w, problem.data.test, 0, 100)[0] == pytest.approx(
+        losses(w, other.x, other.y).sum(), rel=1e-6
+    )
 
 
 def test_sums_are_kept_in_float64():
-    """A loss of 1e4 and 4095 of 1e-4: in float32, whose step at 1e4 is 1e-3, much of the small ones would be lost."""
-    x, y, w = np.full((4096, 1), 9.21, np.float32), np.ones(4096, np.float32), np.ones(1, np.float32)
+    """A loss of 1e4 and 4095 of 1e-4: in float32, whose step at 1e4 is 1e-3, much of the small ones
+    would be lost.
+    """
+    x, y, w = (
+        np.full((4096, 1), 9.21, np.float32),
+        np.ones(4096, np.float32),
+        np.ones(1, np.float32),
+    )
     x[1000] = -1e4
     loss, right, _ = Logistic(dataset(x, y), 0.0).sums(w, Split(x, y), 0, 4096)
-    assert loss == pytest.approx(1e4 + 4095 * losses(w, x[:1], y[:1])[0], rel=2e-10) and right == 4095
+    assert (
+        loss == pytest.approx(1e4 + 4095 * losses(w, x[:1], y[:1])[0], rel=2e-10) and right == 4095
+    )
 
 
 def test_accuracy_counts_the_sign_of_the_score():
     x = np.array([[2], [1], [-1], [-3], [0], [0], [0]], np.float32)
-    y = np.array([1, -1, 1, -1, 1, 1, -1], np.float32)  # right, wrong, wrong, right; a score of 0 says +1
+    y = np.array(
+        [1, -1, 1, -1, 1, 1, -1], np.float32
+    )  # right, wrong, wrong, right; a score of 0 says +1
     problem = Logistic(dataset(x, y), 0.0)
     assert problem.sums(np.array([1], np.float32), problem.data.train, 0, 7)[1] == 4
     assert problem.sums(np.array([-1], np.float32), problem.data.train, 0, 4)[1] == 2
@@ -201,7 +244,11 @@ def test_the_full_gradient_and_regulariser_make_the_objectives():
 def test_smoothness_is_a_quarter_of_the_largest_eigenvalue(spread, l2, monkeypatch):
     monkeypatch.setattr(logistic, "ROWS", 64)
     rng = np.random.default_rng(0)
-    scale = {"one feature leads": [9] + 19 * [1], "slow decay": 0.8 ** np.arange(20), "all alike": np.ones(20)}[spread]
+    scale = {
+        "one feature leads": [9] + 19 * [1],
+        "slow decay": 0.8 ** np.arange(20),
+        "all alike": np.ones(20),
+    }[spread]
     x = (rng.normal(size=(500, 20)) * scale).astype(np.float32)
     problem = Logistic(dataset(x, np.ones(500, np.float32)), l2)
     top = np.linalg.eigvalsh(x.astype(float).T @ x)[-1] / (4 * 500) + l2
@@ -211,10 +258,16 @@ def test_smoothness_is_a_quarter_of_the_largest_eigenvalue(spread, l2, monkeypat
 
 def test_smoothness_of_one_feature_and_of_many_alike():
     x, rng = np.float32([[3], [4]]), np.random.default_rng(1)
-    assert Logistic(dataset(x, np.ones(2, np.float32)), 0.5).smoothness() == pytest.approx(25 / 8 + 0.5)
-    x = rng.normal(size=(2000, 300)).astype(np.float32)  # eigenvalues close together: where power iteration stops early
+    assert Logistic(dataset(x, np.ones(2, np.float32)), 0.5).smoothness() == pytest.approx(
+        25 / 8 + 0.5
+    )
+    x = rng.normal(size=(2000, 300)).astype(
+        np.float32
+    )  # eigenvalues close together: where power iteration stops early
     top = np.linalg.eigvalsh(x.astype(float).T @ x)[-1] / (4 * 2000)
-    assert Logistic(dataset(x, np.ones(2000, np.float32)), 0.0).smoothness() == pytest.approx(top, rel=1e-4)
+    assert Logistic(dataset(x, np.ones(2000, np.float32)), 0.0).smoothness() == pytest.approx(
+        top, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize("far", [0, 1, 50])
@@ -229,13 +282,16 @@ def test_the_variance_of_one_examples_gradient(far, monkeypatch):
         assert Logistic(dataset(x, y), l2).gradient_variance(w) == pytest.approx(expected, rel=1e-5)
 
 
-# ------------------------------------------------------------------------------------- another array module
+# ------------------------------------------------------------------------------------- another arra
 
 
 class DeviceArray:
-    """An array that lives elsewhere, as CuPy's do: it mixes with its like and with scalars, and never with NumPy's."""
+    """An array that lives elsewhere, as CuPy's do: it mixes with its like and with scalars, and
+    never with NumPy's.
+    """
 
-    __array_ufunc__ = None  # NumPy's functions refuse it, and its arrays leave `array + this` to the methods below
+    # NumPy's functions refuse it, and its arrays leave `array + this` to the methods below
+    __array_ufunc__ = None
 
     def __init__(self, host):
         self.host = np.asarray(host)
@@ -284,7 +340,9 @@ class DeviceArray:
 
 
 def inside(x):
-    """The NumPy array of a device array; scalars and slices as they are; TypeError for a NumPy array."""
+    """The NumPy array of a device array; scalars and slices as they are; TypeError for a NumPy
+    array.
+    """
     if isinstance(x, DeviceArray):
         return x.host
     if isinstance(x, np.ndarray):
@@ -320,7 +378,9 @@ give_operators()
 
 
 class Device:
-    """Stands in for the module `cupy`: NumPy's ufuncs on device arrays, and functions with CuPy's signatures."""
+    """Stands in for the module `cupy`: NumPy's ufuncs on device arrays, and functions with CuPy's
+    signatures.
+    """
 
     def __getattr__(self, name):
         function = getattr(np, name)
@@ -370,24 +430,44 @@ def on_both(l2=0.2):
     x, y, w = examples()
     x *= 3
     device = Logistic(dataset(x, y, wrap=lambda a: DeviceArray(a.copy())), l2, xp=Device())
-    return SimpleNamespace(host=Logistic(dataset(x, y), l2), device=device, w=w, w_device=DeviceArray(w.copy()))
+    return SimpleNamespace(
+        host=Logistic(dataset(x, y), l2), device=device, w=w, w_device=DeviceArray(w.copy())
+    )
 
 
-@pytest.mark.parametrize("misuse", [
-    np.negative, np.asarray, np.zeros_like, np.sum, lambda a: np.take(a, [0]), lambda a: np.matmul(a, a),
-    lambda a: a + np.ones(3), lambda a: np.ones(3) @ a, lambda a: a.__iadd__(np.ones(3)),
-    lambda a: Device().logaddexp(a, np.zeros(3)), lambda a: np.add(np.ones(3), 1, out=a), lambda a: a[np.array([0])],
-])
+@pytest.mark.parametrize(
+    "misuse",
+    [
+        np.negative,
+        np.asarray,
+        np.zeros_like,
+        np.sum,
+        lambda a: np.take(a, [0]),
+        lambda a: np.matmul(a, a),
+        lambda a: a + np.ones(3),
+        lambda a: np.ones(3) @ a,
+        lambda a: a.__iadd__(np.ones(3)),
+        lambda a: Device().logaddexp(a, np.zeros(3)),
+        lambda a: np.add(np.ones(3), 1, out=a),
+        lambda a: a[np.array([0])],
+    ],
+)
 def test_the_stand_in_for_a_device_takes_no_numpy_arrays(misuse):
     with pytest.raises(TypeError):
         misuse(DeviceArray(np.ones(3)))
 
 
 def test_consecutive_rows_give_the_same_gradient_on_the_device():
-    case, out, out_device = on_both(), np.empty(12, np.float32), DeviceArray(np.empty(12, np.float32))
+    case, out, out_device = (
+        on_both(),
+        np.empty(12, np.float32),
+        DeviceArray(np.empty(12, np.float32)),
+    )
     memory = out_device.host
     loss = case.host.gradient_(case.w, case.host.fetch(slice(20, 84)), out=out)
-    on_device = case.device.gradient_(case.w_device, case.device.fetch(slice(20, 84)), out=out_device)
+    on_device = case.device.gradient_(
+        case.w_device, case.device.fetch(slice(20, 84)), out=out_device
+    )
     assert float(on_device) == float(loss)
     assert out_device.host is memory and (memory == out).all()
 

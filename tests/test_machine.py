@@ -1,4 +1,6 @@
-"""The machine model: what messages and updates cost, clocks that wait for each other, and runs it may not be fitted to."""
+"""The machine model: what messages and updates cost, clocks that wait for each other, and runs it
+may not be fitted to.
+"""
 
 import math
 import re
@@ -17,17 +19,20 @@ from localavg.simulate import plan, timing
 from localavg.simulate.clock import Synchronous, averages
 from localavg.simulate.timing import Machine, StepTimes
 
-# --------------------------------------------------------------------------------------------------- what things cost
+# --------------------------------------------------------------------------------------------------
 
 BY_HAND = Machine(step_s=1, latency_s=0.5, bandwidth_bytes_per_s=10, service_s=3)
 
 
-@pytest.mark.parametrize(("n", "mean_s", "gather_s"), [
-    (1, 0.0, 0.0),  # nobody to talk to
-    (2, 2 * 0.5 + 8, 0.5 + 8),
-    (8, 6 * 0.5 + 14, 3 * 0.5 + 56),
-    (3, 2 * 0.5 * math.log2(3) + 4 / 3 * 8, 0.5 * math.log2(3) + 16),
-])
+@pytest.mark.parametrize(
+    ("n", "mean_s", "gather_s"),
+    [
+        (1, 0.0, 0.0),  # nobody to talk to
+        (2, 2 * 0.5 + 8, 0.5 + 8),
+        (8, 6 * 0.5 + 14, 3 * 0.5 + 56),
+        (3, 2 * 0.5 * math.log2(3) + 4 / 3 * 8, 0.5 * math.log2(3) + 16),
+    ],
+)
 def test_an_average_and_a_gather_of_80_bytes_at_10_a_second_by_hand(n, mean_s, gather_s):
     assert BY_HAND.mean_s(n, 80) == pytest.approx(mean_s)
     assert BY_HAND.gather_s(n, 80) == pytest.approx(gather_s)
@@ -38,31 +43,45 @@ def test_an_exchange_keeps_a_server_busy_with_its_part_in_both_directions():
     assert BY_HAND.exchange_s(80, 4) == 3 + 2 + 2
 
 
-@pytest.mark.parametrize("name", ["step_s", "bandwidth_bytes_per_s", "step_cv", "latency_s", "service_s"])
+@pytest.mark.parametrize(
+    "name", ["step_s", "bandwidth_bytes_per_s", "step_cv", "latency_s", "service_s"]
+)
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_a_cost_that_cannot_be_is_refused_by_name(name, value):
-    with pytest.raises(UserError, match=f"^--{name.replace('_', '-')} {value}: must be a finite number (above|of at least) 0$"):
+    with pytest.raises(
+        UserError,
+        match=f"^--{name.replace('_', '-')} {value}: must be a finite number (above|of at least) "
+        "0$",
+    ):
         Machine(**{name: value})
 
 
 def test_only_times_that_may_be_nothing_can_be_zero():
     assert Machine(step_cv=0, latency_s=0, service_s=0).mean_s(8, 0) == 0
     for name in ("step_s", "bandwidth_bytes_per_s"):
-        with pytest.raises(UserError, match=f"--{name.replace('_', '-')} 0: must be a finite number above 0"):
+        with pytest.raises(
+            UserError, match=f"--{name.replace('_', '-')} 0: must be a finite number above 0"
+        ):
             Machine(**{name: 0})
 
 
-# -------------------------------------------------------------------------------------------------- times of updates
+# --------------------------------------------------------------------------------------------------
 
 
 @settings(deadline=None, max_examples=60)
-@given(cuts=st.lists(st.integers(0, 1100), max_size=8), j=st.integers(0, 40), seed=st.integers(0, 2**31),
-       cv=st.sampled_from([0.0, 0.1, 1.5]))
+@given(
+    cuts=st.lists(st.integers(0, 1100), max_size=8),
+    j=st.integers(0, 40),
+    seed=st.integers(0, 2**31),
+    cv=st.sampled_from([0.0, 0.1, 1.5]),
+)
 def test_the_time_of_an_interval_is_that_of_its_parts_however_it_is_cut(cuts, j, seed, cv):
     times, ends = StepTimes(Machine(step_cv=cv), seed), [0, *sorted(cuts), 1100]
     parts = [times.sum(j, a, b) for a, b in zip(ends, ends[1:], strict=False)]
     assert sum(parts) == pytest.approx(times.sum(j, 0, 1100), rel=1e-12)
-    assert all(part > 0 if b > a else part == 0 for part, a, b in zip(parts, ends, ends[1:], strict=False))
+    assert all(
+        part > 0 if b > a else part == 0 for part, a, b in zip(parts, ends, ends[1:], strict=False)
+    )
 
 
 def test_the_time_of_an_update_depends_on_nothing_but_seed_learner_and_update():
@@ -83,10 +102,12 @@ def test_many_updates_have_the_mean_and_the_coefficient_of_variation_asked_for(c
     q = 1 + cv**2
     kurtosis = q**4 + 2 * q**3 + 3 * q**2 - 3
     assert draws.mean() == pytest.approx(0.03, rel=5 * cv / math.sqrt(n) + 1e-12)
-    assert draws.std() / draws.mean() == pytest.approx(cv, abs=5 * cv * math.sqrt((kurtosis - 1) / (4 * n)) + 1e-9)
+    assert draws.std() / draws.mean() == pytest.approx(
+        cv, abs=5 * cv * math.sqrt((kurtosis - 1) / (4 * n)) + 1e-9
+    )
 
 
-# ------------------------------------------------------------------------------------------------------------- clocks
+# --------------------------------------------------------------------------------------------------
 
 
 def clock(P, S=None, seed=0, **more):
@@ -106,7 +127,10 @@ def test_learners_of_one_speed_never_wait_and_add_up_to_updates_and_averages(K):
     assert averages == math.ceil(T / K)
     assert steady.wall_s == pytest.approx(T * 0.25 + averages * mean_s, rel=1e-12)
     assert steady.wait_s == 0
-    assert (steady.compute_s, steady.communicate_s) == (pytest.approx(T * 0.25), pytest.approx(averages * mean_s))
+    assert (steady.compute_s, steady.communicate_s) == (
+        pytest.approx(T * 0.25),
+        pytest.approx(averages * mean_s),
+    )
     assert steady.wall_s == plan.modelled_s(Machine(0.25, 0, 0.125, 64), P, Every(K), T, 0, 32)
 
 
@@ -118,7 +142,9 @@ def test_an_average_over_clusters_waits_within_the_cluster_alone():
     assert rough.average(Scope.CLUSTER) == took
     slowest = before.reshape(3, 2).max(axis=1)
     np.testing.assert_array_equal(rough.now, np.repeat(slowest, 2) + took)
-    assert rough.wait_s == pytest.approx(np.mean(np.repeat(slowest, 2) - before)) and rough.wait_s > 0
+    assert (
+        rough.wait_s == pytest.approx(np.mean(np.repeat(slowest, 2) - before)) and rough.wait_s > 0
+    )
     assert len({*rough.now}) == 3 and rough.wall_s == slowest.max() + took
 
 
@@ -136,22 +162,42 @@ def test_every_second_of_a_learner_is_computing_waiting_or_communicating():
     for t, scope in [(2, Scope.CLUSTER), (5, Scope.CLUSTER), (6, Scope.WORLD), (9, Scope.CLUSTER)]:
         rough.advance(t)
         rough.average(scope)
-        assert rough.now.mean() == pytest.approx(rough.compute_s + rough.wait_s + rough.communicate_s)
+        assert rough.now.mean() == pytest.approx(
+            rough.compute_s + rough.wait_s + rough.communicate_s
+        )
 
 
-# ------------------------------------------------------------------------------------------ fitted to what was measured
+# ------------------------------------------------------------------------------------------ fitted
 
 CONFIG = {"algorithm": "kavg", "d": 1000, "simulate": False, "state": "keep"}
 ORIGIN = {"ranks": 2, "learners_per_rank": 1}
 
 
 def run_file(path, config=(), provenance=(), rows=4, averages=range(8, 33, 8), status="finished"):
-    """The run file of 8 updates a row on ranks that take 0.5 s an update, 1 s an average and wait 0.5 s for it."""
+    """The run file of 8 updates a row on ranks that take 0.5 s an update, 1 s an average and wait
+    0.5 s for it.
+    """
     file = record.Record.create(path, {**CONFIG, **dict(config)}, {**ORIGIN, **dict(provenance)})
     for i in range(1, rows + 1):
-        file.append("train", t=8 * i, samples=16 * i, wall_s=5.5 * i, compute_s=4.0 * i, communicate_s=1.0 * i, wait_s=0.5 * i)
+        file.append(
+            "train",
+            t=8 * i,
+            samples=16 * i,
+            wall_s=5.5 * i,
+            compute_s=4.0 * i,
+            communicate_s=1.0 * i,
+            wait_s=0.5 * i,
+        )
     for t in averages:
-        file.append("averages", t=t, scope=record.WORLD, period=8, bytes_node=8000, bytes_cross=0, seconds=1.0)
+        file.append(
+            "averages",
+            t=t,
+            scope=record.WORLD,
+            period=8,
+            bytes_node=8000,
+            bytes_cross=0,
+            seconds=1.0,
+        )
     file.finish(status)
     return path
 
@@ -187,12 +233,17 @@ REFUSED = {
 def test_a_run_that_says_too_little_is_refused_by_its_file(why, tmp_path):
     good, path = run_file(tmp_path / "good.h5"), run_file(tmp_path / "other.h5", **REFUSED[why])
     for paths in ([path], [good, path]):
-        with pytest.raises(UserError, match=rf"^{re.escape(str(path))}: no measured synchronous run .*give the file of one"):
+        with pytest.raises(
+            UserError,
+            match=rf"^{re.escape(str(path))}: no measured synchronous run .*give the file of one",
+        ):
             fitted(*paths)
 
 
 def test_one_average_after_the_first_row_is_enough(tmp_path):
-    assert fitted(run_file(tmp_path / "run.h5", rows=3, averages=[16])).mean_s(2, 4 * 1000) == pytest.approx(2.0)
+    assert fitted(run_file(tmp_path / "run.h5", rows=3, averages=[16])).mean_s(
+        2, 4 * 1000
+    ) == pytest.approx(2.0)
 
 
 def test_a_run_stopped_before_any_average_after_the_first_row_is_refused_by_its_file(tmp_path):
@@ -203,7 +254,15 @@ def test_a_run_stopped_before_any_average_after_the_first_row_is_refused_by_its_
 
 def test_single_options_are_put_on_top_of_a_measured_run(tmp_path):
     path = run_file(tmp_path / "run.h5")
-    got = timing.make(TrainConfig(algorithm="kavg", simulate=True, machine=str(path), step_cv=0.0, bandwidth_bytes_per_s=7.0))
+    got = timing.make(
+        TrainConfig(
+            algorithm="kavg",
+            simulate=True,
+            machine=str(path),
+            step_cv=0.0,
+            bandwidth_bytes_per_s=7.0,
+        )
+    )
     measured = fitted(path)
     assert (got.step_s, got.latency_s) == (measured.step_s, measured.latency_s)
     assert (got.step_cv, got.bandwidth_bytes_per_s) == (0, 7)

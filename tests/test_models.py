@@ -1,4 +1,6 @@
-"""The networks: known counts and work, a step of training with weights that lie in a flat row, and learning the digits."""
+"""The networks: known counts and work, a step of training with weights that lie in a flat row, and
+learning the digits.
+"""
 
 import subprocess
 import sys
@@ -15,7 +17,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from localavg.errors import UserError
 from localavg.models import MODELS, make
 
-PARAMETERS = {  # those everybody has, but for the sums written out here; biases and BatchNorm's two numbers a channel last
+# those everybody has, but for the sums written out here; biases and BatchNorm's two numbers a
+# channel last
+PARAMETERS = {
     "mlp": 64 * 128 + 128 * 128 + 128 * 10 + 2 * 128 + 10,
     "resnet8": 16 * 9 + 2 * 16 * 16 * 9 + 16 * 32 * (9 + 1) + 32 * 32 * 9 + 32 * 64 * (9 + 1) + 64 * 64 * 9 + 64 * 10
     + 10 + 2 * (3 * 16 + 3 * 32 + 3 * 64),
@@ -50,10 +54,13 @@ NORMALISED = {  # channels with BatchNorm, summed by hand from the papers' table
     "alexnet": 0,
 }  # fmt: skip
 
-MULTIPLICATIONS = {  # millions an image, as published for these networks: they tell strides and pooling, which counts do not
+# millions an image, as published for these networks: they tell strides and pooling, which counts do
+# not
+MULTIPLICATIONS = {
     "vgg16": 313, "vgg19": 398, "googlenet": 1522, "resnet18": 555, "preactresnet18": 555, "senet18": 555, "densenet": 888,
     "mobilenet": 46.4, "dpn92": 2042, "resnet50": 4089, "alexnet": 714,
-    "nin": (14.4 + 30.7 + 15.4) * 1.024 + (460.8 + 2 * 36.9) * 0.256 + (331.8 + 36.9 + 1.9) * 0.064,  # weights × pixels
+    # weights × pixels
+    "nin": (14.4 + 30.7 + 15.4) * 1.024 + (460.8 + 2 * 36.9) * 0.256 + (331.8 + 36.9 + 1.9) * 0.064,
 }  # fmt: skip
 
 DROPOUT = {"nin": [0.5] * 2, "vgg": [0.3] + [0.4] * 7 + [0.5] * 2, "alexnet": [0.5] * 2}
@@ -77,7 +84,9 @@ def statistics(net):
 
 
 def into_a_row(net):
-    """Make the parameters views into one flat row [d], convolutions as O, H, W, I; return the row."""
+    """Make the parameters views into one flat row [d], convolutions as O, H, W, I; return the
+    row.
+    """
     parameters = list(net.parameters())
     row = torch.empty(sum(p.numel() for p in parameters))  # [d]
     for p, segment in zip(parameters, row.split([p.numel() for p in parameters]), strict=True):
@@ -113,7 +122,9 @@ def test_the_table_tells_who_has_batchnorm_and_nothing_else_keeps_statistics(mad
     name, net = made
     layers = [m for m in net.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
     assert bool(layers) == MODELS[name].batchnorm
-    assert sum(b.numel() for b in statistics(net)) == sum(2 * layer.num_features for layer in layers)
+    assert sum(b.numel() for b in statistics(net)) == sum(
+        2 * layer.num_features for layer in layers
+    )
     if name in NORMALISED:
         assert sum(layer.num_features for layer in layers) == NORMALISED[name]
 
@@ -124,7 +135,9 @@ def test_dropout_is_where_the_papers_have_it(made):
 
 
 def test_a_step_of_training_with_channels_last_weights_in_a_flat_row(made):
-    """All weights get a gradient, stay in the row, and moving the row against it lowers the loss."""
+    """All weights get a gradient, stay in the row, and moving the row against it lowers the
+    loss.
+    """
     name, net = made
     h, w, c = shape(name)
     torch.manual_seed(1)
@@ -136,8 +149,14 @@ def test_a_step_of_training_with_channels_last_weights_in_a_flat_row(made):
     logits = net(x)
     assert logits.shape == (2, classes(name)) and logits.dtype == torch.float32
     cross_entropy(logits, y).backward()
-    assert [n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()] == []
-    assert [n for n, p in net.named_parameters() if p.untyped_storage().data_ptr() != row.untyped_storage().data_ptr()] == []
+    assert [
+        n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ] == []
+    assert [
+        n
+        for n, p in net.named_parameters()
+        if p.untyped_storage().data_ptr() != row.untyped_storage().data_ptr()
+    ] == []
     assert all(not torch.equal(a, b) for a, b in zip(before, statistics(net), strict=True))
 
     for m in net.modules():
@@ -162,7 +181,9 @@ def test_the_work_an_image_takes_is_that_of_the_known_networks(name):
     assert counter.get_total_flops() / 2e6 == pytest.approx(MULTIPLICATIONS[name], rel=5e-3)
 
 
-@pytest.mark.parametrize("name", ["mlp", "resnet8", "nin", "senet18", "googlenet", "densenet", "mobilenet", "dpn26"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "resnet8", "nin", "senet18", "googlenet", "densenet", "mobilenet", "dpn26"]
+)
 def test_where_weights_lie_does_not_change_what_is_computed(name, smooth):
     torch.manual_seed(0)
     plain, flat = (make(name, shape(name), 10) for _ in range(2))
@@ -175,7 +196,9 @@ def test_where_weights_lie_does_not_change_what_is_computed(name, smooth):
         cross_entropy(net(x), y).backward()
     torch.testing.assert_close(flat(x), plain(x), rtol=1e-3, atol=1e-5)
     for p, q in zip(plain.parameters(), flat.parameters(), strict=True):
-        torch.testing.assert_close(q.grad, p.grad, rtol=1e-2, atol=1e-4 * float(p.grad.abs().max()) + 1e-7)
+        torch.testing.assert_close(
+            q.grad, p.grad, rtol=1e-2, atol=1e-4 * float(p.grad.abs().max()) + 1e-7
+        )
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -201,7 +224,9 @@ def test_smaller_images_are_refused_with_what_fits(name, turn):
 def test_images_without_pixels_or_channels_are_refused():
     with pytest.raises(UserError, match=r"not 0×8; these fit: none$"):
         make("mlp", (0, 8, 1), 10)
-    with pytest.raises(UserError, match="--model resnet18 takes images of 1 channel or more, not 0"):
+    with pytest.raises(
+        UserError, match="--model resnet18 takes images of 1 channel or more, not 0"
+    ):
         make("resnet18", (32, 32, 0), 10)
 
 
@@ -231,7 +256,9 @@ def test_rows_are_one_line_of_help_and_lead_to_modules_of_their_own():
 
 
 def test_nin_is_the_papers_from_32_pixels_on_and_little_below():
-    little, large = (sum(p.numel() for p in make("nin", (side, side, 3), 10).parameters()) for side in (31, 32))
+    little, large = (
+        sum(p.numel() for p in make("nin", (side, side, 3), 10).parameters()) for side in (31, 32)
+    )
     assert little < 30_000 < 900_000 < large
 
 
@@ -245,10 +272,14 @@ def test_the_models_of_large_steps_start_from_the_norms_that_go_with_them():
 
 @pytest.fixture(scope="module")
 def digits():
-    """scikit-learn's digits in a seeded order: x, y of 1437 images to learn from, x, y of 360 to test."""
+    """scikit-learn's digits in a seeded order: x, y of 1437 images to learn from, x, y of 360 to
+    test.
+    """
     data = load_digits()
     order = np.random.default_rng(0).permutation(len(data.target))
-    x = torch.tensor(data.images[order] / 16, dtype=torch.float32)[:, None]  # [1797, 1, 8, 8] in [0, 1]
+    x = torch.tensor(data.images[order] / 16, dtype=torch.float32)[
+        :, None
+    ]  # [1797, 1, 8, 8] in [0, 1]
     y = torch.tensor(data.target[order])
     return x[:1437], y[:1437], x[1437:], y[1437:]
 

@@ -1,4 +1,6 @@
-"""Networks in the flat matrix: the same gradients as an ordinary module's, learners that average, and what may not be run."""
+"""Networks in the flat matrix: the same gradients as an ordinary module's, learners that average,
+and what may not be run.
+"""
 
 import copy
 import math
@@ -30,12 +32,24 @@ def random_images(shape, n, classes=10, **more):
     draw = np.random.default_rng(0)
     x, y = draw.integers(0, 256, (n, *shape), np.uint8), draw.integers(0, classes, n)
     channels = shape[2]
-    return Dataset("noise", "images", Split(x, y), Split(x[:7], y[:7]), tuple(map(str, range(classes))), True, shape,
-                   (100.0,) * channels, (60.0,) * channels, **more)
+    return Dataset(
+        "noise",
+        "images",
+        Split(x, y),
+        Split(x[:7], y[:7]),
+        tuple(map(str, range(classes))),
+        True,
+        shape,
+        (100.0,) * channels,
+        (60.0,) * channels,
+        **more,
+    )
 
 
 def ordinary(network, data, rows):
-    """An ordinary module with the network's initial weights, and the batch of `rows` as anyone would make it."""
+    """An ordinary module with the network's initial weights, and the batch of `rows` as anyone
+    would make it.
+    """
     torch.manual_seed(network.seed)
     module = models.make(network.model, data.shape, len(data.classes))
     x = (torch.from_numpy(data.train.x[rows].astype(np.float32)) - data.mean[0]) / data.std[0]
@@ -52,8 +66,16 @@ class Fixed:
         return self.rows
 
 
-CASES = [("mlp", (8, 8, 1)), ("nin", (8, 8, 1)), ("resnet8", (8, 8, 1)), ("resnet18", (32, 32, 3)), ("mobilenet", (32, 32, 3)),
-         ("densenet", (32, 32, 3)), ("googlenet", (32, 32, 3)), ("alexnet", (64, 64, 3))]
+CASES = [
+    ("mlp", (8, 8, 1)),
+    ("nin", (8, 8, 1)),
+    ("resnet8", (8, 8, 1)),
+    ("resnet18", (32, 32, 3)),
+    ("mobilenet", (32, 32, 3)),
+    ("densenet", (32, 32, 3)),
+    ("googlenet", (32, 32, 3)),
+    ("alexnet", (64, 64, 3)),
+]
 
 
 @pytest.mark.parametrize("model, shape", CASES, ids=[model for model, _ in CASES])
@@ -77,13 +99,17 @@ def test_flat_gradients_and_statistics_are_those_of_an_ordinary_module(model, sh
     mine, before, true = network.views(g), network.views(start), dict(exact.named_parameters())
     for name, p in module.named_parameters():
         torch.testing.assert_close(before[name], p.detach(), rtol=0, atol=0)
-        rounding = (p.grad.double() - true[name].grad).norm()  # of an ordinary module: deep networks magnify it
+        rounding = (
+            p.grad.double() - true[name].grad
+        ).norm()  # of an ordinary module: deep networks magnify it
         gap = mine[name].double() - decay * p.detach().double() - true[name].grad
         assert gap.norm() <= 10 * rounding + 1e-4 * true[name].grad.norm() + 1e-6, name
     for name, b in module.named_buffers():
         if b.is_floating_point():
             torch.testing.assert_close(network.views(w)[name], b, rtol=1e-3, atol=1e-4)
-    assert network.d == sum(p.numel() for p in [*module.parameters(), *module.buffers()] if p.is_floating_point())
+    assert network.d == sum(
+        p.numel() for p in [*module.parameters(), *module.buffers()] if p.is_floating_point()
+    )
 
 
 def test_a_second_gradient_forgets_the_first():
@@ -102,10 +128,18 @@ def test_a_second_gradient_forgets_the_first():
 def test_kernels_lie_with_their_input_channels_last():
     network = Network(random_images((8, 8, 1), 4), "resnet8", 0.0, seed=0)
     w = np.arange(network.d, dtype=np.float32)
-    kernels = [view for view in network.views(w).values() if view.dim() == 4 and min(view.shape) > 1]
-    assert kernels and all(view.is_contiguous(memory_format=torch.channels_last) for view in kernels)
-    covered = np.concatenate([view.permute(0, 2, 3, 1).flatten() if view.dim() == 4 else view.flatten()
-                              for view in network.views(w).values()])
+    kernels = [
+        view for view in network.views(w).values() if view.dim() == 4 and min(view.shape) > 1
+    ]
+    assert kernels and all(
+        view.is_contiguous(memory_format=torch.channels_last) for view in kernels
+    )
+    covered = np.concatenate(
+        [
+            view.permute(0, 2, 3, 1).flatten() if view.dim() == 4 else view.flatten()
+            for view in network.views(w).values()
+        ]
+    )
     assert np.array_equal(covered, w)  # every element of the row once, in order
 
 
@@ -128,7 +162,9 @@ def test_evaluation_uses_the_statistics_and_sums_over_rows():
     total, right, gradient = network.sums(w, data.train, 100, 500, gradient=True)
     assert total == pytest.approx(loss.item(), rel=1e-5)
     assert right == int((z.argmax(1) == y[100:500]).sum())
-    views = network.views(np.concatenate([gradient, np.zeros(network.d - len(gradient))]).astype(np.float32))
+    views = network.views(
+        np.concatenate([gradient, np.zeros(network.d - len(gradient))]).astype(np.float32)
+    )
     for name, p in module.named_parameters():
         torch.testing.assert_close(views[name], p.grad, rtol=1e-3, atol=1e-3)
     assert network.sums(w, data.train, 100, 500)[2] is None
@@ -158,7 +194,9 @@ def test_calibration_puts_the_mean_over_batches_in_the_place_of_statistics():
     draw = make_feed(data, IID(64, 1, 16, 1), 1, range(1), 3, "cpu", False)
     for t in (1, 2, 3):
         module(draw(0, t)[0])
-    torch.testing.assert_close(network.views(w)[first], torch.stack(seen).mean(0).detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        network.views(w)[first], torch.stack(seen).mean(0).detach(), rtol=1e-4, atol=1e-5
+    )
     again = w.copy()
     network.calibrate_(again)
     assert np.array_equal(again, w)  # the same batches every time
@@ -174,11 +212,13 @@ def test_dropout_is_drawn_from_the_learner_and_the_update():
     assert losses[0] == losses[3] and len(set(losses)) == 3
 
 
-# ---------------------------------------------------------------------------------------------- learners
+# ---------------------------------------------------------------------------------------------- lea
 
 
 def statistics_before_and_after(world):
-    """On 2 ranks of 2 learners: rows before an average, after it, and the running means that a module sees then."""
+    """On 2 ranks of 2 learners: rows before an average, after it, and the running means that a
+    module sees then.
+    """
     fleet = Fleet(world, 4)
     data = datasets.load("digits", fleet)
     network = Network(data, "nin", 0.0, seed=0)
@@ -196,7 +236,9 @@ def statistics_before_and_after(world):
             flat.w[l, : flat.d_trained] -= 0.1 * g[l, : flat.d_trained]
     before = flat.w.copy()
     transport.mean_(flat.w, Scope.WORLD)
-    seen = torch.cat([b.flatten() for b in network._at(flat.w[1], g[1]).module.buffers() if b is not None])
+    seen = torch.cat(
+        [b.flatten() for b in network._at(flat.w[1], g[1]).module.buffers() if b is not None]
+    )
     return before, flat.w.copy(), seen.numpy(), flat.d_trained
 
 
@@ -207,19 +249,35 @@ def test_averaged_statistics_are_the_mean_of_the_learners(mpi):
     n = answers[0][3]
     assert np.ptp(before[:, n:], axis=0).max() > 0.01  # they differed
     for _, after, seen, _ in answers:
-        np.testing.assert_allclose(after, np.broadcast_to(before.mean(0), after.shape), rtol=1e-6, atol=1e-7)
+        np.testing.assert_allclose(
+            after, np.broadcast_to(before.mean(0), after.shape), rtol=1e-6, atol=1e-7
+        )
         assert np.array_equal(seen, after[1, n:])
 
 
-DIGITS = ("--data digits --model nin --learners 8 --sampling shuffle --batch-size 16 --lr 0.05 --optimizer momentum "
-          "--epochs 10 --save-weights --eval-every 1000")
-GOOD = {"kavg": "kavg --K 4", "again": "kavg --K 4", "sync": "sync", "mavg": "mavg --K 4 --mu 0.3",
-        "hieravg": "hieravg --K1 2 --K2 8 --S 4", "adpsgd": "adpsgd --p-init 4"}
+DIGITS = (
+    "--data digits --model nin --learners 8 --sampling shuffle --batch-size 16 --lr 0.05 "
+    "--optimizer momentum "
+    "--epochs 10 --save-weights --eval-every 1000"
+)
+GOOD = {
+    "kavg": "kavg --K 4",
+    "again": "kavg --K 4",
+    "sync": "sync",
+    "mavg": "mavg --K 4 --mu 0.3",
+    "hieravg": "hieravg --K1 2 --K2 8 --S 4",
+    "adpsgd": "adpsgd --p-init 4",
+}
 
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):
-    return train_all(tmp_path_factory.mktemp("good"), 2, {name: f"{line} {DIGITS}" for name, line in GOOD.items()}, timeout=300)
+    return train_all(
+        tmp_path_factory.mktemp("good"),
+        2,
+        {name: f"{line} {DIGITS}" for name, line in GOOD.items()},
+        timeout=300,
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in GOOD if name != "again"])
@@ -233,8 +291,11 @@ def test_the_same_seed_gives_the_same_bits(good):
     assert good["kavg"].train.loss.equals(good["again"].train.loss)
 
 
-SHORT = ("--data digits --learners 12 --sampling shuffle --batch-size 8 --lr 0.02 --optimizer momentum --steps 12 "
-         "--save-weights --eval-every 12")
+SHORT = (
+    "--data digits --learners 12 --sampling shuffle --batch-size 8 --lr 0.02 --optimizer momentum "
+    "--steps 12 "
+    "--save-weights --eval-every 12"
+)
 MODELS = {"mlp": "mlp", "nin": "nin"}
 LINES = {
     **{f"kavg-{m}": f"kavg --K 5 --model {m} {SHORT}" for m in MODELS},
@@ -246,8 +307,10 @@ LINES = {
     "calibrated": f"kavg --K 5 --model nin --calibrate 4 {SHORT}",
     "some": f"kavg --K 5 --model nin --eval-examples 96 {SHORT}",
 }
-WORLDS = [pytest.param((mpi, ranks), id=f"{mpi}-{ranks}", marks=[pytest.mark.long] * (ranks == 4))
-          for mpi, ranks in (("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 2))]
+WORLDS = [
+    pytest.param((mpi, ranks), id=f"{mpi}-{ranks}", marks=[pytest.mark.long] * (ranks == 4))
+    for mpi, ranks in (("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 2))
+]
 
 
 @pytest.fixture(scope="module", params=WORLDS)
@@ -271,14 +334,28 @@ def test_a_run_does_not_depend_on_how_learners_lie_over_ranks(short, alone, name
 
 @pytest.mark.parametrize("model", MODELS)
 def test_a_period_of_one_is_synchronous_sgd(short, model):
-    """With BatchNorm too: running statistics are linear in the batches', so their mean at every step or at the end is one."""
-    tolerance = 1e-5 if model == "mlp" else 1e-4  # BatchNorm divides by small deviations, which magnifies rounding
-    np.testing.assert_allclose(short[f"one-{model}"].weights, short[f"sync-{model}"].weights, rtol=tolerance, atol=tolerance)
-    assert np.abs(short[f"kavg-{model}"].weights - short[f"sync-{model}"].weights).max() > 10 * tolerance
+    """With BatchNorm too: running statistics are linear in the batches', so their mean at every
+    step or at the end is one.
+    """
+    tolerance = (
+        1e-5 if model == "mlp" else 1e-4
+    )  # BatchNorm divides by small deviations, which magnifies rounding
+    np.testing.assert_allclose(
+        short[f"one-{model}"].weights,
+        short[f"sync-{model}"].weights,
+        rtol=tolerance,
+        atol=tolerance,
+    )
+    assert (
+        np.abs(short[f"kavg-{model}"].weights - short[f"sync-{model}"].weights).max()
+        > 10 * tolerance
+    )
 
 
 def rows_at_the_end(world, line, out):
-    """Every learner's row of this rank when a run's loop is through, and how much of it is trained."""
+    """Every learner's row of this rank when a run's loop is through, and how much of it is
+    trained.
+    """
     from localavg.__main__ import parser
     from localavg.training import run
 
@@ -295,23 +372,32 @@ def rows_at_the_end(world, line, out):
 
 
 def test_kept_statistics_stay_each_learners_own(tmp_path):
-    """The weights are equal after the last average, the statistics of no two learners; /weights has their mean."""
+    """The weights are equal after the last average, the statistics of no two learners; /weights has
+    their mean.
+    """
     answers = call(2, rows_at_the_end, LINES["keep"], str(tmp_path / "run.h5"))
     rows, trained = np.concatenate([w for w, _ in answers]), answers[0][1]  # [P, d]
     assert (rows[:, :trained] == rows[0, :trained]).all()
     assert len(np.unique(rows[:, trained:], axis=0)) == len(rows) == 12
     found = record.load(tmp_path / "run.h5")
     assert np.array_equal(found.weights[:trained], rows[0, :trained])
-    np.testing.assert_allclose(found.weights[trained:], rows[:, trained:].mean(0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        found.weights[trained:], rows[:, trained:].mean(0), rtol=1e-5, atol=1e-6
+    )
     assert (found.averages.bytes_node == 2 * 4 * trained).all()
 
 
-STEERED = ("adalupa --rule loss --tau0 2 --data digits --model nin --statistics keep --learners 4 --sampling shuffle "
-           "--batch-size 8 --lr 0.1 --optimizer momentum --l2 0.001 --steps 90 --eval-every 90")
+STEERED = (
+    "adalupa --rule loss --tau0 2 --data digits --model nin --statistics keep --learners 4 "
+    "--sampling shuffle "
+    "--batch-size 8 --lr 0.1 --optimizer momentum --l2 0.001 --steps 90 --eval-every 90"
+)
 
 
 def rows_that_steer(world, out):
-    """What the schedule of STEERED observes: [(t, value, this rank's rows then)], how much of a row is trained, and due."""
+    """What the schedule of STEERED observes: [(t, value, this rank's rows then)], how much of a row
+    is trained, and due.
+    """
     from localavg.__main__ import parser
     from localavg.training import run
 
@@ -334,7 +420,9 @@ def rows_that_steer(world, out):
 
 
 def objective(w):
-    """F of a row over the digits, by an ordinary module as it is evaluated; weight decay is no part of it."""
+    """F of a row over the digits, by an ordinary module as it is evaluated; weight decay is no part
+    of it.
+    """
     data = datasets.load("digits", Fleet(MPI.COMM_SELF))
     network = Network(data, "nin", 0.0, seed=0)
     module = models.make("nin", data.shape, len(data.classes)).eval()
@@ -347,11 +435,18 @@ def objective(w):
 
 @pytest.fixture(scope="module")
 def steered(tmp_path_factory):
-    """[(t, value told to the schedule, everyone's rows after that average, due)], how much of a row is trained, the run."""
+    """[(t, value told to the schedule, everyone's rows after that average, due)], how much of a row
+    is trained, the run.
+    """
     out = tmp_path_factory.mktemp("steered") / "run.h5"
     ranks = call(2, rows_that_steer, str(out))
-    told = [(t, value, np.concatenate([rank[i][2] for rank in ranks]), due) for i, (t, value, *_, due) in enumerate(ranks[0])]
-    assert [each[:2] for each in ranks[1]] == [each[:2] for each in told]  # all ranks are steered by the same numbers
+    told = [
+        (t, value, np.concatenate([rank[i][2] for rank in ranks]), due)
+        for i, (t, value, *_, due) in enumerate(ranks[0])
+    ]
+    assert [each[:2] for each in ranks[1]] == [
+        each[:2] for each in told
+    ]  # all ranks are steered by the same numbers
     return told, ranks[0][0][3], record.load(out)
 
 
@@ -366,7 +461,9 @@ def test_kept_statistics_differ_after_the_averages_of_a_steered_run(steered):
 def test_the_objective_that_steers_is_that_of_averaged_weights_and_averaged_statistics(steered):
     for _, value, rows, _ in steered[0]:
         assert value == pytest.approx(objective(rows.mean(axis=0, dtype=np.float64)), rel=1e-5)
-    assert np.ptp([objective(row) for row in rows]) > 1e-3 * value  # so it makes a difference whose statistics they are
+    assert (
+        np.ptp([objective(row) for row in rows]) > 1e-3 * value
+    )  # so it makes a difference whose statistics they are
 
 
 def test_the_periods_of_a_steered_run_follow_from_those_objectives(steered):
@@ -389,8 +486,11 @@ def test_evaluations_do_not_depend_on_how_learners_lie_over_ranks(short, alone, 
 
 
 def test_calibration_draws_no_dropout(tmp_path):
-    line = ("kavg --K 1 --learners 2 --data cifar10-like:40 --model vgg --batch-size 4 --steps 2 --no-augment --calibrate 2 "
-            "--eval-every 2")
+    line = (
+        "kavg --K 1 --learners 2 --data cifar10-like:40 --model vgg --batch-size 4 --steps 2 "
+        "--no-augment --calibrate 2 "
+        "--eval-every 2"
+    )
     one, two = (train(tmp_path / str(ranks), ranks, line, timeout=200).eval for ranks in (1, 2))
     np.testing.assert_allclose(one.train_loss, two.train_loss, rtol=1e-4)
     np.testing.assert_allclose(one.test_loss, two.test_loss, rtol=1e-4)
@@ -405,12 +505,19 @@ def test_some_examples_are_evaluated_where_asked(short):
 
 def test_calibration_is_of_the_evaluated_model_only(short):
     assert np.array_equal(short["calibrated"].weights, short["kavg-nin"].weights)
-    assert not short["calibrated"].eval.test_loss.iloc[-1:].equals(short["kavg-nin"].eval.test_loss.iloc[-1:])
+    assert (
+        not short["calibrated"]
+        .eval.test_loss.iloc[-1:]
+        .equals(short["kavg-nin"].eval.test_loss.iloc[-1:])
+    )
 
 
 def test_a_network_of_cifar_size_trains(tmp_path):
-    line = ("kavg --K 2 --learners 2 --data cifar10-like --model resnet18 --batch-size 8 --steps 4 --eval-every 4 "
-            "--eval-examples 32 --lr 0.02 --optimizer momentum")
+    line = (
+        "kavg --K 2 --learners 2 --data cifar10-like --model resnet18 --batch-size 8 --steps 4 "
+        "--eval-every 4 "
+        "--eval-examples 32 --lr 0.02 --optimizer momentum"
+    )
     found = train(tmp_path, 2, line, timeout=200)
     assert found.config["rows"] == 50_000 and found.config["d"] == 11_173_962 + 9600
     assert np.isfinite(found.train.loss).all()
@@ -443,7 +550,12 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, network.d)
 def test_a_learner_takes_its_weights_gradients_and_momentum_and_nothing_more():
     def peak(L):
         words = [sys.executable, "-c", MEMORY, str(L)]
-        env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "OMPI_MCA_btl": "self"}
+        env = {
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+            "OMP_NUM_THREADS": "1",
+            "OMPI_MCA_btl": "self",
+        }
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=env)
         assert done.returncode == 0, done.stderr
         return map(int, done.stdout.split())
@@ -452,7 +564,7 @@ def test_a_learner_takes_its_weights_gradients_and_momentum_and_nothing_more():
     assert (five - one) / (4 * 4 * d) <= 3.1  # matrices of d floats a learner
 
 
-# ---------------------------------------------------------------------------------------------- mistakes
+# ---------------------------------------------------------------------------------------------- mis
 
 MISTAKES = {
     "--data digits --model resnet81": r"--model resnet81: must be one of mlp, resnet8, nin,",
@@ -460,18 +572,32 @@ MISTAKES = {
     "--data digits": r"--data digits: images need a network; add --model with one of mlp",
     "--data digits --problem logistic": r"needs a feature matrix",
     "--data epsilon-like:60x5 --model mlp": r"networks need images, not a feature matrix",
-    "--data digits --model nin --batch-size 1": r"--batch-size 1: nin has BatchNorm, which needs at least 2 examples",
+    "--data digits --model nin --batch-size "
+    "1": r"--batch-size 1: nin has BatchNorm, which needs at least 2 examples",
     "--data digits --model nin --device cuda": r"--device cuda",
-    "--data digits --problem logistic --model nin": r"--model nin means nothing to --problem logistic",
+    "--data digits --problem logistic --model "
+    "nin": r"--model nin means nothing to --problem logistic",
     "--data digits --model nin --precision fp8": r"precision",
     "--data digits --model nin --calibrate -1": r"--calibrate -1: must be at least 0",
-    "--data epsilon-like:60x5 --problem logistic --compile": r"--compile .*means nothing to --problem logistic",
+    "--data epsilon-like:60x5 --problem logistic "
+    "--compile": r"--compile .*means nothing to --problem logistic",
 }
 
 
 @pytest.mark.parametrize("line", MISTAKES)
 def test_a_mistake_is_one_line(line, tmp_path):
-    done = run(1, "-m", "localavg", "train", "kavg", *line.split(), "--steps", "1", "--out", tmp_path / "run.h5")
+    done = run(
+        1,
+        "-m",
+        "localavg",
+        "train",
+        "kavg",
+        *line.split(),
+        "--steps",
+        "1",
+        "--out",
+        tmp_path / "run.h5",
+    )
     assert done.returncode == 2 and not (tmp_path / "run.h5").exists()
     told = [row for row in done.stderr.splitlines() if row.startswith("localavg: ")]
     assert len(told) == 1 and re.search(MISTAKES[line], told[0]), done.stderr
@@ -480,8 +606,12 @@ def test_a_mistake_is_one_line(line, tmp_path):
 
 def test_random_changes_are_left_out_where_asked():
     data = random_images((8, 8, 1), 12, augment=Augment(pad=2, flip=True))
-    draw = {augment: Network(data, "nin", 0.0, 0, augment=augment).feed(Fixed(np.arange(12)), range(1), 1)(0, 1)[0]
-            for augment in (True, False)}
+    draw = {
+        augment: Network(data, "nin", 0.0, 0, augment=augment).feed(
+            Fixed(np.arange(12)), range(1), 1
+        )(0, 1)[0]
+        for augment in (True, False)
+    }
     expected = (torch.from_numpy(data.train.x).permute(0, 3, 1, 2).float() - 100) / 60
     torch.testing.assert_close(draw[False], expected)
     assert not torch.allclose(draw[True], expected)

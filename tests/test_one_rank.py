@@ -1,4 +1,6 @@
-"""What one rank alone finds wrong ends the command on all of them: status 2, said once, and nobody waits for the others."""
+"""What one rank alone finds wrong ends the command on all of them: status 2, said once, and nobody
+waits for the others.
+"""
 
 import contextlib
 import io
@@ -25,10 +27,19 @@ LINES = {  # what the odd rank lacks or has otherwise: (command line, what is sa
     "a damaged file": (f"{TRAIN} --data damaged.h5", "damaged.h5 is not an HDF5 file"),
     "a file cut short": (f"{TRAIN} --data cut.h5", "cut.h5 is damaged or cut short"),
     "a row that is not finite": (f"{TRAIN} --data nan.h5", "nan.h5: row"),
-    "no measured machine": (f"{TRAIN} --data data.h5 --simulate --machine measured.h5", "measured.h5: cannot read this run"),
-    "no torch": (f"{TRAIN} --data cifar10-like:24 --model mlp", "--model mlp: networks need torch (none here)"),
+    "no measured machine": (
+        f"{TRAIN} --data data.h5 --simulate --machine measured.h5",
+        "measured.h5: cannot read this run",
+    ),
+    "no torch": (
+        f"{TRAIN} --data cifar10-like:24 --model mlp",
+        "--model mlp: networks need torch (none here)",
+    ),
     "no memory": (f"{TRAIN} --data epsilon-like:60x5", "rank ODD: no room"),
-    "no file, asynchronous": ("train downpour --batch-size 4 --steps 4 --data data.h5", "data.h5: no such file"),
+    "no file, asynchronous": (
+        "train downpour --batch-size 4 --steps 4 --data data.h5",
+        "data.h5: no such file",
+    ),
     "no order to follow": (f"train {DOWNPOUR} --replay order.h5", "order.h5: cannot read this run"),
 }
 GOOD = f"{TRAIN} --data epsilon-like:60x5"
@@ -39,7 +50,9 @@ class Left(Exception):
 
 
 def fill(folder, order=None):
-    """Folders `here` and `elsewhere`, which stand for the disks of two nodes; order: the file of a run to be followed."""
+    """Folders `here` and `elsewhere`, which stand for the disks of two nodes; order: the file of a
+    run to be followed.
+    """
     here, elsewhere = folder / "here", folder / "elsewhere"
     for place in (here, elsewhere):
         place.mkdir(exist_ok=True)
@@ -67,7 +80,10 @@ class NoTorch:
 
 @contextlib.contextmanager
 def lacking(name, folder):
-    """This rank works in `folder`, without torch or room for a problem where that is what is wrong."""
+    """This rank works in `folder`, without torch or room for a problem where that is what is
+    wrong.
+    """
+
     def no_room(*_):
         raise MemoryError("no room")
 
@@ -80,7 +96,10 @@ def lacking(name, folder):
 
 
 def ends(world, here, elsewhere, odd):
-    """{what the odd rank lacks: (the status of this rank, what it said)} one command after the other, GOOD at the end."""
+    """{what the odd rank lacks: (the status of this rank, what it said)} one command after the
+    other, GOOD at the end.
+    """
+
     def leave(status):
         raise Left(status)
 
@@ -102,13 +121,18 @@ def order(tmp_path_factory):
 
 
 def ended_on(ranks, odd, folder, order):
-    """What became of LINES on each of so many ranks, which of them is odd, and where the run files would be."""
+    """What became of LINES on each of so many ranks, which of them is odd, and where the run files
+    would be.
+    """
     here, elsewhere = fill(folder, order)
     return call(ranks, ends, str(here), str(elsewhere), odd, timeout=60), odd, here
 
 
-@pytest.fixture(scope="module", params=[(2, 1), *(pytest.param(at, marks=pytest.mark.long) for at in ((3, 2), (3, 0)))],
-                ids=lambda at: f"rank{at[1]}of{at[0]}")
+@pytest.fixture(
+    scope="module",
+    params=[(2, 1), *(pytest.param(at, marks=pytest.mark.long) for at in ((3, 2), (3, 0)))],
+    ids=lambda at: f"rank{at[1]}of{at[0]}",
+)
 def ended(request, order, tmp_path_factory):
     return ended_on(*request.param, tmp_path_factory.mktemp("ranks"), order)
 
@@ -116,7 +140,9 @@ def ended(request, order, tmp_path_factory):
 @pytest.mark.long
 def test_nothing_is_wrong_where_no_rank_is_odd(order, tmp_path):
     found, _, here = ended_on(2, None, tmp_path, order)
-    assert [{name: status for name, (status, _) in each.items()} for each in found] == [dict.fromkeys([*LINES, ""], 0)] * 2
+    assert [{name: status for name, (status, _) in each.items()} for each in found] == [
+        dict.fromkeys([*LINES, ""], 0)
+    ] * 2
     assert {record.load(here / f"None{name}-run.h5").status for name in LINES} == {"finished"}
 
 
@@ -154,7 +180,9 @@ def at_odds(folder, ranks, line, timeout=60):
     """The command line in processes of their own, the last of which works in another folder."""
     (folder / "driver.py").write_text(DRIVER)
     here, elsewhere = fill(folder)
-    done = run(ranks, folder / "driver.py", str(ranks - 1), elsewhere, here, *line.split(), timeout=timeout)
+    done = run(
+        ranks, folder / "driver.py", str(ranks - 1), elsewhere, here, *line.split(), timeout=timeout
+    )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and done.stdout == ""
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("localavg: "))

@@ -16,7 +16,9 @@ OPTIMIZERS = {
 
 
 class Recorder:
-    """Stands in for a transport: one rank that holds everyone; remembers what it was asked for and what it gave."""
+    """Stands in for a transport: one rank that holds everyone; remembers what it was asked for and
+    what it gave.
+    """
 
     def __init__(self):
         self.asked, self.given = [], []
@@ -35,7 +37,9 @@ def gamma(t):
 
 
 def gradients(steps=STEPS, rows=L):
-    """[steps, rows, N] float32, of sizes from 1e-3 to 10 by column, drifting, with some exact zeros."""
+    """[steps, rows, N] float32, of sizes from 1e-3 to 10 by column, drifting, with some exact
+    zeros.
+    """
     rng = np.random.default_rng(1)
     g = rng.normal(size=(steps, rows, N)) + np.sin(np.arange(steps) / 30)[:, None, None]
     g *= np.logspace(-3, 1, N)
@@ -72,7 +76,9 @@ def test_many_updates_are_those_of_torch(name):
         reference.param_groups[0]["lr"] = gamma(t)
         reference.step()
         ours.update_(w, g, gamma(t))
-        np.testing.assert_allclose(w, theirs.detach().numpy(), rtol=2e-6, atol=2e-6, err_msg=f"update {t}")
+        np.testing.assert_allclose(
+            w, theirs.detach().numpy(), rtol=2e-6, atol=2e-6, err_msg=f"update {t}"
+        )
     assert w.dtype == np.float32
 
 
@@ -88,7 +94,12 @@ def test_another_coefficient_of_momentum():
 def test_two_updates_by_hand():
     g = np.full((2, 1, N), 2.0, np.float32)
     start = weights()[:1]
-    for name, moved in [("sgd", 2 + 2), ("momentum", 2 + 3.8), ("nesterov", 3.8 + 5.42), ("adam", 1 + 1)]:
+    for name, moved in [
+        ("sgd", 2 + 2),
+        ("momentum", 2 + 3.8),
+        ("nesterov", 3.8 + 5.42),
+        ("adam", 1 + 1),
+    ]:
         optimizer, w = optim.make(name, 0.9, "keep"), start.copy()
         optimizer.start(w.shape, Recorder().zeros)
         for g_t in g:
@@ -121,7 +132,11 @@ def test_the_update_is_in_place_and_leaves_statistics_alone(name):
 
 def test_what_the_state_is():
     assert {name: len(stepped(name, gradients(1))[0].state) for name in OPTIMIZERS} == {
-        "sgd": 0, "momentum": 1, "nesterov": 1, "adam": 2}
+        "sgd": 0,
+        "momentum": 1,
+        "nesterov": 1,
+        "adam": 2,
+    }
     g = gradients(2)
     v = stepped("momentum", g)[0].state[0]
     np.testing.assert_allclose(v, np.float32(0.9) * g[0] + g[1], rtol=1e-6, atol=1e-7)
@@ -144,7 +159,7 @@ def test_state_that_will_be_averaged_lies_where_the_transport_wants_it(name, pol
     assert optimizer.averaged == len(transport.given)
 
 
-# ---------------------------------------------------------------------------------------------------- policies
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scope", [Scope.CLUSTER, Scope.WORLD])
@@ -164,7 +179,9 @@ def test_average_takes_the_mean_of_the_state_over_the_learners_that_average(name
     before = copies(optimizer)
     optimizer.at_average_(scope, transport)
     assert [s for _, s in transport.asked] == [scope] * len(before)
-    assert all(x is s for (x, _), s in zip(transport.asked, optimizer.state, strict=True))  # itself, not a copy
+    assert all(
+        x is s for (x, _), s in zip(transport.asked, optimizer.state, strict=True)
+    )  # itself, not a copy
     for a, b in zip(before, optimizer.state, strict=True):
         np.testing.assert_allclose(b, np.broadcast_to(a.mean(axis=0), a.shape), rtol=1e-6)
         assert not np.allclose(a, b)

@@ -1,4 +1,6 @@
-"""Sanity tests of the oracles themselves: cases worked by hand, closed forms and exact equivalences."""
+"""Sanity tests of the oracles themselves: cases worked by hand, closed forms and exact
+equivalences.
+"""
 
 import math
 from itertools import pairwise
@@ -41,14 +43,16 @@ def times(averages):
     return [t for t, _ in averages]
 
 
-# ---------------------------------------------------------------------------------------------- the problem
+# ---------------------------------------------------------------------------------------------- the
 
 
 def test_objective_by_hand():
     X = np.array([[1.0, 0.0], [0.0, 2.0]])
     y = np.array([1.0, -1.0])
     w = np.array([0.3, -0.4])
-    by_hand = (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(-0.8))) / 2 + 0.05 * (0.09 + 0.16)
+    by_hand = (math.log(1 + math.exp(-0.3)) + math.log(1 + math.exp(-0.8))) / 2 + 0.05 * (
+        0.09 + 0.16
+    )
     close(oracle.objective(w, X, y, 0.1), by_hand)
     close(oracle.objective(np.zeros(2), X, y, 0.1), math.log(2))
 
@@ -65,7 +69,8 @@ def test_gradient_is_the_derivative_of_the_objective():
     w = np.linspace(-1, 1, 5)
     h = 1e-5
     numeric = [
-        (oracle.objective(w + h * e, s.X, s.y, s.l2) - oracle.objective(w - h * e, s.X, s.y, s.l2)) / (2 * h)
+        (oracle.objective(w + h * e, s.X, s.y, s.l2) - oracle.objective(w - h * e, s.X, s.y, s.l2))
+        / (2 * h)
         for e in np.eye(5)
     ]
     np.testing.assert_allclose(oracle.gradient(w, s.X, s.y, s.l2), numeric, atol=1e-8)
@@ -76,14 +81,16 @@ def test_gradient_at_zero():
     close(oracle.gradient(np.zeros(5), s.X, s.y, s.l2), -(s.y @ s.X) / (2 * len(s.y)))
 
 
-@pytest.mark.parametrize(("n", "P", "sizes"), [(8, 4, [2, 2, 2, 2]), (10, 4, [2, 3, 2, 3]), (7, 3, [2, 2, 3])])
+@pytest.mark.parametrize(
+    ("n", "P", "sizes"), [(8, 4, [2, 2, 2, 2]), (10, 4, [2, 3, 2, 3]), (7, 3, [2, 2, 3])]
+)
 def test_shards_are_contiguous_and_cover_everything(n, P, sizes):
     parts = [list(range(n))[oracle.shard(n, j, P)] for j in range(P)]
     assert [len(p) for p in parts] == sizes
     assert [i for p in parts for i in p] == list(range(n))
 
 
-# ---------------------------------------------------------------------------------- the local optimiser
+# ---------------------------------------------------------------------------------- the local optim
 
 
 def steps(optimiser, gradients, lr, m=0.9):
@@ -125,7 +132,10 @@ def test_unknown_names_are_refused():
 
 
 def test_state_policies_by_hand():
-    states = [{"v": np.array([x]), "a": np.array([2 * x]), "b": np.array([x * x]), "n": 4} for x in (1.0, 3.0)]
+    states = [
+        {"v": np.array([x]), "a": np.array([2 * x]), "b": np.array([x * x]), "n": 4}
+        for x in (1.0, 3.0)
+    ]
     assert oracle.states_after_average(states, "keep") == states
     averaged = oracle.states_after_average(states, "average")
     assert [(s["v"][0], s["a"][0], s["b"][0], s["n"]) for s in averaged] == [(2.0, 4.0, 5.0, 4)] * 2
@@ -133,7 +143,7 @@ def test_state_policies_by_hand():
     assert [(s["v"][0], s["a"][0], s["b"][0], s["n"]) for s in reset] == [(0.0, 0.0, 0.0, 0)] * 2
 
 
-# ----------------------------------------------------------------------- two learners, one weight, by hand
+# ----------------------------------------------------------------------- two learners, one weight,
 
 
 def sigmoid(z):
@@ -190,7 +200,10 @@ def test_tiny_momentum_policies():
     g0, g1 = slope_0(-0.25), slope_1(-0.25)
     # K = 1, after the first average at -1/4 the velocities are -1/2 and 1
     close(oracle.kavg(s, 2, constant(1.0), 1)[0], [-0.25 - ((-0.25 + g0) + (0.5 + g1)) / 2])
-    close(oracle.kavg(s._replace(policy="average"), 2, constant(1.0), 1)[0], [-0.25 - (0.125 + (g0 + g1) / 2)])
+    close(
+        oracle.kavg(s._replace(policy="average"), 2, constant(1.0), 1)[0],
+        [-0.25 - (0.125 + (g0 + g1) / 2)],
+    )
     close(oracle.kavg(s._replace(policy="reset"), 2, constant(1.0), 1)[0], [-0.25 - (g0 + g1) / 2])
 
 
@@ -204,7 +217,7 @@ def test_tiny_adpsgd_variance():
     close([a.C2 for a in trace], [lr * 0.5625, (lr * 0.5625 + S2 / lr) / 2])
 
 
-# ------------------------------------------------------------------------------------------ averaging steps
+# ------------------------------------------------------------------------------------------ averagi
 
 
 def test_averaging_steps_of_kavg_and_oneshot():
@@ -221,7 +234,12 @@ def test_averaging_steps_of_kavg_and_oneshot():
 def test_averaging_steps_of_adalupa_linear():
     # alpha = 0.5, tau_0 = 3: periods 3, 4.5 -> 5, 6, 7.5 -> 8
     assert times(oracle.adalupa_linear(problem(), 25, decaying, 3, 0.5)[1]) == [3, 8, 14, 22, 25]
-    assert [oracle.linear_period(i, 91, 1.09) for i in range(4)] == [91, 191, 290, 389]  # 91, 190.19, 289.38, 388.57
+    assert [oracle.linear_period(i, 91, 1.09) for i in range(4)] == [
+        91,
+        191,
+        290,
+        389,
+    ]  # 91, 190.19, 289.38, 388.57
 
 
 def test_linear_period_is_exact():
@@ -231,7 +249,9 @@ def test_linear_period_is_exact():
 
 
 def test_averaging_steps_of_adalupa_loss():
-    s = problem(n=40, P=2)._replace(y=np.ones(40), X=np.abs(problem(n=40).X) + 0.5)  # separable: F falls quickly
+    s = problem(n=40, P=2)._replace(
+        y=np.ones(40), X=np.abs(problem(n=40).X) + 0.5
+    )  # separable: F falls quickly
     tau0, T, gamma = 2, 60, constant(2.0)
     _, averages = oracle.adalupa_loss(s, T, gamma, tau0)
     due, expected = tau0, []
@@ -248,11 +268,15 @@ def test_averaging_steps_of_adalupa_loss():
 
 
 def test_adalupa_loss_keeps_the_first_period_while_the_loss_is_no_lower():
-    # each shard has a row for w > 0 and its opposite for w < 0: zero is the minimum and nothing moves
+    # each shard has a row for w > 0 and its opposite for w < 0: zero is the minimum and nothing
+    # moves
     s = Setup(np.array([[1.0], [1.0]] * 2), np.array([1.0, -1.0] * 2), 2)
     assert times(oracle.adalupa_loss(s, 7, constant(1.0), 3)[1]) == [3, 6, 7]
-    # a step size far too large: the first mean is at -0.25 * 40, where the loss is higher than at zero
-    assert oracle.objective(oracle.kavg(TINY, 1, constant(40.0), 1)[0], TINY.X, TINY.y, 0.0) > math.log(2)
+    # a step size far too large: the first mean is at -0.25 * 40, where the loss is higher than at
+    # zero
+    assert oracle.objective(
+        oracle.kavg(TINY, 1, constant(40.0), 1)[0], TINY.X, TINY.y, 0.0
+    ) > math.log(2)
     assert times(oracle.adalupa_loss(TINY, 2, constant(40.0), 1)[1]) == [1, 2]
 
 
@@ -263,7 +287,10 @@ def test_adalupa_loss_measures_the_regularised_objective_over_all_the_rows():
         F1 = (math.log(1 + math.exp(0.25)) + math.log(1 + math.exp(-0.5))) / 2 + l2 / 32
         factor = 2 if math.log(2) > F1 else 1
         assert factor == (2 if l2 == 0 else 1)
-        assert times(oracle.adalupa_loss(s, 4, lambda t: 1.0 if t == 1 else 0.0, 1)[1])[:2] == [1, 1 + factor]
+        assert times(oracle.adalupa_loss(s, 4, lambda t: 1.0 if t == 1 else 0.0, 1)[1])[:2] == [
+            1,
+            1 + factor,
+        ]
 
 
 @pytest.mark.parametrize(
@@ -271,8 +298,16 @@ def test_adalupa_loss_measures_the_regularised_objective_over_all_the_rows():
     [
         ([(0, 4)], 10, [4, 8, 10]),
         ([(0, 3), (6, 2)], 11, [3, 6, 8, 10, 11]),
-        ([(0, 2), (5, 4)], 13, [2, 4, 8, 12, 13]),  # update 5 is still of the first piece; 6 and 7 are too early
-        ([(0, 5), (7, 2)], 11, [5, 8, 10, 11]),  # three updates are waiting when the period falls to two
+        (
+            [(0, 2), (5, 4)],
+            13,
+            [2, 4, 8, 12, 13],
+        ),  # update 5 is still of the first piece; 6 and 7 are too early
+        (
+            [(0, 5), (7, 2)],
+            11,
+            [5, 8, 10, 11],
+        ),  # three updates are waiting when the period falls to two
         ([(0, 5), (8, 1)], 10, [5, 9, 10]),
         ([(0, 3), (3, 1), (5, 10)], 9, [3, 4, 5, 9]),
     ],
@@ -283,7 +318,16 @@ def test_averaging_steps_of_piecewise(pieces, T, expected):
 
 def test_averaging_steps_of_hieravg():
     averages = oracle.hieravg(problem(), 13, decaying, 2, 5, 2)[1]
-    expected = {2: "local", 4: "local", 5: "global", 7: "local", 9: "local", 10: "global", 12: "local", 13: "global"}
+    expected = {
+        2: "local",
+        4: "local",
+        5: "global",
+        7: "local",
+        9: "local",
+        10: "global",
+        12: "local",
+        13: "global",
+    }
     assert averages == list(expected.items())
     averages = oracle.hieravg(problem(), 9, decaying, 2, 4, 2)[1]
     assert averages == [(2, "local"), (4, "global"), (6, "local"), (8, "global"), (9, "global")]
@@ -291,7 +335,8 @@ def test_averaging_steps_of_hieravg():
 
 
 def test_hieravg_by_hand():
-    # four learners with one row each, y = 1, x = 1, 2, 3, 4: from 0 with lr 1 the first step leads to x / 2
+    # four learners with one row each, y = 1, x = 1, 2, 3, 4: from 0 with lr 1 the first step leads
+    # to x / 2
     x = np.array([1.0, 2.0, 3.0, 4.0])
     s = Setup(x[:, None], np.ones(4), 4)
     w = np.array([0.75, 0.75, 1.75, 1.75])  # the clusters' means
@@ -320,7 +365,7 @@ def test_hieravg_state_policies_by_hand():
     close(oracle.hieravg(s, 4, constant(1.0), 1, 4, 2)[0], [np.mean(w)])
 
 
-# ---------------------------------------------------------------------------------------------- equivalences
+# ---------------------------------------------------------------------------------------------- equ
 
 
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
@@ -332,19 +377,27 @@ def test_equivalences_hold_for_every_optimiser_and_policy(optimiser, policy):
         (oracle.oneshot(s, T, decaying), oracle.kavg(s, T, decaying, T + 5)),
         (oracle.adalupa_linear(s, T, decaying, 3, 0), oracle.kavg(s, T, decaying, 3)),
         (oracle.piecewise(s, T, decaying, [(0, 3)]), oracle.kavg(s, T, decaying, 3)),
-        (oracle.piecewise(s, T, decaying, [(0, 2), (2, 3), (5, 4)]), oracle.adalupa_linear(s, T, decaying, 2, 0.5)),
+        (
+            oracle.piecewise(s, T, decaying, [(0, 2), (2, 3), (5, 4)]),
+            oracle.adalupa_linear(s, T, decaying, 2, 0.5),
+        ),
         (oracle.mavg(s, T, decaying, 3, 0.0), oracle.kavg(s, T, decaying, 3)),
         (oracle.mavg(s, T, decaying, 3, 0.0, nesterov=True), oracle.kavg(s, T, decaying, 3)),
         (oracle.hieravg(s, T, decaying, 3, 3, 2), oracle.kavg(s, T, decaying, 3)),
         (oracle.hieravg(s, T, decaying, 2, 5, 1), oracle.kavg(s, T, decaying, 5)),
         (oracle.adpsgd(s, T, decaying, 3, T)[:2], oracle.kavg(s, T, decaying, 3)),
-        (oracle.adpsgd(s, T, decaying, 3, T, warmup=4)[:2], oracle.piecewise(s, T, decaying, [(0, 1), (4, 3)])),
+        (
+            oracle.adpsgd(s, T, decaying, 3, T, warmup=4)[:2],
+            oracle.piecewise(s, T, decaying, [(0, 1), (4, 3)]),
+        ),
         (oracle.adpsgd(s, T, decaying, 3, T, warmup=T)[:2], oracle.kavg(s, T, decaying, 1)),
     ]
     for (a, averages_a), (b, averages_b) in same:
         close(a, b)
         assert averages_a == averages_b
-    whole = oracle.hieravg(s, T, decaying, 2, 4, 4)  # clusters of all the learners: K-AVG(K1), in other words
+    whole = oracle.hieravg(
+        s, T, decaying, 2, 4, 4
+    )  # clusters of all the learners: K-AVG(K1), in other words
     close(whole[0], oracle.kavg(s, T, decaying, 2)[0])
     assert [t for t, _ in whole[1]] == times(oracle.kavg(s, T, decaying, 2)[1])
 
@@ -352,7 +405,11 @@ def test_equivalences_hold_for_every_optimiser_and_policy(optimiser, policy):
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 def test_one_learner_is_sgd(optimiser):
     s = problem(P=1, optimiser=optimiser)
-    for run in (oracle.sync(s, 9, decaying), oracle.kavg(s, 9, decaying, 4), oracle.oneshot(s, 9, decaying)):
+    for run in (
+        oracle.sync(s, 9, decaying),
+        oracle.kavg(s, 9, decaying, 4),
+        oracle.oneshot(s, 9, decaying),
+    ):
         close(run[0], oracle.sgd(s, 9, decaying)[0])
 
 
@@ -368,7 +425,10 @@ def test_kavg_with_period_one_is_sync():
 
 
 def test_reset_at_every_step_removes_momentum():
-    for optimiser, lr in (("momentum", 0.3), ("nesterov", 0.3 / 1.9)):  # a fresh Nesterov step is lr (1 + m) g
+    for optimiser, lr in (
+        ("momentum", 0.3),
+        ("nesterov", 0.3 / 1.9),
+    ):  # a fresh Nesterov step is lr (1 + m) g
         s = problem(optimiser=optimiser, policy="reset")
         close(oracle.kavg(s, 9, constant(lr), 1)[0], oracle.sync(problem(), 9, constant(0.3))[0])
 
@@ -376,7 +436,9 @@ def test_reset_at_every_step_removes_momentum():
 def test_equal_shards_sync_is_full_gradient_descent():
     s = problem(n=40)
     close(oracle.sync(s, 9, decaying)[0], oracle.sgd(s, 9, decaying)[0])
-    s = problem(n=38)  # unequal shards: the mean of the shards' means is another function's gradient
+    s = problem(
+        n=38
+    )  # unequal shards: the mean of the shards' means is another function's gradient
     assert different(oracle.sync(s, 9, decaying)[0], oracle.sgd(s, 9, decaying)[0])
 
 
@@ -391,7 +453,9 @@ def test_mavg_does_not_rescale_its_velocity_when_the_step_size_changes():
     # after a large first step, a step size of zero leaves v to decay: w~ = d (1 + mu + mu^2 + ...)
     w, _ = oracle.mavg(TINY, 4, lambda t: 1.0 if t == 1 else 0.0, 1, 0.5)
     close(w, [-0.25 * (1 + 0.5 + 0.25 + 0.125)])
-    w, _ = oracle.mavg(TINY, 3, lambda t: 1.0 if t == 1 else 0.0, 2, 0.5)  # the partial period moves by mu v
+    w, _ = oracle.mavg(
+        TINY, 3, lambda t: 1.0 if t == 1 else 0.0, 2, 0.5
+    )  # the partial period moves by mu v
     close(w, [-0.25 * 1.5])
 
 
@@ -423,7 +487,7 @@ def test_options_are_not_ignored():
             assert different(ways[i], ways[j])
 
 
-# ---------------------------------------------------------------------------------------------------- adpsgd
+# --------------------------------------------------------------------------------------------------
 
 
 def test_adpsgd_on_identical_shards_never_changes_its_period():
@@ -450,12 +514,17 @@ def test_adpsgd_period_falls_to_one_and_stays_there():
     assert [a.next_period for a in trace] == [3, 3, 2, 1, 1, 1, 1, 1, 1]
 
 
-@pytest.mark.parametrize(("ratio", "change"), [(0.69, 1), (0.71, 0), (1.0, 0), (1.29, 0), (1.31, -1)])
+@pytest.mark.parametrize(
+    ("ratio", "change"), [(0.69, 1), (0.71, 0), (1.0, 0), (1.29, 0), (1.31, -1)]
+)
 def test_adpsgd_thresholds(ratio, change):
-    # steps this small leave the gradients as they were, so S goes like the square of the step size: with one sample
-    # before the step size is multiplied by the ratio, S / (gamma C2) is the ratio
+    # steps this small leave the gradients as they were, so S goes like the square of the step size:
+    # with one sample before the step size is multiplied by the ratio, S / (gamma C2) is the ratio
     trace = oracle.adpsgd(problem(), 4, lambda t: 1e-6 if t <= 2 else ratio * 1e-6, 2, 2)[2]
-    assert [(a.t, a.phase, a.next_period) for a in trace] == [(2, "sampling", 2), (4, "control", 2 + change)]
+    assert [(a.t, a.phase, a.next_period) for a in trace] == [
+        (2, "sampling", 2),
+        (4, "control", 2 + change),
+    ]
 
 
 def test_adpsgd_sampling_boundary():
@@ -494,7 +563,7 @@ def test_adpsgd_trace_obeys_its_rules():
         assert after.phase == "final" or after.t - before.t == after.period
 
 
-# ------------------------------------------------------------------------------------------------------ qsgd
+# --------------------------------------------------------------------------------------------------
 
 
 def test_quantise_by_hand():
@@ -511,7 +580,10 @@ def test_quantise_buckets_and_zeros():
     u = np.full(5, 0.999999)
     close(oracle.quantise(np.zeros(5), u, bucket=2), np.zeros(5))
     # buckets (2, 0), (0, 0), (-7): each has its own norm, and a lone entry is exact
-    close(oracle.quantise(np.array([2.0, 0.0, 0.0, 0.0, -7.0]), u, bucket=2), [2.0, 0.0, 0.0, 0.0, -7.0])
+    close(
+        oracle.quantise(np.array([2.0, 0.0, 0.0, 0.0, -7.0]), u, bucket=2),
+        [2.0, 0.0, 0.0, 0.0, -7.0],
+    )
 
 
 def test_quantise_has_no_level_above_the_highest():
@@ -534,8 +606,9 @@ def test_quantise_stays_within_a_level_of_the_gradient():
 def test_quantise_is_unbiased():
     """An unbiased quantiser fails with probability at most 1e-9.
 
-    Each decoded entry takes two values a level apart, so by Hoeffding's inequality the mean of N differs from its
-    expectation by more than x levels with probability at most 2 exp(-2 N x^2), here summed over all the entries.
+    Each decoded entry takes two values a level apart, so by Hoeffding's inequality the mean of N
+    differs from its expectation by more than x levels with probability at most 2 exp(-2 N x^2),
+    here summed over all the entries.
     """
     rng = np.random.default_rng(2)
     d, N, error_rate = 700, 3000, 1e-9
@@ -551,7 +624,10 @@ def test_quantise_is_unbiased():
 
 def test_qsgd_by_hand_on_one_weight():
     # a single weight is always exact: its norm is itself, whatever the random numbers
-    close(oracle.qsgd(TINY, 9, decaying, lambda t, j: np.array([0.73]))[0], oracle.sync(TINY, 9, decaying)[0])
+    close(
+        oracle.qsgd(TINY, 9, decaying, lambda t, j: np.array([0.73]))[0],
+        oracle.sync(TINY, 9, decaying)[0],
+    )
 
 
 def test_qsgd_first_step_by_hand():
@@ -561,7 +637,9 @@ def test_qsgd_first_step_by_hand():
     for j, rows in enumerate((slice(0, 18), slice(18, 37))):
         g = -(s.y[rows] @ s.X[rows]) / (2 * len(s.y[rows]))
         norm = math.sqrt(sum(x * x for x in g))
-        levels = [math.copysign(math.floor(abs(g[i]) / norm * 127 + u[1, j][i]), g[i]) for i in range(5)]
+        levels = [
+            math.copysign(math.floor(abs(g[i]) / norm * 127 + u[1, j][i]), g[i]) for i in range(5)
+        ]
         decoded.append([norm * level / 127 for level in levels])
     w, averages = oracle.qsgd(s, 1, constant(0.5), lambda t, j: u[t, j])
     close(w, -0.5 * (np.array(decoded[0]) + np.array(decoded[1])) / 2)

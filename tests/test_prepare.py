@@ -1,4 +1,6 @@
-"""LIBSVM text to a prepared file: any packing, any number of ranks, mistakes named by line, nothing left behind."""
+"""LIBSVM text to a prepared file: any packing, any number of ranks, mistakes named by line, nothing
+left behind.
+"""
 
 import bz2
 import gzip
@@ -34,7 +36,9 @@ SMALL = b"""# made by hand
 +1 1:-.25 2:3 4:7\r
 # the end
 -1 4:1e-3"""
-SMALL_X = np.array([[.5, 0, -.2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [-.25, 3, 0, 7], [0, 0, 0, 1e-3]], np.float32)
+SMALL_X = np.array(
+    [[0.5, 0, -0.2, 0], [0, 1, 0, 0], [0, 0, 0, 0], [-0.25, 3, 0, 7], [0, 0, 0, 1e-3]], np.float32
+)
 SMALL_Y = np.array([1, -1, -1, 1, -1], np.float32)
 
 
@@ -60,8 +64,10 @@ def content(path):
 
 def text_of(x, y):
     """LIBSVM text of x [n, d], with all the digits a float32 has, and y [n]."""
-    return b"".join(b"%d %s\n" % (label, b" ".join(b"%d:%.9g" % (k + 1, v) for k, v in enumerate(row) if v))
-                    for row, label in zip(x, y, strict=True))
+    return b"".join(
+        b"%d %s\n" % (label, b" ".join(b"%d:%.9g" % (k + 1, v) for k, v in enumerate(row) if v))
+        for row, label in zip(x, y, strict=True)
+    )
 
 
 def some(n, d, seed=0, share=0.6):
@@ -83,9 +89,15 @@ def test_every_packing_gives_the_rows_of_the_text(tmp_path, suffix):
     arrays, attributes = content(tmp_path / "out.h5")
     np.testing.assert_array_equal(arrays["train/x"], SMALL_X)
     np.testing.assert_array_equal(arrays["train/y"], SMALL_Y)
-    assert arrays["train/x"].dtype == arrays["train/y"].dtype == np.float32 and "test/x" not in arrays
+    assert (
+        arrays["train/x"].dtype == arrays["train/y"].dtype == np.float32 and "test/x" not in arrays
+    )
     assert attributes["name"] == "small" and attributes["source"] == "small.set" + suffix
-    assert (attributes["schema"], attributes["kind"], bool(attributes["shuffled"])) == (1, "features", False)
+    assert (attributes["schema"], attributes["kind"], bool(attributes["shuffled"])) == (
+        1,
+        "features",
+        False,
+    )
     assert "shuffle_seed" not in attributes and attributes["classes"].tolist() == [-1, 1]
 
 
@@ -99,17 +111,27 @@ def test_rows_stand_uncompressed_in_one_piece(tmp_path):
     prepared(SMALL, tmp_path)
     with h5py.File(tmp_path / "out.h5") as file:
         for name in ("train/x", "train/y"):
-            assert file[name].chunks is None and file[name].compression is None and file[name].id.get_offset()
+            assert (
+                file[name].chunks is None
+                and file[name].compression is None
+                and file[name].id.get_offset()
+            )
 
 
-@pytest.mark.parametrize(("labels", "classes"), [("1 0 0", [0, 1]), ("2 1 1", [1, 2]), ("-3 -7.5 -7.5", [-7.5, -3]),
-                                                 ("+1 -1 -1.0", [-1, 1])])
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [("1 0 0", [0, 1]), ("2 1 1", [1, 2]), ("-3 -7.5 -7.5", [-7.5, -3]), ("+1 -1 -1.0", [-1, 1])],
+)
 def test_the_smaller_label_becomes_minus_one(tmp_path, labels, classes):
-    arrays, attributes = prepared("\n".join(f"{label} 1:1" for label in labels.split()).encode(), tmp_path)
+    arrays, attributes = prepared(
+        "\n".join(f"{label} 1:1" for label in labels.split()).encode(), tmp_path
+    )
     assert arrays["train/y"].tolist() == [1, -1, -1] and attributes["classes"].tolist() == classes
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(chunk=st.integers(1, 200), suffix=st.sampled_from(["", ".bz2"]), newline=st.booleans())
 def test_where_the_chunks_are_cut_changes_nothing(tmp_path, monkeypatch, chunk, suffix, newline):
     monkeypatch.setattr(libsvm_text, "CHUNK_BYTES", chunk)
@@ -142,7 +164,9 @@ BROKEN = [
 
 @pytest.mark.parametrize("suffix", ["", ".xz"])
 @pytest.mark.parametrize(("text", "line", "words"), BROKEN)
-def test_a_broken_line_is_named_by_number_wherever_it_is(tmp_path, monkeypatch, text, line, words, suffix):
+def test_a_broken_line_is_named_by_number_wherever_it_is(
+    tmp_path, monkeypatch, text, line, words, suffix
+):
     for before, chunk in ((0, 1 << 22), (0, 10), (200, 64), (200, 1 << 22)):
         monkeypatch.setattr(libsvm_text, "CHUNK_BYTES", chunk)
         path = put(tmp_path, b"1 1:2\n-1 1:1 # c\n" * (before // 2) + text.encode(), suffix=suffix)
@@ -171,20 +195,23 @@ def test_a_file_without_line_ends_is_refused_before_it_fills_memory(tmp_path, mo
 def test_a_cut_or_damaged_archive_is_refused(tmp_path, suffix):
     whole = PACKED[suffix](text_of(*some(300, 20)))
     path = tmp_path / f"a{suffix}"
-    for damaged in (whole[:len(whole) // 2], whole[:-3], whole[:100] + bytes(50) + whole[150:]):
+    for damaged in (whole[: len(whole) // 2], whole[:-3], whole[:100] + bytes(50) + whole[150:]):
         path.write_bytes(damaged)
         with pytest.raises(UserError, match=r"damaged.*fetch it again"):
             prepare_libsvm(path, tmp_path / "out.h5")
         assert left_in(tmp_path) == [path.name]
 
 
-@pytest.mark.parametrize(("text", "words"), [
-    (b"", "no rows"),
-    (b"# only\n\n# comments\n", "no rows"),
-    (b"1\n-1\n", "no features"),
-    (b"1 1:1\n1 1:2\n", r"one label only \(1\)"),
-    (b"1 1:1\n2 1:2\n2 1:2\n3 1:1\n", r"more than two labels \(1, 2, 3, …\)"),
-])
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (b"", "no rows"),
+        (b"# only\n\n# comments\n", "no rows"),
+        (b"1\n-1\n", "no features"),
+        (b"1 1:1\n1 1:2\n", r"one label only \(1\)"),
+        (b"1 1:1\n2 1:2\n2 1:2\n3 1:1\n", r"more than two labels \(1, 2, 3, …\)"),
+    ],
+)
 def test_a_file_that_is_no_two_class_set_is_refused(tmp_path, text, words):
     with pytest.raises(UserError, match=words):
         prepared(text, tmp_path)
@@ -218,7 +245,10 @@ def test_train_and_test_share_the_features_and_the_labels(tmp_path):
         test = put(tmp_path, second, "test.txt")
         arrays, attributes = prepared(first, tmp_path, test=test)
         assert arrays["train/x"].shape[1] == arrays["test/x"].shape[1] == 5
-        assert attributes["source"] == "a.txt, test.txt" and attributes["classes"].tolist() == [0, 1]
+        assert attributes["source"] == "a.txt, test.txt" and attributes["classes"].tolist() == [
+            0,
+            1,
+        ]
     arrays, _ = prepared(narrow, tmp_path, test=put(tmp_path, wide, "test.txt"))
     assert arrays["test/y"].tolist() == [1, 1, 1]
     with pytest.raises(UserError, match=r"test.txt has the label 2"):
@@ -282,8 +312,11 @@ libsvm.prepare_libsvm(sys.argv[2], sys.argv[3])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_leaves_nothing_behind(tmp_path, number):
     path = put(tmp_path, SMALL)
-    process = subprocess.Popen([sys.executable, "-c", SLOW, str(ROOT), str(path), str(tmp_path / "out.h5")],
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", SLOW, str(ROOT), str(path), str(tmp_path / "out.h5")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
     try:
         assert process.stdout.readline() == b"writing\n"
         assert len(left_in(tmp_path)) == 2
@@ -328,12 +361,26 @@ print(peak_mb() - before)
 
 def test_memory_does_not_grow_with_the_file(tmp_path):
     d, n = 200_000, 200  # 160 MB dense, from 160 MB of text, mostly comments
-    row = b" ".join(b"%d:1" % k for k in range(1, d, 1000)) + b" %d:2 #" % d + b"x" * 800_000 + b"\n"
+    row = (
+        b" ".join(b"%d:1" % k for k in range(1, d, 1000)) + b" %d:2 #" % d + b"x" * 800_000 + b"\n"
+    )
     with open(tmp_path / "a.txt", "wb") as file:
         for i in range(n):
             file.write(b"%d " % (i % 2) + row)
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(ROOT), str(tmp_path / "a.txt"), str(tmp_path / "out.h5")],
-                          capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            MEMORY,
+            str(ROOT),
+            str(tmp_path / "a.txt"),
+            str(tmp_path / "out.h5"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
     assert float(done.stdout) < 50
     os.remove(tmp_path / "out.h5")
     os.remove(tmp_path / "a.txt")
@@ -344,10 +391,15 @@ def test_a_pipe_sees_no_progress_bar_and_a_terminal_does(tmp_path):
     import pty
     import termios
 
-    code = "import sys; sys.path.insert(0, sys.argv[1])\nfrom localavg.datasets.libsvm import prepare_libsvm\n" \
-           "prepare_libsvm(sys.argv[2], sys.argv[3])\n"
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom localavg.datasets.libsvm import "
+        "prepare_libsvm\n"
+        "prepare_libsvm(sys.argv[2], sys.argv[3])\n"
+    )
     command = [sys.executable, "-c", code, str(ROOT), str(put(tmp_path, SMALL))]
-    done = subprocess.run([*command, str(tmp_path / "1.h5")], capture_output=True, timeout=60, check=True)
+    done = subprocess.run(
+        [*command, str(tmp_path / "1.h5")], capture_output=True, timeout=60, check=True
+    )
     assert done.stderr == done.stdout == b""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
@@ -359,8 +411,11 @@ def test_a_pipe_sees_no_progress_bar_and_a_terminal_does(tmp_path):
 
 # Several ranks
 
+
 def work(world, folder, jobs):
-    """Prepare a file in `folder` for each of the jobs (train, test, shuffle); return what was said of each."""
+    """Prepare a file in `folder` for each of the jobs (train, test, shuffle); return what was said
+    of each.
+    """
     libsvm_text.CHUNK_BYTES, said = 2000, []
     for number, (train, test, shuffle) in enumerate(jobs):
         try:
@@ -399,10 +454,16 @@ def test_any_number_of_ranks_gives_the_same_bits_and_the_same_errors(tmp_path, m
     for folder in folders.values():
         folder.mkdir()
     alone = work(None, folders[1], list(jobs))
-    assert [words in said for words, said in zip(jobs.values(), alone, strict=True)] == [True] * len(jobs), alone
+    assert [words in said for words, said in zip(jobs.values(), alone, strict=True)] == [
+        True
+    ] * len(jobs), alone
     for ranks in (2, 3):
         assert call(ranks, work, folders[ranks], list(jobs)) == [alone] * ranks
-        assert left_in(folders[ranks]) == left_in(folders[1]) == ["0.h5", "1.h5", "2.h5", "3.h5", "like.h5"]
+        assert (
+            left_in(folders[ranks])
+            == left_in(folders[1])
+            == ["0.h5", "1.h5", "2.h5", "3.h5", "like.h5"]
+        )
         for path in folders[1].iterdir():
             assert (folders[ranks] / path.name).read_bytes() == path.read_bytes()
 
@@ -426,12 +487,27 @@ def differ(world, folder):
 def test_ranks_that_do_not_see_the_same_file_stop_together(tmp_path):
     said, same = call(2, differ, tmp_path)
     assert same == said
-    for words, line in zip(["differs between ranks 0 and 1"] * 2 + ["No such file"], said, strict=True):
+    for words, line in zip(
+        ["differs between ranks 0 and 1"] * 2 + ["No such file"], said, strict=True
+    ):
         assert words in line
 
 
 def test_without_a_communicator_mpi_is_not_touched(tmp_path):
-    code = "import sys; sys.path.insert(0, sys.argv[1])\nfrom localavg.datasets.libsvm import prepare_libsvm\n" \
-           "prepare_libsvm(sys.argv[2], sys.argv[3])\nassert 'mpi4py' not in sys.modules\n"
-    subprocess.run([sys.executable, "-c", code, str(ROOT), str(put(tmp_path, SMALL)), str(tmp_path / "out.h5")],
-                   timeout=60, check=True)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1])\nfrom localavg.datasets.libsvm import "
+        "prepare_libsvm\n"
+        "prepare_libsvm(sys.argv[2], sys.argv[3])\nassert 'mpi4py' not in sys.modules\n"
+    )
+    subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            str(ROOT),
+            str(put(tmp_path, SMALL)),
+            str(tmp_path / "out.h5"),
+        ],
+        timeout=60,
+        check=True,
+    )

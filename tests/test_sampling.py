@@ -1,7 +1,8 @@
-"""Which examples learners draw: what every sampling promises; a batch depends on (seed, learner, step) alone.
+"""Which examples learners draw: what every sampling promises; a batch depends on (seed, learner,
+step) alone.
 
-The statistical tests draw from fixed seeds, so they pass or fail for good; where one is said to err with probability p,
-that is the share of seeds for which a correct sampler would fail it.
+The statistical tests draw from fixed seeds, so they pass or fail for good; where one is said to err
+with probability p, that is the share of seeds for which a correct sampler would fail it.
 """
 
 import random
@@ -36,12 +37,22 @@ def uniform(counts, error_rate=1e-6):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_a_batch_is_the_same_whatever_was_asked_before(kind):
-    n, P, B, steps = 331, 3, 4, range(1, 700)  # several windows of 256 steps, epochs of 27, a remainder
+    n, P, B, steps = (
+        331,
+        3,
+        4,
+        range(1, 700),
+    )  # several windows of 256 steps, epochs of 27, a remainder
     in_order = draws(SAMPLERS[kind](n, P, B, seed=5), range(P), steps)
     sampler, asked = SAMPLERS[kind](n, P, B, seed=5), list(in_order)
     for j, t in [*asked[::-7], *random.Random(0).choices(asked, k=300)]:
         assert rows(sampler.batch(j, t)).tolist() == in_order[j, t]
-    for j, t in [(2, 1), (0, 256), (1, 257), (2, 699)]:  # by a sampler that was never asked anything else
+    for j, t in [
+        (2, 1),
+        (0, 256),
+        (1, 257),
+        (2, 699),
+    ]:  # by a sampler that was never asked anything else
         assert rows(SAMPLERS[kind](n, P, B, seed=5).batch(j, t)).tolist() == in_order[j, t]
 
 
@@ -55,14 +66,25 @@ def test_a_batch_is_b_rows_of_the_data(kind):
 
 @pytest.mark.parametrize("kind", ALL)
 def test_seeds_learners_and_steps_draw_differently(kind):
-    n, P, B = 10**5, 4, 8  # two of different (seed, j, t) are the same with probability 1e-5 at most
-    batches = [str(rows(SAMPLERS[kind](n, P, B, seed).batch(j, t)))
-               for seed in (0, 1, 2**62) for j in range(P) for t in (1, 2, 256, 257, 512, 513)]
+    n, P, B = (
+        10**5,
+        4,
+        8,
+    )  # two of different (seed, j, t) are the same with probability 1e-5 at most
+    batches = [
+        str(rows(SAMPLERS[kind](n, P, B, seed).batch(j, t)))
+        for seed in (0, 1, 2**62)
+        for j in range(P)
+        for t in (1, 2, 256, 257, 512, 513)
+    ]
     assert len(set(batches)) == len(batches)
 
 
 def test_streams_of_random_numbers_are_apart():
-    first = [generator(*key).random() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0, 1), (0, 1, 1)]]
+    first = [
+        generator(*key).random()
+        for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0, 1), (0, 1, 1)]
+    ]
     assert len(set(first)) == 6
     assert generator(3, 4, 5).random() == generator(3, 4, 5).random()
 
@@ -73,14 +95,18 @@ def test_an_epoch_is_n_examples_of_all_learners(kind):
     assert SAMPLERS[kind](100, 4, 10, 0).epoch == 2.5
 
 
-# --------------------------------------------------------------------------------------------------------- iid
+# --------------------------------------------------------------------------------------------------
 
 
 def test_iid_is_uniform_over_all_data_for_every_learner():
-    """χ² over rows for each of 4 learners, and over the joint rows of two draws: errs with probability 1e-5 in all."""
+    """χ² over rows for each of 4 learners, and over the joint rows of two draws: errs with
+    probability 1e-5 in all.
+    """
     n, P, B, steps = 7, 4, 6, 2000
     sampler = SAMPLERS["iid"](n, P, B, seed=11)
-    x = np.array([[sampler.batch(j, t) for t in range(1, steps + 1)] for j in range(P)])  # [P, steps, B]
+    x = np.array(
+        [[sampler.batch(j, t) for t in range(1, steps + 1)] for j in range(P)]
+    )  # [P, steps, B]
     assert all(uniform(np.bincount(x[j].ravel(), minlength=n)) for j in range(P))
 
     def pairs(a, b):
@@ -92,10 +118,12 @@ def test_iid_is_uniform_over_all_data_for_every_learner():
     assert uniform(pairs(x[:, :-256], x[:, 256:]))  # two windows
 
 
-# ----------------------------------------------------------------------------------------------------- shuffle
+# --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("n", "P", "B", "epoch"), [(24, 3, 4, 2), (23, 2, 5, 2), (7, 7, 1, 1), (100, 1, 10, 10)])
+@pytest.mark.parametrize(
+    ("n", "P", "B", "epoch"), [(24, 3, 4, 2), (23, 2, 5, 2), (7, 7, 1, 1), (100, 1, 10, 10)]
+)
 def test_learners_of_an_epoch_have_disjoint_parts(n, P, B, epoch):
     sampler = SAMPLERS["shuffle"](n, P, B, seed=3)
     assert sampler.epoch == epoch
@@ -109,7 +137,9 @@ def test_learners_of_an_epoch_have_disjoint_parts(n, P, B, epoch):
 
 
 def test_the_shuffle_is_global_and_every_row_has_its_chances():
-    """Over 3000 epochs of 11 rows, 8 of them dealt: where each row goes is uniform. Errs with probability 1e-6."""
+    """Over 3000 epochs of 11 rows, 8 of them dealt: where each row goes is uniform. Errs with
+    probability 1e-6.
+    """
     n, P, B, epochs = 11, 2, 2, 3000
     sampler = SAMPLERS["shuffle"](n, P, B, seed=0)
     batches = draws(sampler, range(P), range(1, 2 * epochs + 1))
@@ -120,7 +150,7 @@ def test_the_shuffle_is_global_and_every_row_has_its_chances():
     assert uniform(places)
 
 
-# ------------------------------------------------------------------------------------------------------- shard
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bounds", [[0, 6, 12, 18, 24], [0, 5, 11, 17, 23], [0, 6, 12, 18, 25]])
@@ -135,7 +165,9 @@ def test_shards_have_these_bounds(bounds):
 def test_a_pass_over_a_shard_repeats_no_row_and_the_next_one_is_reshuffled():
     sampler = SAMPLERS["shard"](60, 3, 4, seed=2)
     assert sampler.epoch == 5  # of 20 rows in batches of 4
-    passes = [tuple(np.concatenate([sampler.batch(1, 5 * e + s) for s in range(1, 6)])) for e in range(4)]
+    passes = [
+        tuple(np.concatenate([sampler.batch(1, 5 * e + s) for s in range(1, 6)])) for e in range(4)
+    ]
     assert all(sorted(p) == list(range(20, 40)) for p in passes)
     assert len(set(passes)) == 4
 
@@ -151,7 +183,8 @@ def test_all_learners_have_the_same_number_of_steps_in_a_pass():
 def test_a_batch_of_the_whole_shard_is_the_shard_as_it_lies(seed):
     sampler = SAMPLERS["shard"](24, 4, 6, seed)
     assert [sampler.batch(j, t) for j in range(4) for t in (1, 2, 700)] == [
-        slice(a, a + 6) for a in (0, 6, 12, 18) for _ in range(3)]
+        slice(a, a + 6) for a in (0, 6, 12, 18) for _ in range(3)
+    ]
 
 
 def test_only_shards_of_exactly_b_rows_are_taken_whole():
@@ -165,14 +198,20 @@ def test_only_shards_of_exactly_b_rows_are_taken_whole():
     assert left_out == set(range(17, 23))  # every row has its turn to be left out
 
 
-# ------------------------------------------------------------------------------------------------------- block
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_block_is_consecutive_rows_anywhere_with_equal_chances():
-    """χ² over the 9 places of a block of 4 in 12 rows, and over the joint places of two steps. Errs with 1e-6 each."""
+    """χ² over the 9 places of a block of 4 in 12 rows, and over the joint places of two steps. Errs
+    with 1e-6 each.
+    """
     sampler = SAMPLERS["block"](12, 2, 4, seed=0)
     batches = [[sampler.batch(j, t) for t in range(1, 3001)] for j in range(2)]
-    assert all(type(b) is slice and b.stop - b.start == 4 and b.step is None for row in batches for b in row)
+    assert all(
+        type(b) is slice and b.stop - b.start == 4 and b.step is None
+        for row in batches
+        for b in row
+    )
     starts = np.array([[b.start for b in row] for row in batches])  # [P, steps]
     assert (starts.min(), starts.max()) == (0, 8)
     assert uniform(np.bincount(starts[0], minlength=9))
@@ -181,15 +220,22 @@ def test_a_block_is_consecutive_rows_anywhere_with_equal_chances():
 
 
 def test_a_block_of_all_rows_is_all_rows():
-    assert [SAMPLERS["block"](12, 2, 12, 0).batch(j, t) for j in (0, 1) for t in (1, 2)] == [slice(0, 12)] * 4
+    assert [SAMPLERS["block"](12, 2, 12, 0).batch(j, t) for j in (0, 1) for t in (1, 2)] == [
+        slice(0, 12)
+    ] * 4
 
 
-# ------------------------------------------------------------------------------------------------- bad values
+# -------------------------------------------------------------------------------------------------
 
 TOO_LARGE = [
-    ("iid", 29, 1, 30), ("block", 29, 3, 30), ("shuffle", 29, 1, 30), ("shard", 29, 1, 30),  # more than all data
-    ("shuffle", 29, 3, 10), ("shard", 29, 3, 10),  # more than a learner's part
-    ("shuffle", 29, 40, 1), ("shard", 29, 40, 1),  # more learners than rows
+    ("iid", 29, 1, 30),
+    ("block", 29, 3, 30),
+    ("shuffle", 29, 1, 30),
+    ("shard", 29, 1, 30),  # more than all data
+    ("shuffle", 29, 3, 10),
+    ("shard", 29, 3, 10),  # more than a learner's part
+    ("shuffle", 29, 40, 1),
+    ("shard", 29, 40, 1),  # more learners than rows
 ]
 
 

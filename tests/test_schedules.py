@@ -26,7 +26,9 @@ def averages(schedule, T):
 
 
 def steered(schedule, feedback, T, gamma=1.0):
-    """The averages of a controller that is told the next of `feedback` at each, the last for ever."""
+    """The averages of a controller that is told the next of `feedback` at each, the last for
+    ever.
+    """
     told, found = list(feedback), []
     for t in range(1, T + 1):
         if schedule.after(t) is Scope.WORLD:
@@ -35,7 +37,7 @@ def steered(schedule, feedback, T, gamma=1.0):
     return found
 
 
-# ------------------------------------------------------------------------------------------ static schedules
+# ------------------------------------------------------------------------------------------ static
 
 TRUTH = [
     (Never(), "........"),
@@ -49,7 +51,10 @@ TRUTH = [
     (Hierarchical(1, 4), "CCCWCCCW"),
     (Hierarchical(2, 4), ".C.W.C.W"),
     (Hierarchical(2, 6), ".C.C.W.C.C.W"),
-    (Hierarchical(2, 3), ".CW.CW.CW"),  # K1 does not divide K2: the local count restarts at each global average
+    (
+        Hierarchical(2, 3),
+        ".CW.CW.CW",
+    ),  # K1 does not divide K2: the local count restarts at each global average
     (Hierarchical(3, 8), "..C..C.W..C..C.W"),
     (Hierarchical(4, 6), "...C.W...C.W"),
     (Linear(4, 0.0), "...W...W...W"),
@@ -60,7 +65,9 @@ TRUTH = [
 ]
 
 
-@pytest.mark.parametrize(("schedule", "expected"), TRUTH, ids=[f"{type(s).__name__} {x}" for s, x in TRUTH])
+@pytest.mark.parametrize(
+    ("schedule", "expected"), TRUTH, ids=[f"{type(s).__name__} {x}" for s, x in TRUTH]
+)
 def test_a_schedule_averages_after_these_updates(schedule, expected):
     assert letters(schedule, len(expected)) == expected
 
@@ -68,12 +75,23 @@ def test_a_schedule_averages_after_these_updates(schedule, expected):
 def test_an_average_is_told_as_a_scope_and_only_averages_are_true():
     assert [Every(2).after(t) for t in (1, 2)] == [Scope.NONE, Scope.WORLD]
     assert Hierarchical(1, 3).after(1) is Scope.CLUSTER
-    assert [bool(scope) for scope in (Scope.NONE, Scope.CLUSTER, Scope.WORLD)] == [False, True, True]
+    assert [bool(scope) for scope in (Scope.NONE, Scope.CLUSTER, Scope.WORLD)] == [
+        False,
+        True,
+        True,
+    ]
 
 
 def test_every_run_ends_with_everyone_but_where_no_weights_are_averaged():
-    weights = [OneShot(), Every(4), Hierarchical(2, 4), Linear(4, 0.1), Piecewise([(0, 4)]), LossDriven(4),
-               VarianceDriven(4, 8)]
+    weights = [
+        OneShot(),
+        Every(4),
+        Hierarchical(2, 4),
+        Linear(4, 0.1),
+        Piecewise([(0, 4)]),
+        LossDriven(4),
+        VarianceDriven(4, 8),
+    ]
     assert [schedule.final for schedule in weights] == [Scope.WORLD] * 7
     assert Never().final is Scope.NONE
 
@@ -108,7 +126,14 @@ def test_linear_periods_are_those_of_exact_fractions(tau0):
 
 
 def test_a_period_that_falls():
-    assert averages(Piecewise([(0, 20), (40, 5)]), 60) == [20, 40, 45, 50, 55, 60]  # 20 → 5 (adpsgd §V-B)
+    assert averages(Piecewise([(0, 20), (40, 5)]), 60) == [
+        20,
+        40,
+        45,
+        50,
+        55,
+        60,
+    ]  # 20 → 5 (adpsgd §V-B)
 
 
 def test_a_piece_that_starts_between_averages_takes_over_at_once():
@@ -134,8 +159,14 @@ def test_piecewise_is_counting_up_to_the_period_in_force():
         assert averages(Piecewise(pieces), 100) == expected, pieces
 
 
-STATIC = [Never, OneShot, lambda: Every(3), lambda: Hierarchical(3, 8), lambda: Linear(5, 0.3),
-          lambda: Piecewise([(0, 4), (30, 9), (70, 2)])]
+STATIC = [
+    Never,
+    OneShot,
+    lambda: Every(3),
+    lambda: Hierarchical(3, 8),
+    lambda: Linear(5, 0.3),
+    lambda: Piecewise([(0, 4), (30, 9), (70, 2)]),
+]
 
 
 @pytest.mark.parametrize("make", STATIC)
@@ -144,10 +175,12 @@ def test_a_static_schedule_answers_the_same_whenever_and_however_often_it_is_ask
     order = [*range(120, 0, -1), *range(1, 121), *random.Random(1).choices(range(1, 121), k=300)]
     schedule = make()
     assert all(".CW"[schedule.after(t)] == in_order[t - 1] for t in order)
-    assert all(".CW"[make().after(t)] == in_order[t - 1] for t in (1, 24, 57, 120))  # a new one, asked once
+    assert all(
+        ".CW"[make().after(t)] == in_order[t - 1] for t in (1, 24, 57, 120)
+    )  # a new one, asked once
 
 
-# ------------------------------------------------------------------------------------- driven by the objective
+# ------------------------------------------------------------------------------------- driven by th
 
 
 def opened(tau0, F0):
@@ -157,7 +190,8 @@ def opened(tau0, F0):
 
 
 def test_periods_from_the_objective():
-    # eq. 11 with τ_0 = 10, F(w̄_0) = 8: ⌈1⌉, ⌈(8/2)^⅓⌉ = 2, ⌈8^⅓⌉ = 2, ⌈(8/0.9)^⅓⌉ = 3, ⌈(8/0.1)^⅓⌉ = 5
+    # eq. 11 with τ_0 = 10, F(w̄_0) = 8: ⌈1⌉, ⌈(8/2)^⅓⌉ = 2, ⌈8^⅓⌉ = 2, ⌈(8/0.9)^⅓⌉ = 3, ⌈(8/0.1)^⅓⌉
+    # = 5
     assert steered(opened(10, 8.0), [2.0, 1.0, 0.9, 0.1, 0.1], 130) == [10, 30, 50, 80, 130]
 
 
@@ -183,11 +217,12 @@ def test_eq_11_needs_a_finite_positive_objective(F):
         LossDriven(10).observe(0, F, 1.0)
 
 
-# -------------------------------------------------------------------------------------- driven by the variance
+# -------------------------------------------------------------------------------------- driven by t
 
 
 def test_the_variance_steers_the_period():
-    # p_init = 2, K_s = 6: samples at t = 2, 4, 6 (k = 1, 3, 5) of S = 1, 2, 3, so C₂ = 2; thresholds 1.4 and 2.6
+    # p_init = 2, K_s = 6: samples at t = 2, 4, 6 (k = 1, 3, 5) of S = 1, 2, 3, so C₂ = 2;
+    # thresholds 1.4 and 2.6
     feedback = [1, 2, 3, 1.39, 2.0, 2.61, 1.41, 2.59, 1.0, 1.0, 3.0]
     #           2  4  6  8     11   14    16    18    20   23   27
     expected = [2, 4, 6, 8, 11, 14, 16, 18, 20, 23, 27, 30]
@@ -209,7 +244,16 @@ def test_a_variance_on_a_threshold_changes_nothing():
 
 
 def test_the_period_never_falls_below_one():
-    assert steered(VarianceDriven(3, 3), [1.0, 9.0, 9.0, 9.0, 9.0, 9.0], 13) == [3, 6, 8, 9, 10, 11, 12, 13]
+    assert steered(VarianceDriven(3, 3), [1.0, 9.0, 9.0, 9.0, 9.0, 9.0], 13) == [
+        3,
+        6,
+        8,
+        9,
+        10,
+        11,
+        12,
+        13,
+    ]
 
 
 def test_a_period_of_one_can_grow_again():
@@ -217,7 +261,8 @@ def test_a_period_of_one_can_grow_again():
 
 
 def test_iterations_count_from_zero_in_the_sampling_phase():
-    # the average at t = 4 is iteration k = 3: a sample for K_s = 4, and the first that steers for K_s = 3
+    # the average at t = 4 is iteration k = 3: a sample for K_s = 4, and the first that steers for
+    # K_s = 3
     assert steered(VarianceDriven(2, 4), [1.0, 9.0, 5.0], 10) == [2, 4, 6, 8, 10]
     assert steered(VarianceDriven(2, 3), [1.0, 9.0, 1.0], 7) == [2, 4, 5, 6, 7]
 
@@ -235,16 +280,22 @@ def test_thresholds_follow_the_step_size():
 
 def test_a_warm_up_averages_every_step_and_is_no_part_of_the_algorithm():
     schedule = VarianceDriven(2, 2, warmup=3)
-    # samples of the warm-up are not seen: C₂ = 1 from t = 5 alone, whose k is 1; S = 9 then lowers p to 1
+    # samples of the warm-up are not seen: C₂ = 1 from t = 5 alone, whose k is 1; S = 9 then lowers
+    # p to 1
     assert steered(schedule, [50.0, 50.0, 50.0, 1.0, 9.0, 1.0], 10) == [1, 2, 3, 5, 7, 8, 9, 10]
     assert (schedule.C2, schedule.n_C) == (1.0, 1)
 
 
 def test_other_thresholds():
-    assert steered(VarianceDriven(2, 2, low=0.1, high=20.0), [1.0, 0.5, 9.0, 19.0], 8) == [2, 4, 6, 8]
+    assert steered(VarianceDriven(2, 2, low=0.1, high=20.0), [1.0, 0.5, 9.0, 19.0], 8) == [
+        2,
+        4,
+        6,
+        8,
+    ]
 
 
-# ------------------------------------------------------------------------------------------------- bad values
+# -------------------------------------------------------------------------------------------------
 
 BAD = [
     (lambda: Every(0), "--K 0: a period must be at least 1"),

@@ -1,4 +1,6 @@
-"""The Slurm templates under a real Slurm: a controller and two node daemons on this machine. Root; `make test-root`."""
+"""The Slurm templates under a real Slurm: a controller and two node daemons on this machine. Root;
+`make test-root`.
+"""
 
 import os
 import re
@@ -18,11 +20,26 @@ PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 pytestmark = [
     pytest.mark.root,
     pytest.mark.skipif(os.geteuid() != 0, reason="Slurm's daemons need root"),
-    pytest.mark.skipif(not all(shutil.which(tool, path=PATH) for tool in ("slurmctld", "slurmd", "sbatch", "munged")),
-                       reason="Slurm is not installed (make test-root installs slurm-wlm, munge and libpmix-dev)"),
+    pytest.mark.skipif(
+        not all(
+            shutil.which(tool, path=PATH) for tool in ("slurmctld", "slurmd", "sbatch", "munged")
+        ),
+        reason="Slurm is not installed (make test-root installs slurm-wlm, munge and libpmix-dev)",
+    ),
 ]
 LIMIT_S = 180
-TRAIN = ("kavg", "--K", "5", "--data", "epsilon-like:2000x500", "--batch-size", "64", "--lr", "0.5", "--save-weights")
+TRAIN = (
+    "kavg",
+    "--K",
+    "5",
+    "--data",
+    "epsilon-like:2000x500",
+    "--batch-size",
+    "64",
+    "--lr",
+    "0.5",
+    "--save-weights",
+)
 STEPS = 150_000  # some 10 s
 LONG = """
 [sweep]
@@ -36,26 +53,46 @@ steps = 100_000_000
 [[runs]]
 algorithm = "kavg"
 """
-SMALL = LONG.replace("100_000_000", "40").replace('"kavg"', '"kavg"\ngrid.K = [1, 2, 4]\n[[runs]]\nalgorithm = "sync"')
+SMALL = LONG.replace("100_000_000", "40").replace(
+    '"kavg"', '"kavg"\ngrid.K = [1, 2, 4]\n[[runs]]\nalgorithm = "sync"'
+)
 
 
 class Cluster:
     """The emulated one. jobs: what was submitted, all cancelled at the end."""
 
     def __init__(self, conf):
-        mpi = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMPI_MCA_osc": "^ucx",
-               "PMIX_MCA_gds": "hash", "PMIX_MCA_psec": "native"}  # the last two: less noise from the wheel's PMIx
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "OMPI_", "PMI"))}
+        mpi = {
+            "OMPI_ALLOW_RUN_AS_ROOT": "1",
+            "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+            "OMPI_MCA_osc": "^ucx",
+            "PMIX_MCA_gds": "hash",
+            "PMIX_MCA_psec": "native",
+        }  # the last two: less noise from the wheel's PMIx
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("SLURM_", "OMPI_", "PMI"))
+        }
         self.env = {**kept, **mpi, "SLURM_CONF": conf, "PATH": PATH, "PYTHON": sys.executable}
 
     def run(self, *words, check=True):
-        done = subprocess.run(list(map(str, words)), cwd=ROOT, env=self.env, capture_output=True, text=True, timeout=LIMIT_S)
+        done = subprocess.run(
+            list(map(str, words)),
+            cwd=ROOT,
+            env=self.env,
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
+        )
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
     def submit(self, *words):
         """The number of the job that sbatch WORDS made, one task a node unless told."""
-        return self.run("sbatch", "--parsable", "--partition=debug", "--ntasks-per-node=1", *words).strip()
+        return self.run(
+            "sbatch", "--parsable", "--partition=debug", "--ntasks-per-node=1", *words
+        ).strip()
 
     def job(self, number):
         """What scontrol knows of a job."""
@@ -79,13 +116,19 @@ def cluster(tmp_path_factory):
     """Up for all tests of this file, down after them."""
     env = {**os.environ, "TMPDIR": str(tmp_path_factory.mktemp("slurm"))}
     words = [ROOT / "jobs/emulated/slurm"]
-    up = subprocess.run([*words, "up", "--nodes", "2"], env=env, capture_output=True, text=True, timeout=LIMIT_S)
+    up = subprocess.run(
+        [*words, "up", "--nodes", "2"], env=env, capture_output=True, text=True, timeout=LIMIT_S
+    )
     try:
         assert up.returncode == 0, up.stderr
         yield Cluster(up.stdout.strip().partition("SLURM_CONF=")[2])
     finally:
         subprocess.run([*words, "down"], env=env, timeout=LIMIT_S, check=True)
-        left = [p.info for p in psutil.process_iter(["name", "cmdline", "status"]) if p.info["name"].startswith("slurm")]
+        left = [
+            p.info
+            for p in psutil.process_iter(["name", "cmdline", "status"])
+            if p.info["name"].startswith("slurm")
+        ]
         assert [p["cmdline"] for p in left if p["status"] != psutil.STATUS_ZOMBIE] == []
 
 
@@ -93,8 +136,15 @@ def cluster(tmp_path_factory):
 def uninterrupted(cluster, tmp_path_factory):
     """The run file of TRAIN on two nodes, never disturbed."""
     folder = tmp_path_factory.mktemp("whole")
-    number = cluster.submit(f"--output={folder}/log", ROOT / "jobs/slurm/train.sbatch", *TRAIN, "--steps", STEPS,
-                            "--out", folder / "a.h5")
+    number = cluster.submit(
+        f"--output={folder}/log",
+        ROOT / "jobs/slurm/train.sbatch",
+        *TRAIN,
+        "--steps",
+        STEPS,
+        "--out",
+        folder / "a.h5",
+    )
     job = cluster.wait(number, over)
     assert job["JobState"] == "COMPLETED", (folder / "log").read_text()
     return record.load(folder / "a.h5")
@@ -110,21 +160,45 @@ def test_the_train_template_runs_on_two_nodes_and_finishes(uninterrupted):
 def test_a_job_array_does_a_sweep_share_by_share(cluster, tmp_path):
     (tmp_path / "small.toml").write_text(SMALL)
     out = tmp_path / "runs"
-    cluster.run(sys.executable, "-m", "localavg", "sweep", tmp_path / "small.toml", "--launcher", "slurm", "--jobs", 2, "--out",
-                out, "--submit", f"--wait --partition=debug --output={tmp_path}/log-%a")
+    cluster.run(
+        sys.executable,
+        "-m",
+        "localavg",
+        "sweep",
+        tmp_path / "small.toml",
+        "--launcher",
+        "slurm",
+        "--jobs",
+        2,
+        "--out",
+        out,
+        "--submit",
+        f"--wait --partition=debug --output={tmp_path}/log-%a",
+    )
     logs = [(tmp_path / f"log-{k}").read_text() for k in (1, 2)]
     assert all("2 runs: 2 done" in log for log in logs), logs
     runs = record.load_many(out)
     assert [run.path.stem for run in runs] == ["kavg-K1-s0", "kavg-K2-s0", "kavg-K4-s0", "sync-s0"]
-    assert {run.status for run in runs} == {"finished"} and {run.provenance["ranks"] for run in runs} == {2}
+    assert {run.status for run in runs} == {"finished"} and {
+        run.provenance["ranks"] for run in runs
+    } == {2}
 
 
-def test_a_run_told_to_stop_is_requeued_and_goes_on_to_the_same_bits(cluster, uninterrupted, tmp_path):
-    """As the time limit does it: USR1 to the tasks of srun, the ranks; -K1 then ends the rank that is slower to leave."""
+def test_a_run_told_to_stop_is_requeued_and_goes_on_to_the_same_bits(
+    cluster, uninterrupted, tmp_path
+):
+    """As the time limit does it: USR1 to the tasks of srun, the ranks; -K1 then ends the rank that
+    is slower to leave.
+    """
     out, log = tmp_path / "a.h5", tmp_path / "log"
-    number = cluster.submit(f"--output={log}", ROOT / "jobs/slurm/train.sbatch", *TRAIN, "--steps", STEPS, "--out", out)
+    number = cluster.submit(
+        f"--output={log}", ROOT / "jobs/slurm/train.sbatch", *TRAIN, "--steps", STEPS, "--out", out
+    )
     until = time.monotonic() + LIMIT_S
-    while not (log.exists() and re.search(r"^t [1-9]", log.read_text(), re.M)) and time.monotonic() < until:
+    while (
+        not (log.exists() and re.search(r"^t [1-9]", log.read_text(), re.M))
+        and time.monotonic() < until
+    ):
         time.sleep(0.2)
     cluster.run("scancel", "--signal=USR1", number)
     cluster.wait(number, lambda job: job["Restarts"] == "1", 60)
@@ -140,10 +214,23 @@ def test_a_run_told_to_stop_is_requeued_and_goes_on_to_the_same_bits(cluster, un
 
 
 def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_path):
-    """A limit of 2 minutes, the warning 75 s ahead; Slurm looks twice a minute, so it comes after 15 to 45 s."""
+    """A limit of 2 minutes, the warning 75 s ahead; Slurm looks twice a minute, so it comes after
+    15 to 45 s.
+    """
     (tmp_path / "long.toml").write_text(LONG)
-    cluster.run(sys.executable, "-m", "localavg", "sweep", tmp_path / "long.toml", "--launcher", "slurm", "--out", tmp_path,
-                "--submit", f"--partition=debug --time=2 --signal=B:USR1@75 --output={tmp_path}/log --job-name=limited")
+    cluster.run(
+        sys.executable,
+        "-m",
+        "localavg",
+        "sweep",
+        tmp_path / "long.toml",
+        "--launcher",
+        "slurm",
+        "--out",
+        tmp_path,
+        "--submit",
+        f"--partition=debug --time=2 --signal=B:USR1@75 --output={tmp_path}/log --job-name=limited",
+    )
     number = cluster.run("squeue", "--noheader", "--name=limited", "--format=%A").split()[0]
     try:
         job = cluster.wait(number, lambda job: job["Restarts"] == "1", 170)
@@ -152,7 +239,10 @@ def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_p
         assert "interrupted after" in text and f"job {number} is requeued to go on" in text
         cluster.wait(number, lambda job: job["JobState"] == "RUNNING", 170)
         until = time.monotonic() + 120
-        while "goes on after step" not in (tmp_path / "kavg-s0.log").read_text() and time.monotonic() < until:
+        while (
+            "goes on after step" not in (tmp_path / "kavg-s0.log").read_text()
+            and time.monotonic() < until
+        ):
             time.sleep(0.5)
         assert "goes on after step" in (tmp_path / "kavg-s0.log").read_text()
     finally:

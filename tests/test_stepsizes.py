@@ -21,7 +21,20 @@ def test_constant():
 
 def test_kavg_halves_every_50_epochs():
     gamma = schedule(10, lr=1.0, schedule="steps", every=50, factor=0.5)
-    at(gamma, {1: 1, 500: 1, 501: 0.5, 1000: 0.5, 1001: 0.25, 1500: 0.25, 1501: 0.125, 5501: 2**-11, 6000: 2**-11})
+    at(
+        gamma,
+        {
+            1: 1,
+            500: 1,
+            501: 0.5,
+            1000: 0.5,
+            1001: 0.25,
+            1500: 0.25,
+            1501: 0.125,
+            5501: 2**-11,
+            6000: 2**-11,
+        },
+    )
 
 
 def test_adpsgd_on_cifar10():
@@ -32,14 +45,19 @@ def test_adpsgd_on_cifar10():
 
 def test_adpsgd_on_imagenet():
     # warm-up from 0.1 to 0.8 over 8 epochs, 0.08 at 30, 0.008 at 60 of 90, here of 5 updates
-    gamma = schedule(5, lr=0.8, schedule="steps", milestones=(30, 60), warmup_epochs=8, warmup_from=0.1)
+    gamma = schedule(
+        5, lr=0.8, schedule="steps", milestones=(30, 60), warmup_epochs=8, warmup_from=0.1
+    )
     at(gamma, {1: 0.1, 2: 0.1175, 21: 0.45, 40: 0.7825, 41: 0.8})
     at(gamma, {150: 0.8, 151: 0.08, 300: 0.08, 301: 0.008, 450: 0.008})
 
 
 def test_hieravg():
     # 0.1 → 0.01 at 150 of 200 epochs, here of 3 updates
-    at(schedule(3, lr=0.1, schedule="steps", milestones=(150,)), {1: 0.1, 450: 0.1, 451: 0.01, 600: 0.01})
+    at(
+        schedule(3, lr=0.1, schedule="steps", milestones=(150,)),
+        {1: 0.1, 450: 0.1, 451: 0.01, 600: 0.01},
+    )
 
 
 def test_inverse_time():
@@ -54,7 +72,15 @@ def test_a_warm_up_starts_at_a_tenth_unless_told():
 
 
 def test_milestones_inside_the_warm_up_hold_after_it():
-    gamma = schedule(10, lr=1.0, schedule="steps", milestones=(1, 3), factor=0.5, warmup_epochs=2, warmup_from=0.2)
+    gamma = schedule(
+        10,
+        lr=1.0,
+        schedule="steps",
+        milestones=(1, 3),
+        factor=0.5,
+        warmup_epochs=2,
+        warmup_from=0.2,
+    )
     at(gamma, {1: 0.2, 11: 0.6, 20: 0.96, 21: 0.5, 30: 0.5, 31: 0.25})
 
 
@@ -70,7 +96,10 @@ def test_a_milestone_of_zero_holds_from_the_start():
 def test_an_epoch_need_not_be_a_whole_number_of_updates():
     # 3.125 updates in an epoch: 250 after 80 of them
     at(schedule(3.125, lr=0.1, schedule="steps", milestones=(80,)), {250: 0.1, 251: 0.01})
-    at(schedule(3.125, lr=0.1, schedule="steps", every=80), {250: 0.1, 251: 0.01, 500: 0.01, 501: 0.001})
+    at(
+        schedule(3.125, lr=0.1, schedule="steps", every=80),
+        {250: 0.1, 251: 0.01, 500: 0.01, 501: 0.001},
+    )
 
 
 @pytest.mark.parametrize("epochs", [0.5, 1.1, 2.2, 2.3, 4.1])

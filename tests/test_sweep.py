@@ -1,4 +1,6 @@
-"""Sweeps: what a TOML file expands to, what is told of run files, and which runs are done, kept, resumed or left alone."""
+"""Sweeps: what a TOML file expands to, what is told of run files, and which runs are done, kept,
+resumed or left alone.
+"""
 
 import argparse
 import json
@@ -23,11 +25,35 @@ from localavg.training.checks import difference
 
 SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.toml"))
 FIGURES = {  # the papers' figures and tables, by the file that has their runs
-    "kavg-fig1-2", "kavg-fig3-4", "kavg-fig5-6", "kavg-fig7", "lupa-fig1", "lupa-fig2", "lupa-fig3", "lupa-fig4",
-    "adpsgd-fig1-2", "adpsgd-fig3", "adpsgd-fig4-5", "adpsgd-fig6", "adpsgd-table1", "adpsgd-fig7-8", "adpsgd-strategies",
-    "mavg-fig1-6", "mavg-fig7-8", "mavg-fig9-12", "hieravg-fig1-2", "hieravg-fig3-4", "hieravg-table1", "hieravg-fig5",
+    "kavg-fig1-2",
+    "kavg-fig3-4",
+    "kavg-fig5-6",
+    "kavg-fig7",
+    "lupa-fig1",
+    "lupa-fig2",
+    "lupa-fig3",
+    "lupa-fig4",
+    "adpsgd-fig1-2",
+    "adpsgd-fig3",
+    "adpsgd-fig4-5",
+    "adpsgd-fig6",
+    "adpsgd-table1",
+    "adpsgd-fig7-8",
+    "adpsgd-strategies",
+    "mavg-fig1-6",
+    "mavg-fig7-8",
+    "mavg-fig9-12",
+    "hieravg-fig1-2",
+    "hieravg-fig3-4",
+    "hieravg-table1",
+    "hieravg-fig5",
 }
-MS = {"nin": 2.0, "mlp": 0.4, "resnet8": 4.5, None: 0.1}  # ms of a learner's step at B = 16 (logistic: 128) on one core
+MS = {
+    "nin": 2.0,
+    "mlp": 0.4,
+    "resnet8": 4.5,
+    None: 0.1,
+}  # ms of a learner's step at B = 16 (logistic: 128) on one core
 ROWS = {"digits": 1437}
 SMALL = """
 [sweep]
@@ -54,7 +80,9 @@ ranks = "learners"
 
 def train_parser():
     top = parser()
-    return next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices["train"]
+    return next(a for a in top._actions if isinstance(a, argparse._SubParsersAction)).choices[
+        "train"
+    ]
 
 
 def read(path, scale="laptop", **how):
@@ -69,19 +97,35 @@ def sweep_of(folder, text, scale="laptop", **how):
 
 def localavg(*words, cwd=ROOT, timeout=60, **env):
     """`python -m localavg WORDS`, outside any batch job."""
-    kept = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "LSB_", "OMPI_", "PMI"))}
-    return subprocess.run([sys.executable, "-m", "localavg", *map(str, words)], cwd=cwd, env={**kept, **env}, text=True,
-                          timeout=timeout, capture_output=True)
+    kept = {
+        k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "LSB_", "OMPI_", "PMI"))
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "localavg", *map(str, words)],
+        cwd=cwd,
+        env={**kept, **env},
+        text=True,
+        timeout=timeout,
+        capture_output=True,
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- expansion
+# --------------------------------------------------------------------------------------------------
 
 
 def test_a_grid_is_a_product_and_names_say_what_varies(tmp_path):
     runs = sweep_of(tmp_path, SMALL).runs
-    assert [run.name for run in runs] == ["kavg-K1-P2-s0", "kavg-K3-P2-s0", "kavg-K1-P4-s0", "kavg-K3-P4-s0", "sgd-s0"]
+    assert [run.name for run in runs] == [
+        "kavg-K1-P2-s0",
+        "kavg-K3-P2-s0",
+        "kavg-K1-P4-s0",
+        "kavg-K3-P4-s0",
+        "sgd-s0",
+    ]
     assert " ".join(runs[1].words) == (
-        "train kavg --learners 2 --data epsilon-like:200x10 --batch-size 10 --steps 12 --K 3 --seed 0")
+        "train kavg --learners 2 --data epsilon-like:200x10 --batch-size 10 --steps 12 --K 3 "
+        "--seed 0"
+    )
     assert [run.ranks for run in runs] == [2, 2, 2, 2, 1]
 
 
@@ -109,14 +153,20 @@ ranks = 2
     assert [run.ranks for run in sweep_of(tmp_path, text).runs] == [4, 1, 2, 2]
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ('[common]\ngrid = 3\n[[runs]]\nalgorithm = "kavg"\n', "grid = 3: must be a section"),
-    ('[[runs]]\nalgorithm = "kavg"\ngrid = [1]\n', "grid = [1]: must be a section"),
-    ('[[runs]]\nalgorithm = "kavg"\nlaptop = 3\n', "laptop = 3: must be a section"),
-    ('[[runs]]\nalgorithm = 3\n', "algorithm = 3: must be a name in quotes"),
-    ('[common]\nhelp = true\n[[runs]]\nalgorithm = "kavg"\n', "the sweep sets this itself"),
-    ('[[runs]]\nalgorithm = "downpour"\ndevice = "cuda"\n', "--device cuda means nothing to downpour, whose learners compute"),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ('[common]\ngrid = 3\n[[runs]]\nalgorithm = "kavg"\n', "grid = 3: must be a section"),
+        ('[[runs]]\nalgorithm = "kavg"\ngrid = [1]\n', "grid = [1]: must be a section"),
+        ('[[runs]]\nalgorithm = "kavg"\nlaptop = 3\n', "laptop = 3: must be a section"),
+        ("[[runs]]\nalgorithm = 3\n", "algorithm = 3: must be a name in quotes"),
+        ('[common]\nhelp = true\n[[runs]]\nalgorithm = "kavg"\n', "the sweep sets this itself"),
+        (
+            '[[runs]]\nalgorithm = "downpour"\ndevice = "cuda"\n',
+            "--device cuda means nothing to downpour, whose learners compute",
+        ),
+    ],
+)
 def test_a_file_of_another_shape_is_told_in_one_line(text, told, tmp_path):
     with pytest.raises(UserError, match=re.escape(told)):
         sweep_of(tmp_path, text)
@@ -128,14 +178,20 @@ def test_an_unknown_network_is_refused_before_anything_runs(tmp_path):
 
 
 def test_an_option_that_does_nothing_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(UserError, match=r"sgd at scale laptop: --momentum 0.5 means nothing to --optimizer sgd"):
+    with pytest.raises(
+        UserError, match=r"sgd at scale laptop: --momentum 0.5 means nothing to --optimizer sgd"
+    ):
         sweep_of(tmp_path, '[[runs]]\nalgorithm = "sgd"\nmomentum = 0.5\n')
 
 
 def test_seeds_ranks_and_set_replace_the_files(tmp_path):
-    runs = sweep_of(tmp_path, SMALL, seeds=2, ranks=3, changes={"data": "my.h5", "grad-norm": True}).runs
+    runs = sweep_of(
+        tmp_path, SMALL, seeds=2, ranks=3, changes={"data": "my.h5", "grad-norm": True}
+    ).runs
     assert len(runs) == 10
-    assert {run.ranks for run in runs if run.given["learners"] == 4} == {2}  # the most that divides P
+    assert {run.ranks for run in runs if run.given["learners"] == 4} == {
+        2
+    }  # the most that divides P
     assert all(run.given["data"] == "my.h5" and run.given["grad_norm"] for run in runs)
 
 
@@ -165,9 +221,20 @@ only = "paper"
 K = false
 """
     a, b, c = sweep_of(tmp_path, text).runs
-    assert (a.given["own K"], a.given["lr"], b.given["own K"], c.given["own K"], c.given["lr"]) == (5, 0.25, 6, 7, 0.125)
+    assert (a.given["own K"], a.given["lr"], b.given["own K"], c.given["own K"], c.given["lr"]) == (
+        5,
+        0.25,
+        6,
+        7,
+        0.125,
+    )
     assert "momentum" in a.given and "momentum" not in c.given
-    assert [run.given["algorithm"] for run in sweep_of(tmp_path, text, "paper").runs] == ["kavg", "kavg", "kavg", "sync"]
+    assert [run.given["algorithm"] for run in sweep_of(tmp_path, text, "paper").runs] == [
+        "kavg",
+        "kavg",
+        "kavg",
+        "sync",
+    ]
 
 
 def test_models_data_and_lists_make_readable_names(tmp_path):
@@ -186,33 +253,47 @@ grid.milestones = [[1, 2], [3]]
     assert all(re.fullmatch(r"[\w.+-]+", name) for name in names)
 
 
-@pytest.mark.parametrize(("text", "told"), [
-    ("[[runs]]\nalgorithm = 'kavg'\nwings = 2", ["[runs 1 kavg]", "wings = 2", "no option --wings"]),
-    ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nbatch_size = 2", ["[laptop]", "batch_size", "write it batch-size"]),
-    ("[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = [1, 'many']", ["[grid]", "K = 'many'", "invalid int"]),
-    ("[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = 4", ["[grid]", "K = 4", "needs a list"]),
-    ("[[runs]]\nalgorithm = 'kavg'\nout = 'a.h5'", ["out", "sets this itself"]),
-    ("[[runs]]\nalgorithm = 'kavg'\nseed = 3", ["seed = 3", "seeds = HOW_MANY"]),
-    ("[[runs]]\nalgorithm = 'kavg'\nK = 0", ["kavg at scale laptop", "--K 0"]),
-    ("[[runs]]\nalgorithm = 'kavg'\nmu = 0.5", ["--mu means nothing to kavg"]),
-    ("[[runs]]\nalgorithm = 'fly'", ["algorithm fly"]),
-    ("[[runs]]\nalgorithm = 'kavg'\n[[runs]]\nalgorithm = 'kavg'", ["two runs", "kavg-s0"]),
-    ("[[runs]]\nalgorithm = 'kavg'\nonly = 'paper'", ["no runs at scale laptop"]),
-    ("[[runs]]\nalgorithm = 'kavg'\nonly = 'moon'", ["only = 'moon'"]),
-    ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nranks = 0", ["[laptop]", "ranks = 0"]),
-    ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nseeds = 'some'", ["[laptop]", "seeds = 'some'"]),
-    ("[[runs]]\nalgorithm = 'kavg'\n[moon]\nlr = 1", ["[moon]", "no section"]),
-    ("[runs]\nalgorithm = 'kavg'", ["[[runs]]"]),
-    ("common = 3\n[[runs]]\nalgorithm = 'kavg'", ["common = 3"]),
-    ("[[runs]", ["no TOML"]),
-])
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "[[runs]]\nalgorithm = 'kavg'\nwings = 2",
+            ["[runs 1 kavg]", "wings = 2", "no option --wings"],
+        ),
+        (
+            "[[runs]]\nalgorithm = 'kavg'\n[laptop]\nbatch_size = 2",
+            ["[laptop]", "batch_size", "write it batch-size"],
+        ),
+        (
+            "[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = [1, 'many']",
+            ["[grid]", "K = 'many'", "invalid int"],
+        ),
+        ("[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = 4", ["[grid]", "K = 4", "needs a list"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nout = 'a.h5'", ["out", "sets this itself"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nseed = 3", ["seed = 3", "seeds = HOW_MANY"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nK = 0", ["kavg at scale laptop", "--K 0"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nmu = 0.5", ["--mu means nothing to kavg"]),
+        ("[[runs]]\nalgorithm = 'fly'", ["algorithm fly"]),
+        ("[[runs]]\nalgorithm = 'kavg'\n[[runs]]\nalgorithm = 'kavg'", ["two runs", "kavg-s0"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nonly = 'paper'", ["no runs at scale laptop"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nonly = 'moon'", ["only = 'moon'"]),
+        ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nranks = 0", ["[laptop]", "ranks = 0"]),
+        ("[[runs]]\nalgorithm = 'kavg'\n[laptop]\nseeds = 'some'", ["[laptop]", "seeds = 'some'"]),
+        ("[[runs]]\nalgorithm = 'kavg'\n[moon]\nlr = 1", ["[moon]", "no section"]),
+        ("[runs]\nalgorithm = 'kavg'", ["[[runs]]"]),
+        ("common = 3\n[[runs]]\nalgorithm = 'kavg'", ["common = 3"]),
+        ("[[runs]", ["no TOML"]),
+    ],
+)
 def test_a_mistake_is_one_line_that_names_file_section_and_option(text, told, tmp_path):
     with pytest.raises(UserError) as e:
         sweep_of(tmp_path, text)
-    assert all(word in str(e.value) for word in [str(tmp_path / "some.toml"), *told]) and "\n" not in str(e.value)
+    assert all(
+        word in str(e.value) for word in [str(tmp_path / "some.toml"), *told]
+    ) and "\n" not in str(e.value)
 
 
-# ------------------------------------------------------------------------------------------- the sweeps of jobs/
+# ------------------------------------------------------------------------------------------- the sw
 
 
 def test_every_figure_and_table_has_its_sweep():
@@ -232,7 +313,9 @@ def test_a_sweep_opens_with_what_it_shows_its_cost_and_its_launch_lines(path):
     text = path.read_text()
     head = text.partition("\n[")[0]
     paper, figure = re.search(r'paper = "(\w+)"\nfigure = "([^"]+)"', text).groups()
-    assert head.startswith(f"# {paper} ") and figure.split("-")[0].split(",")[0].split(" ")[-1] in head
+    assert (
+        head.startswith(f"# {paper} ") and figure.split("-")[0].split(",")[0].split(" ")[-1] in head
+    )
     for scale, changes in (("laptop", {}), ("paper", {"device": False})):
         counted = int(re.search(rf"{scale}: (\d+) runs?", head)[1])
         assert counted == len(read(path, scale, changes=changes).runs)
@@ -247,14 +330,17 @@ def test_all_laptop_sweeps_together_take_well_under_an_hour_on_two_cores():
     for path in SWEEPS:
         for run in read(path, "laptop").runs:
             g, model = run.given, run.given.get("model")
-            n, P = ROWS.get(g["data"]) or int(re.search(r":(\d+)x", g["data"])[1]), g.get("learners", 1)
+            n, P = (
+                ROWS.get(g["data"]) or int(re.search(r":(\d+)x", g["data"])[1]),
+                g.get("learners", 1),
+            )
             steps = g.get("steps") or g["epochs"] * n / (P * g["batch_size"])
             step_ms = MS[model] * g["batch_size"] / (16 if model else 128)
             seconds += 4 + steps * P * step_ms / 1000 / min(run.ranks, 2)
     assert seconds < 40 * 60
 
 
-# ---------------------------------------------------------------------------------------- what became of a run
+# ---------------------------------------------------------------------------------------- what beca
 
 
 def run_file(path, status, config=None, rows=1):
@@ -269,7 +355,9 @@ def run_file(path, status, config=None, rows=1):
 
 def lock(path, mtime=None, **by):
     where = path.with_name(path.name + ".lock")
-    where.write_text(json.dumps({"host": socket.gethostname(), "pids": [os.getpid()], "job": None, **by}))
+    where.write_text(
+        json.dumps({"host": socket.gethostname(), "pids": [os.getpid()], "job": None, **by})
+    )
     if mtime:
         os.utime(where, (mtime, mtime))
     return where
@@ -398,13 +486,15 @@ def test_settings_are_compared_by_what_decides_the_result(tmp_path, monkeypatch)
     assert difference({**common, "data": "a.h5"}, {"data": str(tmp_path / "a.h5")}) is None
     assert difference({**common, "milestones": (1.0, 2.0)}, {"milestones": [1.0, 2.0]}) is None
     assert difference({**common, "learners": None}, {"learners": 4}) is None
-    assert "--shift is 368 there and None here" in difference({**common, "shift": None}, {"shift": 368})
+    assert "--shift is 368 there and None here" in difference(
+        {**common, "shift": None}, {"shift": 368}
+    )
     elastic = {"algorithm": "eamsgd", "alpha": None}
     assert difference(elastic, {"alpha": 0.9 / 4, "learners": 4}) is None
     assert "--alpha is 0.9 there" in difference(elastic, {"alpha": 0.9, "learners": 4})
 
 
-# ------------------------------------------------------------------------------------------------ commands
+# ------------------------------------------------------------------------------------------------ c
 
 
 @pytest.fixture
@@ -415,11 +505,16 @@ def small(tmp_path):
 
 @pytest.fixture
 def fake(tmp_path):
-    """A launcher that stands in for mpirun: fake(lines) writes it, a shell script that knows $out, and gives --mpirun."""
+    """A launcher that stands in for mpirun: fake(lines) writes it, a shell script that knows $out,
+    and gives --mpirun.
+    """
+
     def make(lines):
         where = tmp_path / "launcher"
-        where.write_text('#!/bin/sh\nfor w; do [ "$p" = --out ] && out=$w; p=$w; done\n'
-                         f"echo $out >>{tmp_path}/started\n{lines}\n")
+        where.write_text(
+            '#!/bin/sh\nfor w; do [ "$p" = --out ] && out=$w; p=$w; done\n'
+            f"echo $out >>{tmp_path}/started\n{lines}\n"
+        )
         where.chmod(0o755)
         return str(where)
 
@@ -434,7 +529,9 @@ def fake(tmp_path):
 
 @pytest.mark.parametrize("launcher", ["local", "slurm", "lsf"])
 def test_a_dry_run_tells_the_runs_and_starts_none(launcher, small, tmp_path):
-    done = localavg("sweep", small, "--launcher", launcher, "--dry-run", "--out", tmp_path / "runs", "--jobs", 3)
+    done = localavg(
+        "sweep", small, "--launcher", launcher, "--dry-run", "--out", tmp_path / "runs", "--jobs", 3
+    )
     assert done.returncode == 0, done.stderr
     assert "5 runs: 0 done, 0 running, 5 missing, 0 interrupted, 0 failed" in done.stdout
     assert not (tmp_path / "runs").exists()
@@ -445,14 +542,25 @@ def test_a_dry_run_tells_the_runs_and_starts_none(launcher, small, tmp_path):
         assert word in done.stdout and ("sbatch" in done.stdout or "bsub" in done.stdout)
 
 
-@pytest.mark.parametrize("words", ["sweep FILE --dry-run", "sweep FILE --dry-run --launcher slurm", "status DIR"])
+@pytest.mark.parametrize(
+    "words", ["sweep FILE --dry-run", "sweep FILE --dry-run --launcher slurm", "status DIR"]
+)
 def test_dry_runs_and_status_load_no_mpi_and_no_torch(words, small, tmp_path):
     run_file(tmp_path / "a.h5", "finished")
     words = words.replace("FILE", str(small)).replace("DIR", str(tmp_path)).split()
-    done = subprocess.run([sys.executable, "-X", "importtime", "-m", "localavg", *words], capture_output=True, text=True,
-                          timeout=60, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "localavg", *words],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    found = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines() if "import time:" in line}
+    found = {
+        line.rpartition("|")[2].strip().partition(".")[0]
+        for line in done.stderr.splitlines()
+        if "import time:" in line
+    }
     assert "localavg" in found and not found & {"mpi4py", "torch", "cupy"}
 
 
@@ -460,7 +568,9 @@ def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
     out = tmp_path / "runs"
     words = ("sweep", small, "--out", out, "--share", "1/2")
     done = localavg(*words, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr + "".join(p.read_text() for p in out.glob("*.log"))
+    assert done.returncode == 0, (
+        done.stdout + done.stderr + "".join(p.read_text() for p in out.glob("*.log"))
+    )
     paths = [out / f"{name}.h5" for name in ("kavg-K1-P2-s0", "kavg-K1-P4-s0", "sgd-s0")]
     assert sorted(out.glob("*.h5")) == sorted(paths) and list(out.glob("*.lock")) == []
     assert [load(path).provenance["ranks"] for path in paths] == [2, 2, 1]
@@ -472,7 +582,10 @@ def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
     assert done.returncode == 1 and "5 runs: 3 done, 0 running, 2 missing" in done.stdout
     done = localavg(*words, "--set", "lr=0.5")
     assert done.returncode == 2 and "kavg-K1-P2-s0.h5 holds another run, finished" in done.stderr
-    assert "--lr is 0.01 there and 0.5 here" in done.stderr and [path.stat().st_mtime_ns for path in paths] == before
+    assert (
+        "--lr is 0.01 there and 0.5 here" in done.stderr
+        and [path.stat().st_mtime_ns for path in paths] == before
+    )
 
 
 def test_a_failed_run_does_not_stop_the_others_and_the_status_tells(small, fake, tmp_path):
@@ -507,7 +620,10 @@ def test_failed_runs_wait_for_retry_failed_and_interrupted_ones_are_resumed(smal
     run_file(out / "kavg-K1-P4-s0.h5", "finished", asked_of(small, "kavg-K1-P4-s0"))
     words = ("sweep", small, "--out", out, "--mpirun", fake("exit 1"))
     done = localavg(*words)
-    assert "5 runs: 1 done, 0 running, 2 missing, 1 interrupted, 1 failed" in done.stdout and "no luck" in done.stdout
+    assert (
+        "5 runs: 1 done, 0 running, 2 missing, 1 interrupted, 1 failed" in done.stdout
+        and "no luck" in done.stdout
+    )
     assert fake.started() == ["kavg-K3-P2-s0.h5", "kavg-K3-P4-s0.h5", "sgd-s0.h5"]
     localavg(*words, "--retry-failed")
     assert "kavg-K1-P2-s0.h5" in fake.started()[3:]
@@ -516,16 +632,34 @@ def test_failed_runs_wait_for_retry_failed_and_interrupted_ones_are_resumed(smal
 def test_a_run_of_another_living_process_is_not_touched(small, fake, tmp_path, other):
     out = tmp_path / "runs"
     out.mkdir()
-    lock(run_file(out / "kavg-K1-P2-s0.h5", "running", asked_of(small, "kavg-K1-P2-s0")), pids=[other])
+    lock(
+        run_file(out / "kavg-K1-P2-s0.h5", "running", asked_of(small, "kavg-K1-P2-s0")),
+        pids=[other],
+    )
     done = localavg("sweep", small, "--out", out, "--mpirun", fake("exit 1"), "--share", "1/5")
     assert done.returncode == 1 and "1 running" in done.stdout and fake.started() == []
 
 
 def test_a_signal_reaches_the_run_at_work_and_no_other_starts(small, fake, tmp_path):
-    """USR1, as batch systems send it ahead of a time limit; the fake run ends as a saved one does."""
+    """USR1, as batch systems send it ahead of a time limit; the fake run ends as a saved one
+    does.
+    """
     mpirun = fake(f"trap 'exit 75' USR1\ntouch {tmp_path}/up\nwhile :; do sleep 0.1; done")
-    sweep = subprocess.Popen([sys.executable, "-m", "localavg", "sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun],
-                             cwd=ROOT, stdout=subprocess.DEVNULL)
+    sweep = subprocess.Popen(
+        [
+            sys.executable,
+            "-m",
+            "localavg",
+            "sweep",
+            small,
+            "--out",
+            tmp_path / "runs",
+            "--mpirun",
+            mpirun,
+        ],
+        cwd=ROOT,
+        stdout=subprocess.DEVNULL,
+    )
     try:
         until = time.monotonic() + 30
         while not (tmp_path / "up").exists() and time.monotonic() < until:
@@ -536,23 +670,38 @@ def test_a_signal_reaches_the_run_at_work_and_no_other_starts(small, fake, tmp_p
         sweep.kill()
 
 
-def test_srun_ending_ranks_that_were_slow_to_leave_does_not_hide_that_a_run_is_saved(small, fake, tmp_path):
-    """--kill-on-bad-exit ends the ranks that leave after the first one's 75, and srun then tells 143."""
+def test_srun_ending_ranks_that_were_slow_to_leave_does_not_hide_that_a_run_is_saved(
+    small, fake, tmp_path
+):
+    """--kill-on-bad-exit ends the ranks that leave after the first one's 75, and srun then tells
+    143.
+    """
     planned = read(small).runs[0]
     (tmp_path / "runs").mkdir()
     run_file(tmp_path / "runs" / f"{planned.name}.h5", "interrupted", planned.asked)
     said = []
-    assert launch.Queue(tmp_path / "runs", fake("exit 143"), False, said.append).work([planned]) == 75
+    assert (
+        launch.Queue(tmp_path / "runs", fake("exit 143"), False, said.append).work([planned]) == 75
+    )
     assert launch.Queue(tmp_path / "runs", fake("exit 2"), False, said.append).work([planned]) == 1
 
 
 def test_words_of_launchers(small, monkeypatch, tmp_path):
     run, out = read(small).runs[2], tmp_path / "a.h5"
     monkeypatch.setenv("SLURM_NTASKS_PER_NODE", "4")
-    assert launch.command(run, out, "srun --mpi=pmix")[:5] == ["srun", "--mpi=pmix", "-n", "2", "--nodes=1"]
+    assert launch.command(run, out, "srun --mpi=pmix")[:5] == [
+        "srun",
+        "--mpi=pmix",
+        "-n",
+        "2",
+        "--nodes=1",
+    ]
     jsrun = launch.command(run, out, "jsrun --smpiargs='-gpu' --np {ranks} -a 4")
     assert jsrun[:7] == ["jsrun", "--smpiargs=-gpu", "--np", "2", "-a", "4", sys.executable]
-    assert launch.command(run, out)[0].endswith("mpirun") and launch.command(read(small).runs[4], out)[0] == sys.executable
+    assert (
+        launch.command(run, out)[0].endswith("mpirun")
+        and launch.command(read(small).runs[4], out)[0] == sys.executable
+    )
     monkeypatch.setenv("SLURM_JOB_ID", "3")
     assert launch.command(read(small).runs[4], out)[0].endswith("mpirun")
 
@@ -560,10 +709,23 @@ def test_words_of_launchers(small, monkeypatch, tmp_path):
 def submitted(folder, capsys, launcher, text, *words):
     """The words of sbatch or bsub that a sweep would be submitted with."""
     (folder / "some.toml").write_text(text)
-    words = ["sweep", str(folder / "some.toml"), "--launcher", launcher, "--dry-run", "--out", str(folder / "runs"), *words]
+    words = [
+        "sweep",
+        str(folder / "some.toml"),
+        "--launcher",
+        launcher,
+        "--dry-run",
+        "--out",
+        str(folder / "runs"),
+        *words,
+    ]
     args = parser().parse_args(words)
     assert args.call(args) == 0
-    (line,) = (line for line in capsys.readouterr().out.splitlines() if " bsub " in line or " sbatch " in line)
+    (line,) = (
+        line
+        for line in capsys.readouterr().out.splitlines()
+        if " bsub " in line or " sbatch " in line
+    )
     words = shlex.split(line)
     return words[words.index({"lsf": "bsub", "slurm": "sbatch"}[launcher]) :]
 
@@ -576,9 +738,15 @@ def nodes_of(words):
 
 
 @pytest.mark.parametrize("launcher", ["lsf", "slurm"])
-@pytest.mark.parametrize(("ranks", "nodes"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (128, 32)])
-def test_a_sweep_asks_for_the_nodes_of_its_largest_run_at_four_ranks_each(launcher, ranks, nodes, tmp_path, capsys):
-    text = f'[[runs]]\nalgorithm = "kavg"\nranks = "learners"\ngrid.learners = {sorted({1, ranks})}\n'
+@pytest.mark.parametrize(
+    ("ranks", "nodes"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (128, 32)]
+)
+def test_a_sweep_asks_for_the_nodes_of_its_largest_run_at_four_ranks_each(
+    launcher, ranks, nodes, tmp_path, capsys
+):
+    text = (
+        f'[[runs]]\nalgorithm = "kavg"\nranks = "learners"\ngrid.learners = {sorted({1, ranks})}\n'
+    )
     words = submitted(tmp_path, capsys, launcher, text)
     assert nodes_of(words) == nodes
     if launcher == "slurm":
@@ -598,31 +766,60 @@ def test_nodes_that_the_user_asks_lsf_for_stand_alone(tmp_path, capsys):
     assert words.count("-nnodes") == 1 and nodes_of(words) == 7 and "1:00" in words
 
 
-@pytest.mark.parametrize(("launcher", "said"), [("lsf", "jsrun --np {ranks} --tasks_per_rs 6 --bind x"),
-                                                ("slurm", "#SBATCH --ntasks-per-node=6")], ids=["lsf", "slurm"])
-def test_the_template_says_how_many_ranks_a_node_takes(launcher, said, tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("launcher", "said"),
+    [
+        ("lsf", "jsrun --np {ranks} --tasks_per_rs 6 --bind x"),
+        ("slurm", "#SBATCH --ntasks-per-node=6"),
+    ],
+    ids=["lsf", "slurm"],
+)
+def test_the_template_says_how_many_ranks_a_node_takes(
+    launcher, said, tmp_path, capsys, monkeypatch
+):
     (tmp_path / launcher).mkdir()
-    (tmp_path / launcher / {"lsf": "sweep.lsf", "slurm": "sweep.sbatch"}[launcher]).write_text(f"#!/bin/bash\n{said}\n")
+    (tmp_path / launcher / {"lsf": "sweep.lsf", "slurm": "sweep.sbatch"}[launcher]).write_text(
+        f"#!/bin/bash\n{said}\n"
+    )
     monkeypatch.setattr("localavg.cli.sweep.command.JOBS", tmp_path)
     text = '[[runs]]\nalgorithm = "kavg"\nranks = "learners"\nlearners = {P}\n'
-    nodes = {P: nodes_of(submitted(tmp_path, capsys, launcher, text.replace("{P}", str(P)))) for P in (6, 7, 12, 13)}
+    nodes = {
+        P: nodes_of(submitted(tmp_path, capsys, launcher, text.replace("{P}", str(P))))
+        for P in (6, 7, 12, 13)
+    }
     assert nodes == {6: 1, 7: 2, 12: 2, 13: 3}
 
 
-@pytest.mark.parametrize(("words", "told"), [
-    ("status nowhere", "nowhere"), ("sweep nowhere.toml", "nowhere.toml"), ("sweep FILE --share 3", "--share 3"),
-    ("sweep FILE --share 3/2", "--share 3/2"), ("sweep FILE --set lr", "--set lr"), ("sweep FILE --set wings=1", "wings"),
-    ("sweep FILE --launcher slurm --share 1/2", "--share 1/2"), ("status .", "no run files"),
-])
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("status nowhere", "nowhere"),
+        ("sweep nowhere.toml", "nowhere.toml"),
+        ("sweep FILE --share 3", "--share 3"),
+        ("sweep FILE --share 3/2", "--share 3/2"),
+        ("sweep FILE --set lr", "--set lr"),
+        ("sweep FILE --set wings=1", "wings"),
+        ("sweep FILE --launcher slurm --share 1/2", "--share 1/2"),
+        ("status .", "no run files"),
+    ],
+)
 def test_a_mistake_is_told_in_one_line_with_status_2(words, told, small, tmp_path):
     done = localavg(*words.replace("FILE", str(small)).split(), cwd=tmp_path)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("kinds", "code"), [
-    (["finished"], 0), (["finished", "interrupted"], 75), (["finished", "failed"], 1), (["running"], 1),
-])
+@pytest.mark.parametrize(
+    ("kinds", "code"),
+    [
+        (["finished"], 0),
+        (["finished", "interrupted"], 75),
+        (["finished", "failed"], 1),
+        (["running"], 1),
+    ],
+)
 def test_status_tells_by_its_exit_status(kinds, code, tmp_path):
     paths = [run_file(tmp_path / f"{kind}.h5", kind) for kind in kinds]
     done = localavg("status", tmp_path if len(paths) > 1 else paths[0])
-    assert done.returncode == code and all(kind in done.stdout.replace("done", "finished") for kind in kinds)
+    assert done.returncode == code and all(
+        kind in done.stdout.replace("done", "finished") for kind in kinds
+    )

@@ -1,4 +1,6 @@
-"""`localavg theory`: the constants of a problem against brute force, and what the command prints."""
+"""`localavg theory`: the constants of a problem against brute force, and what the command
+prints.
+"""
 
 import subprocess
 import sys
@@ -19,7 +21,9 @@ def problem():
     """A small ill-conditioned problem whose classes overlap."""
     rng = np.random.default_rng(3)
     x = (rng.standard_normal((500, 12)) * np.linspace(0.2, 2, 12)).astype(np.float32)  # [n, d]
-    y = np.where(x @ rng.standard_normal(12) + rng.standard_normal(500) > 0, 1, -1).astype(np.float32)  # [n]
+    y = np.where(x @ rng.standard_normal(12) + rng.standard_normal(500) > 0, 1, -1).astype(
+        np.float32
+    )  # [n]
     return Logistic(Dataset("small", "features", Split(x, y), None, (-1, 1), True), LAMBDA)
 
 
@@ -68,17 +72,25 @@ def test_weights_that_a_run_visited_raise_the_gradients_bounds(problem):
 
 
 def test_sampling_finds_the_constants_of_a_problem_that_is_known(problem):
-    """Batches of every fifth row of logistic regression: M to the error of 100 batches, L to that of the power iteration."""
+    """Batches of every fifth row of logistic regression: M to the error of 100 batches, L to that
+    of the power iteration.
+    """
     batches = [np.arange(i, i + 5) for i in range(0, 500, 5)]
 
     def gradient(w, rows):
-        each, x, y = gradients(problem, w)[rows], problem.x[rows].astype(float), problem.y[rows].astype(float)
+        each, x, y = (
+            gradients(problem, w)[rows],
+            problem.x[rows].astype(float),
+            problem.y[rows].astype(float),
+        )
         return np.mean(np.log(1 + np.exp(-y * (x @ w)))) + LAMBDA / 2 * (w @ w), each.mean(axis=0)
 
     start = np.zeros(problem.d)
     c = sampled_constants(gradient, [start, minimiser(problem)], batches, B=5, Fstar=0.25)
     x = problem.x.astype(float)
-    assert c.L == pytest.approx(np.linalg.eigvalsh(x.T @ x)[-1] / (4 * len(x)) + LAMBDA, rel=5e-3)  # the curvature at 0
+    assert c.L == pytest.approx(
+        np.linalg.eigvalsh(x.T @ x)[-1] / (4 * len(x)) + LAMBDA, rel=5e-3
+    )  # the curvature at 0
     assert c.M == pytest.approx(gradients(problem, start).var(axis=0).sum(), rel=0.15)
     assert c.G2 == pytest.approx((gradients(problem, start).mean(axis=0) ** 2).sum(), rel=1e-6)
     assert c.F1_minus_Fstar == pytest.approx(np.log(2) - 0.25, rel=1e-9)
@@ -109,14 +121,39 @@ def test_sampling_finds_the_curvature_of_a_network():
 
 def localavg(*words):
     """The command line, on one process."""
-    return subprocess.run([sys.executable, "-m", "localavg", *map(str, words)], capture_output=True, text=True, timeout=120)
+    return subprocess.run(
+        [sys.executable, "-m", "localavg", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
 
 
 def test_tables_and_predictions_are_printed():
-    done = localavg("theory", "--F1-minus-Fstar", 2.3, "--L", 10, "--M", 100, "--gamma", 0.01, "--batch-size", 128,
-                    "--steps", 21875, "--P", 5, "--mu-PL", 0.1)
+    done = localavg(
+        "theory",
+        "--F1-minus-Fstar",
+        2.3,
+        "--L",
+        10,
+        "--M",
+        100,
+        "--gamma",
+        0.01,
+        "--batch-size",
+        128,
+        "--steps",
+        21875,
+        "--P",
+        5,
+        "--mu-PL",
+        0.1,
+    )
     assert done.returncode == 0, done.stderr
-    assert all(word in done.stdout for word in ("K-AVG", "M-AVG", "Hier-AVG", "LUPA", "predicted for P = 5", "that fail there"))
+    assert all(
+        word in done.stdout
+        for word in ("K-AVG", "M-AVG", "Hier-AVG", "LUPA", "predicted for P = 5", "that fail there")
+    )
     tau = next(line.split() for line in done.stdout.splitlines() if line.startswith("tau "))
     assert tau == ["tau", "91"]  # lupa §6
 
@@ -124,38 +161,99 @@ def test_tables_and_predictions_are_printed():
 def test_a_missing_constant_is_named():
     done = localavg("theory", "--L", 10, "--M", 100)
     assert done.returncode == 2
-    assert done.stderr.startswith("localavg: theory needs --F1-minus-Fstar, --gamma, --batch-size, --steps")
+    assert done.stderr.startswith(
+        "localavg: theory needs --F1-minus-Fstar, --gamma, --batch-size, --steps"
+    )
 
 
 def test_predictions_from_a_run(tmp_path):
     """B, P, γ and T are the run's, the constants its problem's."""
     out = tmp_path / "run.h5"
-    assert localavg("train", "kavg", "--K", 4, "--learners", 2, "--data", "epsilon-like:2000x20", "--steps", 60,
-                    "--batch-size", 8, "--lr", 0.5, "--l2", 0.001, "--save-weights", "--out", out).returncode == 0
+    assert (
+        localavg(
+            "train",
+            "kavg",
+            "--K",
+            4,
+            "--learners",
+            2,
+            "--data",
+            "epsilon-like:2000x20",
+            "--steps",
+            60,
+            "--batch-size",
+            8,
+            "--lr",
+            0.5,
+            "--l2",
+            0.001,
+            "--save-weights",
+            "--out",
+            out,
+        ).returncode
+        == 0
+    )
     done = localavg("theory", "--from-run", out, "--tables", "none")
     assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) == 2}
+    lines = {
+        line.split()[0]: line.split()[-1]
+        for line in done.stdout.splitlines()
+        if len(line.split()) == 2
+    }
     assert lines["tau"] == str(round(60 ** (2 / 3) / 16 ** (1 / 3)))
     assert float(lines["mu_PL"]) == 0.001
 
 
 def test_constants_of_a_network_are_sampled_from_its_run(tmp_path):
     out = tmp_path / "run.h5"
-    assert localavg("train", "kavg", "--K", 4, "--learners", 2, "--data", "digits", "--model", "mlp", "--steps", 40,
-                    "--batch-size", 16, "--lr", 0.05, "--save-weights", "--out", out).returncode == 0
+    assert (
+        localavg(
+            "train",
+            "kavg",
+            "--K",
+            4,
+            "--learners",
+            2,
+            "--data",
+            "digits",
+            "--model",
+            "mlp",
+            "--steps",
+            40,
+            "--batch-size",
+            16,
+            "--lr",
+            0.05,
+            "--save-weights",
+            "--out",
+            out,
+        ).returncode
+        == 0
+    )
     done = localavg("theory", "--from-run", out, "--tables", "none")
     assert done.returncode == 0, done.stderr
-    lines = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if len(line.split()) == 2}
+    lines = {
+        line.split()[0]: line.split()[-1]
+        for line in done.stdout.splitlines()
+        if len(line.split()) == 2
+    }
     assert "mlp on digits, B = 16" in done.stdout and lines["weights"] == "2"
-    assert 2 < float(lines["F1_minus_Fstar"]) < 5 and float(lines["L"]) > 0.1 and float(lines["M"]) > 0.1
+    assert (
+        2 < float(lines["F1_minus_Fstar"]) < 5
+        and float(lines["L"]) > 0.1
+        and float(lines["M"]) > 0.1
+    )
     assert int(lines["tau"]) == round(40 ** (2 / 3) / 32 ** (1 / 3))
 
 
 def test_the_weighted_variance_takes_the_step_size_of_every_update(tmp_path):
     """Eq. (9) of adpsgd with γ as the schedule had it, though /train has few rows."""
     out = tmp_path / "run.h5"
-    words = ("kavg --K 8 --learners 4 --data epsilon-like:2000x20 --steps 400 --batch-size 20 --lr 1 --schedule steps "
-             "--milestones 5 --log-every 400 --variance steps --out")
+    words = (
+        "kavg --K 8 --learners 4 --data epsilon-like:2000x20 --steps 400 --batch-size 20 --lr 1 "
+        "--schedule steps "
+        "--milestones 5 --log-every 400 --variance steps --out"
+    )
     assert localavg("train", *words.split(), out).returncode == 0
     done = localavg("theory", "--from-run", out, "--tables", "none")
     assert done.returncode == 0, done.stderr

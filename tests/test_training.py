@@ -1,7 +1,7 @@
 """Training runs, launched as a user would, against the oracles and against each other.
 
-The oracles work in float64 on fixed contiguous shards with whole-shard batches, so a run has nothing random but QSGD's
-rounding, whose uniform numbers they are given.
+The oracles work in float64 on fixed contiguous shards with whole-shard batches, so a run has
+nothing random but QSGD's rounding, whose uniform numbers they are given.
 """
 
 import math
@@ -23,15 +23,21 @@ M, L2 = 0.8, 0.01  # learners' momentum and the ℓ2 coefficient of every case
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
 
 WORLDS = [  # MPI library, ranks, transport
-    ("openmpi", 1, "auto"), ("openmpi", 2, "mpi"), ("openmpi", 3, "shared"), ("openmpi", 4, "shared"), ("mpich", 2, "auto"),
+    ("openmpi", 1, "auto"),
+    ("openmpi", 2, "mpi"),
+    ("openmpi", 3, "shared"),
+    ("openmpi", 4, "shared"),
+    ("mpich", 2, "auto"),
 ]
 
 
-# ---------------------------------------------------------------------------------------------- the cases
+# ---------------------------------------------------------------------------------------------- the
 
 
 class StepSize(NamedTuple):
-    """A step size as options and as a function of t = 1, 2, …; an epoch of whole shards is one update."""
+    """A step size as options and as a function of t = 1, 2, …; an epoch of whole shards is one
+    update.
+    """
 
     options: str
     gamma: Callable[[int], float]
@@ -41,15 +47,25 @@ def constant(lr):
     return StepSize(f"--lr {lr}", lambda t: lr)
 
 
-FALLING = StepSize("--lr 1.2 --schedule steps --milestones 21 45 --factor 0.4",
-                   lambda t: 1.2 * 0.4 ** ((t > 21) + (t > 45)))
-STAIRS = StepSize("--lr 1.5 --schedule steps --every 16 --factor 0.7", lambda t: 1.5 * 0.7 ** ((t - 1) // 16))
-RISING = StepSize("--lr 1.2 --warmup-epochs 40 --warmup-from 0.1", lambda t: 0.1 + 1.1 * min(t - 1, 40) / 40)
-INVERSE = StepSize("--schedule inverse --pl-constant 0.1 --shift 30", lambda t: 4 / (0.1 * (t + 30)))
+FALLING = StepSize(
+    "--lr 1.2 --schedule steps --milestones 21 45 --factor 0.4",
+    lambda t: 1.2 * 0.4 ** ((t > 21) + (t > 45)),
+)
+STAIRS = StepSize(
+    "--lr 1.5 --schedule steps --every 16 --factor 0.7", lambda t: 1.5 * 0.7 ** ((t - 1) // 16)
+)
+RISING = StepSize(
+    "--lr 1.2 --warmup-epochs 40 --warmup-from 0.1", lambda t: 0.1 + 1.1 * min(t - 1, 40) / 40
+)
+INVERSE = StepSize(
+    "--schedule inverse --pl-constant 0.1 --shift 30", lambda t: 4 / (0.1 * (t + 30))
+)
 
 
 class Case(NamedTuple):
-    """A run: the algorithm as words of the command line, and the oracle for it as a function of (setup, T, γ)."""
+    """A run: the algorithm as words of the command line, and the oracle for it as a function of
+    (setup, T, γ).
+    """
 
     line: str
     oracle: Callable
@@ -63,10 +79,14 @@ class Case(NamedTuple):
 
     def command(self, data):
         """The arguments of `localavg train`."""
-        return (f"{self.line} --learners {self.P} --data {shlex.quote(data.path)} --sampling shard "
-                f"--batch-size {N // self.P} --steps {self.T} --l2 {self.l2} --optimizer {self.optimiser} "
-                f"{momentum(self.optimiser)}--state {self.policy} {self.step.options} --save-weights --seed 0 "
-                f"--log-every {self.T} --eval-every {self.T}")
+        return (
+            f"{self.line} --learners {self.P} --data {shlex.quote(data.path)} --sampling shard "
+            f"--batch-size {N // self.P} --steps {self.T} --l2 {self.l2} --optimizer "
+            f"{self.optimiser} "
+            f"{momentum(self.optimiser)}--state {self.policy} {self.step.options} --save-weights "
+            "--seed 0 "
+            f"--log-every {self.T} --eval-every {self.T}"
+        )
 
     def expected(self, data):
         """What the oracle returns: weights, averages, and for adpsgd its trace."""
@@ -98,7 +118,9 @@ def qsgd(bits=8, bucket=512):
 
 
 def block_step(a, w_tilde, v, mu, nesterov):
-    """The new (w~, v) of mavg Algorithm 1 from the mean a; with nesterov its last line is w~ <- w~ + mu v + d."""
+    """The new (w~, v) of mavg Algorithm 1 from the mean a; with nesterov its last line is w~ <- w~
+    + mu v + d.
+    """
     d = a - w_tilde
     v = mu * v + d
     return w_tilde + (mu * v + d if nesterov else v), v
@@ -132,7 +154,9 @@ def hieravg_with_momentum(K1, K2, S, mu, nesterov=False):
 
 
 def adpsgd_with_momentum(p_init, K_s, warmup, mu):
-    """adpsgd Algorithm 2 whose averages are those of mavg Algorithm 1; S is about the plain mean."""
+    """adpsgd Algorithm 2 whose averages are those of mavg Algorithm 1; S is about the plain
+    mean.
+    """
 
     def run(setup, T, gamma):
         W, states = oracle.start(setup)
@@ -196,60 +220,148 @@ def piecewise(*pieces):
 
 ADAM, FASTER_ADAM = constant(0.03), constant(0.05)
 CASES = {
-    **{f"sgd-{optimiser}": Case("sgd", oracle.sgd, optimiser, step=step, P=1)
-       for optimiser, step in {"sgd": FALLING, "momentum": INVERSE, "nesterov": RISING, "adam": FASTER_ADAM}.items()},
-    **{f"sync-{optimiser}": Case("sync", oracle.sync, optimiser, step=step)
-       for optimiser, step in {"sgd": STAIRS, "momentum": RISING, "nesterov": FALLING, "adam": ADAM}.items()},
+    **{
+        f"sgd-{optimiser}": Case("sgd", oracle.sgd, optimiser, step=step, P=1)
+        for optimiser, step in {
+            "sgd": FALLING,
+            "momentum": INVERSE,
+            "nesterov": RISING,
+            "adam": FASTER_ADAM,
+        }.items()
+    },
+    **{
+        f"sync-{optimiser}": Case("sync", oracle.sync, optimiser, step=step)
+        for optimiser, step in {
+            "sgd": STAIRS,
+            "momentum": RISING,
+            "nesterov": FALLING,
+            "adam": ADAM,
+        }.items()
+    },
     "kavg-sgd": Case("kavg --K 7", kavg(7), step=FALLING),
-    **{f"kavg-{optimiser}-{policy}": Case("kavg --K 7", kavg(7), optimiser, policy, step)
-       for optimiser, step in {"momentum": constant(0.7), "nesterov": STAIRS, "adam": ADAM}.items()
-       for policy in ("keep", "average", "reset")},
+    **{
+        f"kavg-{optimiser}-{policy}": Case("kavg --K 7", kavg(7), optimiser, policy, step)
+        for optimiser, step in {"momentum": constant(0.7), "nesterov": STAIRS, "adam": ADAM}.items()
+        for policy in ("keep", "average", "reset")
+    },
     "kavg-inverse": Case("kavg --tau 12", kavg(12), step=INVERSE),
     "kavg-longer-than-T": Case("kavg --K 99", kavg(99), T=51),
     "kavg-12": Case("kavg --K 5", kavg(5), "momentum", "average", FALLING, P=12, T=53),
     "oneshot-sgd": Case("oneshot", oracle.oneshot, step=RISING),
     "oneshot-adam": Case("oneshot", oracle.oneshot, "adam", step=ADAM),
     "adalupa-linear": Case("adalupa --tau0 5 --alpha 0.3", linear(5, 0.3), "nesterov", "average"),
-    "adalupa-linear-tenths": Case("adalupa --tau0 10 --alpha 0.1", linear(10, 0.1), step=INVERSE, T=270),
-    "adalupa-linear-mu": Case("adalupa --tau0 4 --alpha 0.5 --mu 0.5", momentum_at(linear(4, 0.5), 0.5), T=70),
-    "adalupa-loss": Case("adalupa --rule loss --tau0 5", lambda s, T, gamma: oracle.adalupa_loss(s, T, gamma, 5),
-                         step=constant(60.0), T=150, data="separable", l2=1e-5),
-    "adalupa-loss-reset": Case("adalupa --rule loss --tau0 4", lambda s, T, gamma: oracle.adalupa_loss(s, T, gamma, 4),
-                               "momentum", "reset", constant(12.0), data="separable", l2=1e-4),
-    "piecewise": Case("piecewise --pieces 0:3,20:8,41:2", piecewise((0, 3), (20, 8), (41, 2)), "momentum", "reset"),
-    "piecewise-20-5": Case("piecewise --pieces 0:20,40:5", piecewise((0, 20), (40, 5)), "adam", "average", ADAM, T=78),
-    "piecewise-mu": Case("piecewise --pieces 0:4,30:7 --mu 0.4 --nesterov",
-                         momentum_at(piecewise((0, 4), (30, 7)), 0.4, nesterov=True), T=64),
+    "adalupa-linear-tenths": Case(
+        "adalupa --tau0 10 --alpha 0.1", linear(10, 0.1), step=INVERSE, T=270
+    ),
+    "adalupa-linear-mu": Case(
+        "adalupa --tau0 4 --alpha 0.5 --mu 0.5", momentum_at(linear(4, 0.5), 0.5), T=70
+    ),
+    "adalupa-loss": Case(
+        "adalupa --rule loss --tau0 5",
+        lambda s, T, gamma: oracle.adalupa_loss(s, T, gamma, 5),
+        step=constant(60.0),
+        T=150,
+        data="separable",
+        l2=1e-5,
+    ),
+    "adalupa-loss-reset": Case(
+        "adalupa --rule loss --tau0 4",
+        lambda s, T, gamma: oracle.adalupa_loss(s, T, gamma, 4),
+        "momentum",
+        "reset",
+        constant(12.0),
+        data="separable",
+        l2=1e-4,
+    ),
+    "piecewise": Case(
+        "piecewise --pieces 0:3,20:8,41:2", piecewise((0, 3), (20, 8), (41, 2)), "momentum", "reset"
+    ),
+    "piecewise-20-5": Case(
+        "piecewise --pieces 0:20,40:5", piecewise((0, 20), (40, 5)), "adam", "average", ADAM, T=78
+    ),
+    "piecewise-mu": Case(
+        "piecewise --pieces 0:4,30:7 --mu 0.4 --nesterov",
+        momentum_at(piecewise((0, 4), (30, 7)), 0.4, nesterov=True),
+        T=64,
+    ),
     "mavg": Case("mavg --K 7 --mu 0.6", mavg(7, 0.6)),
     "mavg-momentum": Case("mavg --K 7 --mu 0.5", mavg(7, 0.5), "momentum", "keep", FALLING),
     "mavg-adam-reset": Case("mavg --K 4 --mu 0.3", mavg(4, 0.3), "adam", "reset", ADAM, T=54),
     "mavg-nesterov": Case("mavg --K 7 --mu 0.6 --nesterov", mavg(7, 0.6, nesterov=True)),
-    "mavg-nesterov-nesterov": Case("mavg --K 6 --mu 0.4 --nesterov", mavg(6, 0.4, nesterov=True), "nesterov", "average",
-                                   FALLING, T=52),
+    "mavg-nesterov-nesterov": Case(
+        "mavg --K 6 --mu 0.4 --nesterov",
+        mavg(6, 0.4, nesterov=True),
+        "nesterov",
+        "average",
+        FALLING,
+        T=52,
+    ),
     "hieravg": Case("hieravg --K1 2 --K2 8 --S 4", hieravg(2, 8, 4)),
-    "hieravg-pairs": Case("hieravg --K1 3 --K2 8 --S 2", hieravg(3, 8, 2), "momentum", "average", FALLING),
+    "hieravg-pairs": Case(
+        "hieravg --K1 3 --K2 8 --S 2", hieravg(3, 8, 2), "momentum", "average", FALLING
+    ),
     "hieravg-adam": Case("hieravg --K1 5 --K2 7 --S 4", hieravg(5, 7, 4), "adam", "average", ADAM),
-    "hieravg-reset": Case("hieravg --K1 3 --K2 10 --S 4", hieravg(3, 10, 4), "nesterov", "reset", T=56),
+    "hieravg-reset": Case(
+        "hieravg --K1 3 --K2 10 --S 4", hieravg(3, 10, 4), "nesterov", "reset", T=56
+    ),
     "hieravg-everyone": Case("hieravg --K1 3 --K2 7 --S 8", hieravg(3, 7, 8), "momentum", "keep"),
-    "hieravg-alone": Case("hieravg --K1 3 --K2 9 --S 1", hieravg(3, 9, 1), "momentum", "reset", STAIRS),
-    "hieravg-mu": Case("hieravg --K1 3 --K2 8 --S 4 --mu 0.5", hieravg_with_momentum(3, 8, 4, 0.5), "momentum"),
-    "hieravg-mu-nesterov": Case("hieravg --K1 2 --K2 7 --S 2 --mu 0.4 --nesterov",
-                                hieravg_with_momentum(2, 7, 2, 0.4, nesterov=True), step=STAIRS),
-    **{f"hieravg-12-{S}": Case(f"hieravg --K1 3 --K2 {K2} --S {S}", hieravg(3, K2, S), "momentum", policy, P=12)
-       for S, K2, policy in ((2, 8, "keep"), (3, 7, "reset"), (4, 7, "average"), (6, 8, "average"))},
-    "adpsgd-grows": Case("adpsgd --p-init 3 --Ks 20 --warmup 0", adpsgd(3, 20), step=FALLING, T=120),
-    "adpsgd-shrinks": Case("adpsgd --p-init 5 --Ks 12 --warmup 0", adpsgd(5, 12), step=RISING, T=80),
-    "adpsgd-warm-up": Case("adpsgd --p-init 4 --Ks 0.25 --warmup 9", adpsgd(4, 25, 9), "momentum", "average",
-                           FALLING, T=101),
-    "adpsgd-reset": Case("adpsgd --p-init 3 --Ks 0.2 --warmup 5", adpsgd(3, 18, 5), "nesterov", "reset", STAIRS, T=90),
-    "adpsgd-sampling-only": Case("adpsgd --p-init 6 --Ks 60 --warmup 0", adpsgd(6, 60), "adam", step=ADAM),
-    "adpsgd-mu": Case("adpsgd --p-init 3 --Ks 20 --warmup 4 --mu 0.4", adpsgd_with_momentum(3, 20, 4, 0.4),
-                      step=FALLING, T=110),
-    "adpsgd-12": Case("adpsgd --p-init 4 --Ks 16 --warmup 3", adpsgd(4, 16, 3), "momentum", step=FALLING, T=90, P=12),
+    "hieravg-alone": Case(
+        "hieravg --K1 3 --K2 9 --S 1", hieravg(3, 9, 1), "momentum", "reset", STAIRS
+    ),
+    "hieravg-mu": Case(
+        "hieravg --K1 3 --K2 8 --S 4 --mu 0.5", hieravg_with_momentum(3, 8, 4, 0.5), "momentum"
+    ),
+    "hieravg-mu-nesterov": Case(
+        "hieravg --K1 2 --K2 7 --S 2 --mu 0.4 --nesterov",
+        hieravg_with_momentum(2, 7, 2, 0.4, nesterov=True),
+        step=STAIRS,
+    ),
+    **{
+        f"hieravg-12-{S}": Case(
+            f"hieravg --K1 3 --K2 {K2} --S {S}", hieravg(3, K2, S), "momentum", policy, P=12
+        )
+        for S, K2, policy in ((2, 8, "keep"), (3, 7, "reset"), (4, 7, "average"), (6, 8, "average"))
+    },
+    "adpsgd-grows": Case(
+        "adpsgd --p-init 3 --Ks 20 --warmup 0", adpsgd(3, 20), step=FALLING, T=120
+    ),
+    "adpsgd-shrinks": Case(
+        "adpsgd --p-init 5 --Ks 12 --warmup 0", adpsgd(5, 12), step=RISING, T=80
+    ),
+    "adpsgd-warm-up": Case(
+        "adpsgd --p-init 4 --Ks 0.25 --warmup 9",
+        adpsgd(4, 25, 9),
+        "momentum",
+        "average",
+        FALLING,
+        T=101,
+    ),
+    "adpsgd-reset": Case(
+        "adpsgd --p-init 3 --Ks 0.2 --warmup 5", adpsgd(3, 18, 5), "nesterov", "reset", STAIRS, T=90
+    ),
+    "adpsgd-sampling-only": Case(
+        "adpsgd --p-init 6 --Ks 60 --warmup 0", adpsgd(6, 60), "adam", step=ADAM
+    ),
+    "adpsgd-mu": Case(
+        "adpsgd --p-init 3 --Ks 20 --warmup 4 --mu 0.4",
+        adpsgd_with_momentum(3, 20, 4, 0.4),
+        step=FALLING,
+        T=110,
+    ),
+    "adpsgd-12": Case(
+        "adpsgd --p-init 4 --Ks 16 --warmup 3",
+        adpsgd(4, 16, 3),
+        "momentum",
+        step=FALLING,
+        T=90,
+        P=12,
+    ),
     "qsgd": Case("qsgd", qsgd(), step=FALLING),
     "qsgd-buckets": Case("qsgd --bucket 8", qsgd(bucket=8), "momentum"),
     "qsgd-4-bits": Case("qsgd --bits 4 --bucket 6", qsgd(4, 6), "adam", step=ADAM, T=55),
-    "qsgd-12": Case("qsgd --bucket 16", qsgd(bucket=16), "nesterov", step=constant(0.4), P=12, T=50),
+    "qsgd-12": Case(
+        "qsgd --bucket 16", qsgd(bucket=16), "nesterov", step=constant(0.4), P=12, T=50
+    ),
 }
 
 
@@ -280,15 +392,22 @@ def cases_on(ranks):
 def runs(request, once, tmp_path_factory, datasets):
     """The runs, by name, of every case that a layout can hold: one launch."""
     mpi, ranks, transport = request.param
-    lines = {name: f"{CASES[name].command(datasets[CASES[name].data])} --transport {transport}"
-             for name in cases_on(ranks)}
-    return once(request.param, train_all, tmp_path_factory.getbasetemp(), ranks, lines, mpi=mpi, timeout=300)
+    lines = {
+        name: f"{CASES[name].command(datasets[CASES[name].data])} --transport {transport}"
+        for name in cases_on(ranks)
+    }
+    return once(
+        request.param, train_all, tmp_path_factory.getbasetemp(), ranks, lines, mpi=mpi, timeout=300
+    )
 
 
 everywhere = pytest.mark.parametrize(
     ("runs", "name"),
-    [pytest.param((mpi, ranks, transport), name, id=f"{mpi}-{ranks}-{transport}-{name}")
-     for mpi, ranks, transport in WORLDS for name in cases_on(ranks)],
+    [
+        pytest.param((mpi, ranks, transport), name, id=f"{mpi}-{ranks}-{transport}-{name}")
+        for mpi, ranks, transport in WORLDS
+        for name in cases_on(ranks)
+    ],
     indirect=["runs"],
 )
 
@@ -299,7 +418,7 @@ def distance(a, b):
     return np.linalg.norm(a - b) / np.linalg.norm(b)
 
 
-# ---------------------------------------------------------------------------------------- against the oracles
+# ---------------------------------------------------------------------------------------- against t
 
 
 @everywhere
@@ -330,7 +449,9 @@ def test_the_variances_are_the_oracles(runs, name, expected):
 
 
 def test_the_cases_tell_algorithms_and_options_apart(expected):
-    """No run could pass for another's: the oracles' weights differ by far more than is tolerated."""
+    """No run could pass for another's: the oracles' weights differ by far more than is
+    tolerated.
+    """
     names = [name for name, case in CASES.items() if case.data == "shards"]
     for i, a in enumerate(names):
         for b in names[:i]:
@@ -339,9 +460,16 @@ def test_the_cases_tell_algorithms_and_options_apart(expected):
 
 def test_adpsgd_goes_through_all_its_phases(expected):
     traces = {name: expected(name)[2] for name in CASES if name.startswith("adpsgd")}
-    changes = {name: [b.next_period - a.next_period for a, b in pairwise(trace)] for name, trace in traces.items()}
+    changes = {
+        name: [b.next_period - a.next_period for a, b in pairwise(trace)]
+        for name, trace in traces.items()
+    }
     phases = {name: {a.phase for a in trace} for name, trace in traces.items()}
-    assert phases["adpsgd-warm-up"] == phases["adpsgd-reset"] == {"warmup", "sampling", "control", "final"}
+    assert (
+        phases["adpsgd-warm-up"]
+        == phases["adpsgd-reset"]
+        == {"warmup", "sampling", "control", "final"}
+    )
     assert changes["adpsgd-grows"].count(1) >= 3 and changes["adpsgd-shrinks"].count(-1) >= 3
     assert phases["adpsgd-sampling-only"] <= {"sampling", "final"}
 
@@ -351,9 +479,13 @@ def test_adalupa_goes_through_three_periods(expected):
     assert {5, 10, 15} <= set(gaps.tolist())
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name.startswith(("adpsgd", "qsgd", "adalupa-loss"))])
+@pytest.mark.parametrize(
+    "name", [name for name in CASES if name.startswith(("adpsgd", "qsgd", "adalupa-loss"))]
+)
 def test_no_decision_hangs_on_rounding(name, datasets, expected):
-    """Data moved by several float32 roundings give the same averages and weights: no comparison in the run is close."""
+    """Data moved by several float32 roundings give the same averages and weights: no comparison in
+    the run is close.
+    """
     data = datasets[CASES[name].data]
     rng = np.random.default_rng(0)
     for _ in range(4):
@@ -363,7 +495,7 @@ def test_no_decision_hangs_on_rounding(name, datasets, expected):
         assert distance(w, expected(name)[0]) < 20 * TOLERANCE
 
 
-# ------------------------------------------------------------------------------------------ what a run file says
+# ------------------------------------------------------------------------------------------ what a
 
 
 @everywhere
@@ -374,17 +506,23 @@ def test_a_run_starts_at_zero_and_evaluates_the_weights_it_stores(runs, name, da
     assert first.t == 0 and first.train_loss == pytest.approx(math.log(2), rel=1e-6)
     assert last.t == CASES[name].T
     w = run.weights.astype(np.float64)
-    assert last.train_loss == pytest.approx(oracle.objective(w, data.X, data.y, CASES[name].l2), rel=1e-5)
+    assert last.train_loss == pytest.approx(
+        oracle.objective(w, data.X, data.y, CASES[name].l2), rel=1e-5
+    )
     assert last.train_accuracy == pytest.approx(np.mean(np.sign(data.X @ w) == data.y))
 
 
-# ---------------------------------------------------------------------------------- algorithms that are the same
+# ---------------------------------------------------------------------------------- algorithms that
 
 
 def line(algorithm, data, optimiser="sgd", policy="keep", P=8, sampling="iid", B=5, more=""):
-    return (f"{algorithm} --learners {P} --data {shlex.quote(data.path)} --sampling {sampling} --batch-size {B} "
-            f"--steps 60 --l2 {L2} --optimizer {optimiser} {momentum(optimiser)}--state {policy} --lr 0.5 --save-weights "
-            f"--eval-every 60 {more}")
+    return (
+        f"{algorithm} --learners {P} --data {shlex.quote(data.path)} --sampling {sampling} "
+        f"--batch-size {B} "
+        f"--steps 60 --l2 {L2} --optimizer {optimiser} {momentum(optimiser)}--state {policy} --lr "
+        "0.5 --save-weights "
+        f"--eval-every 60 {more}"
+    )
 
 
 SAME_BITS = {
@@ -408,7 +546,13 @@ SAME_TO_ROUNDING = {
     "mavg --K 7 --mu 0 --nesterov": "kavg --K 7",
     "kavg --K 1": "sync",
 }
-ONE_LEARNER = ["kavg --K 7", "sync", "oneshot", "hieravg --K1 2 --K2 6 --S 1", "adpsgd --p-init 4 --Ks 60 --warmup 0"]
+ONE_LEARNER = [
+    "kavg --K 7",
+    "sync",
+    "oneshot",
+    "hieravg --K1 2 --K2 6 --S 1",
+    "adpsgd --p-init 4 --Ks 60 --warmup 0",
+]
 LINEAR = ["sgd", "momentum", "nesterov"]  # optimisers whose step is linear in gradients and state
 OPTIMISERS = [*LINEAR, "adam"]
 
@@ -421,26 +565,40 @@ def two_ranks(tmp_path_factory, shards):
     whole = {"sampling": "shard", "B": N // 8}
     for optimiser in LINEAR:
         for policy in ("keep", "average"):
-            lines[f"K=1 {optimiser} {policy}"] = line("kavg --K 1", shards, optimiser, policy, **whole)
+            lines[f"K=1 {optimiser} {policy}"] = line(
+                "kavg --K 1", shards, optimiser, policy, **whole
+            )
         lines[f"sync {optimiser}"] = line("sync", shards, optimiser, **whole)
     for seed in (0, 1):
         for algorithm in ("kavg --K 7", "hieravg --K1 3 --K2 8 --S 4", "sync"):
-            lines[f"{algorithm} {seed}"] = line(algorithm, shards, "momentum", **whole, more=f"--seed {seed}")
+            lines[f"{algorithm} {seed}"] = line(
+                algorithm, shards, "momentum", **whole, more=f"--seed {seed}"
+            )
         for sampling in ("iid", "shuffle", "shard", "block"):
-            lines[f"{sampling} {seed}"] = line("kavg --K 7", shards, sampling=sampling, more=f"--seed {seed}")
+            lines[f"{sampling} {seed}"] = line(
+                "kavg --K 7", shards, sampling=sampling, more=f"--seed {seed}"
+            )
     lines["S"] = line("kavg --K 7", shards, **whole, more="--variance averages --grad-norm")
     lines["V"] = line("kavg --K 7", shards, **whole, more="--variance steps")
     lines["unwatched"] = line("kavg --K 7", shards, **whole)
-    lines["weights not asked for"] = line("kavg --K 7", shards, **whole).replace("--save-weights", "")
+    lines["weights not asked for"] = line("kavg --K 7", shards, **whole).replace(
+        "--save-weights", ""
+    )
     return train_all(tmp_path_factory.getbasetemp(), 2, lines, timeout=300)
 
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory, shards):
     """One learner on one rank, by name."""
-    lines = {f"whole {optimiser}": line("sgd", shards, optimiser, P=1, sampling="shard", B=N) for optimiser in LINEAR}
-    lines |= {f"{algorithm} {optimiser}": line(algorithm, shards, optimiser, P=1)
-              for algorithm in ["sgd", *ONE_LEARNER] for optimiser in OPTIMISERS}
+    lines = {
+        f"whole {optimiser}": line("sgd", shards, optimiser, P=1, sampling="shard", B=N)
+        for optimiser in LINEAR
+    }
+    lines |= {
+        f"{algorithm} {optimiser}": line(algorithm, shards, optimiser, P=1)
+        for algorithm in ["sgd", *ONE_LEARNER]
+        for optimiser in OPTIMISERS
+    }
     return train_all(tmp_path_factory.getbasetemp(), 1, lines, timeout=300)
 
 
@@ -456,7 +614,9 @@ def test_special_cases_are_the_same_to_rounding(two_ranks, a, b):
 
 @pytest.mark.parametrize("optimiser", LINEAR)
 def test_period_one_is_sync_is_one_learner_with_a_large_batch(two_ranks, one_rank, optimiser):
-    large = one_rank[f"whole {optimiser}"].weights  # its batches are the union of the eight learners'
+    large = one_rank[
+        f"whole {optimiser}"
+    ].weights  # its batches are the union of the eight learners'
     for name in (f"K=1 {optimiser} keep", f"K=1 {optimiser} average", f"sync {optimiser}"):
         assert distance(two_ranks[name].weights, large) < TOLERANCE
 
@@ -464,10 +624,12 @@ def test_period_one_is_sync_is_one_learner_with_a_large_batch(two_ranks, one_ran
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("algorithm", ONE_LEARNER)
 def test_one_learner_is_sgd_bit_by_bit(one_rank, algorithm, optimiser):
-    assert np.array_equal(one_rank[f"{algorithm} {optimiser}"].weights, one_rank[f"sgd {optimiser}"].weights)
+    assert np.array_equal(
+        one_rank[f"{algorithm} {optimiser}"].weights, one_rank[f"sgd {optimiser}"].weights
+    )
 
 
-# ------------------------------------------------------------------------------------------ seeds and repetition
+# ------------------------------------------------------------------------------------------ seeds a
 
 
 @pytest.mark.parametrize("algorithm", ["kavg --K 7", "hieravg --K1 3 --K2 8 --S 4", "sync"])
@@ -477,11 +639,17 @@ def test_whole_shards_leave_nothing_to_the_seed(two_ranks, algorithm):
 
 @pytest.mark.parametrize("sampling", ["iid", "shuffle", "shard", "block"])
 def test_another_seed_draws_other_examples(two_ranks, sampling):
-    assert distance(two_ranks[f"{sampling} 1"].weights, two_ranks[f"{sampling} 0"].weights) > 100 * TOLERANCE
+    assert (
+        distance(two_ranks[f"{sampling} 1"].weights, two_ranks[f"{sampling} 0"].weights)
+        > 100 * TOLERANCE
+    )
 
 
 AGAIN = {
-    **{sampling: ("kavg --K 7", "momentum", sampling) for sampling in ("iid", "shuffle", "shard", "block")},
+    **{
+        sampling: ("kavg --K 7", "momentum", sampling)
+        for sampling in ("iid", "shuffle", "shard", "block")
+    },
     "sync": ("sync", "adam", "iid"),
     "qsgd": ("qsgd --bucket 8", "sgd", "iid"),
     "hieravg": ("hieravg --K1 3 --K2 8 --S 4 --mu 0.3", "nesterov", "iid"),
@@ -491,9 +659,13 @@ AGAIN = {
 
 @pytest.fixture(scope="module")
 def repeated(once, tmp_path_factory, shards):
-    """Twelve learners on three ranks, every run in two launches of each MPI library: {mpi: (runs, runs)}."""
-    lines = {name: line(algorithm, shards, optimiser, "average", P=12, sampling=sampling)
-             for name, (algorithm, optimiser, sampling) in AGAIN.items()}
+    """Twelve learners on three ranks, every run in two launches of each MPI library: {mpi: (runs,
+    runs)}.
+    """
+    lines = {
+        name: line(algorithm, shards, optimiser, "average", P=12, sampling=sampling)
+        for name, (algorithm, optimiser, sampling) in AGAIN.items()
+    }
     folder = tmp_path_factory.getbasetemp()
     return lambda mpi: tuple(once((mpi, i), train_all, folder, 3, lines, mpi=mpi) for i in range(2))
 
@@ -517,10 +689,13 @@ def test_a_command_alone_gives_the_bits_of_one_among_many(two_ranks, tmp_path, s
 
 @pytest.mark.parametrize("name", AGAIN)
 def test_mpich_and_open_mpi_give_the_same_weights(repeated, name):
-    assert distance(repeated("mpich")[0][name].weights, repeated("openmpi")[0][name].weights) < TOLERANCE
+    assert (
+        distance(repeated("mpich")[0][name].weights, repeated("openmpi")[0][name].weights)
+        < TOLERANCE
+    )
 
 
-# --------------------------------------------------------------------------------------- what is recorded beside
+# --------------------------------------------------------------------------------------- what is re
 
 
 def test_weights_are_stored_only_when_asked_for(two_ranks):
@@ -532,7 +707,9 @@ def test_weights_are_stored_only_when_asked_for(two_ranks):
 
 def test_watching_changes_nothing(two_ranks):
     for name in ("S", "V", "weights not asked for"):
-        assert np.array_equal(two_ranks[name].eval.train_loss, two_ranks["unwatched"].eval.train_loss)
+        assert np.array_equal(
+            two_ranks[name].eval.train_loss, two_ranks["unwatched"].eval.train_loss
+        )
     assert np.array_equal(two_ranks["V"].weights, two_ranks["unwatched"].weights)
     assert two_ranks["unwatched"].averages.variance.isna().all()
     assert two_ranks["unwatched"].averages.mean_variance.isna().all()
@@ -541,11 +718,15 @@ def test_watching_changes_nothing(two_ranks):
 def test_the_variance_at_averages_is_the_oracles(two_ranks, shards):
     """ADPSGD that samples all the way is K-AVG with S beside it."""
     trace = oracle.adpsgd(oracle.Setup(shards.X, shards.y, 8, L2), 60, lambda t: 0.5, 7, 60)[2]
-    np.testing.assert_allclose(two_ranks["S"].averages.variance, [a.variance for a in trace], rtol=1e-4)
+    np.testing.assert_allclose(
+        two_ranks["S"].averages.variance, [a.variance for a in trace], rtol=1e-4
+    )
 
 
 def test_the_mean_variance_of_a_period_is_equation_11(two_ranks, shards):
-    """V_t of adpsgd: the mean of Var[W_k] over a period, W_k the weights at the beginning of iteration k."""
+    """V_t of adpsgd: the mean of Var[W_k] over a period, W_k the weights at the beginning of
+    iteration k.
+    """
     setup = oracle.Setup(shards.X, shards.y, 8, L2)
     W, states = oracle.start(setup)
     V, period = [], []
@@ -566,8 +747,8 @@ def test_the_gradient_norm_is_that_of_the_averaged_model(two_ranks, shards):
         gradient = oracle.gradient(w.astype(np.float64), shards.X, shards.y, L2)
         assert row.grad_norm_sq == pytest.approx(gradient @ gradient, rel=1e-4)
     assert two_ranks["unwatched"].eval.grad_norm_sq.isna().all()
+
+
 def momentum(optimiser):
     """The option of the optimisers that have a coefficient."""
     return f"--momentum {M} " if optimiser in ("momentum", "nesterov") else ""
-
-

@@ -1,4 +1,6 @@
-"""Means over ranks: exactly the sum in the learners' order divided once, for every transport, without leaks or leftovers."""
+"""Means over ranks: exactly the sum in the learners' order divided once, for every transport,
+without leaks or leftovers.
+"""
 
 import os
 import signal
@@ -18,10 +20,22 @@ from localavg.parallel.transport.shared import SharedMemory
 from localavg.scope import Scope
 
 HOW = {"mpi": HostMPI, "shared": SharedMemory}
-LENGTHS = (1, 2, 3, 17, 1001, 8193, 2 * CHUNK + 5)  # below the ranks, odd, short rows and lanes, columns that straddle chunks
+LENGTHS = (
+    1,
+    2,
+    3,
+    17,
+    1001,
+    8193,
+    2 * CHUNK + 5,
+)  # below the ranks, odd, short rows and lanes, columns that straddle chunks
 LAYOUTS = [(L, ranks_per_node) for L in (1, 3) for ranks_per_node in (None, 2)]
-CASES = [(dtype, layout, n) for dtype, lengths in ((np.float32, LENGTHS), (np.float64, (2, 1001, 2 * CHUNK + 5)))
-         for layout in LAYOUTS for n in lengths]
+CASES = [
+    (dtype, layout, n)
+    for dtype, lengths in ((np.float32, LENGTHS), (np.float64, (2, 1001, 2 * CHUNK + 5)))
+    for layout in LAYOUTS
+    for n in lengths
+]
 
 
 def ordered(rows):
@@ -52,22 +66,45 @@ def means(world):
                 S = next(S for S in (3, 2, 5, 1) if fleet.P % S == 0)
                 transports[dtype, layout] = fleet, S, how(fleet, S, dtype=dtype)
             fleet, S, transport = transports[dtype, layout]
-            P, mine, near = fleet.P, slice(fleet.learners.start, fleet.learners.stop), 16 * np.finfo(dtype).eps
+            P, mine, near = (
+                fleet.P,
+                slice(fleet.learners.start, fleet.learners.stop),
+                16 * np.finfo(dtype).eps,
+            )
             w = transport.zeros((L, n))
             for whole in (True, False):
                 rows = values(P, n, whole, dtype)
                 everyone = np.broadcast_to(ordered(rows), (P, n))
                 clusters = np.repeat([ordered(rows[c : c + S]) for c in range(0, P, S)], S, axis=0)
                 both = np.broadcast_to(ordered(clusters), (P, n))
-                for scopes, expected in (((2,), everyone), ((1,), clusters), ((1, 2), both), ((2, 1, 2), everyone)):
+                for scopes, expected in (
+                    ((2,), everyone),
+                    ((1,), clusters),
+                    ((1, 2), both),
+                    ((2, 1, 2), everyone),
+                ):
                     w[...] = rows[mine]
                     for scope in scopes:
                         transport.mean_(w, Scope(scope))
                     ours = name == "shared" and fleet.nodes == 1  # the order is ours: to the bit
                     exact = scopes in ((2,), (1,)) and (whole or ours or P <= 2)
-                    same = np.array_equal(w, expected[mine]) if exact else np.allclose(w, expected[mine], near, near)
+                    same = (
+                        np.array_equal(w, expected[mine])
+                        if exact
+                        else np.allclose(w, expected[mine], near, near)
+                    )
                     if not same or w.dtype != dtype:
-                        wrong.append((name, dtype.__name__, *layout, n, whole, scopes, float(abs(w - expected[mine]).max())))
+                        wrong.append(
+                            (
+                                name,
+                                dtype.__name__,
+                                *layout,
+                                n,
+                                whole,
+                                scopes,
+                                float(abs(w - expected[mine]).max()),
+                            )
+                        )
     lanes.SENT = sent
     return wrong
 
@@ -99,8 +136,12 @@ def long_run(world):
         w[...] = 2 * j + add + np.arange(w.shape[1], dtype=np.float32) % 5
         scope = Scope.CLUSTER if turn % 3 == 0 else Scope.WORLD
         transport.mean_(w, scope)
-        mean = (2 * (j // 2 * 2) + 1 if scope is Scope.CLUSTER else fleet.P - 1) + add  # of 2j over the group, and `add`
-        if not np.array_equal(w, np.broadcast_to(mean + np.arange(w.shape[1], dtype=np.float32) % 5, w.shape)):
+        mean = (
+            2 * (j // 2 * 2) + 1 if scope is Scope.CLUSTER else fleet.P - 1
+        ) + add  # of 2j over the group, and `add`
+        if not np.array_equal(
+            w, np.broadcast_to(mean + np.arange(w.shape[1], dtype=np.float32) % 5, w.shape)
+        ):
             wrong.append(turn)
     after = set(os.listdir("/dev/shm")), len(os.listdir("/proc/self/fd")), _resident()
     world.Barrier()
@@ -116,13 +157,24 @@ def long_run(world):
     peak = tracemalloc.get_traced_memory()[1] - start
     tracemalloc.stop()
     new_files = left_since(before[0], after[0])
-    own = transport._scratch.nbytes + 4 * len(transport.parts) * 2 * fleet.L * transport.width  # sums, and copies of my rows
-    return {"wrong": wrong, "made": made, "files": new_files, "handles": after[1] - before[1],
-            "grown_bytes": after[2] - before[2], "peak_bytes": peak, "own_bytes": own}
+    own = (
+        transport._scratch.nbytes + 4 * len(transport.parts) * 2 * fleet.L * transport.width
+    )  # sums, and copies of my rows
+    return {
+        "wrong": wrong,
+        "made": made,
+        "files": new_files,
+        "handles": after[1] - before[1],
+        "grown_bytes": after[2] - before[2],
+        "peak_bytes": peak,
+        "own_bytes": own,
+    }
 
 
 def left_since(before, seen=None):
-    """Our files in /dev/shm that were not there before, are there now, and were `seen` meanwhile: others run tests too."""
+    """Our files in /dev/shm that were not there before, are there now, and were `seen` meanwhile:
+    others run tests too.
+    """
     now = [name for name in set(os.listdir("/dev/shm")) - before if name.startswith("localavg-")]
     return [name for name in now if seen is None or name in seen]
 
@@ -139,7 +191,12 @@ def after_many():
 
 def test_a_thousand_averages_are_all_exact_and_leave_nothing(after_many):
     for rank in after_many:
-        assert rank["wrong"] == [] and rank["made"] == [] and rank["files"] == [] and rank["handles"] <= 0
+        assert (
+            rank["wrong"] == []
+            and rank["made"] == []
+            and rank["files"] == []
+            and rank["handles"] <= 0
+        )
         assert rank["grown_bytes"] < 2 << 20
 
 

@@ -1,4 +1,5 @@
-"""The README's picture: who averages when (left), and what that costs in rounds for the same loss (right).
+"""The README's picture: who averages when (left), and what that costs in rounds for the same loss
+(right).
 
 Shows the four runs of LUPA's Fig. 2. It holds no seconds: on any machine it looks the same.
 Cost: 2 s. It reads runs/lupa-fig2, which `make run` leaves:
@@ -18,14 +19,25 @@ import style  # noqa: E402
 
 from localavg.files.record import load  # noqa: E402
 
-LINES = {"sync": "every update (SyncSGD)", "tau5": "every 5 (K-AVG)", "tau91": "every 91", "oneshot": "once, at the end"}
+LINES = {
+    "sync": "every update (SyncSGD)",
+    "tau5": "every 5 (K-AVG)",
+    "tau91": "every 91",
+    "oneshot": "once, at the end",
+}
 SHOWN = 300  # updates on the left
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="the runs of make run")
-    parser.add_argument("picture", type=Path, nargs="?", default=HERE / "readme.png", help="where to (default: the README's)")
+    parser.add_argument(
+        "picture",
+        type=Path,
+        nargs="?",
+        default=HERE / "readme.png",
+        help="where to (default: the README's)",
+    )
     args = parser.parse_args()
     figure, (left, right) = style.panels(2, height_in=2.2)
     for i, (name, label) in enumerate(LINES.items()):
@@ -36,7 +48,11 @@ def main() -> None:
         rounds = np.searchsorted(t, run.eval.t, side="right")  # [evaluations] averages so far
         kept = np.diff(rounds, prepend=-1) > 0
         right.plot(rounds[kept], run.eval.train_loss[kept], label=label, markevery=0.2, **look)
-    left.set(xlabel="local updates; a stroke is an average of all learners", yticks=range(0, -len(LINES), -1), xlim=(0, SHOWN))
+    left.set(
+        xlabel="local updates; a stroke is an average of all learners",
+        yticks=range(0, -len(LINES), -1),
+        xlim=(0, SHOWN),
+    )
     left.set_yticklabels(LINES.values())
     left.grid(False)
     right.set_xscale("symlog", linthresh=1, linscale=0.4)

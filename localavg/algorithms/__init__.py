@@ -1,9 +1,11 @@
-"""THE tables. Every synchronous algorithm is a schedule (when), a combine step (what an average does) and an exchange
-(what travels every step); any of them runs with any local optimiser, sampling and step size. The asynchronous ones are
-rules for learners and servers of a center variable, with a local update of their own.
+"""THE tables. Every synchronous algorithm is a schedule (when), a combine step (what an average
+does) and an exchange (what travels every step); any of them runs with any local optimiser, sampling
+and step size. The asynchronous ones are rules for learners and servers of a center variable, with a
+local update of their own.
 
-The parameters of each function are its options on the command line, by the papers' names. T (updates in all), `epoch`
-(updates in an epoch), P and the local update's momentum are filled in by the caller where a function asks for them.
+The parameters of each function are its options on the command line, by the papers' names. T
+(updates in all), `epoch` (updates in an epoch), P and the local update's momentum are filled in by
+the caller where a function asks for them.
 """
 
 from __future__ import annotations
@@ -44,17 +46,26 @@ def options(name: str) -> dict[str, Any]:
     return {p.name: p.default for p in parameters.values() if p.default is not p.empty}
 
 
-def make(name: str, given: Mapping[str, Any], T: int, epoch: float, P: int = 1, momentum: float = 0.9) -> Any:
-    """The Algorithm or Asynchronous `name` with the options `given`, for T updates of P learners, `epoch` in an epoch.
+def make(
+    name: str, given: Mapping[str, Any], T: int, epoch: float, P: int = 1, momentum: float = 0.9
+) -> Any:
+    """The Algorithm or Asynchronous `name` with the options `given`, for T updates of P learners,
+    `epoch` in an epoch.
 
-    Raises UserError for an unknown name, an option that the algorithm does not have, or a value that breaks a rule.
+    Raises UserError for an unknown name, an option that the algorithm does not have, or a value
+    that breaks a rule.
     """
     if name not in BOTH:
         raise UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}")
     known = options(name)
     if stray := [option for option in given if option not in known]:
-        takes = ", ".join(f"--{option.replace('_', '-')}" for option in known) or "no options of its own"
-        raise UserError(f"--{stray[0].replace('_', '-')} means nothing to {name}, which takes {takes}")
+        takes = (
+            ", ".join(f"--{option.replace('_', '-')}" for option in known)
+            or "no options of its own"
+        )
+        raise UserError(
+            f"--{stray[0].replace('_', '-')} means nothing to {name}, which takes {takes}"
+        )
     wanted = inspect.signature(BOTH[name]).parameters
     context = {"T": T, "epoch": epoch, "P": P, "momentum": momentum}
     return BOTH[name](**{key: value for key, value in context.items() if key in wanted}, **given)

@@ -13,9 +13,19 @@ from localavg.errors import UserError, bad, positive
 from localavg.scope import Scope
 
 
-def adpsgd(T: int, epoch: float, p_init: int = 4, Ks: float = 0.25, low: float = 0.7, high: float = 1.3,
-           warmup: float = 1.0, mu: float = 0.0, nesterov: bool = False) -> Algorithm:
-    """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period. Ks: a fraction of T below 1, or updates.
+def adpsgd(
+    T: int,
+    epoch: float,
+    p_init: int = 4,
+    Ks: float = 0.25,
+    low: float = 0.7,
+    high: float = 1.3,
+    warmup: float = 1.0,
+    mu: float = 0.0,
+    nesterov: bool = False,
+) -> Algorithm:
+    """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period. Ks: a fraction of T
+    below 1, or updates.
 
     warmup: epochs of averaging every step before Algorithm 2 starts.
     """
@@ -27,12 +37,21 @@ def adpsgd(T: int, epoch: float, p_init: int = 4, Ks: float = 0.25, low: float =
     return Algorithm(schedule, _average(mu, nesterov), Nothing())
 
 
-def piecewise(epoch: float, pieces: str = "0:4", mu: float = 0.0, nesterov: bool = False) -> Algorithm:
-    """A period K for each stage of training (adpsgd §III-A, §V-B), as FROM_EPOCH:K,FROM_EPOCH:K,…"""
+def piecewise(
+    epoch: float, pieces: str = "0:4", mu: float = 0.0, nesterov: bool = False
+) -> Algorithm:
+    """A period K for each stage of training (adpsgd §III-A, §V-B), as
+    FROM_EPOCH:K,FROM_EPOCH:K,…
+    """
     try:
-        stages = [(round(float(start) * epoch), int(K)) for start, K in (p.split(":") for p in pieces.split(","))]
+        stages = [
+            (round(float(start) * epoch), int(K))
+            for start, K in (p.split(":") for p in pieces.split(","))
+        ]
     except (ValueError, OverflowError):
-        raise bad("pieces", pieces, "must read FROM_EPOCH:K,FROM_EPOCH:K,… such as 0:4,80:8") from None
+        raise bad(
+            "pieces", pieces, "must read FROM_EPOCH:K,FROM_EPOCH:K,… such as 0:4,80:8"
+        ) from None
     return Algorithm(Piecewise(stages), _average(mu, nesterov), Nothing())
 
 
@@ -40,8 +59,8 @@ def piecewise(epoch: float, pieces: str = "0:4", mu: float = 0.0, nesterov: bool
 class VarianceDriven(Schedule):
     """ADPSGD's period, steered by the variance S of the learners at each average (adpsgd Alg. 2).
 
-    The first `warmup` updates average every step; Algorithm 2, its sampling of C₂ included, starts after them. K_s is
-    counted in its iterations k = 0, 1, ….
+    The first `warmup` updates average every step; Algorithm 2, its sampling of C₂ included, starts
+    after them. K_s is counted in its iterations k = 0, 1, ….
     """
 
     p_init: int
@@ -63,10 +82,15 @@ class VarianceDriven(Schedule):
     def __post_init__(self) -> None:
         _at_least_one("p_init", self.p_init)
         if not 0 < self.low <= self.high < math.inf:
-            raise UserError(f"--low {self.low:g} and --high {self.high:g}: the thresholds need 0 < low <= high")
+            raise UserError(
+                f"--low {self.low:g} and --high {self.high:g}: the thresholds need 0 < low <= high"
+            )
         if self.K_s < self.p_init:
-            raise UserError(f"--Ks of {self.K_s} updates ends before the first average at p_init = {self.p_init}: "
-                            f"C₂ would never be sampled; raise --Ks or the number of steps")
+            raise UserError(
+                f"--Ks of {self.K_s} updates ends before the first average at p_init = "
+                f"{self.p_init}: "
+                f"C₂ would never be sampled; raise --Ks or the number of steps"
+            )
         self.p = self.p_init
 
     def after(self, t: int) -> Scope:
@@ -93,7 +117,8 @@ class VarianceDriven(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """A list of (from_t, K), from_t = 0 first: update t belongs to the last piece with from_t < t (adpsgd §III-A, §V-B).
+    """A list of (from_t, K), from_t = 0 first: update t belongs to the last piece with from_t < t
+    (adpsgd §III-A, §V-B).
 
     Everyone averages when the updates since the last average reach the K in force.
     """
@@ -103,8 +128,15 @@ class Piecewise(Schedule):
 
     def __post_init__(self) -> None:
         starts = [start for start, _ in self.pieces]
-        if not starts or starts[0] != 0 or any(b <= a for a, b in zip(starts, starts[1:], strict=False)):
-            raise UserError(f"--pieces with starts {starts}: they must begin at 0 and increase by at least one update")
+        if (
+            not starts
+            or starts[0] != 0
+            or any(b <= a for a, b in zip(starts, starts[1:], strict=False))
+        ):
+            raise UserError(
+                f"--pieces with starts {starts}: they must begin at 0 and increase by at least one "
+                "update"
+            )
         for _, K in self.pieces:
             _at_least_one("pieces", K)
 

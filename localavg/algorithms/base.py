@@ -1,4 +1,6 @@
-"""What every algorithm consists of: a schedule (when), an average (what it does) and an exchange (what travels every step)."""
+"""What every algorithm consists of: a schedule (when), an average (what it does) and an exchange
+(what travels every step).
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class Schedule:
         raise TypeError(f"{type(self).__name__} must say when to average")
 
     def observe(self, t: int, value: float, gamma: float) -> None:
-        """Feedback after the average at t: S or F(w̄) as `needs` says, and the step size γ of update t."""
+        """Feedback after the average at t: S or F(w̄) as `needs` says, and the step size γ of
+        update t.
+        """
 
     def state_dict(self) -> dict[str, float]:
         """What a feedback controller has learnt so far; empty for the static schedules."""
@@ -62,7 +66,9 @@ class Mean:
     trained: int | None = None
 
     def start(self, w: Array, trained: int) -> None:
-        """Called once with the equal initial weights w [L, d], of which the first `trained` columns are parameters."""
+        """Called once with the equal initial weights w [L, d], of which the first `trained` columns
+        are parameters.
+        """
         self.trained = trained
 
     def state_dict(self) -> dict[str, Array]:
@@ -73,7 +79,9 @@ class Mean:
         """Go on from `state`."""
 
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
-        """Average w [L, d] over `scope` in place; returns S of the parameters if asked for, else NaN."""
+        """Average w [L, d] over `scope` in place; returns S of the parameters if asked for, else
+        NaN.
+        """
         if not variance or self.trained in (None, w.shape[1]):
             return transport.mean_(w, scope, variance)
         S = transport.mean_(w[:, : self.trained], scope, variance)
@@ -94,7 +102,9 @@ class Nothing:
         """Exchange the gradients g [L, d] of update t in place."""
 
     def payload_bytes(self, d: int, L: int) -> int:
-        """What a rank of L learners hands over in one exchange of gradients of d floats: here their sum."""
+        """What a rank of L learners hands over in one exchange of gradients of d floats: here their
+        sum.
+        """
         return 4 * d
 
 

@@ -1,7 +1,9 @@
-"""Asynchronous SGD around a center variable x̃: what a learner does, and what a server does, in Downpour and EAMSGD.
+"""Asynchronous SGD around a center variable x̃: what a learner does, and what a server does, in
+Downpour and EAMSGD.
 
-The arithmetic is here once; `asynchronous` carries the messages, over MPI or in simulated time. A vector [d] holds the n
-trained parameters, then BatchNorm's running statistics. A server may hold any part of x̃: all it does is elementwise.
+The arithmetic is here once; `asynchronous` carries the messages, over MPI or in simulated time. A
+vector [d] holds the n trained parameters, then BatchNorm's running statistics. A server may hold
+any part of x̃: all it does is elementwise.
 
     learner j                                               server
     for t in 1..T:
@@ -10,8 +12,8 @@ trained parameters, then BatchNorm's running statistics. A server may hold any p
             push_(learner)        message  ─────────────►   answer_(x̃, message, reply)
             pull_(learner)                 ◄─────────────   reply
 
-Statistics are not steps that add up, so for both rules the center's move 1/P of the way to those of the learner that
-pushes, s̃ ← s̃ + (s_j − s̃)/P, and learners keep their own. The papers do not say.
+Statistics are not steps that add up, so for both rules the center's move 1/P of the way to those of
+the learner that pushes, s̃ ← s̃ + (s_j − s̃)/P, and learners keep their own. The papers do not say.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ Array = Any
 
 @dataclass(frozen=True)
 class Asynchronous:
-    """One row of the asynchronous table: what learners and servers do, and how many ranks share the center variable."""
+    """One row of the asynchronous table: what learners and servers do, and how many ranks share the
+    center variable.
+    """
 
     rule: Downpour
     servers: int
@@ -38,7 +42,9 @@ class Asynchronous:
 
 
 def downpour(P: int, K: int = 16, servers: int = 1) -> Asynchronous:
-    """Downpour (Dean et al. 2012; kavg §4.1): learners add their changes to a center and fetch it, every K updates."""
+    """Downpour (Dean et al. 2012; kavg §4.1): learners add their changes to a center and fetch it,
+    every K updates.
+    """
     return Asynchronous(Downpour(K, P), servers)
 
 
@@ -49,13 +55,16 @@ class Learner:
         self.j, self.t = j, 0
         self.since, self.losses = 0, 0.0  # updates since the last push, and the sum of their losses
         self.w = center.copy()  # [d] where gradients are taken, and this learner's statistics
-        self.message = np.zeros_like(center)  # [d] what it sends: to be left alone until the reply is there
+        self.message = np.zeros_like(
+            center
+        )  # [d] what it sends: to be left alone until the reply is there
         self.reply = np.zeros_like(center)  # [d] what it gets
         self.v = np.zeros(0, center.dtype)  # [n] velocity, where the rule has one
 
 
 class Downpour:
-    """Downpour SGD (Dean et al. 2012; kavg §4.1). Every K updates Δ, the sum of x_j's changes, is added to x̃; x_j ← x̃.
+    """Downpour SGD (Dean et al. 2012; kavg §4.1). Every K updates Δ, the sum of x_j's changes, is
+    added to x̃; x_j ← x̃.
 
     n: trained parameters; set by `lay_out`. The learner's message is Δ, its reply x̃.
     """
@@ -91,7 +100,9 @@ class Downpour:
         learner.message[: self.n] = 0
 
     def answer_(self, center: Array, message: Array, reply: Array, n: int) -> None:
-        """A server's side of one exchange, for its part of x̃ [m] of which n are trained; the reply [m] is written."""
+        """A server's side of one exchange, for its part of x̃ [m] of which n are trained; the reply
+        [m] is written.
+        """
         self.serve_(center[:n], message[:n], reply[:n])
         center[n:] += (message[n:] - center[n:]) / self.P
 

@@ -9,13 +9,17 @@ from localavg.scope import Scope
 
 
 def kavg(K: int = 16) -> Algorithm:
-    """K-AVG (kavg Alg. 1) = CPSGD (adpsgd Alg. 1) = LUPA-SGD (lupa Alg. 1, τ = K): w_j ← w̄ every K updates."""
+    """K-AVG (kavg Alg. 1) = CPSGD (adpsgd Alg. 1) = LUPA-SGD (lupa Alg. 1, τ = K): w_j ← w̄ every K
+    updates.
+    """
     return Algorithm(Every(K), Mean(), Nothing())
 
 
 @dataclass(frozen=True)
 class Every(Schedule):
-    """Everyone after every K local updates (kavg Alg. 1; adpsgd Alg. 1, line 5; lupa Alg. 1, line 6)."""
+    """Everyone after every K local updates (kavg Alg. 1; adpsgd Alg. 1, line 5; lupa Alg. 1, line
+    6).
+    """
 
     K: int
 

@@ -17,8 +17,16 @@ def oneshot() -> Algorithm:
     return Algorithm(OneShot(), Mean(), Nothing())
 
 
-def adalupa(tau0: int = 91, alpha: float = 1.09, rule: str = "linear", mu: float = 0.0, nesterov: bool = False) -> Algorithm:
-    """ADA-LUPA-SGD (lupa §5–6): periods (1 + iα)τ_0 (rule linear), or from the objective by eq. 11 (rule loss)."""
+def adalupa(
+    tau0: int = 91,
+    alpha: float = 1.09,
+    rule: str = "linear",
+    mu: float = 0.0,
+    nesterov: bool = False,
+) -> Algorithm:
+    """ADA-LUPA-SGD (lupa §5–6): periods (1 + iα)τ_0 (rule linear), or from the objective by eq. 11
+    (rule loss).
+    """
     if rule not in ("linear", "loss"):
         raise bad("rule", rule, "must be linear (lupa §6) or loss (lupa eq. 11)")
     schedule = Linear(tau0, alpha) if rule == "linear" else LossDriven(tau0)
@@ -38,7 +46,9 @@ class Linear(Schedule):
 
     tau0: int
     alpha: float
-    _ends: list[int] = field(default_factory=list, repr=False, compare=False)  # t of the averages, extended as asked
+    _ends: list[int] = field(
+        default_factory=list, repr=False, compare=False
+    )  # t of the averages, extended as asked
 
     def __post_init__(self) -> None:
         _at_least_one("tau0", self.tau0)
@@ -48,14 +58,18 @@ class Linear(Schedule):
     def after(self, t: int) -> Scope:
         ends = self._ends
         while not ends or ends[-1] < t:
-            tau = math.ceil(round((1 + len(ends) * self.alpha) * self.tau0, 9))  # 1.1 · 10 is 11, not 11.000000000000002
+            tau = math.ceil(
+                round((1 + len(ends) * self.alpha) * self.tau0, 9)
+            )  # 1.1 · 10 is 11, not 11.000000000000002
             ends.append((ends[-1] if ends else 0) + tau)
         return Scope.WORLD if ends[bisect_left(ends, t)] == t else Scope.NONE
 
 
 @dataclass
 class LossDriven(Schedule):
-    """Periods τ_i = ⌈(F(w̄_0) / F(w̄_i))^(1/3)⌉ τ_0 (lupa eq. 11), F the objective at the average that opens period i."""
+    """Periods τ_i = ⌈(F(w̄_0) / F(w̄_i))^(1/3)⌉ τ_0 (lupa eq. 11), F the objective at the average
+    that opens period i.
+    """
 
     tau0: int
     due: int = 0  # t of the next average
@@ -73,5 +87,8 @@ class LossDriven(Schedule):
         if t == 0:
             self.F0 = value
         if not (0 < value < math.inf and self.F0 > 0):
-            raise UserError(f"adalupa --rule loss: F(w̄) = {value:g} at t = {t}, but eq. 11 needs a finite positive objective")
+            raise UserError(
+                f"adalupa --rule loss: F(w̄) = {value:g} at t = {t}, but eq. 11 needs a finite "
+                "positive objective"
+            )
         self.due = t + max(1, math.ceil(round((self.F0 / value) ** (1 / 3), 9))) * self.tau0

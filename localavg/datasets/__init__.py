@@ -13,11 +13,12 @@ __all__ = ["NAMED", "NAMED_FORMS", "Augment", "Dataset", "Split", "load"]
 
 
 def load(spec: str | Path, fleet: Any) -> Dataset:
-    """Return the Dataset `spec` names: a prepared file, or a named set (`NAMED`). Collective over `fleet`.
+    """Return the Dataset `spec` names: a prepared file, or a named set (`NAMED`). Collective over
+    `fleet`.
 
-    The arrays are `fleet.node_array`s, one copy a node, each rank filling its part of the rows; nothing else as large
-    is allocated. Packed pictures ("jpeg") stay in their file. Every rank raises the same UserError if any rank cannot
-    read its part.
+    The arrays are `fleet.node_array`s, one copy a node, each rank filling its part of the rows;
+    nothing else as large is allocated. Packed pictures ("jpeg") stay in their file. Every rank
+    raises the same UserError if any rank cannot read its part.
     """
     name, colon, size = str(spec).partition(":")
     if name in NAMED:
@@ -26,7 +27,10 @@ def load(spec: str | Path, fleet: Any) -> Dataset:
     def check() -> None:
         if Path(spec).suffix not in (".h5", ".hdf5") and not Path(spec).is_file():
             named = ", ".join(NAMED_FORMS)
-            raise UserError(f"--data {spec} is no file and no named set; give a prepared .h5 file or one of: {named}")
+            raise UserError(
+                f"--data {spec} is no file and no named set; give a prepared .h5 file or one of: "
+                f"{named}"
+            )
 
     fleet.together(check)
     return _load_prepared(str(spec), fleet)
@@ -46,9 +50,18 @@ def _load_prepared(path: str, fleet: Any) -> Dataset:
     def fill(split, x, y, start, stop):
         prepared.read(path, split, x, y, start, stop)
 
-    splits = {name: filled(fleet, shape, (np.float32, np.float32), 1, name, fill)
-              for name, shape in header.shapes.items()}
-    return Dataset(header.name, header.kind, splits["train"], splits.get("test"), header.classes, header.shuffled)
+    splits = {
+        name: filled(fleet, shape, (np.float32, np.float32), 1, name, fill)
+        for name, shape in header.shapes.items()
+    }
+    return Dataset(
+        header.name,
+        header.kind,
+        splits["train"],
+        splits.get("test"),
+        header.classes,
+        header.shuffled,
+    )
 
 
 def _load_epsilon_like(size: str | None, fleet: Any) -> Dataset:
@@ -59,16 +72,22 @@ def _load_epsilon_like(size: str | None, fleet: Any) -> Dataset:
         match = re.fullmatch(r"(\d+)x(\d+)", size)
         rows, features = (int(number) for number in match.groups()) if match else (0, 0)
         if not (rows and features):
-            raise UserError(f"--data epsilon-like:{size} must read epsilon-like:ROWSxFEATURES, as in 20000x200")
+            raise UserError(
+                f"--data epsilon-like:{size} must read epsilon-like:ROWSxFEATURES, as in 20000x200"
+            )
     teacher = epsilon_like.teacher(features)  # [d]
 
     def fill(split, x, y, start, stop):
         epsilon_like.generate(x[start:stop], y[start:stop], start, teacher=teacher, split=split)
 
-    splits = {name: filled(fleet, (n, features), (np.float32, np.float32), epsilon_like.BLOCK, name, fill)
-              for name, n in epsilon_like.sizes(rows).items()}
+    splits = {
+        name: filled(fleet, (n, features), (np.float32, np.float32), epsilon_like.BLOCK, name, fill)
+        for name, n in epsilon_like.sizes(rows).items()
+    }
     name = f"epsilon-like:{rows}x{features}"
-    return Dataset(name, "features", splits["train"], splits.get("test"), (-1.0, 1.0), shuffled=True)
+    return Dataset(
+        name, "features", splits["train"], splits.get("test"), (-1.0, 1.0), shuffled=True
+    )
 
 
 def _load_digits(size: str | None, fleet: Any) -> Dataset:
@@ -76,30 +95,59 @@ def _load_digits(size: str | None, fleet: Any) -> Dataset:
 
     if size is not None:
         raise UserError(f"--data digits:{size}: the digits come in one size; write digits")
-    splits = {name: filled(fleet, (n, *digits.SHAPE), (np.uint8, np.int64), n, name, digits.fill)
-              for name, n in digits.SIZES.items()}
-    return Dataset("digits", "images", splits["train"], splits["test"], tuple("0123456789"), shuffled=True,
-                   shape=digits.SHAPE, mean=digits.MEAN, std=digits.STD)
+    splits = {
+        name: filled(fleet, (n, *digits.SHAPE), (np.uint8, np.int64), n, name, digits.fill)
+        for name, n in digits.SIZES.items()
+    }
+    return Dataset(
+        "digits",
+        "images",
+        splits["train"],
+        splits["test"],
+        tuple("0123456789"),
+        shuffled=True,
+        shape=digits.SHAPE,
+        mean=digits.MEAN,
+        std=digits.STD,
+    )
 
 
 def _load_cifar10_like(size: str | None, fleet: Any) -> Dataset:
     from localavg.datasets import cifar10_like as like
 
     if size is not None and not (size.isdecimal() and int(size)):
-        raise UserError(f"--data cifar10-like:{size} must read cifar10-like:ROWS, as in cifar10-like:5000")
+        raise UserError(
+            f"--data cifar10-like:{size} must read cifar10-like:ROWS, as in cifar10-like:5000"
+        )
     rows = like.ROWS if size is None else int(size)
 
     def fill(split, x, y, start, stop):
         like.generate(x[start:stop], y[start:stop], start, split=split)
 
-    splits = {name: filled(fleet, (n, *like.SHAPE), (np.uint8, np.int64), like.BLOCK, name, fill)
-              for name, n in like.sizes(rows).items()}
+    splits = {
+        name: filled(fleet, (n, *like.SHAPE), (np.uint8, np.int64), like.BLOCK, name, fill)
+        for name, n in like.sizes(rows).items()
+    }
     classes = tuple(f"pattern {k}" for k in range(like.CLASSES))
-    return Dataset(f"cifar10-like:{rows}", "images", splits["train"], splits.get("test"), classes, shuffled=True,
-                   shape=like.SHAPE, mean=like.MEAN, std=like.STD, augment=Augment(pad=4, flip=True))
+    return Dataset(
+        f"cifar10-like:{rows}",
+        "images",
+        splits["train"],
+        splits.get("test"),
+        classes,
+        shuffled=True,
+        shape=like.SHAPE,
+        mean=like.MEAN,
+        std=like.STD,
+        augment=Augment(pad=4, flip=True),
+    )
 
 
-NAMED = {"epsilon-like": _load_epsilon_like, "digits": _load_digits, "cifar10-like": _load_cifar10_like}
+NAMED = {
+    "epsilon-like": _load_epsilon_like,
+    "digits": _load_digits,
+    "cifar10-like": _load_cifar10_like,
+}
 """Sets that need no file: name → loader(size after the colon or None, fleet)."""
 
 NAMED_FORMS = ["epsilon-like[:ROWSxFEATURES]", "digits", "cifar10-like[:ROWS]"]

@@ -1,9 +1,10 @@
 """CIFAR-10 from its official archives, the python or the binary version, to a prepared file.
 
-Both hold five training batches and a test batch of 10 000 images of 32x32 pixels: red, green and blue planes, row by row.
-The binary version is records of a label and 3072 bytes. The python version is pickles, which could run anything when
-loaded: here an unpickler that knows only numbers, strings, lists, dicts and, through two classes of this module, arrays of
-bytes reads them, and nothing else can be named in them.
+Both hold five training batches and a test batch of 10 000 images of 32x32 pixels: red, green and
+blue planes, row by row. The binary version is records of a label and 3072 bytes. The python version
+is pickles, which could run anything when loaded: here an unpickler that knows only numbers,
+strings, lists, dicts and, through two classes of this module, arrays of bytes reads them, and
+nothing else can be named in them.
 """
 
 from __future__ import annotations
@@ -29,14 +30,21 @@ ROWS = 10_000
 PIXELS = 3 * 32 * 32
 
 
-def prepare_cifar10(archive: str | Path, out: str | Path, shuffle: int | None = None, name: str = "cifar10",
-                    comm: Any = None) -> bool:
-    """Write the prepared file `out` from cifar-10-python.tar.gz or cifar-10-binary.tar.gz; whether its MD5 is the official one.
+def prepare_cifar10(
+    archive: str | Path,
+    out: str | Path,
+    shuffle: int | None = None,
+    name: str = "cifar10",
+    comm: Any = None,
+) -> bool:
+    """Write the prepared file `out` from cifar-10-python.tar.gz or cifar-10-binary.tar.gz; whether
+    its MD5 is the official one.
 
-    shuffle: seed; training row i is then row numpy.random.default_rng(shuffle).permutation(50000)[i] of the five batches
-    in order, else row i. The attributes `md5` and `official` of the file keep what the archive was. Rank 0 of `comm` works.
-    UserError if a batch is missing, has another number of images or a label that is not 0 … 9, or holds what it should
-    not, if the archive is damaged, or if `out` exists.
+    shuffle: seed; training row i is then row
+    numpy.random.default_rng(shuffle).permutation(50000)[i] of the five batches in order, else row
+    i. The attributes `md5` and `official` of the file keep what the archive was. Rank 0 of `comm`
+    works. UserError if a batch is missing, has another number of images or a label that is not 0 …
+    9, or holds what it should not, if the archive is damaged, or if `out` exists.
     """
     if shuffle is not None and shuffle < 0:
         raise UserError(f"--shuffle {shuffle} is a seed and must not be negative")
@@ -47,47 +55,77 @@ def _write(archive: Path, out: str | Path, shuffle: int | None, name: str) -> bo
     check_out(out)
     checksum = archives.md5(archive)
     batches = _batches(archive)
-    x, y = (np.concatenate(parts) for parts in zip(*(batches[batch] for batch in BATCHES), strict=True))
+    x, y = (
+        np.concatenate(parts) for parts in zip(*(batches[batch] for batch in BATCHES), strict=True)
+    )
     if shuffle is not None:
         order = np.random.default_rng(shuffle).permutation(len(y))  # [n]
         x, y = x[order], y[order]
     official = checksum in MD5.values()
-    attributes = {"name": name, "source": archive.name, "md5": checksum, "official": official,
-                  "shuffled": shuffle is not None} | ({} if shuffle is None else {"shuffle_seed": shuffle})
-    write_images(out, {"train": (x, y), "test": batches["test_batch"]}, CLASSES, Augment(pad=4, flip=True), attributes)
+    attributes = {
+        "name": name,
+        "source": archive.name,
+        "md5": checksum,
+        "official": official,
+        "shuffled": shuffle is not None,
+    } | ({} if shuffle is None else {"shuffle_seed": shuffle})
+    write_images(
+        out,
+        {"train": (x, y), "test": batches["test_batch"]},
+        CLASSES,
+        Augment(pad=4, flip=True),
+        attributes,
+    )
     return official
 
 
 def _batches(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{batch: (x uint8 [ROWS, 32, 32, 3], y [ROWS])} of all six; UserError where one is missing or wrong."""
+    """{batch: (x uint8 [ROWS, 32, 32, 3], y [ROWS])} of all six; UserError where one is missing or
+    wrong.
+    """
     wanted, found = {*BATCHES, "test_batch"}, {}
     with archives.bar(len(wanted) * ROWS * PIXELS, f"read {archive.name}") as bar:
         for tar, member in archives.members(archive):
             file = PurePosixPath(member.name)
             if file.name in wanted or (file.stem in wanted and file.suffix == ".bin"):
                 what = f"{archive}: {member.name}"
-                packed = archives.content(archive, tar, member, most_bytes=4 * ROWS * PIXELS + (1 << 20))
+                packed = archives.content(
+                    archive, tar, member, most_bytes=4 * ROWS * PIXELS + (1 << 20)
+                )
                 planes, labels = (_binary if file.suffix else _pickled)(packed, what)
                 found[file.stem] = _checked(planes, labels, what)
                 bar.update(len(packed))
     if missing := sorted(wanted - set(found)):
-        raise UserError(f"{archive} lacks {', '.join(missing)}; fetch cifar-10-python.tar.gz or cifar-10-binary.tar.gz again")
+        raise UserError(
+            f"{archive} lacks {', '.join(missing)}; fetch cifar-10-python.tar.gz or "
+            "cifar-10-binary.tar.gz again"
+        )
     return found
 
 
 def _checked(planes: np.ndarray, labels: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [ROWS, 32, 32, 3] and labels [ROWS] from planes [ROWS, 3072] and labels, if they are what they should be."""
+    """Images [ROWS, 32, 32, 3] and labels [ROWS] from planes [ROWS, 3072] and labels, if they are
+    what they should be.
+    """
     if planes.shape != (ROWS, PIXELS) or labels.shape != (ROWS,):
-        raise UserError(f"{what} has {len(planes)} images and {len(labels)} labels, not {ROWS} of each; fetch it again")
+        raise UserError(
+            f"{what} has {len(planes)} images and {len(labels)} labels, not {ROWS} of each; fetch "
+            "it again"
+        )
     wrong = np.flatnonzero((labels < 0) | (labels >= len(CLASSES)))
     if wrong.size:
-        raise UserError(f"{what}: label {labels[wrong[0]]} of image {wrong[0]} is not 0 … 9; fetch the archive again")
+        raise UserError(
+            f"{what}: label {labels[wrong[0]]} of image {wrong[0]} is not 0 … 9; fetch the archive "
+            "again"
+        )
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 
 def _binary(packed: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
     if len(packed) % (1 + PIXELS):
-        raise UserError(f"{what} has {len(packed)} bytes, no multiple of {1 + PIXELS}; fetch the archive again")
+        raise UserError(
+            f"{what} has {len(packed)} bytes, no multiple of {1 + PIXELS}; fetch the archive again"
+        )
     rows = np.frombuffer(packed, np.uint8).reshape(-1, 1 + PIXELS)  # [n, 3073]
     return rows[:, 1:], rows[:, 0].astype(np.int64)
 
@@ -95,16 +133,22 @@ def _binary(packed: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
 def _pickled(packed: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         batch = _Unpickler(io.BytesIO(packed), encoding="bytes").load()
-        batch = {key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()}
+        batch = {
+            key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()
+        }
         labels = batch["labels"]
         if not all(isinstance(label, int) for label in labels):
             raise TypeError("a label is no integer")
         return batch["data"].values(), np.array(labels, np.int64)
     except _Refused as error:
-        raise UserError(f"{what} is no batch of CIFAR-10: it asks for {error}, which could run code; do not trust this archive"
-                        ) from error
+        raise UserError(
+            f"{what} is no batch of CIFAR-10: it asks for {error}, which could run code; do not "
+            "trust this archive"
+        ) from error
     except Exception as error:  # a damaged pickle can raise nearly anything
-        raise UserError(f"{what} cannot be read ({type(error).__name__}: {error}); fetch the archive again") from error
+        raise UserError(
+            f"{what} cannot be read ({type(error).__name__}: {error}); fetch the archive again"
+        ) from error
 
 
 class _Refused(Exception):
@@ -144,9 +188,13 @@ def _encoded(text: str, encoding: str) -> bytes:
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        known = {"numpy.dtype": _Type, "numpy.ndarray": None, "_codecs.encode": _encoded,
-                 "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
-                 "numpy._core.multiarray._reconstruct": lambda *_: _Array()}
+        known = {
+            "numpy.dtype": _Type,
+            "numpy.ndarray": None,
+            "_codecs.encode": _encoded,
+            "numpy.core.multiarray._reconstruct": lambda *_: _Array(),
+            "numpy._core.multiarray._reconstruct": lambda *_: _Array(),
+        }
         if f"{module}.{name}" not in known:
             raise _Refused(f"{module}.{name}")
         return known[f"{module}.{name}"]

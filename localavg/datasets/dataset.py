@@ -14,7 +14,9 @@ class Split:
     """Examples, one a row, shared by the ranks of a node: read only."""
 
     x: Any
-    """"features": float32 [n, d]; "images": uint8 [n, H, W, C]; "jpeg": a `jpegs.Jpegs`, n packed pictures"""
+    """"features": float32 [n, d]; "images": uint8 [n, H, W, C]; "jpeg": a `jpegs.Jpegs`, n packed
+    pictures
+    """
     y: np.ndarray
     """labels [n]: −1 or +1, float32, for "features"; else 0 … classes − 1, int64"""
 
@@ -24,11 +26,15 @@ class Augment:
     """The random changes under which the papers train on a set of images."""
 
     pad: int = 0
-    """zeros put on every side before a crop of the image's own size at a random place, in pixels (CIFAR-10: 4)"""
+    """zeros put on every side before a crop of the image's own size at a random place, in pixels
+    (CIFAR-10: 4)
+    """
     flip: bool = False
     """left and right swapped with probability 1/2"""
     resized: bool = False
-    """a crop of random place, area (0.08 … 1 of the picture) and aspect (3/4 … 4/3), resized to `Dataset.shape`"""
+    """a crop of random place, area (0.08 … 1 of the picture) and aspect (3/4 … 4/3), resized to
+    `Dataset.shape`
+    """
 
     def __bool__(self) -> bool:
         return bool(self.pad or self.flip or self.resized)
@@ -60,11 +66,19 @@ class Dataset:
     """how the papers augment its training images"""
 
 
-def filled(fleet: Any, shape: tuple[int, ...], types: tuple[Any, Any], block: int, name: str, fill: Callable) -> Split:
-    """Return Split `name` with x of `shape` [n, …] and y [n] of two types, one copy a node. Collective over `fleet`.
+def filled(
+    fleet: Any,
+    shape: tuple[int, ...],
+    types: tuple[Any, Any],
+    block: int,
+    name: str,
+    fill: Callable,
+) -> Split:
+    """Return Split `name` with x of `shape` [n, …] and y [n] of two types, one copy a node.
+    Collective over `fleet`.
 
-    Each rank of the node fills its rows, cut at multiples of `block`, by fill(name, x, y, start, stop), where x and y
-    stand for all rows; start = stop on a rank that has none.
+    Each rank of the node fills its rows, cut at multiples of `block`, by fill(name, x, y, start,
+    stop), where x and y stand for all rows; start = stop on a rank that has none.
     """
     n = shape[0]
     x = fleet.node_array(shape, types[0])

@@ -1,16 +1,19 @@
 """Epsilon-like data: dense unit-norm rows and a noisy linear teacher, any size, from a seed.
 
-A row is a stationary AR(1) process along the features, g_k = ρ g_{k−1} + z_k, scaled to unit norm: like Epsilon's
-standardised features, all have the same variance 1/d. Before the scaling E[g gᵀ]/d is the Toeplitz matrix ρ^|i−j| / d,
-whose largest eigenvalue and condition number are those of `largest_eigenvalue` and `condition_number` as d grows; the
-scaling shrinks both (`spectrum` is exact): 0.0470 for 0.0495 and 8870 for 9801 with d = 2000, ρ = 0.98.
+A row is a stationary AR(1) process along the features, g_k = ρ g_{k−1} + z_k, scaled to unit norm:
+like Epsilon's standardised features, all have the same variance 1/d. Before the scaling E[g gᵀ]/d
+is the Toeplitz matrix ρ^|i−j| / d, whose largest eigenvalue and condition number are those of
+`largest_eigenvalue` and `condition_number` as d grows; the scaling shrinks both (`spectrum` is
+exact): 0.0470 for 0.0495 and 8870 for 9801 with d = 2000, ρ = 0.98.
 
-The label is +1 with probability sigmoid(x · w*), with w* an AR(1) draw along the features (a smooth teacher), scaled
-so that g · w* / √d has standard deviation `margin` (x · w* has about 1 % less). With the default margin 5 no classifier
-errs less than about 10 % of the time, and the logistic loss of w* is about 0.24.
+The label is +1 with probability sigmoid(x · w*), with w* an AR(1) draw along the features (a smooth
+teacher), scaled so that g · w* / √d has standard deviation `margin` (x · w* has about 1 % less).
+With the default margin 5 no classifier errs less than about 10 % of the time, and the logistic loss
+of w* is about 0.24.
 
-So w* minimises the expected logistic loss F exactly, and on n rows the teacher's mean loss F_n lies above the minimum
-by E[F_n(w*) − min F_n] ≈ d/(2n) (Wilks: 2n times the gap is χ² with d degrees of freedom): 0.0025 at the default size.
+So w* minimises the expected logistic loss F exactly, and on n rows the teacher's mean loss F_n lies
+above the minimum by E[F_n(w*) − min F_n] ≈ d/(2n) (Wilks: 2n times the gap is χ² with d degrees of
+freedom): 0.0025 at the default size.
 """
 
 import math
@@ -32,7 +35,9 @@ STREAMS = {"train": 0, "test": 1, "teacher": 2}
 
 
 def sizes(rows: int) -> dict[str, int]:
-    """Return {split: rows}: a quarter as many test rows as training rows, as in Epsilon; no test split below 4."""
+    """Return {split: rows}: a quarter as many test rows as training rows, as in Epsilon; no test
+    split below 4.
+    """
     return {"train": rows, "test": rows // 4} if rows >= 4 else {"train": rows}
 
 
@@ -49,10 +54,10 @@ def condition_number(rho: float = RHO) -> float:
 def spectrum(features: int, rho: float = RHO) -> np.ndarray:
     """Return the eigenvalues of E[x xᵀ] [d], descending; they sum to 1.
 
-    Those of the Toeplitz matrix are λ(θ) = (1 − ρ²)/(1 − 2ρ cos θ + ρ²), θ the roots of
-    sin((d+1)θ) − 2ρ sin(dθ) + ρ² sin((d−1)θ), one in each ](k−1)π/(d+1), kπ/(d+1)[ (Kac, Murdock, Szegő 1953). Scaling
-    rows to unit norm keeps the eigenvectors and turns λ_i into
-    E[λ_i z_i²/Σ λ_j z_j²] = ∫₀^∞ λ_i/(1 + 2tλ_i) Π_j (1 + 2tλ_j)^−½ dt, here by the trapezoid rule in log t.
+    Those of the Toeplitz matrix are λ(θ) = (1 − ρ²)/(1 − 2ρ cos θ + ρ²), θ the roots of sin((d+1)θ)
+    − 2ρ sin(dθ) + ρ² sin((d−1)θ), one in each ](k−1)π/(d+1), kπ/(d+1)[ (Kac, Murdock, Szegő 1953).
+    Scaling rows to unit norm keeps the eigenvectors and turns λ_i into E[λ_i z_i²/Σ λ_j z_j²] =
+    ∫₀^∞ λ_i/(1 + 2tλ_i) Π_j (1 + 2tλ_j)^−½ dt, here by the trapezoid rule in log t.
     """
     d = features
     low = np.arange(d) * np.pi / (d + 1)  # [d]
@@ -61,7 +66,9 @@ def spectrum(features: int, rho: float = RHO) -> np.ndarray:
     low, high = low + 1e-9 * (high - low), high - 1e-9 * (high - low)
     for _ in range(60):
         theta = (low + high) / 2  # [d]
-        value = sign * (np.sin((d + 1) * theta) - 2 * rho * np.sin(d * theta) + rho**2 * np.sin((d - 1) * theta))
+        value = sign * (
+            np.sin((d + 1) * theta) - 2 * rho * np.sin(d * theta) + rho**2 * np.sin((d - 1) * theta)
+        )
         low, high = np.where(value > 0, theta, low), np.where(value > 0, high, theta)
     eigenvalues = (1 - rho**2) / (1 - 2 * rho * np.cos(theta) + rho**2)  # [d]
     result = np.zeros(d)
@@ -73,7 +80,9 @@ def spectrum(features: int, rho: float = RHO) -> np.ndarray:
     return result
 
 
-def teacher(features: int = FEATURES, seed: int = 0, rho: float = RHO, margin: float = MARGIN) -> np.ndarray:
+def teacher(
+    features: int = FEATURES, seed: int = 0, rho: float = RHO, margin: float = MARGIN
+) -> np.ndarray:
     """Return w* [d] float32, with wᵀ T w / d = margin², T the Toeplitz matrix ρ^|i−j|."""
     z = _generator(seed, "teacher", 0).standard_normal(features).tolist()
     w = [z[0] / math.sqrt(1 - rho**2)]
@@ -87,12 +96,22 @@ def teacher(features: int = FEATURES, seed: int = 0, rho: float = RHO, margin: f
     return (np.array(w) * (margin * math.sqrt(features / quadratic))).astype(np.float32)
 
 
-def generate(x: np.ndarray, y: np.ndarray, first_row: int = 0, *, teacher: np.ndarray, seed: int = 0,
-             split: str = "train", rho: float = RHO) -> None:
-    """Fill x [n, d] float32 and y [n] float32 with rows first_row … first_row + n − 1 of a split ("train" or "test").
+def generate(
+    x: np.ndarray,
+    y: np.ndarray,
+    first_row: int = 0,
+    *,
+    teacher: np.ndarray,
+    seed: int = 0,
+    split: str = "train",
+    rho: float = RHO,
+) -> None:
+    """Fill x [n, d] float32 and y [n] float32 with rows first_row … first_row + n − 1 of a split
+    ("train" or "test").
 
-    The split is endless and a row depends on (seed, split, its number, teacher, ρ) only: any cut of the rows among
-    callers gives the same bits. Rows are drawn in blocks of `BLOCK`; a cut inside a block costs the whole block.
+    The split is endless and a row depends on (seed, split, its number, teacher, ρ) only: any cut of
+    the rows among callers gives the same bits. Rows are drawn in blocks of `BLOCK`; a cut inside a
+    block costs the whole block.
     """
     stop_row = first_row + len(x)
     for start in range(first_row // BLOCK * BLOCK, stop_row, BLOCK):
@@ -102,8 +121,8 @@ def generate(x: np.ndarray, y: np.ndarray, first_row: int = 0, *, teacher: np.nd
 
 
 def _fill_block(x, y, part, teacher, random, rho):
-    """Draw one block and keep its rows `part`, in x [m, d] and y [m]. Only elementwise float32 sums and products, in a
-    fixed order: no library's choice of algorithm can change a bit."""
+    """Draw one block and keep its rows `part`, in x [m, d] and y [m]. Only elementwise float32 sums
+    and products, in a fixed order: no library's choice of algorithm can change a bit."""
     rho32 = np.float32(rho)
     tile = np.empty((TILE, BLOCK), np.float32)  # [features, rows]
     work = np.empty_like(tile)
@@ -112,7 +131,7 @@ def _fill_block(x, y, part, teacher, random, rho):
     norm_sq = np.zeros(BLOCK, np.float32)
     margin = np.zeros(BLOCK, np.float32)
     for k in range(0, len(teacher), TILE):
-        g = tile[:len(teacher) - k]
+        g = tile[: len(teacher) - k]
         random.standard_normal(dtype=np.float32, out=g)
         if k == 0:
             g[0] /= np.sqrt(np.float32(1 - rho**2))  # the stationary start
@@ -121,27 +140,40 @@ def _fill_block(x, y, part, teacher, random, rho):
             row += scaled
             last = row
         last = last.copy()
-        part_work = np.multiply(g, g, out=work[:len(g)])
+        part_work = np.multiply(g, g, out=work[: len(g)])
         norm_sq += part_work.sum(axis=0)
-        np.multiply(g, teacher[k:k + TILE, None], out=part_work)
+        np.multiply(g, teacher[k : k + TILE, None], out=part_work)
         margin += part_work.sum(axis=0)
-        x[:, k:k + TILE] = g[:, part].T
+        x[:, k : k + TILE] = g[:, part].T
     inverse = 1 / np.sqrt(norm_sq)  # [BLOCK]
     x *= inverse[part, None]
-    probability = 1 / (1 + np.exp(-(margin * inverse).astype(np.float64)))  # [BLOCK] of the label +1
+    probability = 1 / (
+        1 + np.exp(-(margin * inverse).astype(np.float64))
+    )  # [BLOCK] of the label +1
     y[:] = np.where(random.random(BLOCK) < probability, 1, -1)[part]
 
 
 def _generator(seed, split, block):
-    return np.random.Generator(np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(STREAMS[split], block))))
+    return np.random.Generator(
+        np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(STREAMS[split], block)))
+    )
 
 
-def prepare_epsilon_like(out: str | Path, rows: int = ROWS, features: int = FEATURES, seed: int = 0, rho: float = RHO,
-                         margin: float = MARGIN, comm: Any = None) -> None:
-    """Write a prepared file of `rows` training rows and rows // 4 test rows, the teacher [d] beside them.
+def prepare_epsilon_like(
+    out: str | Path,
+    rows: int = ROWS,
+    features: int = FEATURES,
+    seed: int = 0,
+    rho: float = RHO,
+    margin: float = MARGIN,
+    comm: Any = None,
+) -> None:
+    """Write a prepared file of `rows` training rows and rows // 4 test rows, the teacher [d] beside
+    them.
 
-    Rank 0 of `comm` works. `/teacher` carries the attributes `margin`, `rho`, `condition_number` (of E[x xᵀ]) and
-    `largest_eigenvalue`. UserError on a bad size or parameter, an existing `out`, or a full disk.
+    Rank 0 of `comm` works. `/teacher` carries the attributes `margin`, `rho`, `condition_number`
+    (of E[x xᵀ]) and `largest_eigenvalue`. UserError on a bad size or parameter, an existing `out`,
+    or a full disk.
     """
     if rows < 1 or features < 1:
         raise UserError(f"{rows} rows x {features} features: both must be at least 1")
@@ -158,14 +190,30 @@ def _write(out, rows, features, seed, rho, margin):
     from tqdm import tqdm
 
     weights = teacher(features, seed, rho, margin)  # [d]
-    attributes = {"name": f"epsilon-like:{rows}x{features}", "source": "generated", "classes": [-1.0, 1.0],
-                  "shuffled": True, "seed": seed}
+    attributes = {
+        "name": f"epsilon-like:{rows}x{features}",
+        "source": "generated",
+        "classes": [-1.0, 1.0],
+        "shuffled": True,
+        "seed": seed,
+    }
     eigenvalues = spectrum(features, rho)  # [d]
-    arrays = {"teacher": (weights, {"margin": margin, "rho": rho, "largest_eigenvalue": eigenvalues[0],
-                                    "condition_number": eigenvalues[0] / eigenvalues[-1]})}
+    arrays = {
+        "teacher": (
+            weights,
+            {
+                "margin": margin,
+                "rho": rho,
+                "largest_eigenvalue": eigenvalues[0],
+                "condition_number": eigenvalues[0] / eigenvalues[-1],
+            },
+        )
+    }
     total = sum(sizes(rows).values())
-    with (writer.create(out, features, sizes(rows), attributes, arrays) as target,
-          tqdm(total=total, unit="row", unit_scale=True, desc=f"write {out}", disable=None) as bar):
+    with (
+        writer.create(out, features, sizes(rows), attributes, arrays) as target,
+        tqdm(total=total, unit="row", unit_scale=True, desc=f"write {out}", disable=None) as bar,
+    ):
         for split, n in sizes(rows).items():
             x = np.empty((min(n, BLOCK), features), np.float32)  # [BLOCK, d]
             y = np.empty(len(x), np.float32)  # [BLOCK]

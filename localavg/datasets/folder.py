@@ -17,14 +17,23 @@ SIDE = 224
 SUFFIXES = (".jpg", ".jpeg", ".png")
 
 
-def prepare_folder(train: str | Path, out: str | Path, test: str | Path | None = None, size: int = SIDE,
-                   shuffle: int | None = None, name: str | None = None, comm: Any = None) -> None:
-    """Write the prepared file `out` from folders with one subfolder a class, of .jpg, .jpeg and .png pictures.
+def prepare_folder(
+    train: str | Path,
+    out: str | Path,
+    test: str | Path | None = None,
+    size: int = SIDE,
+    shuffle: int | None = None,
+    name: str | None = None,
+    comm: Any = None,
+) -> None:
+    """Write the prepared file `out` from folders with one subfolder a class, of .jpg, .jpeg and
+    .png pictures.
 
-    Classes are the subfolders of `train` in the order of their names; `test` has some of them. Networks see `size` x `size`
-    pixels. Pictures lie in the order of their names, class by class; shuffle: seed, picture i is then picture
-    numpy.random.default_rng(shuffle).permutation(n)[i] of those of `train`. Other files are passed over. UserError if a
-    class has no pictures, or a picture does not begin as one, or `out` exists. Rank 0 of `comm` works.
+    Classes are the subfolders of `train` in the order of their names; `test` has some of them.
+    Networks see `size` x `size` pixels. Pictures lie in the order of their names, class by class;
+    shuffle: seed, picture i is then picture numpy.random.default_rng(shuffle).permutation(n)[i] of
+    those of `train`. Other files are passed over. UserError if a class has no pictures, or a
+    picture does not begin as one, or `out` exists. Rank 0 of `comm` works.
     """
     if size < 1:
         raise UserError(f"--size {size} must be at least 1 pixel")
@@ -33,7 +42,14 @@ def prepare_folder(train: str | Path, out: str | Path, test: str | Path | None =
     on_root(comm, lambda: _write_folder(Path(train), out, test and Path(test), size, shuffle, name))
 
 
-def _write_folder(train: Path, out: str | Path, test: Path | None, size: int, shuffle: int | None, name: str | None) -> None:
+def _write_folder(
+    train: Path,
+    out: str | Path,
+    test: Path | None,
+    size: int,
+    shuffle: int | None,
+    name: str | None,
+) -> None:
     check_out(out)
     classes = sorted(_subfolders(train))
     if not classes:
@@ -43,12 +59,22 @@ def _write_folder(train: Path, out: str | Path, test: Path | None, size: int, sh
         raise UserError(f"{test / strange[0]} is a class that {train} has not")
     files = {split: _pictures(folder, classes) for split, folder in folders.items()}
     if shuffle is not None:
-        files["train"] = [files["train"][i] for i in np.random.default_rng(shuffle).permutation(len(files["train"]))]
-    lengths = {split: sum(path.stat().st_size for path, _ in found) for split, found in files.items()}
-    attributes = {"name": name or train.resolve().name, "source": ", ".join(map(str, folders.values())),
-                  "shuffled": shuffle is not None} | ({} if shuffle is None else {"shuffle_seed": shuffle})
-    with (write_pictures(out, lengths, tuple(classes), size, attributes) as target,
-          archives.bar(sum(lengths.values()), f"write {Path(out).name}") as bar):
+        files["train"] = [
+            files["train"][i]
+            for i in np.random.default_rng(shuffle).permutation(len(files["train"]))
+        ]
+    lengths = {
+        split: sum(path.stat().st_size for path, _ in found) for split, found in files.items()
+    }
+    attributes = {
+        "name": name or train.resolve().name,
+        "source": ", ".join(map(str, folders.values())),
+        "shuffled": shuffle is not None,
+    } | ({} if shuffle is None else {"shuffle_seed": shuffle})
+    with (
+        write_pictures(out, lengths, tuple(classes), size, attributes) as target,
+        archives.bar(sum(lengths.values()), f"write {Path(out).name}") as bar,
+    ):
         for split, found in files.items():
             for path, label in found:
                 packed = path.read_bytes()
@@ -59,7 +85,11 @@ def _write_folder(train: Path, out: str | Path, test: Path | None, size: int, sh
 def _subfolders(folder: Path) -> set[str]:
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give one that has one subfolder a class")
-    return {entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith(".")}
+    return {
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.is_dir() and not entry.name.startswith(".")
+    }
 
 
 def _pictures(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
@@ -68,8 +98,14 @@ def _pictures(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue  # a test set may lack a class
-        here = sorted(path for path in (folder / name).iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+        here = sorted(
+            path
+            for path in (folder / name).iterdir()
+            if path.suffix.lower() in SUFFIXES and path.is_file()
+        )
         if not here:
-            raise UserError(f"{folder / name} has no {', '.join(SUFFIXES)} files; remove the folder or fill it")
+            raise UserError(
+                f"{folder / name} has no {', '.join(SUFFIXES)} files; remove the folder or fill it"
+            )
         found += [(path, label) for path in here]
     return found

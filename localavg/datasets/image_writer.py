@@ -1,4 +1,6 @@
-"""Writing a prepared set of images (see `image_file`): atomically, never over another file, by rank 0."""
+"""Writing a prepared set of images (see `image_file`): atomically, never over another file, by rank
+0.
+"""
 
 from __future__ import annotations
 
@@ -21,33 +23,54 @@ from localavg.files.hdf5 import laid_out, put
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
 """how a picture begins: JPEG; PNG too, because one of ImageNet's .JPEG files is one"""
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""of red, green and blue over ImageNet's training pictures, 255 · (0.485, 0.456, 0.406) and 255 · (0.229, 0.224, 0.225)"""
+"""of red, green and blue over ImageNet's training pictures, 255 · (0.485, 0.456, 0.406) and 255 ·
+(0.229, 0.224, 0.225)
+"""
 
 
-def write_images(out: str | Path, splits: dict[str, tuple[np.ndarray, np.ndarray]], classes: tuple[str, ...],
-                 augment: Augment, attributes: dict[str, Any]) -> None:
-    """Write a file of kind "images" from {split: (x uint8 [n, H, W, C], y [n])}; mean and std are those of the split train.
+def write_images(
+    out: str | Path,
+    splits: dict[str, tuple[np.ndarray, np.ndarray]],
+    classes: tuple[str, ...],
+    augment: Augment,
+    attributes: dict[str, Any],
+) -> None:
+    """Write a file of kind "images" from {split: (x uint8 [n, H, W, C], y [n])}; mean and std are
+    those of the split train.
 
-    attributes: at the root, `name`, `source` and `shuffled` among them. UserError if `out` exists, its folder is missing or
-    the disk is too small.
+    attributes: at the root, `name`, `source` and `shuffled` among them. UserError if `out` exists,
+    its folder is missing or the disk is too small.
     """
     arrays = {}
     for split, (x, y) in splits.items():
         arrays |= {f"{split}/x": x, f"{split}/y": y.astype(np.int64)}
     mean, std = moments(splits["train"][0])
-    attributes = {"schema": SCHEMA, "kind": "images", "shape": splits["train"][0].shape[1:], "mean": mean, "std": std,
-                  **asdict(augment), **attributes}
+    attributes = {
+        "schema": SCHEMA,
+        "kind": "images",
+        "shape": splits["train"][0].shape[1:],
+        "mean": mean,
+        "std": std,
+        **asdict(augment),
+        **attributes,
+    }
     layout = {name: (values.shape, values.dtype, {}) for name, values in arrays.items()}
-    with (new_file(out, sum(values.nbytes for values in arrays.values())) as part,
-          laid_out(part, layout, attributes, _names(classes)) as (file, first)):
+    with (
+        new_file(out, sum(values.nbytes for values in arrays.values())) as part,
+        laid_out(part, layout, attributes, _names(classes)) as (file, first),
+    ):
         for name, values in arrays.items():
             put(file, first[name], values)
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [C] of each channel of x uint8 [n, H, W, C], from exact counts of the values."""
+    """Mean and standard deviation [C] of each channel of x uint8 [n, H, W, C], from exact counts of
+    the values.
+    """
     values = np.arange(256)
-    counts = [np.bincount(x[..., c].ravel(), minlength=256) for c in range(x.shape[-1])]  # C of [256]
+    counts = [
+        np.bincount(x[..., c].ravel(), minlength=256) for c in range(x.shape[-1])
+    ]  # C of [256]
     mean = np.array([(count @ values) / count.sum() for count in counts])
     square = np.array([(count @ values**2) / count.sum() for count in counts])
     std = np.sqrt(square - mean**2)
@@ -55,7 +78,9 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PictureWriter:
-    """Appends pictures to the splits of a new file, one at a time; in memory it keeps 16 bytes for each."""
+    """Appends pictures to the splits of a new file, one at a time; in memory it keeps 16 bytes for
+    each.
+    """
 
     def __init__(self, file: BinaryIO, first: dict[str, int]) -> None:
         self._file, self._first = file, first
@@ -63,9 +88,14 @@ class PictureWriter:
         self.labels = {split: array("q") for split in first}
 
     def add(self, split: str, packed: bytes, label: int, name: str) -> None:
-        """Append a picture of class `label`; `name` is what a UserError calls it that has no picture's first bytes."""
+        """Append a picture of class `label`; `name` is what a UserError calls it that has no
+        picture's first bytes.
+        """
         if not packed.startswith(MAGIC):
-            raise UserError(f"{name} is no picture: it begins with {packed[:4]!r}, not as JPEG or PNG; fetch it again")
+            raise UserError(
+                f"{name} is no picture: it begins with {packed[:4]!r}, not as JPEG or PNG; fetch "
+                "it again"
+            )
         offsets = self.offsets[split]
         self._file.seek(self._first[split] + offsets[-1])
         self._file.write(packed)
@@ -74,15 +104,28 @@ class PictureWriter:
 
 
 @contextlib.contextmanager
-def write_pictures(out: str | Path, most_bytes: dict[str, int], classes: tuple[str, ...], size: int,
-                   attributes: dict[str, Any]) -> Iterator[PictureWriter]:
-    """Yield the PictureWriter of a new file of kind "jpeg" with the splits of `most_bytes` = {split: bytes at most}.
+def write_pictures(
+    out: str | Path,
+    most_bytes: dict[str, int],
+    classes: tuple[str, ...],
+    size: int,
+    attributes: dict[str, Any],
+) -> Iterator[PictureWriter]:
+    """Yield the PictureWriter of a new file of kind "jpeg" with the splits of `most_bytes` =
+    {split: bytes at most}.
 
-    What a split does not need of its bytes is a hole at the end of its array, which takes no disk. The network's images
-    are [size, size, 3]. attributes and errors as in `write_images`.
+    What a split does not need of its bytes is a hole at the end of its array, which takes no disk.
+    The network's images are [size, size, 3]. attributes and errors as in `write_images`.
     """
-    attributes = {"schema": SCHEMA, "kind": "jpeg", "shape": (size, size, 3), "mean": IMAGENET_MEAN, "std": IMAGENET_STD,
-                  **asdict(Augment(flip=True, resized=True)), **attributes}
+    attributes = {
+        "schema": SCHEMA,
+        "kind": "jpeg",
+        "shape": (size, size, 3),
+        "mean": IMAGENET_MEAN,
+        "std": IMAGENET_STD,
+        **asdict(Augment(flip=True, resized=True)),
+        **attributes,
+    }
     layout = {f"{split}/bytes": ((nbytes,), np.uint8, {}) for split, nbytes in most_bytes.items()}
     with new_file(out, sum(most_bytes.values())) as part:
         with laid_out(part, layout, attributes, _names(classes)) as (file, first):
@@ -90,7 +133,9 @@ def write_pictures(out: str | Path, most_bytes: dict[str, int], classes: tuple[s
             yield writer
         for split, labels in writer.labels.items():
             if not labels:
-                raise UserError(f"{out}: there are no pictures for /{split}; is it the right archive or folder?")
+                raise UserError(
+                    f"{out}: there are no pictures for /{split}; is it the right archive or folder?"
+                )
         need_room(part, 3 * 8 * sum(map(len, writer.labels.values())))
         with h5py.File(part, "r+", locking=False) as file:
             for split in most_bytes:

@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC2012) from its official tar archives to a prepared file of packed pictures.
 
-Nothing is unpacked: a picture goes from the archive to the file as it is, one at a time. A run that is interrupted leaves
-nothing behind, and the next one starts from the beginning.
+Nothing is unpacked: a picture goes from the archive to the file as it is, one at a time. A run that
+is interrupted leaves nothing behind, and the next one starts from the beginning.
 """
 
 from __future__ import annotations
@@ -36,14 +36,23 @@ class Devkit(NamedTuple):
     """class of validation picture 1, 2, …"""
 
 
-def prepare_imagenet(train: str | Path, val: str | Path, devkit: str | Path, out: str | Path, any_count: bool = False,
-                     name: str = "imagenet", comm: Any = None) -> None:
-    """Write the prepared file `out` from ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
+def prepare_imagenet(
+    train: str | Path,
+    val: str | Path,
+    devkit: str | Path,
+    out: str | Path,
+    any_count: bool = False,
+    name: str = "imagenet",
+    comm: Any = None,
+) -> None:
+    """Write the prepared file `out` from ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
+    ILSVRC2012_devkit_t12.tar.gz.
 
-    Classes are numbered in the order of their WordNet ids, as everywhere; pictures keep the archives' order, which goes by
-    classes for the training set. UserError, unless `any_count`, if there are not `COUNTS` pictures; in any case if a
-    picture does not begin as one or is not where its name belongs, if a label is not in the development kit, if an archive
-    is damaged, or if `out` exists. Rank 0 of `comm` works; disk: the size of the archives.
+    Classes are numbered in the order of their WordNet ids, as everywhere; pictures keep the
+    archives' order, which goes by classes for the training set. UserError, unless `any_count`, if
+    there are not `COUNTS` pictures; in any case if a picture does not begin as one or is not where
+    its name belongs, if a label is not in the development kit, if an archive is damaged, or if
+    `out` exists. Rank 0 of `comm` works; disk: the size of the archives.
     """
 
     def work() -> None:
@@ -54,9 +63,16 @@ def prepare_imagenet(train: str | Path, val: str | Path, devkit: str | Path, out
             with archives.reading(path), open(path, "rb") as file:
                 sizes[split] = file.seek(0, io.SEEK_END)
         source = ", ".join(Path(path).name for path in (train, val, devkit))
-        attributes = {"name": name, "source": source, "shuffled": False, "wnids": " ".join(kit.wnids)}
-        with (write_pictures(out, sizes, kit.names, SIDE, attributes) as target,
-              archives.bar(sum(sizes.values()), f"write {Path(out).name}") as bar):
+        attributes = {
+            "name": name,
+            "source": source,
+            "shuffled": False,
+            "wnids": " ".join(kit.wnids),
+        }
+        with (
+            write_pictures(out, sizes, kit.names, SIDE, attributes) as target,
+            archives.bar(sum(sizes.values()), f"write {Path(out).name}") as bar,
+        ):
             _copy_train(Path(train), kit, target, bar)
             _check_count(train, len(target.labels["train"]), "train", any_count)
             _copy_validation(Path(val), kit, target, bar)
@@ -74,19 +90,36 @@ def _devkit(path: str | Path) -> Devkit:
         if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
             found[name] = archives.content(path, tar, member, most_bytes=MOST_BYTES)
     if len(found) < 2:
-        raise UserError(f"{path} lacks data/meta.mat or data/ILSVRC2012_validation_ground_truth.txt; "
-                        f"give ILSVRC2012_devkit_t12.tar.gz")
+        raise UserError(
+            f"{path} lacks data/meta.mat or data/ILSVRC2012_validation_ground_truth.txt; "
+            f"give ILSVRC2012_devkit_t12.tar.gz"
+        )
     try:
-        synsets = np.atleast_1d(scipy.io.loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)["synsets"])
-        leaves = {int(s["ILSVRC2012_ID"]): (str(s["WNID"]), str(s["words"])) for s in synsets if int(s["num_children"]) == 0}
+        synsets = np.atleast_1d(
+            scipy.io.loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)["synsets"]
+        )
+        leaves = {
+            int(s["ILSVRC2012_ID"]): (str(s["WNID"]), str(s["words"]))
+            for s in synsets
+            if int(s["num_children"]) == 0
+        }
         ids = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
     except Exception as error:  # what a damaged .mat raises is not told
-        raise UserError(f"{path} cannot be read ({type(error).__name__}: {error}); fetch it again") from error
+        raise UserError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); fetch it again"
+        ) from error
     classes = sorted(leaves.values())
     number = {wnid: k for k, (wnid, _) in enumerate(classes)}
     if strange := sorted(set(ids) - set(leaves)):
-        raise UserError(f"{path}: the ground truth has label {strange[0]}, which meta.mat has not; fetch it again")
-    return Devkit([wnid for wnid, _ in classes], tuple(words for _, words in classes), [number[leaves[i][0]] for i in ids])
+        raise UserError(
+            f"{path}: the ground truth has label {strange[0]}, which meta.mat has not; fetch it "
+            "again"
+        )
+    return Devkit(
+        [wnid for wnid, _ in classes],
+        tuple(words for _, words in classes),
+        [number[leaves[i][0]] for i in ids],
+    )
 
 
 def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> None:
@@ -95,7 +128,10 @@ def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> Non
     for outer, group in archives.members(path):
         wnid, what = PurePosixPath(group.name).stem, f"{path}: {group.name}"
         if wnid not in number or not group.name.endswith(".tar"):
-            raise UserError(f"{what} is not the archive of a class that the devkit names; give ILSVRC2012_img_train.tar")
+            raise UserError(
+                f"{what} is not the archive of a class that the devkit names; give "
+                "ILSVRC2012_img_train.tar"
+            )
         if wnid in seen:
             raise UserError(f"{what} comes twice; fetch the archive again")
         seen.add(wnid)
@@ -103,7 +139,10 @@ def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> Non
             packed = outer.extractfile(group)
         for inner, member in archives.members(what, packed):
             if not PurePosixPath(member.name).name.startswith(f"{wnid}_"):
-                raise UserError(f"{what}: {member.name} does not belong to class {wnid}; fetch the archive again")
+                raise UserError(
+                    f"{what}: {member.name} does not belong to class {wnid}; fetch the archive "
+                    "again"
+                )
             _copy(what, inner, member, target, "train", number[wnid], bar)
 
 
@@ -114,18 +153,28 @@ def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", PurePosixPath(member.name).name)
         k = int(match[1]) if match else 0
         if not 1 <= k <= len(kit.validation) or k in seen:
-            raise UserError(f"{path}: {member.name} is not one of ILSVRC2012_val_00000001.JPEG … {len(kit.validation):08d}, "
-                            f"each once; give ILSVRC2012_img_val.tar and the devkit that goes with it")
+            raise UserError(
+                f"{path}: {member.name} is not one of ILSVRC2012_val_00000001.JPEG … "
+                f"{len(kit.validation):08d}, "
+                f"each once; give ILSVRC2012_img_val.tar and the devkit that goes with it"
+            )
         seen.add(k)
         _copy(path, tar, member, target, "test", kit.validation[k - 1], bar)
 
 
-def _copy(path: Any, tar: Any, member: Any, target: PictureWriter, split: str, label: int, bar: Any) -> None:
-    target.add(split, archives.content(path, tar, member, MOST_BYTES), label, f"{path}: {member.name}")
+def _copy(
+    path: Any, tar: Any, member: Any, target: PictureWriter, split: str, label: int, bar: Any
+) -> None:
+    target.add(
+        split, archives.content(path, tar, member, MOST_BYTES), label, f"{path}: {member.name}"
+    )
     bar.update(member.size)
 
 
 def _check_count(path: str | Path, n: int, split: str, any_count: bool) -> None:
     if n != COUNTS[split] and not any_count:
-        raise UserError(f"{path} has {n} pictures, not the {COUNTS[split]} of ILSVRC2012; fetch it again, or add --any-count "
-                        f"if it is a part on purpose")
+        raise UserError(
+            f"{path} has {n} pictures, not the {COUNTS[split]} of ILSVRC2012; fetch it again, or "
+            "add --any-count "
+            f"if it is a part on purpose"
+        )

@@ -1,4 +1,6 @@
-"""LIBSVM text to rows: a file in chunks of whole lines, a chunk parsed at a time, mistakes named by line."""
+"""LIBSVM text to rows: a file in chunks of whole lines, a chunk parsed at a time, mistakes named by
+line.
+"""
 
 import bz2
 import gzip
@@ -50,18 +52,27 @@ class Block:
     """[Σ counts] of type ENTRY, row after row"""
 
 
-def blocks(path: str | os.PathLike, features: int | None = None, rank: int = 0,
-           ranks: int = 1) -> Iterator[tuple[int, Block | None]]:
-    """Yield (position, Block) for every chunk of the file, the Block None unless chunk number mod ranks is rank.
+def blocks(
+    path: str | os.PathLike, features: int | None = None, rank: int = 0, ranks: int = 1
+) -> Iterator[tuple[int, Block | None]]:
+    """Yield (position, Block) for every chunk of the file, the Block None unless chunk number mod
+    ranks is rank.
 
-    UserError names the file, the line and the rule where the text breaks it; `features` is the largest index allowed.
+    UserError names the file, the line and the rule where the text breaks it; `features` is the
+    largest index allowed.
     """
     try:
         with open(path, "rb") as file:
             head = file.read(8)
-            opener = next((COMPRESSED[magic] for magic in COMPRESSED if head.startswith(magic)), None)
+            opener = next(
+                (COMPRESSED[magic] for magic in COMPRESSED if head.startswith(magic)), None
+            )
             file.seek(0)
-            chunks = _packed_chunks(path, file, opener, rank, ranks) if opener else _chunks(path, file, rank, ranks)
+            chunks = (
+                _packed_chunks(path, file, opener, rank, ranks)
+                if opener
+                else _chunks(path, file, rank, ranks)
+            )
             for chunk in chunks:
                 yield chunk.position, None if chunk.text is None else parse(path, chunk, features)
     except (EOFError, lzma.LZMAError, zlib.error) as error:
@@ -73,7 +84,9 @@ def blocks(path: str | os.PathLike, features: int | None = None, rank: int = 0,
 
 
 def _chunks(path, file, rank, ranks):
-    """Chunks of plain text: chunk c holds the lines that begin in bytes c · CHUNK_BYTES … (c + 1) · CHUNK_BYTES − 1."""
+    """Chunks of plain text: chunk c holds the lines that begin in bytes c · CHUNK_BYTES … (c + 1) ·
+    CHUNK_BYTES − 1.
+    """
     size = os.fstat(file.fileno()).st_size
     for number, start in enumerate(range(0, size, CHUNK_BYTES)):
         text, stop = None, min(start + CHUNK_BYTES, size)
@@ -115,7 +128,12 @@ def _packed_chunks(path, file, opener, rank, ranks):
             cut = text.rfind(b"\n") + 1
             text, rest = text[:cut], text[cut:]
             if text:
-                yield Chunk(number, text if number % ranks == rank else None, lambda lines=lines: lines, file.tell())
+                yield Chunk(
+                    number,
+                    text if number % ranks == rank else None,
+                    lambda lines=lines: lines,
+                    file.tell(),
+                )
                 number, lines = number + 1, lines + text.count(b"\n")
             if len(rest) >= LONGEST_LINE_BYTES:
                 raise _too_long(path, lines)
@@ -124,7 +142,9 @@ def _packed_chunks(path, file, opener, rank, ranks):
 
 
 def _too_long(path, lines):
-    return UserError(f"{path}, line {lines + 1}: longer than {LONGEST_LINE_BYTES >> 20} MiB; {RULE}")
+    return UserError(
+        f"{path}, line {lines + 1}: longer than {LONGEST_LINE_BYTES >> 20} MiB; {RULE}"
+    )
 
 
 def parse(path: str | os.PathLike, chunk: Chunk, features: int | None = None) -> Block:

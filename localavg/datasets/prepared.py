@@ -1,8 +1,9 @@
 """A prepared dataset: one HDF5 file, written once and whole, read in slabs.
 
-`/train` and, where the set has one, `/test` hold `x` float32 [n, d] and `y` float32 [n] (−1 or +1), uncompressed and
-contiguous. The root attributes are `schema`, `kind`, `name`, `source` (file names), `classes` (the two labels as they
-were, smaller first), `shuffled` and, where the rows were permuted, `shuffle_seed`.
+`/train` and, where the set has one, `/test` hold `x` float32 [n, d] and `y` float32 [n] (−1 or +1),
+uncompressed and contiguous. The root attributes are `schema`, `kind`, `name`, `source` (file
+names), `classes` (the two labels as they were, smaller first), `shuffled` and, where the rows were
+permuted, `shuffle_seed`.
 """
 
 import contextlib
@@ -37,8 +38,12 @@ class Header:
     """(n, d) of each split, by its name"""
 
 
-def slabs(rows: int, row_bytes: int, first: int = 0, slab_bytes: int = SLAB_BYTES) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) pairs that cover rows `first` … `rows` − 1 in pieces of about `slab_bytes`."""
+def slabs(
+    rows: int, row_bytes: int, first: int = 0, slab_bytes: int = SLAB_BYTES
+) -> Iterator[tuple[int, int]]:
+    """Yield (start, stop) pairs that cover rows `first` … `rows` − 1 in pieces of about
+    `slab_bytes`.
+    """
     step = max(1, slab_bytes // max(1, row_bytes))
     for start in range(first, rows, step):
         yield start, min(start + step, rows)
@@ -52,36 +57,56 @@ def opened(path: str | os.PathLike) -> Iterator[h5py.File]:
     with open(path, "rb"):  # an unreadable file fails here, with its reason
         pass
     if not h5py.is_hdf5(path):
-        raise UserError(f"{path} is not an HDF5 file; a dataset is a file written by `python -m localavg prepare …`")
+        raise UserError(
+            f"{path} is not an HDF5 file; a dataset is a file written by `python -m localavg "
+            "prepare …`"
+        )
     try:
         # No lock: a prepared file never changes, and shared file systems may have none.
         with h5py.File(path, "r", locking=False) as file:
             yield file
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} is damaged or cut short ({reason(error)}); prepare it again") from error
+        raise UserError(
+            f"{path} is damaged or cut short ({reason(error)}); prepare it again"
+        ) from error
 
 
 def header(path: str | os.PathLike) -> Header:
-    """Return the Header of `path`; UserError unless it is a prepared file whose shapes and types agree."""
+    """Return the Header of `path`; UserError unless it is a prepared file whose shapes and types
+    agree.
+    """
     with opened(path) as file:
         schema = file.attrs.get("schema")
         if schema is None or "train/x" not in file:
-            raise UserError(f"{path} holds no prepared dataset (a `schema` and /train/x); use `localavg prepare …`")
+            raise UserError(
+                f"{path} holds no prepared dataset (a `schema` and /train/x); use `localavg "
+                "prepare …`"
+            )
         if schema != SCHEMA:
-            raise UserError(f"{path} has schema {schema}, this version reads {SCHEMA}; prepare it again")
+            raise UserError(
+                f"{path} has schema {schema}, this version reads {SCHEMA}; prepare it again"
+            )
         shapes = {}
         for split in ("train", "test"):
             if split in file:
                 shapes[split] = _checked_shape(path, file[split], split)
         if len({d for _, d in shapes.values()}) > 1:
-            raise UserError(f"{path}: train and test have different widths {shapes}; prepare them together")
+            raise UserError(
+                f"{path}: train and test have different widths {shapes}; prepare them together"
+            )
         attributes = file.attrs
         try:
-            return Header(name=str(attributes["name"]), kind=str(attributes["kind"]),
-                          classes=tuple(float(label) for label in attributes["classes"]),
-                          shuffled=bool(attributes["shuffled"]), shapes=shapes)
+            return Header(
+                name=str(attributes["name"]),
+                kind=str(attributes["kind"]),
+                classes=tuple(float(label) for label in attributes["classes"]),
+                shuffled=bool(attributes["shuffled"]),
+                shapes=shapes,
+            )
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path} lacks a good attribute ({reason(error)}); prepare it again") from error
+            raise UserError(
+                f"{path} lacks a good attribute ({reason(error)}); prepare it again"
+            ) from error
 
 
 def _checked_shape(path, group, split):
@@ -89,14 +114,22 @@ def _checked_shape(path, group, split):
     if not (isinstance(x, h5py.Dataset) and isinstance(y, h5py.Dataset)):
         raise UserError(f"{path}: /{split} must hold the arrays x and y; prepare it again")
     if x.ndim != 2 or 0 in x.shape or y.shape != x.shape[:1]:
-        raise UserError(f"{path}: /{split} has x {x.shape} and y {y.shape}, not [n, d] and [n]; prepare it again")
+        raise UserError(
+            f"{path}: /{split} has x {x.shape} and y {y.shape}, not [n, d] and [n]; prepare it "
+            "again"
+        )
     if x.dtype != np.float32 or y.dtype != np.float32:
-        raise UserError(f"{path}: /{split} has x {x.dtype} and y {y.dtype}, not float32; prepare it again")
+        raise UserError(
+            f"{path}: /{split} has x {x.dtype} and y {y.dtype}, not float32; prepare it again"
+        )
     return x.shape
 
 
-def read(path: str | os.PathLike, split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
-    """Read rows start … stop − 1 of a split straight into x [n, d] and y [n], which stand for all its rows.
+def read(
+    path: str | os.PathLike, split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int
+) -> None:
+    """Read rows start … stop − 1 of a split straight into x [n, d] and y [n], which stand for all
+    its rows.
 
     UserError names the row of the first value that is not finite or label that is not −1 or +1.
     """
@@ -108,8 +141,13 @@ def read(path: str | os.PathLike, split: str, x: np.ndarray, y: np.ndarray, star
             finite = np.isfinite(x[a:b])  # [b − a, d]
             if not finite.all():
                 row = a + int(np.argmin(finite.all(axis=1)))
-                raise UserError(f"{path}: row {row} of /{split}/x holds a value that is not finite; prepare it again")
+                raise UserError(
+                    f"{path}: row {row} of /{split}/x holds a value that is not finite; prepare it "
+                    "again"
+                )
     wrong = np.flatnonzero(np.abs(y[start:stop]) != 1)
     if wrong.size:
         row = start + int(wrong[0])
-        raise UserError(f"{path}: label {y[row]} in row {row} of /{split}/y is not -1 or +1; prepare it again")
+        raise UserError(
+            f"{path}: label {y[row]} in row {row} of /{split}/y is not -1 or +1; prepare it again"
+        )

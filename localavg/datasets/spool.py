@@ -1,4 +1,6 @@
-"""Rows on disk while a dataset is prepared: sparse in the order of the file, then dense in the order wanted."""
+"""Rows on disk while a dataset is prepared: sparse in the order of the file, then dense in the
+order wanted.
+"""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +17,9 @@ SHOWN_LABELS = 5
 
 
 class Spool:
-    """The rows of a LIBSVM file, kept in `file` (open to write and read), 8 bytes an entry; 5 bytes a row in memory."""
+    """The rows of a LIBSVM file, kept in `file` (open to write and read), 8 bytes an entry; 5 bytes
+    a row in memory.
+    """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path = path
@@ -33,14 +37,22 @@ class Spool:
                 self.labels.append(label)
         if len(self.labels) > 2:
             shown = ", ".join(f"{label:g}" for label in self.labels[:SHOWN_LABELS])
-            raise UserError(f"{self.path} has more than two labels ({shown}, …); a dataset here has two classes")
-        self._codes.append((block.labels != self.labels[:1]).astype(np.uint8) if self.labels else np.empty(0, np.uint8))
+            raise UserError(
+                f"{self.path} has more than two labels ({shown}, …); a dataset here has two classes"
+            )
+        self._codes.append(
+            (block.labels != self.labels[:1]).astype(np.uint8)
+            if self.labels
+            else np.empty(0, np.uint8)
+        )
         self._counts.append(block.counts)
         self.features = max(self.features, int(block.entries["index"].max(initial=-1)) + 1)
         try:
             self._file.write(block.entries.tobytes())
         except OSError as error:
-            raise UserError(f"temporary rows of {self.path}, beside --out: {error.strerror}; make room") from error
+            raise UserError(
+                f"temporary rows of {self.path}, beside --out: {error.strerror}; make room"
+            ) from error
 
     @property
     def rows(self) -> int:
@@ -50,11 +62,17 @@ class Spool:
     def signs(self, classes: Sequence[float]) -> np.ndarray:
         """Return y [n] float32: −1 where the label is classes[0], else +1."""
         codes = np.concatenate(self._codes)  # [n]
-        by_code = np.array([-1.0 if label == classes[0] else 1.0 for label in self.labels], np.float32)
+        by_code = np.array(
+            [-1.0 if label == classes[0] else 1.0 for label in self.labels], np.float32
+        )
         return by_code[codes]
 
-    def dense(self, features: int, order: np.ndarray | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, x [m, features] float32) for consecutive rows, from 0; row i is the spooled row order[i]."""
+    def dense(
+        self, features: int, order: np.ndarray | None = None
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield (start, x [m, features] float32) for consecutive rows, from 0; row i is the spooled
+        row order[i].
+        """
         counts = np.concatenate(self._counts).astype(np.int64)  # [n]
         ends = np.cumsum(counts)  # [n]
         for start, stop in slabs(len(counts), 4 * features, slab_bytes=SLAB_BYTES):
@@ -66,7 +84,9 @@ class Spool:
             else:
                 places = np.cumsum(lengths) - lengths  # [m]
                 for i in np.argsort(rows):
-                    self._read(entries[places[i]:places[i] + lengths[i]], ends[rows[i]] - lengths[i])
+                    self._read(
+                        entries[places[i] : places[i] + lengths[i]], ends[rows[i]] - lengths[i]
+                    )
             x = np.zeros((stop - start, features), np.float32)  # [m, d]
             x[np.repeat(np.arange(stop - start), lengths), entries["index"]] = entries["value"]
             yield start, x

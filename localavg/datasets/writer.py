@@ -24,7 +24,9 @@ SLACK_BYTES = 1 << 20  # of a file, beside its arrays
 
 
 def on_root(comm: Any, work: Callable[[], T]) -> T:
-    """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError reaches every rank."""
+    """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError
+    reaches every rank.
+    """
     result = error = None
     if comm is None or comm.rank == 0:
         try:
@@ -41,7 +43,9 @@ def on_root(comm: Any, work: Callable[[], T]) -> T:
 
 
 def check_out(out: str | Path) -> None:
-    """Refuse an output path that exists or has no folder, so that the user hears of it before the work."""
+    """Refuse an output path that exists or has no folder, so that the user hears of it before the
+    work.
+    """
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists and is never overwritten; remove it or choose another --out")
@@ -66,8 +70,9 @@ class Writer:
 def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
     """Yield the path of a temporary file beside `out` that gets its name when the block ends well.
 
-    It is removed on any error, Ctrl-C or SIGTERM; what a kill left is removed by the next one of the same name, which
-    starts from the beginning. UserError if `out` exists, its folder is missing or the disk has no `need_bytes` free.
+    It is removed on any error, Ctrl-C or SIGTERM; what a kill left is removed by the next one of
+    the same name, which starts from the beginning. UserError if `out` exists, its folder is missing
+    or the disk has no `need_bytes` free.
     """
     out = Path(out)
     check_out(out)
@@ -86,7 +91,9 @@ def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
             os.replace(part, out)
             _sync_folder(out.parent)
         except OSError as error:
-            raise UserError(f"{out} cannot be written ({reason(error)}); nothing of it was kept") from error
+            raise UserError(
+                f"{out} cannot be written ({reason(error)}); nothing of it was kept"
+            ) from error
         finally:
             part.unlink(missing_ok=True)
 
@@ -95,21 +102,34 @@ def need_room(out: Path, nbytes: int) -> None:
     """Refuse an output path on a disk with fewer bytes free."""
     need, free = nbytes + SLACK_BYTES, shutil.disk_usage(out.parent).free
     if need > free:
-        raise UserError(f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make room")
+        raise UserError(
+            f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make "
+            "room"
+        )
 
 
 @contextlib.contextmanager
-def create(out: str | Path, features: int, rows: dict[str, int], attributes: dict,
-           arrays: dict[str, tuple[np.ndarray, dict]] | None = None) -> Iterator[Writer]:
-    """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and `arrays` at the root
-    ({name: (values, attributes)}). Atomic, and errors, as `new_file`.
+def create(
+    out: str | Path,
+    features: int,
+    rows: dict[str, int],
+    attributes: dict,
+    arrays: dict[str, tuple[np.ndarray, dict]] | None = None,
+) -> Iterator[Writer]:
+    """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and
+    `arrays` at the root ({name: (values, attributes)}). Atomic, and errors, as `new_file`.
     """
     layout = {}
     for split, n in rows.items():
         layout |= {f"{split}/x": ((n, features), FLOAT, {}), f"{split}/y": ((n,), FLOAT, {})}
     need_bytes = sum(rows.values()) * (features + 1) * FLOAT.itemsize
-    with (new_file(out, need_bytes) as part,
-          laid_out(part, layout, {"schema": SCHEMA, "kind": "features", **attributes}, arrays) as (file, first)):
+    with (
+        new_file(out, need_bytes) as part,
+        laid_out(part, layout, {"schema": SCHEMA, "kind": "features", **attributes}, arrays) as (
+            file,
+            first,
+        ),
+    ):
         yield Writer(file, first, features)
 
 

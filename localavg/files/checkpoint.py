@@ -1,9 +1,11 @@
-"""Checkpoints on disk: the folder RUN.h5.ckpt beside the run file RUN.h5, in it the latest checkpoint and the one before.
+"""Checkpoints on disk: the folder RUN.h5.ckpt beside the run file RUN.h5, in it the latest
+checkpoint and the one before.
 
-A checkpoint after update t is the folder t000000123, one HDF5 file a rank. It is written under another name, synced and
-renamed, so that a folder of that name is complete; every array carries a checksum, so that one that was damaged later is
-found out. What lies in it: {part: state_dict}. Arrays of two dimensions have a row a learner and are found again whatever
-rank the learner is on; all else belongs to the rank that wrote it.
+A checkpoint after update t is the folder t000000123, one HDF5 file a rank. It is written under
+another name, synced and renamed, so that a folder of that name is complete; every array carries a
+checksum, so that one that was damaged later is found out. What lies in it: {part: state_dict}.
+Arrays of two dimensions have a row a learner and are found again whatever rank the learner is on;
+all else belongs to the rank that wrote it.
 """
 
 from __future__ import annotations
@@ -46,7 +48,8 @@ def folder_of(run: str | os.PathLike) -> Path:
 
 
 def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
-    """Save this rank's state after update t; checkpoints older than the one before are removed. Collective.
+    """Save this rank's state after update t; checkpoints older than the one before are removed.
+    Collective.
 
     Raises SharedError where a rank cannot write; what was there before stays.
     """
@@ -69,13 +72,20 @@ def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
 
     try:
         fleet.together(prepare)
-        fleet.together(lambda: _write_rank(partial / f"rank{fleet.rank:05d}.h5", fleet.learners, fleet.ranks, state))
+        fleet.together(
+            lambda: _write_rank(
+                partial / f"rank{fleet.rank:05d}.h5", fleet.learners, fleet.ranks, state
+            )
+        )
         fleet.together(commit)
     except SharedError as e:
         if fleet.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
-        raise SharedError(f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, then "
-                          f"--resume from the one before") from e
+        raise SharedError(
+            f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, "
+            "then "
+            f"--resume from the one before"
+        ) from e
 
 
 def found(folder: Path) -> list[int]:
@@ -86,25 +96,33 @@ def found(folder: Path) -> list[int]:
 def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
     """What `write` saved after update t for these learners.
 
-    What is not a learner's comes from this rank's file or, where there were fewer ranks, from that of rank 0. Raises
-    UserError where a file is missing or damaged.
+    What is not a learner's comes from this rank's file or, where there were fewer ranks, from that
+    of rank 0. Raises UserError where a file is missing or damaged.
     """
     place = folder / f"t{t:09d}"
     try:
         with ExitStack() as stack:
-            files = [stack.enter_context(h5py.File(path, "r", locking=False)) for path in sorted(place.glob("rank*.h5"))]
+            files = [
+                stack.enter_context(h5py.File(path, "r", locking=False))
+                for path in sorted(place.glob("rank*.h5"))
+            ]
             ranks = int(files[0].attrs["ranks"])
             if len(files) != ranks:
                 raise OSError(f"{len(files)} of {ranks} files")
             own = files[rank if rank < ranks else 0]
-            state = {part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]} for part in own}
+            state = {
+                part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]}
+                for part in own
+            }
             return Saved(t, state, ranks)
     except (OSError, KeyError, ValueError, IndexError, RuntimeError) as e:
         raise UserError(f"{place}: this checkpoint is damaged ({e or 'empty'})") from e
 
 
 def put_aside(folder: Path, t: int) -> None:
-    """Keep the damaged checkpoint after update t under another name, so that newer ones are not taken for older."""
+    """Keep the damaged checkpoint after update t under another name, so that newer ones are not
+    taken for older.
+    """
     hdf5.set_aside(folder / f"t{t:09d}", "damaged")
 
 
@@ -114,11 +132,23 @@ def remove(folder: Path) -> None:
 
 
 def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
-    values = {f"{part}/{name}": np.asarray(on_host(value)) for part in state for name, value in state[part].items()}
-    checksums = {name: {"checksum": [_checksum(row) for row in _rows(data)]} for name, data in values.items()}
-    arrays = {name: (data.shape, data.dtype, checksums[name]) for name, data in values.items() if data.ndim and data.size}
+    values = {
+        f"{part}/{name}": np.asarray(on_host(value))
+        for part in state
+        for name, value in state[part].items()
+    }
+    checksums = {
+        name: {"checksum": [_checksum(row) for row in _rows(data)]} for name, data in values.items()
+    }
+    arrays = {
+        name: (data.shape, data.dtype, checksums[name])
+        for name, data in values.items()
+        if data.ndim and data.size
+    }
     small = {name: (data, checksums[name]) for name, data in values.items() if name not in arrays}
-    with hdf5.laid_out(path, arrays, {"ranks": ranks, "learners": (learners.start, learners.stop)}, small) as (file, first):
+    with hdf5.laid_out(
+        path, arrays, {"ranks": ranks, "learners": (learners.start, learners.stop)}, small
+    ) as (file, first):
         for name in arrays:
             hdf5.put(file, first[name], values[name])
     _sync(path)

@@ -18,7 +18,8 @@ import numpy as np
 
 
 def provenance(argv: list[str] | None = None) -> dict[str, Any]:
-    """Command line, git state of the package, versions, start (UTC), platform, CPU; None for what cannot be had.
+    """Command line, git state of the package, versions, start (UTC), platform, CPU; None for what
+    cannot be had.
 
     It runs git as a child process, so it is best called before MPI starts.
     """
@@ -47,7 +48,9 @@ def _git(*words: str) -> str | None:
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(command, env=env, capture_output=True, check=True, timeout=10, text=True).stdout.strip()
+        return subprocess.run(
+            command, env=env, capture_output=True, check=True, timeout=10, text=True
+        ).stdout.strip()
     return None
 
 

@@ -12,7 +12,11 @@ SCHEMA = {  # group: {column: (dtype, unit, description)}
     "train": {
         "t": _T,
         "epoch": _EPOCH,
-        "samples": ("i8", "examples", "training examples used since the start, all learners together"),
+        "samples": (
+            "i8",
+            "examples",
+            "training examples used since the start, all learners together",
+        ),
         "step_size": ("f8", "1", "step size of this update"),
         "loss": ("f8", "1", "mini-batch loss of the local models, averaged since the row before"),
         "wall_s": _WALL,
@@ -25,10 +29,26 @@ SCHEMA = {  # group: {column: (dtype, unit, description)}
         "t": _T,
         "scope": ("i1", "1", f"whose models were averaged: {CLUSTER} = cluster, {WORLD} = world"),
         "period": ("i8", "updates", "local updates since the average before, of any scope"),
-        "variance": ("f8", "1", "S = mean over learners of |w_mean - w_j|^2 just before the average"),
-        "mean_variance": ("f8", "1", "V_t = mean of that variance over the updates since the average before"),
-        "bytes_node": ("i8", "bytes", "payload handed to communicators inside a node, summed over ranks"),
-        "bytes_cross": ("i8", "bytes", "payload handed to communicators spanning nodes, summed over ranks"),
+        "variance": (
+            "f8",
+            "1",
+            "S = mean over learners of |w_mean - w_j|^2 just before the average",
+        ),
+        "mean_variance": (
+            "f8",
+            "1",
+            "V_t = mean of that variance over the updates since the average before",
+        ),
+        "bytes_node": (
+            "i8",
+            "bytes",
+            "payload handed to communicators inside a node, summed over ranks",
+        ),
+        "bytes_cross": (
+            "i8",
+            "bytes",
+            "payload handed to communicators spanning nodes, summed over ranks",
+        ),
         "seconds": ("f8", "s", "duration of this one average"),
     },
     "eval": {
@@ -36,10 +56,18 @@ SCHEMA = {  # group: {column: (dtype, unit, description)}
         "epoch": _EPOCH,
         "wall_s": _WALL,
         "train_loss": ("f8", "1", "objective of the averaged model on the training set"),
-        "train_accuracy": ("f8", "1", "fraction of the training set that the averaged model gets right"),
+        "train_accuracy": (
+            "f8",
+            "1",
+            "fraction of the training set that the averaged model gets right",
+        ),
         "test_loss": ("f8", "1", "objective of the averaged model on the test set"),
         "test_accuracy": ("f8", "1", "fraction of the test set that the averaged model gets right"),
-        "grad_norm_sq": ("f8", "1", "squared norm of the full training gradient at the averaged model"),
+        "grad_norm_sq": (
+            "f8",
+            "1",
+            "squared norm of the full training gradient at the averaged model",
+        ),
     },
     "staleness": {
         "t": ("i8", "updates", "completed local updates of this learner"),
@@ -55,9 +83,17 @@ BENCHES = {  # the same of the benchmarks that leave a file
         "nodes": ("i8", "1", "nodes that the ranks lie on"),
         "learners": ("i8", "1", "rows that are averaged"),
         "transport": (h5py.string_dtype(), "name", "how our average travels"),
-        "ours_s": ("f8", "s", "our average; this and the times below are medians, of the slowest rank"),
+        "ours_s": (
+            "f8",
+            "s",
+            "our average; this and the times below are medians, of the slowest rank",
+        ),
         "allreduce_s": ("f8", "s", "MPI Allreduce of one row a rank, and the division"),
         "torch_s": ("f8", "s", "torch's PeriodicModelAverager on one row a rank"),
-        "floor_s": ("f8", "s", "what memory must take; between nodes what their link must take, if that is longer"),
-    },
+        "floor_s": (
+            "f8",
+            "s",
+            "what memory must take; between nodes what their link must take, if that is longer",
+        ),
+    }
 }

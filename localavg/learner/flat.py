@@ -23,19 +23,27 @@ def layout(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, slice]:
 class Flat:
     """`w` [L, d], the weights of this rank's L learners, and where each named tensor lies in a row.
 
-    shapes: the tensors in the order they are laid out, parameters first; a statistic that is averaged but not
-    trained comes after them. parameters: how many of the tensors are trained. `allocate(shape)` gives the float32 memory
-    (ordinary by default; a shared window or a device array for transports that want one).
+    shapes: the tensors in the order they are laid out, parameters first; a statistic that is
+    averaged but not trained comes after them. parameters: how many of the tensors are trained.
+    `allocate(shape)` gives the float32 memory (ordinary by default; a shared window or a device
+    array for transports that want one).
     """
 
-    def __init__(self, shapes: Mapping[str, tuple[int, ...]], L: int, parameters: int | None = None,
-                 allocate: Callable[[tuple[int, int]], Array] | None = None) -> None:
+    def __init__(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        L: int,
+        parameters: int | None = None,
+        allocate: Callable[[tuple[int, int]], Array] | None = None,
+    ) -> None:
         self.shapes = dict(shapes)
         self.segments = layout(self.shapes)
         ends = [0, *(segment.stop for segment in self.segments.values())]
         self.d = ends[-1]
         self.d_trained = ends[-1 if parameters is None else parameters]
-        self.w = np.zeros((L, self.d), np.float32) if allocate is None else allocate((L, self.d))  # [L, d]
+        self.w = (
+            np.zeros((L, self.d), np.float32) if allocate is None else allocate((L, self.d))
+        )  # [L, d]
 
     def view(self, l: int, name: str) -> Array:
         """Tensor `name` of local learner l, a view into its row."""

@@ -1,7 +1,8 @@
-"""The local update, on all of a rank's rows at once, and what an average does to the optimiser's state.
+"""The local update, on all of a rank's rows at once, and what an average does to the optimiser's
+state.
 
-Conventions are torch.optim's: v ← m v + g, w ← w − γ v. `state` lists the matrices [L, n] that the policies at an
-average act on: keep (nothing), average (like the weights), reset (to zero).
+Conventions are torch.optim's: v ← m v + g, w ← w − γ v. `state` lists the matrices [L, n] that the
+policies at an average act on: keep (nothing), average (like the weights), reset (to zero).
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from localavg.scope import Scope
 
 Array = Any
 
-CHUNK = 1 << 15  # elements updated at a time: they stay in a core's cache between the operations of one update
+CHUNK = (
+    1 << 15
+)  # elements updated at a time: they stay in a core's cache between the operations of one update
 
 
 class SGD:
@@ -36,9 +39,14 @@ class SGD:
         """How many matrices of state are averaged with the weights."""
         return self.matrices if self.policy == "average" else 0
 
-    def start(self, shape: tuple[int, int], zeros: Callable[[tuple[int, int]], Array],
-              ordinary: Callable[[tuple[int, int]], Array] | None = None) -> None:
-        """Make the state for weights of shape (L, n), all zero: where it is averaged, by the transport's `zeros`.
+    def start(
+        self,
+        shape: tuple[int, int],
+        zeros: Callable[[tuple[int, int]], Array],
+        ordinary: Callable[[tuple[int, int]], Array] | None = None,
+    ) -> None:
+        """Make the state for weights of shape (L, n), all zero: where it is averaged, by the
+        transport's `zeros`.
 
         ordinary: makes it where it is not averaged; NumPy if not given.
         """
@@ -112,7 +120,9 @@ class Momentum(SGD):
 
 
 class Adam(SGD):
-    """Adam (Kingma & Ba 2015) with its default β₁ = 0.9, β₂ = 0.999, ε = 1e-8; LUPA's released code trains with it."""
+    """Adam (Kingma & Ba 2015) with its default β₁ = 0.9, β₂ = 0.999, ε = 1e-8; LUPA's released code
+    trains with it.
+    """
 
     beta1, beta2, eps = 0.9, 0.999, 1e-8
 
@@ -129,7 +139,9 @@ class Adam(SGD):
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         self.t += 1
-        super().update_(w, g, gamma if kernels.array_module(w) is None else gamma / (1 - self.beta1**self.t))
+        super().update_(
+            w, g, gamma if kernels.array_module(w) is None else gamma / (1 - self.beta1**self.t)
+        )
 
     def step_(self, gamma: float, w: Array, g: Array, m: Array, u: Array) -> None:
         m *= self.beta1  # first moment
@@ -157,7 +169,9 @@ def _pieces(x: Array) -> list[Array]:
     """Views that cover x [L, n]: some rows, or a part of one, each about CHUNK elements."""
     L, n = x.shape
     rows, columns = max(1, CHUNK // n), min(n, CHUNK)
-    return [x[i : i + rows, k : k + columns] for i in range(0, L, rows) for k in range(0, n, columns)]
+    return [
+        x[i : i + rows, k : k + columns] for i in range(0, L, rows) for k in range(0, n, columns)
+    ]
 
 
 def make(name: str, momentum: float, policy: str) -> SGD:

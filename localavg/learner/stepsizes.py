@@ -16,7 +16,9 @@ def constant(gamma: float) -> StepSize:
 
 
 def at_milestones(gamma: float, factor: float, milestones: list[int]) -> StepSize:
-    """γ times `factor` for every milestone that t − 1 completed updates have reached (adpsgd, hieravg)."""
+    """γ times `factor` for every milestone that t − 1 completed updates have reached (adpsgd,
+    hieravg).
+    """
     return lambda t: gamma * factor ** bisect_right(milestones, t - 1)
 
 
@@ -31,7 +33,9 @@ def inverse_time(mu: float, a: float) -> StepSize:
 
 
 def warmed_up(after: StepSize, start: float, end: float, steps: int) -> StepSize:
-    """Linear from `start` at t = 1 towards `end`, reached after `steps` updates; then `after` (adpsgd §V, ImageNet)."""
+    """Linear from `start` at t = 1 towards `end`, reached after `steps` updates; then `after`
+    (adpsgd §V, ImageNet).
+    """
     return lambda t: start + (end - start) * (t - 1) / steps if t <= steps else after(t)
 
 

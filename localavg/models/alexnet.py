@@ -1,8 +1,10 @@
-"""AlexNet: Krizhevsky, Sutskever and Hinton (2012), ImageNet classification with deep convolutional neural networks, NIPS;
-in the one-column form of Krizhevsky (2014), One weird trick for parallelizing convolutional neural networks,
-arXiv:1404.5997, with its dropout and without local response normalisation.
+"""AlexNet: Krizhevsky, Sutskever and Hinton (2012), ImageNet classification with deep convolutional
+neural networks, NIPS; in the one-column form of Krizhevsky (2014), One weird trick for
+parallelizing convolutional neural networks, arXiv:1404.5997, with its dropout and without local
+response normalisation.
 
-Torch's initialisation, not the paper's normal(0, 0.01): that needs biases of 1 to get going; this is what is trained today.
+Torch's initialisation, not the paper's normal(0, 0.01): that needs biases of 1 to get going; this
+is what is trained today.
 """
 
 from __future__ import annotations

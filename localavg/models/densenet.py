@@ -1,7 +1,8 @@
-"""DenseNet: Huang, Liu, van der Maaten and Weinberger (2016), Densely connected convolutional networks, arXiv:1608.06993.
+"""DenseNet: Huang, Liu, van der Maaten and Weinberger (2016), Densely connected convolutional
+networks, arXiv:1608.06993.
 
-DenseNet-121 (DenseNet-BC, growth rate 32, half the channels kept between stages) that starts with a 3×3 convolution and
-no pooling, for 32×32 images.
+DenseNet-121 (DenseNet-BC, growth rate 32, half the channels kept between stages) that starts with a
+3×3 convolution and no pooling, for 32×32 images.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ class Dense(nn.Module):
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(*bn_relu_conv(inputs, 4 * GROWTH, 1), *bn_relu_conv(4 * GROWTH, GROWTH))
+        self.body = nn.Sequential(
+            *bn_relu_conv(inputs, 4 * GROWTH, 1), *bn_relu_conv(4 * GROWTH, GROWTH)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat((x, self.body(x)), 1)
@@ -37,4 +40,10 @@ def densenet(shape: tuple[int, int, int], classes: int) -> nn.Module:
         for _ in range(depth):
             net.append(Dense(channels))
             channels += GROWTH
-    return nn.Sequential(*net, nn.BatchNorm2d(channels), nn.ReLU(inplace=True), GlobalMean(), nn.Linear(channels, classes))
+    return nn.Sequential(
+        *net,
+        nn.BatchNorm2d(channels),
+        nn.ReLU(inplace=True),
+        GlobalMean(),
+        nn.Linear(channels, classes),
+    )

@@ -1,7 +1,8 @@
 """Dual Path Networks: Chen, Li, Xiao, Jin, Yan and Feng (2017), arXiv:1707.01629.
 
-For 32×32 images, as everybody trains them on CIFAR-10: a 3×3 convolution and no pooling first, BatchNorm and ReLU after
-the convolutions. DPN-26 has the widths of the paper's DPN-92 and two blocks a stage.
+For 32×32 images, as everybody trains them on CIFAR-10: a 3×3 convolution and no pooling first,
+BatchNorm and ReLU after the convolutions. DPN-26 has the widths of the paper's DPN-92 and two
+blocks a stage.
 """
 
 from __future__ import annotations
@@ -13,18 +14,32 @@ from torch.nn.functional import relu
 from localavg.models.layers import GlobalMean, conv_bn, conv_bn_relu
 
 GROUPS = 32
-STAGES = ((96, 256, 16), (192, 512, 32), (384, 1024, 24), (768, 2048, 128))  # width, residual channels, growth: Table 1
+STAGES = (
+    (96, 256, 16),
+    (192, 512, 32),
+    (384, 1024, 24),
+    (768, 2048, 128),
+)  # width, residual channels, growth: Table 1
 
 
 class DualPath(nn.Module):
-    """A bottleneck whose first `residual` output channels are added to x's, the others, `growth` of them, appended."""
+    """A bottleneck whose first `residual` output channels are added to x's, the others, `growth` of
+    them, appended.
+    """
 
-    def __init__(self, inputs: int, width: int, residual: int, growth: int, stride: int, project: bool) -> None:
+    def __init__(
+        self, inputs: int, width: int, residual: int, growth: int, stride: int, project: bool
+    ) -> None:
         super().__init__()
         self.residual = residual
-        self.body = nn.Sequential(*conv_bn_relu(inputs, width, 1), *conv_bn_relu(width, width, 3, stride, GROUPS),
-                                  *conv_bn(width, residual + growth, 1))
-        self.shortcut = nn.Sequential(*conv_bn(inputs, residual + growth, 1, stride)) if project else None
+        self.body = nn.Sequential(
+            *conv_bn_relu(inputs, width, 1),
+            *conv_bn_relu(width, width, 3, stride, GROUPS),
+            *conv_bn(width, residual + growth, 1),
+        )
+        self.shortcut = (
+            nn.Sequential(*conv_bn(inputs, residual + growth, 1, stride)) if project else None
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y, r = self.body(x), self.residual
@@ -46,6 +61,10 @@ def _dpn(channels: int, classes: int, depths: tuple[int, ...]) -> nn.Module:
     net, inputs = conv_bn_relu(channels, 64), 64
     for i, (depth, (width, residual, growth)) in enumerate(zip(depths, STAGES, strict=True)):
         for j in range(depth):
-            net.append(DualPath(inputs, width, residual, growth, 2 if i > 0 and j == 0 else 1, project=j == 0))
+            net.append(
+                DualPath(
+                    inputs, width, residual, growth, 2 if i > 0 and j == 0 else 1, project=j == 0
+                )
+            )
             inputs = residual + (j + 2) * growth
     return nn.Sequential(*net, GlobalMean(), nn.Linear(inputs, classes))

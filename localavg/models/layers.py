@@ -1,5 +1,5 @@
-"""Pieces that several networks are made of. Images are [B, C, H, W]; a bias before BatchNorm is dropped, as it cancels,
-except where the network that everybody compares with has it."""
+"""Pieces that several networks are made of. Images are [B, C, H, W]; a bias before BatchNorm is
+dropped, as it cancels, except where the network that everybody compares with has it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor, nn
 
 
-def conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False) -> nn.Conv2d:
+def conv(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
+) -> nn.Conv2d:
     """A convolution padded so that stride 1 keeps height and width (odd kernels)."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
@@ -18,10 +20,15 @@ def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list
     return [conv(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs)]
 
 
-def conv_bn_relu(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1,
-                 bias: bool = False) -> list[nn.Module]:
+def conv_bn_relu(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
+) -> list[nn.Module]:
     """Convolution, BatchNorm and ReLU, to be spliced into a Sequential."""
-    return [conv(inputs, outputs, kernel, stride, groups, bias), nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
+    return [
+        conv(inputs, outputs, kernel, stride, groups, bias),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
 
 
 def bn_relu_conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
@@ -36,9 +43,14 @@ class GlobalMean(nn.Module):
         return x.mean((2, 3))
 
 
-def stages(block: Callable[[int, int, int], nn.Module], inputs: int, widths: Sequence[int],
-           depths: Sequence[int]) -> Iterator[nn.Module]:
-    """The blocks block(inputs, outputs, stride) of a residual network: depths[i] of widths[i] outputs in stage i.
+def stages(
+    block: Callable[[int, int, int], nn.Module],
+    inputs: int,
+    widths: Sequence[int],
+    depths: Sequence[int],
+) -> Iterator[nn.Module]:
+    """The blocks block(inputs, outputs, stride) of a residual network: depths[i] of widths[i]
+    outputs in stage i.
 
     Every stage but the first opens with stride 2.
     """

@@ -1,5 +1,6 @@
-"""A multilayer perceptron: Rumelhart, Hinton and Williams (1986), Learning representations by back-propagating errors,
-Nature 323; with ReLU, as is usual since. No BatchNorm: every tensor of it is trained."""
+"""A multilayer perceptron: Rumelhart, Hinton and Williams (1986), Learning representations by
+back-propagating errors, Nature 323; with ReLU, as is usual since. No BatchNorm: every tensor of it
+is trained."""
 
 from __future__ import annotations
 
@@ -19,7 +20,11 @@ def mlp(shape: tuple[int, int, int], classes: int) -> nn.Module:
         nn.Linear(HIDDEN, classes),
     )  # fmt: skip
     for layer in net.modules():
-        if isinstance(layer, nn.Linear):  # He et al. 2015: torch's are smaller by √6, and without BatchNorm
-            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")  # plain SGD is slow to get going from there
+        if isinstance(
+            layer, nn.Linear
+        ):  # He et al. 2015: torch's are smaller by √6, and without BatchNorm
+            nn.init.kaiming_normal_(
+                layer.weight, nonlinearity="relu"
+            )  # plain SGD is slow to get going from there
             nn.init.zeros_(layer.bias)
     return net

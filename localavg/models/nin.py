@@ -1,8 +1,9 @@
 """Network in Network: Lin, Chen and Yan (2013), arXiv:1312.4400.
 
-K-AVG trains it with Torch from a step size of 1, halved every 50 epochs, and says no more. Zagoruyko's CIFAR-10 programs
-for Torch (2015) have such a schedule, and a NIN with BatchNorm, which lets it take such steps. So here: the paper's three
-"mlpconv" layers and two dropouts, and BatchNorm after every convolution.
+K-AVG trains it with Torch from a step size of 1, halved every 50 epochs, and says no more.
+Zagoruyko's CIFAR-10 programs for Torch (2015) have such a schedule, and a NIN with BatchNorm, which
+lets it take such steps. So here: the paper's three "mlpconv" layers and two dropouts, and BatchNorm
+after every convolution.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ def _cifar(channels: int, classes: int) -> nn.Module:
         GlobalMean(),
     )  # fmt: skip
     for module in net.modules():
-        if isinstance(module, nn.Conv2d):  # the Torch program's: BatchNorm makes γ / ‖w‖² the step that counts,
+        if isinstance(
+            module, nn.Conv2d
+        ):  # the Torch program's: BatchNorm makes γ / ‖w‖² the step that counts,
             nn.init.normal_(module.weight, 0, 0.05)  # and γ = 1 goes with these norms
     return net
 

@@ -1,6 +1,8 @@
-"""Pre-activation ResNet: He, Zhang, Ren and Sun (2016), Identity mappings in deep residual networks, arXiv:1603.05027.
+"""Pre-activation ResNet: He, Zhang, Ren and Sun (2016), Identity mappings in deep residual
+networks, arXiv:1603.05027.
 
-For 32×32 images: a 3×3 convolution first, and, as everybody trains it on CIFAR-10, no BatchNorm after the last block.
+For 32×32 images: a 3×3 convolution first, and, as everybody trains it on CIFAR-10, no BatchNorm
+after the last block.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from localavg.models.layers import GlobalMean, bn_relu_conv, conv, stages
 
 
 class PreActivation(nn.Module):
-    """x + body(relu(BatchNorm(x))), with a 1×1 convolution of relu(BatchNorm(x)) for x where the body changes its size.
+    """x + body(relu(BatchNorm(x))), with a 1×1 convolution of relu(BatchNorm(x)) for x where the
+    body changes its size.
 
     body: two 3×3 convolutions, then the modules `after`.
     """
@@ -19,7 +22,9 @@ class PreActivation(nn.Module):
     def __init__(self, inputs: int, outputs: int, stride: int, *after: nn.Module) -> None:
         super().__init__()
         self.activation = nn.Sequential(nn.BatchNorm2d(inputs), nn.ReLU(inplace=True))
-        self.body = nn.Sequential(conv(inputs, outputs, 3, stride), *bn_relu_conv(outputs, outputs), *after)
+        self.body = nn.Sequential(
+            conv(inputs, outputs, 3, stride), *bn_relu_conv(outputs, outputs), *after
+        )
         same = inputs == outputs and stride == 1
         self.shortcut = None if same else conv(inputs, outputs, 1, stride)
 

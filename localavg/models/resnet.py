@@ -1,8 +1,9 @@
-"""ResNet: He, Zhang, Ren and Sun (2015), Deep residual learning for image recognition, arXiv:1512.03385.
+"""ResNet: He, Zhang, Ren and Sun (2015), Deep residual learning for image recognition,
+arXiv:1512.03385.
 
-ResNet-50 is the paper's, with the stride in the 3×3 convolution of a bottleneck, as everybody trains it. ResNet-18 for 32×32
-images starts with a 3×3 convolution and no pooling. ResNet-8 is the paper's CIFAR-10 network (§4.2) of 6n + 2 layers, n = 1,
-with projections where the size changes.
+ResNet-50 is the paper's, with the stride in the 3×3 convolution of a bottleneck, as everybody
+trains it. ResNet-18 for 32×32 images starts with a 3×3 convolution and no pooling. ResNet-8 is the
+paper's CIFAR-10 network (§4.2) of 6n + 2 layers, n = 1, with projections where the size changes.
 """
 
 from __future__ import annotations
@@ -37,7 +38,11 @@ def basic(inputs: int, outputs: int, stride: int) -> Residual:
 def bottleneck(inputs: int, outputs: int, stride: int) -> Residual:
     """1×1, 3×3 and 1×1 convolutions, the inner ones a quarter as wide."""
     width = outputs // 4
-    body = nn.Sequential(*conv_bn_relu(inputs, width, 1), *conv_bn_relu(width, width, 3, stride), *conv_bn(width, outputs, 1))
+    body = nn.Sequential(
+        *conv_bn_relu(inputs, width, 1),
+        *conv_bn_relu(width, width, 3, stride),
+        *conv_bn(width, outputs, 1),
+    )
     return Residual(inputs, outputs, stride, body)
 
 
@@ -50,7 +55,9 @@ def resnet8(shape: tuple[int, int, int], classes: int) -> nn.Module:
 def resnet18(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """ResNet-18 for 32×32 images."""
     blocks = stages(basic, 64, (64, 128, 256, 512), (2, 2, 2, 2))
-    return nn.Sequential(*conv_bn_relu(shape[2], 64), *blocks, GlobalMean(), nn.Linear(512, classes))
+    return nn.Sequential(
+        *conv_bn_relu(shape[2], 64), *blocks, GlobalMean(), nn.Linear(512, classes)
+    )
 
 
 def resnet50(shape: tuple[int, int, int], classes: int) -> nn.Module:

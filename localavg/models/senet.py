@@ -14,13 +14,20 @@ REDUCTION = 16  # r of the paper
 
 
 class SqueezeExcitation(nn.Module):
-    """Every channel times a number in (0, 1) that two linear layers find from the means of all channels."""
+    """Every channel times a number in (0, 1) that two linear layers find from the means of all
+    channels.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         inner = channels // REDUCTION
-        self.scale = nn.Sequential(GlobalMean(), nn.Linear(channels, inner), nn.ReLU(inplace=True),
-                                   nn.Linear(inner, channels), nn.Sigmoid())
+        self.scale = nn.Sequential(
+            GlobalMean(),
+            nn.Linear(channels, inner),
+            nn.ReLU(inplace=True),
+            nn.Linear(inner, channels),
+            nn.Sigmoid(),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale(x)[:, :, None, None]
@@ -34,4 +41,6 @@ def block(inputs: int, outputs: int, stride: int) -> PreActivation:
 def senet18(shape: tuple[int, int, int], classes: int) -> nn.Module:
     """SENet-18 for 32×32 images."""
     blocks = stages(block, 64, (64, 128, 256, 512), (2, 2, 2, 2))
-    return nn.Sequential(*conv_bn_relu(shape[2], 64), *blocks, GlobalMean(), nn.Linear(512, classes))
+    return nn.Sequential(
+        *conv_bn_relu(shape[2], 64), *blocks, GlobalMean(), nn.Linear(512, classes)
+    )

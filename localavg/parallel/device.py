@@ -1,7 +1,9 @@
-"""Where the learners compute: the host, or one GPU a rank, and what the rest needs to know of its memory and its stream.
+"""Where the learners compute: the host, or one GPU a rank, and what the rest needs to know of its
+memory and its stream.
 
-`Cuda` is written against an array module `xp`, CuPy or a stand-in with its names. Kernels and copies are queued in a
-stream; `settle` waits for all of it. Nothing here runs before MPI has started and the node is known.
+`Cuda` is written against an array module `xp`, CuPy or a stand-in with its names. Kernels and
+copies are queued in a stream; `settle` waits for all of it. Nothing here runs before MPI has
+started and the node is known.
 """
 
 from __future__ import annotations
@@ -84,7 +86,9 @@ class Cuda(Cpu):
         return np.frombuffer(self.xp.cuda.alloc_pinned_memory(4 * n), np.float32, n)
 
     def copy(self, to: Array, x: Array, stream: Any) -> None:
-        """Queue a copy of contiguous x into `to` in a stream, from a GPU to pinned memory or back."""
+        """Queue a copy of contiguous x into `to` in a stream, from a GPU to pinned memory or
+        back.
+        """
         self.xp.cuda.runtime.memcpyAsync(address(to), address(x), x.nbytes, DEFAULT, stream.ptr)
 
 
@@ -94,7 +98,9 @@ def address(x: Array) -> int:
 
 
 def on_host(x: Array) -> Any:
-    """A number or an array as NumPy knows it: a copy of what is on a GPU, anything else as it is."""
+    """A number or an array as NumPy knows it: a copy of what is on a GPU, anything else as it
+    is.
+    """
     return x.get() if hasattr(x, "__cuda_array_interface__") else x
 
 
@@ -115,7 +121,9 @@ def numbers(values: Sequence[Any]) -> np.ndarray:
     if not there:
         return np.array(values, np.float64)
     module = sys.modules[type(values[there[0]]).__module__.partition(".")[0]]  # cupy or torch
-    everything = np.array([math.nan if hasattr(x, "__cuda_array_interface__") else x for x in values], np.float64)
+    everything = np.array(
+        [math.nan if hasattr(x, "__cuda_array_interface__") else x for x in values], np.float64
+    )
     everything[there] = module.stack([values[k] for k in there]).tolist()
     return everything
 
@@ -125,9 +133,14 @@ def driver() -> None:
     ctypes.CDLL("libcuda.so.1")
 
 
-def choose_device(name: str, fleet: Fleet, load: Callable[[str], Any] = import_module,
-                  driver: Callable[[], None] = driver) -> Cpu:
-    """The device `name` for this rank, cuda's by its place on the machine; later allocations of CuPy go there. Collective.
+def choose_device(
+    name: str,
+    fleet: Fleet,
+    load: Callable[[str], Any] = import_module,
+    driver: Callable[[], None] = driver,
+) -> Cpu:
+    """The device `name` for this rank, cuda's by its place on the machine; later allocations of
+    CuPy go there. Collective.
 
     Raises UserError on every rank where one has no driver, no CuPy or no GPU.
     """
@@ -139,27 +152,44 @@ def choose_device(name: str, fleet: Fleet, load: Callable[[str], Any] = import_m
         try:
             driver()
         except OSError as e:
-            raise UserError(f"--device cuda: {host} has no NVIDIA driver (libcuda.so.1); use --device cpu") from e
+            raise UserError(
+                f"--device cuda: {host} has no NVIDIA driver (libcuda.so.1); use --device cpu"
+            ) from e
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
             xp = load("cupy")
         except ImportError as e:
-            raise UserError(f"--device cuda: CuPy cannot be loaded on {host} ({e}); pip install 'localavg[cuda]'") from e
+            raise UserError(
+                f"--device cuda: CuPy cannot be loaded on {host} ({e}); pip install "
+                "'localavg[cuda]'"
+            ) from e
         try:
             count = xp.cuda.runtime.getDeviceCount()
         except xp.cuda.runtime.CUDARuntimeError as e:
-            raise UserError(f"--device cuda: {host} has no GPU that CuPy can use ({e}); use --device cpu") from e
+            raise UserError(
+                f"--device cuda: {host} has no GPU that CuPy can use ({e}); use --device cpu"
+            ) from e
         if not count:
-            raise UserError(f"--device cuda: {host} has no GPU that this rank may see (CUDA_VISIBLE_DEVICES); use --device cpu")
+            raise UserError(
+                f"--device cuda: {host} has no GPU that this rank may see (CUDA_VISIBLE_DEVICES); "
+                "use --device cpu"
+            )
         index = fleet.place % count
         xp.cuda.Device(index).use()
         try:
             float(xp.zeros(1, np.float32)[0] + 1)
-        except (ImportError, OSError, RuntimeError) as e:  # its libraries are looked for at the first kernel
+        except (
+            ImportError,
+            OSError,
+            RuntimeError,
+        ) as e:  # its libraries are looked for at the first kernel
             why = str(e).strip().partition("\n")[0]
-            raise UserError(f"--device cuda: CuPy {xp.__version__} cannot compute on {host} ({why}); install the CuPy of this "
-                            f"machine's CUDA with its libraries, such as cupy-cuda13x[ctk]") from e
+            raise UserError(
+                f"--device cuda: CuPy {xp.__version__} cannot compute on {host} ({why}); install "
+                "the CuPy of this "
+                f"machine's CUDA with its libraries, such as cupy-cuda13x[ctk]"
+            ) from e
         return Cuda(xp, index, host)
 
     return fleet.together(take)

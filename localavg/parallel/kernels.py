@@ -1,7 +1,8 @@
 """Fused kernels for rows on a GPU: one pass over memory where NumPy's operators would take several.
 
-Each is CUDA text for CuPy's ElementwiseKernel. `i` is a column and width their number, l that of the rows;
-`raw` arrays are indexed row by row, k · width + i, whatever their strides. Sums go over the rows in the order of the learners.
+Each is CUDA text for CuPy's ElementwiseKernel. `i` is a column and width their number, l that of
+the rows; `raw` arrays are indexed row by row, k · width + i, whatever their strides. Sums go over
+the rows in the order of the learners.
 """
 
 from __future__ import annotations
@@ -15,21 +16,38 @@ import numpy as np
 Array = Any
 
 ELEMENTWISE = {  # name: (inputs, outputs, what is done to every element)
-    "sum": ("raw T rows, int64 l, int64 width", "T total",
-            "T s = rows[i]; for (long long k = 1; k < l; ++k) s += rows[k * width + i]; total = s"),
-    "finish": ("T total, T P, int64 l, int64 width", "raw T rows",
-               "const T mean = total / P; for (long long k = 0; k < l; ++k) rows[k * width + i] = mean"),
-    "block_momentum": ("T mu, bool nesterov, int64 l, int64 width", "T w_tilde, T v, raw T w",
-                       "const T d = w[i] - w_tilde; v = mu * v + d; w_tilde += nesterov ? mu * v + d : v; "
-                       "for (long long k = 0; k < l; ++k) w[k * width + i] = w_tilde"),
-    "spread": ("raw T rows, raw T mean, int64 l, int64 width, int64 m", "float64 s",
-               "double sum = 0; for (long long c = i; c < width; c += m) for (long long k = 0; k < l; ++k) "
-               "{ const T o = rows[k * width + c] - mean[c]; sum += (double)o * o; } s = sum"),
+    "sum": (
+        "raw T rows, int64 l, int64 width",
+        "T total",
+        "T s = rows[i]; for (long long k = 1; k < l; ++k) s += rows[k * width + i]; total = s",
+    ),
+    "finish": (
+        "T total, T P, int64 l, int64 width",
+        "raw T rows",
+        "const T mean = total / P; for (long long k = 0; k < l; ++k) rows[k * width + i] = mean",
+    ),
+    "block_momentum": (
+        "T mu, bool nesterov, int64 l, int64 width",
+        "T w_tilde, T v, raw T w",
+        "const T d = w[i] - w_tilde; v = mu * v + d; w_tilde += nesterov ? mu * v + d : v; "
+        "for (long long k = 0; k < l; ++k) w[k * width + i] = w_tilde",
+    ),
+    "spread": (
+        "raw T rows, raw T mean, int64 l, int64 width, int64 m",
+        "float64 s",
+        "double sum = 0; for (long long c = i; c < width; c += m) for (long long k = 0; k < l; "
+        "++k) "
+        "{ const T o = rows[k * width + c] - mean[c]; sum += (double)o * o; } s = sum",
+    ),
     "sgd": ("T g, T gamma", "T w", "w -= gamma * g"),
     "momentum": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * v"),
     "nesterov": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * (g + m * v)"),
-    "adam": ("T g, T gamma, T beta1, T beta2, T unbias, T eps", "T w, T m, T u",
-             "m = beta1 * m + (1 - beta1) * g; u = beta2 * u + (1 - beta2) * g * g; w -= gamma * m / (sqrt(u) * unbias + eps)"),
+    "adam": (
+        "T g, T gamma, T beta1, T beta2, T unbias, T eps",
+        "T w, T m, T u",
+        "m = beta1 * m + (1 - beta1) * g; u = beta2 * u + (1 - beta2) * g * g; w -= gamma * m / "
+        "(sqrt(u) * unbias + eps)",
+    ),
 }
 PARTS = 1 << 17  # sums that `spread` keeps side by side
 
@@ -58,13 +76,17 @@ def finish_(xp: Any, total: Array, P: int, rows: Array) -> None:
 
 def spread(xp: Any, rows: Array, mean: Array) -> float:
     """Σ ‖w̄ − w_j‖² over rows [l, n] about mean [n], added up in float64."""
-    parts = xp.empty(min(len(mean), PARTS), np.float64)  # a reduction of two arrays would take a single block of threads
+    parts = xp.empty(
+        min(len(mean), PARTS), np.float64
+    )  # a reduction of two arrays would take a single block of threads
     kernel(xp, "spread")(rows, mean, *rows.shape, len(parts), parts)
     return float(parts.sum())
 
 
 def block_momentum_(xp: Any, w: Array, w_tilde: Array, v: Array, mu: float, nesterov: bool) -> None:
-    """The step of mavg Alg. 1 for equal rows w [L, n]: v ← μv + d, w̃ ← w̃ + v (Nesterov: μv + d), every row ← w̃."""
+    """The step of mavg Alg. 1 for equal rows w [L, n]: v ← μv + d, w̃ ← w̃ + v (Nesterov: μv + d),
+    every row ← w̃.
+    """
     kernel(xp, "block_momentum")(np.float32(mu), nesterov, *w.shape, w_tilde, v, w)
 
 

@@ -11,7 +11,9 @@ from localavg.parallel.fleet import Fleet
 
 
 def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
-    """What a node sends in one direction while it receives as much, between the first two nodes; inf on one node."""
+    """What a node sends in one direction while it receives as much, between the first two nodes;
+    inf on one node.
+    """
     leaders = [fleet.node_of.index(k) for k in range(min(2, fleet.nodes))]
     rate = np.inf
     if fleet.nodes > 1 and fleet.rank in leaders:

@@ -1,7 +1,7 @@
 """The GPUs of a host and whether MPI takes their memory, found out before MPI starts.
 
-What asks the GPUs runs in children of this module (``python -m localavg.parallel.probe list``): a process must neither start
-CUDA before it knows its device nor fork once MPI runs.
+What asks the GPUs runs in children of this module (``python -m localavg.parallel.probe list``): a
+process must neither start CUDA before it knows its device nor fork once MPI runs.
 """
 
 from __future__ import annotations
@@ -24,11 +24,30 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
-LAUNCHED = ("OMPI_", "PRTE_", "PMI", "HYDI_", "MPI_LOCAL", "JSM_", "LSB_", "SLURM_")  # variables by which ranks know their job
+LAUNCHED = (
+    "OMPI_",
+    "PRTE_",
+    "PMI",
+    "HYDI_",
+    "MPI_LOCAL",
+    "JSM_",
+    "LSB_",
+    "SLURM_",
+)  # variables by which ranks know their job
 SETTINGS = ("OMPI_ALLOW_", "OMPI_MCA_", "PRTE_MCA_")  # but these are the user's, save for
-JOB = ("OMPI_MCA_orte_", "OMPI_MCA_ess", "OMPI_MCA_pmix", "OMPI_MCA_initial_wdir", "OMPI_MCA_num_procs")
-ROOMY = {"PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe", "PRTE_MCA_hwloc_default_binding_policy": "none",
-         "OMPI_MCA_rmaps_base_oversubscribe": "1", "OMPI_MCA_hwloc_base_binding_policy": "none"}
+JOB = (
+    "OMPI_MCA_orte_",
+    "OMPI_MCA_ess",
+    "OMPI_MCA_pmix",
+    "OMPI_MCA_initial_wdir",
+    "OMPI_MCA_num_procs",
+)
+ROOMY = {
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_rmaps_base_oversubscribe": "1",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+}
 LIMIT_S = 120  # for a child
 
 Gpus = tuple[tuple[str, str], ...]  # (name, identity)
@@ -36,7 +55,9 @@ Gpus = tuple[tuple[str, str], ...]  # (name, identity)
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether MPI reduced device memory when it was tried; works is None where it could not be tried."""
+    """Whether MPI reduced device memory when it was tried; works is None where it could not be
+    tried.
+    """
 
     works: bool | None
     why: str
@@ -59,7 +80,9 @@ def find_gpus() -> tuple[Gpus, str]:
 
 
 def probed() -> Probe:
-    """What the doctor found, or now finds in a child, of MPI on device memory. Before MPI starts; it starts after."""
+    """What the doctor found, or now finds in a child, of MPI on device memory. Before MPI starts;
+    it starts after.
+    """
     import mpi4py
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
@@ -72,7 +95,9 @@ def probed() -> Probe:
 
 
 def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
-    """Whether MPI takes device memory on this host, tried once for each MPI library and type of host."""
+    """Whether MPI takes device memory on this host, tried once for each MPI library and type of
+    host.
+    """
     from mpi4py import MPI
 
     if not gpus:
@@ -81,7 +106,8 @@ def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
         return Probe(None, "not tried: no mpirun on PATH")
     command = [mpirun, "-n", "2", sys.executable, "-m", "mpi4py", "-m", __name__, "allreduce"]
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "localavg")
-    key = f"{MPI.Get_library_version().strip(chr(0))} on {platform.machine()} with {counted(name for name, _ in gpus)}"
+    cards = counted(name for name, _ in gpus)
+    key = f"{MPI.Get_library_version().strip(chr(0))} on {platform.machine()} with {cards}"
     return cached(folder / "cuda-aware.json", key, lambda: tried(command, LIMIT_S), fresh)
 
 
@@ -103,8 +129,17 @@ def print_gpus() -> None:
             with suppress(cupy.cuda.runtime.CUDARuntimeError):  # no device
                 for i in range(cupy.cuda.runtime.getDeviceCount()):
                     properties = cupy.cuda.runtime.getDeviceProperties(i)
-                    gpus.append((properties["name"].decode(), bytes(properties.get("uuid", _visible(i).encode())).hex()))
-    print(json.dumps({"gpus": gpus, "why": "" if gpus else f"none: {' and '.join(whys)} see no device"}))
+                    gpus.append(
+                        (
+                            properties["name"].decode(),
+                            bytes(properties.get("uuid", _visible(i).encode())).hex(),
+                        )
+                    )
+    print(
+        json.dumps(
+            {"gpus": gpus, "why": "" if gpus else f"none: {' and '.join(whys)} see no device"}
+        )
+    )
 
 
 def _visible(i: int) -> str:
@@ -114,7 +149,9 @@ def _visible(i: int) -> str:
 
 
 def try_allreduce() -> None:
-    """Child on two ranks: sum device memory in place and print {"ranks", "wrong", "numbers"} on the first."""
+    """Child on two ranks: sum device memory in place and print {"ranks", "wrong", "numbers"} on the
+    first.
+    """
     signal.alarm(LIMIT_S)  # a rank that hangs where its launcher cannot reach it ends by itself
     from mpi4py import MPI
 
@@ -131,7 +168,9 @@ def try_allreduce() -> None:
 
 
 def _on_device(n: int, rank: int) -> tuple[Any, Any, Any]:
-    """x = 1 + i mod 61 + 2·rank, float32 [n] on this rank's device; a wait for the device; the way to a list on the host."""
+    """x = 1 + i mod 61 + 2·rank, float32 [n] on this rank's device; a wait for the device; the way
+    to a list on the host.
+    """
     with suppress(ImportError):
         import cupy  # whose memory training sends
 
@@ -151,12 +190,19 @@ def counted(names: Iterable[str]) -> str:
 
 
 def tried(command: Sequence[str], limit_s: float) -> Probe:
-    """Try `command`, which reduces device memory over two ranks and prints {"ranks", "wrong", "numbers"} as a JSON line.
+    """Try `command`, which reduces device memory over two ranks and prints {"ranks", "wrong",
+    "numbers"} as a JSON line.
 
     Its failure, crash or silence over limit_s seconds is a result and raises nothing.
     """
-    job = {k for k in os.environ if k.startswith(JOB) or (k.startswith(LAUNCHED) and not k.startswith(SETTINGS))}
-    own = {k: v for k, v in os.environ.items() if k not in job and (k, v) != ("OMPI_MCA_btl", "self")}  # that is for one rank
+    job = {
+        k
+        for k in os.environ
+        if k.startswith(JOB) or (k.startswith(LAUNCHED) and not k.startswith(SETTINGS))
+    }
+    own = {
+        k: v for k, v in os.environ.items() if k not in job and (k, v) != ("OMPI_MCA_btl", "self")
+    }  # that is for one rank
     try:
         status, out, err = run_child(command, ROOMY | own, limit_s)
     except OSError as e:
@@ -165,14 +211,18 @@ def tried(command: Sequence[str], limit_s: float) -> Probe:
     if status != 0 or found is None:
         return Probe(False, ended(status, err, limit_s))
     if found["ranks"] != 2:
-        return Probe(None, f"not tried: {command[0]} is not of the MPI that mpi4py loads: each rank is alone")
+        return Probe(
+            None, f"not tried: {command[0]} is not of the MPI that mpi4py loads: each rank is alone"
+        )
     if found["wrong"]:
         return Probe(False, f"{found['wrong']} of {found['numbers']} numbers were wrong")
     return Probe(True, "device memory was reduced in place, every number right")
 
 
 def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False) -> Probe:
-    """The Probe that file `path` has for `key`, else (or when `fresh`) what `try_` finds, kept there if it decided."""
+    """The Probe that file `path` has for `key`, else (or when `fresh`) what `try_` finds, kept
+    there if it decided.
+    """
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(path.read_text()))
@@ -189,11 +239,25 @@ def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False)
     return found
 
 
-def run_child(command: Sequence[str], env: Mapping[str, str], limit_s: float) -> tuple[int | None, str, str]:
-    """Exit status, None if it had to be ended after limit_s seconds, and what it wrote to stdout and stderr."""
+def run_child(
+    command: Sequence[str], env: Mapping[str, str], limit_s: float
+) -> tuple[int | None, str, str]:
+    """Exit status, None if it had to be ended after limit_s seconds, and what it wrote to stdout
+    and stderr.
+    """
     status = None
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:  # no pipes: a stray rank would hold them open
-        child = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
+    with (
+        tempfile.TemporaryFile() as out,
+        tempfile.TemporaryFile() as err,
+    ):  # no pipes: a stray rank would hold them open
+        child = subprocess.Popen(
+            command,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
         try:
             status = child.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -205,7 +269,9 @@ def run_child(command: Sequence[str], env: Mapping[str, str], limit_s: float) ->
                 with suppress(ProcessLookupError):
                     os.killpg(child.pid, signal.SIGKILL)
                 child.wait()
-        return status, *(os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace") for file in (out, err))
+        return status, *(
+            os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace") for file in (out, err)
+        )
 
 
 def answer(out: str) -> dict[str, Any] | None:
@@ -220,7 +286,9 @@ def ended(status: int | None, err: str, limit_s: float) -> str:
     """How a child ended, and the line of stderr that says most."""
     if status is None:
         return f"no answer within {limit_s:g} s"
-    lines = [line.strip() for line in err.splitlines() if any(map(str.isalnum, line))] or ["it said nothing"]
+    lines = [line.strip() for line in err.splitlines() if any(map(str.isalnum, line))] or [
+        "it said nothing"
+    ]
     telling = [line for line in lines if "rror" in line or "signal" in line] or lines
     return f"the child ended with status {status}: {telling[-1][:200]}"
 

@@ -1,7 +1,8 @@
-"""The constants of the papers' bounds, from the problem that runs were made on: ``localavg theory --from-run FILE…``.
+"""The constants of the papers' bounds, from the problem that runs were made on: ``localavg theory
+--from-run FILE…``.
 
-Logistic regression gives them exactly, up to the tolerances stated; for networks, and anything else that has a gradient,
-`sampled_constants` estimates them.
+Logistic regression gives them exactly, up to the tolerances stated; for networks, and anything else
+that has a gradient, `sampled_constants` estimates them.
 """
 
 from __future__ import annotations
@@ -22,41 +23,66 @@ GAP = 1e-6  # how far above F* the minimiser may be
 BATCHES, TURNS = 8, 10  # of the estimate for networks: mini-batches, and turns of power iteration
 
 
-def logistic_constants(problem: Logistic, visited: Sequence[np.ndarray], delta: float) -> tuple[Constants, dict[str, float]]:
-    """F_1 − F*, L, M, the PL constant and the bound on ‖∇F‖² of a logistic regression started at zero weights.
+def logistic_constants(
+    problem: Logistic, visited: Sequence[np.ndarray], delta: float
+) -> tuple[Constants, dict[str, float]]:
+    """F_1 − F*, L, M, the PL constant and the bound on ‖∇F‖² of a logistic regression started at
+    zero weights.
 
-    visited: weights [d] that runs went through, beside the start and the minimiser; M and ‖∇F‖² are the largest over all of
-    them. The PL constant is λ, by which F is strongly convex. Second come what was found on the way: F1, Fstar, and
-    gap, the certificate ‖∇F‖² / (2λ) ≥ F(w) − F* of the minimiser found.
+    visited: weights [d] that runs went through, beside the start and the minimiser; M and ‖∇F‖² are
+    the largest over all of them. The PL constant is λ, by which F is strongly convex. Second come
+    what was found on the way: F1, Fstar, and gap, the certificate ‖∇F‖² / (2λ) ≥ F(w) − F* of the
+    minimiser found.
     """
     from scipy.optimize import minimize
 
     if not problem.l2 > 0:
-        raise UserError("--from-run: a run with --l2 0 has no strongly convex objective, so F* has no certificate; give the "
-                        "constants by hand")
+        raise UserError(
+            "--from-run: a run with --l2 0 has no strongly convex objective, so F* has no "
+            "certificate; give the "
+            "constants by hand"
+        )
 
     def F(w: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, _, grad = problem.sums(w.astype(np.float32), problem.data.train, 0, problem.n, gradient=True)
+        loss, _, grad = problem.sums(
+            w.astype(np.float32), problem.data.train, 0, problem.n, gradient=True
+        )
         return loss / problem.n + problem.l2 / 2 * (w @ w), grad / problem.n + problem.l2 * w
 
     start = np.zeros(problem.d)
     gtol = (2 * problem.l2 * GAP / problem.d) ** 0.5  # of every component
-    best = minimize(F, start, jac=True, method="L-BFGS-B", options={"gtol": gtol, "ftol": 0.0, "maxiter": 10_000, "maxcor": 30})
+    best = minimize(
+        F,
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={"gtol": gtol, "ftol": 0.0, "maxiter": 10_000, "maxcor": 30},
+    )
     gap = float(best.jac @ best.jac) / (2 * problem.l2)
     weights = [start, best.x, *visited]
     gradients = [F(np.asarray(w, float))[1] for w in weights]
     constants = Constants(
-        F1_minus_Fstar=F(start)[0] - best.fun, L=problem.smoothness(), M=max(problem.gradient_variance(w) for w in weights),
-        delta=delta, G2_max=max(float(g @ g) for g in gradients), mu_PL=problem.l2,
+        F1_minus_Fstar=F(start)[0] - best.fun,
+        L=problem.smoothness(),
+        M=max(problem.gradient_variance(w) for w in weights),
+        delta=delta,
+        G2_max=max(float(g @ g) for g in gradients),
+        mu_PL=problem.l2,
     )
     return constants, {"F1": F(start)[0], "Fstar": float(best.fun), "gap": gap}
 
 
-
-
-def network_constants(data: Dataset, model: str, l2: float, seed: int, B: int, visited: Sequence[np.ndarray],
-                      delta: float) -> tuple[Constants, dict[str, float]]:
-    """The constants of a network, estimated at its initial weights and `visited` [d] on a few mini-batches of plain images.
+def network_constants(
+    data: Dataset,
+    model: str,
+    l2: float,
+    seed: int,
+    B: int,
+    visited: Sequence[np.ndarray],
+    delta: float,
+) -> tuple[Constants, dict[str, float]]:
+    """The constants of a network, estimated at its initial weights and `visited` [d] on a few
+    mini-batches of plain images.
 
     Second come how many mini-batches and weights they rest on. The least loss is taken to be 0.
     """
@@ -69,23 +95,37 @@ def network_constants(data: Dataset, model: str, l2: float, seed: int, B: int, v
     row = start.copy()
 
     def gradient(w: np.ndarray, batch: int) -> tuple[float, np.ndarray]:
-        row[:n], row[n:] = w, start[n:]  # statistics do not matter to a gradient, and move with each
+        row[:n], row[n:] = (
+            w,
+            start[n:],
+        )  # statistics do not matter to a gradient, and move with each
         return problem.gradient_(row, feed(0, batch), out=g), g[:n].copy()
 
     feed = problem.feed(IID(problem.n, 1, B, seed), range(1), BATCHES)
     weights = [w[:n] for w in (start, *visited)]
-    constants = sampled_constants(gradient, weights, range(1, BATCHES + 1), B, delta=delta, turns=TURNS)
+    constants = sampled_constants(
+        gradient, weights, range(1, BATCHES + 1), B, delta=delta, turns=TURNS
+    )
     return constants, {"batches": BATCHES, "weights": len(weights)}
 
 
-def sampled_constants(gradient: Callable[[np.ndarray, Any], tuple[float, np.ndarray]], visited: Sequence[np.ndarray],
-                      batches: Sequence[Any], B: int, Fstar: float = 0.0, delta: float = 0.5, turns: int = 20) -> Constants:
-    """The constants of any differentiable problem, a network for one, estimated on a sample of mini-batches of B examples.
+def sampled_constants(
+    gradient: Callable[[np.ndarray, Any], tuple[float, np.ndarray]],
+    visited: Sequence[np.ndarray],
+    batches: Sequence[Any],
+    B: int,
+    Fstar: float = 0.0,
+    delta: float = 0.5,
+    turns: int = 20,
+) -> Constants:
+    """The constants of any differentiable problem, a network for one, estimated on a sample of
+    mini-batches of B examples.
 
-    gradient(w, batch): the mini-batch loss at w [d] and its gradient [d]. visited: weights [d] along a run, the first of
-    them the start. F_1 is the mean loss there; Fstar the least that the loss can be. M, the variance of one example's
-    gradient, is B times that of mini-batches. L is the largest curvature met: at each of `visited` the eigenvalue of the
-    Hessian of the mean loss largest in absolute value, by `turns` of power iteration on differences of gradients; a lower
+    gradient(w, batch): the mini-batch loss at w [d] and its gradient [d]. visited: weights [d]
+    along a run, the first of them the start. F_1 is the mean loss there; Fstar the least that the
+    loss can be. M, the variance of one example's gradient, is B times that of mini-batches. L is
+    the largest curvature met: at each of `visited` the eigenvalue of the Hessian of the mean loss
+    largest in absolute value, by `turns` of power iteration on differences of gradients; a lower
     bound of the Lipschitz constant. M, L and the bound on ‖∇F‖² are the largest over `visited`.
     """
     if len(batches) < 2:

@@ -1,7 +1,9 @@
-"""ℓ2-regularised logistic regression, F(w) = (1/n) Σ log(1 + exp(−y_i x_i·w)) + (λ/2) ‖w‖², y_i = ±1.
+"""ℓ2-regularised logistic regression, F(w) = (1/n) Σ log(1 + exp(−y_i x_i·w)) + (λ/2) ‖w‖², y_i =
+±1.
 
-One code for NumPy and CuPy: `xp` is the array module that `data` lives in. With the margins m_i = y_i x_i·w and
-b_i = log(1 + exp(−m_i)), computed without overflow, the slope is σ(−m_i) = 1 − exp(−b_i): exact at both ends, |m| = 1e4 too.
+One code for NumPy and CuPy: `xp` is the array module that `data` lives in. With the margins m_i =
+y_i x_i·w and b_i = log(1 + exp(−m_i)), computed without overflow, the slope is σ(−m_i) = 1 −
+exp(−b_i): exact at both ends, |m| = 1e4 too.
 """
 
 from __future__ import annotations
@@ -24,12 +26,16 @@ ROWS = 4096  # rows a step of an evaluation
 class Logistic(Problem):
     """Logistic regression on a feature matrix with two classes.
 
-    data: the Dataset, arrays of `xp`; l2: λ. d is the number of features; there is no intercept, as in lupa §6.
+    data: the Dataset, arrays of `xp`; l2: λ. d is the number of features; there is no intercept, as
+    in lupa §6.
     """
 
     def __init__(self, data: Dataset, l2: float, xp: Any = np) -> None:
         if data.kind != "features":
-            raise UserError(f"--data {data.name}: logistic regression needs a feature matrix with two classes, not {data.kind}")
+            raise UserError(
+                f"--data {data.name}: logistic regression needs a feature matrix with two classes, "
+                f"not {data.kind}"
+            )
         self.data, self.l2, self.xp = data, l2, xp
         self.x, self.y = data.train.x, data.train.y  # [n, d], [n]
         self.n, self.d = self.x.shape
@@ -40,24 +46,36 @@ class Logistic(Problem):
         """The starting point: zero weights."""
         w[...] = 0
 
-    def feed(self, sampler: Sampler, learners: range, T: int) -> Callable[[int, int], tuple[Array, Array]]:
+    def feed(
+        self, sampler: Sampler, learners: range, T: int
+    ) -> Callable[[int, int], tuple[Array, Array]]:
         """(j, t) → the examples of learner j for update t, as `fetch` gives them."""
         return lambda j, t: self.fetch(sampler.batch(j, t))
 
     def fetch(self, batch: Batch) -> tuple[Array, Array]:
-        """The examples x [B, d], y [B] of a batch: a view of consecutive rows, else a gather, valid until the next call."""
+        """The examples x [B, d], y [B] of a batch: a view of consecutive rows, else a gather, valid
+        until the next call.
+        """
         if isinstance(batch, slice):
             return self.x[batch], self.y[batch]
         if self._gathered is None or len(self._gathered[1]) != len(batch):
-            self._gathered = self.xp.empty((len(batch), self.d), self.x.dtype), self.xp.empty(len(batch), self.y.dtype)
+            self._gathered = (
+                self.xp.empty((len(batch), self.d), self.x.dtype),
+                self.xp.empty(len(batch), self.y.dtype),
+            )
         x, y = self._gathered
-        xp, how = self.xp, {"mode": "clip"} if self.xp is np else {}  # NumPy buffers `out` unless told; CuPy has no modes
+        xp, how = (
+            self.xp,
+            {"mode": "clip"} if self.xp is np else {},
+        )  # NumPy buffers `out` unless told; CuPy has no modes
         if xp is not np and isinstance(batch, np.ndarray):
             batch = xp.asarray(batch)
         return xp.take(self.x, batch, axis=0, out=x, **how), xp.take(self.y, batch, out=y, **how)
 
     def gradient_(self, w: Array, batch: tuple[Array, Array], out: Array) -> Array:
-        """The gradient of the mini-batch objective at w [d] into `out` [d]; returns that objective, a scalar."""
+        """The gradient of the mini-batch objective at w [d] into `out` [d]; returns that objective,
+        a scalar.
+        """
         xp, (x, y) = self.xp, batch
         m = x @ w  # [B]
         m *= y
@@ -76,8 +94,11 @@ class Logistic(Problem):
         """(λ/2) ‖w‖²."""
         return 0.5 * self.l2 * float(w @ w)
 
-    def sums(self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False) -> tuple[float, int, Array | None]:
-        """Over rows lo … hi − 1 of a split: the sum of the losses, the number classified right, the sum of the gradients [d].
+    def sums(
+        self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False
+    ) -> tuple[float, int, Array | None]:
+        """Over rows lo … hi − 1 of a split: the sum of the losses, the number classified right, the
+        sum of the gradients [d].
 
         Regularisation is left out; sums are kept in float64.
         """
@@ -106,7 +127,9 @@ class Logistic(Problem):
         return square / self.n - float(total @ total)
 
     def smoothness(self, tolerance: float = 1e-4) -> float:
-        """The Lipschitz constant of ∇F, λ_max(XᵀX) / (4n) + λ, to a relative `tolerance`, by Lanczos iteration."""
+        """The Lipschitz constant of ∇F, λ_max(XᵀX) / (4n) + λ, to a relative `tolerance`, by
+        Lanczos iteration.
+        """
         from scipy.sparse.linalg import LinearOperator, eigsh
 
         def product(u: Array) -> Array:  # XᵀX u

@@ -1,8 +1,10 @@
-"""Networks for image classification: torch modules whose tensors are views into the rows of the flat matrix.
+"""Networks for image classification: torch modules whose tensors are views into the rows of the
+flat matrix.
 
-A learner's module is bound once to its row of weights and its row of gradients: `backward` writes the flat gradient, the
-local update and the average work on rows, and no tensor is ever copied between the two worlds. Convolution kernels lie as
-(O, H, W, I) in a row, which torch calls channels_last and computes with faster.
+A learner's module is bound once to its row of weights and its row of gradients: `backward` writes
+the flat gradient, the local update and the average work on rows, and no tensor is ever copied
+between the two worlds. Convolution kernels lie as (O, H, W, I) in a row, which torch calls
+channels_last and computes with faster.
 """
 
 from __future__ import annotations
@@ -29,31 +31,59 @@ from localavg.problems.graphs import Graphs
 from localavg.streams import generator
 
 Array = Any
-Batch = tuple[Tensor, Tensor, int | None]  # x [B, C, H, W], y [B], the seed of what the network draws itself
+Batch = tuple[
+    Tensor, Tensor, int | None
+]  # x [B, C, H, W], y [B], the seed of what the network draws itself
 
 NORMS, DROPOUTS = (nn.BatchNorm1d, nn.BatchNorm2d), (nn.Dropout, nn.Dropout2d)
-PIXELS = {"cpu": 256 * 32 * 32, "cuda": 4096 * 32 * 32}  # of the images that are evaluated at a time
+PIXELS = {
+    "cpu": 256 * 32 * 32,
+    "cuda": 4096 * 32 * 32,
+}  # of the images that are evaluated at a time
 
 
 class Network(Problem):
     """A model of `localavg.models` with the cross-entropy loss.
 
-    Rows hold the parameters, then the floating-point statistics (BatchNorm's running mean and variance). l2 is weight
-    decay as in torch.optim: its gradient is added, its value is not part of the loss, as in the papers' figures.
-    precision: bf16 for autocast with float32 weights; others are up to torch's flags. calibrate: re-estimate BatchNorm's
-    statistics from so many mini-batches before the averaged model is evaluated (0: evaluate with the averaged ones).
-    cuda_graphs: replay gradients as graphs, learners side by side (`graphs.Graphs`), on the device cuda.
+    Rows hold the parameters, then the floating-point statistics (BatchNorm's running mean and
+    variance). l2 is weight decay as in torch.optim: its gradient is added, its value is not part of
+    the loss, as in the papers' figures. precision: bf16 for autocast with float32 weights; others
+    are up to torch's flags. calibrate: re-estimate BatchNorm's statistics from so many mini-batches
+    before the averaged model is evaluated (0: evaluate with the averaged ones). cuda_graphs: replay
+    gradients as graphs, learners side by side (`graphs.Graphs`), on the device cuda.
     """
 
-    def __init__(self, data: Dataset, model: str, l2: float, seed: int, *, augment: bool = True, precision: str = "float32",
-                 calibrate: int = 0, compiled: bool = False, cuda_graphs: bool = False, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        data: Dataset,
+        model: str,
+        l2: float,
+        seed: int,
+        *,
+        augment: bool = True,
+        precision: str = "float32",
+        calibrate: int = 0,
+        compiled: bool = False,
+        cuda_graphs: bool = False,
+        device: str = "cpu",
+    ) -> None:
         if data.kind == "features":
-            raise UserError(f"--data {data.name}: networks need images, not a feature matrix; use digits, a prepared "
-                            f"image file, or --problem logistic")
+            raise UserError(
+                f"--data {data.name}: networks need images, not a feature matrix; use digits, a "
+                "prepared "
+                f"image file, or --problem logistic"
+            )
         self.data, self.model, self.l2, self.seed = data, model, l2, seed
-        self.augment, self.calibrate, self.compiled, self.device = augment, calibrate, compiled, device
+        self.augment, self.calibrate, self.compiled, self.device = (
+            augment,
+            calibrate,
+            compiled,
+            device,
+        )
         self.n = len(data.train.y)
-        self.autocast = torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+        self.autocast = (
+            torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
+        )
         with torch.device("meta"):  # shapes without memory
             self._skeleton = self._make()
         tensors = _floating(self._skeleton)
@@ -77,17 +107,23 @@ class Network(Problem):
 
     def feed(self, sampler: Sampler, learners: range, T: int) -> Callable[[int, int], Batch]:
         if sampler.B < 2 and self._normalises:
-            raise UserError(f"--batch-size {sampler.B}: {self.model} has BatchNorm, which needs at least 2 examples a batch")
+            raise UserError(
+                f"--batch-size {sampler.B}: {self.model} has BatchNorm, which needs at least 2 "
+                "examples a batch"
+            )
         self.B = sampler.B
         if self.cuda_graphs:
             self._graphs = Graphs(len(learners), self._draws)
-        self._feed = draw = make_feed(self.data, sampler, self.seed, learners, T, self.device, self.augment)
+        self._feed = draw = make_feed(
+            self.data, sampler, self.seed, learners, T, self.device, self.augment
+        )
         if not self._draws:
             return lambda j, t: (*draw(j, t), None)
         return lambda j, t: (*draw(j, t), int(generator(self.seed, j, t, stream=3).integers(2**63)))
 
     def gradient_(self, w: Array, batch: Batch, out: Array) -> float | Tensor:
-        """The gradient of the mini-batch loss and the weight decay at w [d] into `out` [d]; returns the loss.
+        """The gradient of the mini-batch loss and the weight decay at w [d] into `out` [d]; returns
+        the loss.
 
         BatchNorm's statistics, at the end of w, move on; their place in `out` is not used.
         """
@@ -98,16 +134,27 @@ class Network(Problem):
         if seed is not None:
             torch.manual_seed(seed)
         loss = bound.gradient_(x, y)
-        return loss.item() if self.device == "cpu" else loss  # a number would have to wait for the GPU
+        return (
+            loss.item() if self.device == "cpu" else loss
+        )  # a number would have to wait for the GPU
 
-    def sums(self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False) -> tuple[float, int, Array | None]:
-        """As the interface says; the gradient [n parameters] is that of the network as it is evaluated."""
+    def sums(
+        self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False
+    ) -> tuple[float, int, Array | None]:
+        """As the interface says; the gradient [n parameters] is that of the network as it is
+        evaluated.
+        """
         bound = self._at(w)
         if gradient:
             bound.accumulate_()
-        loss, right = torch.zeros((), dtype=torch.float64, device=self.device), torch.zeros((), dtype=int, device=self.device)
+        loss, right = (
+            torch.zeros((), dtype=torch.float64, device=self.device),
+            torch.zeros((), dtype=int, device=self.device),
+        )
         H, W, _ = self.data.shape
-        for x, y in examples(self.data, split, lo, hi, max(1, PIXELS[self.device] // (H * W)), self.device):
+        for x, y in examples(
+            self.data, split, lo, hi, max(1, PIXELS[self.device] // (H * W)), self.device
+        ):
             with self.autocast, torch.set_grad_enabled(gradient):
                 z = bound.module(x)  # [rows, classes]
                 losses = cross_entropy(z.float(), y, reduction="sum")
@@ -115,18 +162,34 @@ class Network(Problem):
                 losses.backward()
             loss += losses.detach()
             right += (z.argmax(1) == y).sum()
-        return loss.item(), int(right), bound.g.cpu().numpy().astype(np.float64) if gradient else None
+        return (
+            loss.item(),
+            int(right),
+            bound.g.cpu().numpy().astype(np.float64) if gradient else None,
+        )
 
     def calibrate_(self, w: Array) -> None:
-        """Put the mean and variance over `calibrate` mini-batches in the place of the statistics in w [d]."""
+        """Put the mean and variance over `calibrate` mini-batches in the place of the statistics in
+        w [d].
+        """
         if not (self.calibrate and self._normalises):
             return
         module = self._at(w).module
         norms = [m for m in module.modules() if isinstance(m, NORMS)]
         before = [m.momentum for m in norms]
-        draw = make_feed(self.data, IID(self.n, 1, self.B, self.seed), self.seed, range(1), self.calibrate, self.device, False)
+        draw = make_feed(
+            self.data,
+            IID(self.n, 1, self.B, self.seed),
+            self.seed,
+            range(1),
+            self.calibrate,
+            self.device,
+            False,
+        )
         for t in range(1, self.calibrate + 1):
-            for m in norms:  # alone: what else behaves otherwise in training, dropout, stays as it is evaluated
+            for m in (
+                norms
+            ):  # alone: what else behaves otherwise in training, dropout, stays as it is evaluated
                 m.train().momentum = 1 / t  # so that the result is the mean over all batches
             with torch.no_grad(), self.autocast:
                 module(draw(0, t)[0])
@@ -141,17 +204,28 @@ class Network(Problem):
     def views(self, row: Array) -> dict[str, Tensor]:
         """The tensors of a row [d] by name, in the model's shapes."""
         flat = self.tensor(row)
-        return {name: _as_seen(flat[segment].view(self.shapes[name])) for name, segment in self._segments.items()}
+        return {
+            name: _as_seen(flat[segment].view(self.shapes[name]))
+            for name, segment in self._segments.items()
+        }
 
     def tensor(self, row: Array) -> Tensor:
-        """A row as a tensor in the same memory: NumPy's, or CuPy's by its __cuda_array_interface__; a tensor as it is."""
-        return torch.from_numpy(row) if isinstance(row, np.ndarray) else torch.as_tensor(row, device=self.device)
+        """A row as a tensor in the same memory: NumPy's, or CuPy's by its __cuda_array_interface__;
+        a tensor as it is.
+        """
+        return (
+            torch.from_numpy(row)
+            if isinstance(row, np.ndarray)
+            else torch.as_tensor(row, device=self.device)
+        )
 
     def _make(self) -> nn.Module:
         return models.make(self.model, self.data.shape, len(self.data.classes))
 
     def _at(self, w: Array, g: Array | None = None) -> Bound:
-        """The module whose weights are w [d]: for training with its gradients in g [d], for evaluation without g."""
+        """The module whose weights are w [d]: for training with its gradients in g [d], for
+        evaluation without g.
+        """
         key = address(w), g is not None
         if key not in self._bound:
             self._bound[key] = Bound(self, w, g)
@@ -159,7 +233,8 @@ class Network(Problem):
 
 
 def set_up_torch(threads: int, device: Cpu, precision: str) -> None:
-    """Have torch compute on this device with so many threads, as precisely as asked, the same bits each time where it can.
+    """Have torch compute on this device with so many threads, as precisely as asked, the same bits
+    each time where it can.
 
     Raises UserError where torch cannot use the device.
     """
@@ -167,8 +242,11 @@ def set_up_torch(threads: int, device: Cpu, precision: str) -> None:
     if device.name == "cpu":
         return
     if not torch.cuda.is_available():
-        raise UserError(f"--device cuda: torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees no GPU; install "
-                        f"torch with a CUDA that this machine's driver knows")
+        raise UserError(
+            f"--device cuda: torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees "
+            "no GPU; install "
+            f"torch with a CUDA that this machine's driver knows"
+        )
     torch.cuda.set_device(device.index)
     if precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise UserError("--precision bf16: this GPU cannot; use --precision float32")
@@ -178,7 +256,9 @@ def set_up_torch(threads: int, device: Cpu, precision: str) -> None:
 
 
 class Bound:
-    """A module over one row w [d], and w, g [n parameters] as tensors; gradients are kept where there is a row for them."""
+    """A module over one row w [d], and w, g [n parameters] as tensors; gradients are kept where
+    there is a row for them.
+    """
 
     def __init__(self, network: Network, w: Array, g: Array | None) -> None:
         self.network = network
@@ -190,7 +270,9 @@ class Bound:
             for name in [name for name, p in module._parameters.items() if p is not None]:
                 module._parameters[name] = nn.Parameter(tensors[f"{prefix}.{name}".lstrip(".")])
             for name in module._buffers:
-                module._buffers[name] = tensors.get(f"{prefix}.{name}".lstrip("."))  # None: num_batches_tracked
+                module._buffers[name] = tensors.get(
+                    f"{prefix}.{name}".lstrip(".")
+                )  # None: num_batches_tracked
         self.w, self.g = network.tensor(w)[:stop], None  # [n]
         self.module.train(g is not None)
         if g is not None:
@@ -199,7 +281,9 @@ class Bound:
             self.module.compile()
 
     def gradient_(self, x: Tensor, y: Tensor) -> Tensor:
-        """The gradient of the loss on x [B, C, H, W], y [B] and the weight decay into g; returns the loss."""
+        """The gradient of the loss on x [B, C, H, W], y [B] and the weight decay into g; returns
+        the loss.
+        """
         torch.mul(self.w, self.network.l2, out=self.g)  # backward adds to it
         with self.network.autocast:
             loss = cross_entropy(self.module(x), y)

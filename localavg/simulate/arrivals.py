@@ -1,8 +1,9 @@
-"""When and in what order learners exchange with the servers on a modelled machine: no weights are needed to know.
+"""When and in what order learners exchange with the servers on a modelled machine: no weights are
+needed to know.
 
-Every learner computes for the drawn times of its updates, its message reaches the servers after the latency, they serve
-one exchange after the other in the order of arrival, and the reply takes the latency back. All servers serve in the same
-order and take equally long, so they are one queue here.
+Every learner computes for the drawn times of its updates, its message reaches the servers after the
+latency, they serve one exchange after the other in the order of arrival, and the reply takes the
+latency back. All servers serve in the same order and take equally long, so they are one queue here.
 """
 
 from __future__ import annotations
@@ -28,12 +29,18 @@ class Exchange(NamedTuple):
     """from its push to its pull"""
 
 
-def exchanges(machine: Machine, P: int, K: int, T: int, seed: int, nbytes: float, servers: int = 1) -> Iterator[Exchange]:
-    """All exchanges of T updates of P learners who push nbytes every K updates; the last one's done_s is the wall clock."""
+def exchanges(
+    machine: Machine, P: int, K: int, T: int, seed: int, nbytes: float, servers: int = 1
+) -> Iterator[Exchange]:
+    """All exchanges of T updates of P learners who push nbytes every K updates; the last one's
+    done_s is the wall clock.
+    """
     times, busy_s = StepTimes(machine, seed), machine.exchange_s(nbytes, servers)
 
     def following(j: int, t: int, pulled_s: float) -> tuple[float, int, int, float]:
-        """Learner j has pulled after update t: when its next message arrives, j, its updates by then, what they take."""
+        """Learner j has pulled after update t: when its next message arrives, j, its updates by
+        then, what they take.
+        """
         end = min(T, t - t % K + K)
         took_s = times.sum(j, t, end)
         return pulled_s + took_s + machine.latency_s, j, end, took_s

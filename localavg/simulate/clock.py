@@ -1,4 +1,6 @@
-"""The modelled clock of learners who wait for each other, and what it makes of a run file's times."""
+"""The modelled clock of learners who wait for each other, and what it makes of a run file's
+times.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,15 @@ from localavg.simulate.timing import Machine, StepTimes
 
 
 class Synchronous:
-    """The clock of P learners who wait for each other at averages: an average starts when the slowest of them is there.
+    """The clock of P learners who wait for each other at averages: an average starts when the
+    slowest of them is there.
 
     seconds: (learners, duration) of an exchange over a scope.
     """
 
-    def __init__(self, machine: Machine, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]) -> None:
+    def __init__(
+        self, machine: Machine, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]
+    ) -> None:
         self.P, self.times, self.seconds = P, StepTimes(machine, seed), seconds
         self.t, self.now = 0, np.zeros(P)  # [P] each learner's clock
         self.compute_s = self.wait_s = self.communicate_s = 0.0  # means over the learners
@@ -44,8 +49,9 @@ class Synchronous:
         return seconds
 
 
-def averages(machine: Machine, P: int, nbytes: float, S: int | None = None,
-             gathers: bool = False) -> Callable[[Scope], tuple[int, float]]:
+def averages(
+    machine: Machine, P: int, nbytes: float, S: int | None = None, gathers: bool = False
+) -> Callable[[Scope], tuple[int, float]]:
     """(learners, duration) of an exchange of nbytes a learner over a scope."""
     seconds = machine.gather_s if gathers else machine.mean_s
     sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
@@ -63,7 +69,12 @@ def retime_(file: record.Record, clock: Synchronous) -> None:
         else:
             row["wall_s"] = clock.wall_s
         if group == "train":
-            row |= {"compute_s": clock.compute_s, "communicate_s": clock.communicate_s, "wait_s": clock.wait_s, "data_s": 0.0}
+            row |= {
+                "compute_s": clock.compute_s,
+                "communicate_s": clock.communicate_s,
+                "wait_s": clock.wait_s,
+                "data_s": 0.0,
+            }
         write(group, **row)
 
     file.append = append  # type: ignore[method-assign]

@@ -7,8 +7,18 @@ from localavg.simulate.clock import Synchronous, averages
 from localavg.simulate.timing import Machine
 
 
-def modelled_s(machine: Machine, P: int, schedule: Schedule, T: int, seed: int, nbytes: float, S: int | None = None) -> float:
-    """The wall clock of T updates of P learners who average nbytes of weights when `schedule` says; S: a cluster's size."""
+def modelled_s(
+    machine: Machine,
+    P: int,
+    schedule: Schedule,
+    T: int,
+    seed: int,
+    nbytes: float,
+    S: int | None = None,
+) -> float:
+    """The wall clock of T updates of P learners who average nbytes of weights when `schedule` says;
+    S: a cluster's size.
+    """
     clock = Synchronous(machine, P, seed, averages(machine, P, nbytes, S))
     for t in range(1, T + 1):
         if scope := schedule.final if t == T else schedule.after(t):

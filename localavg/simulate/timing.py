@@ -1,8 +1,8 @@
 """A model of the machine: how long local updates, averages and exchanges with servers take.
 
-What it leaves out: learners that are slow for good, links that several messages share (but for a server's own), the passes
-over the data that ADA-LUPA's loss rule takes, and anything that computing and communicating do to each other. Times of
-updates are independent and lognormal.
+What it leaves out: learners that are slow for good, links that several messages share (but for a
+server's own), the passes over the data that ADA-LUPA's loss rule takes, and anything that computing
+and communicating do to each other. Times of updates are independent and lognormal.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ STREAM = 4  # of sampling.generator: times of updates
 
 @dataclass(frozen=True)
 class Machine:
-    """What an update, a message and a service cost. The defaults are a GPU cluster's orders of magnitude, measured nowhere."""
+    """What an update, a message and a service cost. The defaults are a GPU cluster's orders of
+    magnitude, measured nowhere.
+    """
 
     step_s: float = 0.01
     """mean time of one local update, its data included"""
@@ -46,15 +48,22 @@ class Machine:
                 raise bad(name, getattr(self, name), "must be a finite number of at least 0")
 
     def mean_s(self, n: int, nbytes: float) -> float:
-        """An average over n learners of nbytes each, as Rabenseifner's Allreduce: 2 log₂n messages, 2 (n−1)/n of the bytes."""
-        return 2 * math.log2(n) * self.latency_s + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
+        """An average over n learners of nbytes each, as Rabenseifner's Allreduce: 2 log₂n messages,
+        2 (n−1)/n of the bytes.
+        """
+        return (
+            2 * math.log2(n) * self.latency_s
+            + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
+        )
 
     def gather_s(self, n: int, nbytes: float) -> float:
         """An Allgather among n learners of nbytes each."""
         return math.log2(n) * self.latency_s + (n - 1) * nbytes / self.bandwidth_bytes_per_s
 
     def exchange_s(self, nbytes: float, servers: int) -> float:
-        """How long an exchange keeps each of the servers busy: its part of nbytes comes in, is worked on, and goes out."""
+        """How long an exchange keeps each of the servers busy: its part of nbytes comes in, is
+        worked on, and goes out.
+        """
         return self.service_s + 2 * nbytes / servers / self.bandwidth_bytes_per_s
 
 
@@ -83,41 +92,48 @@ class StepTimes:
         return self._drawn[j][1]
 
 
-
-
-
-
-
-
-
-
 def make(c: Any) -> Machine:
-    """The machine of a run's settings: --machine, a measured run, if given, with the single options on top."""
+    """The machine of a run's settings: --machine, a measured run, if given, with the single options
+    on top.
+    """
     asked = {f.name: value for f in fields(Machine) if (value := getattr(c, f.name)) is not None}
-    return Machine(**{**(asdict(fit([record.load(c.machine, weights=False)])) if c.machine else {}), **asked})
+    return Machine(
+        **{**(asdict(fit([record.load(c.machine, weights=False)])) if c.machine else {}), **asked}
+    )
 
 
 def fit(runs: Sequence[record.Run]) -> Machine:
     """A machine from measured synchronous runs with one learner a rank, such as K-AVG on 2 ranks.
 
-    step_s: the wall clock less waiting and averaging, an update. step_cv: from the waiting: who is not the slowest of R
-    over a period of τ updates waits e_R · step_cv · step_s · √τ on average, e_R the mean of the largest of R standard
-    normals. Latency and bandwidth: least squares over the runs' mean times of an average; from runs of one size the
-    default latency is taken and the bandwidth follows. service_s cannot be seen in such runs and stays as it is. The
-    first row of /train, which warms up, is left out. Raises UserError for other runs.
+    step_s: the wall clock less waiting and averaging, an update. step_cv: from the waiting: who is
+    not the slowest of R over a period of τ updates waits e_R · step_cv · step_s · √τ on average,
+    e_R the mean of the largest of R standard normals. Latency and bandwidth: least squares over the
+    runs' mean times of an average; from runs of one size the default latency is taken and the
+    bandwidth follows. service_s cannot be seen in such runs and stays as it is. The first row of
+    /train, which warms up, is left out. Raises UserError for other runs.
     """
     steps, cvs, rows, base = [], [], [], Machine()
     for run in runs:
         R, c, train = run.provenance.get("ranks", 1), run.config, run.train
         alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
-        others = c.get("algorithm") in ("qsgd", "hieravg") or c.get("state") == "average"  # not d floats of everyone
-        within = (run.averages.t > train.t.min()) & (run.averages.t <= train.t.max())  # the first row, which warms up, left out
+        others = (
+            c.get("algorithm") in ("qsgd", "hieravg") or c.get("state") == "average"
+        )  # not d floats of everyone
+        within = (run.averages.t > train.t.min()) & (
+            run.averages.t <= train.t.max()
+        )  # the first row, which warms up, left out
         if R < 2 or not alone or others or len(train) < 2 or not within.any():
-            raise UserError(f"{run.path}: no measured synchronous run of one learner a rank on 2 ranks or more, with averages "
-                            f"of weights over all between 2 rows of /train; give the file of one, such as K-AVG's")
+            raise UserError(
+                f"{run.path}: no measured synchronous run of one learner a rank on 2 ranks or "
+                "more, with averages "
+                "of weights over all between 2 rows of /train; give the file of one, such as "
+                "K-AVG's"
+            )
         spent, count = train.iloc[-1] - train.iloc[0], within.sum()
         steps.append((spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t)
-        e_R = float(np.sort(generator(0, 0, 0, STREAM).standard_normal((20000, R)), axis=1)[:, -1].mean())
+        e_R = float(
+            np.sort(generator(0, 0, 0, STREAM).standard_normal((20000, R)), axis=1)[:, -1].mean()
+        )
         cvs.append(spent.wait_s / count / (e_R * steps[-1] * math.sqrt(spent.t / count)))
         rows.append((2 * math.log2(R), 2 * (R - 1) / R * 4 * c["d"], spent.communicate_s / count))
     messages, nbytes, seconds = np.array(rows).T  # [runs] each

@@ -1,10 +1,12 @@
-"""What the papers prove: bounds, the conditions under which they hold, and the optima that follow from them.
+"""What the papers prove: bounds, the conditions under which they hold, and the optima that follow
+from them.
 
-Every formula takes its symbols by keyword, under the papers' names, as scalars or arrays that broadcast together.
-Common symbols: `F1_minus_Fstar` = F(w̃_1) − F*; `L` Lipschitz constant of ∇F; `M` (`sigma2` in mavg, lupa, adpsgd)
-variance of the gradient at one sample; `gamma` (`eta`) step size; `P` learners (inf allowed); `B` mini-batch per
-learner; `K` local updates between averages; `N` averages; `T` = N K local updates per learner (`S_total`: kavg's S).
-Bounds are of squared gradient norms unless said otherwise. A value that breaks its symbol's rule raises UserError.
+Every formula takes its symbols by keyword, under the papers' names, as scalars or arrays that
+broadcast together. Common symbols: `F1_minus_Fstar` = F(w̃_1) − F*; `L` Lipschitz constant of ∇F;
+`M` (`sigma2` in mavg, lupa, adpsgd) variance of the gradient at one sample; `gamma` (`eta`) step
+size; `P` learners (inf allowed); `B` mini-batch per learner; `K` local updates between averages;
+`N` averages; `T` = N K local updates per learner (`S_total`: kavg's S). Bounds are of squared
+gradient norms unless said otherwise. A value that breaks its symbol's rule raises UserError.
 """
 
 from localavg.theory.adpsgd import adpsgd_bound, adpsgd_V, adpsgd_variance, adpsgd_weighted_variance
@@ -38,8 +40,23 @@ from localavg.theory.lupa import (
     lupa_tau,
     stich_tau,
 )
-from localavg.theory.mavg import mavg_bound, mavg_conditions, mavg_K_above_1, mavg_K_opt, mavg_mu_max, mavg_mu_opt
-from localavg.theory.tables import adalupa_table, against_table, hieravg_table, kavg_table, lupa_table, mavg_table, predict
+from localavg.theory.mavg import (
+    mavg_bound,
+    mavg_conditions,
+    mavg_K_above_1,
+    mavg_K_opt,
+    mavg_mu_max,
+    mavg_mu_opt,
+)
+from localavg.theory.tables import (
+    adalupa_table,
+    against_table,
+    hieravg_table,
+    kavg_table,
+    lupa_table,
+    mavg_table,
+    predict,
+)
 
 __all__ = [
     "Condition",

@@ -1,4 +1,6 @@
-"""What all the bounds share: the rules their symbols obey, conditions, the constants of a problem."""
+"""What all the bounds share: the rules their symbols obey, conditions, the constants of a
+problem.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,19 @@ _at_least_0 = (lambda x: (x >= 0) & (x < np.inf), "must be finite and at least 0
 _above_0 = (lambda x: (x > 0) & (x < np.inf), "must be finite and above 0")
 _at_least_1 = (lambda x: (x >= 1) & (x < np.inf), "must be finite and at least 1")
 RULES: dict[str, tuple[Callable, str]] = {
-    **dict.fromkeys(("F1_minus_Fstar", "M", "M_G", "sigma2", "G2_max", "C0", "C1", "a", "variance"), _at_least_0),
+    **dict.fromkeys(
+        ("F1_minus_Fstar", "M", "M_G", "sigma2", "G2_max", "C0", "C1", "a", "variance"), _at_least_0
+    ),
     **dict.fromkeys(("L", "gamma", "eta", "N", "mu_PL", "alpha", "C"), _above_0),
-    **dict.fromkeys(("K", "K1", "K2", "S", "B", "T", "S_total", "tau", "taus", "tau0"), _at_least_1),
+    **dict.fromkeys(
+        ("K", "K1", "K2", "S", "B", "T", "S_total", "tau", "taus", "tau0"), _at_least_1
+    ),
     "P": (lambda x: x >= 1, "must be at least 1"),
     "c": (lambda x: (x >= 4) & (x < np.inf), "must be finite and at least 4, as α max τ_i + 4 is"),
-    "E": (lambda x: (x >= 2) & (x < np.inf), "must be finite and at least 2: one period has nothing to grow from"),
+    "E": (
+        lambda x: (x >= 2) & (x < np.inf),
+        "must be finite and at least 2: one period has nothing to grow from",
+    ),
     "delta": (lambda x: (x > 0) & (x < 1), "must lie strictly between 0 and 1"),
     "mu": (lambda x: (x >= 0) & (x < 1), "must lie in [0, 1)"),
 }
@@ -50,7 +59,9 @@ def checked(formula: Callable) -> Callable:
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """One condition of a theorem, `lhs relation rhs`; its values are arrays where its symbols are."""
+    """One condition of a theorem, `lhs relation rhs`; its values are arrays where its symbols
+    are.
+    """
 
     name: str
     """The paper, the equation and the inequality."""
@@ -63,8 +74,14 @@ class Condition:
 
     @property
     def margin(self) -> Array:
-        """lhs − rhs, or −|lhs − rhs| for an equality; negative where the condition fails, by that much."""
-        return -np.abs(self.lhs - self.rhs) if self.relation == "=" else np.subtract(self.lhs, self.rhs)
+        """lhs − rhs, or −|lhs − rhs| for an equality; negative where the condition fails, by that
+        much.
+        """
+        return (
+            -np.abs(self.lhs - self.rhs)
+            if self.relation == "="
+            else np.subtract(self.lhs, self.rhs)
+        )
 
     @property
     def holds(self) -> Array:
@@ -83,7 +100,9 @@ class Constants:
     M: float
     """Variance of the gradient at one sample (σ² in mavg, lupa and adpsgd)."""
     delta: float = 0.5
-    """δ of K-AVG and M-AVG, in (0, 1); Hier-AVG's δ is 1 − this one, so that K1 = K2 gives K-AVG's bound."""
+    """δ of K-AVG and M-AVG, in (0, 1); Hier-AVG's δ is 1 − this one, so that K1 = K2 gives K-AVG's
+    bound.
+    """
     G2_max: float | None = None
     """mavg's M, ‖∇F‖² ≤ M. None: 2 L (F1 − F*), which L-smoothness gives wherever F ≤ F1."""
     mu_PL: float | None = None
@@ -109,16 +128,21 @@ class Constants:
 
 
 def argmin_K(q0, q1, q2, c, lowest, highest):
-    """The smallest integer K in [lowest, highest] that minimises B(K) = (q0 + q1 K + q2 K²) K/(K − c), 0 < c < 1.
+    """The smallest integer K in [lowest, highest] that minimises B(K) = (q0 + q1 K + q2 K²) K/(K −
+    c), 0 < c < 1.
 
-    B(K) = a quadratic + c q(c)/(K − c). With q increasing, B is convex if q(c) > 0 and rising if not, so the minimum is
-    the first K with B(K+1) >= B(K), and bisection over the integers finds it.
+    B(K) = a quadratic + c q(c)/(K − c). With q increasing, B is convex if q(c) > 0 and rising if
+    not, so the minimum is the first K with B(K+1) >= B(K), and bisection over the integers finds
+    it.
     """
     highest = np.maximum(lowest, np.minimum(highest, 2**53))  # floats count by ones up to there
-    q0, q1, q2, c, low, high = np.broadcast_arrays(q0, q1, q2, c, np.ceil(lowest), np.floor(highest))
+    q0, q1, q2, c, low, high = np.broadcast_arrays(
+        q0, q1, q2, c, np.ceil(lowest), np.floor(highest)
+    )
     while np.any(low < high):
         K = (low + high) // 2
-        # B(K+1) >= B(K) with the denominators cleared: the difference itself drowns in rounding at large K
+        # B(K+1) >= B(K) with the denominators cleared: the difference itself drowns in rounding at
+        # large K
         rises = (q1 + q2 * (2 * K + 1 + c)) * (K - c) * (K + 1 - c) >= c * (q0 + q1 * c + q2 * c**2)
         low, high = np.where(rises | (low == high), low, K + 1), np.where(rises, K, high)
     return low.astype(np.int64)[()]

@@ -10,11 +10,16 @@ from localavg.theory.constants import Condition, argmin_K, checked
 
 @checked
 def mavg_conditions(*, L, eta, mu, K, delta) -> tuple[Condition, Condition]:
-    """The two conditions of Theorem 1; the minus sign in the first one's later printings is a slip."""
+    """The two conditions of Theorem 1; the minus sign in the first one's later printings is a
+    slip.
+    """
     return (
-        Condition("M-AVG Theorem 1: 1 ≥ L²η²(K+1)(K−2)/(2(1−μ)²) + 2ηLK/(1−μ)",
-                  1.0, L**2 * eta**2 * (K + 1) * (K - 2) / (2 * (1 - mu)**2) + 2 * eta * L * K / (1 - mu)),
-        Condition("M-AVG Theorem 1: 1 − δ ≥ L²η²/(1−μ)²", 1 - delta, L**2 * eta**2 / (1 - mu)**2),
+        Condition(
+            "M-AVG Theorem 1: 1 ≥ L²η²(K+1)(K−2)/(2(1−μ)²) + 2ηLK/(1−μ)",
+            1.0,
+            L**2 * eta**2 * (K + 1) * (K - 2) / (2 * (1 - mu) ** 2) + 2 * eta * L * K / (1 - mu),
+        ),
+        Condition("M-AVG Theorem 1: 1 − δ ≥ L²η²/(1−μ)²", 1 - delta, L**2 * eta**2 / (1 - mu) ** 2),
     )
 
 
@@ -22,30 +27,55 @@ def mavg_conditions(*, L, eta, mu, K, delta) -> tuple[Condition, Condition]:
 def mavg_bound(*, F1_minus_Fstar, L, M, sigma2, eta, mu, B, P, K, N, delta):
     """Bound (3) of (1/N) Σ E‖∇F(w̃_i)‖², Theorem 1.
 
-    At μ = 0 the 1/P term is twice that of K-AVG's (3.2), so Remark 2's "equivalent" holds up to that factor.
+    At μ = 0 the 1/P term is twice that of K-AVG's (3.2), so Remark 2's "equivalent" holds up to
+    that factor.
     """
-    return (2 * (1 - mu) * F1_minus_Fstar / (N * (K - 1 + delta) * eta)
-            + L**2 * eta**2 * sigma2 * (2 * K - 1) * K * (K - 1) / (6 * (K - 1 + delta) * B * (1 - mu)**2)
-            + 2 * L * K**2 * sigma2 * eta / (P * B * (K - 1 + delta) * (1 - mu)) * (1 + mu**2 / (2 * (1 - mu)**2))
-            + L * eta * mu**2 * K**2 * M / ((K - 1 + delta) * (1 - mu)**3))
+    return (
+        2 * (1 - mu) * F1_minus_Fstar / (N * (K - 1 + delta) * eta)
+        + L**2
+        * eta**2
+        * sigma2
+        * (2 * K - 1)
+        * K
+        * (K - 1)
+        / (6 * (K - 1 + delta) * B * (1 - mu) ** 2)
+        + 2
+        * L
+        * K**2
+        * sigma2
+        * eta
+        / (P * B * (K - 1 + delta) * (1 - mu))
+        * (1 + mu**2 / (2 * (1 - mu) ** 2))
+        + L * eta * mu**2 * K**2 * M / ((K - 1 + delta) * (1 - mu) ** 3)
+    )
 
 
 @checked
 def mavg_mu_opt(*, F1_minus_Fstar, L, M, sigma2, eta, B, P, K, N):
     """The μ in [0, 1) that minimises bound (3), which is convex in μ; δ does not matter.
 
-    Lemma 6 (N = S/(P B K), S fixed): μ_opt(λP) ≥ μ_opt(P) for λ > 1. The lemma's strict sign needs μ_opt(λP) > 0; where
-    momentum does not pay at either P, both are 0. The conditions of Theorem 1 do not enter: `mavg_mu_max` is their
-    limit, the same for every P, and the best admissible μ is the smaller of the two.
+    Lemma 6 (N = S/(P B K), S fixed): μ_opt(λP) ≥ μ_opt(P) for λ > 1. The lemma's strict sign needs
+    μ_opt(λP) > 0; where momentum does not pay at either P, both are 0. The conditions of Theorem 1
+    do not enter: `mavg_mu_max` is their limit, the same for every P, and the best admissible μ is
+    the smaller of the two.
     """
     if np.any(M + sigma2 == 0):
-        raise UserError("M = sigma2 = 0: bound (3) falls all the way to μ = 1; give one of them above 0")
-    first, second = 2 * F1_minus_Fstar / (N * eta), L**2 * eta**2 * sigma2 * (2 * K - 1) * K * (K - 1) / (6 * B)
+        raise UserError(
+            "M = sigma2 = 0: bound (3) falls all the way to μ = 1; give one of them above 0"
+        )
+    first, second = (
+        2 * F1_minus_Fstar / (N * eta),
+        L**2 * eta**2 * sigma2 * (2 * K - 1) * K * (K - 1) / (6 * B),
+    )
     third, fourth = 2 * L * K**2 * sigma2 * eta / (P * B), L * eta * K**2 * M
 
     def slope(mu):  # dg/dμ, times K − 1 + δ
-        return (-first + 2 * second / (1 - mu)**3 + third / (1 - mu)**2
-                + (third / 2 + fourth) * mu * (2 + mu) / (1 - mu)**4)
+        return (
+            -first
+            + 2 * second / (1 - mu) ** 3
+            + third / (1 - mu) ** 2
+            + (third / 2 + fourth) * mu * (2 + mu) / (1 - mu) ** 4
+        )
 
     low = np.zeros_like(slope(0.0))
     high = np.ones_like(low)
@@ -68,23 +98,36 @@ def mavg_mu_max(*, L, eta, K, delta):
 def mavg_K_opt(*, F1_minus_Fstar, L, M, sigma2, eta, mu, B, P, S_total, delta):
     """K_opt(μ) at fixed S = N K: argmin over 1 ≤ K ≤ S of bound (3). Int64; the smaller K on a tie.
 
-    Lemma 7, K_opt(μ) ≤ K_opt(0), holds for every μ if δ ≥ 1/3 (its condition (12) is then not needed) or if (12) holds
-    at μ = 0. With δ < 1/3 condition (12) at μ alone, as printed, is not enough: K_opt(0) = 1 < K_opt(μ) can occur.
+    Lemma 7, K_opt(μ) ≤ K_opt(0), holds for every μ if δ ≥ 1/3 (its condition (12) is then not
+    needed) or if (12) holds at μ = 0. With δ < 1/3 condition (12) at μ alone, as printed, is not
+    enough: K_opt(0) = 1 < K_opt(μ) can occur.
     """
     # α, β, η of (3.45) in K-AVG, read off bound (3); η here is the step size
     alpha = 2 * (1 - mu) * F1_minus_Fstar / (S_total * eta)
-    beta = (2 * L * sigma2 * eta / (P * B * (1 - mu)) * (1 + mu**2 / (2 * (1 - mu)**2))
-            + L * eta * mu**2 * M / (1 - mu)**3)
-    eta_K = L**2 * eta**2 * sigma2 / (6 * B * (1 - mu)**2)
+    beta = (
+        2 * L * sigma2 * eta / (P * B * (1 - mu)) * (1 + mu**2 / (2 * (1 - mu) ** 2))
+        + L * eta * mu**2 * M / (1 - mu) ** 3
+    )
+    eta_K = L**2 * eta**2 * sigma2 / (6 * B * (1 - mu) ** 2)
     return argmin_K(alpha + eta_K, beta - 3 * eta_K, 2 * eta_K, 1 - delta, 1.0, S_total)
 
 
 @checked
 def mavg_K_above_1(*, F1_minus_Fstar, L, M, sigma2, eta, mu, B, P, S_total, delta) -> Condition:
-    """Condition (11) of Lemma 5 for K_opt(μ) > 1, also (12) of Lemma 7. Necessary too, as K-AVG's (3.47)."""
+    """Condition (11) of Lemma 5 for K_opt(μ) > 1, also (12) of Lemma 7. Necessary too, as K-AVG's
+    (3.47).
+    """
     return Condition(
         "M-AVG (11), K_opt(μ) > 1",
         (1 - delta) / delta * F1_minus_Fstar / (S_total * eta),
-        1 / (1 - mu)**3 * L**2 * eta**2 * sigma2 / (2 * B)
-        + 1 / (1 - mu)**2 * (3 * delta - 1) / (2 * delta)
-        * (mu**2 / (1 - mu)**2 * (L * sigma2 * eta / (P * B) + L * eta * M) + 2 * L * sigma2 * eta / (P * B)), ">")
+        1 / (1 - mu) ** 3 * L**2 * eta**2 * sigma2 / (2 * B)
+        + 1
+        / (1 - mu) ** 2
+        * (3 * delta - 1)
+        / (2 * delta)
+        * (
+            mu**2 / (1 - mu) ** 2 * (L * sigma2 * eta / (P * B) + L * eta * M)
+            + 2 * L * sigma2 * eta / (P * B)
+        ),
+        ">",
+    )

@@ -1,7 +1,8 @@
 """Keeps a run safe: checkpoints on time, and a tidy end when it is told to stop.
 
-Signals and clocks strike every rank at its own moment, so they only set a wish; about twice a second the ranks meet after the
-same update, `due`, and decide together. Between two meetings an update costs one comparison.
+Signals and clocks strike every rank at its own moment, so they only set a wish; about twice a
+second the ranks meet after the same update, `due`, and decide together. Between two meetings an
+update costs one comparison.
 """
 
 from __future__ import annotations
@@ -38,16 +39,30 @@ class Interrupted(Exception):
 
 
 class Keeper:
-    """Saves checkpoints of one run in `folder`, and stops it, saved, at a signal or after limit_s seconds.
+    """Saves checkpoints of one run in `folder`, and stops it, saved, at a signal or after limit_s
+    seconds.
 
-    every_s, every_steps: how often to save (None: only when told to stop). record: the run file on rank 0. saved: the
-    checkpoint to go on from, None for a new run.
+    every_s, every_steps: how often to save (None: only when told to stop). record: the run file on
+    rank 0. saved: the checkpoint to go on from, None for a new run.
     """
 
-    def __init__(self, fleet: Fleet, record: Record | None, folder: Path, *, every_s: float | None = None,
-                 every_steps: int | None = None, limit_s: float | None = None, saved: Saved | None = None) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        record: Record | None,
+        folder: Path,
+        *,
+        every_s: float | None = None,
+        every_steps: int | None = None,
+        limit_s: float | None = None,
+        saved: Saved | None = None,
+    ) -> None:
         self.fleet, self.record, self.folder, self._from = fleet, record, folder, saved
-        self.every_s, self.every_steps, self.limit_s = every_s or math.inf, every_steps, limit_s or math.inf
+        self.every_s, self.every_steps, self.limit_s = (
+            every_s or math.inf,
+            every_steps,
+            limit_s or math.inf,
+        )
         self.due = math.inf  # t of the next meeting
         self.told = ""  # the signal that said stop
         self._started = self._saved_s = monotonic()
@@ -58,8 +73,14 @@ class Keeper:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # a shell's background job: Ctrl-C is not for it
-        before = {number: signal.signal(number, self._hear) for number in SIGNALS if not (deaf and number == signal.SIGINT)}
+        deaf = (
+            signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        )  # a shell's background job: Ctrl-C is not for it
+        before = {
+            number: signal.signal(number, self._hear)
+            for number in SIGNALS
+            if not (deaf and number == signal.SIGINT)
+        }
         try:
             yield
         finally:
@@ -72,7 +93,9 @@ class Keeper:
         self.told = signal.Signals(number).name
 
     def restore_(self, w: Array, **parts: Any) -> int:
-        """Name what is to be saved, the weights w [L, d] and whatever has a state_dict; returns t to go on after."""
+        """Name what is to be saved, the weights w [L, d] and whatever has a state_dict; returns t
+        to go on after.
+        """
         self.w, self.parts, t = w, parts, self._from.t if self._from else 0
         self.saved, self._met, self._met_s, self._stride = t, t, monotonic(), 1
         if self._from:
@@ -82,25 +105,44 @@ class Keeper:
                 part.load_state_dict(state.get(name, {}))
             state.clear()  # as large as the weights and more, and held elsewhere too
             if ranks != self.fleet.ranks and self.fleet.rank == 0:
-                print(f"localavg: saved by {ranks} ranks, resumed by {self.fleet.ranks}: sums over ranks may round differently "
-                      f"than in an uninterrupted run", file=sys.stderr)
+                print(
+                    f"localavg: saved by {ranks} ranks, resumed by {self.fleet.ranks}: sums over "
+                    "ranks may round differently "
+                    f"than in an uninterrupted run",
+                    file=sys.stderr,
+                )
         self._plan(t)
         return t
 
     def visit(self, t: int) -> None:
-        """Meet after update t: save if it is time, stop if anyone was told to. Raises Interrupted on every rank. Collective."""
+        """Meet after update t: save if it is time, stop if anyone was told to. Raises Interrupted
+        on every rank. Collective.
+        """
         now = monotonic()
         late = now - self._started >= self.limit_s
-        wishes = np.array([bool(self.told) or late, now - self._saved_s >= self.every_s, (now - self._met_s) / (t - self._met)])
+        wishes = np.array(
+            [
+                bool(self.told) or late,
+                now - self._saved_s >= self.every_s,
+                (now - self._met_s) / (t - self._met),
+            ]
+        )
         self.fleet.world.Allreduce(MPI.IN_PLACE, wishes, MPI.MAX)
         stop, overdue, step_s = wishes
         self._stride = max(1, min(GROWTH * self._stride, int(MEET_S / max(step_s, 1e-9))))
         if stop or overdue or (self.every_steps and t % self.every_steps == 0):
             self.save(t)
         if stop:
-            whys = [why for why in self.fleet.world.allgather(self.told or late * "the time limit") if why]
-            raise Interrupted(f"stopped by {whys[0]} after step {t}, saved in {self.folder}; the same command with --resume "
-                              f"goes on")
+            whys = [
+                why
+                for why in self.fleet.world.allgather(self.told or late * "the time limit")
+                if why
+            ]
+            raise Interrupted(
+                f"stopped by {whys[0]} after step {t}, saved in {self.folder}; the same command "
+                "with --resume "
+                f"goes on"
+            )
         self._met, self._met_s = t, monotonic()
         self._plan(t)
 
@@ -108,7 +150,9 @@ class Keeper:
         """Write a checkpoint after update t. Collective."""
         self.parts["monitor"].computed()
         clock = self.parts["monitor"].clock
-        state = {name: part.state_dict() for name, part in self.parts.items()} | {"weights": {"w": self.w}}
+        state = {name: part.state_dict() for name, part in self.parts.items()} | {
+            "weights": {"w": self.w}
+        }
         state["record"] = {}
         if self.record is not None:
             self.record.flush(force=True)
@@ -124,10 +168,14 @@ class Keeper:
 
 
 def latest(folder: Path, fleet: Fleet) -> Saved | None:
-    """The latest checkpoint that every rank can read, None where there is none; a damaged one is said aloud. Collective."""
+    """The latest checkpoint that every rank can read, None where there is none; a damaged one is
+    said aloud. Collective.
+    """
     for t in fleet.world.bcast(checkpoint.found(folder) if fleet.rank == 0 else None):
         try:
-            return fleet.together(lambda t=t: checkpoint.read(folder, t, fleet.rank, fleet.learners))
+            return fleet.together(
+                lambda t=t: checkpoint.read(folder, t, fleet.rank, fleet.learners)
+            )
         except UserError as e:
             if fleet.rank == 0:
                 print(f"localavg: {e}; going back to the one before", file=sys.stderr)

@@ -1,4 +1,6 @@
-"""A training run from its settings: build the pieces, train, and leave a run file that says what happened."""
+"""A training run from its settings: build the pieces, train, and leave a run file that says what
+happened.
+"""
 
 from __future__ import annotations
 
@@ -32,20 +34,31 @@ from localavg.training.loop import train
 from localavg.training.monitor import Monitor
 
 
-def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None,
-        aware: Any = None) -> int:
-    """Train as `c` and the algorithm's own `options` say, on the ranks of `world`; returns the exit status on all of them.
+def run(
+    c: TrainConfig,
+    options: Mapping[str, Any],
+    world: MPI.Intracomm,
+    provenance: Mapping[str, Any] | None = None,
+    aware: Any = None,
+) -> int:
+    """Train as `c` and the algorithm's own `options` say, on the ranks of `world`; returns the exit
+    status on all of them.
 
-    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path. aware: on rank 0, doctor's
-    Probe of MPI on device memory, where the device is cuda.
-    Raises UserError on all ranks, before training starts, for anything that cannot be run.
+    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
+    aware: on rank 0, doctor's Probe of MPI on device memory, where the device is cuda. Raises
+    UserError on all ranks, before training starts, for anything that cannot be run.
     """
     fleet = Fleet(world, c.learners, c.ranks_per_node)
-    algorithms.make(c.algorithm, options, T=10**9, epoch=1e6)  # a wrong option is told before data is read
+    algorithms.make(
+        c.algorithm, options, T=10**9, epoch=1e6
+    )  # a wrong option is told before data is read
     device = choose_device(c.device, fleet)
     model = fleet.together(lambda: timing.make(c) if c.simulate else None)
     if c.algorithm == "sgd" and fleet.P > 1:
-        raise UserError(f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on one rank")
+        raise UserError(
+            f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on "
+            "one rank"
+        )
     earlier = fleet.together(lambda: resume.earlier(c, options) if world.rank == 0 else None)
     if resume.finished(earlier, world):
         return FINISHED
@@ -56,12 +69,22 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
     algorithm = algorithms.make(c.algorithm, options, T, epoch)
     if (start := algorithm.schedule.steered_after) >= T and world.rank == 0:
-        print(f"localavg: {c.algorithm}'s warm-up and sampling take {start} updates of {T}: its period is never steered; train "
-              f"for longer, or lower --warmup and --Ks", file=sys.stderr)
+        print(
+            f"localavg: {c.algorithm}'s warm-up and sampling take {start} updates of {T}: its "
+            "period is never steered; train "
+            f"for longer, or lower --warmup and --Ks",
+            file=sys.stderr,
+        )
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
     matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
-    transport = choose(c.transport, fleet, algorithm.S, nbytes=4 * matrices * fleet.L * problem.d, device=device,
-                       aware=aware)
+    transport = choose(
+        c.transport,
+        fleet,
+        algorithm.S,
+        nbytes=4 * matrices * fleet.L * problem.d,
+        device=device,
+        aware=aware,
+    )
     flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
     feed = problem.feed(sampler, fleet.learners, T)
     if world.rank == 0:
@@ -72,15 +95,25 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     flat.w[1:] = flat.w[0]
     algorithm.exchange.start(fleet.learners, c.seed)
 
-    settings = {**resume.settings(c, options, fleet.P, data, problem, T), **(asdict(model) if model else {})}
+    settings = {
+        **resume.settings(c, options, fleet.P, data, problem, T),
+        **(asdict(model) if model else {}),
+    }
     origin = {**(provenance or {}), **resume.where(fleet, transport), **resume.gpus(fleet, device)}
-    saved, file = resume.opened(c, fleet, settings, origin, earlier, world.rank == 0, checkpoints=not model)
+    saved, file = resume.opened(
+        c, fleet, settings, origin, earlier, world.rank == 0, checkpoints=not model
+    )
 
     def nbytes(learners: int) -> int:
-        """What so many learners hand over in one exchange: gradients, or weights and the state that is averaged with them."""
+        """What so many learners hand over in one exchange: gradients, or weights and the state that
+        is averaged with them.
+        """
         if algorithm.exchange.scope:
             return algorithm.exchange.payload_bytes(flat.d_trained, learners)
-        return 4 * ((flat.d if c.statistics == "average" else flat.d_trained) + optimizer.averaged * flat.d_trained)
+        return 4 * (
+            (flat.d if c.statistics == "average" else flat.d_trained)
+            + optimizer.averaged * flat.d_trained
+        )
 
     def payload(scope: Scope) -> tuple[int, int]:
         if algorithm.exchange.gathers:
@@ -88,28 +121,62 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         return transport.payload_bytes(nbytes(fleet.L), scope)
 
     if file is not None and model:
-        durations = clock.averages(model, fleet.P, nbytes(1), algorithm.S, algorithm.exchange.gathers)
+        durations = clock.averages(
+            model, fleet.P, nbytes(1), algorithm.S, algorithm.exchange.gathers
+        )
         clock.retime_(file, clock.Synchronous(model, fleet.P, c.seed, durations))
     monitor = Monitor(
-        fleet, problem, transport, file, T=T, epoch=epoch, B=c.batch_size,
-        log_every=min(T, c.log_every or max(1, T // 100)), eval_every=min(T, c.eval_every or max(1, T // 20)),
-        payload=payload, variance=c.variance != "no" or algorithm.schedule.needs == "variance", V=c.variance == "steps",
-        grad_norm=c.grad_norm, examples=c.eval_examples,
+        fleet,
+        problem,
+        transport,
+        file,
+        T=T,
+        epoch=epoch,
+        B=c.batch_size,
+        log_every=min(T, c.log_every or max(1, T // 100)),
+        eval_every=min(T, c.eval_every or max(1, T // 20)),
+        payload=payload,
+        variance=c.variance != "no" or algorithm.schedule.needs == "variance",
+        V=c.variance == "steps",
+        grad_norm=c.grad_norm,
+        examples=c.eval_examples,
     )
     steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdecimal() else None
-    keep = Keeper(fleet, file, checkpoint.folder_of(c.path), every_steps=steps, saved=saved,
-                  every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
-                  limit_s=seconds("time_limit", c.time_limit))
+    keep = Keeper(
+        fleet,
+        file,
+        checkpoint.folder_of(c.path),
+        every_steps=steps,
+        saved=saved,
+        every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
+        limit_s=seconds("time_limit", c.time_limit),
+    )
 
     def work() -> None:
         if file is not None and c.save_weights and not saved:
             file.save_weights("initial_weights", on_host(flat.w[0]))
         step_size = stepsizes.make(c, epoch)
-        with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
-            train(problem, flat, algorithm, optimizer, step_size, feed, transport, fleet.learners, T, monitor, keep,
-                  statistics=c.statistics == "average")
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # divergence is found by its losses, told once
+            train(
+                problem,
+                flat,
+                algorithm,
+                optimizer,
+                step_size,
+                feed,
+                transport,
+                fleet.learners,
+                T,
+                monitor,
+                keep,
+                statistics=c.statistics == "average",
+            )
         if c.save_weights and c.statistics == "keep" and flat.d > flat.d_trained:
-            transport.mean_(flat.w[:, flat.d_trained :], Scope.WORLD)  # the averaged model has their mean
+            transport.mean_(
+                flat.w[:, flat.d_trained :], Scope.WORLD
+            )  # the averaged model has their mean
         if file is not None and c.save_weights:
             file.save_weights("weights", on_host(flat.w[0]))
 
@@ -117,7 +184,11 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         status, why = resume.ended(work, file, monitor, problem, world)
     if file is not None:
         modelled = "; times in the run file are modelled" if model else ""
-        print(why or f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.summary()}{modelled}", file=sys.stderr)
+        print(
+            why
+            or f"{c.algorithm}: {T} updates of {fleet.P} learners in {monitor.summary()}{modelled}",
+            file=sys.stderr,
+        )
         print(c.path, flush=True)
         if status == FINISHED:
             checkpoint.remove(keep.folder)
@@ -125,35 +196,64 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
 
 
 def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
-    """The data that the settings name. Collective. Raises UserError where it may not be sampled as they say."""
+    """The data that the settings name. Collective. Raises UserError where it may not be sampled as
+    they say.
+    """
     data = datasets.load(c.data, fleet)
     if c.sampling == "block" and not data.shuffled and not c.force_block:
-        raise UserError(f"--sampling block: the rows of {c.data} lie in their original order, so they are no fair sample; "
-                        f"prepare it with --shuffle SEED, or add --force-block")
+        raise UserError(
+            f"--sampling block: the rows of {c.data} lie in their original order, so they are no "
+            "fair sample; "
+            f"prepare it with --shuffle SEED, or add --force-block"
+        )
     return data
 
 
 def make_problem(c: TrainConfig, data: Dataset, fleet: Fleet, device: Cpu | None = None) -> Problem:
     """The problem that the settings call for, on the host if no device is given.
 
-    Raises UserError where data, --problem and --model do not go together, or torch cannot use the device.
+    Raises UserError where data, --problem and --model do not go together, or torch cannot use the
+    device.
     """
-    if (c.problem or ("network" if c.model or data.kind != "features" else "logistic")) == "logistic":
+    if (
+        c.problem or ("network" if c.model or data.kind != "features" else "logistic")
+    ) == "logistic":
         from localavg.problems.logistic import Logistic
 
         if c.cuda_graphs:
-            raise UserError(f"--cuda-graphs: --data {c.data} calls for logistic regression, which has no graphs; leave it out")
+            raise UserError(
+                f"--cuda-graphs: --data {c.data} calls for logistic regression, which has no "
+                "graphs; leave it out"
+            )
         if device is None or device.name == "cpu":
             return Logistic(data, c.l2)
-        splits = {name: s and Split(*map(device.holding, (s.x, s.y))) for name in ("train", "test")
-                  for s in [getattr(data, name)]}
+        splits = {
+            name: s and Split(*map(device.holding, (s.x, s.y)))
+            for name in ("train", "test")
+            for s in [getattr(data, name)]
+        }
         return Logistic(replace(data, **splits), c.l2, device.xp)
     try:
         from localavg.problems.network import Network, set_up_torch
     except ImportError as e:
-        raise UserError(f"--model {c.model}: networks need torch ({e}); pip install 'localavg[torch]'") from e
+        raise UserError(
+            f"--model {c.model}: networks need torch ({e}); pip install 'localavg[torch]'"
+        ) from e
     if c.model is None:
-        raise UserError(f"--data {c.data}: images need a network; add --model with one of {', '.join(models.MODELS)}")
+        raise UserError(
+            f"--data {c.data}: images need a network; add --model with one of "
+            f"{', '.join(models.MODELS)}"
+        )
     set_up_torch(fleet.threads, device or Cpu(), c.precision)
-    return Network(data, c.model, c.l2, c.seed, augment=not c.no_augment, precision=c.precision, calibrate=c.calibrate,
-                   compiled=c.compile, cuda_graphs=c.cuda_graphs, device=c.device)
+    return Network(
+        data,
+        c.model,
+        c.l2,
+        c.seed,
+        augment=not c.no_augment,
+        precision=c.precision,
+        calibrate=c.calibrate,
+        compiled=c.compile,
+        cuda_graphs=c.cuda_graphs,
+        device=c.device,
+    )

@@ -18,10 +18,14 @@ def seconds(work: Callable[[], Any]) -> float:
     return perf_counter() - start
 
 
-def medians(ways: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1) -> dict[str, float]:
-    """The median seconds that every way returns over `repeats` turns, all ways in each, after `warm` turns not counted.
+def medians(
+    ways: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1
+) -> dict[str, float]:
+    """The median seconds that every way returns over `repeats` turns, all ways in each, after
+    `warm` turns not counted.
 
-    The order changes from turn to turn, the same on every rank: whoever comes after torch finds its caches cold.
+    The order changes from turn to turn, the same on every rank: whoever comes after torch finds its
+    caches cold.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(warm + repeats):
@@ -33,5 +37,7 @@ def medians(ways: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1
 
 
 def images(side: int) -> tuple[tuple[int, int, int], int]:
-    """Shape and number of classes of the images of so many pixels across: digits, CIFAR-10's, ImageNet's."""
+    """Shape and number of classes of the images of so many pixels across: digits, CIFAR-10's,
+    ImageNet's.
+    """
     return (side, side, 1 if side < CIFAR10 else 3), 1000 if side > CIFAR10 else 10

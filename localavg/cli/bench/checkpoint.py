@@ -1,4 +1,6 @@
-"""A checkpoint of ResNet-18's size with momentum, against writing as many bytes one after the other."""
+"""A checkpoint of ResNet-18's size with momentum, against writing as many bytes one after the
+other.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,11 @@ BLOCK = 1 << 26  # bytes written at a time
 
 
 def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[dict[str, Any]]:
-    """Weights and momentum of the fleet's learners in `folder`: {learners, ranks, bytes, ours_s, disk_s, restore_s}.
+    """Weights and momentum of the fleet's learners in `folder`: {learners, ranks, bytes, ours_s,
+    disk_s, restore_s}.
 
-    disk_s: every rank writes as many bytes to one file with plain writes, then syncs. Medians of interleaved turns, times of
-    the slowest rank.
+    disk_s: every rank writes as many bytes to one file with plain writes, then syncs. Medians of
+    interleaved turns, times of the slowest rank.
     """
     w = np.random.default_rng(fleet.rank).standard_normal((fleet.L, d), np.float32)
     state = {"weights": {"w": w}, "optimizer": {"0": w}}
@@ -38,14 +41,30 @@ def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[di
     with made:
         place = Path(fleet.world.bcast(made.name))
         checkpoint.write(place / "run.ckpt", 1, fleet, state)  # whatever comes first finds one
-        times = medians({
-            "ours_s": lambda: slowest(lambda: checkpoint.write(place / "run.ckpt", 1, fleet, state)),
-            "disk_s": lambda: slowest(lambda: fleet.together(lambda: _plain(place / f"plain{fleet.rank}", w))),
-            "restore_s": lambda: slowest(lambda: checkpoint.read(place / "run.ckpt", 1, fleet.rank, fleet.learners)),
-        }, repeats)
+        times = medians(
+            {
+                "ours_s": lambda: slowest(
+                    lambda: checkpoint.write(place / "run.ckpt", 1, fleet, state)
+                ),
+                "disk_s": lambda: slowest(
+                    lambda: fleet.together(lambda: _plain(place / f"plain{fleet.rank}", w))
+                ),
+                "restore_s": lambda: slowest(
+                    lambda: checkpoint.read(place / "run.ckpt", 1, fleet.rank, fleet.learners)
+                ),
+            },
+            repeats,
+        )
         fleet.world.Barrier()
-    return [{"learners": fleet.P, "ranks": fleet.ranks, "bytes": 2 * 4 * d * fleet.P, **times,
-             "ours_over_disk": times["disk_s"] / times["ours_s"]}]
+    return [
+        {
+            "learners": fleet.P,
+            "ranks": fleet.ranks,
+            "bytes": 2 * 4 * d * fleet.P,
+            **times,
+            "ours_over_disk": times["disk_s"] / times["ours_s"],
+        }
+    ]
 
 
 def _plain(path: Path, w: np.ndarray) -> None:

@@ -1,4 +1,6 @@
-"""One learner's local updates on logistic regression, against a bare NumPy loop and the floor of reading the data."""
+"""One learner's local updates on logistic regression, against a bare NumPy loop and the floor of
+reading the data.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +18,14 @@ from localavg.parallel.fleet import Fleet
 from localavg.problems.logistic import Logistic
 
 
-def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) -> list[dict[str, Any]]:
+def bench_logistic(
+    fleet: Fleet, data: str, B: int, steps: int, repeats: int
+) -> list[dict[str, Any]]:
     """`steps` local updates, medians of `repeats` interleaved turns.
 
-    For block sampling: our whole loop, a bare NumPy loop over the same rows, and X.sum() as the floor of reading the data
-    once. overhead: our loop against its gradients, with the taking of their rows, and updates alone; recording: time in
-    the run file and progress.
+    For block sampling: our whole loop, a bare NumPy loop over the same rows, and X.sum() as the
+    floor of reading the data once. overhead: our loop against its gradients, with the taking of
+    their rows, and updates alone; recording: time in the run file and progress.
     """
     problem = Logistic(datasets.load(data, fleet), 1e-4)
     x, y, d = problem.x, problem.y, problem.d  # [n, d], [n]
@@ -30,24 +34,45 @@ def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) ->
     recorded: list[float] = []
 
     def ours() -> float:
-        wall_s, share = train_alone(fleet, problem, optim.SGD(), sampler, steps, max(1, steps // 100))
+        wall_s, share = train_alone(
+            fleet, problem, optim.SGD(), sampler, steps, max(1, steps // 100)
+        )
         recorded.append(share)
         return wall_s
 
-    times = medians({"ours": ours, "step": lambda: _gradients_and_updates(problem, rows),
-                     "bare": lambda: _bare(x, y, rows, d), "floor": lambda: seconds(x.sum)}, repeats)
+    times = medians(
+        {
+            "ours": ours,
+            "step": lambda: _gradients_and_updates(problem, rows),
+            "bare": lambda: _bare(x, y, rows, d),
+            "floor": lambda: seconds(x.sum),
+        },
+        repeats,
+    )
     rate = {name: steps * B / times[name] for name in ("ours", "step", "bare")}
     floor = problem.n / times["floor"]
-    return [{
-        "problem": "logistic", "model": f"d = {d}, B = {B}, block", "device": "cpu",
-        "ours_samples_per_s": rate["ours"], "bare_samples_per_s": rate["bare"], "floor_samples_per_s": floor,
-        "ours_over_floor": rate["ours"] / floor, "ours_over_bare": rate["ours"] / rate["bare"],
-        "overhead": rate["step"] / rate["ours"] - 1, "recording": median(recorded[1:]),
-    }]
+    return [
+        {
+            "problem": "logistic",
+            "model": f"d = {d}, B = {B}, block",
+            "device": "cpu",
+            "ours_samples_per_s": rate["ours"],
+            "bare_samples_per_s": rate["bare"],
+            "floor_samples_per_s": floor,
+            "ours_over_floor": rate["ours"] / floor,
+            "ours_over_bare": rate["ours"] / rate["bare"],
+            "overhead": rate["step"] / rate["ours"] - 1,
+            "recording": median(recorded[1:]),
+        }
+    ]
 
 
 def _gradients_and_updates(problem: Logistic, rows: list[slice]) -> float:
-    w, g, sgd = np.zeros((1, problem.d), np.float32), np.zeros((1, problem.d), np.float32), optim.SGD()
+    w, g, sgd = (
+        np.zeros((1, problem.d), np.float32),
+        np.zeros((1, problem.d), np.float32),
+        optim.SGD(),
+    )
     w_0, g_0 = w[0], g[0]
 
     def loop() -> None:

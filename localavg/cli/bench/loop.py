@@ -24,9 +24,18 @@ from localavg.training.loop import train
 from localavg.training.monitor import Monitor
 
 
-def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler, T: int, log_every: int,
-                device: Cpu | None = None) -> tuple[float, float]:
-    """T updates of the learners, each by itself: wall clock in seconds, and the share of it that recording took."""
+def train_alone(
+    fleet: Fleet,
+    problem: Problem,
+    optimizer: SGD,
+    sampler: Sampler,
+    T: int,
+    log_every: int,
+    device: Cpu | None = None,
+) -> tuple[float, float]:
+    """T updates of the learners, each by itself: wall clock in seconds, and the share of it that
+    recording took.
+    """
     algorithm = algorithms.make("sgd", {}, T, sampler.epoch)
     transport = choose("auto", fleet, None, nbytes=8 * problem.d * fleet.L, device=device)
     flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
@@ -35,13 +44,34 @@ def train_alone(fleet: Fleet, problem: Problem, optimizer: SGD, sampler: Sampler
     algorithm.exchange.start(fleet.learners, 0)
     with tempfile.TemporaryDirectory() as folder:
         timed = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))
-        monitor = Monitor(fleet, problem, transport, timed, T=T, epoch=sampler.epoch, B=sampler.B, log_every=log_every,
-                          eval_every=T, payload=lambda scope: (0, 0))
+        monitor = Monitor(
+            fleet,
+            problem,
+            transport,
+            timed,
+            T=T,
+            epoch=sampler.epoch,
+            B=sampler.B,
+            log_every=log_every,
+            eval_every=T,
+            payload=lambda scope: (0, 0),
+        )
         monitor.progress = Timed(monitor.progress)
         feed = problem.feed(sampler, fleet.learners, T)
         keeper = Keeper(fleet, None, Path(folder, "run.ckpt"))
-        train(problem, flat, algorithm, optimizer, stepsizes.constant(0.01), feed, transport, fleet.learners, T, monitor,
-              keeper)
+        train(
+            problem,
+            flat,
+            algorithm,
+            optimizer,
+            stepsizes.constant(0.01),
+            feed,
+            transport,
+            fleet.learners,
+            T,
+            monitor,
+            keeper,
+        )
         wall_s = monitor.clock.wall_s
         problem.close()
         return wall_s, (timed.seconds + monitor.progress.seconds) / wall_s

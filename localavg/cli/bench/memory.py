@@ -15,7 +15,9 @@ from localavg.training.run import run
 
 
 def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, Any]]:
-    """The most memory a training run holds, all ranks together, against its data: proportional set sizes, sampled at 10 Hz."""
+    """The most memory a training run holds, all ranks together, against its data: proportional set
+    sizes, sampled at 10 Hz.
+    """
     peak, done = 0, threading.Event()
 
     def watch() -> None:
@@ -30,14 +32,26 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, 
     try:
         with tempfile.TemporaryDirectory() as folder:
             out = world.bcast(os.path.join(folder, "run.h5"))
-            run(TrainConfig(algorithm="kavg", data=data, sampling="block", steps=steps, out=out), {"K": 5}, world)
+            run(
+                TrainConfig(algorithm="kavg", data=data, sampling="block", steps=steps, out=out),
+                {"K": 5},
+                world,
+            )
             c = world.bcast(load(out).config if world.rank == 0 else None)
     finally:
         done.set()
         watcher.join()
     size = 4 * (c["rows"] + c["test_rows"]) * (c["d"] + 1)
     together = world.allreduce(peak)
-    return [{"data": data, "ranks": world.size, "data_bytes": size, "peak_bytes": together, "ratio": together / size}]
+    return [
+        {
+            "data": data,
+            "ranks": world.size,
+            "data_bytes": size,
+            "peak_bytes": together,
+            "ratio": together / size,
+        }
+    ]
 
 
 def _pss_bytes() -> int:

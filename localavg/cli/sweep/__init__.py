@@ -1,1 +1,3 @@
-"""Sweeps: many runs from one TOML file. `plan` says which, `state` what became of them, `launch` runs one."""
+"""Sweeps: many runs from one TOML file. `plan` says which, `state` what became of them, `launch`
+runs one.
+"""

@@ -17,16 +17,27 @@ def tables(path: Path) -> dict[str, Any]:
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as e:
-        raise UserError(f"{path}: cannot read this sweep ({e.strerror}): give the path of a .toml file") from e
+        raise UserError(
+            f"{path}: cannot read this sweep ({e.strerror}): give the path of a .toml file"
+        ) from e
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as e:
         raise UserError(f"{path}: this is no TOML ({e}): mend that line") from e
     if unknown := sorted(table.keys() - SECTIONS):
-        raise UserError(f"{path}: [{unknown[0]}] is no section of a sweep: use {', '.join(sorted(SECTIONS))}")
+        raise UserError(
+            f"{path}: [{unknown[0]}] is no section of a sweep: use {', '.join(sorted(SECTIONS))}"
+        )
     runs = table.get("runs")
-    if not isinstance(runs, list) or not runs or not all(isinstance(b, dict) and "algorithm" in b for b in runs):
+    if (
+        not isinstance(runs, list)
+        or not runs
+        or not all(isinstance(b, dict) and "algorithm" in b for b in runs)
+    ):
         raise UserError(f"{path}: a sweep needs [[runs]] blocks with an algorithm each")
     for block in (table, *runs):
-        for part in (block, *(block[name] for name in (*SCALES, "common") if isinstance(block.get(name), dict))):
+        for part in (
+            block,
+            *(block[name] for name in (*SCALES, "common") if isinstance(block.get(name), dict)),
+        ):
             for name in (*SCALES, "sweep", "common", "grid"):
                 if not isinstance(part.get(name, {}), dict):
                     raise UserError(f"{path}: {name} = {part[name]}: must be a section [{name}]")

@@ -1,15 +1,19 @@
-"""A sweep's TOML file, expanded into named runs with their command lines. Nothing is started or looked for here.
+"""A sweep's TOML file, expanded into named runs with their command lines. Nothing is started or
+looked for here.
 
     [sweep]                         title, paper, figure
     [common]                        options of `localavg train` by their names, for all runs
     [grid]                          option = [values]: every combination is a run
     [paper] or [laptop]             options and [paper.grid] of this scale; also `ranks` and `seeds`
-    [[runs]]                        a line of the figure: algorithm, its options, its own `grid.option = [values]`
+    [[runs]]                        a line of the figure: algorithm, its options, its own
+                                    `grid.option = [values]`
     [runs.paper] or [runs.laptop]   what differs at this scale
-                                    `only = "paper"` beside the algorithm leaves the block out elsewhere
+                                    `only = "paper"` beside the algorithm leaves the block out
+                                    elsewhere
 
-The later in this list, the stronger: a value or a list replaces what was said above it. `false` takes an option away.
-`seeds` is how many repeats (seeds 0, 1, …); `ranks` how many MPI ranks at most, or "learners" for one each.
+The later in this list, the stronger: a value or a list replaces what was said above it. `false`
+takes an option away. `seeds` is how many repeats (seeds 0, 1, …); `ranks` how many MPI ranks at
+most, or "learners" for one each.
 """
 
 from __future__ import annotations
@@ -56,29 +60,42 @@ class Sweep:
     runs: tuple[Planned, ...]
 
 
-def read(path: str | Path, scale: str, train: argparse.ArgumentParser, seeds: int | None = None,
-         ranks: int | None = None, changes: Mapping[str, Any] | None = None) -> Sweep:
-    """The runs of the file at a scale; `seeds`, `ranks` and `changes`, options by name, replace the file's.
+def read(
+    path: str | Path,
+    scale: str,
+    train: argparse.ArgumentParser,
+    seeds: int | None = None,
+    ranks: int | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> Sweep:
+    """The runs of the file at a scale; `seeds`, `ranks` and `changes`, options by name, replace the
+    file's.
 
-    train: the parser of `localavg train`, by which every option and value is checked. Raises UserError that names the
-    file, section and option.
+    train: the parser of `localavg train`, by which every option and value is checked. Raises
+    UserError that names the file, section and option.
     """
     if scale not in SCALES:
         raise UserError(f"--scale {scale}: must be one of {', '.join(SCALES)}")
     table = {**tables(Path(path)), "set": changes or {}}
     reader = _Reader(Path(path), scale, train, seeds, ranks)
-    found = [run for i, block in enumerate(table["runs"], 1) for run in reader.block(table, block, i)]
+    found = [
+        run for i, block in enumerate(table["runs"], 1) for run in reader.block(table, block, i)
+    ]
     if not found:
         raise UserError(f"{path}: no runs at scale {scale}: every block is for another one")
     names = named(str(path), [(run.algorithm, run.options, run.gridded, run.seed) for run in found])
-    runs = [Planned(name, run.ranks, ("train", *run.words), run.given)
-            for name, run in zip(names, found, strict=True)]
+    runs = [
+        Planned(name, run.ranks, ("train", *run.words), run.given)
+        for name, run in zip(names, found, strict=True)
+    ]
     return Sweep(Path(path), scale, table.get("sweep", {}), tuple(runs))
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """The values an option takes, each a run's (None: left out), where that was said, and whether as a grid."""
+    """The values an option takes, each a run's (None: left out), where that was said, and whether
+    as a grid.
+    """
 
     option: str
     values: list[Any]
@@ -98,7 +115,14 @@ class _Run:
 
 
 class _Reader:
-    def __init__(self, path: Path, scale: str, train: argparse.ArgumentParser, seeds: int | None, ranks: int | None):
+    def __init__(
+        self,
+        path: Path,
+        scale: str,
+        train: argparse.ArgumentParser,
+        seeds: int | None,
+        ranks: int | None,
+    ):
         self.path, self.scale, self.train, self.seeds, self.ranks = path, scale, train, seeds, ranks
         self.flags = train._option_string_actions  # what argparse knows, by flag
 
@@ -112,10 +136,14 @@ class _Reader:
             raise self.fail(where, "only", block["only"], f"must be one of {', '.join(SCALES)}")
         if block.get("only", self.scale) != self.scale:
             return
-        levels = [("common", table.get("common", {})), ("grid", {"grid": table.get("grid", {})}),
-                  (self.scale, table.get(self.scale, {})), (where, block),
-                  (f"{where}, {self.scale}", block.get(self.scale, {})),
-                  ("--set", table["set"])]
+        levels = [
+            ("common", table.get("common", {})),
+            ("grid", {"grid": table.get("grid", {})}),
+            (self.scale, table.get(self.scale, {})),
+            (where, block),
+            (f"{where}, {self.scale}", block.get(self.scale, {})),
+            ("--set", table["set"]),
+        ]
         chosen: dict[str, _Choice] = {}
         counts: dict[str, Any] = {"seeds": 1, "ranks": 1}
         for section, level in levels:
@@ -129,27 +157,51 @@ class _Reader:
                     self.choose(chosen, option, value, section, grid=False)
         dests = list(chosen)
         for values in itertools.product(*(chosen[dest].values for dest in dests)):
-            options = {d: (chosen[d].option, v) for d, v in zip(dests, values, strict=True) if v is not False}
+            options = {
+                d: (chosen[d].option, v)
+                for d, v in zip(dests, values, strict=True)
+                if v is not False
+            }
             for seed in range(self.seeds or counts["seeds"]):
-                yield self.run(block["algorithm"], options, {d for d in dests if chosen[d].grid}, counts["ranks"], seed)
+                yield self.run(
+                    block["algorithm"],
+                    options,
+                    {d for d in dests if chosen[d].grid},
+                    counts["ranks"],
+                    seed,
+                )
 
     def number(self, option: str, value: Any, section: str) -> Any:
         """A number of seeds or ranks."""
         if option == "ranks" and value == "learners":
             return value
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            rule = "must be a whole number of at least 1" + (', or "learners"' if option == "ranks" else "")
+            rule = "must be a whole number of at least 1" + (
+                ', or "learners"' if option == "ranks" else ""
+            )
             raise self.fail(section, option, value, rule)
         return value
 
-    def choose(self, chosen: dict[str, _Choice], option: str, value: Any, section: str, grid: bool) -> None:
+    def choose(
+        self, chosen: dict[str, _Choice], option: str, value: Any, section: str, grid: bool
+    ) -> None:
         """Let an option have a value, or in a grid a list of values, once they are checked."""
         if option in OURS:
-            raise self.fail(section, option, value, "the sweep sets this itself: leave it out"
-                            + (" and give seeds = HOW_MANY" if option == "seed" else ""))
+            raise self.fail(
+                section,
+                option,
+                value,
+                "the sweep sets this itself: leave it out"
+                + (" and give seeds = HOW_MANY" if option == "seed" else ""),
+            )
         if (action := self.flags.get(f"--{option}")) is None:
             hint = f" (write it {option.replace('_', '-')})" if "_" in option else ""
-            raise self.fail(section, option, value, f"localavg train has no option --{option}{hint}; see its --help")
+            raise self.fail(
+                section,
+                option,
+                value,
+                f"localavg train has no option --{option}{hint}; see its --help",
+            )
         if grid and not (isinstance(value, list) and value):
             raise self.fail(section, option, value, "a grid needs a list of values")
         for one in value if grid else [value]:
@@ -168,9 +220,14 @@ class _Reader:
         values = value if isinstance(value, list) else [value]
         return [f"--{option}", *map(str, values)]
 
-    def run(self, algorithm: str, options: dict, gridded: set[str], ranks: int | str, seed: int) -> _Run:
+    def run(
+        self, algorithm: str, options: dict, gridded: set[str], ranks: int | str, seed: int
+    ) -> _Run:
         """One run, its command line parsed and its settings tried."""
-        words = [algorithm, *(word for option, value in options.values() for word in self.said(option, value))]
+        words = [
+            algorithm,
+            *(word for option, value in options.values() for word in self.said(option, value)),
+        ]
         words += ["--seed", str(seed)]
         given = vars(self.train.parse_args(words))
         try:

@@ -1,7 +1,8 @@
 """What became of a run: its run file and, while a sweep runs it, the lock beside that.
 
-A sweep holds `RUN.h5.lock` from before a run starts until it has ended, and touches it every HEARTBEAT_S seconds; it names
-host, processes and batch job. So two sweeps never start the same run, and one that was killed does not hold it for ever.
+A sweep holds `RUN.h5.lock` from before a run starts until it has ended, and touches it every
+HEARTBEAT_S seconds; it names host, processes and batch job. So two sweeps never start the same run,
+and one that was killed does not hold it for ever.
 """
 
 from __future__ import annotations
@@ -20,7 +21,11 @@ from localavg.errors import UserError
 from localavg.files import record
 
 KINDS = ("finished", "running", "missing", "interrupted", "stale", "failed")
-WANTED = ("missing", "interrupted", "stale")  # what a sweep runs; stale: said to run, but nobody does
+WANTED = (
+    "missing",
+    "interrupted",
+    "stale",
+)  # what a sweep runs; stale: said to run, but nobody does
 HEARTBEAT_S = 20.0
 STALE_S = 180.0  # a lock that was not touched for so long, on another machine, is nobody's
 UNLOCKED_STALE_S = 900.0  # the same for the run file of a run that no sweep started
@@ -28,7 +33,9 @@ UNLOCKED_STALE_S = 900.0  # the same for the run file of a run that no sweep sta
 
 @dataclass(frozen=True)
 class State:
-    """kind: one of KINDS. t of T updates done; why: of a failure, or who runs it. config: the recorded settings."""
+    """kind: one of KINDS. t of T updates done; why: of a failure, or who runs it. config: the
+    recorded settings.
+    """
 
     kind: str
     t: int = 0
@@ -47,7 +54,9 @@ def look(path: Path) -> State:
     except UserError as e:
         if holder or (path.stat().st_size == 0 and _age_s(path) < UNLOCKED_STALE_S):
             return State("running", why=holder or "about to start")
-        return State("stale", why="empty") if path.stat().st_size == 0 else State("failed", why=str(e))
+        return (
+            State("stale", why="empty") if path.stat().st_size == 0 else State("failed", why=str(e))
+        )
     t = int(run.train.t.iloc[-1]) if len(run.train) else 0
     kind, why = run.status, str(run.attrs.get("failure", ""))
     if holder and kind != "finished":
@@ -59,7 +68,8 @@ def look(path: Path) -> State:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[Path | None]:
-    """Hold the run whose run file is `path`: gives its lock, or None where a living process holds it already.
+    """Hold the run whose run file is `path`: gives its lock, or None where a living process holds
+    it already.
 
     Where the run ends without a word in its run file, the lock stays and says that it has ended.
     """
@@ -89,7 +99,11 @@ def held(path: Path) -> Iterator[Path | None]:
 def sign(lock: Path, child: int | None = None) -> None:
     """Write into the lock who holds it: this process and the one it started."""
     pids = [os.getpid(), *([child] if child else [])]
-    lock.write_text(json.dumps({"host": socket.gethostname(), "pids": pids, "job": _job(), "restart": _restart()}))
+    lock.write_text(
+        json.dumps(
+            {"host": socket.gethostname(), "pids": pids, "job": _job(), "restart": _restart()}
+        )
+    )
 
 
 def _lock(path: Path) -> Path:
@@ -123,13 +137,19 @@ def _holder(path: Path) -> str:
     who = f"{job or 'a sweep'} on {host}"
     if host == socket.gethostname():
         return who if any(map(_lives, by["pids"])) else ""
-    if job is not None and job == _job() and ("Slurm" not in job or by.get("restart", 0) < _restart()):
+    if (
+        job is not None
+        and job == _job()
+        and ("Slurm" not in job or by.get("restart", 0) < _restart())
+    ):
         return ""  # this very job, before it was requeued
     return who if age_s < STALE_S else ""
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process of this number lives and is a sweep or a run of ours, as far as /proc tells."""
+    """Whether a process of this number lives and is a sweep or a run of ours, as far as /proc
+    tells.
+    """
     try:
         os.kill(pid, 0)
         if pid == os.getpid():

@@ -1,4 +1,6 @@
-"""How a mean travels: one file a transport, all with the methods of `mpi.HostMPI`, and the choice between them."""
+"""How a mean travels: one file a transport, all with the methods of `mpi.HostMPI`, and the choice
+between them.
+"""
 
 from __future__ import annotations
 
@@ -11,32 +13,55 @@ from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.shared import SharedMemory
 
-ON_HOST, ON_DEVICE = ("shared", "mpi"), ("nccl", "cuda_aware", "staged")  # the first that can serve is taken
+ON_HOST, ON_DEVICE = (
+    ("shared", "mpi"),
+    ("nccl", "cuda_aware", "staged"),
+)  # the first that can serve is taken
 
 
 def _tightest(a: tuple[float, int], b: tuple[float, int]) -> tuple[float, int]:
     return min(a, b, key=lambda node: node[0] - node[1])
 
 
-def choose(name: str, fleet: Fleet, S: int | None, nbytes: int, device: Cpu | None = None, aware: Any = None) -> HostMPI:
-    """The transport `name` for matrices of nbytes a rank in all; `auto` takes the first that can serve. Collective.
+def choose(
+    name: str,
+    fleet: Fleet,
+    S: int | None,
+    nbytes: int,
+    device: Cpu | None = None,
+    aware: Any = None,
+) -> HostMPI:
+    """The transport `name` for matrices of nbytes a rank in all; `auto` takes the first that can
+    serve. Collective.
 
-    S: learners in a cluster, where the algorithm has clusters. device: where the rows are, the host by default. aware: on
-    rank 0, doctor's Probe of MPI on device memory. `why` of the result says what decided. Raises UserError where a
-    transport that was asked for by name cannot serve.
+    S: learners in a cluster, where the algorithm has clusters. device: where the rows are, the host
+    by default. aware: on rank 0, doctor's Probe of MPI on device memory. `why` of the result says
+    what decided. Raises UserError where a transport that was asked for by name cannot serve.
     """
     if device is not None and device.name == "cuda":
         return _on_device(name, fleet, S, device, aware)
     if name in ON_DEVICE:
-        raise UserError(f"--transport {name}: it averages a GPU's memory; add --device cuda, or use auto, shared or mpi")
+        raise UserError(
+            f"--transport {name}: it averages a GPU's memory; add --device cuda, or use auto, "
+            "shared or mpi"
+        )
     if name == "mpi":
         return HostMPI(fleet, S, why="asked for")
-    room, need = fleet.world.allreduce((fleet.shared_memory_room(), nbytes * fleet.node.size), op=_tightest)
+    room, need = fleet.world.allreduce(
+        (fleet.shared_memory_room(), nbytes * fleet.node.size), op=_tightest
+    )
     if need <= room:
-        return SharedMemory(fleet, S, why="asked for" if name == "shared" else "ranks of a node share its memory")
-    short = f"/dev/shm has {room / 1e9:.2f} GB free and the learners of a node need {need / 1e9:.2f} GB"
+        return SharedMemory(
+            fleet, S, why="asked for" if name == "shared" else "ranks of a node share its memory"
+        )
+    short = (
+        f"/dev/shm has {room / 1e9:.2f} GB free and the learners of a node need {need / 1e9:.2f} GB"
+    )
     if name == "shared":
-        raise UserError(f"--transport shared: {short}; enlarge it (mount -o remount,size=…) or use --transport mpi")
+        raise UserError(
+            f"--transport shared: {short}; enlarge it (mount -o remount,size=…) or use --transport "
+            "mpi"
+        )
     _tell(fleet, f"mpi: {short}")
     return HostMPI(fleet, S, why=short)
 
@@ -47,21 +72,34 @@ def _on_device(name: str, fleet: Fleet, S: int | None, device: Any, aware: Any) 
     from localavg.parallel.transport.staged import Staged
 
     if name in ON_HOST:
-        raise UserError(f"--transport {name}: it averages the host's memory; with --device cuda use auto, nccl, "
-                        f"cuda_aware or staged")
-    works, found = fleet.world.bcast((aware.works, aware.why) if aware is not None else (None, "not tried"))
-    refusals = {"nccl": nccl.refusal(fleet, device), "staged": "",
-                "cuda_aware": "" if works else f"MPI on device memory: {found}"}
+        raise UserError(
+            f"--transport {name}: it averages the host's memory; with --device cuda use auto, "
+            "nccl, "
+            f"cuda_aware or staged"
+        )
+    works, found = fleet.world.bcast(
+        (aware.works, aware.why) if aware is not None else (None, "not tried")
+    )
+    refusals = {
+        "nccl": nccl.refusal(fleet, device),
+        "staged": "",
+        "cuda_aware": "" if works else f"MPI on device memory: {found}",
+    }
     if name != "auto":
         if refusals[name]:
-            raise UserError(f"--transport {name}: {refusals[name]}; use --transport auto, or see localavg doctor --fresh")
+            raise UserError(
+                f"--transport {name}: {refusals[name]}; use --transport auto, or see localavg "
+                "doctor --fresh"
+            )
         chosen, why = name, "asked for"
     else:
         chosen = next(way for way in ON_DEVICE if not refusals[way])
         passed = [f"not {way}: {refusals[way]}" for way in ON_DEVICE[: ON_DEVICE.index(chosen)]]
         why = "; ".join(passed) or "one GPU a rank"
         _tell(fleet, f"{chosen}: {why}")
-    return {"nccl": nccl.Nccl, "cuda_aware": CudaAware, "staged": Staged}[chosen](fleet, device, S, why)
+    return {"nccl": nccl.Nccl, "cuda_aware": CudaAware, "staged": Staged}[chosen](
+        fleet, device, S, why
+    )
 
 
 def _tell(fleet: Fleet, text: str) -> None:

@@ -1,4 +1,5 @@
-"""Means over ranks by an MPI that takes device memory: its blocking Allreduce, in place, and nothing else of it.
+"""Means over ranks by an MPI that takes device memory: its blocking Allreduce, in place, and
+nothing else of it.
 
 Nonblocking, persistent and one-sided calls on device memory crash in Open MPI.
 """

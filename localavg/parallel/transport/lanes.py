@@ -1,7 +1,9 @@
-"""The mean of rows that a node shares, in lanes: each rank sums its piece of the columns over everyone's rows.
+"""The mean of rows that a node shares, in lanes: each rank sums its piece of the columns over
+everyone's rows.
 
-A lane is summed chunk by chunk in cache, in the order of the learners. Where other nodes have rows of it too, its chunks
-travel while the next are summed; a rank with several lanes sends them in turn, so that all of them are under way.
+A lane is summed chunk by chunk in cache, in the order of the learners. Where other nodes have rows
+of it too, its chunks travel while the next are summed; a rank with several lanes sends them in
+turn, so that all of them are under way.
 """
 
 from __future__ import annotations
@@ -19,36 +21,55 @@ SENT = 1 << 17  # elements sent at a time between nodes
 DEPTH = 8  # chunks on their way at once, over all lanes of a rank
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
 
-Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray]  # rows [l, n] of some columns, one by one, their sum [n]
+Chunk = tuple[
+    np.ndarray, list[np.ndarray], np.ndarray
+]  # rows [l, n] of some columns, one by one, their sum [n]
 
 
 class Lanes:
-    """This rank's lanes of the columns of `rows` [learners of a group on this node, n], of which there are `lanes` in all.
+    """This rank's lanes of the columns of `rows` [learners of a group on this node, n], of which
+    there are `lanes` in all.
 
-    here: the group's ranks on this node, if several. mine: numbers of my lanes, and communicators of their ranks on all
-    nodes, which chunks take in turn; none where the group is on this node.
+    here: the group's ranks on this node, if several. mine: numbers of my lanes, and communicators
+    of their ranks on all nodes, which chunks take in turn; none where the group is on this node.
     scratch [DEPTH or 1, SENT or CHUNK]: memory for sums. P: learners of the group on all nodes.
     """
 
-    def __init__(self, rows: np.ndarray, here: MPI.Comm | None, lanes: int, mine: Sequence[tuple[int, Sequence[MPI.Comm]]],
-                 P: int, scratch: np.ndarray) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        here: MPI.Comm | None,
+        lanes: int,
+        mine: Sequence[tuple[int, Sequence[MPI.Comm]]],
+        P: int,
+        scratch: np.ndarray,
+    ) -> None:
         self.here, self.P, self.scratch = here, P, scratch
         self.summed: list[Chunk] = []
         sent: list[list[tuple[MPI.Comm, np.ndarray]]] = []
         for lane, comms in mine if P > 1 else ():  # one learner is its own mean
             size = SENT if comms else CHUNK
-            lo, hi = (min(rows.shape[1], -(-rows.shape[1] // LINE) * i // lanes * LINE) for i in (lane, lane + 1))
+            lo, hi = (
+                min(rows.shape[1], -(-rows.shape[1] // LINE) * i // lanes * LINE)
+                for i in (lane, lane + 1)
+            )
             cut = [rows[:, a : min(a + size, hi)] for a in range(lo, hi, size)]
             if comms:
                 sent.append([(comms[k % len(comms)], piece) for k, piece in enumerate(cut)])
             else:
                 self.summed += [(piece, list(piece), scratch[0, : piece.shape[1]]) for piece in cut]
-        # Everyone posts chunk k of lane i in the order of (k, i) and waits for the oldest, so nobody waits in a ring.
+        # Everyone posts chunk k of lane i in the order of (k, i) and waits for the oldest, so
+        # nobody waits in a ring.
         turns = enumerate(each for turn in zip_longest(*sent) for each in turn if each is not None)
-        self.sent = [(comm, (piece, list(piece), scratch[i % DEPTH, : piece.shape[1]])) for i, (comm, piece) in turns]
+        self.sent = [
+            (comm, (piece, list(piece), scratch[i % DEPTH, : piece.shape[1]]))
+            for i, (comm, piece) in turns
+        ]
 
     def mean_(self, variance: bool = False) -> float:
-        """Every row becomes the mean; returns Σ ‖w̄ − w_j‖² over my lanes if asked for, else NaN. Collective."""
+        """Every row becomes the mean; returns Σ ‖w̄ − w_j‖² over my lanes if asked for, else NaN.
+        Collective.
+        """
         spread, flying = 0.0 if variance else nan, deque()
         if self.here is not None:
             self.here.Barrier()  # everyone's rows are ready

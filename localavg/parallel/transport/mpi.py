@@ -1,4 +1,6 @@
-"""Means over host memory: a sum over the rank's own rows, MPI Allreduce over the ranks, one division."""
+"""Means over host memory: a sum over the rank's own rows, MPI Allreduce over the ranks, one
+division.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +16,30 @@ CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
 
 
 class HostMPI:
-    """The mean of learners' rows, summed in a fixed order over the rank's rows, by MPI over the ranks, and divided once.
+    """The mean of learners' rows, summed in a fixed order over the rank's rows, by MPI over the
+    ranks, and divided once.
 
-    S: the cluster size that Scope.CLUSTER stands for. dtype: of the rows, float32 or float64. Every method is collective
-    over the ranks of the scope.
+    S: the cluster size that Scope.CLUSTER stands for. dtype: of the rows, float32 or float64. Every
+    method is collective over the ranks of the scope.
     """
 
     name = "mpi"
 
-    def __init__(self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32) -> None:
+    def __init__(
+        self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32
+    ) -> None:
         self.world, self.why = fleet.world, why
         self.P, self.dtype = fleet.P, np.dtype(dtype)
-        self.groups = {Scope.WORLD: fleet.groups(fleet.P), Scope.CLUSTER: fleet.groups(S) if S else []}
+        self.groups = {
+            Scope.WORLD: fleet.groups(fleet.P),
+            Scope.CLUSTER: fleet.groups(S) if S else [],
+        }
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
-        """Rows [L, n] to be averaged, all zero, in the memory that suits the transport. Collective."""
+        """Rows [L, n] to be averaged, all zero, in the memory that suits the transport.
+        Collective.
+        """
         return np.zeros(shape, self.dtype)
 
     def ordinary(self, shape: tuple[int, int]) -> np.ndarray:
@@ -42,7 +52,8 @@ class HostMPI:
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
         """Every row of w [L, n] becomes its group's mean, in place.
 
-        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. TypeError where w is not of dtype.
+        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
+        TypeError where w is not of dtype.
         """
         self._check(w)
         spread = 0.0
@@ -59,11 +70,15 @@ class HostMPI:
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
     def mean(self, w: np.ndarray) -> np.ndarray:
-        """w̄ [n] over everyone's rows of w [L, n], which stay as they are. Valid until the next call."""
+        """w̄ [n] over everyone's rows of w [L, n], which stay as they are. Valid until the next
+        call.
+        """
         return self._mean(w, self.groups[Scope.WORLD][0])
 
     def variance(self, w: np.ndarray) -> float:
-        """Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² over everyone's rows of w [L, n], which stay as they are (adpsgd eq. 7)."""
+        """Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² over everyone's rows of w [L, n], which stay as they are
+        (adpsgd eq. 7).
+        """
         return self.world.allreduce(self._spread(w, self.mean(w))) / self.P
 
     def gather(self, x: np.ndarray) -> np.ndarray:
@@ -75,7 +90,9 @@ class HostMPI:
         return everyone
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
-        """What this rank hands to communicators (within a node, across nodes) when each of its groups exchanges nbytes."""
+        """What this rank hands to communicators (within a node, across nodes) when each of its
+        groups exchanges nbytes.
+        """
         spans = [group.nodes > 1 for group in self.groups[scope] if group.comm is not None]
         return nbytes * (len(spans) - sum(spans)), nbytes * sum(spans)
 
@@ -103,6 +120,8 @@ class HostMPI:
                 group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
 
     def _check(self, w: np.ndarray) -> None:
-        """Refuse rows of another type: MPI may add some kinds of numbers up as bytes, and says nothing."""
+        """Refuse rows of another type: MPI may add some kinds of numbers up as bytes, and says
+        nothing.
+        """
         if w.dtype != self.dtype:
             raise TypeError(f"rows of {w.dtype}: {self.dtype} travels, nothing else")

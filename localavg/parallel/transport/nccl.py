@@ -14,11 +14,15 @@ from localavg.scope import Scope
 
 
 class Nccl(OnDevice):
-    """A communicator of NCCL for each group that spans ranks, made from an id that its first rank broadcasts over MPI."""
+    """A communicator of NCCL for each group that spans ranks, made from an id that its first rank
+    broadcasts over MPI.
+    """
 
     name = "nccl"
 
-    def __init__(self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for") -> None:
+    def __init__(
+        self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for"
+    ) -> None:
         super().__init__(fleet, device, S, why)
         nccl = self.nccl = device.nccl
         self._of: dict[int, Any] = {}  # by the MPI communicator's id
@@ -33,7 +37,14 @@ class Nccl(OnDevice):
         comm, stream = self._of[id(group.comm)], self.device.stream()
         for i in range(0, len(x), CHUNK):
             piece = x[i : i + CHUNK]
-            comm.allReduce(piece.data.ptr, piece.data.ptr, len(piece), self.nccl.NCCL_FLOAT32, self.nccl.NCCL_SUM, stream.ptr)
+            comm.allReduce(
+                piece.data.ptr,
+                piece.data.ptr,
+                len(piece),
+                self.nccl.NCCL_FLOAT32,
+                self.nccl.NCCL_SUM,
+                stream.ptr,
+            )
 
 
 def refusal(fleet: Fleet, device: Cuda) -> str:

@@ -1,7 +1,8 @@
 """Means of rows in a GPU's memory: what the three ways over the ranks have in common.
 
-The sum over the rank's own rows and the division are one kernel each; in between the sum travels. Subclasses say how, in
-`_sum_over_ranks_`, and wait there for the stream before every MPI call: nobody else does.
+The sum over the rank's own rows and the division are one kernel each; in between the sum travels.
+Subclasses say how, in `_sum_over_ranks_`, and wait there for the stream before every MPI call:
+nobody else does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ class OnDevice(HostMPI):
 
     name = "device"
 
-    def __init__(self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for") -> None:
+    def __init__(
+        self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for"
+    ) -> None:
         super().__init__(fleet, S, why)
         self.device, self.xp = device, device.xp
         self._memory = device.zeros((0,))  # [≥ n] the sum over a group's rows
@@ -56,7 +59,9 @@ class OnDevice(HostMPI):
         return super().gather(on_host(x))
 
     def _total(self, rows: Array, group: Group, in_place: bool = False) -> Array:
-        """The sum [n] over a group's rows; that of a single row here is taken where it lies if `in_place`."""
+        """The sum [n] over a group's rows; that of a single row here is taken where it lies if
+        `in_place`.
+        """
         n = rows.shape[1]
         if in_place and len(rows) == 1:
             total = rows[0]

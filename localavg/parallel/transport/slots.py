@@ -1,7 +1,8 @@
-"""The mean of short rows on one node: one barrier, and every rank adds everyone's rows up for itself.
+"""The mean of short rows on one node: one barrier, and every rank adds everyone's rows up for
+itself.
 
-For rows of a few thousand floats an average costs what its synchronisation costs. Lanes need two barriers, before and after
-the rows are overwritten; copies that are used in turn need one.
+For rows of a few thousand floats an average costs what its synchronisation costs. Lanes need two
+barriers, before and after the rows are overwritten; copies that are used in turn need one.
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from localavg.parallel.transport.lanes import sum_of_squares
 
 
 class Slots:
-    """Copies of a group's rows in memory [2, learners of the group, width] that its ranks `here` share.
+    """Copies of a group's rows in memory [2, learners of the group, width] that its ranks `here`
+    share.
 
-    Averages use the two halves in turn: every rank copies its rows to this turn's half, and after the barrier all sum
-    all of them, in the order of the learners. Nobody can be two averages ahead of another, since every average has a
-    barrier; so nobody still reads a half when it is written again. mine: my rows of the group.
+    Averages use the two halves in turn: every rank copies its rows to this turn's half, and after
+    the barrier all sum all of them, in the order of the learners. Nobody can be two averages ahead
+    of another, since every average has a barrier; so nobody still reads a half when it is written
+    again. mine: my rows of the group.
     """
 
     def __init__(self, here: MPI.Comm, memory: np.ndarray, mine: slice) -> None:
@@ -28,14 +31,27 @@ class Slots:
         self.turn = 0
 
     def way(self, w: np.ndarray) -> Callable[..., float]:
-        """The function that turns my rows w [l, n] of the group into its mean; collective over the group.
+        """The function that turns my rows w [l, n] of the group into its mean; collective over the
+        group.
 
-        It returns Σ ‖w̄ − w_j‖² over my rows if asked for, else NaN. All that it needs lies together: between other work
-        every object is cold, and a dozen of them cost more than the sum.
+        It returns Σ ‖w̄ − w_j‖² over my rows if asked for, else NaN. All that it needs lies
+        together: between other work every object is cold, and a dozen of them cost more than the
+        sum.
         """
         n, P, several = w.shape[1], self.memory.shape[1], len(w) > 1
-        turns = [(half[self.mine, :n], w, self.here.Barrier, *half[:2, :n], w[0], half[2:, :n], w[1:], w.dtype.type(P))
-                 for half in self.memory]
+        turns = [
+            (
+                half[self.mine, :n],
+                w,
+                self.here.Barrier,
+                *half[:2, :n],
+                w[0],
+                half[2:, :n],
+                w[1:],
+                w.dtype.type(P),
+            )
+            for half in self.memory
+        ]
 
         def mean_(variance: bool = False) -> float:
             self.turn = turn = 1 - self.turn

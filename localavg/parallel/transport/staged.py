@@ -1,7 +1,7 @@
 """Means over ranks by way of pinned host memory, for an MPI that knows nothing of GPUs.
 
-The sum goes in pieces through two buffers: while the host reduces one piece over the ranks, the next is copied from the
-device and the last one back to it.
+The sum goes in pieces through two buffers: while the host reduces one piece over the ranks, the
+next is copied from the device and the last one back to it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.on_device import OnDevice
 
-PIECE = 1 << 20  # elements copied and reduced at a time: 4 MB, beyond which copies and Allreduce gain no speed
+PIECE = (
+    1 << 20
+)  # elements copied and reduced at a time: 4 MB, beyond which copies and Allreduce gain no speed
 
 
 class Staged(OnDevice):
@@ -22,11 +24,21 @@ class Staged(OnDevice):
 
     name = "staged"
 
-    def __init__(self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for", piece: int = PIECE) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        device: Cuda,
+        S: int | None = None,
+        why: str = "asked for",
+        piece: int = PIECE,
+    ) -> None:
         super().__init__(fleet, device, S, why)
         self.piece = piece
         self.buffers = [device.pinned(piece) for _ in range(2)] if fleet.ranks > 1 else []
-        self.down, self.up = device.side_stream(), device.side_stream()  # from the device, to the device
+        self.down, self.up = (
+            device.side_stream(),
+            device.side_stream(),
+        )  # from the device, to the device
 
     def _sum_over_ranks_(self, x: Any, group: Group) -> None:
         if group.comm is None:

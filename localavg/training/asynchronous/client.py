@@ -1,4 +1,6 @@
-"""A rank that holds learners: local updates of whoever has pulled, exchanges of the others under way meanwhile."""
+"""A rank that holds learners: local updates of whoever has pulled, exchanges of the others under
+way meanwhile.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ Array = Any
 
 
 class Exchange:
-    """The messages of one learner: what it pushes and what it pulls, straight from and to its vectors."""
+    """The messages of one learner: what it pushes and what it pulls, straight from and to its
+    vectors.
+    """
 
     def __init__(self, learner: Learner, roles: Roles) -> None:
         self.learner, self.roles, self.parts = learner, roles, roles.parts(len(learner.message))
@@ -26,15 +30,30 @@ class Exchange:
 
     def begin(self, seconds: dict[str, float]) -> None:
         """Push; the pull follows by itself."""
-        j, (notes, vectors), first = self.learner.j, (self.roles.notes, self.roles.vectors), self.roles.servers[0]
-        self.note[:] = (self.learner.t, self.learner.since, self.learner.losses, seconds["compute"], seconds["communicate"],
-                        seconds["rest"], seconds["data"])
+        j, (notes, vectors), first = (
+            self.learner.j,
+            (self.roles.notes, self.roles.vectors),
+            self.roles.servers[0],
+        )
+        self.note[:] = (
+            self.learner.t,
+            self.learner.since,
+            self.learner.losses,
+            seconds["compute"],
+            seconds["communicate"],
+            seconds["rest"],
+            seconds["data"],
+        )
         self.requests = [notes.Irecv(self.verdict, first, j)]
-        self.requests += [vectors.Irecv(self.learner.reply[part], server, j)
-                          for server, part in zip(self.roles.servers, self.parts, strict=True)]
+        self.requests += [
+            vectors.Irecv(self.learner.reply[part], server, j)
+            for server, part in zip(self.roles.servers, self.parts, strict=True)
+        ]
         self.requests += [notes.Isend(self.note, first, j)]
-        self.requests += [vectors.Isend(self.learner.message[part], server, j)
-                          for server, part in zip(self.roles.servers, self.parts, strict=True)]
+        self.requests += [
+            vectors.Isend(self.learner.message[part], server, j)
+            for server, part in zip(self.roles.servers, self.parts, strict=True)
+        ]
 
     def done(self) -> bool:
         """Whether the reply is there."""
@@ -42,10 +61,12 @@ class Exchange:
 
 
 def client(local: Local, center: Array, roles: Roles, clock: Clock) -> None:
-    """All T updates of this rank's learners, started at center [d]; returns when the servers have said so for each.
+    """All T updates of this rank's learners, started at center [d]; returns when the servers have
+    said so for each.
 
-    A learner that has pushed waits for its reply, as the algorithms have it; what overlaps with the exchange is the
-    updates of the rank's other learners, or the fetching of the next mini-batch where there is only one.
+    A learner that has pushed waits for its reply, as the algorithms have it; what overlaps with the
+    exchange is the updates of the rank's other learners, or the fetching of the next mini-batch
+    where there is only one.
     """
     rule, T, nap = local.rule, local.T, Nap()
     ready = deque(rule.learner(j, center) for j in roles.learners)

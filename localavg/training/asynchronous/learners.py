@@ -12,14 +12,31 @@ Array = Any
 
 
 class Local:
-    """What the learners of a process share: the rule, the problem, mini-batches feed(j, t), γ_t, T, and scratch g [d].
+    """What the learners of a process share: the rule, the problem, mini-batches feed(j, t), γ_t, T,
+    and scratch g [d].
 
     lap: called with "compute" or "data" when the time since the last call went there.
     """
 
-    def __init__(self, rule: Downpour, problem: Problem, feed: Callable[[int, int], Any], step_size: Callable[[int], float],
-                 T: int, g: Array, lap: Callable[[str], Any] = lambda name: None) -> None:
-        self.rule, self.problem, self.feed, self.step_size, self.T, self.g, self.lap = rule, problem, feed, step_size, T, g, lap
+    def __init__(
+        self,
+        rule: Downpour,
+        problem: Problem,
+        feed: Callable[[int, int], Any],
+        step_size: Callable[[int], float],
+        T: int,
+        g: Array,
+        lap: Callable[[str], Any] = lambda name: None,
+    ) -> None:
+        self.rule, self.problem, self.feed, self.step_size, self.T, self.g, self.lap = (
+            rule,
+            problem,
+            feed,
+            step_size,
+            T,
+            g,
+            lap,
+        )
         self._fetched: tuple[int, int, Any] = -1, -1, None
 
     def fetch(self, learner: Learner) -> Any:

@@ -1,4 +1,6 @@
-"""The order of arrival at the center variable, and the rows of /train, /eval and /staleness that follow from it."""
+"""The order of arrival at the center variable, and the rows of /train, /eval and /staleness that
+follow from it.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,15 @@ from localavg.training.monitor import Diverged, Progress
 
 Array = Any
 
-PARTS = 16  # an evaluation sums over so many parts of the rows, in their order, however many ranks share them
+# an evaluation sums over so many parts of the rows, in their order, however many ranks share them
+PARTS = 16
 
 
 @dataclass(frozen=True)
 class Length:
-    """How long a run is and how often it reports. U counts the updates of all P learners that have reached the center."""
+    """How long a run is and how often it reports. U counts the updates of all P learners that have
+    reached the center.
+    """
 
     P: int
     T: int
@@ -37,10 +42,13 @@ class Length:
 class Log:
     """Every exchange in its order. file: the run file where this process writes it.
 
-    n: exchanges so far; pulled[j]: n at learner j's last pull; U: updates that have reached the center; `t` = ⌊U/P⌋.
+    n: exchanges so far; pulled[j]: n at learner j's last pull; U: updates that have reached the
+    center; `t` = ⌊U/P⌋.
     """
 
-    def __init__(self, length: Length, step_size: Callable[[int], float], file: Record | None = None) -> None:
+    def __init__(
+        self, length: Length, step_size: Callable[[int], float], file: Record | None = None
+    ) -> None:
         self.length, self.step_size, self.file = length, step_size, file
         self.n, self.U, self.pulled = 0, 0, [0] * length.P
         self.most, self.total = 0, 0  # staleness: largest, sum
@@ -54,12 +62,22 @@ class Log:
         """Updates that have reached the center, per learner."""
         return self.U // self.length.P
 
-    def exchanged(self, j: int, t: int, steps: int, losses: float, center: Array, wall_s: float,
-                  split: Mapping[str, float]) -> bool:
-        """Learner j, after its update t, has pushed `steps` updates and pulled; tells whether an evaluation is due.
+    def exchanged(
+        self,
+        j: int,
+        t: int,
+        steps: int,
+        losses: float,
+        center: Array,
+        wall_s: float,
+        split: Mapping[str, float],
+    ) -> bool:
+        """Learner j, after its update t, has pushed `steps` updates and pulled; tells whether an
+        evaluation is due.
 
-        losses: their sum. center: x̃ or the part of it that is here, after the exchange. split: compute_s, communicate_s,
-        wait_s, data_s so far, means over the learners' ranks. Raises Diverged where a loss or the center is not finite.
+        losses: their sum. center: x̃ or the part of it that is here, after the exchange. split:
+        compute_s, communicate_s, wait_s, data_s so far, means over the learners' ranks. Raises
+        Diverged where a loss or the center is not finite.
         """
         staleness = self.n - self.pulled[j]
         self.n += 1
@@ -71,7 +89,10 @@ class Log:
             self.file.append("staleness", t=t, learner=j, staleness=staleness, wall_s=wall_s)
         if not math.isfinite(losses) or not math.isfinite(center.sum()):
             what = "its loss is" if not math.isfinite(losses) else "the center variable is"
-            raise Diverged(f"step {t} of learner {j}: {what} not finite; lower --lr (now {self.step_size(t):g})")
+            raise Diverged(
+                f"step {t} of learner {j}: {what} not finite; lower --lr (now "
+                f"{self.step_size(t):g})"
+            )
         last = self.U == self.length.P * self.length.T
         if last or self.U >= self._log_due:
             self._log_due = _following(self.U, self.length.log_every * self.length.P)
@@ -86,26 +107,41 @@ class Log:
         self._counted = 0
         if self.file is not None:
             samples = self.U * self.length.B
-            self.file.append("train", t=self.t, epoch=self.U / self.length.P / self.length.epoch, samples=samples,
-                             step_size=self.step_size(max(1, self.t)), loss=loss, wall_s=self.wall_s, **split)
+            self.file.append(
+                "train",
+                t=self.t,
+                epoch=self.U / self.length.P / self.length.epoch,
+                samples=samples,
+                step_size=self.step_size(max(1, self.t)),
+                loss=loss,
+                wall_s=self.wall_s,
+                **split,
+            )
             self.file.flush()
             self.progress.step(self.t, loss, samples / max(self.wall_s, 1e-9))
 
     def evaluated(self, U: int, wall_s: float, row: Mapping[str, float]) -> None:
-        """Write the row of an evaluation of the center after U updates. Raises Diverged where the last is not finite."""
+        """Write the row of an evaluation of the center after U updates. Raises Diverged where the
+        last is not finite.
+        """
         t = U // self.length.P
         if t == self.length.T and not math.isfinite(row["train_loss"]):
             raise Diverged(f"the center's loss after step {t}, the last, is not finite; lower --lr")
         if self.file is not None:
-            self.file.append("eval", t=t, epoch=U / self.length.P / self.length.epoch, wall_s=wall_s, **row)
+            self.file.append(
+                "eval", t=t, epoch=U / self.length.P / self.length.epoch, wall_s=wall_s, **row
+            )
             self.file.flush()
             self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
 
     def summary(self) -> str:
         """For people."""
         samples = self.U * self.length.B
-        return (f"{self.wall_s:.1f} s, {samples / max(self.wall_s, 1e-9):,.0f} samples/s, {self.n} exchanges; staleness "
-                f"{self.total / max(1, self.n):.1f} on average, {self.most} at most")
+        return (
+            f"{self.wall_s:.1f} s, {samples / max(self.wall_s, 1e-9):,.0f} samples/s, {self.n} "
+            "exchanges; staleness "
+            f"{self.total / max(1, self.n):.1f} on average, {self.most} at most"
+        )
 
     def close(self) -> None:
         """Leave the terminal in order."""
@@ -117,9 +153,15 @@ def _following(U: int, every: int) -> int:
     return U - U % every + every
 
 
-def evaluate(problem: Problem, w: Array, world: MPI.Intracomm, grad_norm: bool = False,
-             examples: int | None = None) -> dict[str, float]:
-    """A row of /eval for the model w [d], the ranks sharing the rows. Collective; the same numbers on any number of ranks.
+def evaluate(
+    problem: Problem,
+    w: Array,
+    world: MPI.Intracomm,
+    grad_norm: bool = False,
+    examples: int | None = None,
+) -> dict[str, float]:
+    """A row of /eval for the model w [d], the ranks sharing the rows. Collective; the same numbers
+    on any number of ranks.
 
     examples: of about so many of each split's rows, spread over it (None: all).
     """
@@ -132,16 +174,35 @@ def evaluate(problem: Problem, w: Array, world: MPI.Intracomm, grad_norm: bool =
     if grad is not None:
         grad += problem.l2 * w[: len(grad)]
     ridge = problem.regulariser(w)
-    return {"train_loss": train_loss + ridge, "train_accuracy": train_accuracy, "test_loss": test_loss + ridge,
-            "test_accuracy": test_accuracy, "grad_norm_sq": math.nan if grad is None else float(grad @ grad)}
+    return {
+        "train_loss": train_loss + ridge,
+        "train_accuracy": train_accuracy,
+        "test_loss": test_loss + ridge,
+        "test_accuracy": test_accuracy,
+        "grad_norm_sq": math.nan if grad is None else float(grad @ grad),
+    }
 
 
-def _totals(problem: Problem, w: Array, split: Any, world: MPI.Intracomm, examples: int | None,
-            gradient: bool = False) -> tuple[float, float, Array | None]:
+def _totals(
+    problem: Problem,
+    w: Array,
+    split: Any,
+    world: MPI.Intracomm,
+    examples: int | None,
+    gradient: bool = False,
+) -> tuple[float, float, Array | None]:
     """Mean loss without regulariser, accuracy and mean gradient [d] of w over a split."""
-    n, most = len(split.y), math.inf if examples is None else max(1, examples // PARTS)  # rows of a part
-    ends = [(n * k // PARTS, int(min(n * (k + 1) // PARTS, n * k // PARTS + most))) for k in range(PARTS)]
-    mine = {k: problem.sums(w, split, *ends[k], gradient) for k in range(world.rank, PARTS, world.size)}
+    n, most = (
+        len(split.y),
+        math.inf if examples is None else max(1, examples // PARTS),
+    )  # rows of a part
+    ends = [
+        (n * k // PARTS, int(min(n * (k + 1) // PARTS, n * k // PARTS + most)))
+        for k in range(PARTS)
+    ]
+    mine = {
+        k: problem.sums(w, split, *ends[k], gradient) for k in range(world.rank, PARTS, world.size)
+    }
     everyone = {k: part for parts in world.allgather(mine) for k, part in parts.items()}
     parts, n = [everyone[k] for k in range(PARTS)], sum(hi - lo for lo, hi in ends)
     loss, right = sum(part[0] for part in parts) / n, sum(part[1] for part in parts) / n

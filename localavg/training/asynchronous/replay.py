@@ -1,7 +1,7 @@
 """The order of arrival of an earlier run, to be kept by another one.
 
-Weights follow from the settings and the order alone: a run that replays another, over any ranks and servers, ends with the
-same bits, whether the other was measured or simulated.
+Weights follow from the settings and the order alone: a run that replays another, over any ranks and
+servers, ends with the same bits, whether the other was measured or simulated.
 """
 
 from __future__ import annotations
@@ -14,8 +14,22 @@ from localavg.files import record
 from localavg.training.checks import FREE
 
 IDLE = FREE | {  # what makes no difference to the weights
-    "replay", "servers", "log_every", "eval_every", "eval_examples", "grad_norm", "save_weights", "calibrate", "epochs",
-    "simulate", "machine", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s",
+    "replay",
+    "servers",
+    "log_every",
+    "eval_every",
+    "eval_examples",
+    "grad_norm",
+    "save_weights",
+    "calibrate",
+    "epochs",
+    "simulate",
+    "machine",
+    "step_s",
+    "step_cv",
+    "latency_s",
+    "bandwidth_bytes_per_s",
+    "service_s",
 }
 
 
@@ -27,8 +41,14 @@ def order_of(path: str, settings: Mapping[str, Any], P: int, T: int, K: int) -> 
     earlier = record.load(path, weights=False)
     for name, value in settings.items():
         if name not in IDLE and (was := earlier.config.get(name)) != record.stored(value):
-            raise UserError(f"--replay {path}: made with {name} = {was}, not {record.stored(value)}; give the same settings")
+            raise UserError(
+                f"--replay {path}: made with {name} = {was}, not {record.stored(value)}; give the "
+                "same settings"
+            )
     if earlier.status != "finished" or len(earlier.staleness) != P * -(-T // K):
-        raise UserError(f"--replay {path}: is {earlier.status} and has {len(earlier.staleness)} exchanges of {P * -(-T // K)}; "
-                        f"give a finished run")
+        raise UserError(
+            f"--replay {path}: is {earlier.status} and has {len(earlier.staleness)} exchanges of "
+            f"{P * -(-T // K)}; "
+            f"give a finished run"
+        )
     return earlier.staleness.learner.tolist()

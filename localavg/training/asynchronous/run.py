@@ -1,7 +1,8 @@
-"""An asynchronous run from its settings: who does what, then over MPI or in simulated time, and a run file about it.
+"""An asynchronous run from its settings: who does what, then over MPI or in simulated time, and a
+run file about it.
 
-The first server writes the file, for all that is known about the order comes together there; in simulated time there
-is one process.
+The first server writes the file, for all that is known about the order comes together there; in
+simulated time there is one process.
 """
 
 from __future__ import annotations
@@ -39,10 +40,18 @@ from localavg.training.run import load_data, make_problem
 Array = Any
 
 
-def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
+def run(
+    c: TrainConfig,
+    options: Mapping[str, Any],
+    world: MPI.Intracomm,
+    provenance: Mapping[str, Any] | None = None,
+) -> int:
     """As `localavg.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
     if c.simulate and world.size > 1:
-        raise UserError(f"--simulate on {world.size} ranks: {c.algorithm} in simulated time is one process; use one rank")
+        raise UserError(
+            f"--simulate on {world.size} ranks: {c.algorithm} in simulated time is one process; "
+            "use one rank"
+        )
     servers = _make(c, options, c.learners or 1).servers
     fleet = Fleet(world)
     model = fleet.together(lambda: timing.make(c) if c.simulate else None)
@@ -55,7 +64,10 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     problem = fleet.together(lambda: make_problem(c, data, fleet))
     sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * sampler.epoch, 9)))
-    feed, step_size = problem.feed(sampler, roles.learners or range(1), T), stepsizes.make(c, sampler.epoch)
+    feed, step_size = (
+        problem.feed(sampler, roles.learners or range(1), T),
+        stepsizes.make(c, sampler.epoch),
+    )
     flat = Flat(problem.shapes, 1, problem.parameters)
     rule.lay_out(flat.d_trained)
     center = flat.w[0]  # [d] x̃
@@ -63,18 +75,38 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
         problem.initial_(center)
     world.Bcast(center)
 
-    settings = {**resume.settings(c, options, P, data, problem, T), **(asdict(model) if model else {})}
+    settings = {
+        **resume.settings(c, options, P, data, problem, T),
+        **(asdict(model) if model else {}),
+    }
     if "alpha" in settings:
         settings["alpha"] = rule.alpha
-    replay = fleet.together(lambda: order_of(c.replay, settings, P, T, rule.K) if c.replay else None)
-    carried = SimpleNamespace(name="simulated" if model else "messages", why="two-sided, between learners and servers")
-    origin = {**(world.bcast(provenance) or {}), **resume.where(fleet, carried), "learners_per_rank": roles.L}
+    replay = fleet.together(
+        lambda: order_of(c.replay, settings, P, T, rule.K) if c.replay else None
+    )
+    carried = SimpleNamespace(
+        name="simulated" if model else "messages", why="two-sided, between learners and servers"
+    )
+    origin = {
+        **(world.bcast(provenance) or {}),
+        **resume.where(fleet, carried),
+        "learners_per_rank": roles.L,
+    }
     _, file = resume.opened(c, fleet, settings, origin, earlier, first, checkpoints=False)
-    length = Length(P, T, c.batch_size, sampler.epoch, log_every=min(T, c.log_every or max(1, T // 100)),
-                    eval_every=min(T, c.eval_every or max(1, T // 20)))
+    length = Length(
+        P,
+        T,
+        c.batch_size,
+        sampler.epoch,
+        log_every=min(T, c.log_every or max(1, T // 100)),
+        eval_every=min(T, c.eval_every or max(1, T // 20)),
+    )
     log, clock = Log(length, step_size, file), Clock()
     local = Local(rule, problem, feed, step_size, T, np.zeros(problem.d, np.float32), clock.lap)
-    last, looked_at = np.empty_like(center), np.empty_like(center)  # [d] networks remember memory that they evaluate
+    last, looked_at = (
+        np.empty_like(center),
+        np.empty_like(center),
+    )  # [d] networks remember memory that they evaluate
 
     def look(U: int, wall_s: float, w: Array) -> None:
         """Evaluate w [d], the center after U updates."""
@@ -84,10 +116,21 @@ def run(c: TrainConfig, options: Mapping[str, Any], world: MPI.Intracomm, proven
     def work() -> None:
         if file is not None and c.save_weights:
             file.save_weights("initial_weights", center)
-        with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses, told once
+        with np.errstate(
+            over="ignore", invalid="ignore"
+        ):  # divergence is found by its losses, told once
             look(0, 0.0, center)
             if model:
-                simulate(local, center, P, log, model, servers, c.seed, lambda: look(log.U, log.wall_s, center))
+                simulate(
+                    local,
+                    center,
+                    P,
+                    log,
+                    model,
+                    servers,
+                    c.seed,
+                    lambda: look(log.U, log.wall_s, center),
+                )
             else:
                 _play(local, center, roles, log, clock, replay, look)
         if file is not None and c.save_weights:
@@ -106,9 +149,18 @@ def _make(c: TrainConfig, options: Mapping[str, Any], P: int) -> algorithms.Asyn
     return algorithms.make(c.algorithm, options, T=1, epoch=1.0, P=P, momentum=c.momentum)
 
 
-def _play(local: Local, center: Array, roles: Roles, log: Log, clock: Clock, replay: list[int] | None,
-          look: Callable[[int, float, Array], None]) -> None:
-    """Every rank in its role until all learners are done; then they `look` at the copies of the center together."""
+def _play(
+    local: Local,
+    center: Array,
+    roles: Roles,
+    log: Log,
+    clock: Clock,
+    replay: list[int] | None,
+    look: Callable[[int, float, Array], None],
+) -> None:
+    """Every rank in its role until all learners are done; then they `look` at the copies of the
+    center together.
+    """
     copies, why = [], ""
     roles.meet()
     started = perf_counter()
@@ -116,7 +168,9 @@ def _play(local: Local, center: Array, roles: Roles, log: Log, clock: Clock, rep
     if roles.learners:
         client(local, center, roles, clock)
     elif roles.first:
-        server = FirstServer(local.rule, center, roles, log, lambda: perf_counter() - started, replay)
+        server = FirstServer(
+            local.rule, center, roles, log, lambda: perf_counter() - started, replay
+        )
         why, copies = server.lead(local.T), server.copies
     else:
         Server(local.rule, center, roles).follow()

@@ -1,9 +1,10 @@
 """The ranks that hold the center variable x̃, each a part of it.
 
-The first server decides the order, that in which notes reach it, and tells the others, so that every part of x̃ sees the
-same exchanges in the same order: the log of a run is one list, and replaying it gives the same bits. Notes are taken in
-sweeps: every note that is there joins a queue and the queue is served before the next sweep. A learner has one note at a
-time, so nobody is served twice while another waits.
+The first server decides the order, that in which notes reach it, and tells the others, so that
+every part of x̃ sees the same exchanges in the same order: the log of a run is one list, and
+replaying it gives the same bits. Notes are taken in sweeps: every note that is there joins a queue
+and the queue is served before the next sweep. A learner has one note at a time, so nobody is served
+twice while another waits.
 """
 
 from __future__ import annotations
@@ -29,18 +30,25 @@ class Server:
     def __init__(self, rule: Downpour, center: Array, roles: Roles) -> None:
         self.rule, self.center, self.roles = rule, center, roles
         self.part = part = roles.parts(len(center))[roles.world.rank - roles.clients]
-        self.x, self.n = center[part], min(max(rule.n - part.start, 0), part.stop - part.start)  # [m], trained in it
+        self.x, self.n = (
+            center[part],
+            min(max(rule.n - part.start, 0), part.stop - part.start),
+        )  # [m], trained in it
         self.message = np.empty_like(self.x)
         self.nap = Nap()
         self._idle: list[Array] = []  # buffers of replies
         self._sent: list[tuple[MPI.Request, Array]] = []
 
     def exchange(self, j: int, what: int) -> None:
-        """Take learner j's message, which is on its way, and reply without waiting for it to be read."""
+        """Take learner j's message, which is on its way, and reply without waiting for it to be
+        read.
+        """
         vectors, rank = self.roles.vectors, self.roles.rank_of(j)
         vectors.Recv(self.message, rank, j)
         self._idle += [buffer for request, buffer in self._sent if request.Test()]
-        self._sent = [(request, buffer) for request, buffer in self._sent if request]  # false once it is complete
+        self._sent = [
+            (request, buffer) for request, buffer in self._sent if request
+        ]  # false once it is complete
         reply = self._idle.pop() if self._idle else np.empty_like(self.x)  # [m]
         if what == APPLY:
             self.rule.answer_(self.x, self.message, reply, self.n)
@@ -74,21 +82,32 @@ class Server:
 
 
 class FirstServer(Server):
-    """The server that decides the order, keeps the log and copies of x̃ to be evaluated after the run.
+    """The server that decides the order, keeps the log and copies of x̃ to be evaluated after the
+    run.
 
-    Evaluating while learners go on would either hold them up or let them compute for free; a copy costs d floats of this
-    rank's memory. clock: seconds since the start. replay: the learners in the order to be kept, or None.
+    Evaluating while learners go on would either hold them up or let them compute for free; a copy
+    costs d floats of this rank's memory. clock: seconds since the start. replay: the learners in
+    the order to be kept, or None.
     """
 
-    def __init__(self, rule: Downpour, center: Array, roles: Roles, log: Log, clock: Callable[[], float],
-                 replay: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        rule: Downpour,
+        center: Array,
+        roles: Roles,
+        log: Log,
+        clock: Callable[[], float],
+        replay: list[int] | None = None,
+    ) -> None:
         super().__init__(rule, center, roles)
         self.log, self.clock, self.replay = log, clock, replay
         self.copies: list[tuple[int, float, Array]] = []  # (U, wall_s, x̃ [d])
         self._split = np.zeros((roles.clients, 4))  # of each rank with learners: NOTE's seconds
 
     def lead(self, T: int) -> str:
-        """Serve every learner until it has made T updates, or all of them have stopped; returns why, "" where they have not."""
+        """Serve every learner until it has made T updates, or all of them have stopped; returns
+        why, "" where they have not.
+        """
         left, why = self.roles.P, ""
         for j, note in self._in_order():
             t, steps, losses, *seconds = note.tolist()
@@ -101,11 +120,15 @@ class FirstServer(Server):
             if what == APPLY:
                 split = dict(zip(NOTE[3:], self._split.mean(axis=0).tolist(), strict=True))
                 try:
-                    due = self.log.exchanged(j, int(t), int(steps), losses, self.x, self.clock(), split)
+                    due = self.log.exchanged(
+                        j, int(t), int(steps), losses, self.x, self.clock(), split
+                    )
                 except Diverged as e:
                     why = str(e)
                     left -= t != T  # this learner too is told to stop
-            self.roles.notes.Send(np.array([REFUSE if why else APPLY], np.int64), self.roles.rank_of(j), j)
+            self.roles.notes.Send(
+                np.array([REFUSE if why else APPLY], np.int64), self.roles.rank_of(j), j
+            )
             if due:
                 self._keep()
             if not left:
@@ -149,6 +172,8 @@ class FirstServer(Server):
         copy = np.empty_like(self.center)  # [d]
         copy[self.part] = self.x
         self._tell(-1, KEEP)
-        for server, part in list(zip(self.roles.servers, self.roles.parts(len(copy)), strict=True))[1:]:
+        for server, part in list(zip(self.roles.servers, self.roles.parts(len(copy)), strict=True))[
+            1:
+        ]:
             self.roles.vectors.Recv(copy[part], server, self.roles.P)
         self.copies.append((self.log.U, self.log.wall_s, copy))

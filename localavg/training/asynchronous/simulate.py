@@ -1,4 +1,6 @@
-"""Downpour and EAMSGD in simulated time: real updates on one process, in the order that a modelled machine would give."""
+"""Downpour and EAMSGD in simulated time: real updates on one process, in the order that a modelled
+machine would give.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +15,18 @@ from localavg.training.asynchronous.log import Log
 Array = Any
 
 
-def simulate(local: Local, center: Array, P: int, log: Log, machine: Machine, servers: int, seed: int,
-             evaluate: Callable[[], None]) -> None:
-    """T updates of P learners around `center` [d], which is updated in place; `evaluate` it when the log says so.
+def simulate(
+    local: Local,
+    center: Array,
+    P: int,
+    log: Log,
+    machine: Machine,
+    servers: int,
+    seed: int,
+    evaluate: Callable[[], None],
+) -> None:
+    """T updates of P learners around `center` [d], which is updated in place; `evaluate` it when
+    the log says so.
 
     Everything, the modelled clock too, is a function of the settings. Raises Diverged.
     """
@@ -29,7 +40,14 @@ def simulate(local: Local, center: Array, P: int, log: Log, machine: Machine, se
         rule.answer_(center, learner.message, learner.reply, rule.n)
         rule.pull_(learner)
         compute_s, wait_s = compute_s + exchange.compute_s, wait_s + exchange.wait_s
-        split = {"compute_s": compute_s / P, "communicate_s": 0.0, "wait_s": wait_s / P, "data_s": 0.0}
-        if log.exchanged(learner.j, learner.t, learner.since, learner.losses, center, exchange.done_s, split):
+        split = {
+            "compute_s": compute_s / P,
+            "communicate_s": 0.0,
+            "wait_s": wait_s / P,
+            "data_s": 0.0,
+        }
+        if log.exchanged(
+            learner.j, learner.t, learner.since, learner.losses, center, exchange.done_s, split
+        ):
             evaluate()
         learner.since, learner.losses = 0, 0.0
