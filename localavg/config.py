@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -32,11 +33,12 @@ UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Everything that defines a training run, but for the algorithm's own options
-    (``algorithms/``).
-    """
+    """Everything that defines a training run; `options` are those of the algorithm."""
 
     algorithm: str = field(metadata={"help": "which algorithm", "group": ""})
+    options: Mapping[str, Any] = field(
+        default_factory=dict, metadata={"help": "the algorithm's own options", "group": ""}
+    )
 
     data: str = option(
         "epsilon-like",

@@ -468,6 +468,7 @@ def trained(world, data, folder):
             path = f"{folder}/{name}-{device}.h5"
             c = TrainConfig(
                 algorithm=algorithm,
+                options=options,
                 data=data,
                 learners=4,
                 steps=12,
@@ -482,7 +483,7 @@ def trained(world, data, folder):
                 "choose_device",
                 lambda name, fleet: Cpu() if name == "cpu" else device_of(fleet),
             ):
-                status = module.run(c, options, world)
+                status = module.run(c, world)
             if world.rank == 0:
                 run = record.load(path)
                 answers[name, device] = (
@@ -545,6 +546,7 @@ def stopped_and_resumed(world, data, folder):
     def train(name, **more):
         c = TrainConfig(
             algorithm="mavg",
+            options={"K": 3, "mu": 0.5},
             data=data,
             learners=2,
             steps=14,
@@ -558,7 +560,7 @@ def stopped_and_resumed(world, data, folder):
             log_every=5,
             **more,
         )
-        return module.run(c, {"K": 3, "mu": 0.5}, world)
+        return module.run(c, world)
 
     with (
         mock.patch.object(module, "choose_device", lambda name, fleet: device_of(fleet)),

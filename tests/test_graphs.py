@@ -423,6 +423,7 @@ def whole_runs(world, folder):
     for replayed in (False, True):
         c = TrainConfig(
             algorithm="mavg",
+            options={"K": 3, "mu": 0.5},
             data="digits",
             model="nin",
             learners=3,
@@ -451,7 +452,7 @@ def whole_runs(world, folder):
                     update_(self, w, g, gamma),
                 ),
             )
-            assert run(c, {"K": 3, "mu": 0.5}, world) == 0
+            assert run(c, world) == 0
         found = record.load(c.out)
         answers.append(
             (

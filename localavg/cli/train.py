@@ -70,7 +70,7 @@ def add(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> int:
-    config, options = checks.read(vars(args))
+    config = checks.read(vars(args))
     from localavg.files.provenance import provenance
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
@@ -89,4 +89,4 @@ def _train(args: argparse.Namespace) -> int:
     else:
         from localavg.training.run import run
 
-    return run(config, options, here, origin, **how)
+    return run(config, here, origin, **how)

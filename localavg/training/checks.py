@@ -42,9 +42,8 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def read(given: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
-    """The settings and the algorithm's own options, from what the parser of `localavg train` made
-    of its words.
+def read(given: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a run, from what the parser of `localavg train` made of its words.
 
     Raises UserError for a value that is against its rule, and for an option that does nothing
     beside the others.
@@ -52,20 +51,22 @@ def read(given: Mapping[str, Any]) -> tuple[TrainConfig, dict[str, Any]]:
     options = {
         key.removeprefix("own "): value for key, value in given.items() if key.startswith("own ")
     }
-    names = {f.name for f in fields(TrainConfig)}
+    names = {f.name for f in fields(TrainConfig)} - {"options"}
     plain = {
         key: tuple(v) if isinstance(v, list) else v for key, v in given.items() if key in names
     }
-    config = TrainConfig(**plain)
+    config = TrainConfig(options=options, **plain)
     if config.model is not None:
         check_choice("model", config.model, tuple(MODELS))
     _refuse_idle(plain, config)
-    return config, options
+    return config
 
 
-def every(c: TrainConfig, options: Mapping[str, Any]) -> dict[str, Any]:
+def every(c: TrainConfig) -> dict[str, Any]:
     """All settings of a run, defaults included, by their names in its run file."""
-    return {**asdict(c), **algorithms.options(c.algorithm), **options}
+    settings = asdict(c)
+    given = settings.pop("options")
+    return settings | algorithms.options(c.algorithm) | given
 
 
 def difference(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | None:

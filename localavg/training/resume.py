@@ -27,7 +27,7 @@ from localavg.training.keeper import Interrupted
 from localavg.training.monitor import Diverged
 
 
-def earlier(c: TrainConfig, options: Mapping[str, Any]) -> record.Run | None:
+def earlier(c: TrainConfig) -> record.Run | None:
     """The run file that is there already, to go on with. Raises UserError where it may not be
     touched, or is another run's.
     """
@@ -47,7 +47,7 @@ def earlier(c: TrainConfig, options: Mapping[str, Any]) -> record.Run | None:
             )
         return None
     found = record.load(c.path, weights=False)
-    if found.status == "finished" and (other := difference(every(c, options), found.config)):
+    if found.status == "finished" and (other := difference(every(c), found.config)):
         raise UserError(
             f"--resume: {c.path} is finished, but {other}; give the same settings, or another --out"
         )
@@ -156,15 +156,13 @@ def ended(
     return FINISHED, ""
 
 
-def settings(
-    c: TrainConfig, options: Mapping[str, Any], P: int, data: Dataset, problem: Problem, T: int
-) -> dict[str, Any]:
+def settings(c: TrainConfig, P: int, data: Dataset, problem: Problem, T: int) -> dict[str, Any]:
     """/config: every setting as it took effect, flat."""
     where = (
         os.path.abspath(c.data) if os.path.exists(c.data) else c.data
     )  # so that it is found from anywhere
     return {
-        **every(c, options),
+        **every(c),
         "data": where,
         "learners": P,
         "steps": T,

@@ -36,12 +36,11 @@ from localavg.training.monitor import Monitor
 
 def run(
     c: TrainConfig,
-    options: Mapping[str, Any],
     world: MPI.Intracomm,
     provenance: Mapping[str, Any] | None = None,
     aware: Any = None,
 ) -> int:
-    """Train as `c` and the algorithm's own `options` say, on the ranks of `world`; returns the exit
+    """Train as `c` says, on the ranks of `world`; returns the exit
     status on all of them.
 
     provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
@@ -50,7 +49,7 @@ def run(
     """
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     algorithms.make(
-        c.algorithm, options, T=10**9, epoch=1e6
+        c.algorithm, c.options, T=10**9, epoch=1e6
     )  # a wrong option is told before data is read
     device = choose_device(c.device, fleet)
     model = fleet.together(lambda: timing.make(c) if c.simulate else None)
@@ -59,7 +58,7 @@ def run(
             f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on "
             "one rank"
         )
-    earlier = fleet.together(lambda: resume.earlier(c, options) if world.rank == 0 else None)
+    earlier = fleet.together(lambda: resume.earlier(c) if world.rank == 0 else None)
     if resume.finished(earlier, world):
         return FINISHED
     data = load_data(c, fleet)
@@ -67,7 +66,7 @@ def run(
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
     epoch = sampler.epoch
     T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
-    algorithm = algorithms.make(c.algorithm, options, T, epoch)
+    algorithm = algorithms.make(c.algorithm, c.options, T, epoch)
     if (start := algorithm.schedule.steered_after) >= T and world.rank == 0:
         print(
             f"localavg: {c.algorithm}'s warm-up and sampling take {start} updates of {T}: its "
@@ -95,10 +94,7 @@ def run(
     flat.w[1:] = flat.w[0]
     algorithm.exchange.start(fleet.learners, c.seed)
 
-    settings = {
-        **resume.settings(c, options, fleet.P, data, problem, T),
-        **(asdict(model) if model else {}),
-    }
+    settings = {**resume.settings(c, fleet.P, data, problem, T), **(asdict(model) if model else {})}
     origin = {**(provenance or {}), **resume.where(fleet, transport), **resume.gpus(fleet, device)}
     saved, file = resume.opened(
         c, fleet, settings, origin, earlier, world.rank == 0, checkpoints=not model

@@ -33,8 +33,14 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, 
         with tempfile.TemporaryDirectory() as folder:
             out = world.bcast(os.path.join(folder, "run.h5"))
             run(
-                TrainConfig(algorithm="kavg", data=data, sampling="block", steps=steps, out=out),
-                {"K": 5},
+                TrainConfig(
+                    algorithm="kavg",
+                    options={"K": 5},
+                    data=data,
+                    sampling="block",
+                    steps=steps,
+                    out=out,
+                ),
                 world,
             )
             c = world.bcast(load(out).config if world.rank == 0 else None)

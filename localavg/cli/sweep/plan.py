@@ -47,7 +47,7 @@ class Planned:
     @property
     def asked(self) -> dict[str, Any]:
         """Every setting of the run by its name in the run file, defaults included."""
-        return checks.every(*checks.read(self.given))
+        return checks.every(checks.read(self.given))
 
 
 @dataclass(frozen=True)
@@ -231,8 +231,8 @@ class _Reader:
         words += ["--seed", str(seed)]
         given = vars(self.train.parse_args(words))
         try:
-            config, own = checks.read(given)
-            made = algorithms.make(algorithm, own, T=10**9, epoch=1e6)
+            config = checks.read(given)
+            made = algorithms.make(algorithm, config.options, T=10**9, epoch=1e6)
         except UserError as e:
             raise UserError(f"{self.path}: {algorithm} at scale {self.scale}: {e}") from e
         P = config.learners or 1

@@ -40,24 +40,19 @@ from localavg.training.run import load_data, make_problem
 Array = Any
 
 
-def run(
-    c: TrainConfig,
-    options: Mapping[str, Any],
-    world: MPI.Intracomm,
-    provenance: Mapping[str, Any] | None = None,
-) -> int:
+def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
     """As `localavg.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
     if c.simulate and world.size > 1:
         raise UserError(
             f"--simulate on {world.size} ranks: {c.algorithm} in simulated time is one process; "
             "use one rank"
         )
-    servers = _make(c, options, c.learners or 1).servers
+    servers = _make(c, c.learners or 1).servers
     fleet = Fleet(world)
     model = fleet.together(lambda: timing.make(c) if c.simulate else None)
     roles = Roles(world, c.learners, 0 if model else servers, c.algorithm)
-    P, first, rule = roles.P, bool(model) or roles.first, _make(c, options, roles.P).rule
-    earlier = fleet.together(lambda: resume.earlier(c, options) if first else None)
+    P, first, rule = roles.P, bool(model) or roles.first, _make(c, roles.P).rule
+    earlier = fleet.together(lambda: resume.earlier(c) if first else None)
     if resume.finished(earlier, world):
         return FINISHED
     data = load_data(c, fleet)
@@ -75,10 +70,7 @@ def run(
         problem.initial_(center)
     world.Bcast(center)
 
-    settings = {
-        **resume.settings(c, options, P, data, problem, T),
-        **(asdict(model) if model else {}),
-    }
+    settings = {**resume.settings(c, P, data, problem, T), **(asdict(model) if model else {})}
     if "alpha" in settings:
         settings["alpha"] = rule.alpha
     replay = fleet.together(
@@ -145,8 +137,8 @@ def run(
     return status
 
 
-def _make(c: TrainConfig, options: Mapping[str, Any], P: int) -> algorithms.Asynchronous:
-    return algorithms.make(c.algorithm, options, T=1, epoch=1.0, P=P, momentum=c.momentum)
+def _make(c: TrainConfig, P: int) -> algorithms.Asynchronous:
+    return algorithms.make(c.algorithm, c.options, T=1, epoch=1.0, P=P, momentum=c.momentum)
 
 
 def _play(
