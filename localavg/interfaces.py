@@ -1,0 +1,127 @@
+"""What the parts of the house know of each other: arrays, devices, transports and problems.
+
+These are protocols: whoever has the methods is one. A device is where learners compute, a transport
+is how rows are averaged over ranks, a problem is what is trained.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from localavg.scope import Scope
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Array: TypeAlias = "np.ndarray"  # NumPy's, or a GPU's by CuPy, which has the same methods
+Batch: TypeAlias = Any  # a mini-batch: what a problem's feed gives and its gradient_ takes
+
+
+class Device(Protocol):
+    """The memory and the stream that learners compute in.
+
+    name: cpu or cuda; index: the GPU's number on this host, None on a CPU; xp: the array module.
+    """
+
+    name: str
+    index: int | None
+    xp: Any
+
+    def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Make an array of zeros, float32."""
+
+    def settle(self) -> None:
+        """Wait until all queued work is done."""
+
+
+class Transport(Protocol):
+    """Means over the rows of all learners, which lie on the ranks as the layout says.
+
+    Every mean sums in the order of the learners and divides once, by their number P (or S in a
+    cluster). Every method but `ordinary` and `settle` is collective over the ranks of its
+    scope. name and why: which transport this is, and why it was chosen.
+    """
+
+    name: str
+    why: str
+
+    def zeros(self, shape: tuple[int, int]) -> Array:
+        """Make zero rows [L, n] that will be averaged, in the memory that suits the transport."""
+
+    def ordinary(self, shape: tuple[int, int]) -> Array:
+        """Make zero rows [L, n] in ordinary memory, for state that is never averaged."""
+
+    def mean_(self, w: Array, scope: Scope, variance: bool = False) -> float:
+        """Set every row of w [L, n] to the mean of its group, in place.
+
+        Return S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
+        """
+
+    def mean(self, w: Array) -> Array:
+        """Return w̄ [n] over all rows of w [L, n], which stay as they are, until the next call."""
+
+    def variance(self, w: Array) -> float:
+        """Return Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² of the rows w [L, n], which stay (adpsgd eq. 7)."""
+
+    def gather(self, x: Array) -> Array:
+        """Return the rows of all learners [P, n] in their order, on the host of every rank."""
+
+    def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
+        """Return the bytes that this rank hands over (within nodes, between nodes) in one mean."""
+
+    def gather_bytes(self, nbytes: int) -> tuple[int, int]:
+        """Return the same for a `gather` of nbytes a rank."""
+
+    def settle(self) -> None:
+        """Wait until all queued work on the rows is done."""
+
+
+class Problem(Protocol):
+    """A loss and its gradient with respect to one row of the flat weight matrix.
+
+    F = mean loss over data.train + regulariser. data: a `datasets.Dataset`; n: its training
+    examples; d: the length of a row; shapes: the tensors of a row in their order, parameters first;
+    parameters: how many of these tensors are trained (None: all), the others are statistics;
+    l2: λ.
+    """
+
+    data: Any
+    n: int
+    d: int
+    shapes: Mapping[str, tuple[int, ...]]
+    parameters: int | None = None
+    l2: float
+
+    def initial_(self, w: Array) -> None:
+        """Write the starting point into w [d]."""
+
+    def feed(self, sampler: Any, learners: range, T: int) -> Callable[[int, int], Batch]:
+        """Return (j, t) → the mini-batch of learner j for update t.
+
+        The loop asks for t = 1 … T, and for the learners in order in each.
+        """
+
+    def gradient_(self, w: Array, batch: Batch, out: Array) -> Any:
+        """Write the gradient of the mini-batch objective at w [d] into `out` [d].
+
+        Return the loss, a scalar of the host or of the device.
+        """
+
+    def sums(
+        self, w: Array, split: Any, lo: int, hi: int, gradient: bool = False
+    ) -> tuple[float, int, Array | None]:
+        """Sum over rows lo … hi − 1 of a split.
+
+        Return the sum of the losses, the number classified right, the sum of the gradients.
+        """
+
+    def regulariser(self, w: Array) -> float:
+        """Return what F adds to the mean loss at w [d]."""
+        return 0.0
+
+    def calibrate_(self, w: Array) -> None:
+        """Make the averaged model w [d] ready to be evaluated; most problems do nothing."""
+
+    def close(self) -> None:
+        """Release threads and files; called however training ended."""
