@@ -20,10 +20,10 @@ Cost: about 2 s for the figure; the runs take a minute and a half on two cores (
     epsilon-like:50000x500 --learners 16 \\
         --sampling shuffle --batch-size 128 --epochs 160 --lr 1 --schedule steps --milestones 80 120
         \\ --out runs/adpsgd-fig3/logistic-kavg8-s0.h5
-    jobs/local/mpirun -n 4 python -m mpi4py tests/example_attach.py --algorithm adpsgd --batch-size
+    jobs/local/mpirun -n 4 python -m mpi4py jobs/examples/attach.py --algorithm adpsgd --batch-size
     16 --epochs 60 \\
         --out runs/adpsgd-fig3/network-adpsgd-s0.h5
-    jobs/local/mpirun -n 4 python -m mpi4py tests/example_attach.py --algorithm kavg K=8
+    jobs/local/mpirun -n 4 python -m mpi4py jobs/examples/attach.py --algorithm kavg K=8
     --batch-size 16 --epochs 60 \\
         --out runs/adpsgd-fig3/network-kavg8-s0.h5
 

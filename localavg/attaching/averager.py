@@ -7,7 +7,7 @@
 
 The model's parameters and floating-point buffers become views into one flat row, so that an average
 moves no tensor anywhere: the modules and their optimiser stay as they are.
-`tests/example_attach.py` is a whole program.
+`jobs/examples/attach.py` is a whole program.
 """
 
 from __future__ import annotations

@@ -308,21 +308,16 @@ def test_a_sweep_parses_on_the_real_command_line(path, scale):
     assert all(run.given.get("steps") or run.given.get("epochs") for run in runs)
 
 
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_a_sweep_opens_with_what_it_shows_its_cost_and_its_launch_lines(path):
-    text = path.read_text()
-    head = text.partition("\n[")[0]
-    paper, figure = re.search(r'paper = "(\w+)"\nfigure = "([^"]+)"', text).groups()
-    assert (
-        head.startswith(f"# {paper} ") and figure.split("-")[0].split(",")[0].split(" ")[-1] in head
-    )
-    for scale, changes in (("laptop", {}), ("paper", {"device": False})):
-        counted = int(re.search(rf"{scale}: (\d+) runs?", head)[1])
-        assert counted == len(read(path, scale, changes=changes).runs)
-    lines = [line.strip("# ") for line in head.splitlines() if " -m localavg sweep " in line]
-    assert len(lines) == 2 and all(f" jobs/sweeps/{path.name}" in line for line in lines)
-    for line in lines:
-        parser().parse_args(line.split()[3:])
+def test_the_launch_lines_in_a_sweep_are_commands_that_start_it():
+    for path in SWEEPS:
+        lines = [
+            line.strip("# ").split()
+            for line in path.read_text().splitlines()
+            if " -m localavg sweep " in line
+        ]
+        assert lines and {str(parser().parse_args(words[3:]).file) for words in lines} == {
+            f"jobs/sweeps/{path.name}"
+        }
 
 
 def test_all_laptop_sweeps_together_take_well_under_an_hour_on_two_cores():

@@ -20,7 +20,11 @@ import pytest
 
 from localavg.files import record
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ROOT / "tests"
+FOLDERS = sorted(
+    path for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"
+)  # test files import by name
 MARK = "LOCALAVG_TEST_LAUNCH"  # environment variable by which all processes of a launch are known
 # Open MPI's launcher on a machine that stands still for a while: nothing ran
 STALLED = "listener thread failed to start"
@@ -46,7 +50,7 @@ def run(
     need(mpi)
     words = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", *map(os.fspath, argv)]
     mark = uuid.uuid4().hex
-    paths = [str(ROOT), str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [*map(str, (ROOT, TESTS, *FOLDERS)), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
@@ -174,7 +178,7 @@ def _drive(
     with tempfile.TemporaryDirectory() as folder:
         request, reply = Path(folder, "request"), Path(folder, "reply")
         request.write_bytes(pickle.dumps((module, function, args)))
-        done = run(ranks, ROOT / "tests" / "drive.py", request, reply, **how)
+        done = run(ranks, TESTS / "support" / "drive.py", request, reply, **how)
         return pickle.loads(reply.read_bytes()) if reply.exists() else None, done
 
 

@@ -36,7 +36,7 @@ torch = pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
 feed = pytest.importorskip("localavg.problems.feed")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Given:
@@ -252,7 +252,7 @@ def test_images_bring_in_no_torch_and_no_pillow():
         "print([m for m in ('sklearn', 'scipy', 'torch', 'PIL', 'mpi4py') if m in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests")],
+        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests" / "datasets")],
         capture_output=True,
         text=True,
         timeout=60,

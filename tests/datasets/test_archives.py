@@ -31,7 +31,7 @@ from localavg.errors import UserError
 
 pytest.importorskip("PIL.Image")
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 N = 12  # images a batch
 
 

@@ -14,7 +14,7 @@ from localavg.datasets.epsilon_like import BLOCK, generate, prepare_epsilon_like
 from localavg.datasets.writer import create
 from localavg.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Node:
@@ -245,7 +245,7 @@ def test_loading_brings_in_no_heavy_or_mpi_package(tmp_path):
         "sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests"), path],
+        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests" / "datasets"), path],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,11 +1,10 @@
 """What README.md and CONTRIBUTING.md say is so: every command and example runs, every message is
-printed, every table is true.
+printed.
 
 Commands are lines of ```sh blocks and inline code that begins like one; examples are ```python
 blocks. They run in the order in which they stand, since some read what others wrote.
 """
 
-import math
 import re
 import shlex
 import shutil
@@ -16,9 +15,7 @@ import numpy as np
 import pytest
 from mpi import ROOT, train_all
 
-from localavg import algorithms
 from localavg.parallel.transport import nccl
-from localavg.scope import Scope
 
 README, CONTRIBUTING = ((ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md"))
 MAKE = set(re.findall(r"^([a-z0-9.-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
@@ -149,52 +146,6 @@ def table(heading):
     return rows
 
 
-@pytest.fixture(scope="module")
-def short(tmp_path_factory):
-    """A short run of every synchronous algorithm on 2 ranks."""
-    lines = {name: name + SMALL + " --steps 60" for name in algorithms.ALGORITHMS if name != "sgd"}
-    return train_all(
-        tmp_path_factory.mktemp("short"), 2, {**lines, "hieravg": lines["hieravg"] + " --S 2"}
-    )
-
-
-ROWS = {row[0].strip("`"): row for row in table("Choosing an algorithm")}
-BYTES = {"4d": lambda d: 4 * d, "d + 4⌈d/512⌉": lambda d: d + 4 * math.ceil(d / 512)}
-
-
-def test_every_algorithm_has_its_row():
-    assert sorted(ROWS) == sorted(algorithms.BOTH)
-
-
-@pytest.mark.parametrize("name", ROWS)
-def test_the_row_of_an_algorithm_is_true(name, short):
-    _, _, rounds, at, nbytes, options, _ = ROWS[name]
-    assert set(re.findall(r"--([\w-]+)", options)) - {"tau"} == {
-        o.replace("_", "-") for o in algorithms.options(name)
-    }
-    T = 21875
-    if name in algorithms.ASYNCHRONOUS:
-        assert int(at) == math.ceil(T / algorithms.options(name)["K"])
-        return
-    made = algorithms.make(name, {}, T, epoch=T / 7)
-    if at != "–":
-        met = sum(
-            (made.schedule.after(t) if t < T else made.schedule.final) is Scope.WORLD
-            for t in range(1, T + 1)
-        )
-        assert int(at) == (T if made.exchange.scope else met)
-    if name == "adalupa":
-        assert int(at) == round(math.sqrt(2 * T / (1.09 * 91))) and "√(2T/(ατ₀))" in rounds
-    if name != "sgd":
-        averages = short[name].averages
-        everyone = averages[averages.scope == Scope.WORLD]
-        assert set(everyone.bytes_node + everyone.bytes_cross) == {
-            2 * BYTES[nbytes](20)
-        }  # of 2 ranks
-
-
-# --------------------------------------------------------------------------------------------------
-
 DIGITS = " --data digits --batch-size 16 --model"
 MISTAKES = [  # of `train` on one rank
     "mavg --K1 4",
@@ -277,7 +228,7 @@ def test_a_message_of_the_table_is_printed(message, said):
 
 
 def test_the_picture(folder, tmp_path):
-    """It is drawn from runs of these names, and the one that is shown is small."""
+    """It is drawn from runs of these names."""
     lines = {"sync": "sync", "tau5": "kavg --tau 5", "tau91": "kavg --tau 91", "oneshot": "oneshot"}
     runs = train_all(
         tmp_path, 1, {name: line + SMALL + " --steps 200" for name, line in lines.items()}
@@ -286,7 +237,6 @@ def test_the_picture(folder, tmp_path):
         f".venv/bin/python analysis/pictures/readme.py {runs} {tmp_path}/a.png", folder
     )
     assert status == 0 and (tmp_path / "a.png").stat().st_size > 10_000, text
-    assert (ROOT / "analysis/pictures/readme.png").stat().st_size < 100_000
 
 
 def put(package, block):

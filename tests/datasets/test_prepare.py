@@ -25,7 +25,7 @@ from localavg.datasets.epsilon_like import prepare_epsilon_like
 from localavg.datasets.libsvm import prepare_libsvm
 from localavg.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKED = {"": bytes, ".bz2": bz2.compress, ".xz": lzma.compress, ".gz": gzip.compress}
 SMALL = b"""# made by hand
 +1 1:0.5 3:-2e-1  # the first row

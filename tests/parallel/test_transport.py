@@ -235,7 +235,7 @@ import numpy as np
 from mpi4py import MPI
 from localavg.parallel.fleet import Fleet, abort_on_exception
 from localavg.scope import Scope
-from localavg.transport.shared import SharedMemory
+from localavg.parallel.transport.shared import SharedMemory
 from localavg.parallel.transport.mpi import HostMPI
 world = MPI.COMM_WORLD
 abort_on_exception(world)

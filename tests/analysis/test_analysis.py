@@ -13,7 +13,7 @@ import pytest
 
 from localavg.files.record import CLUSTER, WORLD, Record, load_many
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 T = 500
 PERIODS = {"sync": 1, "kavg": None, "oneshot": T}
 
@@ -209,17 +209,3 @@ def test_one_shot_has_the_start_and_one_round(tmp_path, scripts):
     ):
         rows = results.by_rounds(run)
         assert dict(zip(rows.rounds, rows.t, strict=True)) == points
-
-
-def test_lines_differ_without_colour_and_text_is_at_least_7_points(scripts):
-    style, _ = scripts
-    assert len({str(look["linestyle"]) for look in style.LINES}) == len(style.LINES)
-    assert len({look["marker"] for look in style.LINES}) == len(style.LINES)
-    assert (
-        min(
-            size
-            for name, size in style.RC.items()
-            if name.endswith("size") and "marker" not in name
-        )
-        >= 7
-    )

@@ -19,7 +19,7 @@ from localavg.errors import UserError
 from localavg.files import provenance, record
 from localavg.files.record import SCHEMA, WORLD, NotARunFile, Record, load, load_many
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def row(group: str, i: int) -> dict:

@@ -13,7 +13,7 @@ import numpy as np
 
 from localavg.files.record import CLUSTER, WORLD, Record, load
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "analysis" / "adpsgd_fig3.py"
 T, EPOCHS = 600, 30
 
@@ -230,7 +230,7 @@ def test_the_job_does_what_the_figures_docstring_says(tmp_path):
     (local / "adpsgd-fig3").write_text((ROOT / "jobs" / "local" / "adpsgd-fig3").read_text())
     mpirun = local / "mpirun"
     mpirun.write_text(
-        MPIRUN.format(python=sys.executable, tests=str(ROOT / "tests"), root=str(ROOT))
+        MPIRUN.format(python=sys.executable, tests=str(ROOT / "tests" / "analysis"), root=str(ROOT))
     )
     mpirun.chmod(mpirun.stat().st_mode | stat.S_IXUSR)
     (tmp_path / "analysis").symlink_to(ROOT / "analysis")
