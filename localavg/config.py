@@ -89,7 +89,7 @@ class TrainConfig:
     )
 
     learners: int | None = option(
-        None, "P, a multiple of the ranks (default: one a rank)", group="learners"
+        None, "P, one a rank at least (default: one a rank)", group="learners"
     )
     ranks_per_node: int | None = option(
         None, "split each machine into nodes of so many ranks", group="learners"

@@ -6,7 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
-N, D = 168, 20  # rows, a multiple of 8 and 12; features
+N, D = 168, 20  # rows, a multiple of 7, 8 and 12; features
 
 
 class Data(NamedTuple):
@@ -29,6 +29,12 @@ def shards(tmp_path_factory):
 def separable(tmp_path_factory):
     """The same rows with labels that a linear classifier gets right."""
     return write(tmp_path_factory.mktemp("data") / "separable.h5", noise=0.0)
+
+
+@pytest.fixture(scope="session")
+def fives(tmp_path_factory):
+    """Such rows, a multiple of 5 of them."""
+    return write(tmp_path_factory.mktemp("data") / "fives.h5", noise=1.0, n=165)
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +77,14 @@ def smooth(monkeypatch):
     )
 
 
-def write(path, noise):
-    """A prepared dataset of N rows, said to be shuffled so that all samplings take it."""
+def write(path, noise, n=N):
+    """A prepared dataset of n rows, said to be shuffled so that all samplings take it."""
     rng = np.random.default_rng(7)
     X = (
-        rng.normal(size=(N, D)) + 1.5 * np.linspace(-1, 1, N)[:, None] * rng.normal(size=D)
+        rng.normal(size=(n, D)) + 1.5 * np.linspace(-1, 1, n)[:, None] * rng.normal(size=D)
     ) / np.sqrt(D)
     X = X.astype(np.float32)
-    y = np.where(X @ rng.normal(size=D) + noise * rng.normal(size=N) > 0, 1, -1).astype(np.float32)
+    y = np.where(X @ rng.normal(size=D) + noise * rng.normal(size=n) > 0, 1, -1).astype(np.float32)
     with h5py.File(path, "w") as file:
         file.attrs.update({"schema": 1, "kind": "features", "name": path.stem, "shuffled": True})
         file.attrs["classes"] = [-1.0, 1.0]

@@ -333,10 +333,10 @@ def _check(
 ) -> None:
     check_choice("state", state, STATES)
     schedule, exchange = algorithm.schedule, algorithm.exchange
-    if fleet.L != 1:
+    if fleet.P != fleet.ranks:
         raise UserError(
-            f"attach with {fleet.L} learners a rank: a model is one learner; use as many learners "
-            "as ranks"
+            f"attach with {fleet.P} learners on {fleet.ranks} ranks: a model is one "
+            f"learner; use as many learners as ranks"
         )
     if fleet.P > 1 and not schedule.final and not exchange.scope:
         raise UserError(f"attach: sequential sgd on {fleet.P} ranks; use sync or kavg, or one rank")

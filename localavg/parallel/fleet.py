@@ -1,9 +1,9 @@
 """P learners over the MPI ranks, and the communicators between them.
 
-Learners, not ranks, are the unit: rank r of R owns the L = P / R consecutive learners r·L … (r+1)·L
-− 1, the rows of its weight matrix. The communicators: `world`; `node`, the ranks of this machine;
-`cross`, the ranks with my place on every node; and, for averages within clusters of S learners, one
-for each cluster that spans ranks.
+Learners, not ranks, are the unit: `parallel.layout` says which ones a rank holds, the rows of its
+weight matrix. The communicators: `world`; `node`, the ranks of this machine; `cross`, the ranks
+with my place on every node; and, for averages within clusters of S learners, one for each cluster
+that spans ranks.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_limits
 
 from localavg.errors import SharedError, UserError
+from localavg.parallel.layout import Layout
 
 T = TypeVar("T")
 
@@ -58,7 +59,10 @@ class Fleet:
     each machine into artificial nodes of so many ranks, so that node and cross steps can be told
     apart on a laptop.
 
-    Raises UserError where P is not a multiple of the ranks, or where the launcher started another
+    layout: who holds which learners. learners: those of this rank, the rows of its matrices [L, n].
+    L, their number, may differ by one between ranks.
+
+    Raises UserError where P is below the number of ranks, or where the launcher started another
     number of ranks than `world` holds.
     """
 
@@ -70,14 +74,6 @@ class Fleet:
         )  # what was launched; `world` may be a part of it
         self.world = world
         self.rank, self.ranks = world.rank, world.size
-        self.P = P = self.ranks if P is None else P
-        if P % self.ranks:
-            raise UserError(
-                f"--learners {P} on {self.ranks} ranks: P must be a multiple of the ranks; "
-                f"use {max(1, P // self.ranks) * self.ranks} learners or another mpirun -n"
-            )
-        self.L = P // self.ranks
-        self.learners = range(self.rank * self.L, (self.rank + 1) * self.L)
 
         machine = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
         self.place = machine.rank  # among the ranks of this machine
@@ -88,8 +84,11 @@ class Fleet:
         first = world.allgather(
             self.node.bcast(world.rank)
         )  # [R] the first rank on each rank's node
-        self.node_of = [sorted(set(first)).index(r) for r in first]  # [R]
-        self.nodes = len(set(first))
+        node_of = tuple(sorted(set(first)).index(r) for r in first)  # [R]
+        self.layout = layout = Layout(self.ranks if P is None else P, node_of)
+        self.P, self.node_of, self.nodes = layout.P, layout.node_of, layout.nodes
+        self.learners = layout.learners(self.rank)
+        self.L = len(self.learners)
         self.hosts = world.allgather(MPI.Get_processor_name())  # [R]
         self.threads = threads_per_rank(machine)
         threadpool_limits(self.threads)
@@ -100,36 +99,22 @@ class Fleet:
         at its first call.
         """
         if S not in self._groups:
-            if S < 1 or self.P % S:
-                raise UserError(f"--S {S} with {self.P} learners: a cluster's size must divide P")
+            clusters = enumerate(self.layout.clusters(S))
             self._groups[S] = [
-                self._group(c, S)
-                for c in range(self.P // S)
-                if self._spans(c, S) or self._mine(c, S)
+                self._group(c, cluster)
+                for c, cluster in clusters
+                if self.rank in self.layout.ranks_of(cluster)
             ]
         return self._groups[S]
 
-    def _mine(self, c: int, S: int) -> range:
-        """The learners of cluster c that live on this rank."""
-        return range(max(c * S, self.learners.start), min((c + 1) * S, self.learners.stop))
-
-    def _spans(self, c: int, S: int) -> bool:
-        """Whether cluster c lies on several ranks, this one among them."""
-        first, last = c * S // self.L, ((c + 1) * S - 1) // self.L
-        return first < last and first <= self.rank <= last
-
-    def _group(self, c: int, S: int) -> Group:
-        mine, first, last = self._mine(c, S), c * S // self.L, ((c + 1) * S - 1) // self.L
-        rows = slice(mine.start - self.learners.start, mine.stop - self.learners.start)
-        members = range(first, last + 1)
-        comm = None
-        if (
-            first < last
-            # only the members call: clusters are made in order of c, so neighbours cannot wait in a
-            # ring
-        ):
+    def _group(self, c: int, cluster: range) -> Group:
+        layout, comm = self.layout, None
+        members = layout.ranks_of(cluster)
+        if len(members) > 1:
+            # Only the members call. Clusters are made in order of c, so nobody waits in a ring.
             comm = self.world.Create_group(self.world.group.Incl(list(members)), tag=c)
-        return Group(rows, comm, S, len({self.node_of[r] for r in members}))
+        rows, nodes = layout.rows(self.rank, cluster), len(layout.by_node(members))
+        return Group(rows, comm, len(cluster), nodes)
 
     def node_array(self, shape: tuple[int, ...], dtype: Any = np.float32) -> np.ndarray:
         """An array that all ranks of the node share, one copy a node; its contents are whatever

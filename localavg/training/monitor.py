@@ -319,9 +319,8 @@ class Monitor:
             for j in self.fleet.learners
             for lo, hi in rows[j * pieces : (j + 1) * pieces]
         ]
-        everyone = np.array(self.fleet.world.allgather([part[:2] for part in parts])).reshape(
-            -1, 2
-        )  # in learners' order
+        sums = self.fleet.world.allgather([part[:2] for part in parts])
+        everyone = np.concatenate(sums)  # [P · pieces, 2], in the order of the learners
         n = sum(hi - lo for lo, hi in rows)
         loss, right = everyone.sum(axis=0) / n
         if not gradient:

@@ -181,7 +181,7 @@ def where(fleet: Fleet, transport: Any) -> dict[str, Any]:
         "hosts": sorted(set(fleet.hosts)),
         "ranks": fleet.ranks,
         "nodes": fleet.nodes,
-        "learners_per_rank": fleet.L,
+        "learners_per_rank": fleet.layout.per_rank,
         "threads": fleet.threads,
         "transport": transport.name,
         "transport_why": transport.why,

@@ -76,14 +76,7 @@ def run(
         )
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
     matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
-    transport = choose(
-        c.transport,
-        fleet,
-        algorithm.S,
-        nbytes=4 * matrices * fleet.L * problem.d,
-        device=device,
-        aware=aware,
-    )
+    transport = choose(c.transport, fleet, algorithm.S, 4 * matrices * problem.d, device, aware)
     flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
     feed = problem.feed(sampler, fleet.learners, T)
     if world.rank == 0:

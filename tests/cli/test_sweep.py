@@ -189,10 +189,16 @@ def test_seeds_ranks_and_set_replace_the_files(tmp_path):
         tmp_path, SMALL, seeds=2, ranks=3, changes={"data": "my.h5", "grad-norm": True}
     ).runs
     assert len(runs) == 10
-    assert {run.ranks for run in runs if run.given["learners"] == 4} == {
-        2
-    }  # the most that divides P
+    assert {run.ranks for run in runs if run.given["learners"] == 4} == {2}  # a third would wait
     assert all(run.given["data"] == "my.h5" and run.given["grad_norm"] for run in runs)
+
+
+@pytest.mark.parametrize(
+    ("P", "most", "ranks"), [(5, 2, 2), (7, 2, 2), (7, 4, 4), (6, 4, 3), (3, 8, 3), (8, 4, 4)]
+)
+def test_any_number_of_learners_takes_as_many_ranks_as_make_it_faster(P, most, ranks, tmp_path):
+    text = f'[[runs]]\nalgorithm = "kavg"\nlearners = {P}\n[[runs]]\nalgorithm = "downpour"\nlearners = {P}\n'
+    assert [run.ranks for run in sweep_of(tmp_path, text, ranks=most).runs] == [ranks, ranks + 1]
 
 
 def test_later_sections_replace_earlier_ones_and_false_takes_an_option_away(tmp_path):

@@ -155,6 +155,9 @@ def on_four_ranks(world):
             fleet.cross.size,
         )
     seen["default"] = fleet.P, fleet.L, fleet.rank, fleet.ranks, list(fleet.learners)
+    for P in (5, 7):
+        fleet = Fleet(world, P)
+        seen[P] = fleet.P, fleet.L, fleet.rank, fleet.ranks, list(fleet.learners)
     fleet = Fleet(world, 12)
     seen["twelve"] = fleet.P, fleet.L, fleet.rank, fleet.ranks, list(fleet.learners)
     seen["hosts"] = fleet.hosts
@@ -196,7 +199,7 @@ def four_ranks():
 def test_artificial_nodes(four_ranks, n):
     node_of, place, ranks, across = NODES[n]
     for r, seen in enumerate(four_ranks):
-        assert seen["nodes"][n] == (node_of, max(node_of) + 1, place[r], ranks[r], across[r])
+        assert seen["nodes"][n] == (tuple(node_of), max(node_of) + 1, place[r], ranks[r], across[r])
 
 
 def test_learners_lie_over_the_ranks_in_order(four_ranks):
@@ -204,6 +207,10 @@ def test_learners_lie_over_the_ranks_in_order(four_ranks):
     assert [seen["twelve"] for seen in four_ranks] == [
         (12, 3, r, 4, [3 * r, 3 * r + 1, 3 * r + 2]) for r in range(4)
     ]
+    for P, held in ((5, [[0], [1], [2], [3, 4]]), (7, [[0], [1, 2], [3, 4], [5, 6]])):
+        assert [seen[P] for seen in four_ranks] == [
+            (P, len(held[r]), r, 4, held[r]) for r in range(4)
+        ]
     assert all(seen["hosts"] == [seen["hosts"][0]] * 4 for seen in four_ranks)
 
 

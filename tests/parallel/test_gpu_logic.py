@@ -75,9 +75,9 @@ def means(world):
     """
     wrong, logs = [], {}
     for name in ("cuda_aware", "staged", "nccl"):
-        for L in (1, 3):
-            fleet = watched(Fleet(world, L * world.size))
-            device, P = device_of(fleet), fleet.P
+        for P in (world.size, 3 * world.size, 5, 7, 9):
+            fleet = watched(Fleet(world, P))
+            device = device_of(fleet)
             S = next(S for S in (3, 2, 1) if P % S == 0)
             transport = choose(name, fleet, S, 0, device, AWARE)
             if name == "staged":
@@ -94,12 +94,12 @@ def means(world):
                         (Scope.CLUSTER, clusters),
                     ):
                         for variance in (False, True):
-                            w = transport.zeros((L, n))
+                            w = transport.zeros((fleet.L, n))
                             put_(w, rows[mine])
                             stand_in.log.clear()
                             spread = transport.mean_(w, scope, variance)
                             if not variance and scope == Scope.WORLD:
-                                logs[name, L, n] = list(stand_in.log)
+                                logs[name, P, n] = list(stand_in.log)
                             transport.settle()
                             got = w.x
                             exact = whole or world.size == 1 or P == 2
@@ -118,20 +118,20 @@ def means(world):
                             if not good(got, expected[mine]) or (
                                 variance and not np.isclose(spread, S2, 1e-5, 1e-6)
                             ):
-                                wrong.append((name, L, n, whole, int(scope), variance))
-                    w = transport.zeros((L, n))
+                                wrong.append((name, P, n, whole, int(scope), variance))
+                    w = transport.zeros((fleet.L, n))
                     put_(w, rows[mine])
                     mean = on_host(transport.mean(w))
                     if not np.allclose(mean, ordered(rows), 1e-5, 1e-6) or not np.array_equal(
                         w.x, rows[mine]
                     ):
-                        wrong.append((name, L, n, "mean"))
+                        wrong.append((name, P, n, "mean"))
                     if not np.array_equal(transport.gather(w), rows):
-                        wrong.append((name, L, n, "gather"))
+                        wrong.append((name, P, n, "gather"))
     return wrong, logs
 
 
-@pytest.fixture(params=[1, 2, 4])
+@pytest.fixture(params=[1, 2, 3, 4])
 def found(request, once):
     return request.param, once(request.param, call, request.param, means, timeout=120)
 
@@ -145,7 +145,7 @@ def test_the_stream_is_waited_for_before_device_memory_is_sent_and_not_without_s
     ranks, answers = found
     for _, logs in answers:
         for L in (1, 3):
-            log = logs["cuda_aware", L, 1000]
+            log = logs["cuda_aware", L * ranks, 1000]
             sent = [("main", "synchronize"), ("mpi", "Allreduce device 1000")] if ranks > 1 else []
             assert log == [("main", "localavg_sum")] * (L > 1) + sent + [
                 ("main", "localavg_finish")
@@ -155,7 +155,7 @@ def test_the_stream_is_waited_for_before_device_memory_is_sent_and_not_without_s
 def test_nccl_waits_for_nothing(found):
     ranks, answers = found
     for _, logs in answers:
-        log = logs["nccl", 3, 1000]
+        log = logs["nccl", 3 * ranks, 1000]
         assert log == [("main", "localavg_sum")] + [("main", "allReduce")] * (ranks > 1) + [
             ("main", "localavg_finish")
         ]
@@ -164,7 +164,7 @@ def test_nccl_waits_for_nothing(found):
 def test_staging_fetches_the_next_piece_before_it_reduces_this_one(found):
     ranks, answers = found
     for _, logs in answers:
-        log = [entry for entry in logs["staged", 1, 4321] if entry[0] != "main"]
+        log = [entry for entry in logs["staged", ranks, 4321] if entry[0] != "main"]
         expected = []
         if ranks > 1:
             sizes = [1000, 1000, 1000, 1000, 321]

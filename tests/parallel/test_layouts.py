@@ -32,6 +32,14 @@ SETTINGS = [
     *((name, 12, S, ranks) for name in ("mpi", "shared") for S in (3, 4) for ranks in (1, 2, 3)),
     *((name, None, None, ranks) for name in ("mpi", "shared") for ranks in (None, 2)),
     *(("chunks", P, S, ranks) for P, S, ranks in ((12, 4, None), (12, 3, 2), (None, None, None))),
+    # and where ranks hold different numbers of learners
+    *(
+        (name, P, S, ranks)
+        for name in ("mpi", "shared")
+        for P, S in ((5, 5), (7, 1), (10, 5), (9, 3))
+        for ranks in (None, 2)
+    ),
+    ("chunks", 7, 7, 2),
 ]
 
 
@@ -174,11 +182,11 @@ def test_a_mean_of_some_columns_leaves_the_others(means):
 @everywhere
 def test_after_an_average_all_learners_hold_the_same_bits(means):
     """Rows that do not sum exactly, so that another order of summation would show."""
-    for name, P, _, got in means:
+    for name, _, _, got in means:
         rows = stack(got, "rough")
         assert len(np.unique(rows, axis=0)) == 1, name
         drawn = np.concatenate(
-            [np.random.default_rng(r).normal(size=(P // len(got), n)) for r in range(len(got))]
+            [np.random.default_rng(r).normal(size=g["rough"].shape) for r, g in enumerate(got)]
         )
         np.testing.assert_allclose(rows[0], drawn.mean(axis=0), atol=1e-6, err_msg=name)
 
@@ -234,10 +242,9 @@ def refused(world, cases):
 
 @pytest.fixture(scope="module")
 def three_ranks(once):
-    """Six learners on three ranks, two of them on the first node."""
-    return lambda mpi: once(
-        ("fleets", mpi), call, 3, fleets, [(6, 3, 2), (6, 2, None), (None, 3, 1)], mpi=mpi
-    )
+    """Six learners on three ranks, two of them on the first node; at last eight."""
+    settings = [(6, 3, 2), (6, 2, None), (None, 3, 1), (8, 4, 2)]
+    return lambda mpi: once(("fleets", mpi), call, 3, fleets, settings, mpi=mpi)
 
 
 both = pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
@@ -255,7 +262,7 @@ def test_communicators_of_unequal_nodes(three_ranks, mpi):
         (0, 1),
         (1, 2),
     ]  # ranks 0 and 2 are the first of their nodes
-    assert all(x["nodes"] == (2, [0, 0, 1]) and x["hosts"] == 3 for x in (a, b, c))
+    assert all(x["nodes"] == (2, (0, 0, 1)) and x["hosts"] == 3 for x in (a, b, c))
 
 
 @both
@@ -269,17 +276,28 @@ def test_clusters_know_their_rows_ranks_and_nodes(three_ranks, mpi):
 
 
 @both
+def test_clusters_know_parts_of_ranks_that_hold_different_numbers_of_learners(three_ranks, mpi):
+    """Learners 0 1 | 2 3 4 | 5 6 7; the second cluster begins with the last learner of rank 1."""
+    a, b, c = (found[3] for found in three_ranks(mpi))
+    held = [range(0, 2), range(2, 5), range(5, 8)]
+    assert [x["world"] for x in (a, b, c)] == [(r, 3, 8, len(held[r]), held[r]) for r in range(3)]
+    assert a["groups"] == [(slice(0, 2), 4, 1, 2)]
+    assert b["groups"] == [(slice(0, 2), 4, 1, 2), (slice(2, 3), 4, 2, 2)]
+    assert c["groups"] == [(slice(0, 3), 4, 2, 2)]
+
+
+@both
 def test_without_artificial_nodes_a_machine_is_one_node(three_ranks, mpi):
     for r, found in enumerate(three_ranks(mpi)):
         assert (
             found[1]["node"] == (r, 3)
             and found[1]["cross"] == (0, 1)
-            and found[1]["nodes"] == (1, [0, 0, 0])
+            and found[1]["nodes"] == (1, (0, 0, 0))
         )
         assert (
             found[2]["node"] == (0, 1)
             and found[2]["cross"] == (r, 3)
-            and found[2]["nodes"] == (3, [0, 1, 2])
+            and found[2]["nodes"] == (3, (0, 1, 2))
         )
         assert found[2]["world"] == (r, 3, 3, 1, range(r, r + 1))
 
@@ -289,7 +307,7 @@ def test_a_node_array_is_one_copy_a_node(three_ranks, mpi):
     """The node's last rank writes it all and everyone there reads it; then each writes a row of the
     same memory.
     """
-    for i, nodes in enumerate([[[0, 1], [2]], [[0, 1, 2]], [[0], [1], [2]]]):
+    for i, nodes in enumerate([[[0, 1], [2]], [[0, 1, 2]], [[0], [1], [2]], [[0, 1], [2]]]):
         for node in nodes:
             wanted = 100 * node[-1] + np.arange(15).reshape(5, 3)
             for r in node:
@@ -300,11 +318,11 @@ def test_a_node_array_is_one_copy_a_node(three_ranks, mpi):
 
 
 def test_learners_and_clusters_that_do_not_fit_are_refused_on_every_rank_alike():
-    told = call(3, refused, [(4, 2), (2, 2), (6, 4), (6, 0), (6, 3)])
+    told = call(3, refused, [(1, 1), (2, 2), (7, 4), (6, 0), (6, 3), (7, 7)])
     assert told[0] == told[1] == told[2]
-    learners, fewer, clusters, none, fits = told[0]
-    assert "--learners 4 on 3 ranks" in learners and "--learners 2 on 3 ranks" in fewer
-    assert "--S 4 with 6 learners" in clusters and "--S 0" in none and fits is None
+    one, fewer, clusters, none, *fits = told[0]
+    assert "1 learner on 3 ranks" in one and "2 learners on 3 ranks" in fewer
+    assert "--S 4 with 7 learners" in clusters and "--S 0" in none and fits == [None, None]
 
 
 # --------------------------------------------------------------------------------------------------
@@ -315,15 +333,19 @@ RUNS = {  # name: (algorithm, optimiser, sampling)
         for sampling in ("iid", "shuffle", "shard", "block")
     },
     "sync": ("sync", "momentum", "iid"),
-    "hieravg": ("hieravg --K1 3 --K2 8 --S 4", "adam", "iid"),
+    "hieravg": ("hieravg --K1 3 --K2 8 --S {S}", "adam", "iid"),
     "adpsgd": ("adpsgd --p-init 3 --Ks 15 --warmup 1", "sgd", "shuffle"),
     "mavg": ("mavg --K 6 --mu 0.5", "nesterov", "block"),
     "qsgd": ("qsgd --bucket 8", "sgd", "iid"),
 }
 LAYOUTS = {
     4: [("openmpi", 1), ("openmpi", 2), ("openmpi", 4)],
+    5: [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4)],
+    7: [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 3)],
+    10: [("openmpi", 1), ("openmpi", 3)],  # 3, 3 and 4 learners: a cluster of 5 ends within a rank
     12: [("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("mpich", 3)],
 }
+CLUSTERS = {4: 4, 5: 5, 7: 1, 10: 5, 12: 4}  # P: S
 UNEQUAL = ("openmpi", 3)  # where every run is made on nodes of 2 and 1 ranks too
 
 
@@ -335,12 +357,12 @@ def layout(once, shards, tmp_path_factory):
 
     def launch(mpi, ranks):
         lines = {}
-        for P in (4, 12):
+        for P, worlds in LAYOUTS.items():
             for name, (algorithm, optimiser, sampling) in RUNS.items():
-                if P % ranks == 0 and (mpi, ranks) in LAYOUTS[P]:
+                if (mpi, ranks) in worlds:
                     line = (
-                        f"{algorithm} --learners {P} --data {shlex.quote(shards.path)} --sampling "
-                        f"{sampling} "
+                        f"{algorithm.format(S=CLUSTERS[P])} --learners {P} "
+                        f"--data {shlex.quote(shards.path)} --sampling {sampling} "
                         f"--batch-size 5 --steps 40 --lr 0.3 --optimizer {optimiser} --state "
                         "average --seed 3 "
                         f"--eval-every 20 --save-weights --transport shared"
@@ -353,13 +375,15 @@ def layout(once, shards, tmp_path_factory):
     return lambda mpi, ranks: once(("layout", mpi, ranks), launch, mpi, ranks)
 
 
+SEVERAL = [(P, *world) for P, worlds in LAYOUTS.items() for world in worlds[1:]]
+
+
 @pytest.mark.parametrize("name", RUNS)
 @pytest.mark.parametrize(
     ("P", "mpi", "ranks", "nodes"),
     [
         (P, mpi, ranks, nodes)
-        for P, worlds in LAYOUTS.items()
-        for mpi, ranks in worlds[1:]
+        for P, mpi, ranks in SEVERAL
         for nodes in (["", "unequal "] if (mpi, ranks) == UNEQUAL else [""])
     ],
 )
@@ -382,9 +406,7 @@ def test_a_run_does_not_depend_on_the_layout(layout, name, P, mpi, ranks, nodes)
 
 
 @pytest.mark.parametrize("name", RUNS)
-@pytest.mark.parametrize(
-    ("P", "mpi", "ranks"), [(P, *world) for P, worlds in LAYOUTS.items() for world in worlds[1:]]
-)
+@pytest.mark.parametrize(("P", "mpi", "ranks"), SEVERAL)
 def test_ranks_that_share_memory_give_the_same_bits_in_any_layout(layout, name, P, mpi, ranks):
     """Rows and quantised gradients are summed in the order of the learners: nothing is left to
     MPI.
@@ -397,18 +419,21 @@ def test_quantised_runs_have_the_same_bits_on_any_nodes(layout):
     """Their decoded gradients are summed by everyone in the order of the learners, wherever they
     come from.
     """
-    one, several = layout("openmpi", 1)["qsgd 12"], layout(*UNEQUAL)["unequal qsgd 12"]
-    assert np.array_equal(several.weights, one.weights)
+    for P in (7, 12):
+        one = layout("openmpi", 1)[f"qsgd {P}"]
+        assert np.array_equal(layout(*UNEQUAL)[f"unequal qsgd {P}"].weights, one.weights)
 
 
 def test_the_run_file_tells_the_layout(layout):
-    for ranks, name, nodes in ((1, "iid 12", 1), (3, "iid 12", 1), (3, "unequal iid 12", 2)):
+    for ranks, name, nodes, L in (
+        (1, "iid 12", 1, 12),
+        (3, "iid 12", 1, 4),
+        (3, "unequal iid 12", 2, 4),
+        (3, "iid 7", 1, [2, 3]),
+        (4, "iid 5", 1, [1, 2]),
+    ):
         where = layout("openmpi", ranks)[name].provenance
-        assert (where["ranks"], where["learners_per_rank"], where["nodes"]) == (
-            ranks,
-            12 // ranks,
-            nodes,
-        )
+        assert (where["ranks"], where["learners_per_rank"], where["nodes"]) == (ranks, L, nodes)
 
 
 # ------------------------------------------------------------------------------------------------ w
@@ -418,7 +443,8 @@ VECTOR, CODES = (
     4 * D,
     D + 4 * -(-D // 8),
 )  # bytes of a float32 vector; of an int8 an entry and a float32 a bucket of 8
-# six learners on three ranks: (options, {scope: (payload bytes within nodes, across nodes)})
+# six learners, or as many as it says, on three ranks: (options, {scope: (payload bytes within
+# nodes, across nodes)})
 BYTES = {
     "one node": (f"kavg --K 2 {MPI}", {WORLD: (3 * VECTOR, 0)}),
     "two nodes": (f"kavg --K 2 {MPI} {NODES}", {WORLD: (0, 3 * VECTOR)}),
@@ -438,6 +464,8 @@ BYTES = {
     ),
     "quantised": (f"qsgd --bucket 8 {MPI}", {WORLD: (6 * CODES, 0)}),
     "quantised across": (f"qsgd --bucket 8 {MPI} {NODES}", {WORLD: (0, 6 * CODES)}),
+    "seven": (f"kavg --K 2 --learners 7 {MPI}", {WORLD: (3 * VECTOR, 0)}),
+    "seven quantised": (f"qsgd --bucket 8 --learners 7 {MPI}", {WORLD: (7 * CODES, 0)}),
     "shared": (f"kavg --K 2 {SHARED}", {WORLD: (3 * VECTOR, 0)}),
     # ranks 0 and 1 share a node and send half a vector each, rank 2 both halves
     "shared across": (f"kavg --K 2 {SHARED} {NODES}", {WORLD: (2 * VECTOR, 2 * VECTOR)}),
@@ -447,7 +475,8 @@ BYTES = {
 @pytest.fixture
 def travelled(once, shards, tmp_path_factory):
     lines = {
-        name: f"{options} --data {shlex.quote(shards.path)} --learners 6 --steps 6 --batch-size 4"
+        name: f"{options.split()[0]} --learners 6 {options.partition(' ')[2]} --data "
+        f"{shlex.quote(shards.path)} --steps 6 --batch-size 4"
         for name, (options, _) in BYTES.items()
     }
     return once("bytes", train_all, tmp_path_factory.getbasetemp(), 3, lines)

@@ -29,7 +29,9 @@ LENGTHS = (
     8193,
     2 * CHUNK + 5,
 )  # below the ranks, odd, short rows and lanes, columns that straddle chunks
-LAYOUTS = [(L, ranks_per_node) for L in (1, 3) for ranks_per_node in (None, 2)]
+LAYOUTS = [
+    (P, ranks_per_node) for P in ("R", "3R", 5, 7, 9) for ranks_per_node in (None, 2)
+]  # on R ranks
 CASES = [
     (dtype, layout, n)
     for dtype, lengths in ((np.float32, LENGTHS), (np.float64, (2, 1001, 2 * CHUNK + 5)))
@@ -60,9 +62,10 @@ def means(world):
     for name, how in HOW.items():
         transports = {}
         for dtype, layout, n in CASES:
-            L, ranks_per_node = layout
+            P, ranks_per_node = layout
             if (dtype, layout) not in transports:
-                fleet = Fleet(world, L * world.size, ranks_per_node)
+                P = {"R": world.size, "3R": 3 * world.size}.get(P, P)
+                fleet = Fleet(world, P, ranks_per_node)
                 S = next(S for S in (3, 2, 5, 1) if fleet.P % S == 0)
                 transports[dtype, layout] = fleet, S, how(fleet, S, dtype=dtype)
             fleet, S, transport = transports[dtype, layout]
@@ -71,7 +74,7 @@ def means(world):
                 slice(fleet.learners.start, fleet.learners.stop),
                 16 * np.finfo(dtype).eps,
             )
-            w = transport.zeros((L, n))
+            w = transport.zeros((fleet.L, n))
             for whole in (True, False):
                 rows = values(P, n, whole, dtype)
                 everyone = np.broadcast_to(ordered(rows), (P, n))

@@ -175,7 +175,7 @@ LAUNCHES = [  # (command, what its environment has), in this order
         ".venv/bin/mpirun -n 999 true",
         {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
     ),
-    (TWO.format(3) + "kavg --learners 8" + SMALL, {}),
+    (TWO.format(3) + "kavg --learners 2" + SMALL, {}),
     (TWO.format(2) + "hieravg --S 3 --learners 4" + SMALL, {}),
     (TWO.format(2) + "kavg --transport shared --data epsilon-like:400x2000 --learners {crowd}", {}),
     (LONG + " --lr 0.5 --time-limit 1s", {}),

@@ -218,6 +218,7 @@ def test_a_run_gives_back_the_times_that_it_recorded(tmp_path):
 REFUSED = {
     "asynchronous": {"config": {"algorithm": "downpour"}, "averages": ()},
     "several learners a rank": {"provenance": {"learners_per_rank": 2}},
+    "several learners on some ranks": {"provenance": {"learners_per_rank": [1, 2]}},
     "simulated": {"config": {"simulate": True}},
     "one rank": {"provenance": {"ranks": 1}},
     "no averages": {"config": {"algorithm": "sgd"}, "averages": ()},

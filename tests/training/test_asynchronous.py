@@ -188,6 +188,8 @@ def simulated(shards, tmp_path_factory):
         "eamsgd": line(
             shards, "eamsgd", 6, 11, 2, 0.3, "--simulate --alpha 0.2 --momentum 0.8 --step-cv 0.5"
         ),
+        "five": line(shards, "downpour", 5, 11, 2, 0.3, "--simulate --step-cv 0.5"),
+        "seven": line(shards, "eamsgd", 7, 9, 2, 0.3, "--simulate --momentum 0.8 --step-cv 0.5"),
         "one eamsgd": line(shards, "eamsgd", 1, 12, 4, 0.3, "--simulate --momentum 0.9"),
         "default alpha": line(shards, "eamsgd", 6, 8, 2, 0.1, "--simulate"),
         "steady": line(
@@ -388,7 +390,7 @@ def random_lines(data, ranks, count, seed):
     for k in range(count):
         servers = int(rng.integers(1, min(2, ranks - 1) + 1))
         clients = ranks - servers
-        P = clients * int(rng.choice([1, 2, 4] if clients == 3 else [1, 2, 3]))
+        P = int(rng.choice([P for P in (1, 2, 3, 4, 6, 7, 8) if P >= clients]))  # divisors of N
         K, T = int(rng.integers(1, 6)), int(rng.integers(5, 40))
         algorithm = ("downpour", "eamsgd")[k % 2]
         more = "--momentum 0.8" if algorithm == "eamsgd" else ""
@@ -423,6 +425,16 @@ def raced(shards, simulated, tmp_path_factory):
                         0.3,
                         f"--alpha 0.2 --momentum 0.8 {replay}/eamsgd.h5",
                     ),
+                    "replay five": line(shards, "downpour", 5, 11, 2, 0.3, f"{replay}/five.h5"),
+                    "replay seven": line(
+                        shards,
+                        "eamsgd",
+                        7,
+                        9,
+                        2,
+                        0.3,
+                        f"--momentum 0.8 --replay {simulated.folder}/seven.h5",
+                    ),  # three clients
                     "hand-made": line(
                         shards,
                         "downpour",
@@ -441,7 +453,7 @@ def raced(shards, simulated, tmp_path_factory):
             if (ranks, mpi) == (3, "openmpi"):
                 for name, original in random_lines(shards, 4, 6, seed=11).items():
                     P = int(original.partition("--learners ")[2].split()[0])
-                    if P % 2 == 0:
+                    if P >= 2:
                         path = raced.folder / f"{name}.h5"
                         lines[f"replay {name}"] = (
                             original.replace("--servers 2", "--servers 1") + f" --replay '{path}'"
@@ -483,7 +495,7 @@ def test_any_race_ends_and_follows_the_pseudo_code_in_its_order(ranks, mpi, race
         check(raced(ranks, mpi)[name], shards)
 
 
-@pytest.mark.parametrize("name", ["downpour", "eamsgd"])
+@pytest.mark.parametrize("name", ["downpour", "eamsgd", "five", "seven"])
 def test_messages_and_the_simulated_queue_give_the_same_bits_in_the_same_order(
     name, raced, simulated
 ):
@@ -503,7 +515,7 @@ def test_networks_too(raced, simulated):
 def test_a_replay_on_other_ranks_and_servers_gives_the_same_bits(raced):
     again = raced(3)
     names = [path.stem for path in again.folder.glob("replay *.h5")]
-    assert len(names) >= 2
+    assert len(names) >= 4
     for name in names:
         first = record.load(raced(4).folder / f"{name.removeprefix('replay ')}.h5")
         assert (again[name].weights == first.weights).all()
@@ -721,8 +733,8 @@ MISTAKES = {  # ranks: {command line: how the one line begins}
         "rank",
         "downpour --servers 3": "--servers 3: of 3 ranks none is left",
         "downpour --learners "
-        "3": "--learners 3 on 2 ranks beside 1 of servers: P must be a multiple of the ranks that "
-        "hold",
+        "1": "1 learner on 2 ranks, servers not counted: every rank must hold one at least; use 2 "
+        "learners or more, or mpirun -n 2",
         "downpour --learners 2 --replay nowhere.h5": "nowhere.h5: cannot read this run file",
     },
 }

@@ -96,7 +96,7 @@ def new_file(
     provenance: `provenance.provenance()`, made on rank 0 before MPI started. Its transport is that
     of the longest row. Raises UserError where the file exists or cannot be written.
     """
-    longest = transport.choose(name, fleet, None, 4 * max(sizes) * fleet.L, device, aware)
+    longest = transport.choose(name, fleet, None, 4 * max(sizes), device, aware)
     config = {
         "bench": "average",
         "sizes": list(sizes),
@@ -132,7 +132,7 @@ def bench_average(
     link = link_bytes_per_s(fleet)
     rows = []
     for n in sizes:
-        ours = transport.choose(name, fleet, None, 4 * n * fleet.L, device, aware)
+        ours = transport.choose(name, fleet, None, 4 * n, device, aware)
         w = ours.zeros((fleet.L, n))
         flat, copy = device.zeros((n,)), device.zeros((n,))
         ways: dict[str, Callable[[], Any]] = {

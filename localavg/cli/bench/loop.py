@@ -37,7 +37,7 @@ def train_alone(
     recording took.
     """
     algorithm = algorithms.make("sgd", {}, T, sampler.epoch)
-    transport = choose("auto", fleet, None, nbytes=8 * problem.d * fleet.L, device=device)
+    transport = choose("auto", fleet, None, learner_bytes=8 * problem.d, device=device)
     flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
     for w_j in flat.w:
         problem.initial_(w_j)

@@ -38,7 +38,7 @@ def add(commands: Any) -> None:
         "mend. Exit "
         "status 0: training will work; 1: a check failed.",
     )
-    p.add_argument("--learners", type=int, help="P, a multiple of the ranks (default: one a rank)")
+    p.add_argument("--learners", type=int, help="P, one a rank at least (default: one a rank)")
     p.add_argument(
         "--ranks-per-node", type=int, help="split each machine into nodes of so many ranks"
     )
@@ -113,9 +113,9 @@ def _gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) 
     from localavg.parallel.measure import link_bytes_per_s
     from localavg.scope import Scope
 
-    nbytes = 4 * MATRICES * fleet.L * RESNET_50
-    ours = transport.choose(name, fleet, None, nbytes)
-    ranks = tuple(fleet.world.allgather(_rank(fleet, nbytes, gpus, why)))
+    learner_bytes = 4 * MATRICES * RESNET_50
+    ours = transport.choose(name, fleet, None, learner_bytes)
+    ranks = tuple(fleet.world.allgather(_rank(fleet, learner_bytes, gpus, why)))
     link = link_bytes_per_s(fleet)
     # Σ_j (b + 2j) = P (b + P − 1): integers, so exact in float32 and in any order up to 4000
     # learners
@@ -153,8 +153,8 @@ def _gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) 
     )
 
 
-def _rank(fleet: Fleet, nbytes: int, gpus: Gpus, why: str) -> Rank:
-    """What this rank knows of itself; its matrices take nbytes. Collective."""
+def _rank(fleet: Fleet, learner_bytes: int, gpus: Gpus, why: str) -> Rank:
+    """What this rank knows of itself; a learner's rows take learner_bytes. Collective."""
     from mpi4py import MPI
 
     from localavg.cli.doctor.advice import Rank
@@ -174,7 +174,7 @@ def _rank(fleet: Fleet, nbytes: int, gpus: Gpus, why: str) -> Rank:
         threads=fleet.threads,
         omp=os.environ.get("OMP_NUM_THREADS"),
         shm_free_bytes=None if fleet.node.size == 1 else fleet.shared_memory_room(),
-        shm_need_bytes=nbytes * fleet.node.size,
+        shm_need_bytes=learner_bytes * fleet.layout.node_learners(fleet.rank),
         gpus=gpus,
         gpus_why=why,
         gpu=gpus[fleet.place % len(gpus)][1] if gpus else None,

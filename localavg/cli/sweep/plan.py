@@ -29,6 +29,7 @@ from localavg import algorithms
 from localavg.cli.sweep.file import SCALES, tables
 from localavg.cli.sweep.names import named
 from localavg.errors import UserError
+from localavg.parallel.layout import fewest_ranks
 from localavg.training import checks
 
 OURS = {"out", "seed", "resume", "time-limit", "help"}  # options that the sweep sets itself
@@ -236,8 +237,7 @@ class _Reader:
         except UserError as e:
             raise UserError(f"{self.path}: {algorithm} at scale {self.scale}: {e}") from e
         P = config.learners or 1
-        most = self.ranks or (P if ranks == "learners" else int(ranks))
-        most = max(r for r in range(1, min(P, most) + 1) if P % r == 0)
+        count = fewest_ranks(P, self.ranks or (P if ranks == "learners" else int(ranks)))
         if isinstance(made, algorithms.Asynchronous):
-            most = 1 if config.simulate else most + made.servers
-        return _Run(algorithm, options, gridded, most, seed, words, given)
+            count = 1 if config.simulate else count + made.servers
+        return _Run(algorithm, options, gridded, count, seed, words, given)

@@ -27,12 +27,13 @@ def choose(
     name: str,
     fleet: Fleet,
     S: int | None,
-    nbytes: int,
+    learner_bytes: int,
     device: Cpu | None = None,
     aware: Any = None,
 ) -> HostMPI:
-    """The transport `name` for matrices of nbytes a rank in all; `auto` takes the first that can
-    serve. Collective.
+    """The transport `name`; `auto` takes the first that can serve. Collective.
+
+    learner_bytes: what the rows of one learner take in all matrices together.
 
     S: learners in a cluster, where the algorithm has clusters. device: where the rows are, the host
     by default. aware: on rank 0, doctor's Probe of MPI on device memory. `why` of the result says
@@ -47,9 +48,8 @@ def choose(
         )
     if name == "mpi":
         return HostMPI(fleet, S, why="asked for")
-    room, need = fleet.world.allreduce(
-        (fleet.shared_memory_room(), nbytes * fleet.node.size), op=_tightest
-    )
+    need = learner_bytes * fleet.layout.node_learners(fleet.rank)
+    room, need = fleet.world.allreduce((fleet.shared_memory_room(), need), op=_tightest)
     if need <= room:
         return SharedMemory(
             fleet, S, why="asked for" if name == "shared" else "ranks of a node share its memory"

@@ -28,7 +28,7 @@ class HostMPI:
     def __init__(
         self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32
     ) -> None:
-        self.world, self.why = fleet.world, why
+        self.world, self.layout, self.why = fleet.world, fleet.layout, why
         self.P, self.dtype = fleet.P, np.dtype(dtype)
         self.groups = {
             Scope.WORLD: fleet.groups(fleet.P),
@@ -86,7 +86,10 @@ class HostMPI:
         if self.world.size == 1:
             return x
         everyone = np.empty((self.P, x.shape[1]), x.dtype)
-        self.world.Allgather(np.ascontiguousarray(x), everyone)
+        row = MPI.BYTE.Create_contiguous(everyone[0].nbytes).Commit()  # MPI counts rows, not bytes
+        mine = [np.ascontiguousarray(x), len(x), row]
+        self.world.Allgatherv(mine, [everyone, self.layout.counts, None, row])
+        row.Free()
         return everyone
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:

@@ -59,7 +59,7 @@ class SharedMemory(HostMPI):
         # Copies of short rows take 2 CHUNK elements a node at most: one a rank. Up to this width
         # they are twice as fast as lanes (2 and 4 ranks, 2 000 to 20 000 floats, caches cold: 14 µs
         # against 47, 32 against 74).
-        rows = fleet.L * fleet.node.size
+        rows = fleet.layout.node_learners(fleet.rank)
         self.width = CHUNK // (len(scopes) * rows) if fleet.node.size > 1 else 0
         copies = fleet.node_array((len(scopes), 2, rows, self.width), dtype)
         self.parts: dict[Scope, list[Part]] = {Scope.CLUSTER: []}
@@ -79,12 +79,13 @@ class SharedMemory(HostMPI):
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
         """My rows [L, n], all zero, of a new matrix that the node shares. Collective."""
         L, n = shape
-        node = self.fleet.node
-        matrix = self.fleet.node_array((L * node.size, n), self.dtype)  # [learners of the node, n]
-        rows = matrix[L * node.rank : L * (node.rank + 1)]
+        layout, rank = self.layout, self.fleet.rank
+        matrix = self.fleet.node_array((layout.node_learners(rank), n), self.dtype)
+        first = layout.first_row(rank)
+        rows = matrix[first : first + L]
         rows[...] = 0
         self._matrices.append((rows.__array_interface__["data"][0], rows.nbytes, matrix))
-        node.Barrier()
+        self.fleet.node.Barrier()
         return rows
 
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
@@ -145,44 +146,32 @@ class SharedMemory(HostMPI):
 
         Collective over their members, in the order of the clusters.
         """
+        layout = self.layout
         return [
-            self._part(c, S, copies)
-            for c in range(self.P // S)
-            if self.fleet.rank in self._members(c, S)
+            self._part(cluster, copies)
+            for cluster in layout.clusters(S)
+            if self.fleet.rank in layout.ranks_of(cluster)
         ]
 
-    def _members(self, c: int, S: int) -> range:
-        return range(c * S // self.fleet.L, ((c + 1) * S - 1) // self.fleet.L + 1)
-
-    def _part(self, c: int, S: int, copies: np.ndarray) -> Part:
-        fleet, members = self.fleet, self._members(c, S)
-        by_node: dict[int, list[int]] = {}
-        for r in members:
-            by_node.setdefault(fleet.node_of[r], []).append(r)
-        here = by_node[fleet.node_of[fleet.rank]]
-        L, offset = fleet.L, fleet.node.rank - here.index(fleet.rank)  # node rank of here[0]
-        start = offset * L + max(0, c * S - here[0] * L)
-        stop = (offset + len(here)) * L - max(0, (here[-1] + 1) * L - (c + 1) * S)
-        lanes = max(len(ranks) for ranks in by_node.values())
-        together = self._communicator(here)
-        handled = []
-        for lane in range(lanes):
-            handlers = [ranks[lane % len(ranks)] for ranks in by_node.values()]
-            if fleet.rank in handlers:
+    def _part(self, cluster: range, copies: np.ndarray) -> Part:
+        layout, rank = self.layout, self.fleet.rank
+        by_node = layout.by_node(layout.ranks_of(cluster))
+        together = self._communicator(by_node[layout.node_of[rank]])
+        handled, lanes = [], layout.handlers(cluster)
+        for lane, handlers in enumerate(lanes):
+            if rank in handlers:
                 # MPI may reduce to the first rank and broadcast from it: each in turn, so that no
                 # link carries it all
                 turns = range(min(len(handlers), DEPTH)) if len(handlers) > 1 else ()
                 handled.append(
                     (lane, tuple(self._communicator(handlers[i:] + handlers[:i]) for i in turns))
                 )
-        first, last = max(0, c * S - fleet.rank * L), min(L, (c + 1) * S - fleet.rank * L)
+        rows, mine = layout.node_rows(rank, cluster), layout.rows(rank, cluster)
         slots = None
         if together is not None and len(by_node) == 1:
-            place = fleet.node.rank * L - start  # of my matrix's first row, in the group's
-            slots = Slots(together, copies[:, start:stop], slice(place + first, place + last))
-        return Part(
-            slice(start, stop), together, lanes, tuple(handled), slice(first, last), S, slots
-        )
+            first = layout.first_row(rank) - rows.start  # row of the group that my matrix begins at
+            slots = Slots(together, copies[:, rows], slice(first + mine.start, first + mine.stop))
+        return Part(rows, together, len(lanes), tuple(handled), mine, len(cluster), slots)
 
     def _communicator(self, ranks: list[int]) -> MPI.Comm | None:
         if ranks == list(range(self.world.size)) and len(ranks) > 1:

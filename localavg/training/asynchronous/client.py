@@ -81,7 +81,7 @@ def client(local: Local, center: Array, roles: Roles, clock: Clock) -> None:
                 clock.lap("communicate")
                 away.append(learner)
                 learner.since, learner.losses = 0, 0.0
-                if roles.L == 1 and learner.t < T:
+                if len(roles.learners) == 1 and learner.t < T:
                     local.fetch(learner)
             else:
                 ready.append(learner)

@@ -18,6 +18,7 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg.errors import UserError, bad
+from localavg.parallel.layout import Layout
 
 FIRST_S, LONGEST_S = 2e-5, 1e-3
 NOTE = (
@@ -73,26 +74,17 @@ class Roles:
                 f"more, fewer servers, or --simulate",
             )
         self.P = clients if P is None else P
-        if self.P % clients:
+        if self.P < clients:
             raise UserError(
-                f"--learners {P} on {clients} ranks beside {servers} of servers: P must be a "
-                "multiple of the ranks "
-                f"that hold learners; use {max(1, self.P // clients) * clients} learners or "
-                "another mpirun -n"
+                f"{P} learner{'s' * (P != 1)} on {clients} ranks, servers not counted: "
+                f"every rank must hold one at least; use {clients} learners or more, "
+                f"or mpirun -n {self.P + servers}"
             )
-        self.world, self.L = world, self.P // clients
+        self.world, self.layout = world, Layout(self.P, (0,) * clients)
         self.servers = range(clients, world.size)
         self.first = world.rank == clients
-        self.learners = (
-            range(world.rank * self.L, (world.rank + 1) * self.L)
-            if world.rank < clients
-            else range(0)
-        )
+        self.learners = self.layout.learners(world.rank) if world.rank < clients else range(0)
         self.notes, self.vectors = world.Dup(), world.Dup()
-
-    def rank_of(self, j: int) -> int:
-        """The rank of learner j."""
-        return j // self.L
 
     def parts(self, d: int) -> list[slice]:
         """Which part of a vector [d] each server holds."""

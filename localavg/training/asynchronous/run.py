@@ -82,7 +82,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | No
     origin = {
         **(world.bcast(provenance) or {}),
         **resume.where(fleet, carried),
-        "learners_per_rank": roles.L,
+        "learners_per_rank": roles.layout.per_rank,
     }
     _, file = resume.opened(c, fleet, settings, origin, earlier, first, checkpoints=False)
     length = Length(

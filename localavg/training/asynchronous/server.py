@@ -43,7 +43,7 @@ class Server:
         """Take learner j's message, which is on its way, and reply without waiting for it to be
         read.
         """
-        vectors, rank = self.roles.vectors, self.roles.rank_of(j)
+        vectors, rank = self.roles.vectors, self.roles.layout.rank_of(j)
         vectors.Recv(self.message, rank, j)
         self._idle += [buffer for request, buffer in self._sent if request.Test()]
         self._sent = [
@@ -111,7 +111,8 @@ class FirstServer(Server):
         left, why = self.roles.P, ""
         for j, note in self._in_order():
             t, steps, losses, *seconds = note.tolist()
-            self._split[self.roles.rank_of(j)] = seconds
+            rank = self.roles.layout.rank_of(j)
+            self._split[rank] = seconds
             what = REFUSE if why else APPLY
             self._tell(j, what)
             self.exchange(j, what)
@@ -126,9 +127,7 @@ class FirstServer(Server):
                 except Diverged as e:
                     why = str(e)
                     left -= t != T  # this learner too is told to stop
-            self.roles.notes.Send(
-                np.array([REFUSE if why else APPLY], np.int64), self.roles.rank_of(j), j
-            )
+            self.roles.notes.Send(np.array([REFUSE if why else APPLY], np.int64), rank, j)
             if due:
                 self._keep()
             if not left:
