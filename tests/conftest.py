@@ -1,5 +1,7 @@
 """Data that several test files train on."""
 
+import sys
+import threading
 from typing import NamedTuple
 
 import h5py
@@ -55,6 +57,13 @@ def once():
         return outcomes[key]
 
     return get
+
+
+@pytest.fixture
+def hooks(monkeypatch):
+    """For commands in this process: after the test an exception that nobody catches ends no job."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
 
 
 @pytest.fixture

@@ -11,12 +11,14 @@ import uuid
 import numpy as np
 import pytest
 from mpi import call, marked, run
+from mpi4py import MPI
 
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import lanes
 from localavg.parallel.transport.lanes import CHUNK
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.shared import SharedMemory
+from localavg.parallel.transport.slots import Slots
 from localavg.scope import Scope
 
 HOW = {"mpi": HostMPI, "shared": SharedMemory}
@@ -118,6 +120,30 @@ def test_every_mean_is_the_sum_in_order_divided_once(ranks, mpi):
     if mpi == "mpich" and ranks not in (2, 3):
         pytest.skip("MPICH on two and three ranks")
     assert call(ranks, means, mpi=mpi, timeout=120) == [[]] * ranks
+
+
+@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize("variance", [False, True])
+def test_a_sum_is_divided_by_the_learners_not_by_the_ranks(name, variance):
+    """Four learners on one rank: all of them, and clusters of two."""
+    fleet = Fleet(MPI.COMM_SELF, 4)
+    transport, rows = HOW[name](fleet, 2), values(4, 1001, whole=True)
+    pairs = np.repeat([ordered(rows[:2]), ordered(rows[2:])], 2, axis=0)
+    everyone = np.tile(ordered(rows), (4, 1))
+    for scope, expected in ((Scope.WORLD, everyone), (Scope.CLUSTER, pairs)):
+        w = transport.zeros((4, 1001))
+        w[...] = rows
+        transport.mean_(w, scope, variance)
+        assert np.array_equal(w, expected)
+        assert np.array_equal(transport.mean(rows), ordered(rows))
+
+
+@pytest.mark.parametrize("P", [2, 3, 5])
+def test_slots_divide_by_the_learners_not_by_the_ranks(P):
+    rows = values(P, 1001, whole=True)
+    w = rows.copy()
+    Slots(MPI.COMM_SELF, np.zeros((2, P, 1001), np.float32), slice(0, P)).way(w)()
+    assert np.array_equal(w, np.tile(ordered(rows), (P, 1)))
 
 
 def long_run(world):

@@ -39,9 +39,10 @@ def run(
     env: Mapping[str, str | None] | None = None,
     check: bool = False,
     again: int = 2,
+    root: Path = ROOT,
 ) -> subprocess.CompletedProcess:
-    """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout; mpi is openmpi or
-    mpich.
+    """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout `root`; mpi is openmpi
+    or mpich.
 
     env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is
     killed, all its processes, and fails the test; with `check`, so does one that ends with another
@@ -50,7 +51,7 @@ def run(
     need(mpi)
     words = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", *map(os.fspath, argv)]
     mark = uuid.uuid4().hex
-    paths = [*map(str, (ROOT, TESTS, *FOLDERS)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [*map(str, (root, TESTS, *FOLDERS)), *filter(None, [os.environ.get("PYTHONPATH")])]
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
@@ -61,7 +62,7 @@ def run(
     variables = {name: value for name, value in variables.items() if value is not None}
     process = subprocess.Popen(
         words,
-        cwd=ROOT,
+        cwd=root,
         env=variables,
         text=True,
         errors="replace",
@@ -82,7 +83,9 @@ def run(
         kill(mark)
         raise
     if STALLED in err and again:
-        return run(ranks, *argv, timeout=timeout, mpi=mpi, env=env, check=check, again=again - 1)
+        return run(
+            ranks, *argv, timeout=timeout, mpi=mpi, env=env, check=check, again=again - 1, root=root
+        )
     if check and process.returncode:
         pytest.fail(f"status {process.returncode}: {shlex.join(words)}{_tail(out, err)}")
     return subprocess.CompletedProcess(words, process.returncode, out, err)

@@ -4,6 +4,7 @@ that was not.
 
 import contextlib
 import io
+import itertools
 import os
 import random
 import re
@@ -21,6 +22,7 @@ import psutil
 import pytest
 from drive import command_lines
 from mpi import MARK, ROOT, call, kill, marked, run
+from mpi4py import MPI
 
 from localavg.config import TrainConfig, seconds
 from localavg.errors import UserError
@@ -215,6 +217,37 @@ def stopped_at(world, lines, t):
         return command_lines(world, lines)
     finally:
         Keeper.visit = visit
+
+
+def alone(folder, line, stops=(13,)):
+    """A run on one rank in this process to its end, and one stopped after each of the updates."""
+    statuses = stopped_and_resumed(MPI.COMM_WORLD, str(folder), {"run": line}, stops)
+    assert statuses == [[75] * len(stops) + [0, 0]]
+    return load(folder / "run-whole.h5"), load(folder / "run.h5")
+
+
+HELD = {  # what a run must remember: a run whose bits depend on it
+    "momentum": LINES["kavg"],
+    "block momentum": LINES["mavg"],
+    "Adam": ADAM["adam"],
+    "the steered period": LINES["adpsgd"],
+    "learners that differ": f"{LINES['oneshot']} --sampling shard",
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_a_run_on_one_rank_goes_on_to_the_same_bits(what, tmp_path, hooks):
+    same(*alone(tmp_path, HELD[what]))
+
+
+def test_the_clock_goes_on_where_it_was(tmp_path, hooks, monkeypatch):
+    """By a clock that moves on a second whenever somebody looks, as also when a stop is saved."""
+    looks = itertools.count()
+    monkeypatch.setattr("localavg.monitor.perf_counter", lambda: float(next(looks)))
+    whole, parts = alone(tmp_path, LINES["kavg"], stops=(13, 20))
+    for group in ("train", "eval"):
+        later = getattr(parts, group).wall_s - getattr(whole, group).wall_s
+        assert later.isin([0, 1, 2]).all() and later.is_monotonic_increasing
 
 
 # ---------------------------------------------------------------------------------------------- one

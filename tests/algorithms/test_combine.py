@@ -1,0 +1,89 @@
+"""What an average does to the weights: the plain mean, and block momentum (mavg Algorithm 1)."""
+
+import numpy as np
+import pytest
+
+from localavg.algorithms.base import Mean
+from localavg.algorithms.mavg import BlockMomentum
+from localavg.scope import Scope
+
+S = 2  # learners in a cluster
+MU = 0.5
+
+
+class Together:
+    """Stands in for a transport whose one rank holds everyone."""
+
+    def mean_(self, w, scope, variance=False):
+        size = S if scope is Scope.CLUSTER else len(w)
+        means = w.reshape(-1, size, w.shape[1]).mean(axis=1)  # [clusters, d]
+        spread = float(((w - np.repeat(means, size, axis=0)) ** 2).sum()) / len(w)
+        w[...] = np.repeat(means, size, axis=0)
+        return spread if variance else np.nan
+
+
+def weights(k=1, P=4, d=6):
+    """[P, d], others for every k."""
+    return np.random.default_rng(k).integers(-8, 8, (P, d)).astype(np.float32)
+
+
+def started(combine, d_trained=6):
+    combine.start(np.tile(weights(0)[:1], (4, 1)), d_trained)
+    return combine
+
+
+def block_steps(means, nesterov):
+    """w̃ after each of some global averages, from the learners' means a (mavg Alg. 1)."""
+    w_tilde, v, found = weights(0)[0].astype(float), np.zeros(len(means[0])), []
+    for a in means:
+        d = a - w_tilde
+        v = MU * v + d
+        w_tilde = w_tilde + (MU * v + d if nesterov else v)
+        found.append(w_tilde)
+    return found
+
+
+def test_a_mean_is_the_mean_over_its_scope():
+    for scope, size in ((Scope.WORLD, 4), (Scope.CLUSTER, S)):
+        w = weights()
+        started(Mean()).average_(w, scope, Together())
+        expected = np.repeat(weights().reshape(-1, size, 6).mean(axis=1), size, axis=0)
+        np.testing.assert_allclose(w, expected)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_block_momentum_at_global_averages(nesterov):
+    combine = started(BlockMomentum(MU, nesterov))
+    expected = block_steps([weights(k).mean(axis=0) for k in (1, 2, 3)], nesterov)
+    for k in (1, 2, 3):
+        w = weights(k)
+        combine.average_(w, Scope.WORLD, Together())
+        np.testing.assert_allclose(w, np.tile(expected[k - 1], (4, 1)))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_averages_of_clusters_are_plain_means_and_no_block_step(nesterov):
+    combine = started(BlockMomentum(MU, nesterov))
+    expected = block_steps([weights(k).mean(axis=0) for k in (1, 3)], nesterov)
+    for k, scope in ((1, Scope.WORLD), (2, Scope.CLUSTER), (3, Scope.WORLD)):
+        w = weights(k)
+        combine.average_(w, scope, Together())
+        if scope is Scope.CLUSTER:
+            pairs = weights(k).reshape(2, 2, 6).mean(axis=1)
+            np.testing.assert_allclose(w, np.repeat(pairs, 2, axis=0))
+        else:
+            np.testing.assert_allclose(w, np.tile(expected[k // 2], (4, 1)))
+
+
+def test_statistics_take_the_plain_mean():
+    combine = started(BlockMomentum(MU), d_trained=4)
+    for k in (1, 2):
+        w = weights(k)
+        combine.average_(w, Scope.WORLD, Together())
+        np.testing.assert_allclose(w[:, 4:], np.tile(weights(k).mean(axis=0)[4:], (4, 1)))
+
+
+def test_the_variance_is_that_of_the_plain_mean():
+    w = weights()
+    spread = started(BlockMomentum(MU)).average_(w, Scope.WORLD, Together(), variance=True)
+    assert spread == pytest.approx(((weights() - weights().mean(axis=0)) ** 2).sum() / 4)

@@ -1,0 +1,357 @@
+"""Mistakes that a test must catch: each is made in a copy of the tree, and its test must fail.
+
+    python tests/mutants.py [NAME...]    all of them, or some; status 1 if one is not caught
+
+A mutant whose test passes shows a hole in the tests. Prefer a test that needs no launch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+LIMIT_S = 300  # of a run of pytest
+BROKEN = ("SyntaxError", "NameError", "ImportError", "ModuleNotFoundError")  # no mistake we mean
+
+# Where things are.
+ALGORITHMS = {
+    name: f"localavg/algorithms/{name}.py"
+    for name in ("base", "kavg", "hieravg", "adpsgd", "mavg", "qsgd", "eamsgd")
+}
+LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
+TRANSPORT = {
+    name: f"localavg/parallel/transport/{name}.py" for name in ("lanes", "slots", "shared", "mpi")
+}
+TRAINING = {name: f"localavg/training/{name}.py" for name in ("loop", "monitor", "keeper")}
+TESTS = {
+    name: f"tests/{folder}/test_{name}.py"
+    for folder, names in {
+        "algorithms": ("schedules", "combine", "exchange"),
+        "learner": ("sampling",),
+        "parallel": ("transport", "late_ranks"),
+        "training": ("in_process", "checkpoint", "asynchronous"),
+    }.items()
+    for name in names
+}
+
+
+class Mutant(NamedTuple):
+    """One mistake: `old`, which stands once in `file`, becomes `new`, and `test` fails."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
+RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bits"
+DIVIDED = f"{TESTS['transport']}::test_a_sum_is_divided_by_the_learners_not_by_the_ranks"
+FIRST_BARRIER = """\
+            self.here.Barrier()  # everyone's rows are ready
+"""
+LAST_BARRIER = """\
+            self.here.Barrier()  # nobody goes on before all lanes are written
+"""
+
+MUTANTS = [
+    # when learners average
+    Mutant(
+        "Every averages one update late",
+        ALGORITHMS["kavg"],
+        "return Scope.NONE if t % self.K else Scope.WORLD",
+        "return Scope.NONE if (t - 1) % self.K else Scope.WORLD",
+        STATIC,
+    ),
+    Mutant(
+        "Hier-AVG does not restart the local count at a global average",
+        ALGORITHMS["hieravg"],
+        "return Scope.NONE if since_global % self.K1 else Scope.CLUSTER",
+        "return Scope.NONE if t % self.K1 else Scope.CLUSTER",
+        STATIC,
+    ),
+    Mutant(
+        "a run does not end averaged",
+        TRAINING["loop"],
+        "scope = schedule.final if t == T else schedule.after(t)",
+        "scope = schedule.after(t)",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "ADPSGD counts its iterations from one",
+        ALGORITHMS["adpsgd"],
+        "k, S = t - self.warmup - 1, value",
+        "k, S = t - self.warmup, value",
+        f"{TESTS['schedules']}::test_iterations_count_from_zero_in_the_sampling_phase",
+    ),
+    Mutant(
+        "ADPSGD samples S in place of S / γ",
+        ALGORITHMS["adpsgd"],
+        "self.C2 += (S / gamma - self.C2) / self.n_C",
+        "self.C2 += (S - self.C2) / self.n_C",
+        f"{TESTS['schedules']}::test_the_running_mean_of_the_samples_is_exact_and_then_frozen",
+    ),
+    Mutant(
+        "ADPSGD's lower threshold forgets γ",
+        ALGORITHMS["adpsgd"],
+        "elif S < self.low * gamma * self.C2:",
+        "elif S < self.low * self.C2:",
+        f"{TESTS['schedules']}::test_thresholds_follow_the_step_size",
+    ),
+    Mutant(
+        "ADPSGD's upper threshold forgets γ",
+        ALGORITHMS["adpsgd"],
+        "elif S > self.high * gamma * self.C2:",
+        "elif S > self.high * self.C2:",
+        f"{TESTS['schedules']}::test_thresholds_follow_the_step_size",
+    ),
+    # what an average does
+    Mutant(
+        "block momentum at clusters",
+        ALGORITHMS["mavg"],
+        "if scope is not Scope.WORLD:",
+        "if scope is Scope.NONE:",
+        f"{TESTS['combine']}::test_averages_of_clusters_are_plain_means_and_no_block_step",
+    ),
+    Mutant(
+        "rounding to the nearest level in QSGD",
+        ALGORITHMS["qsgd"],
+        "levels = np.floor(np.abs(g) * _spread(scale, bucket, len(g)) + u)",
+        "levels = np.rint(np.abs(g) * _spread(scale, bucket, len(g)))",
+        f"{TESTS['exchange']}::test_rounding_by_hand",
+    ),
+    # how a mean travels
+    Mutant(
+        "MPI's sum is divided by the ranks",
+        TRANSPORT["mpi"],
+        "        mean /= group.learners",
+        "        mean /= self.world.size",
+        DIVIDED,
+    ),
+    Mutant(
+        "the sum of the lanes is divided by the ranks",
+        TRANSPORT["shared"],
+        "part.learners, self._scratch",
+        "self.world.size, self._scratch",
+        DIVIDED,
+    ),
+    Mutant(
+        "the sum of the slots is divided by the ranks",
+        TRANSPORT["slots"],
+        "w.dtype.type(P),",
+        "w.dtype.type(self.here.size),",
+        f"{TESTS['transport']}::test_slots_divide_by_the_learners_not_by_the_ranks",
+    ),
+    Mutant(
+        "lanes do not wait for everyone's rows",
+        TRANSPORT["lanes"],
+        FIRST_BARRIER,
+        FIRST_BARRIER.replace("self.here.Barrier()", "pass"),
+        f"{TESTS['late_ranks']}::test_lanes_wait_for_a_rank_whose_row_is_not_ready",
+    ),
+    Mutant(
+        "lanes do not wait until all are written",
+        TRANSPORT["lanes"],
+        LAST_BARRIER,
+        LAST_BARRIER.replace("self.here.Barrier()", "pass"),
+        f"{TESTS['late_ranks']}::test_nobody_leaves_before_the_last_lane_is_written",
+    ),
+    Mutant(
+        "slots use one half",
+        TRANSPORT["slots"],
+        "self.turn = turn = 1 - self.turn",
+        "self.turn = turn = 0",
+        f"{TESTS['late_ranks']}::test_slots_are_not_written_while_a_rank_still_reads_them",
+    ),
+    # what a learner does
+    Mutant(
+        "shuffle is not redone each epoch",
+        LEARNER["sampling"],
+        "generator(self.seed, self.P, window).permutation(self.n)",
+        "generator(self.seed, self.P, 0).permutation(self.n)",
+        f"{TESTS['sampling']}::test_learners_of_an_epoch_have_disjoint_parts",
+    ),
+    Mutant(
+        "the first epoch's shuffle is kept",
+        LEARNER["sampling"],
+        "if self._order is None or self._order[0] != window:",
+        "if self._order is None:",
+        f"{TESTS['sampling']}::test_learners_of_an_epoch_have_disjoint_parts",
+    ),
+    Mutant(
+        "a shard is not reshuffled in each pass",
+        LEARNER["sampling"],
+        "generator(self.seed, j, window).permutation(hi - lo)",
+        "generator(self.seed, j, 0).permutation(hi - lo)",
+        f"{TESTS['sampling']}::test_a_pass_over_a_shard_repeats_no_row_and_the_next_one_is_"
+        "reshuffled",
+    ),
+    Mutant(
+        "two learners' rows are swapped",
+        TRAINING["loop"],
+        "rows = list(zip(learners, w, g, strict=True))",
+        "rows = list(zip(learners, w, [g[1], g[0], *g[2:]], strict=True))",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    # what a run remembers when it is resumed
+    Mutant(
+        "the optimiser's state is forgotten at resume",
+        LEARNER["optim"],
+        "            put_(s, state[str(i)])",
+        "            pass",
+        RESUMED,
+    ),
+    Mutant(
+        "Adam's t is forgotten at resume",
+        LEARNER["optim"],
+        'self.t = int(state["t"])',
+        "self.t = 0",
+        RESUMED,
+    ),
+    Mutant(
+        "block v is forgotten at resume",
+        ALGORITHMS["mavg"],
+        'put_(self.v, state["v"])',
+        "self.v[...] = 0",
+        RESUMED,
+    ),
+    Mutant(
+        "the last block's weights are forgotten at resume",
+        ALGORITHMS["mavg"],
+        'put_(self.w_tilde, state["w_tilde"])',
+        "pass",
+        RESUMED,
+    ),
+    Mutant(
+        "the steered period is forgotten at resume",
+        ALGORITHMS["base"],
+        "            setattr(self, name, state[name])",
+        "            pass",
+        RESUMED,
+    ),
+    Mutant(
+        "two learners' rows are swapped at resume",
+        TRAINING["keeper"],
+        'put_(w, state["weights"]["w"])',
+        'put_(w, state["weights"]["w"][[1, 0, 2, 3]])',
+        RESUMED,
+    ),
+    Mutant(
+        "the clock is forgotten at resume",
+        TRAINING["monitor"],
+        'self.clock.start(state["seconds"].tolist())',
+        "self.clock.start()",
+        f"{TESTS['checkpoint']}::test_the_clock_goes_on_where_it_was",
+    ),
+    # the center variable
+    Mutant(
+        "EAMSGD's learner moves and the center does not",
+        ALGORITHMS["eamsgd"],
+        "        reply *= self.alpha\n        center += reply",
+        "        reply *= self.alpha",
+        f"{TESTS['asynchronous']}::test_an_elastic_exchange_conserves_the_sum",
+    ),
+]
+
+
+def copied(folder: Path) -> Path:
+    """A copy of the checkout in `folder`, with the same virtual environment."""
+    names = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout.split("\0")
+    for name in filter(None, names):
+        if (ROOT / name).is_file():  # a tracked file may be deleted
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, folder / name)
+    for name in (".venv", ".mpich"):
+        if (ROOT / name).exists():
+            (folder / name).symlink_to((ROOT / name).resolve())
+    return folder
+
+
+@contextmanager
+def applied(mutant: Mutant, tree: Path) -> Iterator[None]:
+    """Within it the mistake is in the tree."""
+    path = tree / mutant.file
+    text = path.read_text(encoding="utf-8")
+    if (count := text.count(mutant.old)) != 1:
+        raise ValueError(f"{mutant.name}: its old text is {count} times in {mutant.file}")
+    path.write_text(text.replace(mutant.old, mutant.new), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+
+
+def tested(tree: Path, tests: Iterable[str]) -> tuple[int | None, str]:
+    """pytest's exit status for some tests of a tree, None if out of time, and what it printed."""
+    # No bytecode: its time and size would not tell a mutant from the original.
+    env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
+    words = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider"]
+    try:
+        done = subprocess.run([*words, *tests], cwd=tree, env=env, stdin=subprocess.DEVNULL,
+                              text=True, capture_output=True, timeout=LIMIT_S)  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return None, f"still running after {LIMIT_S} s"
+    return done.returncode, done.stdout + done.stderr
+
+
+def survived(mutant: Mutant, tree: Path) -> str:
+    """Why a mutant counts as not caught; "" where its test fails as it should."""
+    with applied(mutant, tree):
+        status, said = tested(tree, [mutant.test])
+    if status == 0:
+        return f"{mutant.test} passes"
+    if status != 1 or not re.search(r"^\d+ failed", said, re.MULTILINE):  # an error is none
+        return f"{mutant.test} does not fail but ends with status {status}\n{said[-3000:]}"
+    if wrong := re.search(rf"^E +({'|'.join(BROKEN)})\b.*", said, re.MULTILINE):
+        return f"{mutant.test} fails because the mutant is broken: {wrong[0]}"
+    return ""
+
+
+def sound(tree: Path, mutants: Iterable[Mutant]) -> str:
+    """What is wrong with the tests of a tree without a mutant; "" where they pass."""
+    status, said = tested(tree, sorted({mutant.test for mutant in mutants}))
+    return "" if status == 0 else said
+
+
+def main(names: list[str]) -> int:
+    """Try the mutants of these names, or all."""
+    if unknown := set(names) - {mutant.name for mutant in MUTANTS}:
+        known = "\n  ".join(mutant.name for mutant in MUTANTS)
+        print(f"no mutant {sorted(unknown)[0]!r}; there are\n  {known}")
+        return 2
+    asked = [mutant for mutant in MUTANTS if not names or mutant.name in names]
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        tree = copied(Path(folder))
+        if why := sound(tree, asked):
+            print(f"without a mutant these tests fail:\n{why}")
+            return 1
+        alive = 0
+        for mutant in asked:
+            started = time.monotonic()
+            why = survived(mutant, tree)
+            alive += bool(why)
+            verdict = f"NOT CAUGHT: {why}" if why else "caught"
+            print(f"{mutant.name}: {verdict} ({time.monotonic() - started:.1f} s)", flush=True)
+    print(f"{len(asked) - alive} of {len(asked)} mutants caught")
+    return 1 if alive else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

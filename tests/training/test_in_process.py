@@ -1,0 +1,45 @@
+"""Whole runs of four learners in this process, without a launch, against the oracles."""
+
+import numpy as np
+import oracles as oracle
+import pytest
+from conftest import N
+from drive import command_lines
+from mpi4py import MPI
+
+from localavg.files.record import CLUSTER, WORLD, load
+
+P, T, L2, M = 4, 52, 0.01, 0.8
+ALGORITHMS = {  # T ends a partial period of each
+    "sync": oracle.sync,
+    "kavg --K 7": lambda s, T, gamma: oracle.kavg(s, T, gamma, 7),
+    "mavg --K 6 --mu 0.5": lambda s, T, gamma: oracle.mavg(s, T, gamma, 6, 0.5, False),
+    "hieravg --K1 3 --K2 8 --S 2": lambda s, T, gamma: oracle.hieravg(s, T, gamma, 3, 8, 2),
+    "adpsgd --p-init 3 --Ks 20 --warmup 4":
+        lambda s, T, gamma: oracle.adpsgd(s, T, gamma, 3, 20, 4, k_from="warmup"),
+}  # fmt: skip
+
+
+def gamma(t):
+    return 1.2 * 0.4 ** ((t > 21) + (t > 45))
+
+
+@pytest.mark.parametrize("optimiser", ["sgd", "momentum"])
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_run_is_the_oracles(algorithm, optimiser, shards, tmp_path, hooks):
+    out = tmp_path / "run.h5"
+    how = f"--optimizer {optimiser}" + f" --momentum {M}" * (optimiser == "momentum")
+    line = (
+        f"train {algorithm} --learners {P} --sampling shard --batch-size {N // P} --steps {T} "
+        f"{how} --l2 {L2} --lr 1.2 --schedule steps --milestones 21 45 --factor 0.4 "
+        f"--save-weights --eval-every {T}"
+    )
+    words = [*line.split(), "--data", shards.path, "--out", str(out)]
+    assert command_lines(MPI.COMM_WORLD, [words]) == [0]
+    setup = oracle.Setup(shards.X, shards.y, P, L2, optimiser, M)
+    w, averages = ALGORITHMS[algorithm](setup, T, gamma)[:2]
+    found, scopes = load(out), {"global": WORLD, "local": CLUSTER}
+    assert np.linalg.norm(found.weights - w) < 1e-6 * np.linalg.norm(w)
+    assert found.averages.t.tolist() == [t for t, _ in averages]
+    assert found.averages.scope.tolist() == [scopes[scope] for _, scope in averages]
+    assert averages[-1] == (T, "global")
