@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 RUNS   ?= runs/lupa-fig2
+DATA   ?= epsilon-like:100000x2000
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
@@ -24,9 +25,10 @@ help:            ## what there is to make
 	touch $@
 
 run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (under 3 minutes after set-up)
-	jobs/local/lupa-fig2 $(RUNS)
+	$(BIN)/python -m localavg sweep jobs/sweeps/lupa-fig2.toml --seeds 1 --set data=$(DATA) --out $(RUNS)
+	$(BIN)/python analysis/lupa_fig2.py $(RUNS) --out figures
 
-figure: .venv/test ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (ids: analysis/__main__.py)
+figure: .venv/test ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (ids: jobs/sweeps, theory)
 	test "$(ID)" = theory || jobs/local/sweep $(ID)
 	$(BIN)/python analysis $(or $(ID),$(error name one: make figure ID=lupa-fig4))
 

@@ -7,8 +7,7 @@ paper the period is 1 for an epoch and 4 while C₂ is sampled, a quarter of the
 size drops tenfold at 1/2 and 3/4 of the run. Repeats with other seeds become a band. The table has
 the averages and the final training loss of every algorithm.
 
-Cost: about 2 s for the figure; the runs take a minute and a half on two cores (all of it is
-`jobs/local/adpsgd-fig3`):
+Cost: about 2 s for the figure; the runs take a minute and a half on two cores:
 
     python analysis/adpsgd_fig3.py runs/adpsgd-fig3 --out figures
 

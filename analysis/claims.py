@@ -77,11 +77,6 @@ def all_of(*verdicts: str) -> str:
     return FAIL if FAIL in verdicts else PASS if set(verdicts) == {PASS} else OPEN
 
 
-def any_of(*verdicts: str) -> str:
-    """Pass if one passes, fail if all fail."""
-    return PASS if PASS in verdicts else FAIL if set(verdicts) == {FAIL} else OPEN
-
-
 def alike(found: Iterable[Run], *but: str) -> list[list[Run]]:
     """Ended runs, sorted into those that agree in all shared settings, those named in `but` left
     aside.

@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import style
 from matplotlib.figure import Figure
-from tabulate import tabulate
 
 from localavg.files.record import WORLD, Run, UserError, load_many
 from localavg.theory import adpsgd_weighted_variance
@@ -325,7 +324,7 @@ def finish(
     write(args.out / f"{stem}.txt", said)
     if rows:
         print(style.table(header, rows))
-        write(args.out / f"{stem}.md", f"{said}\n{_tabulated(header, rows, 'github')}\n")
+        write(args.out / f"{stem}.md", f"{said}\n{style.table(header, rows, 'github')}\n")
         print(args.out / f"{stem}.md")
     print(args.out / f"{stem}.txt", *paths, sep="\n")
 
@@ -342,24 +341,12 @@ def finish_table(
     caption = f"{caption} {settings(groups)}"
     kinds = {".txt": "simple", ".md": "github", ".tex": "latex_booktabs"}
     for suffix, how in kinds.items():
-        text = _tabulated(header, rows, how)
+        text = style.table(header, rows, how)
         if suffix == ".txt":
             print(text)
         said = f"% {caption}\n\n{_plain(text)}\n" if suffix == ".tex" else f"{caption}\n\n{text}\n"
         write(args.out / f"{stem}{suffix}", said)
     print(*(args.out / f"{stem}{suffix}" for suffix in kinds), sep="\n")
-
-
-def _tabulated(header: Sequence[str], rows: Sequence[Sequence[str]], how: str) -> str:
-    """The first column and those of words flush left, numbers flush right."""
-    words = [i == 0 or any(row[i][:1].isalpha() for row in rows) for i in range(len(header))]
-    return tabulate(
-        rows,
-        header,
-        tablefmt=how,
-        disable_numparse=True,
-        colalign=["left" if w else "right" for w in words],
-    )
 
 
 def _plain(latex: str) -> str:

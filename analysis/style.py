@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from tabulate import tabulate
 
 from localavg.files.record import Run, UserError
 
@@ -336,16 +337,17 @@ def save(figure: Figure, stem: Path) -> list[Path]:
     return written
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Text table: the first column flush left, the others flush right."""
-    lines = [list(header), *map(list, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(w) if i else cell.ljust(w)
-            for i, (cell, w) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
+def table(header: Sequence[str], rows: Sequence[Sequence[str]], how: str = "plain") -> str:
+    """A table in a format of tabulate: the first column and those of words flush left, numbers
+    flush right.
+    """
+    words = [i == 0 or any(row[i][:1].isalpha() for row in rows) for i in range(len(header))]
+    return tabulate(
+        rows,
+        header,
+        tablefmt=how,
+        disable_numparse=True,
+        colalign=["left" if w else "right" for w in words],
     )
 
 

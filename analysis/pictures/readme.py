@@ -19,11 +19,11 @@ import style  # noqa: E402
 
 from localavg.files.record import load  # noqa: E402
 
-LINES = {
-    "sync": "every update (SyncSGD)",
-    "tau5": "every 5 (K-AVG)",
-    "tau91": "every 91",
-    "oneshot": "once, at the end",
+LINES = {  # by the names of the runs
+    "sync-s0": "every update (SyncSGD)",
+    "kavg-tau5-s0": "every 5 (K-AVG)",
+    "kavg-tau91-s0": "every 91",
+    "oneshot-s0": "once, at the end",
 }
 SHOWN = 300  # updates on the left
 

@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from localavg.errors import UserError
 from localavg.files.hdf5 import reason
@@ -89,10 +89,3 @@ def md5(path: str | Path) -> str:
         while piece := file.read(1 << 20):
             digest.update(piece)
         return digest.hexdigest()
-
-
-def bar(total_bytes: int, what: str) -> Any:
-    """A progress bar that shows on a terminal only."""
-    from tqdm import tqdm
-
-    return tqdm(total=total_bytes, unit="B", unit_scale=True, desc=what, disable=None)

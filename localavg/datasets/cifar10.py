@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from localavg.datasets import archives
+from localavg.datasets import archives, progress
 from localavg.datasets.dataset import Augment
 from localavg.datasets.image_writer import write_images
 from localavg.datasets.writer import check_out, on_root
@@ -84,7 +84,7 @@ def _batches(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     wrong.
     """
     wanted, found = {*BATCHES, "test_batch"}, {}
-    with archives.bar(len(wanted) * ROWS * PIXELS, f"read {archive.name}") as bar:
+    with progress.bar(len(wanted) * ROWS * PIXELS, f"read {archive.name}") as bar:
         for tar, member in archives.members(archive):
             file = PurePosixPath(member.name)
             if file.name in wanted or (file.stem in wanted and file.suffix == ".bin"):

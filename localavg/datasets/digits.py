@@ -2,10 +2,16 @@
 Alpaydin, C. Kaynak 1998).
 
 They come with the package, so they need no file and no network. A fixed shuffle deals out 1437 to
-learn from and 360 to test on, as scikit-learn's 80 : 20 split counts them.
+learn from and 360 to test on, as scikit-learn's 80 : 20 split counts them. Scikit-learn itself is
+not imported, which would take seconds.
 """
 
+from importlib.util import find_spec
+from pathlib import Path
+
 import numpy as np
+
+from localavg.errors import UserError
 
 SHAPE = (8, 8, 1)
 SIZES = {"train": 1437, "test": 360}
@@ -21,13 +27,24 @@ def fill(split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> Non
     """Fill rows start … stop − 1 of x uint8 [n, 8, 8, 1] and y int64 [n], which stand for all rows
     of a split.
     """
-    if start == stop:
-        return  # scikit-learn takes a second to import
-    from sklearn.datasets import load_digits
-
-    found = load_digits()
-    order = np.random.default_rng(SHUFFLE).permutation(len(found.target))  # [1797]
+    found = np.loadtxt(
+        _file(), np.uint8, delimiter=","
+    )  # [1797, 65], a row 64 pixels and the digit
+    order = np.random.default_rng(SHUFFLE).permutation(len(found))  # [1797]
     first = 0 if split == "train" else SIZES["train"]
-    rows = order[first + start : first + stop]
-    x[start:stop, :, :, 0] = found.images[rows]
-    y[start:stop] = found.target[rows]
+    rows = found[order[first + start : first + stop]]
+    x[start:stop] = rows[:, :-1].reshape(-1, *SHAPE)
+    y[start:stop] = rows[:, -1]
+
+
+def _file() -> Path:
+    """The file of the images in scikit-learn's package."""
+    package = find_spec("sklearn")
+    for folder in (package and package.submodule_search_locations) or ():
+        if (path := Path(folder, "datasets", "data", "digits.csv.gz")).is_file():
+            return path
+    raise UserError(
+        "--data digits: scikit-learn's file datasets/data/digits.csv.gz is not found; install it "
+        "again with "
+        "`pip install --force-reinstall scikit-learn`, or choose other data"
+    )

@@ -2,9 +2,9 @@
 
 A row is a stationary AR(1) process along the features, g_k = ρ g_{k−1} + z_k, scaled to unit norm:
 like Epsilon's standardised features, all have the same variance 1/d. Before the scaling E[g gᵀ]/d
-is the Toeplitz matrix ρ^|i−j| / d, whose largest eigenvalue and condition number are those of
-`largest_eigenvalue` and `condition_number` as d grows; the scaling shrinks both (`spectrum` is
-exact): 0.0470 for 0.0495 and 8870 for 9801 with d = 2000, ρ = 0.98.
+is the Toeplitz matrix ρ^|i−j| / d. As d grows, its largest eigenvalue tends to (1 + ρ)/((1 − ρ) d)
+and its condition number to ((1 + ρ)/(1 − ρ))². The scaling shrinks both (`spectrum` is exact):
+0.0470 for 0.0495 and 8870 for 9801 with d = 2000, ρ = 0.98.
 
 The label is +1 with probability sigmoid(x · w*), with w* an AR(1) draw along the features (a smooth
 teacher), scaled so that g · w* / √d has standard deviation `margin` (x · w* has about 1 % less).
@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from localavg.datasets import writer
+from localavg.datasets import progress, writer
 from localavg.errors import UserError
 
 ROWS, FEATURES = 400_000, 2000
@@ -39,16 +39,6 @@ def sizes(rows: int) -> dict[str, int]:
     split below 4.
     """
     return {"train": rows, "test": rows // 4} if rows >= 4 else {"train": rows}
-
-
-def largest_eigenvalue(features: int, rho: float = RHO) -> float:
-    """Return (1 + ρ)/((1 − ρ) d), the limit of the largest eigenvalue of E[x xᵀ] as d grows."""
-    return (1 + rho) / (1 - rho) / features
-
-
-def condition_number(rho: float = RHO) -> float:
-    """Return ((1 + ρ)/(1 − ρ))², the limit of the condition number of E[x xᵀ] as d grows."""
-    return ((1 + rho) / (1 - rho)) ** 2
 
 
 def spectrum(features: int, rho: float = RHO) -> np.ndarray:
@@ -187,8 +177,6 @@ def prepare_epsilon_like(
 
 
 def _write(out, rows, features, seed, rho, margin):
-    from tqdm import tqdm
-
     weights = teacher(features, seed, rho, margin)  # [d]
     attributes = {
         "name": f"epsilon-like:{rows}x{features}",
@@ -212,7 +200,7 @@ def _write(out, rows, features, seed, rho, margin):
     total = sum(sizes(rows).values())
     with (
         writer.create(out, features, sizes(rows), attributes, arrays) as target,
-        tqdm(total=total, unit="row", unit_scale=True, desc=f"write {out}", disable=None) as bar,
+        progress.bar(total, f"write {out}", unit="row") as bar,
     ):
         for split, n in sizes(rows).items():
             x = np.empty((min(n, BLOCK), features), np.float32)  # [BLOCK, d]

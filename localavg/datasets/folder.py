@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from localavg.datasets import archives
+from localavg.datasets import progress
 from localavg.datasets.image_writer import write_pictures
 from localavg.datasets.writer import check_out, on_root
 from localavg.errors import UserError
@@ -73,7 +73,7 @@ def _write_folder(
     } | ({} if shuffle is None else {"shuffle_seed": shuffle})
     with (
         write_pictures(out, lengths, tuple(classes), size, attributes) as target,
-        archives.bar(sum(lengths.values()), f"write {Path(out).name}") as bar,
+        progress.bar(sum(lengths.values()), f"write {Path(out).name}") as bar,
     ):
         for split, found in files.items():
             for path, label in found:

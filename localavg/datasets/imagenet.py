@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from localavg.datasets import archives
+from localavg.datasets import archives, progress
 from localavg.datasets.image_writer import PictureWriter, write_pictures
 from localavg.datasets.writer import check_out, on_root
 from localavg.errors import UserError
@@ -71,7 +71,7 @@ def prepare_imagenet(
         }
         with (
             write_pictures(out, sizes, kit.names, SIDE, attributes) as target,
-            archives.bar(sum(sizes.values()), f"write {Path(out).name}") as bar,
+            progress.bar(sum(sizes.values()), f"write {Path(out).name}") as bar,
         ):
             _copy_train(Path(train), kit, target, bar)
             _check_count(train, len(target.labels["train"]), "train", any_count)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from localavg.datasets import writer
+from localavg.datasets import progress, writer
 from localavg.datasets.libsvm_text import blocks
 from localavg.datasets.spool import Spool
 from localavg.errors import UserError
@@ -121,7 +121,7 @@ def _collect(spool, features, comm, ranks):
 
     size = os.path.getsize(spool.path) if os.path.exists(spool.path) else None
     try:
-        with _bar(size, f"read {spool.path.name}") as bar:
+        with progress.bar(size, f"read {spool.path.name}") as bar:
             for number, (position, block) in enumerate(blocks(spool.path, features, 0, ranks)):
                 source = number % ranks
                 if source:
@@ -169,7 +169,7 @@ def _write(out, spools, features, shuffle, name):
     total = sum(rows.values()) * features * 4
     with (
         writer.create(out, features, rows, attributes) as target,
-        _bar(total, f"write {Path(out).name}") as bar,
+        progress.bar(total, f"write {Path(out).name}") as bar,
     ):
         for split, spool in spools.items():
             order = None
@@ -195,10 +195,3 @@ def _classes(spools):
                 f"{spool.path} has the label {strange[0]:g}, which {train.path} has not"
             )
     return sorted(train.labels)
-
-
-def _bar(total_bytes, what):
-    """Return a progress bar that shows on a terminal only."""
-    from tqdm import tqdm
-
-    return tqdm(total=total_bytes, unit="B", unit_scale=True, desc=what, disable=None)

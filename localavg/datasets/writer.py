@@ -1,9 +1,6 @@
 """Writing a prepared dataset (see `prepared`): atomically, never over another file, by rank 0."""
 
 import contextlib
-import glob
-import os
-import platform
 import shutil
 import signal
 import sys
@@ -16,6 +13,7 @@ import numpy as np
 
 from localavg.datasets.prepared import FLOAT, SCHEMA
 from localavg.errors import UserError
+from localavg.files import atomic
 from localavg.files.hdf5 import laid_out, put, reason
 
 T = TypeVar("T")
@@ -77,25 +75,18 @@ def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
     out = Path(out)
     check_out(out)
     need_room(out, need_bytes)
-    mine = f".{out.name}.{platform.node()}"
-    for left in out.parent.glob(f"{glob.escape(mine)}.*.part"):
-        if not _alive(int(left.name.split(".")[-2])):
-            left.unlink(missing_ok=True)
-    part = out.with_name(f"{mine}.{os.getpid()}.part")
     with _terminate_as_exit():
         try:
-            yield part
-            with open(part, "r+b") as file:
-                os.fsync(file.fileno())
-            check_out(out)
-            os.replace(part, out)
-            _sync_folder(out.parent)
+            with atomic.replacing(out) as part:
+                yield part
+                atomic.sync(
+                    part
+                )  # may take long; what came to be named `out` meanwhile is not written over
+                check_out(out)
         except OSError as error:
             raise UserError(
                 f"{out} cannot be written ({reason(error)}); nothing of it was kept"
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
 
 
 def need_room(out: Path, nbytes: int) -> None:
@@ -133,16 +124,6 @@ def create(
         yield Writer(file, first, features)
 
 
-def _alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
-
-
 @contextlib.contextmanager
 def _terminate_as_exit():
     """Let SIGTERM (what mpirun sends on Ctrl-C) unwind the stack, so that temporary files go."""
@@ -154,11 +135,3 @@ def _terminate_as_exit():
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _sync_folder(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

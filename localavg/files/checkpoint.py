@@ -22,7 +22,7 @@ import h5py
 import numpy as np
 
 from localavg.errors import SharedError, UserError
-from localavg.files import hdf5
+from localavg.files import atomic, hdf5
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 
@@ -63,10 +63,7 @@ def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
 
     def commit() -> None:
         if fleet.rank == 0:
-            shutil.rmtree(final, ignore_errors=True)
-            _sync(partial)
-            os.rename(partial, final)
-            _sync(folder)
+            atomic.commit(partial, final)
             for old in sorted(folder.glob("t" + "[0-9]" * 9))[:-KEPT]:
                 shutil.rmtree(old)
 
@@ -151,7 +148,7 @@ def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
     ) as (file, first):
         for name in arrays:
             hdf5.put(file, first[name], values[name])
-    _sync(path)
+    atomic.sync(path)
 
 
 def _read(files: list[h5py.File], own: h5py.File, name: str, learners: range) -> Any:
@@ -182,12 +179,3 @@ def _rows(data: Any) -> Any:
 
 def _checksum(data: Any) -> int:
     return zlib.crc32(np.ascontiguousarray(data).view(np.uint8).data if np.size(data) else b"")
-
-
-def _sync(path: Path) -> None:
-    """Have the system put a file, or the names in a folder, on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

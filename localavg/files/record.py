@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 
 from localavg.errors import UserError
+from localavg.files import atomic
 from localavg.files.hdf5 import reason
 from localavg.files.provenance import now
 from localavg.files.schema import BENCHES, CLUSTER, SCHEMA, SCHEMA_VERSION, WORLD  # noqa: F401  CLUSTER, WORLD: for readers
@@ -53,7 +54,7 @@ class Record:
         self.rows = dict.fromkeys(_TABLES, 0)  # rows in the file
         self._flushed_s = self._wait_s = 0.0
         self._checked: set[tuple[str, ...]] = set()  # the columns that rows have come with
-        self._mine: int | None = None  # the file as it was written last
+        self._mine: int | None = None  # inode of the file as it was written last
 
     @classmethod
     def create(
@@ -123,11 +124,6 @@ class Record:
             self._checked.add(columns)
         self._rows[group].append(row)
 
-    def append_rows(self, group: str, rows: Iterable[Mapping[str, float]]) -> None:
-        """Buffer several rows of `group`, each a mapping of column to value, as `append` does."""
-        for row in rows:
-            self.append(group, **row)
-
     def flush(self, force: bool = False) -> bool:
         """Write the buffered rows if due, or with `force`; tells whether it wrote.
 
@@ -192,7 +188,12 @@ class Record:
                         column.resize(min(len(column), self.rows[group]), axis=0)
                 for group, columns in tables.items():
                     _extend(file, group, columns)
-            self._mine = _replace(self.path, image)
+            with atomic.replacing(
+                self.path, self.path.with_name(f"{self.path.name}.partial")
+            ) as part:
+                part.write_bytes(image.getbuffer())
+                mine = part.stat().st_ino
+            self._mine = mine
         for group in tables:
             self.rows[group] += len(self._rows[group])
             self._rows[group].clear()
@@ -360,22 +361,6 @@ def _decoded(value: Any) -> Any:
             else value
         )
     return value.item() if isinstance(value, np.generic) else value
-
-
-def _replace(path: Path, image: io.BytesIO) -> int:
-    """Put the image in the file's place; returns the number by which the file system knows it."""
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as out:
-            out.write(image.getbuffer())
-            out.flush()
-            os.fsync(out.fileno())
-            inode = os.fstat(out.fileno()).st_ino
-        partial.replace(path)
-        return inode
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
 
 
 @contextlib.contextmanager

@@ -1,9 +1,8 @@
 """P learners over the MPI ranks, and the communicators between them.
 
 Learners, not ranks, are the unit: `parallel.layout` says which ones a rank holds, the rows of its
-weight matrix. The communicators: `world`; `node`, the ranks of this machine; `cross`, the ranks
-with my place on every node; and, for averages within clusters of S learners, one for each cluster
-that spans ranks.
+weight matrix. The communicators: `world`; `node`, the ranks of this machine; and, for averages
+within clusters of S learners, one for each cluster that spans ranks.
 """
 
 from __future__ import annotations
@@ -56,8 +55,8 @@ class Fleet:
     """P learners laid over the ranks of `world`.
 
     `world` is any intracommunicator; nothing below reaches for COMM_WORLD. `ranks_per_node` splits
-    each machine into artificial nodes of so many ranks, so that node and cross steps can be told
-    apart on a laptop.
+    each machine into artificial nodes of so many ranks, so that steps within and across nodes can
+    be told apart on a laptop.
 
     layout: who holds which learners. learners: those of this rank, the rows of its matrices [L, n].
     L, their number, may differ by one between ranks.
@@ -80,7 +79,6 @@ class Fleet:
         self.node = machine.Split(
             machine.rank // (ranks_per_node or machine.size), key=machine.rank
         )
-        self.cross = world.Split(self.node.rank, key=world.rank)
         first = world.allgather(
             self.node.bcast(world.rank)
         )  # [R] the first rank on each rank's node

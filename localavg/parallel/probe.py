@@ -24,6 +24,8 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+from localavg.files import atomic
+
 LAUNCHED = (
     "OMPI_",
     "PRTE_",
@@ -233,9 +235,8 @@ def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False)
     if found.works is not None:
         with suppress(OSError):  # where nothing can be written, the next time tries again
             path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-                json.dump({**known, key: asdict(found)}, file, indent=1)
-            os.replace(file.name, path)
+            with atomic.replacing(path) as part:
+                part.write_text(json.dumps({**known, key: asdict(found)}, indent=1))
     return found
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 
 from localavg import models
 from localavg.datasets import Dataset, Split
@@ -84,7 +85,7 @@ class Network(Problem):
         self.autocast = (
             torch.autocast(device, torch.bfloat16) if precision == "bf16" else nullcontext()
         )
-        with torch.device("meta"):  # shapes without memory
+        with torch.device("meta"), _Undrawn():  # shapes without memory
             self._skeleton = self._make()
         tensors = _floating(self._skeleton)
         self.parameters = len(list(self._skeleton.parameters()))
@@ -301,6 +302,22 @@ class Bound:
         self.g = self.network.tensor(row)[: len(self.w)]
         for name, parameter in self.module.named_parameters():
             parameter.grad = views[name]
+
+
+class _Undrawn(TorchFunctionMode):
+    """Skip normal draws while a module is made for its shapes alone.
+
+    torch computes a normal draw on the device meta in Python, and loads its compiler for it, which
+    takes seconds.
+    """
+
+    def __torch_function__(
+        self, function: Callable, types: object, args: tuple = (), kwargs: dict | None = None
+    ) -> object:
+        kwargs = kwargs or {}
+        if function in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return function(*args, **kwargs)
 
 
 def _floating(model: nn.Module) -> dict[str, Tensor]:

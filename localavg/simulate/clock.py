@@ -58,11 +58,15 @@ def averages(
     return lambda scope: (sizes[scope], seconds(sizes[scope], nbytes))
 
 
-def retime_(file: record.Record, clock: Synchronous) -> None:
-    """From now on the rows of `file` carry the times of `clock` in place of measured ones."""
-    write = file.append
+class Modelled:
+    """A run file whose rows carry the times of a modelled clock in place of measured ones."""
 
-    def append(group: str, **row: float) -> None:
+    def __init__(self, file: record.Record, clock: Synchronous) -> None:
+        self.file, self.clock = file, clock
+
+    def append(self, group: str, **row: float) -> None:
+        """Buffer one row of `group`, as `Record.append`, once the clock is at its update."""
+        clock = self.clock
         clock.advance(int(row["t"]))
         if group == "averages":
             row["seconds"] = clock.average(Scope(int(row["scope"])))
@@ -75,6 +79,8 @@ def retime_(file: record.Record, clock: Synchronous) -> None:
                 "wait_s": clock.wait_s,
                 "data_s": 0.0,
             }
-        write(group, **row)
+        self.file.append(group, **row)
 
-    file.append = append  # type: ignore[method-assign]
+    def flush(self) -> bool:
+        """Write the buffered rows if due, as `Record.flush`."""
+        return self.file.flush()

@@ -9,7 +9,7 @@ size; `P` learners (inf allowed); `B` mini-batch per learner; `K` local updates 
 gradient norms unless said otherwise. A value that breaks its symbol's rule raises UserError.
 """
 
-from localavg.theory.adpsgd import adpsgd_bound, adpsgd_V, adpsgd_variance, adpsgd_weighted_variance
+from localavg.theory.adpsgd import adpsgd_bound, adpsgd_weighted_variance
 from localavg.theory.constants import Condition, Constants
 from localavg.theory.hieravg import (
     hieravg_against_kavg,
@@ -32,7 +32,6 @@ from localavg.theory.kavg import (
 )
 from localavg.theory.lupa import (
     adalupa_alpha,
-    adalupa_alpha_printed,
     adalupa_bound,
     adalupa_conditions,
     lupa_bound,
@@ -62,13 +61,10 @@ __all__ = [
     "Condition",
     "Constants",
     "adalupa_alpha",
-    "adalupa_alpha_printed",
     "adalupa_bound",
     "adalupa_conditions",
     "adalupa_table",
-    "adpsgd_V",
     "adpsgd_bound",
-    "adpsgd_variance",
     "adpsgd_weighted_variance",
     "against_table",
     "asgd_bound",

@@ -106,11 +106,3 @@ def adalupa_alpha(*, T, E, tau0):
             f"T = {T}: E = {E} periods of at least tau0 = {tau0} do not fit; lower E or tau0"
         )
     return 2 * (T / (E * tau0) - 1) / (E - 1)
-
-
-@checked
-def adalupa_alpha_printed(*, T, E, tau0):
-    """The paper's α = 1.09 (T = 5469, E = 10, τ_0 = 91): 2T/((E+1)Eτ_0), which sums τ_i = iατ_0, i
-    = 1 … E, to T.
-    """
-    return 2 * T / ((E + 1) * E * tau0)

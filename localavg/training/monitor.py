@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 from mpi4py import MPI
-from tqdm import tqdm
 
+from localavg.datasets import progress
 from localavg.files.record import Record
 from localavg.parallel.device import numbers, on_host
 from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
+from localavg.simulate.clock import Modelled
 
 Array = Any
 
@@ -72,7 +73,7 @@ class Monitor:
         fleet: Fleet,
         problem: Any,
         transport: Any,
-        record: Record | None,
+        record: Record | Modelled | None,
         *,
         T: int,
         epoch: float,
@@ -372,28 +373,23 @@ class Progress:
 
     def __init__(self, T: int) -> None:
         self.T = T
-        self.bar = (
-            tqdm(total=T, unit="step", dynamic_ncols=True, mininterval=0.5)
-            if sys.stderr.isatty()
-            else None
-        )
-        self._loss, self._rate = math.nan, math.nan
+        self.bar = progress.bar(T, unit="step")
+        self._rate = math.nan
 
     def step(self, t: int, loss: float, rate: float) -> None:
         """Update t is done; the loss since the last call; samples/s since the start."""
-        self._loss, self._rate = loss, rate
-        if self.bar is not None:
+        self._rate = rate
+        if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} samples/s", refresh=False)
             self.bar.update(t - self.bar.n)
 
     def evaluated(self, t: int, loss: float, accuracy: float) -> None:
         """The averaged model's training loss and test accuracy."""
-        if self.bar is None:
+        if self.bar.disable:
             rate = "" if math.isnan(self._rate) else f"  {self._rate:,.0f} samples/s"
             test = "" if math.isnan(accuracy) else f"  test accuracy {accuracy:.4f}"
             print(f"t {t}/{self.T}  train loss {loss:.4f}{test}{rate}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leave the terminal in order."""
-        if self.bar is not None:
-            self.bar.close()
+        self.bar.close()

@@ -18,7 +18,7 @@ from localavg import algorithms, datasets, models
 from localavg.config import TrainConfig, seconds
 from localavg.datasets import Dataset, Split
 from localavg.errors import FINISHED, UserError
-from localavg.files import checkpoint
+from localavg.files import checkpoint, record
 from localavg.learner import optim, stepsizes
 from localavg.learner.flat import Flat
 from localavg.learner.sampling import SAMPLERS
@@ -109,16 +109,17 @@ def run(
             return transport.gather_bytes(nbytes(fleet.L))
         return transport.payload_bytes(nbytes(fleet.L), scope)
 
+    rows: record.Record | clock.Modelled | None = file
     if file is not None and model:
         durations = clock.averages(
             model, fleet.P, nbytes(1), algorithm.S, algorithm.exchange.gathers
         )
-        clock.retime_(file, clock.Synchronous(model, fleet.P, c.seed, durations))
+        rows = clock.Modelled(file, clock.Synchronous(model, fleet.P, c.seed, durations))
     monitor = Monitor(
         fleet,
         problem,
         transport,
-        file,
+        rows,
         T=T,
         epoch=epoch,
         B=c.batch_size,

@@ -29,8 +29,11 @@ def write_run(
         path, {"algorithm": algorithm, "seed": seed, **({"K": K} if K else {}), **config}, {}
     )
     times = [t for t in range(1, until + 1) if t % period == 0 or t == T]
-    file.append_rows("averages", [average(t, period, WORLD) for t in times])
-    file.append_rows("averages", [average(t, 1, CLUSTER) for t in (1, 2, 3)])
+    for row in [
+        *(average(t, period, WORLD) for t in times),
+        *(average(t, 1, CLUSTER) for t in (1, 2, 3)),
+    ]:
+        file.append("averages", **row)
     for t in range(start, until + 1, 50):
         loss = 0.3 + 0.393 * np.exp(-t / 120) + 0.01 * seed * (t > 0)
         file.append(

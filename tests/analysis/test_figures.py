@@ -28,7 +28,7 @@ import style  # noqa: E402
 
 FIGURES = runpy.run_path(str(ANALYSIS / "__main__.py"), run_name="table")["FIGURES"]
 SCRIPTS = sorted(path.stem for path in ANALYSIS.glob("*.py") if path.stem not in SHARED)
-SWEEPS = {Path(script).stem: sweep for sweep, script in FIGURES.values()}
+SWEEPS = {name.replace("-", "_"): name for name in FIGURES}
 TABLES = {"adpsgd_table1", "hieravg_table1"}
 STRANGER = {
     script: "hieravg" if script == "lupa_fig2" else "oneshot" for script in SCRIPTS
@@ -121,7 +121,8 @@ def planned(script, scale="laptop", seeds=None):
 def write(path, config, status="finished"):
     file = Record.create(path, {**config, "out": str(path)}, {})
     for group, rows in rows_of(config).items():
-        file.append_rows(group, rows if status == "finished" else rows[: len(rows) // 2])
+        for row in rows if status == "finished" else rows[: len(rows) // 2]:
+            file.append(group, **row)
     if status == "running":
         file.flush(force=True)
     else:
@@ -197,7 +198,7 @@ def test_a_whole_sweep_is_drawn(script, draw, tmp_path):
     missing = re.findall("missing: (.*)", out)
     assert missing == (
         ["CPSGD p = 8", "CPSGD p = 4"] if script == "adpsgd_fig3" else []
-    )  # jobs/local/adpsgd-fig3 has them
+    )  # its sweep has none
     assert bool(figures) == (script not in TABLES)
     for figure in figures:
         check_labels(figure)
@@ -298,19 +299,19 @@ def test_a_diverged_run_counts_as_guessing(draw, tmp_path):
     config = next(iter(planned("kavg_fig1_2").values()))
     write(tmp_path / "well.h5", config)
     file = Record.create(tmp_path / "diverged.h5", {**config, "learners": 64}, {})
-    file.append_rows("eval", rows_of(config)["eval"][:3])
+    for row in rows_of(config)["eval"][:3]:
+        file.append("eval", **row)
     file.finish("failed", failure="the loss at step 7 of learner 3 is not finite; lower --lr")
     status, out, _, (figure,) = draw("kavg_fig1_2", tmp_path)
     assert status == 0 and "diverged.h5 diverged" in out
     assert figure.axes[0].lines[0].get_xydata().tolist()[-1] == [64, 10]
 
 
-def test_the_table_of_figures_names_every_script_and_sweep():
-    sweeps = {path.stem for path in (ROOT / "jobs" / "sweeps").glob("*.toml")}
-    assert {sweep for sweep, _ in FIGURES.values()} - {None} == sweeps
-    assert {script for _, script in FIGURES.values()} == {
-        f"{name}.py" for name in (*SCRIPTS, "theory")
+def test_every_sweep_has_its_script_and_every_script_its_sweep():
+    assert {*FIGURES} - {"theory"} == {
+        path.stem for path in (ROOT / "jobs" / "sweeps").glob("*.toml")
     }
+    assert SWEEPS.keys() == {*SCRIPTS, "theory"}
 
 
 # --------------------------------------------------------------------------------------------------

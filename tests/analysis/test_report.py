@@ -110,7 +110,7 @@ def test_a_picture_too_large_loses_pixels_not_its_look(tmp_path, monkeypatch):
     assert kept.stat().st_size <= 20_000
 
 
-@pytest.mark.parametrize("name", sorted(FIGURES.keys() - {"theory"}))
+@pytest.mark.parametrize("name", sorted({*FIGURES} - {"theory"}))
 def test_the_launch_lines_at_the_papers_scale_are_commands(name):
     cost, line = report.launch(name)
     python, *words = shlex.split(line)

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from localavg.errors import UserError
-from localavg.files import provenance, record
+from localavg.files import atomic, provenance, record
 from localavg.files.record import SCHEMA, WORLD, NotARunFile, Record, load, load_many
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -63,8 +63,8 @@ def test_what_is_written_is_read_back(path):
     w = np.arange(7, dtype=np.float64)  # [d]
     file.save_weights("initial_weights", w)
     for group in SCHEMA:
-        file.append(group, **row(group, 1))
-        file.append_rows(group, [row(group, i) for i in (2, 3)])
+        for i in (1, 2, 3):
+            file.append(group, **row(group, i))
     assert load(path).status == "running"
     assert file.flush(force=True)
     for group in SCHEMA:
@@ -162,13 +162,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 def test_flushes_are_at_least_two_seconds_and_three_hundred_times_their_cost_apart(
     path, monkeypatch
 ):
-    clock, cost, replace = Clock(), 0.0, record._replace
+    clock, cost, commit = Clock(), 0.0, atomic.commit
 
     def slow(*args):
-        replace(*args)
+        commit(*args)
         clock.now += cost
 
-    monkeypatch.setattr(record, "_replace", slow)
+    monkeypatch.setattr(atomic, "commit", slow)
     file = Record.create(path, {}, {}, clock=clock)
 
     def due_after(wait):
@@ -221,7 +221,8 @@ file = Record.create(sys.argv[1], {}, {})
 file.append("staleness", t=0, learner=0, staleness=0)
 file.flush(force=True)
 resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-file.append_rows("staleness", [dict(t=i, learner=0, staleness=0) for i in range(1, 9000)])
+for i in range(1, 9000):
+    file.append("staleness", t=i, learner=0, staleness=0)
 try:
     file.flush(force=True)
 except UserError as error:
@@ -248,7 +249,8 @@ from localavg.files.record import Record
 file = Record.create(sys.argv[1], {}, {})
 print("started", flush=True)
 for i in range(10**9):
-    file.append_rows("staleness", [dict(t=7 * i + k, learner=k, staleness=i, wall_s=i + k) for k in range(7)])
+    for k in range(7):
+        file.append("staleness", t=7 * i + k, learner=k, staleness=i, wall_s=i + k)
     file.flush(force=True)
     print(i, flush=True)
 """
@@ -298,7 +300,8 @@ def test_a_reader_that_locks_the_file_stops_nobody(path):
 
 def test_a_table_is_cut_to_its_shortest_column(path):
     file = Record.create(path, {}, {})
-    file.append_rows("train", [row("train", i) for i in range(5)])
+    for i in range(5):
+        file.append("train", **row("train", i))
     file.finish("finished")
     with h5py.File(path, "r+") as f:
         f["train/loss"].resize((3,))
@@ -353,7 +356,8 @@ def test_load_many_finds_the_run_files_and_skips_other_hdf5(tmp_path):
 def test_scope_tells_world_from_cluster(path):
     assert WORLD == 2 and record.CLUSTER == 1
     file = Record.create(path, {}, {})
-    file.append_rows("averages", [row("averages", 1) | {"scope": scope} for scope in (1, 2, 2)])
+    for scope in (1, 2, 2):
+        file.append("averages", **row("averages", 1) | {"scope": scope})
     file.finish("finished")
     assert (load(path).averages.scope == WORLD).tolist() == [False, True, True]
 

@@ -125,15 +125,13 @@ def test_threads_of_a_rank(one_rank, case):
 
 # --------------------------------------------------------------------------------------- what needs
 
-# ranks a node: node of each rank, its place there, ranks on its node, ranks with that place over
-# the nodes
-NODES = {
-    None: ([0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 4, 4], [1, 1, 1, 1]),
-    1: ([0, 1, 2, 3], [0, 0, 0, 0], [1, 1, 1, 1], [4, 4, 4, 4]),
-    2: ([0, 0, 1, 1], [0, 1, 0, 1], [2, 2, 2, 2], [2, 2, 2, 2]),
-    3: ([0, 0, 0, 1], [0, 1, 2, 0], [3, 3, 3, 1], [2, 1, 1, 2]),
-    4: ([0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 4, 4], [1, 1, 1, 1]),
-    9: ([0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 4, 4], [1, 1, 1, 1]),
+NODES = {  # ranks a node: node of each rank, its place there, ranks on its node
+    None: ([0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 4, 4]),
+    1: ([0, 1, 2, 3], [0, 0, 0, 0], [1, 1, 1, 1]),
+    2: ([0, 0, 1, 1], [0, 1, 0, 1], [2, 2, 2, 2]),
+    3: ([0, 0, 0, 1], [0, 1, 2, 0], [3, 3, 3, 1]),
+    4: ([0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 4, 4]),
+    9: ([0, 0, 0, 0], [0, 1, 2, 3], [4, 4, 4, 4]),
 }
 
 
@@ -147,13 +145,7 @@ def on_four_ranks(world):
     seen = {"nodes": {}}
     for n in NODES:
         fleet = Fleet(world, ranks_per_node=n)
-        seen["nodes"][n] = (
-            fleet.node_of,
-            fleet.nodes,
-            fleet.node.rank,
-            fleet.node.size,
-            fleet.cross.size,
-        )
+        seen["nodes"][n] = fleet.node_of, fleet.nodes, fleet.node.rank, fleet.node.size
     seen["default"] = fleet.P, fleet.L, fleet.rank, fleet.ranks, list(fleet.learners)
     for P in (5, 7):
         fleet = Fleet(world, P)
@@ -197,9 +189,9 @@ def four_ranks():
 
 @pytest.mark.parametrize("n", NODES)
 def test_artificial_nodes(four_ranks, n):
-    node_of, place, ranks, across = NODES[n]
+    node_of, place, ranks = NODES[n]
     for r, seen in enumerate(four_ranks):
-        assert seen["nodes"][n] == (tuple(node_of), max(node_of) + 1, place[r], ranks[r], across[r])
+        assert seen["nodes"][n] == (tuple(node_of), max(node_of) + 1, place[r], ranks[r])
 
 
 def test_learners_lie_over_the_ranks_in_order(four_ranks):

@@ -215,7 +215,6 @@ def fleets(world, settings):
             {
                 "world": (fleet.rank, fleet.ranks, fleet.P, fleet.L, fleet.learners),
                 "node": (fleet.node.rank, fleet.node.size),
-                "cross": (fleet.cross.rank, fleet.cross.size),
                 "nodes": (fleet.nodes, fleet.node_of),
                 "hosts": len(fleet.hosts),
                 "groups": groups,
@@ -257,11 +256,6 @@ def test_communicators_of_unequal_nodes(three_ranks, mpi):
         (r, 3, 6, 2, range(2 * r, 2 * r + 2)) for r in range(3)
     ]
     assert [x["node"] for x in (a, b, c)] == [(0, 2), (1, 2), (0, 1)]
-    assert [x["cross"] for x in (a, b, c)] == [
-        (0, 2),
-        (0, 1),
-        (1, 2),
-    ]  # ranks 0 and 2 are the first of their nodes
     assert all(x["nodes"] == (2, (0, 0, 1)) and x["hosts"] == 3 for x in (a, b, c))
 
 
@@ -289,16 +283,8 @@ def test_clusters_know_parts_of_ranks_that_hold_different_numbers_of_learners(th
 @both
 def test_without_artificial_nodes_a_machine_is_one_node(three_ranks, mpi):
     for r, found in enumerate(three_ranks(mpi)):
-        assert (
-            found[1]["node"] == (r, 3)
-            and found[1]["cross"] == (0, 1)
-            and found[1]["nodes"] == (1, (0, 0, 0))
-        )
-        assert (
-            found[2]["node"] == (0, 1)
-            and found[2]["cross"] == (r, 3)
-            and found[2]["nodes"] == (3, (0, 1, 2))
-        )
+        assert found[1]["node"] == (r, 3) and found[1]["nodes"] == (1, (0, 0, 0))
+        assert found[2]["node"] == (0, 1) and found[2]["nodes"] == (3, (0, 1, 2))
         assert found[2]["world"] == (r, 3, 3, 1, range(r, r + 1))
 
 

@@ -229,7 +229,12 @@ def test_a_message_of_the_table_is_printed(message, said):
 
 def test_the_picture(folder, tmp_path):
     """It is drawn from runs of these names."""
-    lines = {"sync": "sync", "tau5": "kavg --tau 5", "tau91": "kavg --tau 91", "oneshot": "oneshot"}
+    lines = {
+        "sync-s0": "sync",
+        "kavg-tau5-s0": "kavg --tau 5",
+        "kavg-tau91-s0": "kavg --tau 91",
+        "oneshot-s0": "oneshot",
+    }
     runs = train_all(
         tmp_path, 1, {name: line + SMALL + " --steps 200" for name, line in lines.items()}
     ).folder

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from localavg.cli import at_least_1
 from localavg.errors import UserError
+from localavg.files import atomic
 from localavg.training.checks import difference
 
 if TYPE_CHECKING:
@@ -204,10 +205,8 @@ def _write_plan(sweep: Sweep, folder: Path) -> None:
         "scale": sweep.scale,
         "runs": [run.name for run in sweep.runs],
     }
-    (partial_file := folder / f"sweep.json.{os.getpid()}").write_text(
-        json.dumps(plan, indent=1) + "\n"
-    )
-    partial_file.replace(folder / "sweep.json")
+    with atomic.replacing(folder / "sweep.json") as part:
+        part.write_text(json.dumps(plan, indent=1) + "\n")
 
 
 def _submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from localavg.errors import UserError
-from localavg.files import record
+from localavg.files import atomic, record
 
 KINDS = ("finished", "running", "missing", "interrupted", "stale", "failed")
 WANTED = (
@@ -150,14 +150,10 @@ def _lives(pid: int) -> bool:
     """Whether a process of this number lives and is a sweep or a run of ours, as far as /proc
     tells.
     """
-    try:
-        os.kill(pid, 0)
-        if pid == os.getpid():
-            return True
-    except ProcessLookupError:
+    if pid == os.getpid():
+        return True
+    if not atomic.alive(pid):
         return False
-    except PermissionError:
-        pass
     with contextlib.suppress(OSError):
         return b"localavg" in Path(f"/proc/{pid}/cmdline").read_bytes()
     return True

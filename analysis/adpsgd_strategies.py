@@ -7,7 +7,7 @@ loss 0.023 and 0.15, worse than all others.
 
 Cost: about 2 s for 5 runs.
 
-    python analysis/adpsgd_decreasing.py runs/adpsgd-strategies-laptop --out figures
+    python analysis/adpsgd_strategies.py runs/adpsgd-strategies-laptop --out figures
 """
 
 import results
@@ -54,7 +54,7 @@ def main() -> None:
     )
     results.finish(
         args,
-        "adpsgd_decreasing",
+        "adpsgd_strategies",
         figure,
         "Training loss and test accuracy of the averaged model.",
         groups,
