@@ -1,6 +1,13 @@
 """SGD with local updates and periodic averaging over MPI.
 
-Importing the package loads neither MPI, torch, CuPy nor h5py: a name below is looked up in its
+    Fleet                   the learners over the ranks of a communicator
+    attach                  average the models of your own torch loop
+    kavg, mavg, adpsgd, …   what `attach` does: every synchronous algorithm of localavg.algorithms;
+                            lengths are numbers of local updates
+    load                    a run file as pandas DataFrames
+    UserError               a mistake in what was asked for
+
+Importing the package loads neither MPI, torch, CuPy, h5py nor NumPy: a name is looked up in its
 module when it is first used.
 """
 
@@ -14,20 +21,22 @@ _HOME = {
     "attach": "attaching.averager",
     "load": "files.record",
     "UserError": "errors",
-    "sync": "algorithms.sync",
-    "qsgd": "algorithms.qsgd",
-    "kavg": "algorithms.kavg",
-    "oneshot": "algorithms.lupa",
-    "adalupa": "algorithms.lupa",
-    "mavg": "algorithms.mavg",
-    "hieravg": "algorithms.hieravg",
-    "adpsgd": "algorithms.adpsgd",
-    "piecewise": "algorithms.adpsgd",
 }
-__all__ = [*_HOME, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module 'localavg' has no attribute {name!r}")
-    return getattr(import_module(f"localavg.{_HOME[name]}"), name)
+    if name in _HOME:
+        return getattr(import_module(f"localavg.{_HOME[name]}"), name)
+    if name == "__all__":
+        return [*_HOME, *_algorithms(), "__version__"]
+    if not name.startswith("_") and name in (table := _algorithms()):
+        return table[name]
+    raise AttributeError(f"module 'localavg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(globals().keys() | {*_HOME, *_algorithms()})
+
+
+def _algorithms() -> dict[str, Any]:
+    return import_module("localavg.algorithms").ALGORITHMS

@@ -216,5 +216,13 @@ def test_help_and_import_load_no_mpi_no_hdf5_and_no_gpu(words):
     assert found & HEAVY == set()
 
 
+def test_the_library_offers_every_synchronous_algorithm_and_loads_nothing_before_it_is_used():
+    assert loaded("-c", "import localavg") & {*HEAVY, "numpy"} == set()
+    words = "import localavg; from localavg.algorithms import ALGORITHMS as table; "
+    words += "assert table.keys() <= {*dir(localavg)} & {*localavg.__all__}; "
+    words += "assert all(getattr(localavg, name) is table[name] for name in table)"
+    assert loaded("-c", words) & HEAVY == set()
+
+
 def test_the_list_of_loaded_packages_shows_h5py_where_it_is():
     assert {"localavg", "h5py"} <= loaded("-c", "import localavg.files.record")

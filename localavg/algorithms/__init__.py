@@ -1,22 +1,22 @@
-"""THE tables. Every synchronous algorithm is a schedule (when), a combine step (what an average
-does) and an exchange (what travels every step); any of them runs with any local optimiser, sampling
-and step size. The asynchronous ones are rules for learners and servers of a center variable, with a
-local update of their own.
+"""THE tables. Every synchronous algorithm is a schedule (when), an average (what it does) and an
+exchange (what travels every update); any of them runs with any local optimiser, sampling and step
+size. The asynchronous ones are rules for learners and servers of a center variable, with a local
+update of their own.
 
-The parameters of each function are its options on the command line, by the papers' names. T
-(updates in all), `epoch` (updates in an epoch), P and the local update's momentum are filled in by
-the caller where a function asks for them.
+The parameters of each function are its options on the command line, by the papers' names, with
+their help where they are declared (`parameters.py`). In Python lengths are numbers of updates; the
+command line takes some of them in epochs or as a fraction of the run.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from localavg.algorithms import adpsgd, downpour, eamsgd, hieravg, kavg, lupa, mavg, qsgd, sync
 from localavg.algorithms.base import Algorithm
-from localavg.algorithms.downpour import Asynchronous
+from localavg.algorithms.center import Asynchronous
+from localavg.algorithms.parameters import Option, arguments, options_of
 from localavg.errors import UserError
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
@@ -40,24 +40,28 @@ ASYNCHRONOUS: dict[str, Callable[..., Asynchronous]] = {
 BOTH: dict[str, Callable[..., Algorithm | Asynchronous]] = {**ALGORITHMS, **ASYNCHRONOUS}
 
 
+def declared(name: str) -> dict[str, Option]:
+    """The options of an algorithm on the command line, by their names."""
+    return options_of(BOTH[name])
+
+
 def options(name: str) -> dict[str, Any]:
     """The options of an algorithm and their defaults."""
-    parameters = inspect.signature(BOTH[name]).parameters
-    return {p.name: p.default for p in parameters.values() if p.default is not p.empty}
+    return {option.name: option.default for option in declared(name).values()}
 
 
 def make(
     name: str, given: Mapping[str, Any], T: int, epoch: float, P: int = 1, momentum: float = 0.9
 ) -> Any:
-    """The Algorithm or Asynchronous `name` with the options `given`, for T updates of P learners,
-    `epoch` in an epoch.
+    """The Algorithm or Asynchronous `name` with the options `given` as on the command line, for T
+    updates of P learners, `epoch` in an epoch.
 
     Raises UserError for an unknown name, an option that the algorithm does not have, or a value
     that breaks a rule.
     """
     if name not in BOTH:
         raise UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}")
-    known = options(name)
+    known = declared(name)
     if stray := [option for option in given if option not in known]:
         takes = (
             ", ".join(f"--{option.replace('_', '-')}" for option in known)
@@ -66,6 +70,5 @@ def make(
         raise UserError(
             f"--{stray[0].replace('_', '-')} means nothing to {name}, which takes {takes}"
         )
-    wanted = inspect.signature(BOTH[name]).parameters
-    context = {"T": T, "epoch": epoch, "P": P, "momentum": momentum}
-    return BOTH[name](**{key: value for key, value in context.items() if key in wanted}, **given)
+    run = {"P": P, "momentum": momentum}
+    return BOTH[name](**arguments(BOTH[name], given, T, epoch, run))

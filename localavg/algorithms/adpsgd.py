@@ -1,86 +1,124 @@
-"""ADPSGD (adpsgd Alg. 2) and its periods in stages (adpsgd §III-A, §V-B)."""
+"""ADPSGD: the variance of the learners steers the averaging period.
+
+Peng Jiang, Gagan Agrawal: Adaptive Periodic Averaging: A Practical Approach to Reducing
+Communication in Distributed Learning. 2020, Algorithm 2 (`VarianceDriven`); the strategies of
+§III-A and §V-B that change the period at given times (`Piecewise`). It is not asynchronous
+decentralised parallel SGD, which shares the acronym.
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from localavg.algorithms.base import Algorithm, Nothing, Schedule, _at_least_one
-from localavg.algorithms.mavg import _average
-from localavg.errors import UserError, bad, positive
+from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
+from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
+from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs
+from localavg.errors import UserError, bad
 from localavg.scope import Scope
 
 
 def adpsgd(
-    T: int,
-    epoch: float,
-    p_init: int = 4,
-    Ks: float = 0.25,
-    low: float = 0.7,
-    high: float = 1.3,
-    warmup: float = 1.0,
-    mu: float = 0.0,
-    nesterov: bool = False,
+    p_init: Annotated[int, "the first averaging period, in local updates"] = 4,
+    Ks: Annotated[
+        float,
+        FractionOfT(
+            "Ks",
+            0.25,
+            "K_s, how long averages only sample C₂: a fraction of all updates below 1, or a number "
+            "of updates",
+        ),
+    ] = 0.25,
+    low: Annotated[float, "the period grows by 1 where S_k < low γ_k C₂"] = 0.7,
+    high: Annotated[float, "the period falls by 1 where S_k > high γ_k C₂"] = 1.3,
+    warmup_steps: Annotated[
+        int, Epochs("warmup", 1.0, "average every update for so many epochs first")
+    ] = 0,
+    mu: Annotated[float, MU] = 0.0,
+    nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
-    """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period. Ks: a fraction of T
-    below 1, or updates.
+    """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period.
 
-    warmup: epochs of averaging every step before Algorithm 2 starts.
+    Ks and warmup_steps are numbers of updates; on the command line --Ks may be a fraction of T, and
+    --warmup counts epochs.
     """
-    positive("Ks", Ks)
-    if not 0 <= warmup < math.inf:
-        raise bad("warmup", warmup, "must be a number of epochs of at least 0")
-    K_s = int(round(Ks * T, 9)) if Ks < 1 else int(Ks)  # 0.29 · 100 is 29, not 28.999999999999996
-    schedule = VarianceDriven(p_init, K_s, low, high, warmup=math.ceil(round(warmup * epoch, 9)))
-    return Algorithm(schedule, _average(mu, nesterov), Nothing())
+    if 0 < Ks < 1:
+        raise bad("Ks", Ks, "a fraction of T needs T; give a number of updates, such as Ks=1000")
+    if not 0 <= Ks < math.inf:
+        raise bad("Ks", Ks, "must be a number of updates")
+    schedule = VarianceDriven(p_init, int(Ks), low, high, warmup_steps)
+    return Algorithm(schedule, mean_or_momentum(mu, nesterov), NoExchange())
 
 
 def piecewise(
-    epoch: float, pieces: str = "0:4", mu: float = 0.0, nesterov: bool = False
+    pieces: Annotated[
+        Mapping[int, int] | Sequence[tuple[int, int]],
+        StagesInEpochs("pieces", "0:4", "the period K of each stage, FROM_EPOCH:K,FROM_EPOCH:K,…"),
+    ],
+    mu: Annotated[float, MU] = 0.0,
+    nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
-    """A period K for each stage of training (adpsgd §III-A, §V-B), as
-    FROM_EPOCH:K,FROM_EPOCH:K,…
+    """A period K for each stage of training (adpsgd §III-A, §V-B).
+
+    pieces: {from_t: K}, from_t = 0 first, such as {0: 4, 8000: 8}; on the command line --pieces
+    counts epochs.
     """
-    try:
-        stages = [
-            (round(float(start) * epoch), int(K))
-            for start, K in (p.split(":") for p in pieces.split(","))
-        ]
-    except (ValueError, OverflowError):
-        raise bad(
-            "pieces", pieces, "must read FROM_EPOCH:K,FROM_EPOCH:K,… such as 0:4,80:8"
-        ) from None
-    return Algorithm(Piecewise(stages), _average(mu, nesterov), Nothing())
+    stages = list(pieces.items() if isinstance(pieces, Mapping) else pieces)
+    return Algorithm(Piecewise(stages), mean_or_momentum(mu, nesterov), NoExchange())
 
 
 @dataclass
 class VarianceDriven(Schedule):
-    """ADPSGD's period, steered by the variance S of the learners at each average (adpsgd Alg. 2).
+    """Algorithm 2. Iteration k = 0, 1, … is update t = warmup_steps + k + 1.
 
-    The first `warmup` updates average every step; Algorithm 2, its sampling of C₂ included, starts
-    after them. K_s is counted in its iterations k = 0, 1, ….
+    The first updates average every step, before Algorithm 2 and its sampling of C₂ start (§IV-B).
+    Lines 6 and 7 are the local update; lines 10 to 12 are the average, which returns S_k.
     """
 
     p_init: int
     K_s: int
     low: float = 0.7
     high: float = 1.3
-    warmup: int = 0
-    p: int = field(init=False)
-    cnt: int = 0
-    C2: float = 0.0
-    n_C: int = 0
+    warmup_steps: int = 0
+    cnt: int = 0  # line 1
+    p: int = field(init=False)  # line 2: p = p_init
+    C2: float = 0.0  # line 3
+    n_C: int = 0  # samples in C₂
     needs = "variance"
     remembers = ("p", "cnt", "C2", "n_C")
 
+    def after(self, t: int) -> Scope:
+        if t <= self.warmup_steps:
+            return Scope.WORLD
+        self.cnt += 1  # line 5
+        if self.cnt != self.p:  # line 8
+            return Scope.NONE
+        self.cnt = 0  # line 9
+        return Scope.WORLD
+
+    def observe(self, t: int, value: float, gamma: float) -> None:
+        S, k = value, t - self.warmup_steps - 1  # line 11: S_k
+        if k < 0:
+            return
+        if k < self.K_s:  # line 13
+            self.n_C += 1
+            self.C2 += (S / gamma - self.C2) / self.n_C  # line 14: running average
+        elif S < self.low * gamma * self.C2:  # line 16
+            self.p += 1  # line 17
+        elif S > self.high * gamma * self.C2:  # line 18
+            self.p = max(1, self.p - 1)  # line 19
+
     @property
     def steered_after(self) -> int:
-        return self.warmup + self.K_s
+        return self.warmup_steps + self.K_s
 
     def __post_init__(self) -> None:
-        _at_least_one("p_init", self.p_init)
+        check_period("p_init", self.p_init)
+        if self.warmup_steps < 0:
+            raise bad("warmup_steps", self.warmup_steps, "must be at least 0")
         if not 0 < self.low <= self.high < math.inf:
             raise UserError(
                 f"--low {self.low:g} and --high {self.high:g}: the thresholds need 0 < low <= high"
@@ -88,37 +126,14 @@ class VarianceDriven(Schedule):
         if self.K_s < self.p_init:
             raise UserError(
                 f"--Ks of {self.K_s} updates ends before the first average at p_init = "
-                f"{self.p_init}: "
-                f"C₂ would never be sampled; raise --Ks or the number of steps"
+                f"{self.p_init}: C₂ would never be sampled; raise --Ks or the number of steps"
             )
         self.p = self.p_init
-
-    def after(self, t: int) -> Scope:
-        if t <= self.warmup:
-            return Scope.WORLD
-        self.cnt += 1
-        if self.cnt == self.p:
-            self.cnt = 0
-            return Scope.WORLD
-        return Scope.NONE
-
-    def observe(self, t: int, value: float, gamma: float) -> None:
-        k, S = t - self.warmup - 1, value
-        if k < 0:
-            return
-        if k < self.K_s:
-            self.n_C += 1
-            self.C2 += (S / gamma - self.C2) / self.n_C
-        elif S < self.low * gamma * self.C2:
-            self.p += 1
-        elif S > self.high * gamma * self.C2:
-            self.p = max(1, self.p - 1)
 
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """A list of (from_t, K), from_t = 0 first: update t belongs to the last piece with from_t < t
-    (adpsgd §III-A, §V-B).
+    """A list of (from_t, K), from_t = 0 first: update t belongs to the last piece with from_t < t.
 
     Everyone averages when the updates since the last average reach the K in force.
     """
@@ -128,17 +143,14 @@ class Piecewise(Schedule):
 
     def __post_init__(self) -> None:
         starts = [start for start, _ in self.pieces]
-        if (
-            not starts
-            or starts[0] != 0
-            or any(b <= a for a, b in zip(starts, starts[1:], strict=False))
-        ):
+        rising = all(a < b for a, b in zip(starts, starts[1:], strict=False))
+        if not starts or starts[0] != 0 or not rising:
             raise UserError(
                 f"--pieces with starts {starts}: they must begin at 0 and increase by at least one "
                 "update"
             )
         for _, K in self.pieces:
-            _at_least_one("pieces", K)
+            check_period("pieces", K)
 
     def after(self, t: int) -> Scope:
         ends = self._ends

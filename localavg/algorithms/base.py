@@ -1,9 +1,10 @@
-"""What every algorithm consists of: a schedule (when), an average (what it does) and an exchange
-(what travels every step).
+"""What a synchronous algorithm consists of: a schedule (when learners average), an average (what it
+does to their weights) and an exchange (what travels at every update).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,40 +20,42 @@ class Algorithm:
     """One row of the table, ready to run. S: learners in a cluster, where there are clusters."""
 
     schedule: Schedule
-    combine: Mean
-    exchange: Nothing
+    average: Average
+    exchange: Exchange
     S: int | None = None
 
 
-class Schedule:
-    """What all schedules share: they end in a global average and need no feedback."""
+class Schedule(ABC):
+    """When learners average. Every run ends with an average of everyone; most schedules need no
+    feedback.
+    """
 
     final = Scope.WORLD
-    needs: str | None = None
+    needs: str | None = None  # the feedback that steers it: variance or objective
     remembers: tuple[str, ...] = ()  # the attributes that are state
     steered_after = 0  # t up to which feedback changes nothing
 
+    @abstractmethod
     def after(self, t: int) -> Scope:
-        """Who averages after local update t, t = 1, 2, …"""
-        raise TypeError(f"{type(self).__name__} must say when to average")
+        """Return who averages after local update t, t = 1, 2, …"""
 
-    def observe(self, t: int, value: float, gamma: float) -> None:
-        """Feedback after the average at t: S or F(w̄) as `needs` says, and the step size γ of
-        update t.
+    def observe(self, t: int, value: float, gamma: float) -> None:  # noqa: B027
+        """Take the feedback after the average at t: S or F(w̄) as `needs` says, and the step size γ
+        of update t.
         """
 
     def state_dict(self) -> dict[str, float]:
-        """What a feedback controller has learnt so far; empty for the static schedules."""
+        """Return what a steered schedule has learnt so far; empty for the others."""
         return {name: getattr(self, name) for name in self.remembers}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         for name in self.remembers:
             setattr(self, name, state[name])
 
 
 class Never(Schedule):
-    """No weight averages at all (sequential SGD; algorithms that exchange gradients every step)."""
+    """No average of weights: sequential SGD, and algorithms that exchange gradients instead."""
 
     final = Scope.NONE
 
@@ -60,28 +63,37 @@ class Never(Schedule):
         return Scope.NONE
 
 
-class Mean:
-    """w_j ← w̄ (kavg Alg. 1; hieravg Alg. 1 at both levels)."""
+class Average(ABC):
+    """What an average does to the weights of the learners that meet."""
+
+    def start(self, w: Array, trained: int) -> None:  # noqa: B027
+        """Take the equal initial weights w [L, d], of which the first `trained` columns are
+        parameters. Called once.
+        """
+
+    @abstractmethod
+    def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
+        """Average w [L, d] over `scope` in place. Returns S of the parameters if `variance` asks
+        for it, else NaN.
+        """
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return what the average remembers from one time to the next."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Array]) -> None:  # noqa: B027
+        """Resume from `state`."""
+
+
+class Mean(Average):
+    """The plain mean, w_j ← w̄ (kavg Alg. 1; hieravg Alg. 1 at both levels)."""
 
     trained: int | None = None
 
     def start(self, w: Array, trained: int) -> None:
-        """Called once with the equal initial weights w [L, d], of which the first `trained` columns
-        are parameters.
-        """
         self.trained = trained
 
-    def state_dict(self) -> dict[str, Array]:
-        """What an average remembers: nothing here."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Array]) -> None:
-        """Go on from `state`."""
-
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
-        """Average w [L, d] over `scope` in place; returns S of the parameters if asked for, else
-        NaN.
-        """
         if not variance or self.trained in (None, w.shape[1]):
             return transport.mean_(w, scope, variance)
         S = transport.mean_(w[:, : self.trained], scope, variance)
@@ -89,25 +101,34 @@ class Mean:
         return S
 
 
-class Nothing:
-    """Learners keep their gradients to themselves (every algorithm that averages weights)."""
+class Exchange(ABC):
+    """What learners tell each other at every update, before the update is made."""
 
-    scope = Scope.NONE
+    scope = Scope.NONE  # among whom
     gathers = False  # whether rows travel as they are, not as a sum
 
-    def start(self, learners: Sequence[int], seed: int) -> None:
-        """Called once: the learners of this rank's rows, and the run's seed."""
+    def start(self, learners: Sequence[int], seed: int) -> None:  # noqa: B027
+        """Take the numbers of the learners in this rank's rows, and the run's seed. Called once."""
 
+    @abstractmethod
     def exchange_(self, g: Array, t: int, transport: Any) -> None:
         """Exchange the gradients g [L, d] of update t in place."""
 
     def payload_bytes(self, d: int, L: int) -> int:
-        """What a rank of L learners hands over in one exchange of gradients of d floats: here their
-        sum.
+        """Return what a rank of L learners hands over in one exchange of gradients of d floats:
+        here their sum.
         """
         return 4 * d
 
 
-def _at_least_one(name: str, value: int) -> None:
+class NoExchange(Exchange):
+    """Learners keep their gradients to themselves (every algorithm that averages weights)."""
+
+    def exchange_(self, g: Array, t: int, transport: Any) -> None:
+        return
+
+
+def check_period(name: str, value: int) -> None:
+    """Refuse a period below 1."""
     if value < 1:
-        raise bad(name.replace("_", "-"), value, "a period must be at least 1")
+        raise bad(name, value, "a period must be at least 1")

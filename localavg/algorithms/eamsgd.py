@@ -1,33 +1,41 @@
-"""EAMSGD (Zhang et al. 2015; kavg §4.1)."""
+"""EAMSGD: elastic averaging SGD with momentum.
+
+Sixin Zhang, Anna Choromanska, Yann LeCun: Deep Learning with Elastic Averaging SGD. NIPS 2015,
+Algorithm 2, for any number of learners and servers. A baseline of Zhou and Cong (kavg §4.1).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from localavg.algorithms.downpour import Asynchronous, Downpour, Learner
+from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule
 from localavg.errors import bad
 
 Array = Any
 
 
 def eamsgd(
-    P: int, momentum: float, K: int = 16, alpha: float | None = None, servers: int = 1
+    P: int,
+    momentum: float,
+    K: Annotated[int, "τ, local updates between a learner's exchanges with the servers"] = 16,
+    alpha: Annotated[
+        float | None, "moving rate α, the part of the way to each other (default: 0.9 / P)"
+    ] = None,
+    servers: Annotated[int, "ranks that hold the center variable, each a part of it"] = 1,
 ) -> Asynchronous:
     """EAMSGD (Zhang et al. 2015; kavg §4.1): elastic force α (0.9/P) to a center every τ = K
-    updates; δ is --momentum.
+    updates; δ is the momentum.
     """
     return Asynchronous(EAMSGD(K, P, 0.9 / P if alpha is None else alpha, momentum), servers)
 
 
-class EAMSGD(Downpour):
-    """Elastic averaging SGD with momentum (Zhang et al. 2015, Algorithm 2; kavg §4.1), τ = K,
-    moving rate α, momentum δ.
+class EAMSGD(CenterRule):
+    """Every τ = K updates e = α (x_j − x̃); x_j ← x_j − e; x̃ ← x̃ + e. Moving rate α, momentum δ.
 
-    Every τ updates e = α (x_j − x̃); x_j ← x_j − e; x̃ ← x̃ + e. The message is x_j, the reply e,
-    which the server computes, so that x̃ + Σ x_j is the same before and after an exchange whatever
-    came between.
+    The message is x_j, the reply e, which the server computes, so that x̃ + Σ x_j is the same before
+    and after an exchange whatever came between.
     """
 
     def __init__(self, K: int, P: int, alpha: float, delta: float) -> None:
@@ -41,16 +49,16 @@ class EAMSGD(Downpour):
             )
         self.alpha, self.delta = alpha, delta
 
-    def learner(self, j: int, center: Array) -> Learner:
-        learner = Learner(j, center)
+    def learner(self, j: int, center: Array) -> CenterLearner:
+        learner = CenterLearner(j, center)
         learner.message[...] = center  # x_j lives here
         learner.v = np.zeros_like(center[: self.n])
         return learner
 
-    def step_(self, learner: Learner, problem: Any, batch: Any, g: Array, gamma: float) -> float:
-        """v ← δ v − γ ∇f(x_j + δ v); x_j ← x_j + v (Nesterov). Returns the loss; g [d] is
-        scratch.
-        """
+    def step_(
+        self, learner: CenterLearner, problem: Any, batch: Any, g: Array, gamma: float
+    ) -> float:
+        """v ← δ v − γ ∇f(x_j + δ v); x_j ← x_j + v (Nesterov)."""
         x, v, g_n = learner.message[: self.n], learner.v, g[: self.n]
         v *= self.delta
         np.add(x, v, out=learner.w[: self.n])  # x_j + δ v
@@ -60,8 +68,8 @@ class EAMSGD(Downpour):
         x += v
         return float(loss)
 
-    def pull_(self, learner: Learner) -> None:
-        """Go on from the reply: x_j ← x_j − e."""
+    def pull_(self, learner: CenterLearner) -> None:
+        """x_j ← x_j − e."""
         learner.message[: self.n] -= learner.reply[: self.n]
 
     def serve_(self, center: Array, x: Array, reply: Array) -> None:

@@ -1,30 +1,40 @@
-"""K-AVG (kavg Alg. 1) = CPSGD (adpsgd Alg. 1) = LUPA-SGD (lupa Alg. 1)."""
+"""K-AVG, known under other names as CPSGD, LUPA-SGD, Local SGD, and FedAvg with all learners.
+
+Fan Zhou, Guojing Cong: On the Convergence Properties of a K-Step Averaging Stochastic Gradient
+Descent Algorithm for Nonconvex Optimization. IJCAI 2018, Algorithm 1.
+
+    initialize w̃_1
+    for n = 1, …, N:
+        set w_n^j = w̃_n                             on every learner j
+        for k = 1, …, K: update w_{n+k}^j            the local optimiser, n K + k = t
+        synchronize w̃_{n+1} = (1/P) Σ_j w_{n+K}^j    `Every` says when, `Mean` what
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from localavg.algorithms.base import Algorithm, Mean, Nothing, Schedule, _at_least_one
+from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
 from localavg.scope import Scope
 
 
-def kavg(K: int = 16) -> Algorithm:
+def kavg(K: Annotated[int, "local updates between two averages"] = 16) -> Algorithm:
     """K-AVG (kavg Alg. 1) = CPSGD (adpsgd Alg. 1) = LUPA-SGD (lupa Alg. 1, τ = K): w_j ← w̄ every K
     updates.
     """
-    return Algorithm(Every(K), Mean(), Nothing())
+    return Algorithm(Every(K), Mean(), NoExchange())
 
 
 @dataclass(frozen=True)
 class Every(Schedule):
-    """Everyone after every K local updates (kavg Alg. 1; adpsgd Alg. 1, line 5; lupa Alg. 1, line
-    6).
-    """
+    """Everyone after every K local updates."""
 
     K: int
 
     def __post_init__(self) -> None:
-        _at_least_one("K", self.K)
+        check_period("K", self.K)
 
     def after(self, t: int) -> Scope:
+        # "synchronize" (kavg); p divides k (adpsgd Alg. 1, line 5); τ divides t (lupa line 6)
         return Scope.NONE if t % self.K else Scope.WORLD

@@ -1,28 +1,36 @@
-"""ADA-LUPA-SGD and one-shot averaging (lupa §5–6)."""
+"""ADA-LUPA-SGD and one-shot averaging. LUPA-SGD itself, Algorithm 1, is `kavg` with K = τ.
+
+Farzin Haddadpour, Mohammad Mahdi Kamani, Mehrdad Mahdavi, Viveck R. Cadambe: Local SGD with
+Periodic Averaging: Tighter Analysis and Adaptive Synchronization. NeurIPS 2019, Algorithm 1 with
+periods τ_i that grow (§5, §6): `Linear`, or by eq. 11 `LossDriven`.
+"""
 
 from __future__ import annotations
 
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from typing import Annotated
 
-from localavg.algorithms.base import Algorithm, Mean, Nothing, Schedule, _at_least_one
-from localavg.algorithms.mavg import _average
+from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
+from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
 
 
 def oneshot() -> Algorithm:
     """One-shot averaging (lupa §6): one average, at T."""
-    return Algorithm(OneShot(), Mean(), Nothing())
+    return Algorithm(OneShot(), Mean(), NoExchange())
 
 
 def adalupa(
-    tau0: int = 91,
-    alpha: float = 1.09,
-    rule: str = "linear",
-    mu: float = 0.0,
-    nesterov: bool = False,
+    tau0: Annotated[int, "τ₀, the first averaging period, in local updates"] = 91,
+    alpha: Annotated[float, "growth α of the periods (1 + iα)τ₀ under the linear rule"] = 1.09,
+    rule: Annotated[
+        str, "how periods grow: linear, or loss, from the objective (eq. 11)"
+    ] = "linear",
+    mu: Annotated[float, MU] = 0.0,
+    nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
     """ADA-LUPA-SGD (lupa §5–6): periods (1 + iα)τ_0 (rule linear), or from the objective by eq. 11
     (rule loss).
@@ -30,11 +38,11 @@ def adalupa(
     if rule not in ("linear", "loss"):
         raise bad("rule", rule, "must be linear (lupa §6) or loss (lupa eq. 11)")
     schedule = Linear(tau0, alpha) if rule == "linear" else LossDriven(tau0)
-    return Algorithm(schedule, _average(mu, nesterov), Nothing())
+    return Algorithm(schedule, mean_or_momentum(mu, nesterov), NoExchange())
 
 
 class OneShot(Schedule):
-    """One average, at T."""
+    """One average, at T (Algorithm 1, line 13, alone)."""
 
     def after(self, t: int) -> Scope:
         return Scope.NONE
@@ -42,33 +50,31 @@ class OneShot(Schedule):
 
 @dataclass(frozen=True)
 class Linear(Schedule):
-    """Periods that grow linearly, τ_i = ⌈(1 + iα) τ_0⌉, i = 0, 1, … (lupa §6)."""
+    """Periods that grow linearly, τ_i = ⌈(1 + iα) τ_0⌉, i = 0, 1, … (§6)."""
 
     tau0: int
     alpha: float
-    _ends: list[int] = field(
-        default_factory=list, repr=False, compare=False
-    )  # t of the averages, extended as asked
+    _ends: list[int] = field(default_factory=list, repr=False, compare=False)  # t of the averages
 
     def __post_init__(self) -> None:
-        _at_least_one("tau0", self.tau0)
+        check_period("tau0", self.tau0)
         if not 0 <= self.alpha < math.inf:
             raise bad("alpha", self.alpha, "must be a finite number of at least 0")
 
     def after(self, t: int) -> Scope:
         ends = self._ends
         while not ends or ends[-1] < t:
-            tau = math.ceil(
-                round((1 + len(ends) * self.alpha) * self.tau0, 9)
-            )  # 1.1 · 10 is 11, not 11.000000000000002
+            i = len(ends)
+            # 1.1 · 10 is 11, not 11.000000000000002
+            tau = math.ceil(round((1 + i * self.alpha) * self.tau0, 9))
             ends.append((ends[-1] if ends else 0) + tau)
-        return Scope.WORLD if ends[bisect_left(ends, t)] == t else Scope.NONE
+        return Scope.WORLD if ends[bisect_left(ends, t)] == t else Scope.NONE  # line 6
 
 
 @dataclass
 class LossDriven(Schedule):
-    """Periods τ_i = ⌈(F(w̄_0) / F(w̄_i))^(1/3)⌉ τ_0 (lupa eq. 11), F the objective at the average
-    that opens period i.
+    """Periods τ_i = ⌈(F(w̄_0) / F(w̄_i))^(1/3)⌉ τ_0 (eq. 11), F the objective at the average that
+    opens period i.
     """
 
     tau0: int
@@ -78,10 +84,10 @@ class LossDriven(Schedule):
     remembers = ("due", "F0")
 
     def __post_init__(self) -> None:
-        _at_least_one("tau0", self.tau0)
+        check_period("tau0", self.tau0)
 
     def after(self, t: int) -> Scope:
-        return Scope.WORLD if t == self.due else Scope.NONE
+        return Scope.WORLD if t == self.due else Scope.NONE  # line 6
 
     def observe(self, t: int, value: float, gamma: float) -> None:
         if t == 0:
@@ -91,4 +97,5 @@ class LossDriven(Schedule):
                 f"adalupa --rule loss: F(w̄) = {value:g} at t = {t}, but eq. 11 needs a finite "
                 "positive objective"
             )
-        self.due = t + max(1, math.ceil(round((self.F0 / value) ** (1 / 3), 9))) * self.tau0
+        root = round((self.F0 / value) ** (1 / 3), 9)
+        self.due = t + max(1, math.ceil(root)) * self.tau0  # eq. 11

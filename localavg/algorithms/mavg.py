@@ -1,11 +1,15 @@
-"""M-AVG (mavg Alg. 1)."""
+"""M-AVG: block momentum at the average. Known as BMUF in speech recognition.
+
+Guojing Cong, Tianyi Liu: Accelerate Distributed Stochastic Descent for Nonconvex Optimization with
+Momentum. 2020, Algorithm 1; its statements have no numbers and stand as comments below.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from localavg.algorithms.base import Algorithm, Mean, Nothing
+from localavg.algorithms.base import Algorithm, Average, Mean, NoExchange
 from localavg.algorithms.kavg import Every
 from localavg.errors import bad
 from localavg.parallel import kernels
@@ -14,16 +18,27 @@ from localavg.scope import Scope
 
 Array = Any
 
+MU = "block momentum μ of the average of everyone, in [0, 1); 0: the plain mean"
+NESTEROV = "take block momentum in Nesterov's form"
 
-def mavg(K: int = 16, mu: float = 0.7, nesterov: bool = False) -> Algorithm:
+
+def mavg(
+    K: Annotated[int, "local updates between two averages"] = 16,
+    mu: Annotated[float, MU] = 0.7,
+    nesterov: Annotated[bool, NESTEROV] = False,
+) -> Algorithm:
     """M-AVG (mavg Alg. 1): K-AVG with block momentum μ at the global level."""
-    return Algorithm(Every(K), BlockMomentum(mu, nesterov), Nothing())
+    return Algorithm(Every(K), BlockMomentum(mu, nesterov), NoExchange())
+
+
+def mean_or_momentum(mu: float, nesterov: bool) -> Average:
+    """M-AVG's average where there is momentum, the plain mean where μ is 0: for any schedule."""
+    return BlockMomentum(mu, nesterov) if mu else Mean()
 
 
 @dataclass
 class BlockMomentum(Mean):
-    """M-AVG (mavg Alg. 1): the step of the global average carries momentum μ. Cluster averages stay
-    plain means.
+    """The step of the global average carries momentum μ. Cluster averages stay plain means.
 
     Heavy ball as in the paper, or Nesterov's form, where the step is μv + d with the v just made.
     Statistics that are averaged but not trained take the plain mean. v is not rescaled when γ
@@ -39,18 +54,11 @@ class BlockMomentum(Mean):
 
     def start(self, w: Array, trained: int) -> None:
         super().start(w, trained)
-        self.w_tilde = w[0, :trained].copy()  # [n] w̃_1
+        self.w_tilde = w[0, :trained].copy()  # [n] initialize w̃_1
         self.v = w[0, :trained] * 0  # [n] v ← 0
 
-    def state_dict(self) -> dict[str, Array]:
-        return {"w_tilde": self.w_tilde, "v": self.v}
-
-    def load_state_dict(self, state: dict[str, Array]) -> None:
-        put_(self.w_tilde, state["w_tilde"])
-        put_(self.v, state["v"])
-
     def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
-        S = super().average_(w, scope, transport, variance)
+        S = super().average_(w, scope, transport, variance)  # a ← (1/P) Σ w_j, in every row
         if scope is not Scope.WORLD:
             return S
         w_tilde, v, mu = self.w_tilde, self.v, self.mu
@@ -62,9 +70,12 @@ class BlockMomentum(Mean):
         v *= mu
         v += d  # v ← μv + d
         w_tilde += mu * v + d if self.nesterov else v  # w̃_{n+1} = w̃_n + v
-        w[:, : len(v)] = w_tilde
+        w[:, : len(v)] = w_tilde  # set w_{n+1}^j = w̃_{n+1}
         return S
 
+    def state_dict(self) -> dict[str, Array]:
+        return {"w_tilde": self.w_tilde, "v": self.v}
 
-def _average(mu: float, nesterov: bool) -> Mean:
-    return BlockMomentum(mu, nesterov) if mu else Mean()
+    def load_state_dict(self, state: dict[str, Array]) -> None:
+        put_(self.w_tilde, state["w_tilde"])
+        put_(self.v, state["v"])

@@ -1,23 +1,31 @@
-"""QSGD (Alistarh et al. 2017; adpsgd §IV)."""
+"""QSGD: synchronous SGD on gradients quantised without bias.
+
+Dan Alistarh, Demjan Grubic, Jerry Li, Ryota Tomioka, Milan Vojnovic: QSGD: Communication-Efficient
+SGD via Gradient Quantization and Encoding. NIPS 2017, §3.1. A baseline of Jiang and Agrawal (adpsgd
+§IV).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 
-from localavg.algorithms.base import Algorithm, Mean, Never, Nothing
+from localavg.algorithms.base import Algorithm, Exchange, Mean, Never
 from localavg.errors import UserError
 from localavg.parallel.device import on_host, put_
 from localavg.scope import Scope
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
 Array = Any
 
 
-def qsgd(bits: int = 8, bucket: int = 512) -> Algorithm:
+def qsgd(
+    bits: Annotated[int, "bits of a quantised entry, 2 to 8: a sign, and levels in the rest"] = 8,
+    bucket: Annotated[int, "gradient entries that share one norm"] = 512,
+) -> Algorithm:
     """QSGD (adpsgd §IV; Alistarh et al. 2017): synchronous SGD on gradients quantised without
     bias.
     """
@@ -25,9 +33,8 @@ def qsgd(bits: int = 8, bucket: int = 512) -> Algorithm:
 
 
 @dataclass
-class QuantisedGradient(Nothing):
-    """g_j ← (1/P) Σ Q(g_j), Q the unbiased quantiser of QSGD (Alistarh et al. 2017, §3.1; adpsgd
-    §IV).
+class QuantisedGradient(Exchange):
+    """g_j ← (1/P) Σ Q(g_j), Q the unbiased quantiser of §3.1.
 
     Every bucket of entries travels as its 2-norm in float32 and one int8 an entry, a sign and one
     of s = 2^(bits−1) − 1 levels; fewer bits coarsen the levels, int8 stays what is sent.
@@ -71,7 +78,7 @@ class QuantisedGradient(Nothing):
             put_(device, g)
 
     def _uniform(self, j: int, t: int, d: int) -> Array:
-        return generator(self.seed, j, t, stream=1).random(d, np.float32)
+        return generator(self.seed, j, t, Stream.ROUNDING).random(d, np.float32)
 
 
 def quantise(g: Array, s: int, bucket: int, u: Array) -> tuple[Array, Array]:

@@ -1,10 +1,14 @@
-"""Sequential SGD and synchronous SGD (FULLSGD): the baselines of all papers."""
+"""Sequential SGD and synchronous SGD (FULLSGD, SyncSGD): the baselines of all papers.
+
+The mean gradient of P learners at every update: one learner whose mini-batch is P times as large.
+Equals `kavg` with K = 1 for SGD with or without momentum.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from localavg.algorithms.base import Algorithm, Mean, Never, Nothing
+from localavg.algorithms.base import Algorithm, Exchange, Mean, Never, NoExchange
 from localavg.scope import Scope
 
 Array = Any
@@ -12,7 +16,7 @@ Array = Any
 
 def sgd() -> Algorithm:
     """Sequential mini-batch SGD, P = 1."""
-    return Algorithm(Never(), Mean(), Nothing())
+    return Algorithm(Never(), Mean(), NoExchange())
 
 
 def sync() -> Algorithm:
@@ -20,8 +24,8 @@ def sync() -> Algorithm:
     return Algorithm(Never(), Mean(), MeanGradient())
 
 
-class MeanGradient(Nothing):
-    """g_j ← (1/P) Σ g_j: synchronous SGD (FULLSGD), one learner of batch P·B in effect."""
+class MeanGradient(Exchange):
+    """g_j ← (1/P) Σ g_j."""
 
     scope = Scope.WORLD
 

@@ -117,7 +117,7 @@ class Averager:
         self.t, self._start = 0, 0  # _start: t at which the period began
         self.scope, self.variance = Scope.NONE, math.nan
         self._state: dict[str, Row] = {}  # the optimiser's state by its key, once it is averaged
-        algorithm.combine.start(self.flat.w, self.flat.d_trained)
+        algorithm.average.start(self.flat.w, self.flat.d_trained)
         algorithm.exchange.start(fleet.learners, seed)
         if algorithm.exchange.scope:
             self._gradients = Row(self._parameters, self.transport.zeros)
@@ -196,9 +196,9 @@ class Averager:
         """
         import torch
 
-        schedule, combine = (
+        schedule, average = (
             self.algorithm.schedule.state_dict(),
-            self.algorithm.combine.state_dict(),
+            self.algorithm.average.state_dict(),
         )
         return {
             "t": self.t,
@@ -206,7 +206,7 @@ class Averager:
             "scope": int(self.scope),
             "variance": self.variance,
             "schedule": schedule,
-            "combine": {name: torch.tensor(x) for name, x in combine.items()},
+            "combine": {name: torch.tensor(x) for name, x in average.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -214,13 +214,13 @@ class Averager:
         self.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
         self.algorithm.schedule.load_state_dict(state["schedule"])
-        self.algorithm.combine.load_state_dict(state["combine"])
+        self.algorithm.average.load_state_dict(state["combine"])
 
     def _average(self, scope: Scope) -> None:
         self.flat.adopt(_averaged(self.model, self._statistics))
         schedule, w = self.algorithm.schedule, self.flat.w  # [1, d]
         steered = schedule.needs == "variance"
-        self.variance = self.algorithm.combine.average_(w, scope, self.transport, variance=steered)
+        self.variance = self.algorithm.average.average_(w, scope, self.transport, variance=steered)
         self._state_at_average(scope)
         if schedule.needs:
             gamma = (

@@ -8,7 +8,7 @@ import argparse
 from dataclasses import fields
 from typing import Any, get_args, get_type_hints
 
-from localavg.algorithms import ASYNCHRONOUS, BOTH
+from localavg.algorithms import ASYNCHRONOUS, BOTH, declared
 from localavg.algorithms import options as options_of
 from localavg.cli import rank, world
 from localavg.config import TrainConfig
@@ -58,15 +58,16 @@ def add(commands: Any) -> None:
             **how,
         )
     own = p.add_argument_group("options of the algorithms")
-    for option in dict.fromkeys(o for name in BOTH for o in options_of(name)):
-        default = next(options_of(name)[option] for name in BOTH if option in options_of(name))
-        flags = [checks.flag(option)] + (["--tau"] if option == "K" else [])
+    for name, option in {o: declared(a)[o] for a in reversed(BOTH) for o in declared(a)}.items():
+        flags = [checks.flag(name)] + (["--tau"] if name == "K" else [])
         how = (
             {"action": "store_true"}
-            if isinstance(default, bool)
-            else {"type": type(default), "metavar": "X"}
+            if option.kind is bool
+            else {"type": option.kind, "metavar": "X"}
         )
-        own.add_argument(*flags, dest=f"own {option}", default=argparse.SUPPRESS, **how)
+        own.add_argument(
+            *flags, dest=f"own {name}", default=argparse.SUPPRESS, help=option.help, **how
+        )
 
 
 def _train(args: argparse.Namespace) -> int:

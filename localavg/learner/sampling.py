@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from localavg.errors import UserError
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
 Batch = slice | np.ndarray  # consecutive rows, or row numbers [B]
 
@@ -54,14 +54,20 @@ class IID(Sampler):
     """
 
     def draw(self, j: int, window: int) -> list[Batch]:
-        return list(generator(self.seed, j, window).integers(0, self.n, (self.length, self.B)))
+        return list(
+            generator(self.seed, j, window, Stream.SAMPLING).integers(
+                0, self.n, (self.length, self.B)
+            )
+        )
 
 
 class Block(Sampler):
     """B consecutive rows at a random place of data shuffled when it was prepared: no gather."""
 
     def draw(self, j: int, window: int) -> list[Batch]:
-        starts = generator(self.seed, j, window).integers(0, self.n - self.B + 1, self.length)
+        starts = generator(self.seed, j, window, Stream.SAMPLING).integers(
+            0, self.n - self.B + 1, self.length
+        )
         return [slice(s, s + self.B) for s in starts.tolist()]
 
 
@@ -83,7 +89,10 @@ class Shuffle(Sampler):
 
     def draw(self, j: int, window: int) -> list[Batch]:
         if self._order is None or self._order[0] != window:
-            self._order = window, generator(self.seed, self.P, window).permutation(self.n)
+            self._order = (
+                window,
+                generator(self.seed, self.P, window, Stream.SAMPLING).permutation(self.n),
+            )
         parts = self._order[1][: self.length * self.P * self.B].reshape(self.length, self.P, self.B)
         return list(parts[:, j])
 
@@ -109,7 +118,7 @@ class Shard(Sampler):
         lo, hi = self.n * j // self.P, self.n * (j + 1) // self.P
         if self.B == hi - lo:
             return [slice(lo, hi)]
-        order = lo + generator(self.seed, j, window).permutation(hi - lo)
+        order = lo + generator(self.seed, j, window, Stream.SAMPLING).permutation(hi - lo)
         return list(order[: self.length * self.B].reshape(self.length, self.B))
 
 

@@ -1,8 +1,8 @@
 """Mini-batches of images for torch networks: what turns (learner j, update t) into tensors.
 
 A batch, its random changes included, is a function of (seed, j, t) alone, however learners lie over
-ranks and wherever a run starts again: the sampler says which rows, and `sampling.generator(seed, j,
-t, stream=2)` how they are changed. Networks get x [B, C, H, W] float32, (x − mean)/std, whose
+ranks and wherever a run starts again: the sampler says which rows, and `generator(seed, j,
+t, Stream.IMAGES)` how they are changed. Networks get x [B, C, H, W] float32, (x − mean)/std, whose
 memory is channels_last, and y [B] int64.
 """
 
@@ -19,9 +19,8 @@ from localavg.datasets import Augment, Dataset, Split
 from localavg.datasets.jpegs import NUMBERS, Decoder, Pictures
 from localavg.errors import UserError
 from localavg.learner.sampling import Sampler
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
-STREAM = 2  # of sampling.generator: random changes of images
 TABLE_BYTES = (
     16 << 20
 )  # a set that is not changed, and this small as floats, is normalised once, on every rank
@@ -63,7 +62,7 @@ class Feed:
             x, y = self._gathered(batch)
         if not self._ready:
             if self.change:
-                x = self._changed(x, generator(self.seed, j, t, STREAM))
+                x = self._changed(x, generator(self.seed, j, t, Stream.IMAGES))
             x = self._normalise(x)
         return x.permute(0, 3, 1, 2), y
 
@@ -177,7 +176,9 @@ class JpegFeed:
         batch = self.sampler.batch(j, t)
         rows = np.arange(batch.start, batch.stop) if isinstance(batch, slice) else batch  # [B]
         numbers = (
-            generator(self.seed, j, t, STREAM).random((len(rows), NUMBERS)) if self.change else None
+            generator(self.seed, j, t, Stream.IMAGES).random((len(rows), NUMBERS))
+            if self.change
+            else None
         )
         return (j, t), self._decoder.begin(rows, numbers), self.y[rows]
 

@@ -29,7 +29,7 @@ from localavg.parallel.device import Cpu, address
 from localavg.problems import Problem
 from localavg.problems.feed import examples, make_feed
 from localavg.problems.graphs import Graphs
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
 Array = Any
 Batch = tuple[
@@ -120,7 +120,10 @@ class Network(Problem):
         )
         if not self._draws:
             return lambda j, t: (*draw(j, t), None)
-        return lambda j, t: (*draw(j, t), int(generator(self.seed, j, t, stream=3).integers(2**63)))
+        return lambda j, t: (
+            *draw(j, t),
+            int(generator(self.seed, j, t, Stream.NETWORK).integers(2**63)),
+        )
 
     def gradient_(self, w: Array, batch: Batch, out: Array) -> float | Tensor:
         """The gradient of the mini-batch loss and the weight decay at w [d] into `out` [d]; returns

@@ -16,11 +16,10 @@ import numpy as np
 
 from localavg.errors import UserError, bad, positive
 from localavg.files import record
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
 Array = Any
 WINDOW = 256  # updates whose times are drawn at once
-STREAM = 4  # of sampling.generator: times of updates
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class StepTimes:
 
     def _window(self, j: int, window: int) -> Array:
         if j not in self._drawn or self._drawn[j][0] != window:
-            normal = generator(self.seed, j, window, STREAM).standard_normal(WINDOW)
+            normal = generator(self.seed, j, window, Stream.TIMES).standard_normal(WINDOW)
             self._drawn[j] = window, np.exp(self.mu + self.sigma * normal)  # [WINDOW]
         return self._drawn[j][1]
 
@@ -132,7 +131,9 @@ def fit(runs: Sequence[record.Run]) -> Machine:
         spent, count = train.iloc[-1] - train.iloc[0], within.sum()
         steps.append((spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t)
         e_R = float(
-            np.sort(generator(0, 0, 0, STREAM).standard_normal((20000, R)), axis=1)[:, -1].mean()
+            np.sort(generator(0, 0, 0, Stream.TIMES).standard_normal((20000, R)), axis=1)[
+                :, -1
+            ].mean()
         )
         cvs.append(spent.wait_s / count / (e_R * steps[-1] * math.sqrt(spent.t / count)))
         rows.append((2 * math.log2(R), 2 * (R - 1) / R * 4 * c["d"], spent.communicate_s / count))

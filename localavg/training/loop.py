@@ -41,7 +41,7 @@ def train(
     ends averaged. Raises `monitor.Diverged` where a loss is not finite and `keeper.Interrupted`
     where the run was told to stop, on every rank alike.
     """
-    schedule, combine, exchange = algorithm.schedule, algorithm.combine, algorithm.exchange
+    schedule, average, exchange = algorithm.schedule, algorithm.average, algorithm.exchange
     lap, losses, watching = monitor.clock.lap, monitor.losses, monitor.V
     w, g = flat.w, transport.zeros(flat.w.shape)  # [L, d]
     rows = list(zip(learners, w, g, strict=True))  # learner j, its weights and gradient: views [d]
@@ -51,11 +51,11 @@ def train(
         w[:, flat.d_trained :],
     )
     w_averaged = w if statistics else w_trained
-    combine.start(w_averaged, flat.d_trained)
+    average.start(w_averaged, flat.d_trained)
     optimizer.start(w_trained.shape, transport.zeros, transport.ordinary)
 
     begun = keeper.restore_(
-        w, schedule=schedule, combine=combine, optimizer=optimizer, monitor=monitor
+        w, schedule=schedule, combine=average, optimizer=optimizer, monitor=monitor
     )
     if not begun and schedule.needs == "objective":
         schedule.observe(0, monitor.objective(0, w[0]), step_size(1))
@@ -77,7 +77,7 @@ def train(
         scope = schedule.final if t == T else schedule.after(t)
         if scope:
             monitor.computed()
-            S = combine.average_(w_averaged, scope, transport, variance=monitor.variance)
+            S = average.average_(w_averaged, scope, transport, variance=monitor.variance)
             optimizer.at_average_(scope, transport)
             monitor.averaged(t, scope, S)
             if schedule.needs:

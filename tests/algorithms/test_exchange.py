@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.stats import chi2
 
-from localavg.algorithms.base import Nothing
+from localavg.algorithms.base import NoExchange
 from localavg.algorithms.qsgd import QuantisedGradient, decode, quantise
 from localavg.algorithms.sync import MeanGradient
 from localavg.errors import UserError
@@ -233,7 +233,7 @@ def test_gradients_below_the_normal_numbers_are_no_disaster():
 
 
 def test_what_travels_by_name():
-    assert (Nothing().scope, MeanGradient().scope, QuantisedGradient().scope) == (
+    assert (NoExchange().scope, MeanGradient().scope, QuantisedGradient().scope) == (
         Scope.NONE,
         Scope.WORLD,
         Scope.WORLD,
@@ -248,7 +248,7 @@ def test_the_mean_gradient_is_one_mean_over_everyone():
 
 def test_bytes_on_the_wire():
     assert (
-        Nothing().payload_bytes(1000, L=3) == MeanGradient().payload_bytes(1000, L=3) == 4000
+        NoExchange().payload_bytes(1000, L=3) == MeanGradient().payload_bytes(1000, L=3) == 4000
     )  # one float32 row
     quantised = [
         (1, 1, 512, 5),

@@ -6,7 +6,8 @@ from fractions import Fraction
 
 import pytest
 
-from localavg.algorithms.adpsgd import Piecewise, VarianceDriven
+from localavg import algorithms
+from localavg.algorithms.adpsgd import Piecewise, VarianceDriven, adpsgd, piecewise
 from localavg.algorithms.base import Never
 from localavg.algorithms.hieravg import Hierarchical
 from localavg.algorithms.kavg import Every
@@ -279,7 +280,7 @@ def test_thresholds_follow_the_step_size():
 
 
 def test_a_warm_up_averages_every_step_and_is_no_part_of_the_algorithm():
-    schedule = VarianceDriven(2, 2, warmup=3)
+    schedule = VarianceDriven(2, 2, warmup_steps=3)
     # samples of the warm-up are not seen: C₂ = 1 from t = 5 alone, whose k is 1; S = 9 then lowers
     # p to 1
     assert steered(schedule, [50.0, 50.0, 50.0, 1.0, 9.0, 1.0], 10) == [1, 2, 3, 5, 7, 8, 9, 10]
@@ -293,6 +294,29 @@ def test_other_thresholds():
         6,
         8,
     ]
+
+
+# ------------------------------------------------------------------ lengths in Python and in epochs
+
+
+def test_lengths_in_python_are_updates_and_need_no_length_of_the_run():
+    assert adpsgd(Ks=2000, warmup_steps=500).schedule == VarianceDriven(4, 2000, warmup_steps=500)
+    assert piecewise({0: 4, 8000: 8}).schedule == Piecewise([(0, 4), (8000, 8)])
+
+
+@pytest.mark.parametrize("Ks", [0.25, 0.999, 1e-9])
+def test_a_fraction_of_the_run_is_refused_in_python(Ks):
+    with pytest.raises(UserError, match=r"Ks.*fraction.*number of updates"):
+        adpsgd(Ks=Ks)
+
+
+def test_the_command_line_counts_epochs_and_fractions_of_the_run():
+    made = algorithms.make("adpsgd", {"Ks": 0.29, "warmup": 1.5}, T=100, epoch=7)
+    assert made.schedule == VarianceDriven(4, 29, warmup_steps=11)
+    made = algorithms.make("adpsgd", {"Ks": 40.0, "warmup": 1.1}, T=100, epoch=100)
+    assert made.schedule == VarianceDriven(4, 40, warmup_steps=110)  # 110.00000000000001 as floats
+    made = algorithms.make("piecewise", {"pieces": "0:4,1.5:8"}, T=100, epoch=10)
+    assert made.schedule == Piecewise([(0, 4), (15, 8)])
 
 
 # -------------------------------------------------------------------------------------------------

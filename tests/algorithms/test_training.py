@@ -17,7 +17,7 @@ from conftest import D, N
 from mpi import train, train_all
 
 from localavg.files.record import CLUSTER, WORLD
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
 M, L2 = 0.8, 0.01  # learners' momentum and the ℓ2 coefficient of every case
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
@@ -112,7 +112,7 @@ def adpsgd(p_init, K_s, warmup=0):
 
 def qsgd(bits=8, bucket=512):
     def uniforms(t, j):
-        return generator(0, j, t, stream=1).random(D, np.float32).astype(np.float64)
+        return generator(0, j, t, Stream.ROUNDING).random(D, np.float32).astype(np.float64)
 
     return lambda s, T, gamma: oracle.qsgd(s, T, gamma, uniforms, bits, bucket)
 

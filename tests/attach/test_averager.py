@@ -30,7 +30,7 @@ from torch.nn.functional import cross_entropy  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 B, D, H, C = 16, 6, 8, 3  # mini-batch, features, hidden units, classes
-SEED, T, EPOCH = 3, 43, 10  # of every case
+SEED, T = 3, 43  # of every case
 TOLERANCE = 1e-4  # of a tensor, relative, in the 2-norm: float32 sums in another order
 
 
@@ -415,11 +415,11 @@ CASES = {
     "hieravg": Case(lambda P: localavg.hieravg(3, 8, cluster(P)), hieravg(3, 8)),
     "hieravg-average": Case(lambda P: localavg.hieravg(2, 7, cluster(P)), hieravg(2, 7), "nesterov", "average"),
     "hieravg-adam": Case(lambda P: localavg.hieravg(3, 9, cluster(P)), hieravg(3, 9), "adam", "reset"),
-    "adpsgd": Case(lambda P: localavg.adpsgd(T, EPOCH, 3, 9, warmup=0.2), adpsgd(3, 9, 2), "sgd", "average", (16,)),
-    "adpsgd-adam": Case(lambda P: localavg.adpsgd(T, EPOCH, 2, 0.2, warmup=0), adpsgd(2, 8, 0), "adam", "keep", (12,)),
+    "adpsgd": Case(lambda P: localavg.adpsgd(p_init=3, Ks=9, warmup_steps=2), adpsgd(3, 9, 2), "sgd", "average", (16,)),
+    "adpsgd-adam": Case(lambda P: localavg.adpsgd(p_init=2, Ks=8), adpsgd(2, 8, 0), "adam", "keep", (12,)),
     "adalupa-linear": Case(lambda P: localavg.adalupa(4, 0.5), adalupa_linear(4, 0.5)),
     "adalupa-loss": Case(lambda P: localavg.adalupa(5, rule="loss"), adalupa_loss(5), drops=()),
-    "piecewise": Case(lambda P: localavg.piecewise(EPOCH, "0:2,1.5:5,3:3"), piecewise((0, 2), (15, 5), (30, 3))),
+    "piecewise": Case(lambda P: localavg.piecewise({0: 2, 15: 5, 30: 3}), piecewise((0, 2), (15, 5), (30, 3))),
 }  # fmt: skip
 
 
@@ -1052,7 +1052,7 @@ def mistakes(world):
         attach(localavg.kavg(), net)
 
     adagrad = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))])
-    adpsgd, loss = localavg.adpsgd(T=100, epoch=10), localavg.adalupa(tau0=5, rule="loss")
+    adpsgd, loss = localavg.adpsgd(Ks=25), localavg.adalupa(tau0=5, rule="loss")
     made = {
         "float64": lambda: attach(localavg.kavg(), nn.Linear(D, C).double() if last else nn.Linear(D, C)),
         "L": lambda: attach(localavg.kavg(), fleet=localavg.Fleet(world, 2 * world.size)),
@@ -1067,7 +1067,7 @@ def mistakes(world):
         "closure": closure, "grown": grown, "half": half, "tied": tied,
     }  # fmt: skip
     if world.size > 1:
-        made["sgd"] = lambda: attach(localavg.algorithms.sync.sgd())
+        made["sgd"] = lambda: attach(localavg.sgd())
         made["shapes"] = lambda: attach(localavg.kavg(), nn.Linear(D, C + last))
         made["fewer"] = lambda: attach(localavg.kavg(), nn.Linear(D, C, bias=not last))
     return {name: said(make) for name, make in made.items()}

@@ -95,6 +95,11 @@ def test_the_papers_symbols_are_the_options():
     assert [options(name) for name in ("sgd", "sync", "oneshot")] == [{}, {}, {}]
 
 
+@pytest.mark.parametrize("name", algorithms.BOTH)
+def test_every_option_of_an_algorithm_has_its_help(name):
+    assert all(option.help for option in algorithms.declared(name).values())
+
+
 def test_the_papers_settings_are_the_defaults():
     assert options("adpsgd") | {"mu": 0} == {
         "p_init": 4,

@@ -31,7 +31,7 @@ from localavg.datasets.jpegs import (
 )
 from localavg.errors import UserError
 from localavg.learner.sampling import SAMPLERS
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
 torch = pytest.importorskip("torch")
 Image = pytest.importorskip("PIL.Image")
@@ -318,7 +318,7 @@ def test_changed_images_equal_those_of_a_slow_loop(H, W, C, pad, flip, B, consec
     before = data.train.x.copy()
     rows = slice(5, 5 + B) if consecutive else np.random.default_rng(seed).integers(0, 23, B)
     x, y = feed.Feed(data, Given({(j, t): rows}), seed)(j, t)
-    codes = generator(seed, j, t, stream=2).integers(0, 2 * (2 * pad + 1) ** 2, B)
+    codes = generator(seed, j, t, Stream.IMAGES).integers(0, 2 * (2 * pad + 1) ** 2, B)
     codes = codes if flip else codes - codes % 2
     slow = [
         slowly_changed(image, pad, int(code))
@@ -560,7 +560,7 @@ def directly(data, sampler, seed, j, t):
     """What JpegFeed should give, without threads."""
     batch = sampler.batch(j, t)
     rows = np.arange(len(data.train.y))[batch]
-    numbers = generator(seed, j, t, stream=2).random((len(rows), NUMBERS))
+    numbers = generator(seed, j, t, Stream.IMAGES).random((len(rows), NUMBERS))
     x = np.stack(
         [
             decoded(data.train.x.packed(row), data.shape[:2], numbers[k])

@@ -14,7 +14,7 @@ from scipy.stats import chi2
 
 from localavg.errors import UserError
 from localavg.learner.sampling import SAMPLERS
-from localavg.streams import generator
+from localavg.streams import Stream, generator
 
 ALL = sorted(SAMPLERS)
 
@@ -81,12 +81,22 @@ def test_seeds_learners_and_steps_draw_differently(kind):
 
 
 def test_streams_of_random_numbers_are_apart():
-    first = [
-        generator(*key).random()
-        for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 0, 0, 1), (0, 1, 1)]
+    keys = [(seed, who, when) for seed in (0, 1) for who in (0, 1) for when in (0, 1)]
+    first = {generator(*key, stream).random() for key in keys for stream in Stream}
+    assert len(first) == len(keys) * len(Stream)
+    again = generator(3, 4, 5, Stream.SAMPLING).random()
+    assert generator(3, 4, 5, Stream.SAMPLING).random() == again
+
+
+def test_streams_keep_their_numbers_or_old_runs_could_not_be_repeated():
+    assert [stream.name for stream in sorted(Stream)] == [
+        "SAMPLING",
+        "ROUNDING",
+        "IMAGES",
+        "NETWORK",
+        "TIMES",
     ]
-    assert len(set(first)) == 6
-    assert generator(3, 4, 5).random() == generator(3, 4, 5).random()
+    assert list(map(int, sorted(Stream))) == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("kind", ["iid", "block"])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from localavg.algorithms.downpour import Learner
+from localavg.algorithms.center import CenterLearner
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.messages import APPLY, NOTE, Nap, Roles
 from localavg.training.monitor import Clock
@@ -23,7 +23,7 @@ class Exchange:
     vectors.
     """
 
-    def __init__(self, learner: Learner, roles: Roles) -> None:
+    def __init__(self, learner: CenterLearner, roles: Roles) -> None:
         self.learner, self.roles, self.parts = learner, roles, roles.parts(len(learner.message))
         self.note, self.verdict = np.zeros(len(NOTE)), np.zeros(1, np.int64)
         self.requests: list[MPI.Request] = []
@@ -71,7 +71,7 @@ def client(local: Local, center: Array, roles: Roles, clock: Clock) -> None:
     rule, T, nap = local.rule, local.T, Nap()
     ready = deque(rule.learner(j, center) for j in roles.learners)
     exchanges = {learner.j: Exchange(learner, roles) for learner in ready}
-    away: list[Learner] = []  # they have pushed
+    away: list[CenterLearner] = []  # they have pushed
     while ready or away:
         if ready:
             learner = ready.popleft()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from localavg.algorithms.downpour import Downpour, Learner
+from localavg.algorithms.center import CenterLearner, CenterRule
 from localavg.problems import Problem
 
 Array = Any
@@ -20,7 +20,7 @@ class Local:
 
     def __init__(
         self,
-        rule: Downpour,
+        rule: CenterRule,
         problem: Problem,
         feed: Callable[[int, int], Any],
         step_size: Callable[[int], float],
@@ -39,7 +39,7 @@ class Local:
         )
         self._fetched: tuple[int, int, Any] = -1, -1, None
 
-    def fetch(self, learner: Learner) -> Any:
+    def fetch(self, learner: CenterLearner) -> Any:
         """The mini-batch of the learner's next update; valid until the next call for another."""
         key = learner.j, learner.t + 1
         if self._fetched[:2] != key:
@@ -47,7 +47,7 @@ class Local:
             self.lap("data")
         return self._fetched[2]
 
-    def step_(self, learner: Learner) -> bool:
+    def step_(self, learner: CenterLearner) -> bool:
         """One local update of a learner; tells whether it is now to exchange with the servers."""
         batch = self.fetch(learner)
         t = learner.t = learner.t + 1

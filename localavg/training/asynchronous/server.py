@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from localavg.algorithms.downpour import Downpour
+from localavg.algorithms.center import CenterRule
 from localavg.training.asynchronous.log import Log
 from localavg.training.asynchronous.messages import APPLY, END, KEEP, NOTE, REFUSE, Nap, Roles
 from localavg.training.monitor import Diverged
@@ -27,7 +27,7 @@ Array = Any
 class Server:
     """One server: its part x̃ [m] of the center [d], updated in place."""
 
-    def __init__(self, rule: Downpour, center: Array, roles: Roles) -> None:
+    def __init__(self, rule: CenterRule, center: Array, roles: Roles) -> None:
         self.rule, self.center, self.roles = rule, center, roles
         self.part = part = roles.parts(len(center))[roles.world.rank - roles.clients]
         self.x, self.n = (
@@ -92,7 +92,7 @@ class FirstServer(Server):
 
     def __init__(
         self,
-        rule: Downpour,
+        rule: CenterRule,
         center: Array,
         roles: Roles,
         log: Log,

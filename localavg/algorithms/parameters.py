@@ -1,0 +1,113 @@
+"""What the command line knows of an algorithm's parameters, read from where they are declared:
+
+    K: Annotated[int, "local updates between averages"] = 16
+    Ks: Annotated[float, FractionOfT("Ks", 0.25, "…")]
+
+In Python every length is a number of local updates. A `Length` is one that the command line takes
+in another unit: it is turned into updates once the length of the run is known.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args, get_type_hints
+
+from localavg.errors import bad, positive
+
+FILLED_IN = {"P", "momentum"}  # settings of the run that a function may ask for, no options of it
+
+
+@dataclass(frozen=True)
+class Length:
+    """A length on the command line: the option's name there, its default, and a sentence of help
+    with the unit.
+    """
+
+    name: str
+    default: float | str
+    help: str
+
+    def updates(self, value: Any, T: int, epoch: float) -> Any:
+        """Return `value` in local updates, for T of them in the run and `epoch` in an epoch."""
+        raise NotImplementedError
+
+
+class FractionOfT(Length):
+    """A fraction of T below 1, or a number of updates."""
+
+    def updates(self, value: float, T: int, epoch: float) -> int:
+        positive(self.name, value)
+        # 0.29 · 100 is 29, not 28.999999999999996
+        return int(round(value * T, 9)) if value < 1 else int(value)
+
+
+class Epochs(Length):
+    """A number of epochs, rounded up to whole updates."""
+
+    def updates(self, value: float, T: int, epoch: float) -> int:
+        if not 0 <= value < math.inf:
+            raise bad(self.name, value, "must be a number of epochs of at least 0")
+        return math.ceil(round(value * epoch, 9))
+
+
+class StagesInEpochs(Length):
+    """Numbers for the stages of training, FROM_EPOCH:K,FROM_EPOCH:K,…, as pairs (from_t, K)."""
+
+    def updates(self, value: str, T: int, epoch: float) -> list[tuple[int, int]]:
+        try:
+            pairs = [stage.split(":") for stage in value.split(",")]
+            return [(round(float(start) * epoch), int(number)) for start, number in pairs]
+        except (ValueError, OverflowError):
+            rule = "must read FROM_EPOCH:K,FROM_EPOCH:K,… such as 0:4,80:8"
+            raise bad(self.name, value, rule) from None
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of an algorithm on the command line. parameter: of the function that takes it;
+    length: how it becomes a number of updates, where it is not one.
+    """
+
+    name: str
+    parameter: str
+    kind: type
+    default: Any
+    help: str
+    length: Length | None
+
+
+@cache
+def options_of(function: Callable) -> dict[str, Option]:
+    """The options of an algorithm's function, by their names on the command line: all its
+    parameters but those filled in.
+    """
+    hints = get_type_hints(function, include_extras=True)
+    parameters = inspect.signature(function).parameters.values()
+    found = [_option(p, hints[p.name]) for p in parameters if p.name not in FILLED_IN]
+    return {option.name: option for option in found}
+
+
+def arguments(
+    function: Callable, given: Mapping[str, Any], T: int, epoch: float, run: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The arguments of an algorithm's function: its options, `given` or by default, with lengths
+    in updates, and what it asks for of the run.
+    """
+    found = {name: run[name] for name in inspect.signature(function).parameters if name in run}
+    for option in options_of(function).values():
+        value, length = given.get(option.name, option.default), option.length
+        found[option.parameter] = length.updates(value, T, epoch) if length else value
+    return found
+
+
+def _option(p: inspect.Parameter, hint: Any) -> Option:
+    note = next(iter(getattr(hint, "__metadata__", ())), "")
+    if isinstance(note, Length):
+        return Option(note.name, p.name, type(note.default), note.default, note.help, note)
+    plain = getattr(hint, "__origin__", hint)
+    kind = next(t for t in (plain, *get_args(plain)) if t in (bool, int, float, str))
+    return Option(p.name, p.name, kind, p.default, note, None)
