@@ -64,6 +64,9 @@ class Transport(Protocol):
     def variance(self, w: Array) -> float:
         """Return Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² of the rows w [L, n], which stay (adpsgd eq. 7)."""
 
+    def equal(self, w: Array) -> bool:
+        """Return whether all learners' rows of w [L, n] are the same; one digest a rank travels."""
+
     def gather(self, x: Array) -> Array:
         """Return the rows of all learners [P, n] in their order, on the host of every rank."""
 

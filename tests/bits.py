@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.append(str(Path(__file__).parent / "support"))  # mpi.py, where this is run as a script
+
 ROWS, FEATURES = 168, 20  # of the feature file; rows: a multiple of 4, 6 and 8
 TIMEOUT_S = 1200  # of a launch
 SIMULATED = "simulated time"  # the first launch

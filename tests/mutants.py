@@ -32,7 +32,7 @@ LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")
 TRANSPORT = {
     name: f"localavg/parallel/transport/{name}.py" for name in ("lanes", "slots", "shared", "mpi")
 }
-TRAINING = {name: f"localavg/training/{name}.py" for name in ("loop", "monitor", "keeper")}
+TRAINING = {name: f"localavg/training/{name}.py" for name in ("averaging", "monitor", "keeper")}
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
@@ -77,22 +77,22 @@ MUTANTS = [
     Mutant(
         "Hier-AVG does not restart the local count at a global average",
         ALGORITHMS["hieravg"],
-        "return Scope.NONE if since_global % self.K1 else Scope.CLUSTER",
-        "return Scope.NONE if t % self.K1 else Scope.CLUSTER",
+        "if since_global % self.K1:",
+        "if t % self.K1:",
         STATIC,
     ),
     Mutant(
         "a run does not end averaged",
-        TRAINING["loop"],
-        "scope = schedule.final if t == T else schedule.after(t)",
+        TRAINING["averaging"],
+        "scope = schedule.final if last else schedule.after(t)",
         "scope = schedule.after(t)",
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
     ),
     Mutant(
         "ADPSGD counts its iterations from one",
         ALGORITHMS["adpsgd"],
-        "k, S = t - self.warmup - 1, value",
-        "k, S = t - self.warmup, value",
+        "S, k = value, t - self.warmup_steps - 1",
+        "S, k = value, t - self.warmup_steps",
         f"{TESTS['schedules']}::test_iterations_count_from_zero_in_the_sampling_phase",
     ),
     Mutant(
@@ -178,8 +178,8 @@ MUTANTS = [
     Mutant(
         "shuffle is not redone each epoch",
         LEARNER["sampling"],
-        "generator(self.seed, self.P, window).permutation(self.n)",
-        "generator(self.seed, self.P, 0).permutation(self.n)",
+        "generator(self.seed, self.P, window, Stream",
+        "generator(self.seed, self.P, 0, Stream",
         f"{TESTS['sampling']}::test_learners_of_an_epoch_have_disjoint_parts",
     ),
     Mutant(
@@ -192,16 +192,16 @@ MUTANTS = [
     Mutant(
         "a shard is not reshuffled in each pass",
         LEARNER["sampling"],
-        "generator(self.seed, j, window).permutation(hi - lo)",
-        "generator(self.seed, j, 0).permutation(hi - lo)",
+        "lo + generator(self.seed, j, window, Stream",
+        "lo + generator(self.seed, j, 0, Stream",
         f"{TESTS['sampling']}::test_a_pass_over_a_shard_repeats_no_row_and_the_next_one_is_"
         "reshuffled",
     ),
     Mutant(
         "two learners' rows are swapped",
-        TRAINING["loop"],
-        "rows = list(zip(learners, w, g, strict=True))",
-        "rows = list(zip(learners, w, [g[1], g[0], *g[2:]], strict=True))",
+        "localavg/problems/engines/loop.py",
+        "list(zip(self.learners, w, out, strict=True))",
+        "list(zip(self.learners, w, [out[1], out[0], *out[2:]], strict=True))",
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
     ),
     # what a run remembers when it is resumed

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from time import perf_counter
 from typing import Any
 
@@ -18,14 +18,15 @@ from mpi4py import MPI
 
 from localavg.datasets import progress
 from localavg.files.record import Record
-from localavg.parallel.device import numbers, on_host
+from localavg.parallel.device import numbers
 from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
 from localavg.simulate.clock import Modelled
+from localavg.training.evaluate import Evaluator
+from localavg.training.length import Length
+from localavg.training.payload import Payload
 
 Array = Any
-
-PIECES = 8  # of a learner's part of a split, where only some examples are evaluated
 
 
 class Diverged(Exception):
@@ -59,47 +60,33 @@ class Clock:
 
 
 class Monitor:
-    """Watches one run of T updates with `epoch` updates in an epoch and batches of B.
+    """Watches one run.
 
-    record: the run file on rank 0, None elsewhere. variance: record S at every average; V: record
-    V_t of every period as well (adpsgd eq. 11), which takes one more mean of the weights a step,
-    kept out of wall_s. grad_norm: ‖∇F(w̄)‖² at every evaluation. examples: how many of each split
-    an evaluation takes (None: all). payload: what this rank hands to MPI in one exchange over a
-    scope, (within its node, across nodes).
+    record: the run file on rank 0, None elsewhere. variance: record S at every average. V: record
+    V_t of every period too (adpsgd eq. 11), which takes one more mean of the weights a step, kept
+    out of wall_s.
     """
 
     def __init__(
         self,
         fleet: Fleet,
-        problem: Any,
         transport: Any,
+        evaluator: Evaluator,
         record: Record | Modelled | None,
+        length: Length,
+        payload: Payload,
         *,
-        T: int,
-        epoch: float,
-        B: int,
-        log_every: int,
-        eval_every: int,
-        payload: Callable[[Scope], tuple[int, int]],
         variance: bool = False,
         V: bool = False,
-        grad_norm: bool = False,
-        examples: int | None = None,
     ) -> None:
-        self.fleet, self.problem, self.transport, self.record = fleet, problem, transport, record
-        self.T, self.epoch, self.B, self.log_every, self.eval_every = (
-            T,
-            epoch,
-            B,
-            log_every,
-            eval_every,
-        )
-        self.variance, self.V, self.grad_norm, self.examples = variance, V, grad_norm, examples
+        self.fleet, self.transport, self.evaluator = fleet, transport, evaluator
+        self.record, self.length = record, length
+        self.variance, self.V = variance, V
         self.clock = Clock()
         self.losses: list[
             Any
         ] = []  # L scalars an update since the last report; a device keeps its own
-        self.due = min(T, log_every, eval_every)  # t of the next report
+        self.due = min(length.log_every, length.eval_every)  # t of the next report
         self.reported = 0  # t of the last one
         self.last = 0  # t of the last average
         self._events: list[float] = []  # seconds of every exchange since then
@@ -112,10 +99,10 @@ class Monitor:
         self._drift: list[float] = []  # Var[W_k] of the updates since the last average
         self.diagnosis_s = 0.0  # what V_t took
         self._bytes = {
-            s: fleet.world.allreduce(np.array(payload(s))).tolist()
+            s: fleet.world.allreduce(np.array(payload.handed_over(s))).tolist()
             for s in (Scope.CLUSTER, Scope.WORLD)
         }
-        self.progress = Progress(T) if record is not None else None
+        self.progress = Progress(length.T) if record is not None else None
 
     def start(self, begun: int, w: Array) -> None:
         """Evaluate the initial weights of a new run (begun = 0), then start the clock on all ranks
@@ -153,8 +140,9 @@ class Monitor:
         """Where the time went, for people: shares of the wall clock, means over the ranks."""
         wall_s = self.clock.wall_s
         compute, data, communicate, wait = 100 * self._split / wall_s
+        samples = self.length.T * self.length.P * self.length.B
         text = (
-            f"{wall_s:.1f} s, {self.T * self.fleet.P * self.B / wall_s:,.0f} samples/s: compute "
+            f"{wall_s:.1f} s, {samples / wall_s:,.0f} samples/s: compute "
             f"{compute:.0f} %, "
             f"data {data:.0f} %, communicate {communicate:.0f} %, wait {wait:.0f} %"
         )
@@ -172,7 +160,7 @@ class Monitor:
         """F at w [d] over all training data, for the schedule that is steered by it: part of the
         algorithm and its time.
         """
-        F = self._totals(w, self.problem.data.train)[0] + self.problem.regulariser(w)
+        F = self.evaluator.objective(w)
         self.clock.lap("compute")
         if not math.isfinite(F):
             raise Diverged(f"the objective after step {t} is not finite; lower --lr")
@@ -182,6 +170,8 @@ class Monitor:
         """A row of /train, and of /eval when it is time. Collective. Raises Diverged everywhere if
         a loss was not finite.
         """
+        self.computed()
+        length = self.length
         self.clock.lap("rest")
         wall_s = self.clock.wall_s
         loss, where = self._exchange_interval(t)
@@ -192,14 +182,14 @@ class Monitor:
                 f"the loss at step {where[0]} of learner {where[1]} is not finite; lower --lr (now "
                 f"{gamma:g})"
             )
-        samples = t * self.fleet.P * self.B
+        samples = t * length.P * length.B
         if self.record is not None:
             self._record_averages()
             compute, data, communicate, wait = self._split
             self.record.append(
                 "train",
                 t=t,
-                epoch=t / self.epoch,
+                epoch=t / length.epoch,
                 samples=samples,
                 step_size=gamma,
                 loss=loss,
@@ -212,10 +202,9 @@ class Monitor:
             self.record.flush()
             self.progress.step(t, loss, samples / wall_s)
         self.reported = t
-        evaluating = t == self.T or t % self.eval_every == 0
-        self.due = min(
-            self.T, *(t + every - t % every for every in (self.log_every, self.eval_every))
-        )
+        evaluating = t == length.T or t % length.eval_every == 0
+        following = (t + n - t % n for n in (length.log_every, length.eval_every))
+        self.due = min(length.T, *following)
         self.clock.lap("rest")
         if evaluating:
             self._evaluate(t, w, wall_s)
@@ -266,69 +255,17 @@ class Monitor:
         self._averages.clear()
 
     def _evaluate(self, t: int, w: Array, wall_s: float = 0.0) -> None:
-        """A row of /eval: the averaged model w̄ on all data, each learner summing over its part of
-        the rows.
-        """
-        mean, data = self.transport.mean(w), self.problem.data  # [d]
-        self.problem.calibrate_(mean)
-        train_loss, train_accuracy, grad = self._totals(
-            mean, data.train, self.grad_norm, self.examples
-        )
-        train_loss += self.problem.regulariser(mean)
-        if t == self.T and not math.isfinite(
-            train_loss
-        ):  # before T the next losses name the learner
+        """A row of /eval: the averaged model w̄ of w [L, d]."""
+        row = self.evaluator.row(self.transport.mean(w))
+        # Before T the next losses name the learner.
+        if t == self.length.T and not math.isfinite(row["train_loss"]):
             raise Diverged(
                 f"the averaged model's loss after step {t}, the last, is not finite; lower --lr"
             )
-        test_loss = test_accuracy = math.nan
-        if data.test is not None:
-            test_loss, test_accuracy, _ = self._totals(mean, data.test, examples=self.examples)
-            test_loss += self.problem.regulariser(mean)
         if self.record is not None:
-            if grad is not None:
-                grad += self.problem.l2 * on_host(mean[: len(grad)])
-            self.record.append(
-                "eval",
-                t=t,
-                epoch=t / self.epoch,
-                wall_s=wall_s,
-                train_loss=train_loss,
-                train_accuracy=train_accuracy,
-                test_loss=test_loss,
-                test_accuracy=test_accuracy,
-                grad_norm_sq=math.nan if grad is None else float(grad @ grad),
-            )
-            self.progress.evaluated(t, train_loss, test_accuracy)
+            self.record.append("eval", t=t, epoch=t / self.length.epoch, wall_s=wall_s, **row)
+            self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
         self.clock.lap("outside")
-
-    def _totals(
-        self, w: Array, split: Any, gradient: bool = False, examples: int | None = None
-    ) -> tuple[float, float, Array | None]:
-        """Mean loss without regulariser, accuracy, mean gradient [d] of w over a split: the same
-        numbers for any layout.
-
-        examples: of about so many of its rows, spread over the split in pieces.
-        """
-        n, P = len(split.y), self.fleet.P
-        pieces = 1 if examples is None else PIECES  # of every learner
-        rows = [(n * i // (P * pieces), n * (i + 1) // (P * pieces)) for i in range(P * pieces)]
-        if examples is not None:
-            rows = [(lo, min(hi, lo + max(1, examples // (P * pieces)))) for lo, hi in rows]
-        parts = [
-            self.problem.sums(w, split, lo, hi, gradient)
-            for j in self.fleet.learners
-            for lo, hi in rows[j * pieces : (j + 1) * pieces]
-        ]
-        sums = self.fleet.world.allgather([part[:2] for part in parts])
-        everyone = np.concatenate(sums)  # [P · pieces, 2], in the order of the learners
-        n = sum(hi - lo for lo, hi in rows)
-        loss, right = everyone.sum(axis=0) / n
-        if not gradient:
-            return loss, right, None
-        grad = on_host(sum(part[2] for part in parts))  # [d] float64
-        self.fleet.world.Allreduce(MPI.IN_PLACE, grad)
-        return loss, right, grad / n
 
     def state_dict(self) -> dict[str, Array]:
         """What a resumed run needs to record what an uninterrupted one would: a row of losses a

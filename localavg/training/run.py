@@ -4,7 +4,6 @@ happened.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Mapping
 from contextlib import nullcontext
@@ -26,12 +25,14 @@ from localavg.parallel.device import Cpu, choose_device, on_host, put_
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import choose
 from localavg.problems import Problem
-from localavg.scope import Scope
 from localavg.simulate import clock, timing
 from localavg.training import resume
+from localavg.training.evaluate import Evaluator, by_learner
 from localavg.training.keeper import Keeper
+from localavg.training.length import Length
 from localavg.training.loop import train
 from localavg.training.monitor import Monitor
+from localavg.training.payload import Payload
 
 
 def run(
@@ -64,8 +65,8 @@ def run(
     data = load_data(c, fleet)
     problem = fleet.together(lambda: make_problem(c, data, fleet, device))
     sampler = SAMPLERS[c.sampling](problem.n, fleet.P, c.batch_size, c.seed)
-    epoch = sampler.epoch
-    T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * epoch, 9)))
+    length = Length.of(c, fleet.P, sampler.epoch)
+    T, epoch = length.T, length.epoch
     algorithm = algorithms.make(c.algorithm, c.options, T, epoch)
     if (start := algorithm.schedule.steered_after) >= T and world.rank == 0:
         print(
@@ -93,43 +94,25 @@ def run(
         c, fleet, settings, origin, earlier, world.rank == 0, checkpoints=not model
     )
 
-    def nbytes(learners: int) -> int:
-        """What so many learners hand over in one exchange: gradients, or weights and the state that
-        is averaged with them.
-        """
-        if algorithm.exchange.scope:
-            return algorithm.exchange.payload_bytes(flat.d_trained, learners)
-        return 4 * (
-            (flat.d if c.statistics == "average" else flat.d_trained)
-            + optimizer.averaged * flat.d_trained
-        )
-
-    def payload(scope: Scope) -> tuple[int, int]:
-        if algorithm.exchange.gathers:
-            return transport.gather_bytes(nbytes(fleet.L))
-        return transport.payload_bytes(nbytes(fleet.L), scope)
-
+    payload = Payload(algorithm, transport, flat, optimizer, c.statistics == "average")
     rows: record.Record | clock.Modelled | None = file
     if file is not None and model:
         durations = clock.averages(
-            model, fleet.P, nbytes(1), algorithm.S, algorithm.exchange.gathers
+            model, fleet.P, payload.nbytes(1), algorithm.S, algorithm.exchange.gathers
         )
         rows = clock.Modelled(file, clock.Synchronous(model, fleet.P, c.seed, durations))
+    evaluator = Evaluator(
+        problem, world, by_learner(fleet), examples=c.eval_examples, grad_norm=c.grad_norm
+    )
     monitor = Monitor(
         fleet,
-        problem,
         transport,
+        evaluator,
         rows,
-        T=T,
-        epoch=epoch,
-        B=c.batch_size,
-        log_every=min(T, c.log_every or max(1, T // 100)),
-        eval_every=min(T, c.eval_every or max(1, T // 20)),
-        payload=payload,
-        variance=c.variance != "no" or algorithm.schedule.needs == "variance",
+        length,
+        payload,
+        variance=c.variance != "no",
         V=c.variance == "steps",
-        grad_norm=c.grad_norm,
-        examples=c.eval_examples,
     )
     steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdecimal() else None
     keep = Keeper(
@@ -163,10 +146,6 @@ def run(
                 keep,
                 statistics=c.statistics == "average",
             )
-        if c.save_weights and c.statistics == "keep" and flat.d > flat.d_trained:
-            transport.mean_(
-                flat.w[:, flat.d_trained :], Scope.WORLD
-            )  # the averaged model has their mean
         if file is not None and c.save_weights:
             file.save_weights("weights", on_host(flat.w[0]))
 

@@ -28,6 +28,9 @@ COLUMNS = {
         "ours_over_bare",
         "overhead",
         "recording",
+        "overhead_s",
+        "add_s",
+        "overhead_over_add",
     ],
     "network": [
         "problem",
@@ -148,6 +151,9 @@ def test_training_is_compared_with_a_bare_loop_and_the_floor(name, one_rank):
 def test_a_row_of_training_says_what_was_trained(one_rank):
     (logistic,), *networks = (one_rank.rows[name] for name in ("logistic", "network", "several"))
     assert logistic["model"] == "d = 9, B = 8, block" and logistic["overhead"] > -1
+    assert logistic["overhead_over_add"] == pytest.approx(
+        logistic["overhead_s"] / logistic["add_s"]
+    )
     names = "model", "side", "batch_size", "precision", "learners", "cuda_graphs"
     said = [[row[name] for name in names] for (row,) in networks]
     assert said == [["mlp", 8, 4, "float32", 1, False], ["mlp", 9, 4, "float32", 2, False]]

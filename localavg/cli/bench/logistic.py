@@ -11,7 +11,7 @@ import numpy as np
 
 from localavg import datasets
 from localavg.cli.bench import medians, seconds
-from localavg.cli.bench.loop import train_alone
+from localavg.cli.bench.loop import overhead, train_alone
 from localavg.learner import optim
 from localavg.learner.sampling import SAMPLERS
 from localavg.parallel.fleet import Fleet
@@ -25,20 +25,24 @@ def bench_logistic(
 
     For block sampling: our whole loop, a bare NumPy loop over the same rows, and X.sum() as the
     floor of reading the data once. overhead: our loop against its gradients, with the taking of
-    their rows, and updates alone; recording: time in the run file and progress.
+    their rows, and updates alone; recording: time in the run file and progress. overhead_s, add_s
+    and their ratio: as `loop.overhead` measures them.
     """
     problem = Logistic(datasets.load(data, fleet), 1e-4)
     x, y, d = problem.x, problem.y, problem.d  # [n, d], [n]
     sampler = SAMPLERS["block"](problem.n, 1, B, seed=0)
     rows = [sampler.batch(0, t) for t in range(1, steps + 1)]
     recorded: list[float] = []
+    beside: list[dict[str, float]] = []
+    log_every = max(1, steps // 100)
 
     def ours() -> float:
-        wall_s, share = train_alone(
-            fleet, problem, optim.SGD(), sampler, steps, max(1, steps // 100)
-        )
+        wall_s, share = train_alone(fleet, problem, optim.SGD(), sampler, steps, log_every)
         recorded.append(share)
         return wall_s
+
+    def timed_in_parts() -> float:
+        return seconds(lambda: beside.append(overhead(fleet, problem, sampler, steps, log_every)))
 
     times = medians(
         {
@@ -46,11 +50,13 @@ def bench_logistic(
             "step": lambda: _gradients_and_updates(problem, rows),
             "bare": lambda: _bare(x, y, rows, d),
             "floor": lambda: seconds(x.sum),
+            "parts": timed_in_parts,
         },
         repeats,
     )
     rate = {name: steps * B / times[name] for name in ("ours", "step", "bare")}
     floor = problem.n / times["floor"]
+    rest_s, add_s = (median(each[name] for each in beside[1:]) for name in ("overhead_s", "add_s"))
     return [
         {
             "problem": "logistic",
@@ -63,6 +69,9 @@ def bench_logistic(
             "ours_over_bare": rate["ours"] / rate["bare"],
             "overhead": rate["step"] / rate["ours"] - 1,
             "recording": median(recorded[1:]),
+            "overhead_s": rest_s,
+            "add_s": add_s,
+            "overhead_over_add": rest_s / add_s,
         }
     ]
 

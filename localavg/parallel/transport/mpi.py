@@ -4,11 +4,13 @@ division.
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
+from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.scope import Scope
 
@@ -80,6 +82,19 @@ class HostMPI:
         (adpsgd eq. 7).
         """
         return self.world.allreduce(self._spread(w, self.mean(w))) / self.P
+
+    def equal(self, w: np.ndarray) -> bool:
+        """Return whether all learners' rows of w [L, n] are the same. Collective.
+
+        The rows are read once, and one digest a rank travels.
+        """
+        if self.P == 1:
+            return True
+        first = np.ascontiguousarray(on_host(w[0]))
+        alike = all(np.array_equal(on_host(row), first) for row in w[1:])
+        digest = blake2b(first, digest_size=16).digest() if alike else None
+        digests = set(self.world.allgather(digest))
+        return len(digests) == 1 and None not in digests
 
     def gather(self, x: np.ndarray) -> np.ndarray:
         """The rows x [L, n] of all learners, [P, n] in their order, on every rank."""

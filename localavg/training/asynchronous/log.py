@@ -6,44 +6,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
-from mpi4py import MPI
-
 from localavg.files.record import Record
-from localavg.problems import Problem
+from localavg.training.length import Length
 from localavg.training.monitor import Diverged, Progress
 
 Array = Any
-
-# an evaluation sums over so many parts of the rows, in their order, however many ranks share them
-PARTS = 16
-
-
-@dataclass(frozen=True)
-class Length:
-    """How long a run is and how often it reports. U counts the updates of all P learners that have
-    reached the center.
-    """
-
-    P: int
-    T: int
-    """local updates of each learner"""
-    B: int
-    epoch: float
-    """updates of each learner in an epoch"""
-    log_every: int
-    """updates of each learner between rows of /train"""
-    eval_every: int
-    """the same between rows of /eval"""
 
 
 class Log:
     """Every exchange in its order. file: the run file where this process writes it.
 
-    n: exchanges so far; pulled[j]: n at learner j's last pull; U: updates that have reached the
-    center; `t` = ⌊U/P⌋.
+    n: exchanges so far; pulled[j]: n at learner j's last pull; U: updates of all P learners that
+    have reached the center; `t` = ⌊U/P⌋.
     """
 
     def __init__(
@@ -149,61 +125,5 @@ class Log:
             self.progress.close()
 
 
-def _following(U: int, every: int) -> int:
-    return U - U % every + every
-
-
-def evaluate(
-    problem: Problem,
-    w: Array,
-    world: MPI.Intracomm,
-    grad_norm: bool = False,
-    examples: int | None = None,
-) -> dict[str, float]:
-    """A row of /eval for the model w [d], the ranks sharing the rows. Collective; the same numbers
-    on any number of ranks.
-
-    examples: of about so many of each split's rows, spread over it (None: all).
-    """
-    data = problem.data
-    problem.calibrate_(w)
-    train_loss, train_accuracy, grad = _totals(problem, w, data.train, world, examples, grad_norm)
-    test_loss, test_accuracy = math.nan, math.nan
-    if data.test is not None:
-        test_loss, test_accuracy, _ = _totals(problem, w, data.test, world, examples)
-    if grad is not None:
-        grad += problem.l2 * w[: len(grad)]
-    ridge = problem.regulariser(w)
-    return {
-        "train_loss": train_loss + ridge,
-        "train_accuracy": train_accuracy,
-        "test_loss": test_loss + ridge,
-        "test_accuracy": test_accuracy,
-        "grad_norm_sq": math.nan if grad is None else float(grad @ grad),
-    }
-
-
-def _totals(
-    problem: Problem,
-    w: Array,
-    split: Any,
-    world: MPI.Intracomm,
-    examples: int | None,
-    gradient: bool = False,
-) -> tuple[float, float, Array | None]:
-    """Mean loss without regulariser, accuracy and mean gradient [d] of w over a split."""
-    n, most = (
-        len(split.y),
-        math.inf if examples is None else max(1, examples // PARTS),
-    )  # rows of a part
-    ends = [
-        (n * k // PARTS, int(min(n * (k + 1) // PARTS, n * k // PARTS + most)))
-        for k in range(PARTS)
-    ]
-    mine = {
-        k: problem.sums(w, split, *ends[k], gradient) for k in range(world.rank, PARTS, world.size)
-    }
-    everyone = {k: part for parts in world.allgather(mine) for k, part in parts.items()}
-    parts, n = [everyone[k] for k in range(PARTS)], sum(hi - lo for lo, hi in ends)
-    loss, right = sum(part[0] for part in parts) / n, sum(part[1] for part in parts) / n
-    return loss, right, sum(part[2] for part in parts) / n if gradient else None
+def _following(U: int, n: int) -> int:
+    return U - U % n + n

@@ -7,7 +7,6 @@ simulated time there is one process.
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
@@ -29,11 +28,13 @@ from localavg.simulate import timing
 from localavg.training import resume
 from localavg.training.asynchronous.client import client
 from localavg.training.asynchronous.learners import Local
-from localavg.training.asynchronous.log import Length, Log, evaluate
+from localavg.training.asynchronous.log import Log
 from localavg.training.asynchronous.messages import Roles
 from localavg.training.asynchronous.replay import order_of
 from localavg.training.asynchronous.server import FirstServer, Server
 from localavg.training.asynchronous.simulate import simulate
+from localavg.training.evaluate import Evaluator, by_rank
+from localavg.training.length import Length
 from localavg.training.monitor import Clock, Diverged
 from localavg.training.run import load_data, make_problem
 
@@ -58,7 +59,8 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | No
     data = load_data(c, fleet)
     problem = fleet.together(lambda: make_problem(c, data, fleet))
     sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
-    T = c.steps or max(1, math.ceil(round((c.epochs or 1.0) * sampler.epoch, 9)))
+    length = Length.of(c, P, sampler.epoch)
+    T = length.T
     feed, step_size = (
         problem.feed(sampler, roles.learners or range(1), T),
         stepsizes.make(c, sampler.epoch),
@@ -85,13 +87,8 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | No
         "learners_per_rank": roles.layout.per_rank,
     }
     _, file = resume.opened(c, fleet, settings, origin, earlier, first, checkpoints=False)
-    length = Length(
-        P,
-        T,
-        c.batch_size,
-        sampler.epoch,
-        log_every=min(T, c.log_every or max(1, T // 100)),
-        eval_every=min(T, c.eval_every or max(1, T // 20)),
+    evaluator = Evaluator(
+        problem, world, by_rank(world), examples=c.eval_examples, grad_norm=c.grad_norm
     )
     log, clock = Log(length, step_size, file), Clock()
     local = Local(rule, problem, feed, step_size, T, np.zeros(problem.d, np.float32), clock.lap)
@@ -103,7 +100,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | No
     def look(U: int, wall_s: float, w: Array) -> None:
         """Evaluate w [d], the center after U updates."""
         last[:] = looked_at[:] = w
-        log.evaluated(U, wall_s, evaluate(problem, looked_at, world, c.grad_norm, c.eval_examples))
+        log.evaluated(U, wall_s, evaluator.row(looked_at))
 
     def work() -> None:
         if file is not None and c.save_weights:

@@ -1,0 +1,65 @@
+"""What an average does to the state of a torch optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from localavg.attaching.row import Row
+from localavg.parallel.fleet import Fleet
+from localavg.scope import Scope
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+class TorchState:
+    """Keeps, averages or resets the tensors of the optimiser that are shaped like their parameters.
+
+    policy: keep, average or reset.
+    """
+
+    def __init__(
+        self,
+        policy: str,
+        optimizer: Optimizer | None,
+        parameters: Mapping[str, Tensor],
+        fleet: Fleet,
+        allocate: Callable,
+    ) -> None:
+        self.policy, self.optimizer, self.parameters = policy, optimizer, parameters
+        self.fleet, self.allocate = fleet, allocate
+        self.rows: dict[str, Row] = {}  # by the state's key, once it is averaged
+
+    @property
+    def averaged(self) -> int:
+        """The number of rows that are averaged with the weights."""
+        return len(self.rows)
+
+    def at_average_(self, scope: Scope, transport: Any) -> None:
+        """Do what the policy says when the weights average over `scope`. Collective."""
+        if self.policy == "average":
+            self._average_(scope, transport)
+        elif self.policy == "reset":
+            for p in self.parameters.values():
+                # The optimiser makes it anew, as at its first step.
+                self.optimizer.state.pop(p, None)
+
+    def _average_(self, scope: Scope, transport: Any) -> None:
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
+        shaped = {
+            key
+            for name, state in states.items()
+            for key, x in state.items()
+            if key != "step" and getattr(x, "shape", None) == self.parameters[name].shape
+        }
+        # A rank may not have made its own yet.
+        for key in sorted(set().union(*self.fleet.world.allgather(shaped))):
+            if key not in self.rows:
+                self.rows[key] = Row(self.parameters, self.allocate)
+            row = self.rows[key]
+            row.adopt({name: state[key] for name, state in states.items() if key in state})
+            for name in [name for name, state in states.items() if key not in state]:
+                row.tensors[name].zero_()
+            transport.mean_(row.w, scope)

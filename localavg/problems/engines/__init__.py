@@ -1,0 +1,1 @@
+"""How the gradients of a rank's learners are computed."""

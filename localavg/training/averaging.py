@@ -1,0 +1,104 @@
+"""What happens between local updates: gradients are exchanged, weights averaged. The training loop
+and `attach` share it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Protocol
+
+from localavg.algorithms.base import Algorithm
+from localavg.interfaces import Array, Transport
+from localavg.learner.flat import Flat
+from localavg.scope import Scope
+
+
+class State(Protocol):
+    """The optimiser's state, as an average sees it."""
+
+    @property
+    def averaged(self) -> int:
+        """The number of matrices [L, n] that are averaged with the weights."""
+
+    def at_average_(self, scope: Scope, transport: Transport) -> None:
+        """Keep, average or reset the state when the weights average over `scope`."""
+
+
+class Averaging:
+    """One step of an algorithm after another, on this rank's rows flat.w [L, d].
+
+    flat.w holds equal rows on all ranks when this is made. state: of the local optimiser.
+    statistics: an average covers the columns that are not trained too. variance: compute S at every
+    average. objective(t, w̄) returns F, for schedules that need it. before() is called before every
+    exchange or average, after(t, scope, S) right after it.
+    """
+
+    def __init__(
+        self,
+        algorithm: Algorithm,
+        transport: Transport,
+        flat: Flat,
+        state: State,
+        *,
+        statistics: bool = True,
+        variance: bool = False,
+        objective: Callable[[int, Array], float],
+        before: Callable[[], None],
+        after: Callable[[int, Scope, float], None],
+    ) -> None:
+        self.algorithm, self.transport, self.flat, self.state = algorithm, transport, flat, state
+        self.objective, self.before, self.after = objective, before, after
+        self.schedule, self.exchange = algorithm.schedule, algorithm.exchange
+        self.average = algorithm.average
+        self.variance = variance or self.schedule.needs == "variance"
+        n = flat.d_trained
+        self.columns = flat.w[:, :n], flat.w[:, n:]  # parameters, statistics
+        self.w = flat.w if statistics else self.columns[0]  # what an average covers
+        self.average.start(self.w, n)
+
+    def begin(self, gamma: float) -> None:
+        """Give the schedule of a new run the objective at the start, where it needs that."""
+        if self.schedule.needs == "objective":
+            self.schedule.observe(0, self.objective(0, self.mean()), gamma)
+
+    def exchange_(self, g: Array, t: int) -> None:
+        """Exchange the gradients g [L, n] of update t in place, where the algorithm does that."""
+        if self.exchange.scope:
+            self.before()
+            self.exchange.exchange_(g, t, self.transport)
+            self.after(t, self.exchange.scope, math.nan)
+
+    def average_(self, t: int, gamma: float, last: bool = False) -> Scope:
+        """Average the weights after local update t if the schedule says so; returns over whom.
+
+        gamma: the step size of update t. last: t is T, and a run ends with the schedule's `final`.
+        """
+        schedule = self.schedule
+        scope = schedule.final if last else schedule.after(t)
+        if scope:
+            self.before()
+            S = self.average.average_(self.w, scope, self.transport, variance=self.variance)
+            self.state.at_average_(scope, self.transport)
+            self.after(t, scope, S)
+            if schedule.needs:
+                steered = schedule.needs == "variance"
+                schedule.observe(t, S if steered else self.objective(t, self.mean()), gamma)
+        return scope
+
+    def finish_(self) -> Scope:
+        """Make every row w̄ after the last update: a run ends averaged, whatever its algorithm did.
+
+        Rows that are equal stay as they are, to the bit. Returns Scope.WORLD where the parameters
+        had to be averaged. Collective.
+        """
+        apart = [not self.transport.equal(columns) for columns in self.columns]
+        for columns, each_its_own in zip(self.columns, apart, strict=True):
+            if each_its_own:
+                self.transport.mean_(columns, Scope.WORLD)
+        return Scope.WORLD if apart[0] else Scope.NONE
+
+    def mean(self) -> Array:
+        """w̄ [d], which is any row where all are equal; not to be written to. Collective."""
+        w = self.flat.w
+        return w[0] if self.transport.equal(w) else self.transport.mean(w)

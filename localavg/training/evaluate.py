@@ -1,0 +1,122 @@
+"""Evaluation of one model over the data, the ranks sharing the rows.
+
+The numbers do not depend on how the learners lie over the ranks: a split is cut into parts that do
+not depend on the ranks, and the sums over the parts are added up in the order of the parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.interfaces import Array, Problem
+from localavg.parallel.device import on_host
+from localavg.parallel.fleet import Fleet
+
+PIECES = 8  # of a learner's part of a split, where only some examples are evaluated
+PARTS = 16  # of a split, where it is not cut by learners
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How the rows of a split are shared: in `parts` parts, of which this rank takes `mine`.
+
+    pieces: each part is cut into as many pieces where only some rows are evaluated, and the first
+    rows of each piece are taken. in_order: the parts' gradients too are added up in their order, so
+    all of them travel; else each rank's sum does, and MPI decides the order.
+    """
+
+    parts: int
+    mine: Sequence[int]
+    pieces: int = 1
+    in_order: bool = False
+
+    def rows(self, n: int, examples: int | None) -> list[list[tuple[int, int]]]:
+        """Return the pieces lo … hi − 1 of each part of n rows; None: all rows."""
+        pieces = 1 if examples is None else self.pieces
+        N = self.parts * pieces
+        most = n if examples is None else max(1, examples // N)  # rows of a piece
+        cut = [(n * i // N, min(n * (i + 1) // N, n * i // N + most)) for i in range(N)]
+        return [cut[k * pieces : (k + 1) * pieces] for k in range(self.parts)]
+
+
+def by_learner(fleet: Fleet) -> Shares:
+    """Every learner takes a part, on its rank: the same numbers for any layout of P learners."""
+    return Shares(fleet.P, fleet.learners, PIECES)
+
+
+def by_rank(world: MPI.Intracomm) -> Shares:
+    """The ranks take PARTS parts in turn: the same numbers for any number of ranks or learners."""
+    return Shares(PARTS, range(world.rank, PARTS, world.size), in_order=True)
+
+
+class Evaluator:
+    """Evaluates models w [d] of a problem. Its methods are collective over `world`.
+
+    examples: evaluate about as many rows of each split, spread over it (None: all). grad_norm:
+    compute ‖∇F‖² too.
+    """
+
+    def __init__(
+        self,
+        problem: Problem,
+        world: MPI.Intracomm,
+        shares: Shares,
+        *,
+        examples: int | None = None,
+        grad_norm: bool = False,
+    ) -> None:
+        self.problem, self.world, self.shares = problem, world, shares
+        self.examples, self.grad_norm = examples, grad_norm
+
+    def row(self, w: Array) -> dict[str, float]:
+        """Return the columns of /eval for the model w [d], which is calibrated in place first."""
+        problem, data, examples = self.problem, self.problem.data, self.examples
+        problem.calibrate_(w)
+        ridge = problem.regulariser(w)
+        train_loss, train_accuracy, grad = self._means(w, data.train, examples, self.grad_norm)
+        test_loss = test_accuracy = math.nan
+        if data.test is not None:
+            test_loss, test_accuracy, _ = self._means(w, data.test, examples)
+        if grad is not None:
+            grad += problem.l2 * on_host(w[: len(grad)])
+        return {
+            "train_loss": train_loss + ridge,
+            "train_accuracy": train_accuracy,
+            "test_loss": test_loss + ridge,
+            "test_accuracy": test_accuracy,
+            "grad_norm_sq": math.nan if grad is None else float(grad @ grad),
+        }
+
+    def objective(self, w: Array) -> float:
+        """Return F at w [d] over all training data."""
+        return self._means(w, self.problem.data.train)[0] + self.problem.regulariser(w)
+
+    def _means(
+        self, w: Array, split: Any, examples: int | None = None, gradient: bool = False
+    ) -> tuple[float, float, Array | None]:
+        """Mean loss without regulariser, accuracy and mean gradient [d] of w over a split."""
+        shares, sums = self.shares, self.problem.sums
+        rows = shares.rows(len(split.y), examples)
+        mine = {k: [sums(w, split, lo, hi, gradient) for lo, hi in rows[k]] for k in shares.mine}
+        n = sum(hi - lo for pieces in rows for lo, hi in pieces)
+        found = self._in_order({k: [part[:2] for part in parts] for k, parts in mine.items()})
+        loss, right = sum(part[0] for part in found) / n, sum(part[1] for part in found) / n
+        if not gradient:
+            return loss, right, None
+        grads = {k: [part[2] for part in parts] for k, parts in mine.items()}
+        if shares.in_order:
+            return loss, right, sum(self._in_order(grads)) / n
+        grad = np.asarray(on_host(sum(g for parts in grads.values() for g in parts)))  # [d] float64
+        self.world.Allreduce(MPI.IN_PLACE, grad)
+        return loss, right, grad / n
+
+    def _in_order(self, mine: dict[int, list[Any]]) -> list[Any]:
+        """All ranks' values, those of part 0 first."""
+        parts = {k: values for each in self.world.allgather(mine) for k, values in each.items()}
+        return [value for k in range(self.shares.parts) for value in parts[k]]
