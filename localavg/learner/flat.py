@@ -7,26 +7,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
-Array = Any  # numpy or CuPy
+from localavg.interfaces import Array
 
 
 def layout(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, slice]:
-    """Where each named tensor lies in a row: one after the other."""
+    """Return the place of each named tensor in a row: one after the other."""
     ends = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
     return {name: slice(a, b) for name, a, b in zip(shapes, ends, ends[1:], strict=False)}
 
 
 class Flat:
-    """`w` [L, d], the weights of this rank's L learners, and where each named tensor lies in a row.
+    """`w` [L, d], the weights of this rank's L learners, and the place of each tensor in a row.
 
     shapes: the tensors in the order they are laid out, parameters first; a statistic that is
-    averaged but not trained comes after them. parameters: how many of the tensors are trained.
-    `allocate(shape)` gives the float32 memory (ordinary by default; a shared window or a device
-    array for transports that want one).
+    averaged but not trained comes after them. parameters: how many of the tensors are trained
+    (None: all). `allocate(shape)` returns the float32 memory; the default is ordinary memory,
+    transports give a shared window or a device array.
     """
 
     def __init__(
@@ -41,14 +40,13 @@ class Flat:
         ends = [0, *(segment.stop for segment in self.segments.values())]
         self.d = ends[-1]
         self.d_trained = ends[-1 if parameters is None else parameters]
-        self.w = (
-            np.zeros((L, self.d), np.float32) if allocate is None else allocate((L, self.d))
-        )  # [L, d]
+        shape = L, self.d
+        self.w = np.zeros(shape, np.float32) if allocate is None else allocate(shape)  # [L, d]
 
     def view(self, l: int, name: str) -> Array:
-        """Tensor `name` of local learner l, a view into its row."""
+        """Return tensor `name` of local learner l, a view into its row."""
         return self.w[l, self.segments[name]].reshape(self.shapes[name])
 
     def views(self, l: int) -> dict[str, Array]:
-        """All tensors of local learner l by name."""
+        """Return all tensors of local learner l by name."""
         return {name: self.view(l, name) for name in self.shapes}

@@ -1,42 +1,40 @@
-"""The local update, on all of a rank's rows at once, and what an average does to the optimiser's
-state.
+"""The local update of all of a rank's rows at once, and the optimiser's state at an average.
 
 Conventions are torch.optim's: v ← m v + g, w ← w − γ v. `state` lists the matrices [L, n] that the
-policies at an average act on: keep (nothing), average (like the weights), reset (to zero).
+policies at an average act on: keep (no change), average (like the weights), reset (to zero).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
+from localavg.interfaces import Array, Transport
 from localavg.parallel import kernels
 from localavg.parallel.device import put_
 from localavg.scope import Scope
 
-Array = Any
-
-CHUNK = (
-    1 << 15
-)  # elements updated at a time: they stay in a core's cache between the operations of one update
+CHUNK = 1 << 15
+"""elements updated at a time: they stay in a core's cache between the operations of one update"""
 
 
 class SGD:
     """w ← w − γ g."""
 
-    matrices = 0  # [L, n] of state
-    kernel = "sgd"  # that does all of it on a GPU
+    matrices = 0
+    """number of matrices [L, n] of state"""
+    kernel = "sgd"
+    """name of the GPU kernel that does the whole update"""
 
     def __init__(self, policy: str = "keep") -> None:
         self.policy = policy
         self.state: list[Array] = []
-        self._cut: tuple[Array, Array, list[tuple[Array, ...]]] = None, None, []
+        self._cut: tuple[Array | None, Array | None, list[tuple[Array, ...]]] = None, None, []
 
     @property
     def averaged(self) -> int:
-        """How many matrices of state are averaged with the weights."""
+        """The number of matrices of state that are averaged with the weights."""
         return self.matrices if self.policy == "average" else 0
 
     def start(
@@ -45,16 +43,16 @@ class SGD:
         zeros: Callable[[tuple[int, int]], Array],
         ordinary: Callable[[tuple[int, int]], Array] | None = None,
     ) -> None:
-        """Make the state for weights of shape (L, n), all zero: where it is averaged, by the
-        transport's `zeros`.
+        """Make the state, all zero, for weights of shape (L, n).
 
-        ordinary: makes it where it is not averaged; NumPy if not given.
+        zeros: the transport's, makes state that is averaged. ordinary: makes state that is not
+        averaged; the default is NumPy.
         """
         make = zeros if self.averaged else ordinary or (lambda shape: np.zeros(shape, np.float32))
         self.state = [make(shape) for _ in range(self.matrices)]
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
-        """One local update of w [L, n] in place; g [L, n] is used up."""
+        """Do one local update of w [L, n] in place; g [L, n] is overwritten."""
         if (xp := kernels.array_module(w)) is not None:
             kernels.update_(xp, self.kernel, w, g, self.state, gamma, *self.numbers())
             return
@@ -64,16 +62,16 @@ class SGD:
             self.step_(gamma, *piece)
 
     def numbers(self) -> tuple[float, ...]:
-        """What the kernel wants to know beside γ."""
+        """Return the scalar arguments of the GPU kernel that follow γ."""
         return ()
 
-    def step_(self, gamma: float, w: Array, g: Array) -> None:
-        """The update of a piece of the matrices."""
+    def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
+        """Update one piece of the matrices in place; g is overwritten."""
         g *= gamma
         w -= g
 
-    def at_average_(self, scope: Scope, transport: Any) -> None:
-        """What the policy says happens to the state when the weights average over `scope`."""
+    def at_average_(self, scope: Scope, transport: Transport) -> None:
+        """Apply the policy to the state when the weights average over `scope`."""
         if self.policy == "average":
             for s in self.state:
                 transport.mean_(s, scope)
@@ -81,16 +79,16 @@ class SGD:
             self.reset_()
 
     def reset_(self) -> None:
-        """Forget the past."""
+        """Set the state to zero."""
         for s in self.state:
             s[...] = 0
 
-    def state_dict(self) -> dict[str, Array]:
-        """The state matrices [L, n] by number."""
+    def state_dict(self) -> dict[str, Array | int]:
+        """Return the state matrices [L, n] by number."""
         return {str(i): s for i, s in enumerate(self.state)}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
-        """Go on from `state`."""
+        """Copy the matrices that `state_dict` returned into the state."""
         for i, s in enumerate(self.state):
             put_(s, state[str(i)])
 
@@ -108,7 +106,8 @@ class Momentum(SGD):
     def numbers(self) -> tuple[float, ...]:
         return (self.m,)
 
-    def step_(self, gamma: float, w: Array, g: Array, v: Array) -> None:
+    def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
+        (v,) = state
         v *= self.m
         v += g
         if self.nesterov:
@@ -120,15 +119,17 @@ class Momentum(SGD):
 
 
 class Adam(SGD):
-    """Adam (Kingma & Ba 2015) with its default β₁ = 0.9, β₂ = 0.999, ε = 1e-8; LUPA's released code
-    trains with it.
+    """Adam (Kingma & Ba 2015) with its default β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
+
+    LUPA's released code trains with it.
     """
 
     beta1, beta2, eps = 0.9, 0.999, 1e-8
 
     matrices = 2
     kernel = "adam"
-    t = 0  # updates since the state was zero
+    t = 0
+    """updates since the state was zero"""
 
     def numbers(self) -> tuple[float, ...]:
         return self.beta1, self.beta2, (1 - self.beta2**self.t) ** -0.5, self.eps
@@ -139,11 +140,11 @@ class Adam(SGD):
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         self.t += 1
-        super().update_(
-            w, g, gamma if kernels.array_module(w) is None else gamma / (1 - self.beta1**self.t)
-        )
+        on_gpu = kernels.array_module(w) is not None  # its kernel leaves 1 / (1 − β₁^t) to γ
+        super().update_(w, g, gamma / (1 - self.beta1**self.t) if on_gpu else gamma)
 
-    def step_(self, gamma: float, w: Array, g: Array, m: Array, u: Array) -> None:
+    def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
+        m, u = state
         m *= self.beta1  # first moment
         m += (1 - self.beta1) * g
         g *= g
@@ -157,7 +158,7 @@ class Adam(SGD):
         g += self.eps
         w -= gamma / (1 - self.beta1**self.t) * (m / g)
 
-    def state_dict(self) -> dict[str, Array]:
+    def state_dict(self) -> dict[str, Array | int]:
         return {**super().state_dict(), "t": self.t}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
@@ -166,7 +167,7 @@ class Adam(SGD):
 
 
 def _pieces(x: Array) -> list[Array]:
-    """Views that cover x [L, n]: some rows, or a part of one, each about CHUNK elements."""
+    """Cut x [L, n] into views of about CHUNK elements: some rows, or a part of one row, each."""
     L, n = x.shape
     rows, columns = max(1, CHUNK // n), min(n, CHUNK)
     return [
@@ -175,7 +176,7 @@ def _pieces(x: Array) -> list[Array]:
 
 
 def make(name: str, momentum: float, policy: str) -> SGD:
-    """The local optimiser by its command-line name."""
+    """Make the local optimiser that the command line calls `name`."""
     if name == "sgd":
         return SGD(policy)
     if name == "adam":

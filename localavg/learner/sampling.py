@@ -1,8 +1,8 @@
-"""Which examples learner j draws for local update t.
+"""The examples that learner j draws for local update t.
 
-Every draw comes from a counter-based generator keyed by (seed, learner) with (epoch or window of
-steps) as its counter: a batch is a function of (seed, j, t) alone, however learners lie over ranks
-and wherever a run starts again.
+Every draw comes from a counter-based generator keyed by (seed, learner), with the epoch or the
+window of steps as its counter. A batch is thus a function of (seed, j, t) alone, however learners
+lie over ranks and wherever a run is resumed.
 """
 
 from __future__ import annotations
@@ -12,45 +12,49 @@ import numpy as np
 from localavg.errors import UserError
 from localavg.streams import Stream, generator
 
-Batch = slice | np.ndarray  # consecutive rows, or row numbers [B]
+Batch = slice | np.ndarray
+"""consecutive rows, or row numbers [B]"""
 
-WINDOW = 256  # steps drawn at a time: making a generator costs more than one step's numbers
+WINDOW = 256
+"""steps drawn at a time: to make a generator costs more than to draw the numbers of one step"""
 
 
 class Sampler:
-    """Mini-batches of B of n examples for P learners. `epoch` is the number of updates in which all
-    have seen n examples.
+    """Mini-batches of B of n examples for P learners.
+
+    epoch: the number of local updates in which all learners together have seen n examples.
     """
+
+    length = WINDOW
+    """steps in a window"""
 
     def __init__(self, n: int, P: int, B: int, seed: int) -> None:
         self.n, self.P, self.B, self.seed = n, P, B, seed
         self.epoch: float = n / (P * B)
-        self._drawn: dict[
-            int, tuple[int, list[Batch]]
-        ] = {}  # learner -> (t of the first, batches of a window)
+        # learner → (t of the window's first batch, batches of the window)
+        self._drawn: dict[int, tuple[int, list[Batch]]] = {}
         if B > n:
             raise UserError(
                 f"--batch-size {B}: the training data has {n} rows; a mini-batch cannot be larger"
             )
 
-    length = WINDOW  # steps a window
-
     def batch(self, j: int, t: int) -> Batch:
-        """Learner j's examples for update t = 1, 2, …"""
-        first, batches = self._drawn.get(j, (0, ()))
+        """Return learner j's examples for update t = 1, 2, …."""
+        first, batches = self._drawn.get(j, (0, []))
         if not 0 <= t - first < len(batches):
             window = (t - 1) // self.length
             first, batches = self._drawn[j] = window * self.length + 1, self.draw(j, window)
         return batches[t - first]
 
     def draw(self, j: int, window: int) -> list[Batch]:
-        """Learner j's batches of one window of steps."""
-        raise TypeError("a sampler must say what it draws")
+        """Draw learner j's batches of one window of steps."""
+        raise TypeError("a sampler must define draw")
 
 
 class IID(Sampler):
-    """Uniformly and independently from all examples, with replacement (kavg, lupa, mavg, hieravg
-    theory).
+    """Uniform and independent draws from all examples, with replacement.
+
+    The theory of kavg, lupa, mavg and hieravg assumes these.
     """
 
     def draw(self, j: int, window: int) -> list[Batch]:
@@ -62,7 +66,10 @@ class IID(Sampler):
 
 
 class Block(Sampler):
-    """B consecutive rows at a random place of data shuffled when it was prepared: no gather."""
+    """B consecutive rows at a random place; needs data that was shuffled when it was prepared.
+
+    A mini-batch is then a view of the data and nothing is gathered.
+    """
 
     def draw(self, j: int, window: int) -> list[Batch]:
         starts = generator(self.seed, j, window, Stream.SAMPLING).integers(
@@ -72,8 +79,9 @@ class Block(Sampler):
 
 
 class Shuffle(Sampler):
-    """One global reshuffle an epoch, dealt out in disjoint parts; what fills no P mini-batches is
-    left out (adpsgd §IV).
+    """One global reshuffle an epoch, split into disjoint parts (adpsgd §IV).
+
+    The rows that do not fill P mini-batches are left out of the epoch.
     """
 
     def __init__(self, n: int, P: int, B: int, seed: int) -> None:
@@ -83,8 +91,7 @@ class Shuffle(Sampler):
         if not self.epoch:
             raise UserError(
                 f"--batch-size {B} with {P} learners: an epoch of {n} rows has no {P} disjoint "
-                "mini-batches; "
-                f"{_remedy(n // P)} or use --sampling iid"
+                f"mini-batches; {_remedy(n // P)} or use --sampling iid"
             )
 
     def draw(self, j: int, window: int) -> list[Batch]:
@@ -98,11 +105,10 @@ class Shuffle(Sampler):
 
 
 class Shard(Sampler):
-    """Fixed disjoint contiguous shards, learner j's rows ⌊nj/P⌋ … ⌊n(j+1)/P⌋ − 1, reshuffled inside
-    every pass.
+    """Fixed disjoint contiguous shards, each reshuffled at every pass over it.
 
-    A batch of the whole shard is the shard as it lies, whatever the seed: deterministic gradient
-    descent.
+    Learner j's shard is the rows ⌊nj/P⌋ … ⌊n(j+1)/P⌋ − 1. A batch as large as the shard is the
+    shard in its stored order, whatever the seed: deterministic gradient descent.
     """
 
     def __init__(self, n: int, P: int, B: int, seed: int) -> None:
@@ -123,7 +129,13 @@ class Shard(Sampler):
 
 
 def _remedy(most: int) -> str:
+    """Return what to do about a batch larger than `most` rows."""
     return f"lower --batch-size to at most {most}" if most else "use fewer learners than rows"
 
 
-SAMPLERS = {"iid": IID, "shuffle": Shuffle, "shard": Shard, "block": Block}
+SAMPLERS: dict[str, type[Sampler]] = {
+    "iid": IID,
+    "shuffle": Shuffle,
+    "shard": Shard,
+    "block": Block,
+}

@@ -1,4 +1,4 @@
-"""The step size γ_t of local update t = 1, 2, …"""
+"""The step size γ_t of local update t = 1, 2, …."""
 
 from __future__ import annotations
 
@@ -16,13 +16,14 @@ def constant(gamma: float) -> StepSize:
 
 
 def at_milestones(gamma: float, factor: float, milestones: list[int]) -> StepSize:
-    """γ times `factor` for every milestone that t − 1 completed updates have reached (adpsgd,
-    hieravg).
+    """γ times `factor` for each milestone that t − 1 updates have reached (adpsgd, hieravg).
+
+    milestones: numbers of completed updates, in ascending order.
     """
     return lambda t: gamma * factor ** bisect_right(milestones, t - 1)
 
 
-def every(gamma: float, factor: float, period: float) -> StepSize:
+def decay_every(gamma: float, factor: float, period: float) -> StepSize:
     """γ times `factor` after every `period` updates (kavg: ×0.5 every 50 epochs)."""
     return lambda t: gamma * factor ** int(round((t - 1) / period, 9))
 
@@ -33,19 +34,21 @@ def inverse_time(mu: float, a: float) -> StepSize:
 
 
 def warmed_up(after: StepSize, start: float, end: float, steps: int) -> StepSize:
-    """Linear from `start` at t = 1 towards `end`, reached after `steps` updates; then `after`
-    (adpsgd §V, ImageNet).
+    """Grow linearly from `start` at t = 1 to `end` after `steps` updates, then follow `after`.
+
+    The warm-up is that of adpsgd §V, ImageNet.
     """
     return lambda t: start + (end - start) * (t - 1) / steps if t <= steps else after(t)
 
 
 def make(c: TrainConfig, epoch: float) -> StepSize:
-    """γ_t as the settings say; `epoch` is the number of updates in one."""
+    """Make γ_t as the settings ask; `epoch` is the number of updates in an epoch."""
     if c.schedule == "steps" and c.every is not None:
-        gamma = every(c.lr, c.factor, c.every * epoch)
+        gamma = decay_every(c.lr, c.factor, c.every * epoch)
     elif c.schedule == "steps":
         gamma = at_milestones(c.lr, c.factor, sorted(round(m * epoch) for m in c.milestones))
     elif c.schedule == "inverse":
+        assert c.pl_constant is not None, "TrainConfig refuses this schedule without μ"
         gamma = inverse_time(c.pl_constant, c.shift or 0.0)
     else:
         gamma = constant(c.lr)

@@ -1,10 +1,11 @@
-"""AlexNet: Krizhevsky, Sutskever and Hinton (2012), ImageNet classification with deep convolutional
-neural networks, NIPS; in the one-column form of Krizhevsky (2014), One weird trick for
-parallelizing convolutional neural networks, arXiv:1404.5997, with its dropout and without local
-response normalisation.
+"""AlexNet: Krizhevsky, Sutskever and Hinton (2012) and, for the form used here, Krizhevsky (2014).
 
-Torch's initialisation, not the paper's normal(0, 0.01): that needs biases of 1 to get going; this
-is what is trained today.
+The papers are ImageNet classification with deep convolutional neural networks, NIPS, and One weird
+trick for parallelizing convolutional neural networks, arXiv:1404.5997. The form is that of the
+second: one column, dropout, no local response normalisation.
+
+Weights start with torch's initialisation, as is usual today, in place of the paper's
+normal(0, 0.01), which trains only with biases of 1.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""DenseNet: Huang, Liu, van der Maaten and Weinberger (2016), Densely connected convolutional
-networks, arXiv:1608.06993.
+"""DenseNet: Huang, Liu, van der Maaten and Weinberger (2016), arXiv:1608.06993.
 
-DenseNet-121 (DenseNet-BC, growth rate 32, half the channels kept between stages) that starts with a
-3×3 convolution and no pooling, for 32×32 images.
+The paper is Densely connected convolutional networks. Here is DenseNet-121 (DenseNet-BC, growth
+rate 32, half the channels kept between stages) for 32×32 images: it starts with a 3×3 convolution
+and no pooling.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ DEPTHS = (6, 12, 24, 16)
 
 
 class Dense(nn.Module):
-    """x and k new channels made from all of it."""
+    """x [B, C, H, W] with k new channels appended, which are computed from all C."""
 
     def __init__(self, inputs: int) -> None:
         super().__init__()
@@ -40,10 +40,5 @@ def densenet(shape: tuple[int, int, int], classes: int) -> nn.Module:
         for _ in range(depth):
             net.append(Dense(channels))
             channels += GROWTH
-    return nn.Sequential(
-        *net,
-        nn.BatchNorm2d(channels),
-        nn.ReLU(inplace=True),
-        GlobalMean(),
-        nn.Linear(channels, classes),
-    )
+    net += [nn.BatchNorm2d(channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(*net, GlobalMean(), nn.Linear(channels, classes))

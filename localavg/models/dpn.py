@@ -1,8 +1,8 @@
 """Dual Path Networks: Chen, Li, Xiao, Jin, Yan and Feng (2017), arXiv:1707.01629.
 
-For 32×32 images, as everybody trains them on CIFAR-10: a 3×3 convolution and no pooling first,
-BatchNorm and ReLU after the convolutions. DPN-26 has the widths of the paper's DPN-92 and two
-blocks a stage.
+For 32×32 images, in the form usual on CIFAR-10: the first layer is a 3×3 convolution without
+pooling, and BatchNorm and ReLU follow the convolutions. DPN-26 has the widths of the paper's DPN-92
+and two blocks a stage.
 """
 
 from __future__ import annotations
@@ -14,17 +14,14 @@ from torch.nn.functional import relu
 from localavg.models.layers import GlobalMean, conv_bn, conv_bn_relu
 
 GROUPS = 32
-STAGES = (
-    (96, 256, 16),
-    (192, 512, 32),
-    (384, 1024, 24),
-    (768, 2048, 128),
-)  # width, residual channels, growth: Table 1
+STAGES = ((96, 256, 16), (192, 512, 32), (384, 1024, 24), (768, 2048, 128))
+"""(width, residual channels, growth) of each stage: Table 1"""
 
 
 class DualPath(nn.Module):
-    """A bottleneck whose first `residual` output channels are added to x's, the others, `growth` of
-    them, appended.
+    """A bottleneck of two paths.
+
+    Its first `residual` output channels are added to those of x, the other `growth` are appended.
     """
 
     def __init__(
@@ -37,9 +34,8 @@ class DualPath(nn.Module):
             *conv_bn_relu(width, width, 3, stride, GROUPS),
             *conv_bn(width, residual + growth, 1),
         )
-        self.shortcut = (
-            nn.Sequential(*conv_bn(inputs, residual + growth, 1, stride)) if project else None
-        )
+        projection = conv_bn(inputs, residual + growth, 1, stride) if project else None
+        self.shortcut = None if projection is None else nn.Sequential(*projection)
 
     def forward(self, x: Tensor) -> Tensor:
         y, r = self.body(x), self.residual
@@ -61,10 +57,7 @@ def _dpn(channels: int, classes: int, depths: tuple[int, ...]) -> nn.Module:
     net, inputs = conv_bn_relu(channels, 64), 64
     for i, (depth, (width, residual, growth)) in enumerate(zip(depths, STAGES, strict=True)):
         for j in range(depth):
-            net.append(
-                DualPath(
-                    inputs, width, residual, growth, 2 if i > 0 and j == 0 else 1, project=j == 0
-                )
-            )
+            stride = 2 if i > 0 and j == 0 else 1
+            net.append(DualPath(inputs, width, residual, growth, stride, project=j == 0))
             inputs = residual + (j + 2) * growth
     return nn.Sequential(*net, GlobalMean(), nn.Linear(inputs, classes))

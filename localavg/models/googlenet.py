@@ -1,8 +1,8 @@
 """GoogLeNet: Szegedy et al. (2014), Going deeper with convolutions, arXiv:1409.4842.
 
-As everybody trains it on 32×32 images: BatchNorm after every convolution and two 3×3 convolutions
-for a 5×5, both from Ioffe and Szegedy (2015), arXiv:1502.03167; a single 3×3 convolution first; no
-auxiliary classifiers and no dropout.
+In the form usual for 32×32 images: BatchNorm after every convolution and two 3×3 convolutions in
+place of a 5×5, both from Ioffe and Szegedy (2015), arXiv:1502.03167; a single 3×3 convolution
+first; no auxiliary classifiers and no dropout.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from localavg.models.layers import GlobalMean, conv_bn_relu
 
-STAGES = (  # Table 1 of the paper, a row a module: 1×1, 3×3 (reduce, out), 5×5 (reduce, out), pool
+STAGES = (  # Table 1 of the paper: 1×1, 3×3 (reduce, out), 5×5 (reduce, out), pool
     ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     ((192, 96, 208, 16, 48, 64), (160, 112, 224, 24, 64, 64), (128, 128, 256, 24, 64, 64),
      (112, 144, 288, 32, 64, 64), (256, 160, 320, 32, 128, 128)),
@@ -27,16 +27,13 @@ class Inception(nn.Module):
         self, inputs: int, one: int, three_in: int, three: int, five_in: int, five: int, pool: int
     ) -> None:
         super().__init__()
-        self.branches = nn.ModuleList(
-            (
-                nn.Sequential(*_conv(inputs, one, 1)),
-                nn.Sequential(*_conv(inputs, three_in, 1), *_conv(three_in, three, 3)),
-                nn.Sequential(
-                    *_conv(inputs, five_in, 1), *_conv(five_in, five, 3), *_conv(five, five, 3)
-                ),
-                nn.Sequential(nn.MaxPool2d(3, 1, 1), *_conv(inputs, pool, 1)),
-            )
+        branches = (
+            _conv(inputs, one, 1),
+            [*_conv(inputs, three_in, 1), *_conv(three_in, three, 3)],
+            [*_conv(inputs, five_in, 1), *_conv(five_in, five, 3), *_conv(five, five, 3)],
+            [nn.MaxPool2d(3, 1, 1), *_conv(inputs, pool, 1)],
         )
+        self.branches = nn.ModuleList(nn.Sequential(*branch) for branch in branches)
         self.outputs = one + three + five + pool
 
     def forward(self, x: Tensor) -> Tensor:

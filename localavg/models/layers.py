@@ -1,5 +1,7 @@
-"""Pieces that several networks are made of. Images are [B, C, H, W]; a bias before BatchNorm is
-dropped, as it cancels, except where the network that everybody compares with has it."""
+"""Pieces that several networks are made of. Images are [B, C, H, W].
+
+A bias before BatchNorm cancels and is left out, except where the usual form of the network has it.
+"""
 
 from __future__ import annotations
 
@@ -11,19 +13,19 @@ from torch import Tensor, nn
 def conv(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> nn.Conv2d:
-    """A convolution padded so that stride 1 keeps height and width (odd kernels)."""
+    """Make a convolution padded so that stride 1 keeps height and width (odd kernels)."""
     return nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=bias)
 
 
 def conv_bn(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    """Convolution and BatchNorm, to be spliced into a Sequential."""
+    """Make a convolution and BatchNorm, as modules of a Sequential."""
     return [conv(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs)]
 
 
 def conv_bn_relu(
     inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1, bias: bool = False
 ) -> list[nn.Module]:
-    """Convolution, BatchNorm and ReLU, to be spliced into a Sequential."""
+    """Make a convolution, BatchNorm and ReLU, as modules of a Sequential."""
     return [
         conv(inputs, outputs, kernel, stride, groups, bias),
         nn.BatchNorm2d(outputs),
@@ -32,7 +34,7 @@ def conv_bn_relu(
 
 
 def bn_relu_conv(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> list[nn.Module]:
-    """BatchNorm, ReLU and convolution, to be spliced into a Sequential."""
+    """Make BatchNorm, ReLU and a convolution, as modules of a Sequential."""
     return [nn.BatchNorm2d(inputs), nn.ReLU(inplace=True), conv(inputs, outputs, kernel, stride)]
 
 
@@ -49,10 +51,9 @@ def stages(
     widths: Sequence[int],
     depths: Sequence[int],
 ) -> Iterator[nn.Module]:
-    """The blocks block(inputs, outputs, stride) of a residual network: depths[i] of widths[i]
-    outputs in stage i.
+    """Yield the blocks of a residual network, depths[i] blocks of widths[i] outputs in stage i.
 
-    Every stage but the first opens with stride 2.
+    block: (inputs, outputs, stride) → module. Every stage but the first starts with stride 2.
     """
     for i, (outputs, depth) in enumerate(zip(widths, depths, strict=True)):
         for j in range(depth):

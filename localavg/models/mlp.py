@@ -1,6 +1,8 @@
-"""A multilayer perceptron: Rumelhart, Hinton and Williams (1986), Learning representations by
-back-propagating errors, Nature 323; with ReLU, as is usual since. No BatchNorm: every tensor of it
-is trained."""
+"""A multilayer perceptron: Rumelhart, Hinton and Williams (1986), Nature 323.
+
+The paper is Learning representations by back-propagating errors. The units are ReLUs, as is usual
+since. There is no BatchNorm: all its tensors are trained.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,12 @@ import math
 
 from torch import nn
 
-HIDDEN = 128  # units a hidden layer
+HIDDEN = 128
+"""units in a hidden layer"""
 
 
 def mlp(shape: tuple[int, int, int], classes: int) -> nn.Module:
-    """Two hidden layers over all pixels."""
+    """Make two hidden layers over all pixels."""
     net = nn.Sequential(
         nn.Flatten(),
         nn.Linear(math.prod(shape), HIDDEN), nn.ReLU(inplace=True),
@@ -20,11 +23,9 @@ def mlp(shape: tuple[int, int, int], classes: int) -> nn.Module:
         nn.Linear(HIDDEN, classes),
     )  # fmt: skip
     for layer in net.modules():
-        if isinstance(
-            layer, nn.Linear
-        ):  # He et al. 2015: torch's are smaller by √6, and without BatchNorm
-            nn.init.kaiming_normal_(
-                layer.weight, nonlinearity="relu"
-            )  # plain SGD is slow to get going from there
+        # He et al. 2015. Torch's weights are smaller by √6; without BatchNorm plain SGD starts
+        # slowly from them.
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             nn.init.zeros_(layer.bias)
     return net

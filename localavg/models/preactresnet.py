@@ -1,8 +1,7 @@
-"""Pre-activation ResNet: He, Zhang, Ren and Sun (2016), Identity mappings in deep residual
-networks, arXiv:1603.05027.
+"""Pre-activation ResNet: He, Zhang, Ren and Sun (2016), arXiv:1603.05027.
 
-For 32×32 images: a 3×3 convolution first, and, as everybody trains it on CIFAR-10, no BatchNorm
-after the last block.
+The paper is Identity mappings in deep residual networks. For 32×32 images, in the form usual on
+CIFAR-10: a 3×3 convolution first, and no BatchNorm after the last block.
 """
 
 from __future__ import annotations
@@ -13,10 +12,10 @@ from localavg.models.layers import GlobalMean, bn_relu_conv, conv, stages
 
 
 class PreActivation(nn.Module):
-    """x + body(relu(BatchNorm(x))), with a 1×1 convolution of relu(BatchNorm(x)) for x where the
-    body changes its size.
+    """x + body(a) with a = relu(BatchNorm(x)).
 
-    body: two 3×3 convolutions, then the modules `after`.
+    body: two 3×3 convolutions, then the modules `after`. Where the body changes the size of x, a
+    1×1 convolution of a takes the place of x.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *after: nn.Module) -> None:

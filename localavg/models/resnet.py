@@ -1,9 +1,9 @@
-"""ResNet: He, Zhang, Ren and Sun (2015), Deep residual learning for image recognition,
-arXiv:1512.03385.
+"""ResNet: He, Zhang, Ren and Sun (2015), arXiv:1512.03385.
 
-ResNet-50 is the paper's, with the stride in the 3×3 convolution of a bottleneck, as everybody
-trains it. ResNet-18 for 32×32 images starts with a 3×3 convolution and no pooling. ResNet-8 is the
-paper's CIFAR-10 network (§4.2) of 6n + 2 layers, n = 1, with projections where the size changes.
+The paper is Deep residual learning for image recognition. ResNet-50 is the paper's, with the stride
+in the 3×3 convolution of a bottleneck, the usual form. ResNet-18 for 32×32 images starts with a 3×3
+convolution and no pooling. ResNet-8 is the paper's CIFAR-10 network (§4.2) of 6n + 2 layers, n = 1,
+with projections where the size changes.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ class Residual(nn.Module):
 
 
 def basic(inputs: int, outputs: int, stride: int) -> Residual:
-    """Two 3×3 convolutions."""
+    """Make a block of two 3×3 convolutions."""
     body = nn.Sequential(*conv_bn_relu(inputs, outputs, 3, stride), *conv_bn(outputs, outputs))
     return Residual(inputs, outputs, stride, body)
 
 
 def bottleneck(inputs: int, outputs: int, stride: int) -> Residual:
-    """1×1, 3×3 and 1×1 convolutions, the inner ones a quarter as wide."""
+    """Make a block of 1×1, 3×3 and 1×1 convolutions, the inner width a quarter of `outputs`."""
     width = outputs // 4
     body = nn.Sequential(
         *conv_bn_relu(inputs, width, 1),

@@ -1,6 +1,7 @@
 """SENet: Hu, Shen and Sun (2017), Squeeze-and-excitation networks, arXiv:1709.01507.
 
-For 32×32 images: the pre-activation ResNet-18 with its channels rescaled at the end of every block.
+For 32×32 images: the pre-activation ResNet-18, whose channels are rescaled at the end of every
+block.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ REDUCTION = 16  # r of the paper
 
 
 class SqueezeExcitation(nn.Module):
-    """Every channel times a number in (0, 1) that two linear layers find from the means of all
-    channels.
+    """Multiply every channel by a number in (0, 1).
+
+    Two linear layers compute these numbers from the means of all channels.
     """
 
     def __init__(self, channels: int) -> None:
@@ -23,18 +25,16 @@ class SqueezeExcitation(nn.Module):
         inner = channels // REDUCTION
         self.scale = nn.Sequential(
             GlobalMean(),
-            nn.Linear(channels, inner),
-            nn.ReLU(inplace=True),
-            nn.Linear(inner, channels),
-            nn.Sigmoid(),
-        )
+            nn.Linear(channels, inner), nn.ReLU(inplace=True),
+            nn.Linear(inner, channels), nn.Sigmoid(),
+        )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return x * self.scale(x)[:, :, None, None]
 
 
 def block(inputs: int, outputs: int, stride: int) -> PreActivation:
-    """A pre-activation block that ends with squeeze and excitation."""
+    """Make a pre-activation block that ends with squeeze and excitation."""
     return PreActivation(inputs, outputs, stride, SqueezeExcitation(outputs))
 
 

@@ -1,9 +1,9 @@
-"""When and in what order learners exchange with the servers on a modelled machine: no weights are
-needed to know.
+"""The times and the order of the learners' exchanges with the servers on a modelled machine.
 
-Every learner computes for the drawn times of its updates, its message reaches the servers after the
-latency, they serve one exchange after the other in the order of arrival, and the reply takes the
-latency back. All servers serve in the same order and take equally long, so they are one queue here.
+No weights are needed. Every learner computes for the drawn times of its updates. Its message
+reaches the servers after the latency. They serve one exchange after the other in the order of
+arrival, and the reply takes the latency again. All servers serve in the same order and take equally
+long, so they are one queue here.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ class Exchange(NamedTuple):
     """One exchange, in the order of service."""
 
     j: int
+    """the learner"""
     t: int
-    """the learner's updates so far"""
+    """number of the learner's updates so far"""
     done_s: float
-    """when the servers have done it"""
+    """time at which the servers have finished it"""
     compute_s: float
-    """what the learner's updates since its last pull took"""
+    """duration of the learner's updates since its last pull"""
     wait_s: float
-    """from its push to its pull"""
+    """duration from the learner's push to its pull"""
 
 
 def exchanges(
     machine: Machine, P: int, K: int, T: int, seed: int, nbytes: float, servers: int = 1
 ) -> Iterator[Exchange]:
-    """All exchanges of T updates of P learners who push nbytes every K updates; the last one's
-    done_s is the wall clock.
+    """Yield all exchanges of T updates of P learners that push nbytes every K updates.
+
+    The last one's done_s is the wall clock of the run.
     """
     times, busy_s = StepTimes(machine, seed), machine.exchange_s(nbytes, servers)
 
     def following(j: int, t: int, pulled_s: float) -> tuple[float, int, int, float]:
-        """Learner j has pulled after update t: when its next message arrives, j, its updates by
-        then, what they take.
+        """Return learner j's next exchange, after its pull at update t.
+
+        It is (time of arrival, j, number of updates by then, duration of the updates since t).
         """
         end = min(T, t - t % K + K)
         took_s = times.sum(j, t, end)
@@ -47,7 +50,7 @@ def exchanges(
 
     under_way = [following(j, 0, 0.0) for j in range(P)]
     heapify(under_way)
-    free_s = 0.0  # when the servers have done what came so far
+    free_s = 0.0  # time at which the servers have finished all that has arrived
     while under_way:
         arrived_s, j, t, took_s = heappop(under_way)  # the earliest
         free_s = max(free_s, arrived_s) + busy_s

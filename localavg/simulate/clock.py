@@ -1,6 +1,4 @@
-"""The modelled clock of learners who wait for each other, and what it makes of a run file's
-times.
-"""
+"""The modelled clock of learners that wait for each other, and its times in a run file."""
 
 from __future__ import annotations
 
@@ -14,32 +12,31 @@ from localavg.simulate.timing import Machine, StepTimes
 
 
 class Synchronous:
-    """The clock of P learners who wait for each other at averages: an average starts when the
-    slowest of them is there.
+    """The clock of P learners that wait for each other: an average starts with the slowest of them.
 
-    seconds: (learners, duration) of an exchange over a scope.
+    seconds: scope → (learners, duration) of an exchange over it.
     """
 
     def __init__(
         self, machine: Machine, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]
     ) -> None:
         self.P, self.times, self.seconds = P, StepTimes(machine, seed), seconds
-        self.t, self.now = 0, np.zeros(P)  # [P] each learner's clock
+        self.t, self.now = 0, np.zeros(P)  # [P] time of each learner
         self.compute_s = self.wait_s = self.communicate_s = 0.0  # means over the learners
 
     @property
     def wall_s(self) -> float:
-        """When the last learner is as far."""
+        """The time of the slowest learner."""
         return float(self.now.max())
 
     def advance(self, t: int) -> None:
-        """Everyone computes up to update t."""
+        """Let every learner compute up to update t."""
         took = np.array([self.times.sum(j, self.t, t) for j in range(self.P)])  # [P]
         self.t, self.now = t, self.now + took
         self.compute_s += float(took.mean())
 
     def average(self, scope: Scope) -> float:
-        """They exchange over `scope`; returns how long that takes, waiting left out."""
+        """Let the learners exchange over `scope`; return the duration without the waiting."""
         S, seconds = self.seconds(scope)
         clusters = self.now.reshape(-1, S)  # [P / S, S]
         latest = np.repeat(clusters.max(axis=1), S)  # [P]
@@ -52,7 +49,11 @@ class Synchronous:
 def averages(
     machine: Machine, P: int, nbytes: float, S: int | None = None, gathers: bool = False
 ) -> Callable[[Scope], tuple[int, float]]:
-    """(learners, duration) of an exchange of nbytes a learner over a scope."""
+    """Return scope → (learners, duration) of an exchange of nbytes a learner.
+
+    S: learners in a cluster (None: all P). gathers: whether the exchange is an Allgather, as
+    qsgd's is, in place of a mean.
+    """
     seconds = machine.gather_s if gathers else machine.mean_s
     sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
     return lambda scope: (sizes[scope], seconds(sizes[scope], nbytes))

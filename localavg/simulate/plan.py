@@ -1,4 +1,4 @@
-"""How long a run would take on a modelled machine."""
+"""The time that a run would take on a modelled machine."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ def modelled_s(
     nbytes: float,
     S: int | None = None,
 ) -> float:
-    """The wall clock of T updates of P learners who average nbytes of weights when `schedule` says;
-    S: a cluster's size.
+    """Return the wall clock of T updates of P learners that average by `schedule`.
+
+    nbytes: of the weights of one learner. S: learners in a cluster (None: all P).
     """
     clock = Synchronous(machine, P, seed, averages(machine, P, nbytes, S))
     for t in range(1, T + 1):

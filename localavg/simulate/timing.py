@@ -1,8 +1,8 @@
-"""A model of the machine: how long local updates, averages and exchanges with servers take.
+"""A model of the machine: the durations of local updates, averages and exchanges with servers.
 
-What it leaves out: learners that are slow for good, links that several messages share (but for a
-server's own), the passes over the data that ADA-LUPA's loss rule takes, and anything that computing
-and communicating do to each other. Times of updates are independent and lognormal.
+Times of updates are independent and lognormal. The model leaves out: learners that are slow all the
+time, links that several messages share (except a server's own), the passes over the data that
+ADA-LUPA's loss rule makes, and any effect of computing and communicating on each other.
 """
 
 from __future__ import annotations
@@ -10,34 +10,35 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
 
 import numpy as np
 
+from localavg.config import TrainConfig
 from localavg.errors import UserError, bad, positive
 from localavg.files import record
 from localavg.streams import Stream, generator
 
-Array = Any
-WINDOW = 256  # updates whose times are drawn at once
+WINDOW = 256
+"""updates whose times are drawn at once"""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What an update, a message and a service cost. The defaults are a GPU cluster's orders of
-    magnitude, measured nowhere.
+    """The costs of an update, a message and a service.
+
+    The defaults are orders of magnitude of a GPU cluster and were not measured.
     """
 
     step_s: float = 0.01
     """mean time of one local update, its data included"""
     step_cv: float = 0.1
-    """its standard deviation over its mean"""
+    """coefficient of variation of that time: standard deviation over mean"""
     latency_s: float = 5e-6
-    """of a message"""
+    """latency of a message"""
     bandwidth_bytes_per_s: float = 1e10
-    """of a learner's or server's link, each way"""
+    """bandwidth of a learner's or a server's link, in each direction"""
     service_s: float = 1e-4
-    """what a server takes for an exchange beside its bytes"""
+    """time of a server for an exchange, in addition to the transfer of its bytes"""
 
     def __post_init__(self) -> None:
         for name in ("step_s", "bandwidth_bytes_per_s"):
@@ -47,21 +48,21 @@ class Machine:
                 raise bad(name, getattr(self, name), "must be a finite number of at least 0")
 
     def mean_s(self, n: int, nbytes: float) -> float:
-        """An average over n learners of nbytes each, as Rabenseifner's Allreduce: 2 log₂n messages,
-        2 (n−1)/n of the bytes.
+        """Return the duration of an average over n learners of nbytes each.
+
+        The model is Rabenseifner's Allreduce: 2 log₂n messages, 2 (n−1)/n of the bytes.
         """
-        return (
-            2 * math.log2(n) * self.latency_s
-            + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
-        )
+        messages_s = 2 * math.log2(n) * self.latency_s
+        return messages_s + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
 
     def gather_s(self, n: int, nbytes: float) -> float:
-        """An Allgather among n learners of nbytes each."""
+        """Return the duration of an Allgather among n learners of nbytes each."""
         return math.log2(n) * self.latency_s + (n - 1) * nbytes / self.bandwidth_bytes_per_s
 
     def exchange_s(self, nbytes: float, servers: int) -> float:
-        """How long an exchange keeps each of the servers busy: its part of nbytes comes in, is
-        worked on, and goes out.
+        """Return how long an exchange keeps each of the servers busy.
+
+        Each server receives its part of nbytes, works on it and sends it back.
         """
         return self.service_s + 2 * nbytes / servers / self.bandwidth_bytes_per_s
 
@@ -70,12 +71,13 @@ class StepTimes:
     """The time of learner j's update t in seconds: a function of (machine, seed, j, t) alone."""
 
     def __init__(self, machine: Machine, seed: int) -> None:
-        self.seed, self._drawn = seed, {}
+        self.seed = seed
+        self._drawn: dict[int, tuple[int, np.ndarray]] = {}  # learner → (window, times [WINDOW])
         self.sigma = math.sqrt(math.log1p(machine.step_cv**2))
         self.mu = math.log(machine.step_s) - self.sigma**2 / 2
 
     def sum(self, j: int, after: int, to: int) -> float:
-        """Of updates after + 1 … to of learner j."""
+        """Return the total time of updates after + 1 … to of learner j."""
         total, t = 0.0, after
         while t < to:
             window, first = divmod(t, WINDOW)
@@ -84,59 +86,37 @@ class StepTimes:
             t += last - first
         return total
 
-    def _window(self, j: int, window: int) -> Array:
+    def _window(self, j: int, window: int) -> np.ndarray:
+        """Return the times [WINDOW] of learner j's updates in a window."""
         if j not in self._drawn or self._drawn[j][0] != window:
             normal = generator(self.seed, j, window, Stream.TIMES).standard_normal(WINDOW)
             self._drawn[j] = window, np.exp(self.mu + self.sigma * normal)  # [WINDOW]
         return self._drawn[j][1]
 
 
-def make(c: Any) -> Machine:
-    """The machine of a run's settings: --machine, a measured run, if given, with the single options
-    on top.
+def make(c: TrainConfig) -> Machine:
+    """Make the machine of a run's settings.
+
+    --machine, if given, is a measured run that the model is fitted to; single options replace its
+    values.
     """
     asked = {f.name: value for f in fields(Machine) if (value := getattr(c, f.name)) is not None}
-    return Machine(
-        **{**(asdict(fit([record.load(c.machine, weights=False)])) if c.machine else {}), **asked}
-    )
+    fitted = asdict(fit([record.load(c.machine, weights=False)])) if c.machine else {}
+    return Machine(**{**fitted, **asked})
 
 
 def fit(runs: Sequence[record.Run]) -> Machine:
-    """A machine from measured synchronous runs with one learner a rank, such as K-AVG on 2 ranks.
+    """Fit a machine to measured synchronous runs with one learner a rank, such as K-AVG on 2 ranks.
 
-    step_s: the wall clock less waiting and averaging, an update. step_cv: from the waiting: who is
-    not the slowest of R over a period of τ updates waits e_R · step_cv · step_s · √τ on average,
-    e_R the mean of the largest of R standard normals. Latency and bandwidth: least squares over the
-    runs' mean times of an average; from runs of one size the default latency is taken and the
-    bandwidth follows. service_s cannot be seen in such runs and stays as it is. The first row of
-    /train, which warms up, is left out. Raises UserError for other runs.
+    step_s: the wall clock without waiting and averaging, per update. step_cv: from the waiting; a
+    learner waits e_R · step_cv · step_s · √τ on average for the slowest of R over a period of τ
+    updates, e_R the mean of the largest of R standard normals. Latency and bandwidth: least squares
+    over the runs' mean times of an average; with runs of one size only, the latency is the default
+    and the bandwidth follows. service_s does not show in such runs and is the default. The first
+    row of /train, which contains the warm-up, is left out. Raises UserError for other runs.
     """
-    steps, cvs, rows, base = [], [], [], Machine()
-    for run in runs:
-        R, c, train = run.provenance.get("ranks", 1), run.config, run.train
-        alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
-        others = (
-            c.get("algorithm") in ("qsgd", "hieravg") or c.get("state") == "average"
-        )  # not d floats of everyone
-        within = (run.averages.t > train.t.min()) & (
-            run.averages.t <= train.t.max()
-        )  # the first row, which warms up, left out
-        if R < 2 or not alone or others or len(train) < 2 or not within.any():
-            raise UserError(
-                f"{run.path}: no measured synchronous run of one learner a rank on 2 ranks or "
-                "more, with averages "
-                "of weights over all between 2 rows of /train; give the file of one, such as "
-                "K-AVG's"
-            )
-        spent, count = train.iloc[-1] - train.iloc[0], within.sum()
-        steps.append((spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t)
-        e_R = float(
-            np.sort(generator(0, 0, 0, Stream.TIMES).standard_normal((20000, R)), axis=1)[
-                :, -1
-            ].mean()
-        )
-        cvs.append(spent.wait_s / count / (e_R * steps[-1] * math.sqrt(spent.t / count)))
-        rows.append((2 * math.log2(R), 2 * (R - 1) / R * 4 * c["d"], spent.communicate_s / count))
+    base = Machine()
+    steps, cvs, rows = zip(*(_measured(run) for run in runs), strict=True)
     messages, nbytes, seconds = np.array(rows).T  # [runs] each
     latency, per_byte = base.latency_s, 0.0
     if len(set(nbytes)) > 1:
@@ -145,3 +125,26 @@ def fit(runs: Sequence[record.Run]) -> Machine:
         latency = min(base.latency_s, float((seconds / messages).mean()) / 2)
         per_byte = float(((seconds - messages * latency) / nbytes).mean())
     return Machine(float(np.mean(steps)), float(np.mean(cvs)), float(latency), 1 / float(per_byte))
+
+
+def _measured(run: record.Run) -> tuple[float, float, tuple[float, float, float]]:
+    """Return step_s and step_cv of a run, and (messages, bytes, seconds) of its mean average."""
+    R, c, train = run.provenance.get("ranks", 1), run.config, run.train
+    alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
+    # these average something else than the d floats of everyone
+    others = c.get("algorithm") in ("qsgd", "hieravg") or c.get("state") == "average"
+    t = run.averages.t
+    within = (t > train.t.min()) & (t <= train.t.max())  # without the warm-up before the first row
+    if R < 2 or not alone or others or len(train) < 2 or not within.any():
+        raise UserError(
+            f"{run.path}: no measured synchronous run of one learner a rank on 2 ranks or more, "
+            "with averages of weights over all between 2 rows of /train; give the file of one, "
+            "such as K-AVG's"
+        )
+    spent, count = train.iloc[-1] - train.iloc[0], within.sum()
+    step_s = (spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t
+    normals = generator(0, 0, 0, Stream.TIMES).standard_normal((20000, R))
+    e_R = float(np.sort(normals, axis=1)[:, -1].mean())
+    step_cv = spent.wait_s / count / (e_R * step_s * math.sqrt(spent.t / count))
+    average = 2 * math.log2(R), 2 * (R - 1) / R * 4 * c["d"], spent.communicate_s / count
+    return step_s, step_cv, average

@@ -1,12 +1,11 @@
-"""What the papers prove: bounds, the conditions under which they hold, and the optima that follow
-from them.
+"""The theory of the papers: bounds, their conditions, and the optima that follow from them.
 
 Every formula takes its symbols by keyword, under the papers' names, as scalars or arrays that
 broadcast together. Common symbols: `F1_minus_Fstar` = F(w̃_1) − F*; `L` Lipschitz constant of ∇F;
 `M` (`sigma2` in mavg, lupa, adpsgd) variance of the gradient at one sample; `gamma` (`eta`) step
 size; `P` learners (inf allowed); `B` mini-batch per learner; `K` local updates between averages;
 `N` averages; `T` = N K local updates per learner (`S_total`: kavg's S). Bounds are of squared
-gradient norms unless said otherwise. A value that breaks its symbol's rule raises UserError.
+gradient norms unless stated otherwise. A value that breaks its symbol's rule raises UserError.
 """
 
 from localavg.theory.adpsgd import adpsgd_bound, adpsgd_weighted_variance
@@ -47,6 +46,7 @@ from localavg.theory.mavg import (
     mavg_mu_max,
     mavg_mu_opt,
 )
+from localavg.theory.prediction import predict
 from localavg.theory.tables import (
     adalupa_table,
     against_table,
@@ -54,7 +54,6 @@ from localavg.theory.tables import (
     kavg_table,
     lupa_table,
     mavg_table,
-    predict,
 )
 
 __all__ = [

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import numpy as np
 
-from localavg.theory.constants import checked
+from localavg.theory.constants import X, checked
 
 
 @checked
-def adpsgd_weighted_variance(*, gamma, variance):
-    """The weighted average (9), Σ γ_k Var[W_k] / Σ γ_j, over the last axis: what a schedule should
-    keep small.
+def adpsgd_weighted_variance(*, gamma: X, variance: X) -> X:
+    """The weighted average (9), Σ γ_k Var[W_k] / Σ γ_j, over the last axis.
+
+    A schedule should keep it small.
     """
-    gamma, variance = np.broadcast_arrays(gamma, variance)
-    return (gamma * variance).sum(-1) / gamma.sum(-1)
+    steps, variance = np.broadcast_arrays(gamma, variance)
+    return (steps * variance).sum(-1) / steps.sum(-1)
 
 
 @checked
-def adpsgd_bound(*, F1_minus_Fstar, L, sigma2, gamma, variance, B, P):
-    """Bound (8) of the weighted mean of E‖∇f(w̄_k)‖²; γ_k and Var[W_k] run over the last axis, M =
-    PB samples a step.
+def adpsgd_bound(*, F1_minus_Fstar: X, L: X, sigma2: X, gamma: X, variance: X, B: X, P: X) -> X:
+    """Bound (8) of the weighted mean of E‖∇f(w̄_k)‖².
+
+    γ_k and Var[W_k] run over the last axis; M = PB samples a step.
     """
     weighted = adpsgd_weighted_variance(gamma=gamma, variance=variance)
-    gamma, _ = np.broadcast_arrays(gamma, variance)
+    steps, _ = np.broadcast_arrays(gamma, variance)
     return (
-        2 * F1_minus_Fstar / gamma.sum(-1)
+        2 * F1_minus_Fstar / steps.sum(-1)
         + L**2 * weighted
-        + (gamma**2).sum(-1) / gamma.sum(-1) * L * sigma2 / (P * B)
+        + (steps**2).sum(-1) / steps.sum(-1) * L * sigma2 / (P * B)
     )

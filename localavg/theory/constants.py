@@ -1,24 +1,25 @@
-"""What all the bounds share: the rules their symbols obey, conditions, the constants of a
-problem.
-"""
+"""Common to all bounds: the rules of their symbols, conditions, the constants of a problem."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import TypeAlias, TypeVar, cast
 
 import numpy as np
 
 from localavg.errors import UserError
 
-Array = np.ndarray | float
+X: TypeAlias = "float | np.ndarray"
+"""a symbol of a formula or its value: a number, or an array that broadcasts with the others"""
+Formula = TypeVar("Formula", bound=Callable[..., object])
+Rule: TypeAlias = tuple[Callable[[np.ndarray], np.ndarray], str]
 
-_at_least_0 = (lambda x: (x >= 0) & (x < np.inf), "must be finite and at least 0")
-_above_0 = (lambda x: (x > 0) & (x < np.inf), "must be finite and above 0")
-_at_least_1 = (lambda x: (x >= 1) & (x < np.inf), "must be finite and at least 1")
-RULES: dict[str, tuple[Callable, str]] = {
+_at_least_0: Rule = (lambda x: (x >= 0) & (x < np.inf), "must be finite and at least 0")
+_above_0: Rule = (lambda x: (x > 0) & (x < np.inf), "must be finite and above 0")
+_at_least_1: Rule = (lambda x: (x >= 1) & (x < np.inf), "must be finite and at least 1")
+RULES: dict[str, Rule] = {
     **dict.fromkeys(
         ("F1_minus_Fstar", "M", "M_G", "sigma2", "G2_max", "C0", "C1", "a", "variance"), _at_least_0
     ),
@@ -37,7 +38,11 @@ RULES: dict[str, tuple[Callable, str]] = {
 }
 
 
-def admit(name: str, value: Any) -> Any:
+def admit(name: str, value: object) -> object:
+    """Return the value of a symbol as a float array; raise UserError if it breaks the rule.
+
+    None, and the value of a name without a rule, are returned as they are.
+    """
     if name not in RULES or value is None:
         return value
     holds, rule = RULES[name]
@@ -47,44 +52,41 @@ def admit(name: str, value: Any) -> Any:
     return x
 
 
-def checked(formula: Callable) -> Callable:
-    """Give the formula its symbols as float arrays that obey `RULES`."""
+def checked(formula: Formula) -> Formula:
+    """Pass the formula its symbols as float arrays that obey `RULES`."""
 
     @functools.wraps(formula)
-    def call(**symbols):
+    def call(**symbols: object) -> object:
         return formula(**{name: admit(name, value) for name, value in symbols.items()})
 
-    return call
+    return cast(Formula, call)
 
 
 @dataclass(frozen=True, eq=False)
 class Condition:
-    """One condition of a theorem, `lhs relation rhs`; its values are arrays where its symbols
-    are.
+    """One condition of a theorem, `lhs relation rhs`.
+
+    Its values are arrays where its symbols are arrays.
     """
 
     name: str
     """The paper, the equation and the inequality."""
-    lhs: Array
+    lhs: X
     """Left-hand side."""
-    rhs: Array
+    rhs: X
     """Right-hand side."""
     relation: str = ">="
     """One of >=, > and =."""
 
     @property
-    def margin(self) -> Array:
-        """lhs − rhs, or −|lhs − rhs| for an equality; negative where the condition fails, by that
-        much.
-        """
-        return (
-            -np.abs(self.lhs - self.rhs)
-            if self.relation == "="
-            else np.subtract(self.lhs, self.rhs)
-        )
+    def margin(self) -> X:
+        """lhs − rhs, or −|lhs − rhs| for an equality: negative where the condition fails."""
+        if self.relation == "=":
+            return -np.abs(self.lhs - self.rhs)
+        return np.subtract(self.lhs, self.rhs)
 
     @property
-    def holds(self) -> Array:
+    def holds(self) -> bool | np.ndarray:
         """True where the condition is met."""
         return self.margin > 0 if self.relation == ">" else self.margin >= 0
 
@@ -100,8 +102,9 @@ class Constants:
     M: float
     """Variance of the gradient at one sample (σ² in mavg, lupa and adpsgd)."""
     delta: float = 0.5
-    """δ of K-AVG and M-AVG, in (0, 1); Hier-AVG's δ is 1 − this one, so that K1 = K2 gives K-AVG's
-    bound.
+    """δ of K-AVG and M-AVG, in (0, 1).
+
+    Hier-AVG's δ is 1 − this one, so that K1 = K2 gives K-AVG's bound.
     """
     G2_max: float | None = None
     """mavg's M, ‖∇F‖² ≤ M. None: 2 L (F1 − F*), which L-smoothness gives wherever F ≤ F1."""
@@ -118,7 +121,7 @@ class Constants:
 
     @property
     def G2(self) -> float:
-        """The bound on ‖∇F‖² in use."""
+        """The bound on ‖∇F‖² that the formulas use."""
         return 2 * self.L * self.F1_minus_Fstar if self.G2_max is None else self.G2_max
 
     @property
@@ -127,22 +130,23 @@ class Constants:
         return float(np.sqrt(self.M + self.G2))
 
 
-def argmin_K(q0, q1, q2, c, lowest, highest):
-    """The smallest integer K in [lowest, highest] that minimises B(K) = (q0 + q1 K + q2 K²) K/(K −
-    c), 0 < c < 1.
+def argmin_K(q0: X, q1: X, q2: X, c: X, lowest: X, highest: X) -> X:
+    """Return the smallest integer K in [lowest, highest] that minimises B(K).
 
-    B(K) = a quadratic + c q(c)/(K − c). With q increasing, B is convex if q(c) > 0 and rising if
-    not, so the minimum is the first K with B(K+1) >= B(K), and bisection over the integers finds
-    it.
+    B(K) = (q0 + q1 K + q2 K²) K/(K − c), 0 < c < 1. The result is int64.
+
+    B(K) = a quadratic + c q(c)/(K − c). With q increasing, B is convex if q(c) > 0 and increasing
+    if not. The minimum is thus the first K with B(K+1) >= B(K), and bisection over the integers
+    finds it.
     """
-    highest = np.maximum(lowest, np.minimum(highest, 2**53))  # floats count by ones up to there
+    highest = np.maximum(lowest, np.minimum(highest, 2**53))  # floats hold all integers up to 2^53
     q0, q1, q2, c, low, high = np.broadcast_arrays(
         q0, q1, q2, c, np.ceil(lowest), np.floor(highest)
     )
     while np.any(low < high):
         K = (low + high) // 2
-        # B(K+1) >= B(K) with the denominators cleared: the difference itself drowns in rounding at
-        # large K
+        # B(K+1) >= B(K) multiplied by the denominators: at large K the difference itself is lost in
+        # rounding.
         rises = (q1 + q2 * (2 * K + 1 + c)) * (K - c) * (K + 1 - c) >= c * (q0 + q1 * c + q2 * c**2)
         low, high = np.where(rises | (low == high), low, K + 1), np.where(rises, K, high)
     return low.astype(np.int64)[()]

@@ -5,25 +5,28 @@ from __future__ import annotations
 import numpy as np
 
 from localavg.errors import UserError
-from localavg.theory.constants import Condition, checked
+from localavg.theory.constants import Condition, X, checked
 
 
 @checked
-def lupa_tau(*, B, P, T):
+def lupa_tau(*, B: X, P: X, T: X) -> X:
     """τ = T^(2/3)/(pB)^(1/3), Corollary 1, not rounded (§6 rounds 90.8 to 91)."""
     return T ** (2 / 3) / (P * B) ** (1 / 3)
 
 
 @checked
-def stich_tau(*, B, P, T):
+def stich_tau(*, B: X, P: X, T: X) -> X:
     """Stich's τ = sqrt(T/(pB)), §6, not rounded (the paper cuts 5.8 to 5)."""
     return np.sqrt(T / (P * B))
 
 
 @checked
-def lupa_conditions(*, L, mu_PL, P, tau, alpha, C1=0.0, c=None) -> tuple[Condition, ...]:
-    """What Theorem 1 asks of α and τ, (7) included. Theorem 2 asks it of every τ_i with c = α max
-    τ_i + 4 for a.
+def lupa_conditions(
+    *, L: X, mu_PL: X, P: X, tau: X, alpha: X, C1: X = 0.0, c: X | None = None
+) -> tuple[Condition, ...]:
+    """The conditions of Theorem 1 on α and τ, (7) included.
+
+    Theorem 2 has the same conditions on every τ_i, with c = α max τ_i + 4 in place of a.
     """
     a, kappa = alpha * tau + 4 if c is None else c, L / mu_PL
     # (7) divided by X = ((p+1)/p) 192 κ² e^(4/α), which overflows for small α; x = 1/X
@@ -59,9 +62,12 @@ def lupa_conditions(*, L, mu_PL, P, tau, alpha, C1=0.0, c=None) -> tuple[Conditi
 
 
 @checked
-def lupa_bound(*, F1_minus_Fstar, L, mu_PL, sigma2, B, P, T, tau, alpha):
-    """Bound (8) of E[F(x̄_T) − F*], Theorem 1, in units of F; step size 4/(μ(t + a)), a = ατ +
-    4.
+def lupa_bound(
+    *, F1_minus_Fstar: X, L: X, mu_PL: X, sigma2: X, B: X, P: X, T: X, tau: X, alpha: X
+) -> X:
+    """Bound (8) of E[F(x̄_T) − F*], Theorem 1, in units of F.
+
+    The step size is 4/(μ(t + a)), a = ατ + 4.
     """
     a, kappa = alpha * tau + 4, L / mu_PL
     return (
@@ -72,9 +78,12 @@ def lupa_bound(*, F1_minus_Fstar, L, mu_PL, sigma2, B, P, T, tau, alpha):
 
 
 @checked
-def adalupa_bound(*, F1_minus_Fstar, L, mu_PL, sigma2, B, P, taus, alpha):
-    """Bound (12) of E[F(x̄_T) − F*], Theorem 2, in units of F; `taus` [..., E], T = Σ τ_i, c = α
-    max τ_i + 4.
+def adalupa_bound(
+    *, F1_minus_Fstar: X, L: X, mu_PL: X, sigma2: X, B: X, P: X, taus: np.ndarray, alpha: X
+) -> X:
+    """Bound (12) of E[F(x̄_T) − F*], Theorem 2, in units of F.
+
+    taus: [..., E], the lengths of the periods. T = Σ τ_i, c = α max τ_i + 4.
     """
     T, c, kappa = taus.sum(-1), alpha * taus.max(-1) + 4, L / mu_PL
     return (
@@ -85,11 +94,10 @@ def adalupa_bound(*, F1_minus_Fstar, L, mu_PL, sigma2, B, P, taus, alpha):
 
 
 @checked
-def adalupa_conditions(*, taus, T, B, P, C=1.0) -> tuple[Condition, ...]:
-    """The three conditions on τ_1 … τ_E (`taus` [..., E]) after Theorem 2, with C for the constant
-    of each O(·).
+def adalupa_conditions(*, taus: np.ndarray, T: X, B: X, P: X, C: X = 1.0) -> tuple[Condition, ...]:
+    """The three conditions on τ_1 … τ_E after Theorem 2, with C for the constant of each O(·).
 
-    With C ≥ 1 the second follows from the first: Σ τ_i(τ_i − 1) < (Σ τ_i)².
+    taus: [..., E]. With C ≥ 1 the second follows from the first: Σ τ_i(τ_i − 1) < (Σ τ_i)².
     """
     return (
         Condition("ADA-LUPA (i): Σ τ_i = T", taus.sum(-1), T, "="),
@@ -99,7 +107,7 @@ def adalupa_conditions(*, taus, T, B, P, C=1.0) -> tuple[Condition, ...]:
 
 
 @checked
-def adalupa_alpha(*, T, E, tau0):
+def adalupa_alpha(*, T: X, E: X, tau0: X) -> X:
     """The α that makes Σ τ_i = T for τ_i = (1 + iα)τ_0, i = 0 … E−1: 2(T/(Eτ_0) − 1)/(E − 1)."""
     if np.any(E * tau0 > T):
         raise UserError(
