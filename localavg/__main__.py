@@ -1,5 +1,6 @@
-"""The command line: ``python -m localavg COMMAND``. It loads neither MPI nor HDF5 before a command
-needs it.
+"""The command line: ``localavg COMMAND`` or ``python -m localavg COMMAND``.
+
+MPI and HDF5 are loaded only when a command needs them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from localavg.errors import MISTAKE, UserError
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors are raised, so that one rank tells them."""
+    """An ArgumentParser that raises its errors, so that only rank 0 prints them."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise UserError."""
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
 def parser() -> Parser:
-    """All commands and their options."""
+    """Make the parser of all commands and their options."""
     top = Parser(
         prog="localavg", description="SGD with local updates and periodic averaging over MPI."
     )
@@ -36,13 +38,10 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and exit with a status of `config`; a user's mistake is one line on rank
-    0.
-    """
+    """Run one command and exit with its status; a user's mistake is one line on rank 0."""
     if not any(name in os.environ for name in RANK):
-        os.environ.setdefault(
-            "OMPI_MCA_btl", "self"
-        )  # alone, Open MPI would leave a file in /dev/shm each time
+        # otherwise Open MPI leaves a file in /dev/shm at every start without a launcher
+        os.environ.setdefault("OMPI_MCA_btl", "self")
     try:
         args = parser().parse_args(argv)
         code = args.call(args)
@@ -54,9 +53,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
 
 
 def _leave(status: int) -> NoReturn:
-    """Exit together: MPI is finalised first, so that the launcher sees a status and not an
-    abort.
-    """
+    """Finalise MPI, so that the launcher sees a status and not an abort, and exit."""
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
     # the interpreter's last search for garbage in torch's modules would take a quarter of a second

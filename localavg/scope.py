@@ -1,4 +1,4 @@
-"""Who averages."""
+"""Which learners average together."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class Scope(IntEnum):
-    """Who averages."""
+    """Which learners average together: none, those of a cluster, or all."""
 
     NONE = 0
     CLUSTER = 1

@@ -1,26 +1,35 @@
-"""The commands, one file each: ``add`` says what they take; what they need is imported when they
-run.
+"""The commands, one file or folder each, and what they share.
+
+``add`` of a command declares its options. The libraries that a command needs are imported when the
+command runs, so that ``--help`` is quick.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
 
 from localavg.errors import UserError
 
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # what `add` adds to
+Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
+
+# environment variables with this process's rank, one a launcher
 RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
 
 
 def rank() -> int:
-    """This process's rank, as the launcher's environment says: known without MPI."""
+    """Return this process's rank from the launcher's environment, without MPI."""
     return next((int(os.environ[name]) for name in RANK if os.environ.get(name, "").isdigit()), 0)
 
 
-def world() -> Any:
-    """MPI's COMM_WORLD, started here; from now on an exception that nobody catches ends the whole
-    job.
-    """
+def world() -> MPI.Intracomm:
+    """Start MPI and return COMM_WORLD; from then on an uncaught exception ends the whole job."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as e:
@@ -35,14 +44,14 @@ def world() -> Any:
 
 
 def at_least_1(text: str) -> int:
-    """An argparse type."""
+    """Convert the text of an option to an integer of at least 1, as a type of argparse."""
     if not (number := int(text)) >= 1:
         raise ValueError(text)
     return number
 
 
-def print_table(title: str, rows: list[dict[str, Any]]) -> None:
-    """Rows as a table under a title."""
+def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows as a table under a title."""
     from tabulate import tabulate
 
     print(f"\n{title}\n{tabulate(rows, headers='keys', floatfmt='.4g', missingval='-')}")

@@ -1,53 +1,83 @@
-"""``localavg prepare SET``: one HDF5 file of a dataset."""
+"""``localavg prepare SET``: write one HDF5 file of a dataset."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from typing import Any
 
-from localavg.cli import rank, world
+from localavg.cli import Commands, rank, world
 
 
-def add(commands: Any) -> None:
-    p = commands.add_parser("prepare", help="make one HDF5 file of a dataset")
+def add(commands: Commands) -> None:
+    """Declare the command and one subcommand for each kind of dataset."""
+    p = commands.add_parser("prepare", help="write one HDF5 file of a dataset")
     sets = p.add_subparsers(dest="set", required=True, metavar="SET")
-    for name, what in (
-        ("epsilon", "the Epsilon set, from its LIBSVM files"),
-        ("libsvm", "any two-class LIBSVM text"),
-    ):
-        s = sets.add_parser(
-            name, help=what, description=f"Prepare {what}; under mpirun the ranks parse together."
-        )
-        s.add_argument("train", metavar="TRAIN", help="LIBSVM text, plain or .bz2, .xz, .gz")
-        s.add_argument("--test", metavar="FILE", help="the test set")
-        s.add_argument(
-            "--features",
-            type=int,
-            metavar="N",
-            default=2000 if name == "epsilon" else None,
-            help="how many (default: the largest index)",
-        )
-        s.add_argument(
-            "--shuffle",
-            type=int,
-            metavar="SEED",
-            help="shuffle the training rows, as --sampling block needs",
-        )
-        s.add_argument("--name", default=name, help="what run files will call it")
-        s.add_argument("--out", required=True, metavar="FILE.h5")
-        s.set_defaults(call=_prepare_libsvm)
-    s = sets.add_parser("epsilon-like", help="generated data shaped like Epsilon")
+    _add_libsvm(sets, "epsilon", "the Epsilon set, from its LIBSVM files", features=2000)
+    _add_libsvm(sets, "libsvm", "any LIBSVM text of two classes", features=None)
+    _add_epsilon_like(sets)
+    _add_cifar10(sets)
+    _add_imagenet(sets)
+    _add_folder(sets)
+
+
+def _add_libsvm(sets: Commands, name: str, what: str, features: int | None) -> None:
+    s = sets.add_parser(
+        name, help=what, description=f"Prepare {what}. Under mpirun the ranks parse it together."
+    )
+    s.add_argument(
+        "train", metavar="TRAIN", help="LIBSVM text of the training set, plain or .bz2, .xz, .gz"
+    )
+    s.add_argument(
+        "--test",
+        metavar="FILE",
+        help="also read the test set from this file (default: no test set)",
+    )
+    default = features or "the largest index in the files"
+    s.add_argument(
+        "--features",
+        type=int,
+        metavar="N",
+        default=features,
+        help=f"write N features in every row (default: {default})",
+    )
+    _add_shuffle(s)
+    _add_name(s, name)
+    _add_out(s)
+    s.set_defaults(call=_prepare_libsvm)
+
+
+def _add_epsilon_like(sets: Commands) -> None:
+    s = sets.add_parser(
+        "epsilon-like",
+        help="generated data of Epsilon's shape",
+        description="Generate data of Epsilon's shape.",
+    )
     s.add_argument(
         "--rows",
         type=int,
+        metavar="N",
         default=400_000,
-        help="training rows; a quarter as many test rows come on top",
+        help="make N training rows, and N/4 test rows in addition (default: %(default)s)",
     )
-    s.add_argument("--features", type=int, default=2000)
-    s.add_argument("--seed", type=int, default=0)
-    s.add_argument("--out", required=True, metavar="FILE.h5")
+    s.add_argument(
+        "--features",
+        type=int,
+        metavar="N",
+        default=2000,
+        help="make N features in every row (default: %(default)s)",
+    )
+    s.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        default=0,
+        help="draw the data with this random seed (default: %(default)s)",
+    )
+    _add_out(s)
     s.set_defaults(call=_prepare_epsilon_like)
+
+
+def _add_cifar10(sets: Commands) -> None:
     s = sets.add_parser(
         "cifar10",
         help="CIFAR-10, from its archive",
@@ -56,56 +86,82 @@ def add(commands: Any) -> None:
     s.add_argument(
         "archive", metavar="ARCHIVE", help="cifar-10-python.tar.gz or cifar-10-binary.tar.gz"
     )
-    _add_common(s, "cifar10", shuffle=True)
+    _add_shuffle(s)
+    _add_name(s, "cifar10")
+    _add_out(s)
     s.set_defaults(call=_prepare_cifar10)
+
+
+def _add_imagenet(sets: Commands) -> None:
     s = sets.add_parser(
         "imagenet",
         help="ImageNet (ILSVRC2012), from its archives",
         description="Prepare ImageNet from its official archives, which are not unpacked.",
     )
-    s.add_argument("--train", required=True, metavar="FILE", help="ILSVRC2012_img_train.tar")
-    s.add_argument("--val", required=True, metavar="FILE", help="ILSVRC2012_img_val.tar")
-    s.add_argument("--devkit", required=True, metavar="FILE", help="ILSVRC2012_devkit_t12.tar.gz")
+    for option, archive in (
+        ("train", "ILSVRC2012_img_train.tar"),
+        ("val", "ILSVRC2012_img_val.tar"),
+        ("devkit", "ILSVRC2012_devkit_t12.tar.gz"),
+    ):
+        s.add_argument(
+            f"--{option}", required=True, metavar="FILE", help=f"read {archive} from this path"
+        )
     s.add_argument(
         "--any-count",
         action="store_true",
-        help="take archives with another number of pictures than the official",
+        help="accept archives whose number of images is not the official one (default: refuse)",
     )
-    _add_common(s, "imagenet")
+    _add_name(s, "imagenet")
+    _add_out(s)
     s.set_defaults(call=_prepare_imagenet)
+
+
+def _add_folder(sets: Commands) -> None:
     s = sets.add_parser(
         "folder",
-        help="any folder of pictures",
-        description="Prepare a folder with one subfolder a class.",
+        help="any folder of images",
+        description="Prepare a folder of images with one subfolder a class.",
     )
-    s.add_argument("train", metavar="DIR", help="the folder to learn from")
-    s.add_argument("--test", metavar="DIR", help="the test set, with the same classes")
+    s.add_argument("train", metavar="DIR", help="folder of the training set")
+    s.add_argument(
+        "--test",
+        metavar="DIR",
+        help="also read the test set, with the same classes, from this folder (default: no test "
+        "set)",
+    )
     s.add_argument(
         "--size",
         type=int,
         default=224,
         metavar="PIXELS",
-        help="side of what a network sees (default: 224)",
+        help="let the network see images of this height and width (default: %(default)s)",
     )
-    _add_common(s, None, shuffle=True)
+    _add_shuffle(s)
+    _add_name(s, None)
+    _add_out(s)
     s.set_defaults(call=_prepare_folder)
 
 
-def _add_common(s: Any, name: str | None, shuffle: bool = False) -> None:
-    """The options that the sets of images share."""
-    if shuffle:
-        s.add_argument(
-            "--shuffle",
-            type=int,
-            metavar="SEED",
-            help="shuffle the training rows, as --sampling block needs",
-        )
+def _add_shuffle(s: argparse.ArgumentParser) -> None:
+    s.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="shuffle the training rows with this random seed, as --sampling block needs "
+        "(default: keep their order)",
+    )
+
+
+def _add_name(s: argparse.ArgumentParser, name: str | None) -> None:
     s.add_argument(
         "--name",
         default=name,
-        help=f"what run files will call it (default: {name or 'that of DIR'})",
+        help=f"call the dataset this in run files (default: {name or 'the name of DIR'})",
     )
-    s.add_argument("--out", required=True, metavar="FILE.h5")
+
+
+def _add_out(s: argparse.ArgumentParser) -> None:
+    s.add_argument("--out", required=True, metavar="FILE.h5", help="write the dataset here")
 
 
 def _prepare_libsvm(args: argparse.Namespace) -> int:
@@ -120,7 +176,7 @@ def _prepare_libsvm(args: argparse.Namespace) -> int:
         name=args.name,
         comm=world(),
     )
-    return _say(args.out)
+    return _print_path(args.out)
 
 
 def _prepare_epsilon_like(args: argparse.Namespace) -> int:
@@ -129,7 +185,7 @@ def _prepare_epsilon_like(args: argparse.Namespace) -> int:
     prepare_epsilon_like(
         args.out, rows=args.rows, features=args.features, seed=args.seed, comm=world()
     )
-    return _say(args.out)
+    return _print_path(args.out)
 
 
 def _prepare_cifar10(args: argparse.Namespace) -> int:
@@ -139,13 +195,14 @@ def _prepare_cifar10(args: argparse.Namespace) -> int:
         args.archive, args.out, shuffle=args.shuffle, name=args.name, comm=world()
     )
     if rank() == 0:
+        found = "is" if official else "is not"
+        more = "" if official else "; its images and labels are complete"
         print(
-            f"localavg: {args.archive} {'is' if official else 'is not'} one of the official "
-            "archives, by its MD5 checksum"
-            f"{'' if official else '; its images and labels are complete'}",
+            f"localavg: {args.archive} {found} one of the official archives, by its MD5 checksum"
+            f"{more}",
             file=sys.stderr,
         )
-    return _say(args.out)
+    return _print_path(args.out)
 
 
 def _prepare_imagenet(args: argparse.Namespace) -> int:
@@ -160,7 +217,7 @@ def _prepare_imagenet(args: argparse.Namespace) -> int:
         name=args.name,
         comm=world(),
     )
-    return _say(args.out)
+    return _print_path(args.out)
 
 
 def _prepare_folder(args: argparse.Namespace) -> int:
@@ -175,10 +232,11 @@ def _prepare_folder(args: argparse.Namespace) -> int:
         name=args.name,
         comm=world(),
     )
-    return _say(args.out)
+    return _print_path(args.out)
 
 
-def _say(path: str) -> int:
+def _print_path(path: str) -> int:
+    """Print the path on rank 0; return the exit status of success."""
     if rank() == 0:
         print(path)
     return 0

@@ -1,4 +1,4 @@
-"""``localavg status DIR``: what became of the runs in a folder, or of one run."""
+"""``localavg status DIR``: print the state of the runs in a folder, or of one run."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from localavg.cli import Commands, print_table
 from localavg.errors import FAILED, FINISHED, GO_ON, UserError
 
 if TYPE_CHECKING:
     from localavg.cli.sweep.state import State
 
-WORDS = {
+WORDS = {  # kind of `State` -> the word that is printed
     "finished": "done",
     "running": "running",
     "missing": "missing",
@@ -24,15 +25,13 @@ WORDS = {
 }
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
+    """Declare the command."""
     p = commands.add_parser(
         "status",
-        help="what became of the runs in a folder",
-        description=(
-            "What became of the runs of a sweep, or of one run file. Exit status: 0 all done, 75 "
-            "some are interrupted and the same "
-            "command goes on with them, 1 otherwise."
-        ),
+        help="print the state of the runs in a folder",
+        description="Print the state of the runs of a sweep, or of one run file. Exit status: 0 if "
+        "all are done; 75 if some are interrupted and the same command resumes them; 1 otherwise.",
     )
     p.add_argument("where", metavar="DIR", help="a folder of run files, or one run file")
     p.set_defaults(call=_status)
@@ -43,13 +42,11 @@ def _status(args: argparse.Namespace) -> int:
 
     where = Path(args.where)
     if where.is_dir():
-        names = {path.stem for path in where.glob("*.h5")} | {
-            path.name[:-8] for path in where.glob("*.h5.lock")
-        }
-        title, order = _planned(where / "sweep.json")
-        states = {
-            name: state.look(where / f"{name}.h5") for name in [*order, *sorted(names - set(order))]
-        }
+        names = {path.stem for path in where.glob("*.h5")}
+        names |= {path.name.removesuffix(".h5.lock") for path in where.glob("*.h5.lock")}
+        title, planned = _planned(where / "sweep.json")
+        order = [*planned, *sorted(names - set(planned))]
+        states = {name: state.look(where / f"{name}.h5") for name in order}
         if not states:
             raise UserError(f"{where}: no run files (*.h5) here: give the folder of a sweep")
     elif where.exists():
@@ -64,14 +61,13 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _planned(path: Path) -> tuple[str, list[str]]:
-    """The title and the names of the runs that a sweep left in its folder."""
+    """Read the title and the names of the runs that a sweep wrote into its folder, if it did."""
     if not path.exists():
         return "", []
     try:
         plan = json.loads(path.read_text())
-        return f"{plan.get('title', plan['file'])} ({plan['scale']}), in {path.parent}", list(
-            plan["runs"]
-        )
+        title = f"{plan.get('title', plan['file'])} ({plan['scale']}), in {path.parent}"
+        return title, list(plan["runs"])
     except (OSError, ValueError, KeyError) as e:
         raise UserError(
             f"{path}: cannot read this list of runs ({e}): start its sweep again"
@@ -79,11 +75,10 @@ def _planned(path: Path) -> tuple[str, list[str]]:
 
 
 def print_states(title: str, states: Mapping[str, State], every: bool = False) -> None:
-    """A table of the runs, `every` one or those that are neither done nor missing, and a line that
-    counts them.
-    """
-    from localavg.cli import print_table
+    """Print a table of runs, and a line with how many are in each state.
 
+    The table has the runs that are neither done nor missing, or with `every` all runs.
+    """
     rows = [
         {
             "run": name,
@@ -96,12 +91,9 @@ def print_states(title: str, states: Mapping[str, State], every: bool = False) -
     ]
     if rows:
         print_table(title, rows)
-    counts = {
-        word: sum(WORDS[s.kind] == word for s in states.values())
-        for word in dict.fromkeys(WORDS.values())
-    }
-    print(
-        f"{'' if rows else title + ': '}{len(states)} runs: "
-        + ", ".join(f"{n} {word}" for word, n in counts.items()),
-        flush=True,
-    )
+    counts = dict.fromkeys(WORDS.values(), 0)
+    for s in states.values():
+        counts[WORDS[s.kind]] += 1
+    start = "" if rows else f"{title}: "
+    numbers = ", ".join(f"{n} {word}" for word, n in counts.items())
+    print(f"{start}{len(states)} runs: {numbers}", flush=True)

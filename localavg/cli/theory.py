@@ -1,146 +1,154 @@
-"""``localavg theory``: the papers' bounds, conditions and predictions, as tables."""
+"""``localavg theory``: print the papers' bounds, conditions and predictions as tables."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from localavg.cli import print_table, world
+from localavg.cli import Commands, print_table, world
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
     from localavg.files.record import Run
+    from localavg.learner.stepsizes import StepSize
     from localavg.parallel.fleet import Fleet
+    from localavg.theory import Constants
 
 TABLES = ("kavg", "mavg", "hieravg", "against", "lupa", "adalupa")
 
 
-def add(commands: Any) -> None:
+def add(commands: Commands) -> None:
+    """Declare the command."""
     p = commands.add_parser(
         "theory",
-        help="the papers' bounds, conditions and optima for a problem's constants",
-        description="Print the papers' bounds, which conditions fail and by how much, and the "
-        "predicted "
-        "K_opt, μ_opt, τ and K2.",
+        help="print the papers' bounds, conditions and optima for a problem's constants",
+        description="Print the papers' bounds, the conditions that fail and by how much, and the "
+        "predicted K_opt, μ_opt, τ and K2.",
     )
     p.set_defaults(call=_theory)
-    g = p.add_argument_group("constants: measured on the problem of runs, or given")
+    _add_constants(p.add_argument_group("constants: measured on the problem of runs, or given"))
+    g = p.add_argument_group("the run that the tables are for")
+    g.add_argument("--gamma", type=float, metavar="X", help="step size γ (default: the run's)")
     g.add_argument(
-        "--from-run",
-        nargs="+",
-        metavar="FILE",
-        help="run files of logistic regression; also gives B, P, γ and T",
-    )
-    g.add_argument("--F1-minus-Fstar", type=float, metavar="X", help="F(w_1) − F*")
-    g.add_argument("--L", type=float, metavar="X", help="Lipschitz constant of ∇F")
-    g.add_argument("--M", type=float, metavar="X", help="variance of one example's gradient")
-    g.add_argument(
-        "--mu-PL", type=float, metavar="X", help="Polyak-Łojasiewicz constant, for lupa's bounds"
+        "--batch-size", type=int, metavar="N", help="B, examples a learner (default: the run's)"
     )
     g.add_argument(
-        "--delta",
-        type=float,
-        default=0.5,
-        metavar="X",
-        help="δ of kavg and mavg, in (0, 1) (default: 0.5)",
+        "--steps", type=int, metavar="N", help="T, local updates a learner (default: the run's)"
     )
-    g = p.add_argument_group("the run they are for")
-    g.add_argument("--gamma", type=float, metavar="X", help="step size")
-    g.add_argument("--batch-size", type=int, metavar="N", help="B")
-    g.add_argument("--steps", type=int, metavar="N", help="T, local updates per learner")
-    g = p.add_argument_group("tables over")
-    for name, kind, default in (
-        ("P", int, [8, 16, 32, 64, 128]),
-        ("K", int, [1, 2, 4, 8, 16, 32, 64]),
-        ("mu", float, [0.0, 0.3, 0.5, 0.7, 0.9]),
-        ("K1", int, [1, 2, 4, 8]),
-        ("S", int, [2, 4]),
-    ):
-        g.add_argument(
-            f"--{name}",
-            type=kind,
-            nargs="+",
-            metavar="X",
-            default=default,
-            help=f"(default: {' '.join(map(str, default))})",
-        )
-    g.add_argument(
-        "--tau0", type=int, metavar="N", default=91, help="first period of ADA-LUPA (default: 91)"
-    )
-    g.add_argument(
-        "--E",
-        type=int,
-        nargs="+",
-        metavar="X",
-        default=[5, 10, 20],
-        help="periods of ADA-LUPA (default: 5 10 20)",
-    )
-    g.add_argument(
-        "--a",
-        type=float,
-        nargs="+",
-        metavar="X",
-        default=[0.2, 0.4, 0.6],
-        help="Theorem 3.6's K2 = (1 + a)K (default: 0.2 0.4 0.6)",
-    )
+    _add_ranges(p.add_argument_group("values that the tables range over"))
     p.add_argument(
         "--tables",
         nargs="+",
         choices=(*TABLES, "none"),
         metavar="TABLE",
         default=TABLES,
-        help=f"{' '.join(TABLES)} (default: all), or none",
+        help=f"print these of the tables {' '.join(TABLES)}, or none (default: all)",
+    )
+
+
+def _add_constants(g: argparse._ArgumentGroup) -> None:
+    g.add_argument(
+        "--from-run",
+        nargs="+",
+        metavar="FILE",
+        help="measure the constants on the problems of these run files, which also give B, P, γ "
+        "and T (default: use the constants below)",
+    )
+    for name, what in (
+        ("F1-minus-Fstar", "F(w_1) − F*"),
+        ("L", "Lipschitz constant of ∇F"),
+        ("M", "variance of the gradient at one example"),
+    ):
+        g.add_argument(f"--{name}", type=float, metavar="X", help=f"{what} (default: --from-run's)")
+    g.add_argument(
+        "--mu-PL",
+        type=float,
+        metavar="X",
+        help="Polyak-Łojasiewicz constant, for lupa's bounds (default: none, no such bounds)",
+    )
+    g.add_argument(
+        "--delta",
+        type=float,
+        default=0.5,
+        metavar="X",
+        help="δ of kavg and mavg, in (0, 1) (default: %(default)s)",
+    )
+
+
+def _add_ranges(g: argparse._ArgumentGroup) -> None:
+    ranges: tuple[tuple[str, str, list[int] | list[float]], ...] = (
+        ("P", "learners", [8, 16, 32, 64, 128]),
+        ("K", "local updates between averages", [1, 2, 4, 8, 16, 32, 64]),
+        ("mu", "block momentum of mavg", [0.0, 0.3, 0.5, 0.7, 0.9]),
+        ("K1", "local updates between hieravg's averages in a cluster", [1, 2, 4, 8]),
+        ("S", "learners in a cluster of hieravg", [2, 4]),
+        ("E", "number of periods of ADA-LUPA", [5, 10, 20]),
+        ("a", "a of hieravg Theorem 3.6, where K2 = (1 + a)K", [0.2, 0.4, 0.6]),
+    )
+    for name, what, default in ranges:
+        g.add_argument(
+            f"--{name}",
+            type=type(default[0]),
+            nargs="+",
+            metavar="X",
+            default=default,
+            help=f"{what} (default: {' '.join(map(str, default))})",
+        )
+    g.add_argument(
+        "--tau0",
+        type=int,
+        metavar="N",
+        default=91,
+        help="first period of ADA-LUPA, in local updates (default: %(default)s)",
     )
 
 
 def _theory(args: argparse.Namespace) -> int:
-    from localavg import theory
+    if args.from_run:
+        _print_for_runs(args)
+    else:
+        _print_for_constants(args)
+    return 0
 
-    delta = args.delta
-    if not args.from_run:
-        needed = {
-            "--F1-minus-Fstar": args.F1_minus_Fstar,
-            "--L": args.L,
-            "--M": args.M,
-            "--gamma": args.gamma,
-            "--batch-size": args.batch_size,
-            "--steps": args.steps,
-        }
-        if lacking := [name for name, value in needed.items() if value is None]:
-            raise UserError(f"theory needs {', '.join(lacking)}; give them, or --from-run FILE…")
-        constants = theory.Constants(
-            F1_minus_Fstar=args.F1_minus_Fstar, L=args.L, M=args.M, delta=delta, mu_PL=args.mu_PL
-        )
-        _print_theory(args, constants, args.gamma, args.batch_size, args.steps)
-        for P in args.P:
-            _print_prediction(
-                constants, f"P = {P}", P=P, B=args.batch_size, gamma=args.gamma, T=args.steps
-            )
-        return 0
+
+def _print_for_constants(args: argparse.Namespace) -> None:
+    """Print the tables and predictions for the constants of the command line."""
+    from localavg.theory import Constants
+
+    needed = ("F1_minus_Fstar", "L", "M", "gamma", "batch_size", "steps")
+    if missing := [f"--{name.replace('_', '-')}" for name in needed if vars(args)[name] is None]:
+        raise UserError(f"theory needs {', '.join(missing)}; give them, or --from-run FILE…")
+    constants = Constants(
+        F1_minus_Fstar=args.F1_minus_Fstar, L=args.L, M=args.M, delta=args.delta, mu_PL=args.mu_PL
+    )
+    gamma, B, T = args.gamma, args.batch_size, args.steps
+    _print_tables(args, constants, gamma, B, T)
+    for P in args.P:
+        _print_prediction(constants, f"P = {P}", P=P, B=B, gamma=gamma, T=T)
+
+
+def _print_for_runs(args: argparse.Namespace) -> None:
+    """Measure the constants of the runs' problems; print tables, and predictions for each run."""
     from localavg.files.record import load
 
     runs = [load(path) for path in args.from_run]
     here = world()
     if here.size > 1:
-        raise UserError(
-            f"theory on {here.size} ranks: it is one process's work; run it without mpirun"
-        )
+        raise UserError(f"theory on {here.size} ranks: it uses one process; run it without mpirun")
     from localavg.parallel.fleet import Fleet
 
-    for group in from_runs(runs, Fleet(here), delta):
-        constants, settings = group["constants"], group["runs"][0].config
-        gamma = args.gamma or _first_step_size(group["runs"][0])
-        B, T = args.batch_size or settings["batch_size"], args.steps or settings["steps"]
-        print_table(
-            group["problem"],
-            [{"constant": k, "value": v} for k, v in (asdict(constants) | group["found"]).items()],
-        )
-        _print_theory(args, constants, gamma, B, T)
-        for run in group["runs"]:
+    for same in from_runs(runs, Fleet(here), args.delta):
+        first = same.runs[0]
+        gamma = args.gamma or _first_step_size(first)
+        B, T = args.batch_size or first.config["batch_size"], args.steps or first.config["steps"]
+        values = asdict(same.constants) | same.found
+        print_table(same.problem, [{"constant": k, "value": v} for k, v in values.items()])
+        _print_tables(args, same.constants, gamma, B, T)
+        for run in same.runs:
             _print_prediction(
-                constants,
+                same.constants,
                 str(run.path),
                 P=run.config["learners"],
                 B=args.batch_size or run.config["batch_size"],
@@ -149,43 +157,42 @@ def _theory(args: argparse.Namespace) -> int:
                 K1=run.config.get("K1") or 1,
                 S=run.config.get("S") or 1,
             )
-            _print_variance(constants, run)
-    return 0
+            _print_variance(same.constants, run)
 
 
-def _print_theory(args: argparse.Namespace, constants: Any, gamma: float, B: int, T: int) -> None:
+def _print_tables(
+    args: argparse.Namespace, constants: Constants, gamma: float, B: int, T: int
+) -> None:
+    """Print the tables of --tables for one run: step size γ, batch size B, T local updates."""
     from localavg import theory
 
+    P, K = args.P, args.K
     tables = {
         "kavg": (
             "K-AVG: bound (3.2) at fixed S = N·K",
-            lambda: theory.kavg_table(constants, gamma=gamma, B=B, S_total=T, P=args.P, K=args.K),
+            lambda: theory.kavg_table(constants, gamma=gamma, B=B, S_total=T, P=P, K=K),
         ),
         "mavg": (
             "M-AVG: Theorem 1 at fixed S = N·K",
-            lambda: theory.mavg_table(
-                constants, eta=gamma, B=B, S_total=T, P=args.P, K=args.K, mu=args.mu
-            ),
+            lambda: theory.mavg_table(constants, eta=gamma, B=B, S_total=T, P=P, K=K, mu=args.mu),
         ),
         "hieravg": (
             "Hier-AVG: bound (3.6) at fixed T = N·K2",
             lambda: theory.hieravg_table(
-                constants, gamma=gamma, B=B, T=T, P=args.P, K1=args.K1, K2=args.K, S=args.S
+                constants, gamma=gamma, B=B, T=T, P=P, K1=args.K1, K2=K, S=args.S
             ),
         ),
         "lupa": (
             "LUPA: τ of Corollary 1 and Stich's",
-            lambda: theory.lupa_table(constants, B=B, P=args.P, T=[T]),
+            lambda: theory.lupa_table(constants, B=B, P=P, T=[T]),
         ),
         "adalupa": (
             f"ADA-LUPA: E periods that grow from τ_0 = {args.tau0} to make T, and their conditions",
-            lambda: theory.adalupa_table(constants, B=B, P=args.P, T=T, tau0=args.tau0, E=args.E),
+            lambda: theory.adalupa_table(constants, B=B, P=P, T=T, tau0=args.tau0, E=args.E),
         ),
         "against": (
             "K-AVG(K) against Hier-AVG with K2 = (1 + a)K, K1 = 1, S = 4: Theorem 3.6",
-            lambda: theory.against_table(
-                constants, gamma=gamma, B=B, T=T, P=args.P, K=args.K, a=args.a
-            ),
+            lambda: theory.against_table(constants, gamma=gamma, B=B, T=T, P=P, K=K, a=args.a),
         ),
     }
     for name in args.tables:
@@ -194,8 +201,8 @@ def _print_theory(args: argparse.Namespace, constants: Any, gamma: float, B: int
             print_table(f"{title} (γ = {gamma:g}, B = {B}, T = {T})", rows())
 
 
-def _step_size(run: Any) -> tuple[Any, int]:
-    """γ_t of the run, a function of t, from its settings; and the t at which it is warmed up."""
+def _step_size(run: Run) -> tuple[StepSize, int]:
+    """Return γ_t of the run, made from its settings, and the first t after its warm-up."""
     from dataclasses import fields
 
     from localavg.config import TrainConfig
@@ -203,24 +210,28 @@ def _step_size(run: Any) -> tuple[Any, int]:
 
     if run.train.empty:
         raise UserError(f"--from-run {run.path}: it has no row of /train yet; give --gamma")
-    last, names = (
-        run.train.iloc[-1],
-        {f.name for f in fields(TrainConfig) if f.metadata["group"] == "step size"},
-    )
-    given = {k: tuple(v) if isinstance(v, list) else v for k, v in run.config.items() if k in names}
-    config, epoch = TrainConfig(algorithm=run.config["algorithm"], **given), last.t / last.epoch
+    names = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "step size"}
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in run.config.items()
+        if name in names
+    }
+    config = TrainConfig(algorithm=run.config["algorithm"], **given)
+    last = run.train.iloc[-1]
+    epoch = float(last.t / last.epoch)  # updates in an epoch
     return stepsizes.make(config, epoch), 1 + round(config.warmup_epochs * epoch)
 
 
-def _first_step_size(run: Any) -> float:
-    """γ as the run began with it, once warmed up."""
+def _first_step_size(run: Run) -> float:
+    """Return γ at the start of the run, after its warm-up."""
     gamma, t = _step_size(run)
     return float(gamma(t))
 
 
-def _print_variance(constants: Any, run: Any) -> None:
-    """The weighted variance (9) and bound (8) of adpsgd, for a run that recorded V_t (train
-    --variance steps).
+def _print_variance(constants: Constants, run: Run) -> None:
+    """Print the weighted variance (9) and bound (8) of adpsgd for a run that recorded V_t.
+
+    V_t is recorded with `train --variance steps`; for other runs nothing is printed.
     """
     import numpy as np
 
@@ -229,35 +240,25 @@ def _print_variance(constants: Any, run: Any) -> None:
     averages = run.averages
     if averages.empty or averages.mean_variance.isna().any():
         return
-    variance = np.repeat(
-        averages.mean_variance.to_numpy(), averages.period
-    )  # [T] V_t for every Var[W_k] of its period
+    # [T] V_t stands for every Var[W_k] of its period
+    variance = np.repeat(averages.mean_variance.to_numpy(), averages.period)
     gamma = np.array([*map(_step_size(run)[0], range(1, len(variance) + 1))])  # [T]
-    c, P, B = constants, run.config["learners"], run.config["batch_size"]
-    print_table(
-        f"ADPSGD on {run.path}",
-        [
-            {
-                "weighted variance (9)": float(
-                    theory.adpsgd_weighted_variance(gamma=gamma, variance=variance)
-                ),
-                "bound (8)": float(
-                    theory.adpsgd_bound(
-                        F1_minus_Fstar=c.F1_minus_Fstar,
-                        L=c.L,
-                        sigma2=c.M,
-                        gamma=gamma,
-                        variance=variance,
-                        B=B,
-                        P=P,
-                    )
-                ),
-            }
-        ],
+    bound = theory.adpsgd_bound(
+        F1_minus_Fstar=constants.F1_minus_Fstar,
+        L=constants.L,
+        sigma2=constants.M,
+        gamma=gamma,
+        variance=variance,
+        B=run.config["batch_size"],
+        P=run.config["learners"],
     )
+    weighted = theory.adpsgd_weighted_variance(gamma=gamma, variance=variance)
+    row = {"weighted variance (9)": float(weighted), "bound (8)": float(bound)}
+    print_table(f"ADPSGD on {run.path}", [row])
 
 
-def _print_prediction(constants: Any, title: str, **of: Any) -> None:
+def _print_prediction(constants: Constants, title: str, **of: Any) -> None:
+    """Print what the papers predict for a run, given as keywords of `theory.predict`."""
     from localavg import theory
 
     found = theory.predict(constants, **of)
@@ -269,30 +270,39 @@ def _print_prediction(constants: Any, title: str, **of: Any) -> None:
         print_table("conditions that fail there, and by how much", found["failing"])
 
 
-def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[dict[str, Any]]:
-    """For every problem among the runs, {"problem", "runs", "constants", "found"}."""
+@dataclass(frozen=True)
+class Measured:
+    """The runs of one problem, and its constants.
+
+    found: other values that were found on the way, by name.
+    """
+
+    problem: str
+    runs: list[Run]
+    constants: Constants
+    found: dict[str, float]
+
+
+def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[Measured]:
+    """Measure the constants of every problem among the runs."""
     from localavg import datasets
     from localavg.problems.constants import logistic_constants, network_constants
     from localavg.problems.logistic import Logistic
 
-    problems: dict[tuple, list[Run]] = {}
+    problems: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         c = run.config
-        problems.setdefault(
-            (c["problem"], c["data"], c["l2"], c.get("model"), c["batch_size"], c["seed"]), []
-        ).append(run)
-    rows = []
-    for (kind, data, l2, model, B, seed), same in problems.items():
+        key = c["problem"], c["data"], c["l2"], c.get("model"), c["batch_size"], c["seed"]
+        problems.setdefault(key, []).append(run)
+    measured = []
+    for (kind, name, l2, model, B, seed), same in problems.items():
         visited = [run.weights for run in same if run.weights is not None]
+        data = datasets.load(name, fleet)
         if kind == "logistic":
-            problem = f"{data}, λ = {l2:g}"
-            constants, found = logistic_constants(
-                Logistic(datasets.load(data, fleet), l2), visited, delta
-            )
+            problem = f"{name}, λ = {l2:g}"
+            constants, found = logistic_constants(Logistic(data, l2), visited, delta)
         else:
-            problem = f"{model} on {data}, B = {B}"
-            constants, found = network_constants(
-                datasets.load(data, fleet), model, l2, seed, B, visited, delta
-            )
-        rows.append({"problem": problem, "runs": same, "constants": constants, "found": found})
-    return rows
+            problem = f"{model} on {name}, B = {B}"
+            constants, found = network_constants(data, model, l2, seed, B, visited, delta)
+        measured.append(Measured(problem, same, constants, found))
+    return measured

@@ -1,5 +1,6 @@
-"""Files and folders that are there whole or not at all: they are written under another name, synced
-and renamed.
+"""Write files and folders that exist whole or not at all.
+
+They are written under another name, synced and renamed.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ from pathlib import Path
 
 @contextmanager
 def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
-    """Yield the name `part` of a file to write, which takes the place of the file `path` when the
-    block ends well.
+    """Yield the name `part` of a file to write; without an error it is then renamed to `path`.
 
-    part: a name in the same folder, by default one that no other process uses. The file of that
-    name is removed on any error; one that a killed process of this machine left is removed by the
-    next that writes `path`. Raises OSError.
+    part: a name in the same folder, by default one that no other process uses. On any error the
+    file of that name is removed. A file that a killed process of this host left is removed by the
+    next process that writes `path`. Raises OSError.
     """
     if part is None:
         mine = f".{path.name}.{platform.node()}"
@@ -37,16 +37,16 @@ def replacing(path: Path, part: Path | None = None) -> Iterator[Path]:
 
 
 def commit(part: Path, path: Path) -> None:
-    """Give a finished file or folder its name, over an older one of that name. Raises OSError."""
+    """Rename a finished file or folder to `path`, and replace what is there. Raises OSError."""
     sync(part)
     if path.is_dir():
-        shutil.rmtree(path)  # a folder is renamed over an empty one alone
+        shutil.rmtree(path)  # a folder can only be renamed over an empty one
     os.replace(part, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Have the system put a file, or the names in a folder, on the disk. Raises OSError."""
+    """Wait until a file, or the names in a folder, are on the disk. Raises OSError."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -55,7 +55,7 @@ def sync(path: Path) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Whether this machine has a process of this number."""
+    """Return whether this host has a process of this number."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

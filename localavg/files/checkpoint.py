@@ -1,11 +1,10 @@
-"""Checkpoints on disk: the folder RUN.h5.ckpt beside the run file RUN.h5, in it the latest
-checkpoint and the one before.
+"""Checkpoints on disk: the last two of a run file RUN.h5, in the folder RUN.h5.ckpt.
 
-A checkpoint after update t is the folder t000000123, one HDF5 file a rank. It is written under
-another name, synced and renamed, so that a folder of that name is complete; every array carries a
-checksum, so that one that was damaged later is found out. What lies in it: {part: state_dict}.
-Arrays of two dimensions have a row a learner and are found again whatever rank the learner is on;
-all else belongs to the rank that wrote it.
+A checkpoint after update t is a folder such as t000000123, with one HDF5 file a rank. It is written
+under another name, synced and renamed, so a folder of that name is complete. Every array has a
+checksum, so later damage is detected. The contents are {part: state_dict}. An array of two
+dimensions has a row a learner, and its rows are read by whatever rank has the learner now; all
+other values belong to the rank that wrote them.
 """
 
 from __future__ import annotations
@@ -13,45 +12,46 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import h5py
 import numpy as np
 
 from localavg.errors import SharedError, UserError
 from localavg.files import atomic, hdf5
+from localavg.interfaces import Array
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 
-State = Mapping[str, Mapping[str, Any]]  # {part: {name: array or number}}
+State: TypeAlias = "Mapping[str, Mapping[str, Array | float]]"  # {part: {name: value}}
 
 KEPT = 2
 
 
 class Saved(NamedTuple):
-    """A checkpoint as a rank reads it."""
+    """A checkpoint as a rank reads it.
+
+    t: completed local updates. state: {part: {name: value}} of this rank's learners; NumPy arrays
+    and scalars. ranks: the number of ranks that wrote it.
+    """
 
     t: int
-    """completed local updates"""
-    state: dict[str, dict[str, Any]]
-    """{part: {name: array}}, of this rank's learners"""
+    state: dict[str, dict[str, np.ndarray]]
     ranks: int
-    """how many wrote it"""
 
 
-def folder_of(run: str | os.PathLike) -> Path:
-    """Where the checkpoints of a run file are."""
+def folder_of(run: str | os.PathLike[str]) -> Path:
+    """Return the folder of the checkpoints of a run file."""
     return Path(f"{run}.ckpt")
 
 
 def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
-    """Save this rank's state after update t; checkpoints older than the one before are removed.
-    Collective.
+    """Save this rank's state after update t, and remove all but the last KEPT checkpoints.
 
-    Raises SharedError where a rank cannot write; what was there before stays.
+    Collective. Raises SharedError if a rank cannot write; then the checkpoints of before are kept.
     """
     partial, final = folder / f"t{t:09d}.partial", folder / f"t{t:09d}"
 
@@ -80,21 +80,20 @@ def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
             shutil.rmtree(partial, ignore_errors=True)
         raise SharedError(
             f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, "
-            "then "
-            f"--resume from the one before"
+            "then --resume from the checkpoint before"
         ) from e
 
 
 def found(folder: Path) -> list[int]:
-    """The updates after which there are complete checkpoints, latest first."""
+    """Return the updates after which there are complete checkpoints, latest first."""
     return sorted((int(path.name[1:]) for path in folder.glob("t" + "[0-9]" * 9)), reverse=True)
 
 
 def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
-    """What `write` saved after update t for these learners.
+    """Read what `write` saved after update t for these learners.
 
-    What is not a learner's comes from this rank's file or, where there were fewer ranks, from that
-    of rank 0. Raises UserError where a file is missing or damaged.
+    Values that are not a learner's come from this rank's file or, if fewer ranks wrote the
+    checkpoint, from that of rank 0. Raises UserError if a file is missing or damaged.
     """
     place = folder / f"t{t:09d}"
     try:
@@ -117,18 +116,17 @@ def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
 
 
 def put_aside(folder: Path, t: int) -> None:
-    """Keep the damaged checkpoint after update t under another name, so that newer ones are not
-    taken for older.
-    """
+    """Rename the damaged checkpoint after update t, so that it is neither read nor counted."""
     hdf5.set_aside(folder / f"t{t:09d}", "damaged")
 
 
 def remove(folder: Path) -> None:
-    """The run is finished: its checkpoints have done their duty."""
+    """Delete the checkpoints of a finished run."""
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
+    """Write the file of one rank, with a checksum for every row of its matrices, and sync it."""
     values = {
         f"{part}/{name}": np.asarray(on_host(value))
         for part in state
@@ -143,15 +141,15 @@ def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
         if data.ndim and data.size
     }
     small = {name: (data, checksums[name]) for name, data in values.items() if name not in arrays}
-    with hdf5.laid_out(
-        path, arrays, {"ranks": ranks, "learners": (learners.start, learners.stop)}, small
-    ) as (file, first):
+    root = {"ranks": ranks, "learners": (learners.start, learners.stop)}
+    with hdf5.laid_out(path, arrays, root, small) as (file, first):
         for name in arrays:
             hdf5.put(file, first[name], values[name])
     atomic.sync(path)
 
 
-def _read(files: list[h5py.File], own: h5py.File, name: str, learners: range) -> Any:
+def _read(files: list[h5py.File], own: h5py.File, name: str, learners: range) -> np.ndarray:
+    """Read the rows of these learners from all files, or a value that has no rows from `own`."""
     if own[name].ndim != 2:
         return _checked(own[name], 0, 1)
     pieces = []
@@ -165,17 +163,17 @@ def _read(files: list[h5py.File], own: h5py.File, name: str, learners: range) ->
     return np.concatenate(pieces) if len(pieces) > 1 else pieces[0]
 
 
-def _checked(item: h5py.Dataset, lo: int, hi: int) -> Any:
-    """Rows lo … hi − 1 of a matrix, or all of anything else, if the checksums agree."""
+def _checked(item: h5py.Dataset, lo: int, hi: int) -> np.ndarray:
+    """Read rows lo … hi − 1 of a matrix, or all of another value, and check the checksums."""
     data = item[lo:hi] if item.ndim == 2 else item[()]
     if [_checksum(row) for row in _rows(data)] != item.attrs["checksum"][lo:hi].tolist():
         raise OSError(f"wrong checksum in {item.name}")
     return data
 
 
-def _rows(data: Any) -> Any:
+def _rows(data: np.ndarray) -> Sequence[np.ndarray] | np.ndarray:
     return data if np.ndim(data) == 2 else [data]
 
 
-def _checksum(data: Any) -> int:
+def _checksum(data: np.ndarray) -> int:
     return zlib.crc32(np.ascontiguousarray(data).view(np.uint8).data if np.size(data) else b"")

@@ -1,5 +1,6 @@
-"""HDF5 files, on disks that may fill: HDF5 can fail or crash when one does, so that large arrays
-are written past it.
+"""Help to write HDF5 files on disks that may fill, and to report errors in one line.
+
+HDF5 can fail or crash on a full disk, so large arrays are written to the file without HDF5.
 """
 
 from __future__ import annotations
@@ -9,23 +10,28 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, TypeAlias
 
 import h5py
 import numpy as np
+
+from localavg.errors import UserError
+
+Attributes: TypeAlias = Mapping[str, object]  # what h5py takes: numbers, text, lists of them
 
 
 @contextlib.contextmanager
 def laid_out(
     path: Path,
-    arrays: Mapping[str, tuple[tuple[int, ...], Any, Mapping]],
-    attributes: Mapping[str, Any],
-    small: Mapping[str, tuple[Any, Mapping]] | None = None,
+    arrays: Mapping[str, tuple[tuple[int, ...], np.dtype, Attributes]],
+    attributes: Attributes,
+    small: Mapping[str, tuple[np.ndarray, Attributes]] | None = None,
 ) -> Iterator[tuple[BinaryIO, dict[str, int]]]:
-    """Write everything but the values of `arrays` {name: (shape, type, attributes)}; yield the open
-    file and the first byte of each, to write them where HDF5 laid them out.
+    """Write a file without the values of `arrays`; yield it open, with each array's first byte.
 
-    attributes: at the root. small: {name: (values, attributes)}, written whole. Raises OSError.
+    The caller then writes the values with `put`. arrays: {name: (shape, dtype, attributes)}.
+    attributes: those of the root. small: {name: (values, attributes)}, written whole. Raises
+    OSError.
     """
     early = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     early.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
@@ -41,36 +47,39 @@ def laid_out(
                 made = file.create_dataset(name, shape, dtype, dcpl=early)
                 made.attrs.update(more)
                 first[name] = made.id.get_offset()
-    except (
-        OSError,
-        RuntimeError,
-    ) as error:  # the latter where it closes a file that it could not write
+    except (OSError, RuntimeError) as error:  # RuntimeError: h5py closes a file it cannot write
         raise OSError(f"{path}: {reason(error)}") from error
     with open(path, "r+b") as out:
         yield out, first
 
 
 def put(file: BinaryIO, first: int, values: np.ndarray) -> None:
-    """Write an array from the byte `first` on."""
+    """Write an array to the file, from its byte `first` on."""
     file.seek(first)
     file.write(np.ascontiguousarray(values).reshape(-1).view(np.uint8).data)
 
 
-def set_aside(path: str | os.PathLike, word: str) -> Path:
-    """Rename a file or a folder to the first free name of path.word1, path.word2, …, which is
-    returned.
-    """
+def set_aside(path: str | os.PathLike[str], word: str) -> Path:
+    """Rename a file or folder to the first free name of path.word1, path.word2, …; return it."""
     aside = next(name for k in range(1, 10**6) if not os.path.lexists(name := f"{path}.{word}{k}"))
     os.rename(path, aside)
     return Path(aside)
 
 
 def reason(error: Exception) -> str:
-    """Return in one line why an OSError or HDF5 error came about."""
+    """Return the cause of an OSError or HDF5 error in one line."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
-    if said := re.search(
-        "error message = '([^']+)'", str(error)
-    ):  # HDF5 quotes the system far down
-        return said[1]
+    # HDF5 quotes the system's message far down in its own
+    if quoted := re.search("error message = '([^']+)'", str(error)):
+        return quoted[1]
     return str(error).strip().split("\n")[0]
+
+
+@contextlib.contextmanager
+def clear_errors(problem: str, remedy: str) -> Iterator[None]:
+    """Turn errors of the system and of HDF5 into a UserError "problem (cause): remedy"."""
+    try:
+        yield
+    except (OSError, KeyError, RuntimeError) as error:
+        raise UserError(f"{problem} ({reason(error) or type(error).__name__}): {remedy}") from error

@@ -1,4 +1,4 @@
-"""Where a run came from: the command, the code, the versions, the machine."""
+"""The origin of a run: its command, code, versions and host."""
 
 from __future__ import annotations
 
@@ -11,17 +11,16 @@ import sys
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
 
 
-def provenance(argv: list[str] | None = None) -> dict[str, Any]:
-    """Command line, git state of the package, versions, start (UTC), platform, CPU; None for what
-    cannot be had.
+def provenance(argv: list[str] | None = None) -> dict[str, str | bool | None]:
+    """Return the command line, git state of the package, versions, start (UTC), platform and CPU.
 
-    It runs git as a child process, so it is best called before MPI starts.
+    A value that cannot be found is None. This runs git as a child process, so call it before MPI
+    starts.
     """
     commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "localavg")
     return {
@@ -42,19 +41,22 @@ def provenance(argv: list[str] | None = None) -> dict[str, Any]:
 
 
 def _git(*words: str) -> str | None:
+    """Return what git prints on the package's checkout; None if there is none or git fails."""
     checkout = Path(__file__).resolve().parents[2]
     if not (checkout / ".git").exists():
         return None
     env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
     with contextlib.suppress(OSError, subprocess.SubprocessError):
-        return subprocess.run(
+        done = subprocess.run(
             command, env=env, capture_output=True, check=True, timeout=10, text=True
-        ).stdout.strip()
+        )
+        return done.stdout.strip()
     return None
 
 
 def _version(*names: str) -> str | None:
+    """Return the version of the first of these packages that is installed, or None."""
     for name in names:
         with contextlib.suppress(metadata.PackageNotFoundError):
             return metadata.version(name)
@@ -70,5 +72,5 @@ def _cpu() -> str:
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")

@@ -1,77 +1,84 @@
-"""The run file: HDF5, written by rank 0 while training runs and read back as DataFrames.
+"""The run file: HDF5, written by rank 0 while training runs.
 
-A flush builds the next version of the file in memory, writes it beside the old one (`NAME.partial`)
-and renames it over. Whoever opens the path finds one whole version, whether the writer is busy, was
-killed or met a full disk. Its tables and columns are in `schema`.
+A flush builds the next version of the file in memory, writes it under another name
+(`NAME.partial`) and renames it to the file's name. So a reader always finds one whole version, even
+if the writer is busy, was killed or met a full disk. The tables and columns are in `schema`;
+`reading` reads the file back, and its names are offered here too.
 """
 
-import contextlib
+from __future__ import annotations
+
 import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
 
 from localavg.errors import UserError
 from localavg.files import atomic
-from localavg.files.hdf5 import reason
+from localavg.files.hdf5 import clear_errors
 from localavg.files.provenance import now
-from localavg.files.schema import BENCHES, CLUSTER, SCHEMA, SCHEMA_VERSION, WORLD  # noqa: F401  CLUSTER, WORLD: for readers
+from localavg.files.reading import NotARunFile, Run, load, load_many
+from localavg.files.schema import BENCHES, CLUSTER, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS, WORLD
 
-if TYPE_CHECKING:
-    from pandas import DataFrame
+__all__ = [
+    "BENCHES",
+    "CLUSTER",
+    "SCHEMA",
+    "SCHEMA_VERSION",
+    "WORLD",
+    "NotARunFile",
+    "Record",
+    "Run",
+    "UserError",
+    "load",
+    "load_many",
+    "refuse_existing",
+    "stored",
+]
 
 ENDS = ("finished", "interrupted", "failed")
-WEIGHTS = {
-    "weights": "averaged model at the end",
-    "initial_weights": "model that all learners started from",
-}
 CHUNK_ROWS = 1024
-REWRITE_BYTES_PER_S = 4e6  # what unforced flushes may ask of a shared file system, on average
-_TABLES = {**SCHEMA, **BENCHES}
-_INTEGERS = {
+REWRITE_BYTES_PER_S = 4e6  # average rate at which unforced flushes may rewrite the file
+_REQUIRED = {  # columns that a row must have; the others are NaN where they are left out
     group: {name for name, column in table.items() if column[0] != "f8"}
-    for group, table in _TABLES.items()
+    for group, table in TABLES.items()
 }
-
-
-class NotARunFile(UserError):
-    """A readable HDF5 file that is something else."""
 
 
 class Record:
-    """Writer of one run file, held by rank 0 alone; make one with `create`."""
+    """Writer of one run file, on rank 0 only; make one with `create` or `reopen`."""
 
-    def __init__(self, path: Path, clock: Callable[[], float]):
+    def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path, self._clock = path, clock
-        self._rows: dict[str, list[Mapping[str, Any]]] = {group: [] for group in _TABLES}
-        self.rows = dict.fromkeys(_TABLES, 0)  # rows in the file
+        self._rows: dict[str, list[Mapping[str, float | str]]] = {group: [] for group in TABLES}
+        self.rows = dict.fromkeys(TABLES, 0)  # rows in the file
         self._flushed_s = self._wait_s = 0.0
-        self._checked: set[tuple[str, ...]] = set()  # the columns that rows have come with
-        self._mine: int | None = None  # inode of the file as it was written last
+        self._checked: set[tuple[str, ...]] = set()  # (group, *columns) of valid rows so far
+        self._mine: int | None = None  # inode of the file as this Record last wrote it
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike, config: Mapping, provenance: Mapping, clock=time.perf_counter
-    ) -> "Record":
-        """Make a new run file with status `running`, and the folders above it; `clock` gives
-        seconds.
+        cls,
+        path: str | os.PathLike[str],
+        config: Mapping[str, object],
+        provenance: Mapping[str, object],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Record:
+        """Make a new run file with status `running`, and the folders above it.
 
-        `config` and `provenance` are flat: str, int, float, bool, None (written "none"), lists and
-        tuples (JSON text). Raises UserError when `path` exists (one of two racing creators gets it)
-        or cannot be written.
+        `config` and `provenance` are flat: str, int, float, bool, None (written as "none"), lists
+        and tuples (written as JSON text). `clock` returns seconds. Raises UserError if `path`
+        cannot be written or exists; if two processes create it at once, one gets this error.
         """
         refuse_existing(path)
         record = cls(Path(path), clock)
-        with _clear_errors(
-            f"{path}: cannot write in the folder {record.path.parent}", "give another folder"
-        ):
+        problem = f"{path}: cannot write in the folder {record.path.parent}"
+        with clear_errors(problem, "give another folder"):
             record.path.parent.mkdir(parents=True, exist_ok=True)
             record.path.open("x").close()
         try:
@@ -85,51 +92,48 @@ class Record:
     @classmethod
     def reopen(
         cls,
-        path: str | os.PathLike,
+        path: str | os.PathLike[str],
         rows: Mapping[str, int],
-        provenance: Mapping,
-        clock=time.perf_counter,
-    ) -> "Record":
-        """Go on with a run file that did not finish: cut it to `rows` of each group; `provenance`
-        says who goes on.
+        provenance: Mapping[str, object],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Record:
+        """Resume a run file that did not finish: cut each group to its number in `rows`.
 
-        The first start and command stay; `resumes` counts. Raises UserError where it cannot be read
-        or written.
+        `provenance` is that of the resuming process; the first start and command are kept, and
+        `resumes` is counted up. Raises UserError if the file cannot be read or written.
         """
         before = load(path, weights=False).provenance
         record = cls(Path(path), clock)
         record.rows.update(rows)
-        kept = {name: before[name] for name in ("start", "command") if name in before}
-        again = {
+        origin: dict[str, object] = {
+            **provenance,
+            **{name: before[name] for name in ("start", "command") if name in before},
             "resumes": before.get("resumes", 0) + 1,
             "resumed": now(),
             "resumed_by": provenance.get("command"),
         }
-        record._rewrite(
-            {"/": {"status": "running"}, "provenance": {**provenance, **kept, **again}}, cut=True
-        )
+        record._rewrite({"/": {"status": "running"}, "provenance": origin}, cut=True)
         return record
 
-    def append(self, group: str, **row: float) -> None:
-        """Buffer one row of `group`; a float column left out is NaN. ValueError: unknown column,
-        integer left out.
+    def append(self, group: str, **row: float | str) -> None:
+        """Buffer one row of `group`; a float column that is left out is NaN.
+
+        Raises ValueError for an unknown column, or if an integer or text column is left out.
         """
         if (columns := (group, *row)) not in self._checked:
-            if not _INTEGERS[group] <= row.keys() <= _TABLES[group].keys():
-                unknown, lacking = row.keys() - _TABLES[group].keys(), _INTEGERS[group] - row.keys()
-                raise ValueError(
-                    f"/{group}: unknown columns {sorted(unknown)}, missing columns "
-                    f"{sorted(lacking)}"
-                )
+            known, required = TABLES[group].keys(), _REQUIRED[group]
+            if not required <= row.keys() <= known:
+                unknown, missing = sorted(row.keys() - known), sorted(required - row.keys())
+                raise ValueError(f"/{group}: unknown columns {unknown}, missing columns {missing}")
             self._checked.add(columns)
         self._rows[group].append(row)
 
     def flush(self, force: bool = False) -> bool:
-        """Write the buffered rows if due, or with `force`; tells whether it wrote.
+        """Write the buffered rows if a flush is due or `force`; return whether it wrote.
 
-        Due: max(2 s, 300 x what the last flush took, 1 s for every 4 MB of file) after the last
-        one. Raises UserError when the file cannot be written; it then stays as it was and the rows
-        stay buffered.
+        A flush is due max(2 s, 300 × the time of the last flush, 1 s for every 4 MB of file) after
+        the last one. Raises UserError if the file cannot be written; then the file is unchanged and
+        the rows stay buffered.
         """
         due = force or self._clock() - self._flushed_s >= self._wait_s
         if due and (due := any(self._rows.values())):
@@ -137,20 +141,21 @@ class Record:
         return due
 
     def save_weights(self, name: str, w: np.ndarray) -> None:
-        """Write vector `w` [d] as float32 `weights` or `initial_weights`. Raises UserError as
-        `flush`.
+        """Write vector `w` [d] as float32 `weights` or `initial_weights`.
+
+        Raises ValueError for another name or shape, and UserError as `flush` does.
         """
         if name not in WEIGHTS or np.ndim(w) != 1:
             raise ValueError(
                 f"{name} {np.shape(w)}: weights are a vector named {' or '.join(WEIGHTS)}"
             )
-        self._rewrite(
-            {name: {"unit": "1", "description": WEIGHTS[name]}}, {name: np.asarray(w, np.float32)}
-        )
+        about = {"unit": "1", "description": WEIGHTS[name]}
+        self._rewrite({name: about}, {name: np.asarray(w, np.float32)})
 
-    def finish(self, status: str, **attrs: Any) -> None:
-        """Write all rows, the final `status`, root attributes such as `failure`, and `end`.
-        UserError as `flush`.
+    def finish(self, status: str, **attrs: object) -> None:
+        """Write all rows, the final `status`, root attributes such as `failure`, and the end time.
+
+        Raises ValueError for a status that does not end a run, and UserError as `flush` does.
         """
         if status not in ENDS:
             raise ValueError(f"status {status!r}: a run ends as one of {', '.join(ENDS)}")
@@ -158,16 +163,19 @@ class Record:
 
     def _rewrite(
         self,
-        attrs: Mapping | None = None,
-        vectors: Mapping | None = None,
+        attrs: Mapping[str, Mapping[str, object]] | None = None,
+        vectors: Mapping[str, np.ndarray] | None = None,
         mode: str = "r+",
-        cut=False,
+        cut: bool = False,
     ) -> None:
+        """Write the file with attributes {group: {name: value}}, vectors [d] and buffered rows.
+
+        mode: that of h5py, "w" for an empty file; cut: first cut the tables to `self.rows`.
+        """
         start = self._clock()
         tables = {group: _columns(group, rows) for group, rows in self._rows.items() if rows}
-        with _clear_errors(
-            f"{self.path}: cannot write this run file", "free space or check the file system"
-        ):
+        problem = f"{self.path}: cannot write this run file"
+        with clear_errors(problem, "free space or check the file system"):
             if self._mine not in (None, self.path.stat().st_ino):
                 raise OSError(
                     "another run has put its own file there; end one of them, and give each its "
@@ -182,18 +190,14 @@ class Record:
                 for name, values in (attrs or {}).items():
                     _write_attrs(file[name] if name in file else file.create_group(name), values)
                 if cut:
-                    file.attrs.pop("failure", None)
-                for group in set(file) & set(_TABLES) if cut else ():
-                    for column in file[group].values():
-                        column.resize(min(len(column), self.rows[group]), axis=0)
+                    _cut(file, self.rows)
                 for group, columns in tables.items():
                     _extend(file, group, columns)
-            with atomic.replacing(
-                self.path, self.path.with_name(f"{self.path.name}.partial")
-            ) as part:
-                part.write_bytes(image.getbuffer())
-                mine = part.stat().st_ino
-            self._mine = mine
+            partial = self.path.with_name(f"{self.path.name}.partial")
+            with atomic.replacing(self.path, partial):
+                partial.write_bytes(image.getbuffer())
+                inode = partial.stat().st_ino
+            self._mine = inode
         for group in tables:
             self.rows[group] += len(self._rows[group])
             self._rows[group].clear()
@@ -203,111 +207,37 @@ class Record:
         )
 
 
-def stored(value: Any) -> Any:
-    """A setting as it comes back from a run file."""
+def stored(value: object) -> object:
+    """Return a setting in the form in which a run file gives it back."""
     return list(value) if isinstance(value, tuple) else value
 
 
-def refuse_existing(path: str | os.PathLike) -> None:
-    """Raise UserError where a file of this name exists."""
+def refuse_existing(path: str | os.PathLike[str]) -> None:
+    """Raise UserError if a file of this name exists."""
     if os.path.lexists(path):
         raise UserError(
             f"{path} exists; run files are never overwritten: give another name or move it away"
         )
 
 
-@dataclass(frozen=True, eq=False)
-class Run:
-    """What a run file holds. Tables have the columns of `SCHEMA`, and no rows where the run
-    recorded none.
-    """
-
-    path: Path
-    status: str
-    config: dict[str, Any]
-    provenance: dict[str, Any]
-    train: "DataFrame"
-    averages: "DataFrame"
-    eval: "DataFrame"
-    staleness: "DataFrame"
-    weights: np.ndarray | None  # [d] float32
-    initial_weights: np.ndarray | None  # [d] float32
-    attrs: dict[str, Any]
-    rows: "DataFrame | None" = None  # of a benchmark, with the columns of `BENCHES`
-
-
-def load(path: str | os.PathLike, weights: bool = True, bench: str | None = None) -> Run:
-    """Read one run file, a running one too; `weights=False` leaves the weight vectors unread
-    (None).
-
-    bench: a benchmark, whose file is read instead of one of training. Raises UserError for a file
-    that is missing, damaged or of another schema, NotARunFile for other HDF5.
-    """
-    from pandas import DataFrame
-
-    reading = _clear_errors(
-        f"{path}: cannot read this run file", "check the path, and move damaged files away"
-    )
-    with reading, open(path, "rb"), h5py.File(path, "r", locking=False) as file:
-        attrs = _read_attrs(file)
-        whole = {"schema", "status"} <= attrs.keys() and {"config", "provenance"} <= file.keys()
-        if not whole or file["config"].attrs.get("bench") != bench:
-            raise NotARunFile(
-                f"{path} is HDF5 but no run file: give a file that {_writer(bench)} wrote"
-            )
-        if attrs["schema"] != SCHEMA_VERSION:
-            raise UserError(
-                f"{path} has schema {attrs['schema']}, not {SCHEMA_VERSION}: use the version that "
-                "wrote it"
-            )
-        tables = {group: DataFrame(_read_table(file, group)) for group in SCHEMA}
-        vectors = {
-            name: file[name][:] if weights and name in file else None for name in WEIGHTS
-        }  # [d]
-        config, origin = _read_attrs(file["config"]), _read_attrs(file["provenance"])
-        rows = DataFrame(_read_table(file, bench)) if bench else None
-        return Run(
-            Path(path), attrs["status"], config, origin, **tables, **vectors, attrs=attrs, rows=rows
-        )
-
-
-def load_many(
-    source: str | os.PathLike | Iterable[str | os.PathLike],
-    weights: bool = False,
-    bench: str | None = None,
-) -> list[Run]:
-    """Read the run files `*.h5` below a folder, or those of a list of files and folders; sorted by
-    path. bench: as `load`.
-
-    Skips other HDF5 files in folders. Raises UserError for damaged files, a missing folder, one
-    without run files.
-    """
-    runs = {}
-    for place in map(Path, [source] if isinstance(source, str | os.PathLike) else source):
-        for path in place.rglob("*.h5") if place.is_dir() else [place]:
-            with contextlib.suppress(NotARunFile if path != place else ()):
-                if path == place or path.stat().st_size > 0:  # an empty one is a run about to start
-                    runs[path] = load(path, weights, bench)
-    if not runs:
-        first = f"run {_writer(bench)}" if bench else "train"
-        raise UserError(
-            f"{source}: no run files (*.h5) here: {first} first, or give another folder"
-        )
-    return [runs[path] for path in sorted(runs)]
-
-
-def _writer(bench: str | None) -> str:
-    return f"bench {bench} --out FILE.h5" if bench else "a training run"
-
-
-def _columns(group: str, rows: list[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def _columns(group: str, rows: list[Mapping[str, float | str]]) -> dict[str, np.ndarray]:
+    """Turn rows into columns, each [rows]."""
     return {
-        name: np.array([row.get(name, np.nan) for row in rows], c[0])
-        for name, c in _TABLES[group].items()
+        name: np.array([row.get(name, np.nan) for row in rows], column[0])
+        for name, column in TABLES[group].items()
     }
 
 
+def _cut(file: h5py.File, rows: Mapping[str, int]) -> None:
+    """Cut every table to at most its number of rows, and forget how the run failed."""
+    file.attrs.pop("failure", None)
+    for group in set(file) & set(TABLES):
+        for column in file[group].values():
+            column.resize(min(len(column), rows[group]), axis=0)
+
+
 def _extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> None:
+    """Append rows to a table of the file, which is made if it is missing."""
     table = file[group] if group in file else file.create_group(group, track_order=True)
     for name, values in columns.items():  # [rows]
         if name in table:
@@ -315,57 +245,21 @@ def _extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> N
             table[name][-len(values) :] = values
         else:
             column = table.create_dataset(name, data=values, maxshape=(None,), chunks=(CHUNK_ROWS,))
-            _write_attrs(
-                column, dict(zip(("unit", "description"), _TABLES[group][name][1:], strict=True))
-            )
+            _, unit, description = TABLES[group][name]
+            _write_attrs(column, {"unit": unit, "description": description})
 
 
-def _read_table(file: h5py.File, group: str) -> dict[str, np.ndarray]:
-    if group not in file:
-        return _columns(group, [])
-    rows = min(len(column) for column in file[group].values())
-    found = {name: file[group][name] for name in _TABLES[group] if name in file[group]}
-    return {
-        name: (c.asstr() if h5py.check_string_dtype(c.dtype) else c)[:rows]
-        for name, c in found.items()
-    }  # [rows]
-
-
-def _write_attrs(item: h5py.HLObject, attrs: Mapping[str, Any]) -> None:
+def _write_attrs(item: h5py.HLObject, attrs: Mapping[str, object]) -> None:
     for name, value in attrs.items():
-        text = (
-            "none"
-            if value is None
-            else json.dumps(value)
-            if isinstance(value, list | tuple)
-            else value
-        )
-        text = os.fspath(text) if isinstance(text, os.PathLike) else text
-        item.attrs[name] = (
-            text.encode("utf-8", "backslashreplace").decode() if isinstance(text, str) else text
-        )
+        item.attrs[name] = _encoded(value)
 
 
-def _read_attrs(item: h5py.HLObject) -> dict[str, Any]:
-    return {name: _decoded(value) for name, value in item.attrs.items()}
-
-
-def _decoded(value: Any) -> Any:
-    """What `_write_attrs` made of None, lists and numbers."""
-    if isinstance(value, str):
-        return (
-            None
-            if value == "none"
-            else json.loads(value)
-            if value[:1] == "[" and value[-1:] == "]"
-            else value
-        )
-    return value.item() if isinstance(value, np.generic) else value
-
-
-@contextlib.contextmanager
-def _clear_errors(problem: str, remedy: str):
-    try:
-        yield
-    except (OSError, KeyError, RuntimeError) as error:
-        raise UserError(f"{problem} ({reason(error) or type(error).__name__}): {remedy}") from error
+def _encoded(value: object) -> object:
+    """Turn a setting into an attribute of HDF5; `reading` turns it back."""
+    if value is None:
+        return "none"
+    if isinstance(value, list | tuple):
+        return json.dumps(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -1,14 +1,25 @@
-"""The tables of run files: their columns, types, units and what they mean."""
+"""The tables of run files: the type, unit and meaning of every column."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
 
 import h5py
+import numpy as np
+
+Column: TypeAlias = tuple[str | np.dtype, str, str]  # dtype, unit, description
 
 SCHEMA_VERSION = 1
-CLUSTER, WORLD = 1, 2
+CLUSTER, WORLD = 1, 2  # values of the column scope
 
+WEIGHTS = {  # vectors [d] beside the tables
+    "weights": "averaged model at the end",
+    "initial_weights": "model that all learners started from",
+}
 _T = ("i8", "updates", "completed local updates of each learner")
 _EPOCH = ("f8", "epochs", "passes over the training set, all learners together")
 _WALL = ("f8", "s", "wall clock since the start of training, evaluation left out")
-SCHEMA = {  # group: {column: (dtype, unit, description)}
+SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
     "train": {
         "t": _T,
         "epoch": _EPOCH,
@@ -76,7 +87,7 @@ SCHEMA = {  # group: {column: (dtype, unit, description)}
         "wall_s": _WALL,
     },
 }
-BENCHES = {  # the same of the benchmarks that leave a file
+BENCHES: dict[str, dict[str, Column]] = {  # the same of the benchmarks that write a file
     "average": {
         "elements": ("i8", "floats", "length of a learner's row"),
         "ranks": ("i8", "1", "MPI ranks"),
@@ -97,3 +108,4 @@ BENCHES = {  # the same of the benchmarks that leave a file
         ),
     }
 }
+TABLES = SCHEMA | BENCHES

@@ -1,9 +1,8 @@
-"""Where the learners compute: the host, or one GPU a rank, and what the rest needs to know of its
-memory and its stream.
+"""Where learners compute: on the host, or on one GPU a rank.
 
-`Cuda` is written against an array module `xp`, CuPy or a stand-in with its names. Kernels and
-copies are queued in a stream; `settle` waits for all of it. Nothing here runs before MPI has
-started and the node is known.
+`Cpu` and `Cuda` implement `interfaces.Device`. `Cuda` is written against an array module `xp`:
+CuPy, or a stand-in with the same names. Kernels and copies are queued in a stream; `settle` waits
+until all of them are done. Nothing here runs before MPI has started and the rank's node is known.
 """
 
 from __future__ import annotations
@@ -15,97 +14,111 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import numpy as np
 
 from localavg.errors import UserError
+from localavg.interfaces import Array, Device
 
 if TYPE_CHECKING:
     from localavg.parallel.fleet import Fleet
 
-Array = Any  # numpy or CuPy
+Stream: TypeAlias = Any  # a stream of CuPy's, which has no types
+X = TypeVar("X")
+
 SETTINGS = {  # read when CUDA starts
     "CUDA_DEVICE_MAX_CONNECTIONS": "32",  # streams that need not wait for each other
-    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same bits twice
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same bits in every run
 }
 DEFAULT = 4  # cudaMemcpyDefault: the direction follows from the addresses
 
 
-class Cpu:
-    """The host's memory and NumPy: nothing to wait for and nothing to copy."""
+class Cpu(Device):
+    """The host's memory and NumPy: no work is queued and nothing is copied."""
 
-    name, index, xp = "cpu", None, np
+    name: str = "cpu"
+    index: int | None = None
+    xp: ModuleType = np
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
-        """Zeros, float32."""
+        """Make an array of zeros, float32."""
         return np.zeros(shape, np.float32)
 
     def settle(self) -> None:
-        """Wait for what was queued."""
+        """Return at once: the host has no queue."""
 
 
-class Cuda(Cpu):
-    """GPU `index` of this machine, by the array module `xp`; `host_name` tells machines apart."""
+class Cuda(Device):
+    """GPU `index` of this host, by the array module `xp`; `host_name` tells hosts apart.
 
-    name = "cuda"
+    identity: the host and the GPU's PCI bus id, which no other GPU of the job has.
+    """
 
-    def __init__(self, xp: Any, index: int, host_name: str) -> None:
-        self.xp, self.index = xp, index
-        self.identity = host_name, xp.cuda.runtime.deviceGetPCIBusId(index)
+    name: str = "cuda"
+
+    def __init__(self, xp: ModuleType, index: int, host_name: str) -> None:
+        self.xp: ModuleType = xp
+        self.index: int | None = index
+        self.identity: tuple[str, str] = (host_name, xp.cuda.runtime.deviceGetPCIBusId(index))
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
+        """Make an array of zeros on the GPU, float32."""
         return self.xp.zeros(shape, np.float32)
 
-    def stream(self) -> Any:
-        """The stream that kernels are queued in."""
-        return self.xp.cuda.get_current_stream()
-
     def settle(self) -> None:
+        """Wait until all queued kernels and copies are done."""
         self.stream().synchronize()
 
+    def stream(self) -> Stream:
+        """Return the stream that kernels are queued in."""
+        return self.xp.cuda.get_current_stream()
+
+    def side_stream(self) -> Stream:
+        """Make a second stream, for copies."""
+        return self.xp.cuda.Stream(non_blocking=True)
+
     def holding(self, x: np.ndarray) -> Array:
-        """A copy of host values here, straight from where they lie."""
+        """Return a copy of the host's values x on the GPU, made without a second host copy."""
         held = self.xp.empty(x.shape, x.dtype)
         put_(held, x)
         return held
 
+    def pinned(self, n: int) -> np.ndarray:
+        """Make n floats of host memory that the GPU copies from and to by itself."""
+        return np.frombuffer(self.xp.cuda.alloc_pinned_memory(4 * n), np.float32, n)
+
+    def copy(self, to: Array, x: Array, stream: Stream) -> None:
+        """Queue a copy of contiguous x into `to`, from the GPU to pinned memory or back."""
+        self.xp.cuda.runtime.memcpyAsync(address(to), address(x), x.nbytes, DEFAULT, stream.ptr)
+
     @property
-    def nccl(self) -> Any:
-        """CuPy's bindings of NCCL, None where it comes without; `import cupy` leaves them out."""
+    def nccl(self) -> ModuleType | None:
+        """CuPy's module of NCCL, which `import cupy` does not load; None where it is missing."""
         with suppress(ImportError):
             found = import_module(f"{self.xp.__name__}.cuda.nccl")
             return found if found.available else None
+        return None
 
-    def side_stream(self) -> Any:
-        """A stream beside that one, for copies."""
-        return self.xp.cuda.Stream(non_blocking=True)
 
-    def pinned(self, n: int) -> np.ndarray:
-        """n floats of host memory that a GPU copies from and to by itself."""
-        return np.frombuffer(self.xp.cuda.alloc_pinned_memory(4 * n), np.float32, n)
-
-    def copy(self, to: Array, x: Array, stream: Any) -> None:
-        """Queue a copy of contiguous x into `to` in a stream, from a GPU to pinned memory or
-        back.
-        """
-        self.xp.cuda.runtime.memcpyAsync(address(to), address(x), x.nbytes, DEFAULT, stream.ptr)
+def _on_gpu(x: object) -> bool:
+    """Tell whether x lies on a GPU: an array of CuPy's or a CUDA tensor of torch's."""
+    return hasattr(x, "__cuda_array_interface__")
 
 
 def address(x: Array) -> int:
-    """Where an array begins, on the host or on a GPU."""
+    """Return the address of an array's first element, on the host or on a GPU."""
     return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
 
 
-def on_host(x: Array) -> Any:
-    """A number or an array as NumPy knows it: a copy of what is on a GPU, anything else as it
-    is.
-    """
-    return x.get() if hasattr(x, "__cuda_array_interface__") else x
+def on_host(x: X) -> X:
+    """Return a NumPy copy of an array that lies on a GPU, and anything else as it is."""
+    return x.get() if _on_gpu(x) else x  # type: ignore[attr-defined]  # CuPy has no types
 
 
-def put_(to: Array, x: Any) -> None:
-    """Copy host values x into an array `to`, wherever it is."""
+def put_(to: Array, x: np.ndarray) -> None:
+    """Copy the host's values x into an array `to` on the host or on a GPU."""
     if isinstance(to, np.ndarray):
         to[...] = x
     elif to.flags.c_contiguous:
@@ -115,81 +128,75 @@ def put_(to: Array, x: Any) -> None:
             put_(row, values)
 
 
-def numbers(values: Sequence[Any]) -> np.ndarray:
-    """Scalars, of the host or of a GPU, as float64 [n]; those of a GPU come in one copy."""
-    there = [k for k, x in enumerate(values) if hasattr(x, "__cuda_array_interface__")]
+def numbers(values: Sequence[float | Array]) -> np.ndarray:
+    """Convert scalars (host or GPU) to a float64 array [n], copying all GPU scalars at once."""
+    there = [k for k, x in enumerate(values) if _on_gpu(x)]
     if not there:
         return np.array(values, np.float64)
     module = sys.modules[type(values[there[0]]).__module__.partition(".")[0]]  # cupy or torch
-    everything = np.array(
-        [math.nan if hasattr(x, "__cuda_array_interface__") else x for x in values], np.float64
-    )
+    everything = np.array([math.nan if _on_gpu(x) else x for x in values], np.float64)
     everything[there] = module.stack([values[k] for k in there]).tolist()
     return everything
 
 
 def driver() -> None:
-    """Load the NVIDIA driver's library, which starts nothing. OSError where there is none."""
+    """Load the NVIDIA driver's library, which starts nothing. Raises OSError if it is missing."""
     ctypes.CDLL("libcuda.so.1")
 
 
 def choose_device(
     name: str,
     fleet: Fleet,
-    load: Callable[[str], Any] = import_module,
+    load: Callable[[str], ModuleType] = import_module,
     driver: Callable[[], None] = driver,
-) -> Cpu:
-    """The device `name` for this rank, cuda's by its place on the machine; later allocations of
-    CuPy go there. Collective.
+) -> Device:
+    """Return the device `name` (cpu or cuda) for this rank. Collective.
 
-    Raises UserError on every rank where one has no driver, no CuPy or no GPU.
+    A rank takes the GPU of its place on the host; later allocations of CuPy are made on it. Raises
+    UserError on every rank if one rank has no driver, no CuPy or no GPU.
     """
     if name == "cpu":
         return Cpu()
-    host = fleet.hosts[fleet.rank]
+    return fleet.together(lambda: _take_gpu(fleet.hosts[fleet.rank], fleet.place, load, driver))
 
-    def take() -> Cuda:
-        try:
-            driver()
-        except OSError as e:
-            raise UserError(
-                f"--device cuda: {host} has no NVIDIA driver (libcuda.so.1); use --device cpu"
-            ) from e
-        for name, value in SETTINGS.items():
-            os.environ.setdefault(name, value)
-        try:
-            xp = load("cupy")
-        except ImportError as e:
-            raise UserError(
-                f"--device cuda: CuPy cannot be loaded on {host} ({e}); pip install "
-                "'localavg[cuda]'"
-            ) from e
-        try:
-            count = xp.cuda.runtime.getDeviceCount()
-        except xp.cuda.runtime.CUDARuntimeError as e:
-            raise UserError(
-                f"--device cuda: {host} has no GPU that CuPy can use ({e}); use --device cpu"
-            ) from e
-        if not count:
-            raise UserError(
-                f"--device cuda: {host} has no GPU that this rank may see (CUDA_VISIBLE_DEVICES); "
-                "use --device cpu"
-            )
-        index = fleet.place % count
-        xp.cuda.Device(index).use()
-        try:
-            float(xp.zeros(1, np.float32)[0] + 1)
-        except (
-            ImportError,
-            OSError,
-            RuntimeError,
-        ) as e:  # its libraries are looked for at the first kernel
-            why = str(e).strip().partition("\n")[0]
-            raise UserError(
-                f"--device cuda: CuPy {xp.__version__} cannot compute on {host} ({why}); install "
-                "the CuPy of this "
-                f"machine's CUDA with its libraries, such as cupy-cuda13x[ctk]"
-            ) from e
-        return Cuda(xp, index, host)
 
-    return fleet.together(take)
+def _take_gpu(
+    host: str, place: int, load: Callable[[str], ModuleType], driver: Callable[[], None]
+) -> Cuda:
+    """Make GPU `place` mod their number the current one, and try it; UserError if it fails."""
+    try:
+        driver()
+    except OSError as e:
+        raise UserError(
+            f"--device cuda: {host} has no NVIDIA driver (libcuda.so.1); use --device cpu"
+        ) from e
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        xp = load("cupy")
+    except ImportError as e:
+        raise UserError(
+            f"--device cuda: CuPy cannot be loaded on {host} ({e}); pip install 'localavg[cuda]'"
+        ) from e
+    try:
+        count = xp.cuda.runtime.getDeviceCount()
+    except xp.cuda.runtime.CUDARuntimeError as e:
+        raise UserError(
+            f"--device cuda: {host} has no GPU that CuPy can use ({e}); use --device cpu"
+        ) from e
+    if not count:
+        raise UserError(
+            f"--device cuda: {host} has no GPU that this rank may see (CUDA_VISIBLE_DEVICES); "
+            "use --device cpu"
+        )
+    index = place % count
+    xp.cuda.Device(index).use()
+    try:
+        float(xp.zeros(1, np.float32)[0] + 1)  # the first kernel: CuPy loads CUDA's libraries here
+    except (ImportError, OSError, RuntimeError) as e:
+        why = str(e).strip().partition("\n")[0]
+        raise UserError(
+            f"--device cuda: CuPy {xp.__version__} cannot compute on {host} ({why}); install the "
+            "CuPy of this host's CUDA with its libraries, such as cupy-cuda13x[ctk]"
+        ) from e
+    return Cuda(xp, index, host)

@@ -1,21 +1,22 @@
-"""Fused kernels for rows on a GPU: one pass over memory where NumPy's operators would take several.
+"""Fused kernels for rows on a GPU: one pass over memory where NumPy's operators need several.
 
-Each is CUDA text for CuPy's ElementwiseKernel. `i` is a column and width their number, l that of
-the rows; `raw` arrays are indexed row by row, k · width + i, whatever their strides. Sums go over
-the rows in the order of the learners.
+Each kernel is CUDA text for CuPy's ElementwiseKernel. `i` is a column, `width` the number of
+columns and `l` the number of rows; `raw` arrays are indexed row by row, k · width + i, whatever
+their strides are. Sums add the rows in the order of the learners.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
-Array = Any
+from localavg.interfaces import Array
 
-ELEMENTWISE = {  # name: (inputs, outputs, what is done to every element)
+ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
     "sum": (
         "raw T rows, int64 l, int64 width",
         "T total",
@@ -35,8 +36,8 @@ ELEMENTWISE = {  # name: (inputs, outputs, what is done to every element)
     "spread": (
         "raw T rows, raw T mean, int64 l, int64 width, int64 m",
         "float64 s",
-        "double sum = 0; for (long long c = i; c < width; c += m) for (long long k = 0; k < l; "
-        "++k) "
+        "double sum = 0; "
+        "for (long long c = i; c < width; c += m) for (long long k = 0; k < l; ++k) "
         "{ const T o = rows[k * width + c] - mean[c]; sum += (double)o * o; } s = sum",
     ),
     "sgd": ("T g, T gamma", "T w", "w -= gamma * g"),
@@ -45,51 +46,55 @@ ELEMENTWISE = {  # name: (inputs, outputs, what is done to every element)
     "adam": (
         "T g, T gamma, T beta1, T beta2, T unbias, T eps",
         "T w, T m, T u",
-        "m = beta1 * m + (1 - beta1) * g; u = beta2 * u + (1 - beta2) * g * g; w -= gamma * m / "
-        "(sqrt(u) * unbias + eps)",
+        "m = beta1 * m + (1 - beta1) * g; u = beta2 * u + (1 - beta2) * g * g; "
+        "w -= gamma * m / (sqrt(u) * unbias + eps)",
     ),
 }
-PARTS = 1 << 17  # sums that `spread` keeps side by side
+PARTS = 1 << 17  # partial sums of `spread`, one a GPU thread
 
 
 @cache
-def kernel(xp: Any, name: str) -> Any:
-    """The kernel of this name, by the array module xp; it is compiled at its first call."""
+def kernel(xp: ModuleType, name: str) -> Callable[..., None]:
+    """Return the kernel of this name, of the array module xp; its first call compiles it."""
     return xp.ElementwiseKernel(*ELEMENTWISE[name], f"localavg_{name}")
 
 
-def array_module(x: Array) -> Any:
-    """The module that x is an array of, None for NumPy's, which has no kernels."""
+def array_module(x: Array) -> ModuleType | None:
+    """Return the array module of x, or None for NumPy, which has no kernels."""
     top = type(x).__module__.partition(".")[0]
     return None if top == "numpy" else sys.modules[top]
 
 
-def sum_rows_(xp: Any, rows: Array, total: Array) -> None:
-    """The sum of rows [l, n] into total [n]."""
+def sum_rows_(xp: ModuleType, rows: Array, total: Array) -> None:
+    """Write the sum of rows [l, n] into total [n]."""
     kernel(xp, "sum")(rows, *rows.shape, total)
 
 
-def finish_(xp: Any, total: Array, P: int, rows: Array) -> None:
-    """total [n] / P into every one of rows [l, n]; total may be one of them."""
+def finish_(xp: ModuleType, total: Array, P: int, rows: Array) -> None:
+    """Write total [n] / P into every row of rows [l, n]; total may be one of the rows."""
     kernel(xp, "finish")(total, np.float32(P), *rows.shape, rows)
 
 
-def spread(xp: Any, rows: Array, mean: Array) -> float:
-    """Σ ‖w̄ − w_j‖² over rows [l, n] about mean [n], added up in float64."""
-    parts = xp.empty(
-        min(len(mean), PARTS), np.float64
-    )  # a reduction of two arrays would take a single block of threads
+def spread(xp: ModuleType, rows: Array, mean: Array) -> float:
+    """Return Σ ‖w̄ − w_j‖² over the rows [l, n], where w̄ is mean [n]; the sum is in float64."""
+    # partial sums, because a reduction of two arrays would use a single block of threads
+    parts = xp.empty(min(len(mean), PARTS), np.float64)
     kernel(xp, "spread")(rows, mean, *rows.shape, len(parts), parts)
     return float(parts.sum())
 
 
-def block_momentum_(xp: Any, w: Array, w_tilde: Array, v: Array, mu: float, nesterov: bool) -> None:
-    """The step of mavg Alg. 1 for equal rows w [L, n]: v ← μv + d, w̃ ← w̃ + v (Nesterov: μv + d),
-    every row ← w̃.
+def block_momentum_(
+    xp: ModuleType, w: Array, w_tilde: Array, v: Array, mu: float, nesterov: bool
+) -> None:
+    """Do the step of mavg Alg. 1 on equal rows w [L, n].
+
+    v ← μv + d, w̃ ← w̃ + v (Nesterov: w̃ + μv + d), every row ← w̃.
     """
     kernel(xp, "block_momentum")(np.float32(mu), nesterov, *w.shape, w_tilde, v, w)
 
 
-def update_(xp: Any, name: str, w: Array, g: Array, state: list[Array], *numbers: float) -> None:
-    """The local update `name` of w [L, n] by g [L, n]; numbers: its parameters in order."""
+def update_(
+    xp: ModuleType, name: str, w: Array, g: Array, state: list[Array], *numbers: float
+) -> None:
+    """Do the local update `name` of w [L, n] by g [L, n]; numbers: its parameters in order."""
     kernel(xp, name)(g, *map(np.float32, numbers), w, *state)

@@ -1,4 +1,4 @@
-"""Rates of the links between nodes, measured."""
+"""Measure the rate of the link between nodes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from localavg.parallel.fleet import Fleet
 
 
 def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
-    """What a node sends in one direction while it receives as much, between the first two nodes;
-    inf on one node.
+    """Measure the bytes a second in one direction between the first two nodes. Collective.
+
+    Both directions are in use at once, with n bytes each. On one node the result is inf.
     """
     leaders = [fleet.node_of.index(k) for k in range(min(2, fleet.nodes))]
     rate = np.inf

@@ -1,7 +1,8 @@
-"""The GPUs of a host and whether MPI takes their memory, found out before MPI starts.
+"""Find the GPUs of a host, and whether MPI takes their memory, before MPI starts.
 
-What asks the GPUs runs in children of this module (``python -m localavg.parallel.probe list``): a
-process must neither start CUDA before it knows its device nor fork once MPI runs.
+The code that uses CUDA runs in child processes (``python -m localavg.parallel.probe list``),
+because a process must not start CUDA before it knows its device, and must not fork after MPI
+has started.
 """
 
 from __future__ import annotations
@@ -12,31 +13,29 @@ import json
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from shutil import which
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from localavg.files import atomic
+from localavg.parallel.child import answer, ended, run_child
 
-LAUNCHED = (
-    "OMPI_",
-    "PRTE_",
-    "PMI",
-    "HYDI_",
-    "MPI_LOCAL",
-    "JSM_",
-    "LSB_",
-    "SLURM_",
-)  # variables by which ranks know their job
-SETTINGS = ("OMPI_ALLOW_", "OMPI_MCA_", "PRTE_MCA_")  # but these are the user's, save for
+if TYPE_CHECKING:
+    import cupy
+    import torch
+
+# Prefixes of the environment variables that tell ranks their job; a child that is a job of its own
+# must not inherit them.
+LAUNCHED = ("OMPI_", "PRTE_", "PMI", "HYDI_", "MPI_LOCAL", "JSM_", "LSB_", "SLURM_")
+# Prefixes among these of the user's own settings, which the child does inherit, ...
+SETTINGS = ("OMPI_ALLOW_", "OMPI_MCA_", "PRTE_MCA_")
+# ... and prefixes among the settings that belong to the job after all.
 JOB = (
     "OMPI_MCA_orte_",
     "OMPI_MCA_ess",
@@ -44,31 +43,33 @@ JOB = (
     "OMPI_MCA_initial_wdir",
     "OMPI_MCA_num_procs",
 )
-ROOMY = {
+ROOMY = {  # allow the child more ranks than cores, not bound
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "PRTE_MCA_hwloc_default_binding_policy": "none",
     "OMPI_MCA_rmaps_base_oversubscribe": "1",
     "OMPI_MCA_hwloc_base_binding_policy": "none",
 }
-LIMIT_S = 120  # for a child
+LIMIT_S = 120  # after which a child is killed
 
-Gpus = tuple[tuple[str, str], ...]  # (name, identity)
+Gpus: TypeAlias = tuple[tuple[str, str], ...]  # (name, identity) of each
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Whether MPI reduced device memory when it was tried; works is None where it could not be
-    tried.
+    """Whether MPI reduced device memory in a trial.
+
+    works: None if the trial was not possible; why: what the trial found, or why there was none;
+    tried: the day; cached: whether the result was read from the cache.
     """
 
     works: bool | None
     why: str
-    tried: str = ""  # the day
+    tried: str = ""
     cached: bool = False
 
 
 def find_gpus() -> tuple[Gpus, str]:
-    """The GPUs that torch or CuPy sees in a child, and why there are none."""
+    """Return the GPUs that torch or CuPy sees in a child, and the reason if there are none."""
     try:
         ctypes.CDLL("libcuda.so.1")  # loads the driver's library and starts nothing
     except OSError:
@@ -82,9 +83,7 @@ def find_gpus() -> tuple[Gpus, str]:
 
 
 def probed() -> Probe:
-    """What the doctor found, or now finds in a child, of MPI on device memory. Before MPI starts;
-    it starts after.
-    """
+    """Return the cached Probe of MPI on device memory, or try it in a child; then start MPI."""
     import mpi4py
 
     mpi4py.rc.initialize, mpi4py.rc.finalize = False, True
@@ -97,8 +96,10 @@ def probed() -> Probe:
 
 
 def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
-    """Whether MPI takes device memory on this host, tried once for each MPI library and type of
-    host.
+    """Find out whether MPI takes device memory on this host, before MPI starts.
+
+    It is tried once for each MPI library and type of host, and cached. gpus and why: as `find_gpus`
+    returns them; fresh: try again.
     """
     from mpi4py import MPI
 
@@ -114,8 +115,9 @@ def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
 
 
 def print_gpus() -> None:
-    """Child: print the GPUs that torch or CuPy sees."""
-    gpus, whys = [], []
+    """Print the GPUs that torch or CuPy sees, as a line of JSON. Runs in a child."""
+    gpus: list[tuple[str, str]] = []
+    whys = []
     with suppress(ImportError):
         import torch
 
@@ -131,50 +133,48 @@ def print_gpus() -> None:
             with suppress(cupy.cuda.runtime.CUDARuntimeError):  # no device
                 for i in range(cupy.cuda.runtime.getDeviceCount()):
                     properties = cupy.cuda.runtime.getDeviceProperties(i)
-                    gpus.append(
-                        (
-                            properties["name"].decode(),
-                            bytes(properties.get("uuid", _visible(i).encode())).hex(),
-                        )
-                    )
-    print(
-        json.dumps(
-            {"gpus": gpus, "why": "" if gpus else f"none: {' and '.join(whys)} see no device"}
-        )
-    )
+                    identity = bytes(properties.get("uuid", _visible(i).encode())).hex()
+                    gpus.append((properties["name"].decode(), identity))
+    why = "" if gpus else f"none: {' and '.join(whys)} see no device"
+    print(json.dumps({"gpus": gpus, "why": why}))
 
 
 def _visible(i: int) -> str:
-    """What the i-th visible device is called on the host."""
+    """Return the host's number of the i-th visible device."""
     names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
     return names[i] if i < len(names) else str(i)
 
 
 def try_allreduce() -> None:
-    """Child on two ranks: sum device memory in place and print {"ranks", "wrong", "numbers"} on the
-    first.
+    """Sum device memory over the ranks in place, and check it. Runs in a child, on two ranks.
+
+    The first rank prints {"ranks", "wrong", "numbers"} as a line of JSON.
     """
-    signal.alarm(LIMIT_S)  # a rank that hangs where its launcher cannot reach it ends by itself
+    signal.alarm(LIMIT_S)  # ends a rank that hangs where its launcher cannot reach it
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
-    R, wrong, sizes = world.size, 0, (5, 1 << 20)  # sent at once; by rendezvous or CUDA IPC
+    R, wrong = world.size, 0
+    sizes = (5, 1 << 20)  # floats: one message sent at once, one by rendezvous or CUDA IPC
     for n in sizes:
-        x, ready, host = _on_device(n, world.rank)  # [n]
-        ready()
+        x, synchronize, to_list = _on_device(n, world.rank)  # [n]
+        synchronize()
         world.Allreduce(MPI.IN_PLACE, x)
-        wrong += sum(value != R * (1 + i % 61 + R - 1) for i, value in enumerate(host(x)))
+        wrong += sum(value != R * (1 + i % 61 + R - 1) for i, value in enumerate(to_list(x)))
     wrong = world.allreduce(wrong)
     if world.rank == 0:
         print(json.dumps({"ranks": R, "wrong": wrong, "numbers": R * sum(sizes)}), flush=True)
 
 
-def _on_device(n: int, rank: int) -> tuple[Any, Any, Any]:
-    """x = 1 + i mod 61 + 2·rank, float32 [n] on this rank's device; a wait for the device; the way
-    to a list on the host.
+def _on_device(
+    n: int, rank: int
+) -> tuple[cupy.ndarray | torch.Tensor, Callable[[], None], Callable[..., list[float]]]:
+    """Return x = 1 + i mod 61 + 2·rank, float32 [n] on this rank's device, and two functions.
+
+    The first waits for the device; the second makes a list on the host of x.
     """
     with suppress(ImportError):
-        import cupy  # whose memory training sends
+        import cupy  # CuPy first: training sends its memory
 
         cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
         x = (cupy.arange(n) % 61 + 1 + 2 * rank).astype(cupy.float32)
@@ -187,24 +187,23 @@ def _on_device(n: int, rank: int) -> tuple[Any, Any, Any]:
 
 
 def counted(names: Iterable[str]) -> str:
-    """Equal names together, with how many there are."""
+    """Write equal names once, with their number: 2 × NVIDIA H100."""
     return ", ".join(f"{n} × {name}" for name, n in Counter(names).items())
 
 
 def tried(command: Sequence[str], limit_s: float) -> Probe:
-    """Try `command`, which reduces device memory over two ranks and prints {"ranks", "wrong",
-    "numbers"} as a JSON line.
+    """Run `command`, which reduces device memory over two ranks, and judge its answer.
 
-    Its failure, crash or silence over limit_s seconds is a result and raises nothing.
+    The command prints {"ranks", "wrong", "numbers"} as a line of JSON. If it fails, crashes or
+    takes more than limit_s seconds, that is the result; nothing is raised.
     """
     job = {
         k
         for k in os.environ
         if k.startswith(JOB) or (k.startswith(LAUNCHED) and not k.startswith(SETTINGS))
     }
-    own = {
-        k: v for k, v in os.environ.items() if k not in job and (k, v) != ("OMPI_MCA_btl", "self")
-    }  # that is for one rank
+    alone = ("OMPI_MCA_btl", "self")  # set by `__main__` for one process; two could not talk
+    own = {k: v for k, v in os.environ.items() if k not in job and (k, v) != alone}
     try:
         status, out, err = run_child(command, ROOMY | own, limit_s)
     except OSError as e:
@@ -222,8 +221,9 @@ def tried(command: Sequence[str], limit_s: float) -> Probe:
 
 
 def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False) -> Probe:
-    """The Probe that file `path` has for `key`, else (or when `fresh`) what `try_` finds, kept
-    there if it decided.
+    """Return the Probe that the file `path` holds for `key`; if none or `fresh`, that of `try_`.
+
+    A new Probe is written to the file if it decided whether MPI takes device memory.
     """
     known: dict[str, Any] = {}
     with suppress(OSError, ValueError, TypeError):
@@ -233,65 +233,12 @@ def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False)
             return replace(Probe(**known[key]), cached=True)
     found = replace(try_(), tried=date.today().isoformat())
     if found.works is not None:
-        with suppress(OSError):  # where nothing can be written, the next time tries again
+        with suppress(OSError):  # if the file cannot be written, the next call tries again
             path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic.replacing(path) as part:
-                part.write_text(json.dumps({**known, key: asdict(found)}, indent=1))
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+                json.dump({**known, key: asdict(found)}, file, indent=1)
+            os.replace(file.name, path)
     return found
-
-
-def run_child(
-    command: Sequence[str], env: Mapping[str, str], limit_s: float
-) -> tuple[int | None, str, str]:
-    """Exit status, None if it had to be ended after limit_s seconds, and what it wrote to stdout
-    and stderr.
-    """
-    status = None
-    with (
-        tempfile.TemporaryFile() as out,
-        tempfile.TemporaryFile() as err,
-    ):  # no pipes: a stray rank would hold them open
-        child = subprocess.Popen(
-            command,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            start_new_session=True,
-        )
-        try:
-            status = child.wait(limit_s)
-        except subprocess.TimeoutExpired:
-            child.terminate()  # a launcher then ends its ranks
-            with suppress(subprocess.TimeoutExpired):
-                child.wait(2)
-        finally:
-            if status is None:
-                with suppress(ProcessLookupError):
-                    os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        return status, *(
-            os.pread(file.fileno(), 1 << 20, 0).decode(errors="replace") for file in (out, err)
-        )
-
-
-def answer(out: str) -> dict[str, Any] | None:
-    """The last line of JSON that a child printed."""
-    lines = [line for line in out.splitlines() if line.startswith("{")]
-    with suppress(ValueError, IndexError):
-        return json.loads(lines[-1])
-    return None
-
-
-def ended(status: int | None, err: str, limit_s: float) -> str:
-    """How a child ended, and the line of stderr that says most."""
-    if status is None:
-        return f"no answer within {limit_s:g} s"
-    lines = [line.strip() for line in err.splitlines() if any(map(str.isalnum, line))] or [
-        "it said nothing"
-    ]
-    telling = [line for line in lines if "rror" in line or "signal" in line] or lines
-    return f"the child ended with status {status}: {telling[-1][:200]}"
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 from mpi import ROOT, run
 
-from localavg.cli.doctor.advice import ADVICE, Facts, Rank, wrong_numbers
+from localavg.cli.doctor.advice import ADVICE, wrong_numbers
+from localavg.cli.doctor.facts import Facts, Rank
 from localavg.parallel.probe import Probe, cached, tried
 
 GPU = (("Fake GPU", "GPU-0"), ("Fake GPU", "GPU-1"))
@@ -275,14 +276,14 @@ CHILDREN = {  # name: (script, works, words of why)
     "crash": (
         "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)",
         False,
-        "status -11: it said nothing",
+        "status -11: it printed nothing",
     ),
     "crash after the answer": (
         f"import os; {answer()}; sys.stdout.flush(); os._exit(7)",
         False,
         "status 7",
     ),
-    "silence": ("pass", False, "status 0: it said nothing"),
+    "silence": ("pass", False, "status 0: it printed nothing"),
     "no answer but words": ("print('{oops')", False, "status 0"),
     "each rank alone": (answer(ranks=1), None, "not of the MPI that mpi4py loads"),
 }

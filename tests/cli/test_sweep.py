@@ -782,7 +782,7 @@ def test_the_template_says_how_many_ranks_a_node_takes(
     (tmp_path / launcher / {"lsf": "sweep.lsf", "slurm": "sweep.sbatch"}[launcher]).write_text(
         f"#!/bin/bash\n{said}\n"
     )
-    monkeypatch.setattr("localavg.cli.sweep.command.JOBS", tmp_path)
+    monkeypatch.setattr("localavg.cli.sweep.submit.JOBS", tmp_path)
     text = '[[runs]]\nalgorithm = "kavg"\nranks = "learners"\nlearners = {P}\n'
     nodes = {
         P: nodes_of(submitted(tmp_path, capsys, launcher, text.replace("{P}", str(P))))

@@ -1,4 +1,4 @@
-"""Speed and memory against what the machine can do: ``localavg bench WHAT``, a file each."""
+"""``localavg bench WHAT``: speed and memory against what the hardware can do, a file each."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from random import Random
 from statistics import median
 from time import perf_counter
-from typing import Any
+from typing import Any, TypeAlias
 
-CIFAR10 = 32  # pixels across
+CIFAR10 = 32  # height and width of its images, in pixels
+
+Row: TypeAlias = dict[str, Any]  # of a benchmark's table: numbers and words
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """How long `work` takes."""
+def seconds(work: Callable[[], object]) -> float:
+    """Time a call of `work`, in seconds."""
     start = perf_counter()
     work()
     return perf_counter() - start
@@ -21,11 +23,11 @@ def seconds(work: Callable[[], Any]) -> float:
 def medians(
     ways: Mapping[str, Callable[[], float]], repeats: int, warm: int = 1
 ) -> dict[str, float]:
-    """The median seconds that every way returns over `repeats` turns, all ways in each, after
-    `warm` turns not counted.
+    """Return the median of the seconds that every way returns, over `repeats` turns.
 
-    The order changes from turn to turn, the same on every rank: whoever comes after torch finds its
-    caches cold.
+    Each turn calls all ways; `warm` more turns come first and are not counted. The order of the
+    ways changes from turn to turn, alike on every rank, because a way that follows torch has cold
+    caches.
     """
     times: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(warm + repeats):
@@ -37,7 +39,8 @@ def medians(
 
 
 def images(side: int) -> tuple[tuple[int, int, int], int]:
-    """Shape and number of classes of the images of so many pixels across: digits, CIFAR-10's,
-    ImageNet's.
+    """Return shape and number of classes of images with this height and width, in pixels.
+
+    They are those of the digits, CIFAR-10 or ImageNet, by the size.
     """
     return (side, side, 1 if side < CIFAR10 else 3), 1000 if side > CIFAR10 else 10

@@ -1,5 +1,6 @@
-"""What one average costs: ours, MPI Allreduce + scale, torch's PeriodicModelAverager, and the floor
-of memory and link.
+"""Time one average: ours, MPI Allreduce + scale, torch's averager, and the floor.
+
+The floor is the time that memory and the link between nodes need.
 """
 
 from __future__ import annotations
@@ -8,77 +9,67 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
-from localavg.cli.bench import CIFAR10, images, medians
+from localavg.cli.bench import CIFAR10, Row, images, medians
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
 from localavg.files.record import Record
+from localavg.interfaces import Array, Device, Transport
 from localavg.models import MODELS
 from localavg.parallel import transport
-from localavg.parallel.device import Cpu, on_host, put_
+from localavg.parallel.device import Cpu, Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.measure import link_bytes_per_s
+from localavg.parallel.probe import Probe
 from localavg.parallel.transport import nccl
 from localavg.scope import Scope
 from localavg.training.resume import gpus, where
 
-SIZES = (
-    2_000,
-    20_000,
-    200_000,
-    1_000_000,
-    4_000_000,
-    11_173_962,
-    25_557_032,
-)  # Epsilon, …, ResNet-18, ResNet-50
-LONG, MORE = 1_000_000, 10  # shorter rows take microseconds, which scatter
-TENSORS = 62  # of ResNet-18: what torch's averager has to pack and unpack
+RESNET_18, RESNET_50 = 11_173_962, 25_557_032  # floats of a row
+SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, RESNET_18, RESNET_50)  # 2000: Epsilon
+LONG, MORE = 1_000_000, 10  # rows shorter than LONG have MORE times the turns: their times scatter
+TENSORS = 62  # of ResNet-18: torch's averager packs and unpacks this many
 
 
 def floats(sizes: Sequence[str]) -> list[int]:
-    """Floats in a row for each of `sizes`: a number, a network's name, or cifar10 for every network
-    made for its images.
+    """Return the floats in a row for each of `sizes`.
 
-    A network's row holds its parameters and BatchNorm's statistics, for images as it was made for.
-    Raises UserError for what is none of these, and for a network without torch.
+    A size is a number, a network's name, or cifar10 for all networks made for its images. A
+    network's row holds its parameters and BatchNorm's statistics, for images of the size it was
+    made for. Raises UserError for another size, and for a network without torch.
     """
-    every = [name for name, model in MODELS.items() if model.side == CIFAR10]
-    names = [name for size in sizes for name in (every if size == "cifar10" else [size])]
+    of_cifar10 = [name for name, model in MODELS.items() if model.side == CIFAR10]
+    names = [name for size in sizes for name in (of_cifar10 if size == "cifar10" else [size])]
     for name in names:
         if name not in MODELS and not (name.isdecimal() and int(name)):
             raise UserError(
                 f"--sizes {name}: must be a number of floats from 1 on, cifar10 for all networks "
-                "of its images, or "
-                f"one of {', '.join(MODELS)}"
+                f"of its images, or one of {', '.join(MODELS)}"
             )
     return [_row_of(name) if name in MODELS else int(name) for name in names]
 
 
 def _row_of(model: str) -> int:
+    """Return the floats in a row of a network."""
     try:
         import torch  # noqa: F401
     except ImportError as e:
         raise UserError(
             f"--sizes {model}: the size of a network needs torch ({e}); pip install "
-            "'localavg[torch]', or give "
-            f"numbers of floats"
+            "'localavg[torch]', or give numbers of floats"
         ) from e
     from localavg.problems.network import Network
 
     shape, classes = images(MODELS[model].side)
     none = Split(np.empty((0, *shape), np.uint8), np.empty(0, int))
-    return Network(
-        Dataset("none", "images", none, None, tuple(map(str, range(classes))), True, shape),
-        model,
-        l2=0.0,
-        seed=0,
-    ).d
+    names = tuple(map(str, range(classes)))
+    data = Dataset("none", "images", none, None, names, True, shape)
+    return Network(data, model, l2=0.0, seed=0).d
 
 
 def new_file(
@@ -87,14 +78,14 @@ def new_file(
     sizes: Sequence[int],
     repeats: int,
     path: str,
-    provenance: Mapping[str, Any],
-    device: Cpu,
-    aware: Any = None,
+    provenance: Mapping[str, object],
+    device: Device,
+    aware: Probe | None = None,
 ) -> Record | None:
-    """On rank 0 the file that `bench_average` of these settings writes its rows to. Collective.
+    """Create, on rank 0, the file for the rows of `bench_average` with these settings. Collective.
 
-    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Its transport is that
-    of the longest row. Raises UserError where the file exists or cannot be written.
+    provenance: that of rank 0, made before MPI started; the transport of the longest row is added.
+    Raises UserError if the file exists or cannot be written.
     """
     longest = transport.choose(name, fleet, None, 4 * max(sizes), device, aware)
     config = {
@@ -115,66 +106,70 @@ def bench_average(
     sizes: Sequence[int],
     repeats: int,
     file: Record | None = None,
-    device: Cpu | None = None,
-    aware: Any = None,
-) -> list[dict[str, Any]]:
-    """Rows with the columns of `record.BENCHES`, one a size: medians of `repeats` turns, MORE times
-    as many for rows shorter than LONG. They go to `file` as they are found.
+    device: Device | None = None,
+    aware: Probe | None = None,
+) -> list[Row]:
+    """Time averages of rows of every size; return rows with the columns of `schema.BENCHES`.
 
-    Every learner has a row of so many floats; the times are those of the slowest rank. floor_s:
-    every rank copies a row of the same size at once, the memory traffic of any mean in place;
-    between nodes, the time one row takes over the measured link if that is longer. Rows lie on
-    `device`; where MPI cannot take its memory (aware, as `transport.choose` has it), Allreduce goes
-    by way of the host.
+    Every learner has one row on `device`. The times are medians of `repeats` turns (MORE times as
+    many for rows shorter than LONG), each that of the slowest rank. floor_s: all ranks copy a row
+    at once, the memory traffic of any mean in place; or the time of one row over the measured link
+    between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
+    device's memory, Allreduce goes through the host. Each row is written to `file` at once.
     """
     device = device or Cpu()
     direct = device.name == "cpu" or fleet.world.bcast(bool(aware and aware.works))
     link = link_bytes_per_s(fleet)
-    rows = []
+    rows: list[Row] = []
     for n in sizes:
         ours = transport.choose(name, fleet, None, 4 * n, device, aware)
-        w = ours.zeros((fleet.L, n))
-        flat, copy = device.zeros((n,)), device.zeros((n,))
-        ways: dict[str, Callable[[], Any]] = {
-            "ours_s": lambda ours=ours, w=w: ours.mean_(w, Scope.WORLD),
-            "allreduce_s": lambda flat=flat: _allreduce(fleet, flat, direct),
-            "floor_s": lambda flat=flat, copy=copy: device.xp.copyto(copy, flat),
-        }
-        if (averager := _torch_averager(fleet, n, device)) is not None:
-            ways["torch_s"] = averager
-        turns = repeats * (MORE if n < LONG else 1)
-        timed = {
-            way: lambda average=average: _slowest(fleet, average, device)
-            for way, average in ways.items()
-        }
-        row = medians(timed, turns, warm=2)
+        row = _time(fleet, ours, n, repeats * (MORE if n < LONG else 1), device, direct)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
-        what = {
+        about: dict[str, float | str] = {
             "elements": n,
             "ranks": fleet.ranks,
             "nodes": fleet.nodes,
             "learners": fleet.P,
             "transport": ours.name,
         }
-        rows.append({**what, "torch_s": np.nan, **row})
+        rows.append({**about, "torch_s": np.nan, **row})
         if file:
-            file.append("average", **rows[-1])
+            file.append("average", **about, **row)
             file.flush(force=True)
     if file:
         file.finish("finished")
     return rows
 
 
-def _allreduce(fleet: Fleet, flat: Any, direct: bool) -> None:
+def _time(
+    fleet: Fleet, ours: Transport, n: int, turns: int, device: Device, direct: bool
+) -> dict[str, float]:
+    """Return the median seconds of every way to average rows of n floats."""
+    w = ours.zeros((fleet.L, n))
+    flat, copy = device.zeros((n,)), device.zeros((n,))
+    ways: dict[str, Callable[[], object]] = {
+        "ours_s": lambda: ours.mean_(w, Scope.WORLD),
+        "allreduce_s": lambda: _allreduce(fleet, flat, direct),
+        "floor_s": lambda: device.xp.copyto(copy, flat),
+    }
+    if (averager := _torch_averager(fleet, n, device)) is not None:
+        ways["torch_s"] = averager
+    timed = {name: partial(_slowest, fleet, way, device) for name, way in ways.items()}
+    return medians(timed, turns, warm=2)
+
+
+def _allreduce(fleet: Fleet, flat: Array, direct: bool) -> None:
+    """Set flat [n] to its mean over the ranks, as one would by hand."""
     x = flat if direct else on_host(flat)
-    fleet.world.Allreduce(MPI.IN_PLACE, x)  # nothing is queued: `_slowest` waited
+    fleet.world.Allreduce(MPI.IN_PLACE, x)  # no work is queued: `_slowest` waited for it
     if x is not flat:
         put_(flat, x)
     flat /= fleet.ranks
 
 
-def _slowest(fleet: Fleet, work: Callable[[], Any], device: Cpu) -> float:
+def _slowest(fleet: Fleet, work: Callable[[], object], device: Device) -> float:
+    """Time `work` on all ranks at once; return the seconds of the slowest."""
     fleet.world.Barrier()
     start = perf_counter()
     work()
@@ -182,41 +177,51 @@ def _slowest(fleet: Fleet, work: Callable[[], Any], device: Cpu) -> float:
     return fleet.world.allreduce(perf_counter() - start, MPI.MAX)
 
 
-def _torch_averager(fleet: Fleet, n: int, device: Cpu) -> Callable[[], Any] | None:
-    """torch's PeriodicModelAverager over gloo on n parameters in as many tensors as ResNet-18 has;
-    None without torch.
+def _torch_averager(fleet: Fleet, n: int, device: Device) -> Callable[[], None] | None:
+    """Return a call of torch's PeriodicModelAverager; None without torch or on one rank.
 
-    Over NCCL for GPUs, if every rank has its own.
+    It averages n parameters, in as many tensors as ResNet-18 has.
     """
-    torch = None
-    with suppress(ImportError):
+    try:
         import torch
-        import torch.distributed as dist
         from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
-    if torch is None or fleet.ranks == 1:
+    except ImportError:
         return None
-    if not dist.is_initialized():
-        from localavg.problems.network import set_up_torch
-
-        set_up_torch(fleet.threads, device, "float32")
-        with socket.socket() as s:
-            s.bind(("", 0))
-            port = s.getsockname()[1]
-        host, port = fleet.world.bcast((socket.gethostbyname(socket.gethostname()), port))
-        if len(set(fleet.hosts)) == 1:
-            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        backend = "gloo" if device.name == "cpu" or nccl.refusal(fleet, device) else "nccl"
-        dist.init_process_group(
-            backend, init_method=f"tcp://{host}:{port}", rank=fleet.rank, world_size=fleet.ranks
-        )
+    if fleet.ranks == 1:
+        return None
+    _start_torch(fleet, device)
     cuts = np.linspace(0, n, min(TENSORS, n) + 1).astype(int)
     parameters = [
         torch.nn.Parameter(torch.zeros(int(b - a), device=device.name))
         for a, b in zip(cuts, cuts[1:], strict=False)
     ]
     for p in parameters:
-        p.grad = torch.zeros_like(p)  # it averages what has a gradient
+        p.grad = torch.zeros_like(p)  # the averager leaves out parameters without a gradient
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # "when period is 1 …": here every call shall average
+        warnings.simplefilter("ignore")  # torch warns of period 1, but every call must average
         averager = PeriodicModelAverager(period=1, warmup_steps=0)
     return lambda: averager.average_parameters(iter(parameters))
+
+
+def _start_torch(fleet: Fleet, device: Device) -> None:
+    """Start torch.distributed once: over gloo, or over NCCL if every rank has a GPU of its own."""
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        return
+    from localavg.problems.network import set_up_torch
+
+    set_up_torch(fleet.threads, device, "float32")
+    with socket.socket() as s:
+        s.bind(("", 0))
+        port = s.getsockname()[1]
+    host, port = fleet.world.bcast((socket.gethostbyname(socket.gethostname()), port))
+    if len(set(fleet.hosts)) == 1:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    own = isinstance(device, Cuda) and not nccl.refusal(fleet, device)
+    dist.init_process_group(
+        "nccl" if own else "gloo",
+        init_method=f"tcp://{host}:{port}",
+        rank=fleet.rank,
+        world_size=fleet.ranks,
+    )

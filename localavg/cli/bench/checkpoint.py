@@ -1,17 +1,15 @@
-"""A checkpoint of ResNet-18's size with momentum, against writing as many bytes one after the
-other.
-"""
+"""Time a checkpoint of weights and momentum against plain writing of as many bytes."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from localavg.cli.bench import medians, seconds
+from localavg.cli.bench import Row, medians, seconds
 from localavg.errors import UserError
 from localavg.files import checkpoint
 from localavg.parallel.fleet import Fleet
@@ -20,17 +18,17 @@ RESNET_18 = 11_173_962 + 9_600  # floats of a row: parameters and statistics
 BLOCK = 1 << 26  # bytes written at a time
 
 
-def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[dict[str, Any]]:
-    """Weights and momentum of the fleet's learners in `folder`: {learners, ranks, bytes, ours_s,
-    disk_s, restore_s}.
+def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[Row]:
+    """Write and read checkpoints of the fleet's learners in `folder`, with rows of d floats.
 
-    disk_s: every rank writes as many bytes to one file with plain writes, then syncs. Medians of
-    interleaved turns, times of the slowest rank.
+    Return one row {learners, ranks, bytes, ours_s, disk_s, restore_s, ours_over_disk}: medians of
+    `repeats` interleaved turns, times of the slowest rank. disk_s: every rank writes as many bytes
+    to a file with plain writes and then syncs it.
     """
     w = np.random.default_rng(fleet.rank).standard_normal((fleet.L, d), np.float32)
     state = {"weights": {"w": w}, "optimizer": {"0": w}}
 
-    def slowest(work: Any) -> float:
+    def slowest(work: Callable[[], object]) -> float:
         fleet.world.Barrier()
         return max(fleet.world.allgather(seconds(work)))
 
@@ -40,21 +38,24 @@ def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[di
         raise UserError(f"--folder {folder}: {e}; give a folder that every rank can write") from e
     with made:
         place = Path(fleet.world.bcast(made.name))
-        checkpoint.write(place / "run.ckpt", 1, fleet, state)  # whatever comes first finds one
-        times = medians(
-            {
-                "ours_s": lambda: slowest(
-                    lambda: checkpoint.write(place / "run.ckpt", 1, fleet, state)
-                ),
-                "disk_s": lambda: slowest(
-                    lambda: fleet.together(lambda: _plain(place / f"plain{fleet.rank}", w))
-                ),
-                "restore_s": lambda: slowest(
-                    lambda: checkpoint.read(place / "run.ckpt", 1, fleet.rank, fleet.learners)
-                ),
-            },
-            repeats,
-        )
+        saved, plain = place / "run.ckpt", place / f"plain{fleet.rank}"
+
+        def write() -> None:
+            checkpoint.write(saved, 1, fleet, state)
+
+        def write_plainly() -> None:
+            fleet.together(lambda: _plain(plain, w))
+
+        def read() -> None:
+            checkpoint.read(saved, 1, fleet.rank, fleet.learners)
+
+        write()  # so that every turn finds a checkpoint
+        ways = {
+            "ours_s": lambda: slowest(write),
+            "disk_s": lambda: slowest(write_plainly),
+            "restore_s": lambda: slowest(read),
+        }
+        times = medians(ways, repeats)
         fleet.world.Barrier()
     return [
         {
@@ -68,6 +69,7 @@ def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[di
 
 
 def _plain(path: Path, w: np.ndarray) -> None:
+    """Write w twice to a file, block by block, sync it and remove it."""
     with open(path, "wb") as f:
         for _ in range(2):
             data = w.reshape(-1).view(np.uint8).data

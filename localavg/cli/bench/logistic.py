@@ -1,32 +1,30 @@
-"""One learner's local updates on logistic regression, against a bare NumPy loop and the floor of
-reading the data.
+"""Time local updates on logistic regression against a bare NumPy loop and the floor.
+
+The floor is the time to read the data once.
 """
 
 from __future__ import annotations
 
 from statistics import median
-from typing import Any
 
 import numpy as np
 
 from localavg import datasets
-from localavg.cli.bench import medians, seconds
+from localavg.cli.bench import Row, medians, seconds
 from localavg.cli.bench.loop import overhead, train_alone
 from localavg.learner import optim
-from localavg.learner.sampling import SAMPLERS
+from localavg.learner.sampling import SAMPLERS, Batch
 from localavg.parallel.fleet import Fleet
 from localavg.problems.logistic import Logistic
 
 
-def bench_logistic(
-    fleet: Fleet, data: str, B: int, steps: int, repeats: int
-) -> list[dict[str, Any]]:
-    """`steps` local updates, medians of `repeats` interleaved turns.
+def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) -> list[Row]:
+    """Time `steps` local updates of one learner; medians of `repeats` interleaved turns.
 
-    For block sampling: our whole loop, a bare NumPy loop over the same rows, and X.sum() as the
-    floor of reading the data once. overhead: our loop against its gradients, with the taking of
-    their rows, and updates alone; recording: time in the run file and progress. overhead_s, add_s
-    and their ratio: as `loop.overhead` measures them.
+    Sampling is by blocks. Ours is the whole loop; bare is a NumPy loop over the same rows; the
+    floor is X.sum(). overhead: our loop against its row-taking, gradients and updates alone.
+    recording: the share of time in the run file and progress bar. overhead_s, add_s and their
+    ratio: as `loop.overhead` measures them.
     """
     problem = Logistic(datasets.load(data, fleet), 1e-4)
     x, y, d = problem.x, problem.y, problem.d  # [n, d], [n]
@@ -76,13 +74,10 @@ def bench_logistic(
     ]
 
 
-def _gradients_and_updates(problem: Logistic, rows: list[slice]) -> float:
-    w, g, sgd = (
-        np.zeros((1, problem.d), np.float32),
-        np.zeros((1, problem.d), np.float32),
-        optim.SGD(),
-    )
-    w_0, g_0 = w[0], g[0]
+def _gradients_and_updates(problem: Logistic, rows: list[Batch]) -> float:
+    """Time row-taking, gradients and updates alone."""
+    w, g = (np.zeros((1, problem.d), np.float32) for _ in range(2))  # [1, d]
+    w_0, g_0, sgd = w[0], g[0], optim.SGD()
 
     def loop() -> None:
         for r in rows:
@@ -92,8 +87,8 @@ def _gradients_and_updates(problem: Logistic, rows: list[slice]) -> float:
     return seconds(loop)
 
 
-def _bare(x: np.ndarray, y: np.ndarray, rows: list[slice], d: int) -> float:
-    """The loop one would write by hand."""
+def _bare(x: np.ndarray, y: np.ndarray, rows: list[Batch], d: int) -> float:
+    """Time the loop that one would write by hand."""
     w = np.zeros(d, np.float32)  # [d]
 
     def loop() -> None:

@@ -1,22 +1,23 @@
-"""The memory of a training run against its data."""
+"""Measure the memory of a training run against the size of its data."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 import threading
-from typing import Any
 
 from mpi4py import MPI
 
+from localavg.cli.bench import Row
 from localavg.config import TrainConfig
 from localavg.files.record import load
 from localavg.training.run import run
 
 
-def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, Any]]:
-    """The most memory a training run holds, all ranks together, against its data: proportional set
-    sizes, sampled at 10 Hz.
+def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[Row]:
+    """Measure the largest memory of a training run, all ranks together, against its data.
+
+    The memory of a rank is its proportional set size, sampled at 10 Hz.
     """
     peak, done = 0, threading.Event()
 
@@ -32,17 +33,15 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, 
     try:
         with tempfile.TemporaryDirectory() as folder:
             out = world.bcast(os.path.join(folder, "run.h5"))
-            run(
-                TrainConfig(
-                    algorithm="kavg",
-                    options={"K": 5},
-                    data=data,
-                    sampling="block",
-                    steps=steps,
-                    out=out,
-                ),
-                world,
+            config = TrainConfig(
+                algorithm="kavg",
+                options={"K": 5},
+                data=data,
+                sampling="block",
+                steps=steps,
+                out=out,
             )
+            run(config, world)
             c = world.bcast(load(out).config if world.rank == 0 else None)
     finally:
         done.set()
@@ -61,5 +60,6 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[dict[str, 
 
 
 def _pss_bytes() -> int:
+    """Return this process's proportional set size."""
     with open("/proc/self/smaps_rollup") as f:
         return next(1024 * int(line.split()[1]) for line in f if line.startswith("Pss:"))

@@ -1,31 +1,29 @@
-"""One learner's local updates on a network, against a bare torch loop of the same model, batch and
-precision.
+"""Time local updates on a network against a bare torch loop and the floor.
+
+The bare loop has the same model, batch and precision.
 """
 
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
 from localavg import models
-from localavg.cli.bench import images, medians, seconds
+from localavg.cli.bench import Row, images, medians, seconds
 from localavg.cli.bench.loop import train_alone
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
+from localavg.interfaces import Device
 from localavg.learner import optim
 from localavg.learner.sampling import IID
-from localavg.parallel.device import Cpu
 from localavg.parallel.fleet import Fleet
 from localavg.problems.network import Network, set_up_torch
 
-BATCHES = 4  # the examples are so many batches, so that evaluation, which is not timed, is short
+BATCHES = 4  # batches in the data set: few, so that evaluation, which is not timed, is short
 MOMENTUM, DECAY = 0.9, 1e-4
-# as in a run of 1000 updates; turns are short, as the speed of a shared machine changes within
-# seconds
-LOG_EVERY = 10
+MEAN, DEVIATION = 127.5, 73.9  # of random bytes
+LOG_EVERY = 10  # updates, as in a run of 1000 updates
 
 
 def bench_network(
@@ -36,16 +34,16 @@ def bench_network(
     steps: int,
     repeats: int,
     precision: str,
-    device: Cpu,
+    device: Device,
     cuda_graphs: bool = False,
-) -> list[dict[str, Any]]:
-    """`steps` local updates on random images of `side` pixels (None: the model's own), SGD with
-    momentum and weight decay.
+) -> list[Row]:
+    """Time `steps` local updates on random images of `side` pixels (None: the model's own).
 
-    Medians of `repeats` interleaved turns. All learners of the fleet train, against a bare loop and
-    a floor of one. Ours is the whole loop with its run file, from uint8 images; bare is forward,
-    backward and torch.optim.SGD on normalised float32 images that are there already; floor is the
-    model's forward and backward alone, as ours computes them.
+    The updates are SGD with momentum and weight decay; times are medians of `repeats` interleaved
+    turns, which are short because the speed of a shared host changes within seconds. Ours is the
+    whole loop of all learners of the fleet, with its run file, from uint8 images. Bare is forward,
+    backward and torch.optim.SGD of one learner, on float32 images normalised beforehand. The floor
+    is forward and backward of one learner alone, as ours computes them.
     """
     if model not in models.MODELS:
         raise UserError(f"--model {model}: must be one of {', '.join(models.MODELS)}")
@@ -55,34 +53,26 @@ def bench_network(
     random = np.random.default_rng(0)
     n = BATCHES * B
     split = Split(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, classes, n))
-    data = Dataset(
-        "random",
-        "images",
-        split,
-        None,
-        tuple(map(str, range(classes))),
-        True,
-        shape,
-        (127.5,) * shape[2],
-        (73.9,) * shape[2],
-    )
+    names, C = tuple(map(str, range(classes))), shape[2]
+    pixels = (MEAN,) * C, (DEVIATION,) * C
+    data = Dataset("random", "images", split, None, names, True, shape, *pixels)
     sampler = IID(n, fleet.P, B, seed=0)
     problem = Network(
         data, model, DECAY, 0, precision=precision, cuda_graphs=cuda_graphs, device=device.name
     )
-    times = medians(
-        {
-            "ours": lambda: train_alone(
-                fleet, problem, optim.Momentum(MOMENTUM), sampler, steps, LOG_EVERY, device
-            )[0],
-            "bare": lambda: _bare(problem, sampler, steps),
-            "floor": lambda: _gradients(problem, sampler, steps, device),
-        },
-        repeats,
-    )
-    rate = {
-        name: steps * B * (fleet.P if name == "ours" else 1) / took for name, took in times.items()
+
+    def ours() -> float:
+        sgd = optim.Momentum(MOMENTUM)
+        return train_alone(fleet, problem, sgd, sampler, steps, LOG_EVERY, device)[0]
+
+    ways = {
+        "ours": ours,
+        "bare": lambda: _bare(problem, sampler, shape, steps),
+        "floor": lambda: _gradients(problem, sampler, steps, device),
     }
+    times = medians(ways, repeats)
+    learners = {"ours": fleet.P, "bare": 1, "floor": 1}
+    rate = {name: steps * B * learners[name] / took for name, took in times.items()}
     return [
         {
             "problem": "network",
@@ -103,17 +93,16 @@ def bench_network(
     ]
 
 
-def _bare(problem: Network, sampler: IID, steps: int) -> float:
-    """The loop one would write by hand."""
+def _bare(problem: Network, sampler: IID, shape: tuple[int, int, int], steps: int) -> float:
+    """Time the loop that one would write by hand."""
     data = problem.data
-    model = models.make(problem.model, data.shape, len(data.classes)).to(problem.device)
+    model = models.make(problem.model, shape, len(data.classes)).to(problem.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=MOMENTUM, weight_decay=DECAY)
-    x = (
-        torch.from_numpy(data.train.x).permute(0, 3, 1, 2).float().contiguous() - 127.5
-    ) / 73.9  # [n, C, H, W]
-    x, y = x.to(problem.device), torch.from_numpy(data.train.y).to(problem.device)
+    x = torch.from_numpy(data.train.x).permute(0, 3, 1, 2).float().contiguous()  # [n, C, H, W]
+    x = ((x - MEAN) / DEVIATION).to(problem.device)
+    y = torch.from_numpy(data.train.y).to(problem.device)
     rows = [torch.from_numpy(sampler.batch(0, t)).to(problem.device) for t in range(1, steps + 1)]
-    losses = []
+    losses: list[torch.Tensor] = []
 
     def loop() -> None:
         for r in rows:
@@ -123,12 +112,13 @@ def _bare(problem: Network, sampler: IID, steps: int) -> float:
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
-        sum(losses).item()  # and so all is done
+        torch.stack(losses).sum().item()  # waits until all is done
 
     return seconds(loop)
 
 
-def _gradients(problem: Network, sampler: IID, steps: int, device: Cpu) -> float:
+def _gradients(problem: Network, sampler: IID, steps: int, device: Device) -> float:
+    """Time forward and backward alone, on one mini-batch again and again."""
     w, g = device.zeros((problem.d,)), device.zeros((problem.d,))
     problem.initial_(w)
     batch = problem.feed(sampler, range(1), steps)(0, 1)

@@ -1,24 +1,25 @@
-"""Names of run files: readable, unique, made of what varies in the sweep."""
+"""Names of run files: readable, unique, made of the options that vary in the sweep."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from localavg.errors import UserError
 
-SHORT = {"learners": "P", "batch-size": "B", "model": "", "data": ""}
-Options = Mapping[str, tuple[str, Any]]  # argparse's dest -> option, value
+SHORT = {"learners": "P", "batch-size": "B", "model": "", "data": ""}  # option -> its short name
+Value: TypeAlias = str | bool | int | float | list[Any]  # as TOML or --set has it
+Options: TypeAlias = Mapping[str, tuple[str, Value]]  # argparse's dest -> option, value
 
 
 def named(path: str, runs: list[tuple[str, Options, set[str], int]]) -> list[str]:
-    """A name for every run (algorithm, options, those that a grid gave, seed), such as
-    kavg-K16-P32-s0.
+    """Make a name for every run, such as kavg-K16-P32-s0.
 
-    It holds what differs between the runs of the algorithm, or came from a grid. Raises UserError
-    where two are alike.
+    runs: (algorithm, options, dests of the options that a grid gave, seed). A name has the options
+    that differ between the runs of the algorithm or that a grid gave. Raises UserError if two runs
+    have the same name.
     """
     taken: dict[str, Options] = {}
     for algorithm, options, _, seed in runs:
@@ -28,14 +29,11 @@ def named(path: str, runs: list[tuple[str, Options, set[str], int]]) -> list[str
             for d in options
             if any(d in gridded or other.get(d) != options[d] for other, gridded in like)
         ]
-        parts = [
-            _part(*options[dest])
-            for dest in sorted(varies, key=lambda dest: _order(dest, options[dest][0]))
-        ]
-        name = "-".join([algorithm, *parts, f"s{seed}"])
+        ordered = sorted(varies, key=lambda dest: _order(dest, options[dest][0]))
+        name = "-".join([algorithm, *(_part(*options[dest]) for dest in ordered), f"s{seed}"])
         if name in taken:
             raise UserError(
-                f"{path}: two runs would both be {name}: take one out, or let them differ in an "
+                f"{path}: two runs would both be {name}: remove one, or let them differ in an "
                 "option"
             )
         taken[name] = options
@@ -43,26 +41,20 @@ def named(path: str, runs: list[tuple[str, Options, set[str], int]]) -> list[str
 
 
 def _order(dest: str, option: str) -> int:
-    """Data and model first, then the algorithm's own options, P, and the rest."""
-    return (
-        0
-        if SHORT.get(option) == ""
-        else 1
-        if dest.startswith("own ")
-        else 2
-        if option == "learners"
-        else 3
-    )
+    """Return an option's place: data and model, the algorithm's own options, P, the rest."""
+    if SHORT.get(option) == "":
+        return 0
+    if dest.startswith("own "):
+        return 1
+    return 2 if option == "learners" else 3
 
 
-def _part(option: str, value: Any) -> str:
+def _part(option: str, value: Value) -> str:
+    """Write an option as a part of a name: K16, P32, nesterov."""
+    if value is True:
+        return option
     text = "_".join(map(str, value)) if isinstance(value, list) else str(value)
-    text = (
-        Path(text).stem if option in ("data", "model") and text.endswith((".h5", ".hdf5")) else text
-    )
+    if option in ("data", "model") and text.endswith((".h5", ".hdf5")):
+        text = Path(text).stem
     short = SHORT.get(option, option)
-    return (
-        option
-        if value is True
-        else short + "_" * short[-1:].isdigit() + re.sub(r"[^\w.+]+", "_", text)
-    )
+    return short + "_" * short[-1:].isdigit() + re.sub(r"[^\w.+]+", "_", text)

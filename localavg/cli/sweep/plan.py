@@ -1,5 +1,6 @@
-"""A sweep's TOML file, expanded into named runs with their command lines. Nothing is started or
-looked for here.
+"""Expand a sweep's TOML file to named runs with their command lines.
+
+Nothing is started here, and no run file is read.
 
     [sweep]                         title, paper, figure
     [common]                        options of `localavg train` by their names, for all runs
@@ -8,12 +9,12 @@ looked for here.
     [[runs]]                        a line of the figure: algorithm, its options, its own
                                     `grid.option = [values]`
     [runs.paper] or [runs.laptop]   what differs at this scale
-                                    `only = "paper"` beside the algorithm leaves the block out
-                                    elsewhere
+                                    `only = "paper"` next to the algorithm leaves the block out
+                                    at the other scale
 
-The later in this list, the stronger: a value or a list replaces what was said above it. `false`
-takes an option away. `seeds` is how many repeats (seeds 0, 1, …); `ranks` how many MPI ranks at
-most, or "learners" for one each.
+A value or a list replaces the one of a section above it in this list. `false` removes an option.
+`seeds` is the number of repeats (seeds 0, 1, …); `ranks` is the largest number of MPI ranks of a
+run, or "learners" for one rank a learner.
 """
 
 from __future__ import annotations
@@ -23,11 +24,10 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localavg import algorithms
-from localavg.cli.sweep.file import SCALES, tables
-from localavg.cli.sweep.names import named
+from localavg.cli.sweep.file import SCALES, Table, tables
+from localavg.cli.sweep.names import Value, named
 from localavg.errors import UserError
 from localavg.parallel.layout import fewest_ranks
 from localavg.training import checks
@@ -37,17 +37,20 @@ OURS = {"out", "seed", "resume", "time-limit", "help"}  # options that the sweep
 
 @dataclass(frozen=True)
 class Planned:
-    """One run of a sweep: its name, MPI ranks, and its words after `localavg`, up to `--out`."""
+    """One run of a sweep.
+
+    name: its run file's name without .h5. ranks: MPI ranks. words: of its command line, after
+    `localavg` and up to `--out`. given: what the parser of the command line made of the words.
+    """
 
     name: str
     ranks: int
     words: tuple[str, ...]
-    given: Mapping[str, Any]
-    """What the command line's parser made of the words."""
+    given: Mapping[str, object]
 
     @property
-    def asked(self) -> dict[str, Any]:
-        """Every setting of the run by its name in the run file, defaults included."""
+    def asked(self) -> dict[str, object]:
+        """Return every setting of the run by its name in the run file, defaults included."""
         return checks.every(checks.read(self.given))
 
 
@@ -67,13 +70,13 @@ def read(
     train: argparse.ArgumentParser,
     seeds: int | None = None,
     ranks: int | None = None,
-    changes: Mapping[str, Any] | None = None,
+    changes: Mapping[str, Value] | None = None,
 ) -> Sweep:
-    """The runs of the file at a scale; `seeds`, `ranks` and `changes`, options by name, replace the
-    file's.
+    """Read the runs of the file at a scale.
 
-    train: the parser of `localavg train`, by which every option and value is checked. Raises
-    UserError that names the file, section and option.
+    train: the parser of `localavg train`, which checks every option and value. seeds, ranks and
+    changes (options by name) replace those of the file. Raises UserError that names the file,
+    section and option.
     """
     if scale not in SCALES:
         raise UserError(f"--scale {scale}: must be one of {', '.join(SCALES)}")
@@ -83,7 +86,7 @@ def read(
         run for i, block in enumerate(table["runs"], 1) for run in reader.block(table, block, i)
     ]
     if not found:
-        raise UserError(f"{path}: no runs at scale {scale}: every block is for another one")
+        raise UserError(f"{path}: no runs at scale {scale}: every block is for the other scale")
     names = named(str(path), [(run.algorithm, run.options, run.gridded, run.seed) for run in found])
     runs = [
         Planned(name, run.ranks, ("train", *run.words), run.given)
@@ -94,28 +97,30 @@ def read(
 
 @dataclass(frozen=True)
 class _Choice:
-    """The values an option takes, each a run's (None: left out), where that was said, and whether
-    as a grid.
-    """
+    """The values of an option, one a run; the section that gives them; whether it is a grid."""
 
     option: str
-    values: list[Any]
+    values: list[Value]
     section: str
     grid: bool
 
 
 @dataclass
 class _Run:
+    """A run without a name."""
+
     algorithm: str
-    options: dict[str, tuple[str, Any]]  # argparse's dest -> option, value
+    options: dict[str, tuple[str, Value]]  # argparse's dest -> option, value
     gridded: set[str]
     ranks: int
     seed: int
     words: list[str]
-    given: dict[str, Any]
+    given: dict[str, object]
 
 
 class _Reader:
+    """Reads the runs of one file at one scale; arguments as those of `read`."""
+
     def __init__(
         self,
         path: Path,
@@ -123,20 +128,39 @@ class _Reader:
         train: argparse.ArgumentParser,
         seeds: int | None,
         ranks: int | None,
-    ):
+    ) -> None:
         self.path, self.scale, self.train, self.seeds, self.ranks = path, scale, train, seeds, ranks
-        self.flags = train._option_string_actions  # what argparse knows, by flag
+        self.flags = train._option_string_actions  # flag -> argparse's action
 
-    def fail(self, section: str, option: str, value: Any, rule: str) -> UserError:
+    def fail(self, section: str, option: str, value: object, rule: str) -> UserError:
+        """Make the error of an option in a section of the file."""
         return UserError(f"{self.path}: [{section}] {option} = {value!r}: {rule}")
 
-    def block(self, table: Mapping[str, Any], block: Mapping[str, Any], i: int) -> Iterator[_Run]:
-        """All runs of one [[runs]] block."""
+    def block(self, table: Table, block: Table, i: int) -> Iterator[_Run]:
+        """Yield all runs of the i-th [[runs]] block, checked."""
         where = f"runs {i} {block['algorithm']}"
         if block.get("only", self.scale) not in SCALES:
             raise self.fail(where, "only", block["only"], f"must be one of {', '.join(SCALES)}")
         if block.get("only", self.scale) != self.scale:
             return
+        chosen, seeds, ranks = self.choices(table, block, where)
+        gridded = {dest for dest, choice in chosen.items() if choice.grid}
+        for values in itertools.product(*(choice.values for choice in chosen.values())):
+            options = {
+                dest: (choice.option, value)
+                for (dest, choice), value in zip(chosen.items(), values, strict=True)
+                if value is not False
+            }
+            for seed in range(self.seeds or seeds):
+                yield self.run(block["algorithm"], options, gridded, ranks, seed)
+
+    def choices(
+        self, table: Table, block: Table, where: str
+    ) -> tuple[dict[str, _Choice], int, int | str]:
+        """Return the choices of a block by argparse's dest, its seeds and its ranks.
+
+        The sections are read in order of strength: a later one replaces what an earlier one chose.
+        """
         levels = [
             ("common", table.get("common", {})),
             ("grid", {"grid": table.get("grid", {})}),
@@ -146,74 +170,53 @@ class _Reader:
             ("--set", table["set"]),
         ]
         chosen: dict[str, _Choice] = {}
-        counts: dict[str, Any] = {"seeds": 1, "ranks": 1}
+        seeds, ranks = 1, 1
         for section, level in levels:
             for option, value in level.items():
                 if option == "grid":
                     for name, values in value.items():
                         self.choose(chosen, name, values, section, grid=True)
-                elif option in ("seeds", "ranks"):
-                    counts[option] = self.number(option, value, section)
+                elif option == "seeds":
+                    seeds = self.number(option, value, section)
+                elif option == "ranks":
+                    ranks = value if value == "learners" else self.number(option, value, section)
                 elif option not in ("algorithm", "only", *SCALES) or level is not block:
                     self.choose(chosen, option, value, section, grid=False)
-        dests = list(chosen)
-        for values in itertools.product(*(chosen[dest].values for dest in dests)):
-            options = {
-                d: (chosen[d].option, v)
-                for d, v in zip(dests, values, strict=True)
-                if v is not False
-            }
-            for seed in range(self.seeds or counts["seeds"]):
-                yield self.run(
-                    block["algorithm"],
-                    options,
-                    {d for d in dests if chosen[d].grid},
-                    counts["ranks"],
-                    seed,
-                )
+        return chosen, seeds, ranks
 
-    def number(self, option: str, value: Any, section: str) -> Any:
-        """A number of seeds or ranks."""
-        if option == "ranks" and value == "learners":
-            return value
+    def number(self, option: str, value: Value, section: str) -> int:
+        """Return the value of `seeds` or `ranks`, or raise UserError."""
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            rule = "must be a whole number of at least 1" + (
-                ', or "learners"' if option == "ranks" else ""
-            )
+            or_learners = ', or "learners"' if option == "ranks" else ""
+            rule = f"must be a whole number of at least 1{or_learners}"
             raise self.fail(section, option, value, rule)
         return value
 
     def choose(
-        self, chosen: dict[str, _Choice], option: str, value: Any, section: str, grid: bool
+        self, chosen: dict[str, _Choice], option: str, value: Value, section: str, grid: bool
     ) -> None:
-        """Let an option have a value, or in a grid a list of values, once they are checked."""
+        """Check the value of an option, or in a grid its list of values, and choose it."""
         if option in OURS:
+            more = " and give seeds = HOW_MANY" if option == "seed" else ""
             raise self.fail(
-                section,
-                option,
-                value,
-                "the sweep sets this itself: leave it out"
-                + (" and give seeds = HOW_MANY" if option == "seed" else ""),
+                section, option, value, f"the sweep sets this itself: leave it out{more}"
             )
         if (action := self.flags.get(f"--{option}")) is None:
             hint = f" (write it {option.replace('_', '-')})" if "_" in option else ""
-            raise self.fail(
-                section,
-                option,
-                value,
-                f"localavg train has no option --{option}{hint}; see its --help",
-            )
-        if grid and not (isinstance(value, list) and value):
+            rule = f"localavg train has no option --{option}{hint}; see its --help"
+            raise self.fail(section, option, value, rule)
+        values = value if grid else [value]
+        if not isinstance(values, list) or not values:
             raise self.fail(section, option, value, "a grid needs a list of values")
-        for one in value if grid else [value]:
+        for one in values:
             try:
-                self.train.parse_args(["kavg", *self.said(option, one)])
+                self.train.parse_args(["kavg", *self.words(option, one)])
             except UserError as e:
                 raise self.fail(section, option, one, str(e)) from e
-        chosen[action.dest] = _Choice(option, value if grid else [value], section, grid)
+        chosen[action.dest] = _Choice(option, values, section, grid)
 
-    def said(self, option: str, value: Any) -> list[str]:
-        """An option and its value as words of a command line."""
+    def words(self, option: str, value: Value) -> list[str]:
+        """Return an option and its value as words of a command line."""
         if value is False:
             return []
         if value is True:
@@ -222,13 +225,17 @@ class _Reader:
         return [f"--{option}", *map(str, values)]
 
     def run(
-        self, algorithm: str, options: dict, gridded: set[str], ranks: int | str, seed: int
+        self,
+        algorithm: str,
+        options: dict[str, tuple[str, Value]],
+        gridded: set[str],
+        ranks: int | str,
+        seed: int,
     ) -> _Run:
-        """One run, its command line parsed and its settings tried."""
-        words = [
-            algorithm,
-            *(word for option, value in options.values() for word in self.said(option, value)),
-        ]
+        """Make one run: parse its command line and try its settings."""
+        words = [algorithm]
+        for option, value in options.values():
+            words += self.words(option, value)
         words += ["--seed", str(seed)]
         given = vars(self.train.parse_args(words))
         try:

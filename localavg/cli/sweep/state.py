@@ -1,8 +1,8 @@
-"""What became of a run: its run file and, while a sweep runs it, the lock beside that.
+"""The state of a run, from its run file and, while a sweep runs it, the lock of that file.
 
 A sweep holds `RUN.h5.lock` from before a run starts until it has ended, and touches it every
-HEARTBEAT_S seconds; it names host, processes and batch job. So two sweeps never start the same run,
-and one that was killed does not hold it for ever.
+HEARTBEAT_S seconds. The lock names the host, processes and batch job. So two sweeps never start the
+same run, and a sweep that was killed does not hold it for ever.
 """
 
 from __future__ import annotations
@@ -15,48 +15,45 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localavg.errors import UserError
 from localavg.files import atomic, record
 
 KINDS = ("finished", "running", "missing", "interrupted", "stale", "failed")
-WANTED = (
-    "missing",
-    "interrupted",
-    "stale",
-)  # what a sweep runs; stale: said to run, but nobody does
+# Kinds of runs that a sweep starts. stale: marked as running, but no process runs it.
+WANTED = ("missing", "interrupted", "stale")
 HEARTBEAT_S = 20.0
-STALE_S = 180.0  # a lock that was not touched for so long, on another machine, is nobody's
+STALE_S = 180.0  # after this time untouched, a lock of another host is stale
 UNLOCKED_STALE_S = 900.0  # the same for the run file of a run that no sweep started
 
 
 @dataclass(frozen=True)
 class State:
-    """kind: one of KINDS. t of T updates done; why: of a failure, or who runs it. config: the
-    recorded settings.
+    """The state of a run.
+
+    kind: one of KINDS. t: completed local updates, of T. why: the reason of a failure, or who runs
+    it. config: the settings in the run file.
     """
 
     kind: str
     t: int = 0
     T: int | None = None
     why: str = ""
-    config: Mapping[str, Any] | None = None
+    config: Mapping[str, object] | None = None
 
 
 def look(path: Path) -> State:
-    """The state of the run whose run file is `path`."""
+    """Find the state of the run whose run file is `path`."""
     holder = _holder(path)
     if not path.exists():
         return State("running", why=holder) if holder else State("missing")
     try:
         run = record.load(path, weights=False)
     except UserError as e:
-        if holder or (path.stat().st_size == 0 and _age_s(path) < UNLOCKED_STALE_S):
+        empty = path.stat().st_size == 0
+        if holder or (empty and _age_s(path) < UNLOCKED_STALE_S):
             return State("running", why=holder or "about to start")
-        return (
-            State("stale", why="empty") if path.stat().st_size == 0 else State("failed", why=str(e))
-        )
+        return State("stale", why="empty") if empty else State("failed", why=str(e))
     t = int(run.train.t.iloc[-1]) if len(run.train) else 0
     kind, why = run.status, str(run.attrs.get("failure", ""))
     if holder and kind != "finished":
@@ -68,17 +65,16 @@ def look(path: Path) -> State:
 
 @contextlib.contextmanager
 def held(path: Path) -> Iterator[Path | None]:
-    """Hold the run whose run file is `path`: gives its lock, or None where a living process holds
-    it already.
+    """Hold the run whose run file is `path`; yield its lock, or None if another process holds it.
 
-    Where the run ends without a word in its run file, the lock stays and says that it has ended.
+    If the run file does not show how the run ended, the lock is kept and marked as ended.
     """
     lock = _lock(path)
     with contextlib.suppress(OSError):
         text = lock.read_text()
         if not _holder(path):
             lock.rename(gone := lock.with_name(f"{lock.name}.{socket.gethostname()}.{os.getpid()}"))
-            if gone.read_text() != text:  # another that found it stale was quicker: this is its own
+            if gone.read_text() != text:  # another sweep was quicker, and this is its new lock
                 os.link(gone, lock)
             gone.unlink()
     try:
@@ -97,13 +93,10 @@ def held(path: Path) -> Iterator[Path | None]:
 
 
 def sign(lock: Path, child: int | None = None) -> None:
-    """Write into the lock who holds it: this process and the one it started."""
+    """Write into the lock who holds it: this process and the child that it started."""
     pids = [os.getpid(), *([child] if child else [])]
-    lock.write_text(
-        json.dumps(
-            {"host": socket.gethostname(), "pids": pids, "job": _job(), "restart": _restart()}
-        )
-    )
+    mine = {"host": socket.gethostname(), "pids": pids, "job": _job(), "restart": _restart()}
+    lock.write_text(json.dumps(mine))
 
 
 def _lock(path: Path) -> Path:
@@ -111,7 +104,7 @@ def _lock(path: Path) -> Path:
 
 
 def _job() -> str | None:
-    """The batch job this is, if one; a requeued job keeps its number."""
+    """Return the name of this process's batch job, which a requeue does not change, or None."""
     if job := os.environ.get("SLURM_JOB_ID"):
         return f"Slurm job {job}"
     job, index = os.environ.get("LSB_JOBID"), os.environ.get("LSB_JOBINDEX", "0")
@@ -119,12 +112,12 @@ def _job() -> str | None:
 
 
 def _restart() -> int:
-    """How often the batch job was requeued; 0 where the batch system does not tell."""
+    """Return how often the batch job was requeued; 0 if the batch system does not report it."""
     return int(os.environ.get("SLURM_RESTART_COUNT") or 0)
 
 
 def _holder(path: Path) -> str:
-    """Who runs it, in words; empty if nobody does."""
+    """Describe who runs it: a sweep or batch job and its host; "" if nobody does."""
     lock = _lock(path)
     try:
         age_s, text = _age_s(lock), lock.read_text()
@@ -137,18 +130,17 @@ def _holder(path: Path) -> str:
     who = f"{job or 'a sweep'} on {host}"
     if host == socket.gethostname():
         return who if any(map(_lives, by["pids"])) else ""
-    if (
-        job is not None
-        and job == _job()
-        and ("Slurm" not in job or by.get("restart", 0) < _restart())
-    ):
-        return ""  # this very job, before it was requeued
+    if job is not None and job == _job():  # this job, or this job before it was requeued
+        requeued = "Slurm" not in job or by.get("restart", 0) < _restart()
+        if requeued:
+            return ""
     return who if age_s < STALE_S else ""
 
 
 def _lives(pid: int) -> bool:
-    """Whether a process of this number lives and is a sweep or a run of ours, as far as /proc
-    tells.
+    """Return whether a process of this number exists and is a localavg command.
+
+    Where /proc does not show the command, every process counts as one.
     """
     if pid == os.getpid():
         return True

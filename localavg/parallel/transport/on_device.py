@@ -1,27 +1,24 @@
-"""Means of rows in a GPU's memory: what the three ways over the ranks have in common.
+"""Means of rows in a GPU's memory: the base of the three transports between GPUs.
 
-The sum over the rank's own rows and the division are one kernel each; in between the sum travels.
-Subclasses say how, in `_sum_over_ranks_`, and wait there for the stream before every MPI call:
-nobody else does.
+One kernel sums the rank's own rows, then the sum travels over the ranks, and one kernel divides it
+and writes the rows. A subclass implements the travel, `_sum_over_ranks_`, and waits there for the
+stream before every MPI call; no other code does.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
+from localavg.interfaces import Array
 from localavg.parallel import kernels
 from localavg.parallel.device import Cuda, on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.scope import Scope
 
-Array = Any
-
 
 class OnDevice(HostMPI):
-    """Means of rows on `device`, with the methods of HostMPI; on one rank, all there is to it."""
+    """Means of rows on `device`, with the methods of HostMPI; complete for a job of one rank."""
 
     name = "device"
 
@@ -33,14 +30,17 @@ class OnDevice(HostMPI):
         self._memory = device.zeros((0,))  # [≥ n] the sum over a group's rows
 
     def zeros(self, shape: tuple[int, int]) -> Array:
+        """Make zero rows [L, n] on the device."""
         return self.device.zeros(shape)
 
     ordinary = zeros
 
     def settle(self) -> None:
+        """Wait until all queued work of the device is done."""
         self.device.settle()
 
     def mean_(self, w: Array, scope: Scope, variance: bool = False) -> float:
+        """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
         self._check(w)
         spread = 0.0
         for group in self.groups[scope]:
@@ -55,13 +55,11 @@ class OnDevice(HostMPI):
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
     def gather(self, x: Array) -> np.ndarray:
-        """The rows of all learners [P, n] in their order, on the host of every rank."""
+        """Return the rows of all learners [P, n] in their order, on the host of every rank."""
         return super().gather(on_host(x))
 
     def _total(self, rows: Array, group: Group, in_place: bool = False) -> Array:
-        """The sum [n] over a group's rows; that of a single row here is taken where it lies if
-        `in_place`.
-        """
+        """Return the sum [n] over a group's rows; `in_place`: over a single row in its place."""
         n = rows.shape[1]
         if in_place and len(rows) == 1:
             total = rows[0]
@@ -74,6 +72,7 @@ class OnDevice(HostMPI):
         return total
 
     def _mean(self, rows: Array, group: Group) -> Array:
+        """Return the mean [n] over a group's rows, which is valid until the next call."""
         mean = self._total(rows, group)
         mean /= group.learners
         return mean
@@ -82,5 +81,5 @@ class OnDevice(HostMPI):
         return kernels.spread(self.xp, rows, mean)
 
     def _sum_over_ranks_(self, x: Array, group: Group) -> None:
-        """x [n] ← its sum over the group's ranks."""
-        assert group.comm is None, "one rank"
+        """Set x [n] to its sum over the group's ranks."""
+        assert group.comm is None, "only for a job of one rank"

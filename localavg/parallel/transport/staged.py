@@ -1,26 +1,28 @@
-"""Means over ranks by way of pinned host memory, for an MPI that knows nothing of GPUs.
+"""Means over ranks through pinned host memory, for an MPI that cannot take a GPU's memory.
 
-The sum goes in pieces through two buffers: while the host reduces one piece over the ranks, the
-next is copied from the device and the last one back to it.
+The sum passes in pieces through two buffers: while MPI reduces one piece over the ranks, the next
+piece is copied from the device and the previous one is copied back.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from mpi4py import MPI
 
-from localavg.parallel.device import Cuda
+from localavg.interfaces import Array
+from localavg.parallel.device import Cuda, Stream
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.on_device import OnDevice
 
-PIECE = (
-    1 << 20
-)  # elements copied and reduced at a time: 4 MB, beyond which copies and Allreduce gain no speed
+Event: TypeAlias = Any  # an event of CuPy's, which has no types
+
+# Elements copied and reduced at a time: 4 MB, beyond which copies and Allreduce gain no speed.
+PIECE = 1 << 20
 
 
 class Staged(OnDevice):
-    """Two pinned buffers of a piece, and a stream for the copies in each direction."""
+    """Means by two pinned buffers of a piece each, and one stream of copies in each direction."""
 
     name = "staged"
 
@@ -35,18 +37,18 @@ class Staged(OnDevice):
         super().__init__(fleet, device, S, why)
         self.piece = piece
         self.buffers = [device.pinned(piece) for _ in range(2)] if fleet.ranks > 1 else []
-        self.down, self.up = (
-            device.side_stream(),
-            device.side_stream(),
-        )  # from the device, to the device
+        self.down = device.side_stream()  # copies from the device
+        self.up = device.side_stream()  # copies to the device
 
-    def _sum_over_ranks_(self, x: Any, group: Group) -> None:
+    def _sum_over_ranks_(self, x: Array, group: Group) -> None:
         if group.comm is None:
             return
         pieces = [x[a : a + self.piece] for a in range(0, len(x), self.piece)]
         buffers = [self.buffers[k % 2][: len(piece)] for k, piece in enumerate(pieces)]
-        main, arrived, returned = self.device.stream(), [], []
-        self.down.wait_event(main.record())  # what made x is queued there
+        main: Stream = self.device.stream()
+        arrived: list[Event] = []  # piece k is in its buffer
+        returned: list[Event] = []  # piece k is back on the device
+        self.down.wait_event(main.record())  # the kernels that make x are queued in main
 
         def fetch(k: int) -> None:
             if k >= 2:

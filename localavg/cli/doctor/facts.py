@@ -1,0 +1,56 @@
+"""What `localavg doctor` knows of the ranks, hosts and MPI. Standard library only.
+
+A fact that cannot be found is None.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from localavg.parallel.probe import Gpus, Probe
+
+
+@dataclass(frozen=True)
+class Rank:
+    """One rank and what it may use."""
+
+    host: str
+    machine: int  # its host, as the number of the first rank there
+    node: int  # a host, or the part of it that --ranks-per-node makes
+    cpus: tuple[int, ...] | None  # hardware threads it may run on
+    cores: int | None  # physical cores of these
+    host_cpus: int  # hardware threads of the host
+    threads: int  # that it will use
+    omp: str | None  # OMP_NUM_THREADS
+    shm_free_bytes: float | None  # None: alone on its node, it needs none
+    shm_need_bytes: int  # for all ranks of its node
+    gpus: Gpus  # that it sees
+    gpus_why: str  # why it sees none
+    gpu: str | None  # identity of the GPU it would take
+    mps: bool  # whether CUDA's Multi-Process Service runs on the host
+    alloc_conf: str  # settings of torch's CUDA allocator
+
+
+@dataclass(frozen=True)
+class Facts:
+    """All that `localavg doctor` knows."""
+
+    mpi: str
+    mpi4py: str
+    thread_level: str
+    ranks: tuple[Rank, ...]
+    nodes: int
+    learners: int
+    probe: Probe
+    cuda_flag: bool | None  # MPIX_Query_cuda_support(); None: the library has no such function
+    memory_bytes_per_s: float  # read and written, of the slowest node, while all ranks copy
+    link_bytes_per_s: float | None  # each way, between the first two nodes; None: there is one node
+    transport: str
+    transport_why: str
+    allreduce_wrong: int  # wrong numbers in MPI's sum, over all ranks
+    mean_wrong: int  # wrong numbers in the transport's mean, over all ranks
+
+    def machines(self) -> list[list[Rank]]:
+        """Return the ranks of each host."""
+        numbers = sorted({r.machine for r in self.ranks})
+        return [[r for r in self.ranks if r.machine == number] for number in numbers]
