@@ -2,21 +2,9 @@
 
 import sys
 import threading
-from typing import NamedTuple
 
-import h5py
-import numpy as np
 import pytest
-
-N, D = 168, 20  # rows, a multiple of 7, 8 and 12; features
-
-
-class Data(NamedTuple):
-    """A prepared file and, in float64, what is in it."""
-
-    path: str
-    X: np.ndarray  # [N, D]
-    y: np.ndarray  # [N]
+from samples import write
 
 
 @pytest.fixture(scope="session")
@@ -84,18 +72,3 @@ def smooth(monkeypatch):
             nn.functional.avg_pool2d(x, kernel, stride, padding, ceil_mode)
         ),
     )
-
-
-def write(path, noise, n=N):
-    """A prepared dataset of n rows, said to be shuffled so that all samplings take it."""
-    rng = np.random.default_rng(7)
-    X = (
-        rng.normal(size=(n, D)) + 1.5 * np.linspace(-1, 1, n)[:, None] * rng.normal(size=D)
-    ) / np.sqrt(D)
-    X = X.astype(np.float32)
-    y = np.where(X @ rng.normal(size=D) + noise * rng.normal(size=n) > 0, 1, -1).astype(np.float32)
-    with h5py.File(path, "w") as file:
-        file.attrs.update({"schema": 1, "kind": "features", "name": path.stem, "shuffled": True})
-        file.attrs["classes"] = [-1.0, 1.0]
-        file["train/x"], file["train/y"] = X, y
-    return Data(str(path), X.astype(np.float64), y.astype(np.float64))

@@ -12,8 +12,8 @@ Cost: about 10 s and 400 MB a rank on two cores; nothing is downloaded.
 --algorithm takes any synchronous algorithm and its options as NAME=VALUE, --out leaves a run file
 for the figures:
 
-    jobs/local/mpirun -n 2 python -m mpi4py jobs/examples/attach.py --algorithm hieravg K1=2 K2=8
-    S=2 --out digits.h5
+    jobs/local/mpirun -n 2 python -m mpi4py jobs/examples/attach.py \\
+        --algorithm hieravg K1=2 K2=8 S=2 --out digits.h5
 """
 
 import argparse

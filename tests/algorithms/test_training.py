@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import oracles as oracle
 import pytest
-from conftest import D, N
 from mpi import train, train_all
+from samples import D, N
 
 from localavg.files.record import CLUSTER, WORLD
 from localavg.streams import Stream, generator
@@ -60,6 +60,11 @@ RISING = StepSize(
 INVERSE = StepSize(
     "--schedule inverse --pl-constant 0.1 --shift 30", lambda t: 4 / (0.1 * (t + 30))
 )
+
+
+def momentum(optimiser):
+    """The option of the optimisers that have a coefficient."""
+    return f"--momentum {M} " if optimiser in ("momentum", "nesterov") else ""
 
 
 class Case(NamedTuple):
@@ -781,8 +786,3 @@ def test_the_gradient_norm_is_that_of_the_averaged_model(two_ranks, shards):
         gradient = oracle.gradient(w.astype(np.float64), shards.X, shards.y, L2)
         assert row.grad_norm_sq == pytest.approx(gradient @ gradient, rel=1e-4)
     assert two_ranks["unwatched"].eval.grad_norm_sq.isna().all()
-
-
-def momentum(optimiser):
-    """The option of the optimisers that have a coefficient."""
-    return f"--momentum {M} " if optimiser in ("momentum", "nesterov") else ""

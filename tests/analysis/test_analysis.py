@@ -9,11 +9,12 @@ from pathlib import Path
 import matplotlib
 import matplotlib.image
 import numpy as np
-import pytest
+import results
+import style
+from mpi import ROOT
 
 from localavg.files.record import CLUSTER, WORLD, Record, load_many
 
-ROOT = Path(__file__).resolve().parents[2]
 T = 500
 PERIODS = {"sync": 1, "kavg": None, "oneshot": T}
 
@@ -153,44 +154,16 @@ def test_every_problem_has_its_panels(tmp_path):
     check_figures(done.stdout, tmp_path)
 
 
-def test_a_single_run_is_drawn(tmp_path):
-    write_run(tmp_path / "one.h5", "oneshot")
-    done = launch("python analysis/lupa_fig2.py one.h5 --out .", tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert table(done.stdout)["one-shot"][:2] == (1, 1) and done.stdout.count("missing: ") == 3
-    check_figures(done.stdout, tmp_path)
-
-
-def test_a_folder_without_runs_is_one_line_and_exit_2(tmp_path):
-    (tmp_path / "empty").mkdir()
-    write_run(tmp_path / "other" / "d.h5", "hieravg", 20)
-    for folder in ("nowhere", "empty", "other"):
-        done = launch(f"python analysis/lupa_fig2.py {folder}", tmp_path)
-        assert done.returncode == 2
-        assert done.stderr.startswith(f"lupa_fig2: {folder}") and done.stderr.count("\n") == 1
-    assert not (tmp_path / "figures").exists()
-
-
-@pytest.fixture
-def scripts(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "analysis"))
-    with matplotlib.rc_context():
-        import results
-        import style
-
-        yield style, results
-
-
-def test_repeats_become_their_mean_and_a_band(tmp_path, scripts):
-    style, _ = scripts
+def test_repeats_become_their_mean_and_a_band(tmp_path):
     for seed, wall in enumerate(([0.0, 1.0, 2.0, 3.0], [0.0, 1.5, 3.0, 4.5])):
         file = Record.create(tmp_path / f"{seed}.h5", {"seed": seed}, {})
         for t, s in enumerate(wall):
             file.append("eval", t=t, wall_s=s, train_loss=10.0 - 2 * s + seed)
         file.append("eval", t=9, wall_s=9.0)  # no loss here
         file.finish("finished")
-    _, (axes,) = style.panels(1, width_in=style.SINGLE_IN)
-    style.curve(axes, load_many(tmp_path), "wall_s", "train_loss", "both")
+    with matplotlib.rc_context():
+        _, (axes,) = style.panels(1, width_in=style.SINGLE_IN)
+        style.curve(axes, load_many(tmp_path), "wall_s", "train_loss", "both")
     x, mean = axes.lines[0].get_xydata().T
     assert x.tolist() == [0.0, 1.0, 1.5, 2.0, 3.0]  # up to where both were measured
     np.testing.assert_allclose(mean, 10.5 - 2 * x)
@@ -199,8 +172,7 @@ def test_repeats_become_their_mean_and_a_band(tmp_path, scripts):
         np.testing.assert_allclose(np.unique(band[band[:, 0] == s, 1]), [10 - 2 * s, 11 - 2 * s])
 
 
-def test_one_shot_has_the_start_and_one_round(tmp_path, scripts):
-    _, results = scripts
+def test_one_shot_has_the_start_and_one_round(tmp_path):
     write_run(tmp_path / "a.h5", "oneshot")
     write_run(tmp_path / "b.h5", "kavg", 125)
     write_run(tmp_path / "c.h5", "oneshot", start=50)

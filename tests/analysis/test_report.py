@@ -4,16 +4,15 @@ import re
 import shlex
 import sys
 
+import claims
 import numpy as np
 import pytest
-from test_figures import ANALYSIS, FIGURES, ROOT, draw, planned, write  # noqa: F401
+import report
+from figures import FIGURES, planned, write
+from mpi import ROOT
+from PIL import Image
 
 from localavg.__main__ import parser
-
-sys.path.insert(0, str(ANALYSIS))
-import claims
-import report
-from PIL import Image
 
 TEMPLATE = report.TEMPLATE.read_text()
 PAGE = ROOT / "RESULTS.md"
@@ -69,7 +68,7 @@ def test_a_missing_folder_is_one_line_and_exit_2(page, tmp_path):
     assert status == 2 and "cannot write here" in err and err.count("\n") == 1
 
 
-def test_figures_tables_claims_runs_and_pictures_are_filled_in(page, draw, tmp_path):  # noqa: F811
+def test_figures_tables_claims_runs_and_pictures_are_filled_in(page, draw, tmp_path):
     for script, name in (("kavg_fig1_2", "kavg-fig1-2"), ("mavg_fig1_6", "mavg-fig1-6")):
         folder, names = tmp_path / "runs" / f"{name}-laptop", planned(script)
         folder.mkdir(parents=True)

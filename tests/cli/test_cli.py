@@ -3,14 +3,12 @@ by name if bad.
 """
 
 import math
-import os
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import FrozenInstanceError, fields
 
 import pytest
+from mpi import alone
 
 from localavg import algorithms
 from localavg.__main__ import parser
@@ -33,22 +31,8 @@ PAPERS = {
 }
 
 
-def localavg(*words, cwd):
-    """`python -m localavg WORDS` in a folder, outside any job."""
-    launchers = ("OMPI_", "PMI", "PRTE", "JSM_", "SLURM_")
-    env = {name: value for name, value in os.environ.items() if not name.startswith(launchers)}
-    return subprocess.run(
-        [sys.executable, "-m", "localavg", *map(str, words)],
-        cwd=cwd,
-        env=env,
-        text=True,
-        timeout=60,
-        capture_output=True,
-    )
-
-
 def helped(*words, cwd):
-    done = localavg(*words, "--help", cwd=cwd)
+    done = alone(*words, "--help", cwd=cwd)
     assert (done.returncode, done.stderr) == (0, "")
     return done.stdout
 
@@ -189,7 +173,7 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     words = [f"--{flag.replace('_', '-')}" for flag in flags]
     for name, value in given.items():
         words += [f"--{name.replace('_', '-')}", *(value if isinstance(value, list) else [value])]
-    done = localavg("train", "mavg", "--K", 4, "--mu", 0.25, *words, cwd=tmp_path)
+    done = alone("train", "mavg", "--K", 4, "--mu", 0.25, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "run.h5\n"
     assert "Traceback" not in done.stderr and "localavg:" not in done.stderr
@@ -227,7 +211,7 @@ def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
         "precision": "bf16",
     }
     words = [word for name, value in given.items() for word in (f"--{name}", value)]
-    done = localavg(
+    done = alone(
         "train",
         "kavg",
         *words,
@@ -252,7 +236,7 @@ def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
 
 
 def test_without_settings_it_is_one_epoch_in_the_default_place(tmp_path):
-    done = localavg("train", "kavg", "--data", "epsilon-like:64x8", "--batch-size", 4, cwd=tmp_path)
+    done = alone("train", "kavg", "--data", "epsilon-like:64x8", "--batch-size", 4, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "runs/kavg-s0.h5\n")
     run = load(tmp_path / "runs" / "kavg-s0.h5")
     assert run.status == "finished" and run.config["steps"] == 16 == run.eval.t.iloc[-1]
@@ -262,7 +246,7 @@ def test_without_settings_it_is_one_epoch_in_the_default_place(tmp_path):
 def test_epochs_are_rounded_up_to_whole_updates(tmp_path):
     # 6.4 updates an epoch
     words = "--data epsilon-like:64x8 --batch-size 5 --learners 2 --epochs 1.5 --seed 4"
-    assert localavg("train", "oneshot", *words.split(), cwd=tmp_path).returncode == 0
+    assert alone("train", "oneshot", *words.split(), cwd=tmp_path).returncode == 0
     run = load(tmp_path / "runs" / "oneshot-s4.h5")
     assert run.config["steps"] == 10 and run.averages.t.tolist() == [10]
 

@@ -5,14 +5,13 @@ that fail, and launches.
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mpi import ROOT, run
+from mpi import alone, run
 
 from localavg.cli.doctor.advice import ADVICE, wrong_numbers
 from localavg.cli.doctor.facts import Facts, Rank
@@ -424,25 +423,13 @@ def told(out):
     return re.findall(r"^(warning|failed): (.*)\n  remedy: (.+)$", out, re.M)
 
 
-def alone(*words, **env):
-    """`python -m localavg doctor WORDS` in one process outside any job."""
-    launchers = ("OMPI_", "PMI", "PRTE", "JSM_", "SLURM_")
-    variables = {
-        name: value for name, value in os.environ.items() if not name.startswith(launchers)
-    }
-    variables["CUDA_VISIBLE_DEVICES"] = ""
-    return subprocess.run(
-        [sys.executable, "-m", "localavg", "doctor", *map(str, words)],
-        cwd=ROOT,
-        env={**variables, **env},
-        text=True,
-        timeout=60,
-        capture_output=True,
-    )
+def doctor(*words, **env):
+    """`python -m localavg doctor WORDS` in one process that sees no GPU."""
+    return alone("doctor", *words, CUDA_VISIBLE_DEVICES="", **env)
 
 
 def test_one_rank_outside_any_job(tmp_path):
-    done = alone("--learners", 3, "--json", tmp_path / "facts.json", OMP_NUM_THREADS="1")
+    done = doctor("--learners", 3, "--json", tmp_path / "facts.json", OMP_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     found, facts = rows(done.stdout), json.loads((tmp_path / "facts.json").read_text())
     assert (
@@ -498,13 +485,13 @@ def test_two_ranks(mpi, library, more):
 
 
 def test_a_launcher_that_disagrees_with_mpi_is_the_answer():
-    done = alone(SLURM_NTASKS="4")
+    done = doctor(SLURM_NTASKS="4")
     assert (done.returncode, done.stdout) == (2, "")
     assert "started 4 ranks (SLURM_NTASKS)" in done.stderr and "MPI sees 1" in done.stderr
 
 
 def test_facts_that_cannot_be_written_are_a_users_mistake(tmp_path):
-    done = alone("--json", tmp_path / "nowhere" / "facts.json")
+    done = doctor("--json", tmp_path / "nowhere" / "facts.json")
     assert done.returncode == 2 and "nowhere" in done.stderr and "Traceback" not in done.stderr
 
 

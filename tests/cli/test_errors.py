@@ -1,42 +1,20 @@
 import os
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import h5py
 import numpy as np
 import pytest
-from mpi import ROOT, call, run
+from mpi import ROOT, alone, call, run
 
 from localavg.files.record import load
 
 SMALL = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --out run.h5"
-LAUNCHERS = (
-    "OMPI_",
-    "PMI",
-    "PRTE",
-    "JSM_",
-    "SLURM_",
-)  # what a job's environment variables begin with
-
-
-def alone(folder, line, **env):
-    """`python -m localavg LINE` in a folder, as one rank without a launcher."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
-    return subprocess.run(
-        [sys.executable, "-m", "localavg", *line.split()],
-        cwd=folder,
-        env=kept | env,
-        text=True,
-        timeout=120,
-        capture_output=True,
-    )
 
 
 def launched(folder, ranks, line, **how):
-    """The same under mpirun, relative file names standing for those in the folder."""
+    """`localavg LINE` under mpirun, relative file names standing for those in the folder."""
     words = [
         str(folder / word) if word.endswith((".h5", ".txt", ".xz")) else word
         for word in line.split()
@@ -220,10 +198,10 @@ def attempts(tmp_path_factory):
     mpich = ROOT / ".mpich/lib/libmpi.so.12"  # without a launcher it starts in half the time
     quick = {"MPI4PY_LIBMPI": str(mpich)} if mpich.exists() else {}
     do = {
-        "train": lambda at, name: alone(at, f"train {TRAIN[name][0]}", **quick),
-        "prepare": lambda at, name: alone(at, f"prepare {PREPARE[name][0]}", **quick),
+        "train": lambda at, name: alone(*f"train {TRAIN[name][0]}".split(), cwd=at, **quick),
+        "prepare": lambda at, name: alone(*f"prepare {PREPARE[name][0]}".split(), cwd=at, **quick),
         "launched": lambda at, name: launched(at, 2, LAUNCHED[name][0]),
-        "variable": lambda at, name: alone(at, f"train kavg {SMALL}", **{name: "4"}),
+        "variable": lambda at, name: alone(*f"train kavg {SMALL}".split(), cwd=at, **{name: "4"}),
     }
     names = {"train": TRAIN, "prepare": PREPARE, "launched": LAUNCHED, "variable": VARIABLES}
 
@@ -282,7 +260,7 @@ def test_a_launcher_that_started_another_number_of_ranks_is_told_at_once(attempt
 
 
 def test_of_the_ranks_that_are_all_alone_only_the_first_speaks(tmp_path):
-    done = alone(tmp_path, f"train kavg {SMALL}", SLURM_NTASKS="4", SLURM_PROCID="2")
+    done = alone(*f"train kavg {SMALL}".split(), cwd=tmp_path, SLURM_NTASKS="4", SLURM_PROCID="2")
     assert (done.returncode, done.stderr, done.stdout) == (2, "", "") and contents(tmp_path) == {}
 
 
@@ -300,7 +278,7 @@ def test_mpirun_within_a_larger_job_is_right(tmp_path):
 
 def test_the_same_text_without_its_mistake_is_prepared(tmp_path):
     fill(tmp_path)
-    done = alone(tmp_path, "prepare libsvm two.txt --out new.h5")
+    done = alone(*["prepare", "libsvm", "two.txt", "--out", "new.h5"], cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "new.h5\n") and told(done) == []
 
 
@@ -324,7 +302,7 @@ def statuses(world, folder, lines):
 
 
 def test_divergence_is_a_failed_run_with_status_1(tmp_path):
-    done = alone(tmp_path, f"train kavg --lr 1e30 {SMALL} --log-every 1")
+    done = alone(*f"train kavg --lr 1e30 {SMALL} --log-every 1".split(), cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == "run.h5\n"
     lines = [line for line in done.stderr.splitlines() if "not finite" in line]
@@ -347,7 +325,9 @@ def test_rows_from_before_a_late_divergence_are_kept(tmp_path):
     # 16 updates an epoch; the step size explodes from update 33 on, and the loss of update 34 shows
     # it
     words = "--data epsilon-like:64x8 --batch-size 4 --schedule steps --milestones 2 --factor 1e30 --lr 0.1 --epochs 4"
-    done = alone(tmp_path, f"train kavg --K 4 {words} --log-every 4 --eval-every 8 --out run.h5")
+    done = alone(
+        *f"train kavg --K 4 {words} --log-every 4 --eval-every 8 --out run.h5".split(), cwd=tmp_path
+    )
     assert done.returncode == 1 and "step 34 of learner 0" in done.stderr
     found = load(tmp_path / "run.h5")
     assert found.status == "failed"
@@ -367,7 +347,7 @@ def test_the_learner_that_diverged_is_named(tmp_path, ranks):
     x[32:48] *= 1e25
     write(tmp_path / "large.h5", x, np.where(rng.random(64) < 0.5, -1, 1))
     line = "train kavg --K 8 --data large.h5 --sampling shard --learners 4 --batch-size 4 --steps 8 --out run.h5"
-    done = alone(tmp_path, line) if ranks == 1 else launched(tmp_path, ranks, line)
+    done = alone(*line.split(), cwd=tmp_path) if ranks == 1 else launched(tmp_path, ranks, line)
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if "not finite" in line]
     assert len(lines) == 1 and "step 2 of learner 2" in lines[0]

@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from mpi import ROOT
+from mpi import ROOT, alone
 
 from localavg.__main__ import parser
 from localavg.cli.sweep import file, launch, plan, state
@@ -93,21 +93,6 @@ def sweep_of(folder, text, scale="laptop", **how):
     path = folder / "some.toml"
     path.write_text(text)
     return read(path, scale, **how)
-
-
-def localavg(*words, cwd=ROOT, timeout=60, **env):
-    """`python -m localavg WORDS`, outside any batch job."""
-    kept = {
-        k: v for k, v in os.environ.items() if not k.startswith(("SLURM_", "LSB_", "OMPI_", "PMI"))
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "localavg", *map(str, words)],
-        cwd=cwd,
-        env={**kept, **env},
-        text=True,
-        timeout=timeout,
-        capture_output=True,
-    )
 
 
 # --------------------------------------------------------------------------------------------------
@@ -530,7 +515,7 @@ def fake(tmp_path):
 
 @pytest.mark.parametrize("launcher", ["local", "slurm", "lsf"])
 def test_a_dry_run_tells_the_runs_and_starts_none(launcher, small, tmp_path):
-    done = localavg(
+    done = alone(
         "sweep", small, "--launcher", launcher, "--dry-run", "--out", tmp_path / "runs", "--jobs", 3
     )
     assert done.returncode == 0, done.stderr
@@ -568,7 +553,7 @@ def test_dry_runs_and_status_load_no_mpi_and_no_torch(words, small, tmp_path):
 def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
     out = tmp_path / "runs"
     words = ("sweep", small, "--out", out, "--share", "1/2")
-    done = localavg(*words, timeout=120)
+    done = alone(*words, timeout=120)
     assert done.returncode == 0, (
         done.stdout + done.stderr + "".join(p.read_text() for p in out.glob("*.log"))
     )
@@ -576,12 +561,12 @@ def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
     assert sorted(out.glob("*.h5")) == sorted(paths) and list(out.glob("*.lock")) == []
     assert [load(path).provenance["ranks"] for path in paths] == [2, 2, 1]
     before = [path.stat().st_mtime_ns for path in paths]
-    done = localavg(*words)
+    done = alone(*words)
     assert done.returncode == 0 and "3 runs: 3 done" in done.stdout
     assert [path.stat().st_mtime_ns for path in paths] == before
-    done = localavg("status", out)  # it knows of the other share
+    done = alone("status", out)  # it knows of the other share
     assert done.returncode == 1 and "5 runs: 3 done, 0 running, 2 missing" in done.stdout
-    done = localavg(*words, "--set", "lr=0.5")
+    done = alone(*words, "--set", "lr=0.5")
     assert done.returncode == 2 and "kavg-K1-P2-s0.h5 holds another run, finished" in done.stderr
     assert (
         "--lr is 0.01 there and 0.5 here" in done.stderr
@@ -591,21 +576,21 @@ def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
 
 def test_a_failed_run_does_not_stop_the_others_and_the_status_tells(small, fake, tmp_path):
     mpirun = fake("echo localavg: it broke >&2; exit 1")
-    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun)
+    done = alone("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun)
     assert done.returncode == 1 and len(fake.started()) == 5
     assert "failed with status 1: it broke" in done.stdout
 
 
 def test_a_users_mistake_stops_the_sweep_unless_told_to_keep_going(small, fake, tmp_path):
     mpirun = fake("echo localavg: no such data >&2; exit 2")
-    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun)
+    done = alone("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun)
     assert done.returncode == 1 and len(fake.started()) == 1 and "no such data" in done.stdout
-    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun, "--keep-going")
+    done = alone("sweep", small, "--out", tmp_path / "runs", "--mpirun", mpirun, "--keep-going")
     assert done.returncode == 1 and len(fake.started()) == 6
 
 
 def test_status_75_ends_the_sweep_with_75(small, fake, tmp_path):
-    done = localavg("sweep", small, "--out", tmp_path / "runs", "--mpirun", fake("exit 75"))
+    done = alone("sweep", small, "--out", tmp_path / "runs", "--mpirun", fake("exit 75"))
     assert done.returncode == 75 and len(fake.started()) == 1
 
 
@@ -620,13 +605,13 @@ def test_failed_runs_wait_for_retry_failed_and_interrupted_ones_are_resumed(smal
     run_file(out / "kavg-K3-P2-s0.h5", "interrupted", asked_of(small, "kavg-K3-P2-s0"))
     run_file(out / "kavg-K1-P4-s0.h5", "finished", asked_of(small, "kavg-K1-P4-s0"))
     words = ("sweep", small, "--out", out, "--mpirun", fake("exit 1"))
-    done = localavg(*words)
+    done = alone(*words)
     assert (
         "5 runs: 1 done, 0 running, 2 missing, 1 interrupted, 1 failed" in done.stdout
         and "no luck" in done.stdout
     )
     assert fake.started() == ["kavg-K3-P2-s0.h5", "kavg-K3-P4-s0.h5", "sgd-s0.h5"]
-    localavg(*words, "--retry-failed")
+    alone(*words, "--retry-failed")
     assert "kavg-K1-P2-s0.h5" in fake.started()[3:]
 
 
@@ -637,7 +622,7 @@ def test_a_run_of_another_living_process_is_not_touched(small, fake, tmp_path, o
         run_file(out / "kavg-K1-P2-s0.h5", "running", asked_of(small, "kavg-K1-P2-s0")),
         pids=[other],
     )
-    done = localavg("sweep", small, "--out", out, "--mpirun", fake("exit 1"), "--share", "1/5")
+    done = alone("sweep", small, "--out", out, "--mpirun", fake("exit 1"), "--share", "1/5")
     assert done.returncode == 1 and "1 running" in done.stdout and fake.started() == []
 
 
@@ -805,7 +790,7 @@ def test_the_template_says_how_many_ranks_a_node_takes(
     ],
 )
 def test_a_mistake_is_told_in_one_line_with_status_2(words, told, small, tmp_path):
-    done = localavg(*words.replace("FILE", str(small)).split(), cwd=tmp_path)
+    done = alone(*words.replace("FILE", str(small)).split(), cwd=tmp_path)
     assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -820,7 +805,7 @@ def test_a_mistake_is_told_in_one_line_with_status_2(words, told, small, tmp_pat
 )
 def test_status_tells_by_its_exit_status(kinds, code, tmp_path):
     paths = [run_file(tmp_path / f"{kind}.h5", kind) for kind in kinds]
-    done = localavg("status", tmp_path if len(paths) > 1 else paths[0])
+    done = alone("status", tmp_path if len(paths) > 1 else paths[0])
     assert done.returncode == code and all(
         kind in done.stdout.replace("done", "finished") for kind in kinds
     )

@@ -2,11 +2,9 @@
 prints.
 """
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
+from mpi import alone
 
 from localavg.datasets import Dataset, Split
 from localavg.files.record import load
@@ -119,18 +117,8 @@ def test_sampling_finds_the_curvature_of_a_network():
     assert c.L == pytest.approx(float(torch.linalg.eigvalsh(hessian).abs().max()), rel=1e-2)
 
 
-def localavg(*words):
-    """The command line, on one process."""
-    return subprocess.run(
-        [sys.executable, "-m", "localavg", *map(str, words)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-
-
 def test_tables_and_predictions_are_printed():
-    done = localavg(
+    done = alone(
         "theory",
         "--F1-minus-Fstar",
         2.3,
@@ -159,7 +147,7 @@ def test_tables_and_predictions_are_printed():
 
 
 def test_a_missing_constant_is_named():
-    done = localavg("theory", "--L", 10, "--M", 100)
+    done = alone("theory", "--L", 10, "--M", 100)
     assert done.returncode == 2
     assert done.stderr.startswith(
         "localavg: theory needs --F1-minus-Fstar, --gamma, --batch-size, --steps"
@@ -170,7 +158,7 @@ def test_predictions_from_a_run(tmp_path):
     """B, P, γ and T are the run's, the constants its problem's."""
     out = tmp_path / "run.h5"
     assert (
-        localavg(
+        alone(
             "train",
             "kavg",
             "--K",
@@ -193,7 +181,7 @@ def test_predictions_from_a_run(tmp_path):
         ).returncode
         == 0
     )
-    done = localavg("theory", "--from-run", out, "--tables", "none")
+    done = alone("theory", "--from-run", out, "--tables", "none")
     assert done.returncode == 0, done.stderr
     lines = {
         line.split()[0]: line.split()[-1]
@@ -207,7 +195,7 @@ def test_predictions_from_a_run(tmp_path):
 def test_constants_of_a_network_are_sampled_from_its_run(tmp_path):
     out = tmp_path / "run.h5"
     assert (
-        localavg(
+        alone(
             "train",
             "kavg",
             "--K",
@@ -230,7 +218,7 @@ def test_constants_of_a_network_are_sampled_from_its_run(tmp_path):
         ).returncode
         == 0
     )
-    done = localavg("theory", "--from-run", out, "--tables", "none")
+    done = alone("theory", "--from-run", out, "--tables", "none")
     assert done.returncode == 0, done.stderr
     lines = {
         line.split()[0]: line.split()[-1]
@@ -254,8 +242,8 @@ def test_the_weighted_variance_takes_the_step_size_of_every_update(tmp_path):
         "--schedule steps "
         "--milestones 5 --log-every 400 --variance steps --out"
     )
-    assert localavg("train", *words.split(), out).returncode == 0
-    done = localavg("theory", "--from-run", out, "--tables", "none")
+    assert alone("train", *words.split(), out).returncode == 0
+    done = alone("theory", "--from-run", out, "--tables", "none")
     assert done.returncode == 0, done.stderr
     printed = float(done.stdout.partition("weighted variance (9)")[2].splitlines()[2].split()[0])
     V = load(out).averages

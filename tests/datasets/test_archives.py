@@ -18,8 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from test_datasets import Fleet
-from test_images import packed, photo
+from samples import Fleet, packed, photo
 
 from localavg.datasets import Augment, cifar10, image_writer, imagenet, load
 from localavg.datasets.archives import content, members

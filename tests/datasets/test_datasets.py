@@ -8,6 +8,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from samples import Fleet
 
 from localavg.datasets import epsilon_like, load
 from localavg.datasets.epsilon_like import BLOCK, generate, prepare_epsilon_like, spectrum, teacher
@@ -15,34 +16,6 @@ from localavg.datasets.writer import create
 from localavg.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-class Node:
-    """The communicator of one node, seen from one of its ranks."""
-
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
-
-    def Barrier(self):
-        pass
-
-
-class Fleet:
-    """One rank of a node; ranks given the same `shared` list share their arrays."""
-
-    def __init__(self, rank=0, size=1, shared=None):
-        self.node, self.shared, self.asked = Node(rank, size), shared, 0
-
-    def node_array(self, shape, dtype):
-        self.asked += 1
-        if self.shared is None:
-            return np.empty(shape, dtype)
-        if self.asked > len(self.shared):
-            self.shared.append(np.full(shape, np.nan, dtype))
-        return self.shared[self.asked - 1]
-
-    def together(self, work):
-        return work()
 
 
 def write(path, x, y, test=None, **attributes):
@@ -239,13 +212,13 @@ def test_loading_brings_in_no_heavy_or_mpi_package(tmp_path):
     path = write(tmp_path / "a.h5", *examples(5, 3))
     code = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
-        "from test_datasets import Fleet, load\n"
+        "from localavg.datasets import load\nfrom samples import Fleet\n"
         "load(sys.argv[3], Fleet()); load('epsilon-like:9x3', Fleet())\n"
         "print([m for m in ('sklearn', 'pandas', 'scipy', 'mpi4py', 'torch') if m in "
         "sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests" / "datasets"), path],
+        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests" / "support"), path],
         capture_output=True,
         text=True,
         timeout=60,

@@ -1,6 +1,5 @@
 """Images: the named sets, and the feeds that turn (learner, update) into tensors."""
 
-import io
 import math
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mpi import call
-from test_datasets import Fleet
+from samples import Fleet, packed, photo
 
 from localavg.datasets import Augment, Dataset, Split, cifar10_like, digits, load
 from localavg.datasets.jpegs import (
@@ -259,12 +258,12 @@ def test_generating_images_allocates_no_second_copy():
 def test_images_bring_in_no_torch_and_no_pillow():
     code = (
         "import sys; sys.path[:0] = [sys.argv[1], sys.argv[2]]\n"
-        "from test_datasets import Fleet, load\n"
+        "from localavg.datasets import load\nfrom samples import Fleet\n"
         "load('cifar10-like:9', Fleet())\n"
         "print([m for m in ('sklearn', 'scipy', 'torch', 'PIL', 'mpi4py') if m in sys.modules])\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests" / "datasets")],
+        [sys.executable, "-c", code, str(ROOT), str(ROOT / "tests" / "support")],
         capture_output=True,
         text=True,
         timeout=60,
@@ -414,24 +413,6 @@ def test_a_feature_matrix_is_refused():
 
 
 # Packed pictures
-
-
-def photo(W, H, seed=0):
-    """A picture [H, W, 3] whose colours tell the place."""
-    random, (h, w) = np.random.default_rng(seed), np.mgrid[:H, :W]
-    a, b, c = random.integers(40, 200, 3)
-    colours = np.stack(
-        [a + 50 * np.sin(w / 15), b + 50 * np.cos(h / 19), c + 0.1 * (w + h) % 50], -1
-    )
-    return colours.clip(0, 255).astype(np.uint8)
-
-
-def packed(image, mode="RGB", format="JPEG", **options):
-    file = io.BytesIO()
-    Image.fromarray(image).convert(mode).save(
-        file, format, **({"quality": 95} if format == "JPEG" else {}) | options
-    )
-    return file.getvalue()
 
 
 def some_pictures(folder, pictures, shape=(16, 16, 3), labels=None, **fields):

@@ -13,7 +13,7 @@ import pytest
 import stand_in
 from mpi import call
 from mpi4py import MPI
-from test_transport import ordered, values
+from rows import ordered, values
 
 from localavg.algorithms.mavg import BlockMomentum
 from localavg.errors import UserError

@@ -7,8 +7,8 @@ import uuid
 
 import numpy as np
 import pytest
-from conftest import D
 from mpi import call, marked, run, train_all
+from samples import D
 
 import localavg.parallel.transport.mpi
 from localavg.errors import UserError

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from mpi import call, marked, run
 from mpi4py import MPI
+from rows import ordered, values
 
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import lanes
@@ -40,21 +41,6 @@ CASES = [
     for layout in LAYOUTS
     for n in lengths
 ]
-
-
-def ordered(rows):
-    """The mean of rows [P, n]: summed one by one in their own precision, divided once."""
-    total = rows[0].copy()
-    for row in rows[1:]:
-        total = total + row
-    return total / rows.dtype.type(len(rows))
-
-
-def values(P, n, whole, dtype=np.float32):
-    """[P, n]; `whole`: rank- and element-valued integers, whose sums are exact in any order."""
-    if whole:
-        return ((1 + np.arange(P))[:, None] + 2 * (np.arange(n) % 1001)).astype(dtype)
-    return np.random.default_rng([P, n]).normal(size=(P, n)).astype(dtype)
 
 
 def means(world):

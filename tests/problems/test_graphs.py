@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from mpi import call, run
-from test_network import Fixed, random_images
+from samples import Fixed, random_images
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 

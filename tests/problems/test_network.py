@@ -14,36 +14,18 @@ import pytest
 import torch
 from mpi import ROOT, call, run, train, train_all
 from mpi4py import MPI
+from samples import Fixed, random_images
 from torch import nn
 from torch.nn.functional import cross_entropy
 
 from localavg import datasets, models
-from localavg.datasets import Augment, Dataset, Split
+from localavg.datasets import Augment
 from localavg.files import record
 from localavg.learner.flat import Flat
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import choose
 from localavg.problems.network import Network
 from localavg.scope import Scope
-
-
-def random_images(shape, n, classes=10, **more):
-    """A dataset of uint8 noise with random labels."""
-    draw = np.random.default_rng(0)
-    x, y = draw.integers(0, 256, (n, *shape), np.uint8), draw.integers(0, classes, n)
-    channels = shape[2]
-    return Dataset(
-        "noise",
-        "images",
-        Split(x, y),
-        Split(x[:7], y[:7]),
-        tuple(map(str, range(classes))),
-        True,
-        shape,
-        (100.0,) * channels,
-        (60.0,) * channels,
-        **more,
-    )
 
 
 def ordinary(network, data, rows):
@@ -54,16 +36,6 @@ def ordinary(network, data, rows):
     module = models.make(network.model, data.shape, len(data.classes))
     x = (torch.from_numpy(data.train.x[rows].astype(np.float32)) - data.mean[0]) / data.std[0]
     return module, x.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(data.train.y[rows])
-
-
-class Fixed:
-    """A sampler that always draws the same rows."""
-
-    def __init__(self, rows):
-        self.rows, self.B = rows, len(rows)
-
-    def batch(self, j, t):
-        return self.rows
 
 
 CASES = [
@@ -526,7 +498,7 @@ def test_a_network_of_cifar_size_trains(tmp_path):
 MEMORY = """
 import resource, sys
 import numpy as np
-from test_network import Fixed, random_images
+from samples import Fixed, random_images
 from localavg.problems.network import Network
 from localavg.learner import optim
 
@@ -550,12 +522,8 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, network.d)
 def test_a_learner_takes_its_weights_gradients_and_momentum_and_nothing_more():
     def peak(L):
         words = [sys.executable, "-c", MEMORY, str(L)]
-        env = {
-            **os.environ,
-            "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-            "OMP_NUM_THREADS": "1",
-            "OMPI_MCA_btl": "self",
-        }
+        paths = f"{ROOT}:{ROOT / 'tests' / 'support'}"
+        env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMPI_MCA_btl": "self"}
         done = subprocess.run(words, capture_output=True, text=True, timeout=120, env=env)
         assert done.returncode == 0, done.stderr
         return map(int, done.stdout.split())

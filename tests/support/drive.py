@@ -1,16 +1,15 @@
-"""Runs under MPI for `mpi.py`: `python -m mpi4py drive.py REQUEST REPLY` calls one function on
-every rank.
+"""Runs under MPI for `mpi.py`: `python -m mpi4py drive.py FOLDER REQUEST REPLY` calls one function
+on every rank.
 
-REQUEST holds (module, function, arguments), pickled; the function gets the world communicator
-before its arguments. Rank 0 writes what it returned on all of them to REPLY.
+FOLDER has the module of the function; REQUEST holds (module, function, arguments), pickled. The
+function gets the world communicator before its arguments. Rank 0 writes what it returned on all of
+them to REPLY.
 """
 
 import importlib
 import pickle
 import sys
 from pathlib import Path
-
-from mpi4py import MPI
 
 from localavg.__main__ import parser
 from localavg.errors import UserError
@@ -32,8 +31,11 @@ def command_lines(world, lines):
     return statuses
 
 
-def main(request, reply):
+def main(folder, request, reply):
     """Do what REQUEST says."""
+    from mpi4py import MPI  # here, because it starts MPI
+
+    sys.path.append(folder)
     module, function, args = pickle.loads(Path(request).read_bytes())
     world = MPI.COMM_WORLD
     answers = world.gather(getattr(importlib.import_module(module), function)(world, *args))

@@ -5,10 +5,12 @@ function of a test file, in the processes of one launch (both through `drive.py`
 """
 
 import contextlib
+import inspect
 import os
 import pickle
 import shlex
 import subprocess
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Mapping
@@ -17,24 +19,31 @@ from typing import Any
 
 import psutil
 import pytest
+from drive import command_lines
 
 from localavg.files import record
 
 ROOT = Path(__file__).resolve().parents[2]
-TESTS = ROOT / "tests"
-FOLDERS = sorted(
-    path for path in TESTS.iterdir() if path.is_dir() and path.name != "__pycache__"
-)  # test files import by name
+SUPPORT = Path(__file__).resolve().parent
 MARK = "LOCALAVG_TEST_LAUNCH"  # environment variable by which all processes of a launch are known
 # Open MPI's launcher on a machine that stands still for a while: nothing ran
 STALLED = "listener thread failed to start"
+LAUNCHERS = (
+    "OMPI_",
+    "PMI",
+    "PRTE",
+    "JSM_",
+    "LSB_",
+    "SLURM_",
+)  # what a job's environment variables begin with
+LIMIT_S = 300  # of a launch, unless told: for machines that are slow or at work for others
 SHOWN = 4000  # characters of output in a message
 
 
 def run(
     ranks: int,
     *argv: str | os.PathLike,
-    timeout: float = 120,
+    timeout: float = LIMIT_S,
     mpi: str = "openmpi",
     env: Mapping[str, str | None] | None = None,
     check: bool = False,
@@ -51,7 +60,12 @@ def run(
     need(mpi)
     words = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", *map(os.fspath, argv)]
     mark = uuid.uuid4().hex
-    paths = [*map(str, (root, TESTS, *FOLDERS)), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [
+        str(root),
+        str(SUPPORT.parent),
+        str(SUPPORT),
+        *filter(None, [os.environ.get("PYTHONPATH")]),
+    ]
     variables = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join(paths),
@@ -89,6 +103,21 @@ def run(
     if check and process.returncode:
         pytest.fail(f"status {process.returncode}: {shlex.join(words)}{_tail(out, err)}")
     return subprocess.CompletedProcess(words, process.returncode, out, err)
+
+
+def alone(
+    *words: object, cwd: str | os.PathLike = ROOT, timeout: float = LIMIT_S, **env: str
+) -> subprocess.CompletedProcess:
+    """`python -m localavg WORDS` in a folder, as one process outside any job."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    return subprocess.run(
+        [sys.executable, "-m", "localavg", *map(str, words)],
+        cwd=cwd,
+        env={**kept, **env},
+        text=True,
+        timeout=timeout,
+        capture_output=True,
+    )
 
 
 def kill(mark: str) -> None:
@@ -143,7 +172,7 @@ def train_all(folder: Path, ranks: int, lines: Mapping[str, str], **how: Any) ->
         ["train", *shlex.split(line), "--out", str(folder / f"{name}.h5")]
         for name, line in lines.items()
     ]
-    return Runs(folder, _drive(ranks, "drive", "command_lines", (words,), **how)[1])
+    return Runs(folder, _drive(ranks, command_lines, (words,), **how)[1])
 
 
 class Runs:
@@ -169,19 +198,20 @@ def call(ranks: int, function: Callable, *args: Any, **how: Any) -> list[Any]:
     """What function(world, *args), at the top of a test file, returns on every rank, in the order
     of the ranks.
     """
-    answers, done = _drive(ranks, function.__module__, function.__name__, args, **how)
+    answers, done = _drive(ranks, function, args, **how)
     if answers is None:
         pytest.fail(f"status {done.returncode}, no answer{_tail(done.stdout, done.stderr)}")
     return answers
 
 
 def _drive(
-    ranks: int, module: str, function: str, args: tuple, **how: Any
+    ranks: int, function: Callable, args: tuple, **how: Any
 ) -> tuple[list | None, subprocess.CompletedProcess]:
+    home = Path(inspect.getfile(function)).parent
     with tempfile.TemporaryDirectory() as folder:
         request, reply = Path(folder, "request"), Path(folder, "reply")
-        request.write_bytes(pickle.dumps((module, function, args)))
-        done = run(ranks, TESTS / "support" / "drive.py", request, reply, **how)
+        request.write_bytes(pickle.dumps((function.__module__, function.__name__, args)))
+        done = run(ranks, SUPPORT / "drive.py", home, request, reply, **how)
         return pickle.loads(reply.read_bytes()) if reply.exists() else None, done
 
 

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import N
 from mpi import call, marked, run, train_all
+from samples import N
 
 from localavg.algorithms.downpour import Downpour
 from localavg.algorithms.eamsgd import EAMSGD

@@ -11,9 +11,9 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from conftest import write
 from mpi import call, run, train
-from test_machine import run_file
+from run_files import run_file
+from samples import write
 
 from localavg import __main__
 from localavg.errors import UserError

@@ -1,0 +1,41 @@
+"""How a figure script is run."""
+
+import importlib
+import sys
+
+import matplotlib
+import pytest
+import style
+
+
+@pytest.fixture
+def draw(monkeypatch, capsys, tmp_path):
+    """draw(script, folder) runs it and gives (exit status, stdout, stderr, figures); files go to
+    tmp_path/figures.
+    """
+
+    def go(script, *words, quick=True):
+        figures = []
+
+        def save(figure, stem):
+            figures.append(figure)
+            if not quick:
+                return really(figure, stem)
+            figure.draw_without_rendering()
+            return [stem.with_suffix(".pdf"), stem.with_suffix(".png")]
+
+        really = style.save
+        monkeypatch.setattr(style, "save", save)
+        monkeypatch.setattr(
+            sys, "argv", [f"{script}.py", *map(str, words), "--out", str(tmp_path / "figures")]
+        )
+        status = 0
+        with matplotlib.rc_context():
+            try:
+                style.run(importlib.import_module(script).main)
+            except SystemExit as e:
+                status = e.code
+        monkeypatch.setattr(style, "save", really)
+        return status, *capsys.readouterr(), figures
+
+    return go
