@@ -41,7 +41,7 @@ def commit(part: Path, path: Path) -> None:
     sync(part)
     if path.is_dir():
         shutil.rmtree(path)  # a folder can only be renamed over an empty one
-    os.replace(part, path)
+    part.replace(path)
     sync(path.parent)
 
 

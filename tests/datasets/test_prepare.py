@@ -159,6 +159,11 @@ BROKEN = [
     ("1 1:0.5\n-1 1:1e39\n", 2, "feature 1 is inf, not a finite float32"),
     ("1 1:0.5\nnan 1:1\n", 2, "label nan"),
     ("1 1:0.5 # a_b\n-1 1:1_0\n", 2, "`_`"),
+    (
+        "1 qid:3 1:0.5\n-1 +2:1\n-1 x:1\n",
+        3,
+        "`x:1` is not index:value",
+    ),  # the parser takes the first two
 ]
 
 
