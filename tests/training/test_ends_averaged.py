@@ -6,7 +6,7 @@ from mpi import call
 from mpi4py import MPI
 
 from localavg import algorithms
-from localavg.algorithms.base import Algorithm, Mean, Never, Nothing
+from localavg.algorithms.base import Algorithm, Mean, Never, NoExchange
 from localavg.algorithms.kavg import Every
 from localavg.learner.flat import Flat
 from localavg.learner.optim import SGD
@@ -26,7 +26,7 @@ class Elastic(Mean):
         return np.nan
 
 
-class OwnShare(Nothing):
+class OwnShare(NoExchange):
     """Gradients are exchanged, and each learner keeps its own as well: g_j ← (ḡ + g_j) / 2."""
 
     scope = Scope.WORLD
@@ -38,7 +38,7 @@ class OwnShare(Nothing):
 
 def elastic(K: int = 4) -> Algorithm:
     """Elastic averages."""
-    return Algorithm(Every(K), Elastic(), Nothing())
+    return Algorithm(Every(K), Elastic(), NoExchange())
 
 
 def own_share() -> Algorithm:

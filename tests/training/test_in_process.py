@@ -3,9 +3,9 @@
 import numpy as np
 import oracles as oracle
 import pytest
-from conftest import N
 from drive import command_lines
 from mpi4py import MPI
+from samples import N
 
 from localavg.files.record import CLUSTER, WORLD, load
 

@@ -1,9 +1,8 @@
-"""The mean of rows that a node shares, in lanes: each rank sums its piece of the columns over
-everyone's rows.
+"""The mean of rows that a node shares. Each rank sums its lane of the columns over all rows.
 
-A lane is summed chunk by chunk in cache, in the order of the learners. Where other nodes have rows
-of it too, its chunks travel while the next are summed; a rank with several lanes sends them in
-turn, so that all of them are under way.
+A lane is summed chunk by chunk in cache, in the order of the learners. Where other nodes hold rows
+of the lane, its chunks travel while the next chunks are summed. A rank with several lanes sends
+their chunks in turn, so that all lanes travel at once.
 """
 
 from __future__ import annotations
@@ -21,18 +20,17 @@ SENT = 1 << 17  # elements sent at a time between nodes
 DEPTH = 8  # chunks on their way at once, over all lanes of a rank
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
 
-Chunk = tuple[
-    np.ndarray, list[np.ndarray], np.ndarray
-]  # rows [l, n] of some columns, one by one, their sum [n]
+# rows [l, n] of some columns, the same rows one by one, their sum [n]
+Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray]
 
 
 class Lanes:
-    """This rank's lanes of the columns of `rows` [learners of a group on this node, n], of which
-    there are `lanes` in all.
+    """This rank's lanes of `rows` [learners of a group on this node, n], of `lanes` in all.
 
-    here: the group's ranks on this node, if several. mine: numbers of my lanes, and communicators
-    of their ranks on all nodes, which chunks take in turn; none where the group is on this node.
-    scratch [DEPTH or 1, SENT or CHUNK]: memory for sums. P: learners of the group on all nodes.
+    here: the group's ranks on this node, if there are several. mine: the numbers of this rank's
+    lanes, each with the communicators of its ranks on all nodes, which the chunks use in turn (no
+    communicator where the whole group is on this node). P: learners of the group on all nodes.
+    scratch [DEPTH or 1, SENT or CHUNK]: memory for sums.
     """
 
     def __init__(
@@ -67,10 +65,12 @@ class Lanes:
         ]
 
     def mean_(self, variance: bool = False) -> float:
-        """Every row becomes the mean; returns Σ ‖w̄ − w_j‖² over my lanes if asked for, else NaN.
-        Collective.
+        """Set every row to the mean. Collective.
+
+        Return Σ ‖w̄ − w_j‖² over this rank's lanes if `variance`, else NaN.
         """
-        spread, flying = 0.0 if variance else nan, deque()
+        spread = 0.0 if variance else nan
+        flying: deque[tuple[Chunk, MPI.Request]] = deque()
         if self.here is not None:
             self.here.Barrier()  # everyone's rows are ready
         for chunk in self.summed:
@@ -78,21 +78,22 @@ class Lanes:
             spread += self._finish(chunk, variance)
         for comm, chunk in self.sent:
             if len(flying) == DEPTH:
-                spread += self._land(*flying.popleft(), variance)
+                spread += self._land(flying.popleft(), variance)
             add_up(chunk[1], chunk[2])
             flying.append((chunk, comm.Iallreduce(MPI.IN_PLACE, chunk[2])))
         while flying:
-            spread += self._land(*flying.popleft(), variance)
+            spread += self._land(flying.popleft(), variance)
         if self.here is not None:
             self.here.Barrier()  # nobody goes on before all lanes are written
         return spread
 
-    def _land(self, chunk: Chunk, request: MPI.Request, variance: bool) -> float:
+    def _land(self, sent: tuple[Chunk, MPI.Request], variance: bool) -> float:
+        chunk, request = sent
         request.Wait()
         return self._finish(chunk, variance)
 
     def _finish(self, chunk: Chunk, variance: bool) -> float:
-        """Divide a chunk's sum and write it to every row; returns Σ ‖w̄ − w_j‖² if asked for."""
+        """Divide a chunk's sum and write it to every row; return Σ ‖w̄ − w_j‖² if `variance`."""
         rows, parts, mean = chunk
         mean /= self.P
         spread = sum_of_squares(parts, mean) if variance else 0.0
@@ -101,7 +102,7 @@ class Lanes:
 
 
 def add_up(rows: Sequence[np.ndarray], total: np.ndarray) -> None:
-    """The sum of rows [n] into total [n], in their order."""
+    """Write the sum of rows [n] into total [n], in the order of the rows."""
     if len(rows) == 1:
         total[...] = rows[0]
         return
@@ -111,5 +112,5 @@ def add_up(rows: Sequence[np.ndarray], total: np.ndarray) -> None:
 
 
 def sum_of_squares(rows: Sequence[np.ndarray], mean: np.ndarray) -> float:
-    """Σ ‖w̄ − w_j‖² over some rows [n]."""
+    """Return Σ ‖w̄ − w_j‖² over some rows [n]."""
     return sum(float(off @ off) for off in (row - mean for row in rows))

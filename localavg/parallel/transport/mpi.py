@@ -1,14 +1,12 @@
-"""Means over host memory: a sum over the rank's own rows, MPI Allreduce over the ranks, one
-division.
-"""
+"""Means over host memory: sum the rank's rows, Allreduce over the ranks, divide once."""
 
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from numpy.typing import DTypeLike
 
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
@@ -18,17 +16,21 @@ CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
 
 
 class HostMPI:
-    """The mean of learners' rows, summed in a fixed order over the rank's rows, by MPI over the
-    ranks, and divided once.
+    """Means of learners' rows, as `interfaces.Transport` defines them.
 
-    S: the cluster size that Scope.CLUSTER stands for. dtype: of the rows, float32 or float64. Every
-    method is collective over the ranks of the scope.
+    The rank's own rows are summed in their order, MPI sums over the ranks, and the sum is divided
+    once. S: the cluster size that Scope.CLUSTER stands for. dtype: the type of the rows, float32 or
+    float64. Every method is collective over the ranks of its scope.
     """
 
     name = "mpi"
 
     def __init__(
-        self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32
+        self,
+        fleet: Fleet,
+        S: int | None = None,
+        why: str = "asked for",
+        dtype: DTypeLike = np.float32,
     ) -> None:
         self.world, self.layout, self.why = fleet.world, fleet.layout, why
         self.P, self.dtype = fleet.P, np.dtype(dtype)
@@ -39,22 +41,20 @@ class HostMPI:
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
-        """Rows [L, n] to be averaged, all zero, in the memory that suits the transport.
-        Collective.
-        """
+        """Make zero rows [L, n] that will be averaged. Collective."""
         return np.zeros(shape, self.dtype)
 
     def ordinary(self, shape: tuple[int, int]) -> np.ndarray:
-        """Rows [L, n] beside them that are not averaged, all zero."""
+        """Make zero rows [L, n] in ordinary memory, for state that is never averaged."""
         return np.zeros(shape, self.dtype)
 
     def settle(self) -> None:
-        """Wait until what was computed so far is there: nothing to wait for on a host."""
+        """Wait until all queued work is done; on a host nothing is queued."""
 
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
-        """Every row of w [L, n] becomes its group's mean, in place.
+        """Set every row of w [L, n] to the mean of its group, in place.
 
-        Returns S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
+        Return S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. Raises
         TypeError where w is not of dtype.
         """
         self._check(w)
@@ -72,32 +72,28 @@ class HostMPI:
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
     def mean(self, w: np.ndarray) -> np.ndarray:
-        """w̄ [n] over everyone's rows of w [L, n], which stay as they are. Valid until the next
-        call.
-        """
+        """Return w̄ [n] over all rows of w [L, n], which stay as they are, until the next call."""
         return self._mean(w, self.groups[Scope.WORLD][0])
 
     def variance(self, w: np.ndarray) -> float:
-        """Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² over everyone's rows of w [L, n], which stay as they are
-        (adpsgd eq. 7).
-        """
+        """Return Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² of the rows w [L, n], which stay (adpsgd eq. 7)."""
         return self.world.allreduce(self._spread(w, self.mean(w))) / self.P
 
     def equal(self, w: np.ndarray) -> bool:
-        """Return whether all learners' rows of w [L, n] are the same. Collective.
+        """Return whether the rows w [L, n] of all learners are equal to the bit. Collective.
 
-        The rows are read once, and one digest a rank travels.
+        The rows are read once, and one digest of each rank travels.
         """
         if self.P == 1:
             return True
         first = np.ascontiguousarray(on_host(w[0]))
         alike = all(np.array_equal(on_host(row), first) for row in w[1:])
-        digest = blake2b(first, digest_size=16).digest() if alike else None
+        digest = blake2b(first.data, digest_size=16).digest() if alike else None
         digests = set(self.world.allgather(digest))
         return len(digests) == 1 and None not in digests
 
     def gather(self, x: np.ndarray) -> np.ndarray:
-        """The rows x [L, n] of all learners, [P, n] in their order, on every rank."""
+        """Return the rows x [L, n] of all learners, [P, n] in their order, on every rank."""
         if self.world.size == 1:
             return x
         everyone = np.empty((self.P, x.shape[1]), x.dtype)
@@ -108,14 +104,15 @@ class HostMPI:
         return everyone
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
-        """What this rank hands to communicators (within a node, across nodes) when each of its
-        groups exchanges nbytes.
+        """Return the bytes that this rank hands over when each of its groups exchanges nbytes.
+
+        The first number is within the node, the second across nodes.
         """
         spans = [group.nodes > 1 for group in self.groups[scope] if group.comm is not None]
         return nbytes * (len(spans) - sum(spans)), nbytes * sum(spans)
 
     def gather_bytes(self, nbytes: int) -> tuple[int, int]:
-        """The same for a `gather` of nbytes a rank."""
+        """Return the same for a `gather` of nbytes a rank."""
         return HostMPI.payload_bytes(self, nbytes, Scope.WORLD)
 
     def _mean(self, rows: np.ndarray, group: Group) -> np.ndarray:
@@ -127,19 +124,15 @@ class HostMPI:
         mean /= group.learners
         return mean
 
-    @staticmethod
-    def _spread(rows: np.ndarray, mean: np.ndarray) -> float:
+    def _spread(self, rows: np.ndarray, mean: np.ndarray) -> float:
         return sum(float(off @ off) for off in (row - mean for row in rows))
 
-    @staticmethod
-    def _sum_over_ranks_(x: np.ndarray, group: Group) -> None:
+    def _sum_over_ranks_(self, x: np.ndarray, group: Group) -> None:
         if group.comm is not None:
             for i in range(0, len(x), CHUNK):
                 group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
 
     def _check(self, w: np.ndarray) -> None:
-        """Refuse rows of another type: MPI may add some kinds of numbers up as bytes, and says
-        nothing.
-        """
+        """Raise TypeError for rows of another type: MPI sums some types as bytes, silently."""
         if w.dtype != self.dtype:
             raise TypeError(f"rows of {w.dtype}: {self.dtype} travels, nothing else")

@@ -1,21 +1,21 @@
-"""Means in the node's shared memory: every rank reduces a slice of everyone's rows where they lie.
+"""Means in the node's shared memory. Every rank reduces a slice of all rows in place.
 
 The rows of all learners of a node are one matrix that its ranks share. An average cuts the columns
-into lanes, one a rank (`lanes.py`): nothing is packed and nothing sent within a node; between nodes
-every rank sends its lane at once, in full duplex, while it reduces the next chunks. Short rows
-within a node take a shorter way (`slots.py`). All ways sum in the order of the learners and divide
-once, so the bits do not depend on which was taken.
+into lanes, one for each rank (`lanes.py`). Within a node nothing is packed and nothing is sent.
+Between nodes every rank sends its lane, in full duplex, while it reduces the next chunks. Short
+rows within a node take a shorter way (`slots.py`). All ways sum in the order of the learners and
+divide once, so the bits do not depend on the way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
+from numpy.typing import DTypeLike
 
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.lanes import CHUNK, DEPTH, SENT, Lanes
@@ -23,9 +23,8 @@ from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.slots import Slots
 from localavg.scope import Scope
 
-Work = Callable[
-    ..., float
-]  # (variance=False): the mean of one group; returns its sum of squares if asked for, else NaN
+Work = Callable[..., float]
+"""(variance=False): set one group's rows to their mean; return Σ ‖w̄ − w_j‖² if asked, else NaN"""
 
 
 @dataclass(frozen=True)
@@ -35,27 +34,31 @@ class Part:
     rows: slice  # of the node's matrix: the group's learners on this node
     here: MPI.Comm | None  # the group's ranks on this node, if several
     lanes: int  # pieces that the columns are cut into
-    handled: tuple[
-        tuple[int, tuple[MPI.Comm, ...]], ...
-    ]  # the lanes that this rank reduces, and their ranks on all nodes
+    # the lanes that this rank reduces, each with the communicators of its ranks on all nodes
+    handled: tuple[tuple[int, tuple[MPI.Comm, ...]], ...]
     mine: slice  # of this rank's matrix: the group's learners here
     learners: int
     slots: Slots | None  # for short rows, where all of the group is on this node
 
 
 class SharedMemory(HostMPI):
-    """Means of rows that `zeros` made; other arrays go the way of HostMPI. Bits do not depend on
-    the ranks of a node.
+    """Means of rows that `zeros` made; other arrays are averaged as HostMPI does.
+
+    The bits do not depend on how many ranks a node has.
     """
 
     name = "shared"
 
     def __init__(
-        self, fleet: Fleet, S: int | None = None, why: str = "asked for", dtype: Any = np.float32
+        self,
+        fleet: Fleet,
+        S: int | None = None,
+        why: str = "asked for",
+        dtype: DTypeLike = np.float32,
     ) -> None:
         super().__init__(fleet, S, why, dtype)
         self.fleet = fleet
-        scopes = [Scope.WORLD] + [Scope.CLUSTER] * bool(S)
+        scopes = {Scope.WORLD: fleet.P} | ({Scope.CLUSTER: S} if S else {})
         # Copies of short rows take 2 CHUNK elements a node at most: one a rank. Up to this width
         # they are twice as fast as lanes (2 and 4 ranks, 2 000 to 20 000 floats, caches cold: 14 µs
         # against 47, 32 against 74).
@@ -63,21 +66,19 @@ class SharedMemory(HostMPI):
         self.width = CHUNK // (len(scopes) * rows) if fleet.node.size > 1 else 0
         copies = fleet.node_array((len(scopes), 2, rows, self.width), dtype)
         self.parts: dict[Scope, list[Part]] = {Scope.CLUSTER: []}
-        for scope, size, pair in zip(scopes, (fleet.P, S), copies, strict=False):
+        for (scope, size), pair in zip(scopes.items(), copies, strict=True):
             self.parts[scope] = self._parts(size, pair)
-        self._matrices: list[
-            tuple[int, int, np.ndarray]
-        ] = []  # address and bytes of my rows, the node's matrix
+        # address and bytes of this rank's rows, the node's matrix
+        self._matrices: list[tuple[int, int, np.ndarray]] = []
         self._works: dict[tuple[int, int, Scope], list[Work]] = {}
-        # By scope the rows averaged last, most often the same again: their mean without the
-        # variance, and what it consists of.
-        self._last: list[tuple[np.ndarray | None, Work | None, list[Work]]] = [
-            (None, None, [])
-        ] * len(Scope)
+        # For each scope the rows averaged last, which are most often the same again: the function
+        # that averages them, and its parts, which can return the variance.
+        none: tuple[np.ndarray | None, Work, list[Work]] = None, _in_turn, []
+        self._last = [none] * len(Scope)
         self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), dtype)
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
-        """My rows [L, n], all zero, of a new matrix that the node shares. Collective."""
+        """Make this rank's zero rows [L, n] of a new matrix that the node shares. Collective."""
         L, n = shape
         layout, rank = self.layout, self.fleet.rank
         matrix = self.fleet.node_array((layout.node_learners(rank), n), self.dtype)
@@ -89,19 +90,21 @@ class SharedMemory(HostMPI):
         return rows
 
     def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
+        """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
         last, way, works = self._last[scope]
         if last is w and not variance:
             return way()
         if last is not w:
-            works = self._work(w, scope)
-            if works is None:
+            found = self._work(w, scope)
+            if found is None:
                 return super().mean_(w, scope, variance)
+            works = found
             self._last[scope] = w, works[0] if len(works) == 1 else partial(_in_turn, works), works
         spread = sum(work(variance) for work in works)
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
-        """A rank contributes nbytes within its node; across nodes its lanes of them."""
+        """Return this rank's bytes in one mean: nbytes within its node, its lanes across nodes."""
         within = sum(nbytes for part in self.parts[scope] if part.here is not None)
         lanes = [
             (lane, part.lanes)
@@ -112,8 +115,9 @@ class SharedMemory(HostMPI):
         return within, sum(nbytes * (lane + 1) // of - nbytes * lane // of for lane, of in lanes)
 
     def _work(self, w: np.ndarray, scope: Scope) -> list[Work] | None:
-        """What this rank does for a mean of w [L, n], made at the first one; None for rows that
-        `zeros` did not make.
+        """Return this rank's work in a mean of w [L, n], made at the first mean of these rows.
+
+        None for rows that `zeros` did not make.
         """
         address, n = w.__array_interface__["data"][0], w.shape[1]
         if (key := (address, n, scope)) not in self._works:
@@ -133,18 +137,19 @@ class SharedMemory(HostMPI):
         return self._works[key]
 
     def _way(self, w: np.ndarray, rows: np.ndarray, part: Part) -> Work:
-        """How the mean of a group is taken: w [L, n] are my rows, `rows` [learners of the group
-        here, n] the group's.
+        """Choose how the mean of a group is taken.
+
+        w [L, n] are this rank's rows, `rows` [learners of the group on this node, n] the group's.
         """
         if part.slots is not None and rows.shape[1] <= self.width:
             return part.slots.way(w[part.mine])
         return Lanes(rows, part.here, part.lanes, part.handled, part.learners, self._scratch).mean_
 
     def _parts(self, S: int, copies: np.ndarray) -> list[Part]:
-        """This rank's parts of the clusters of S learners; copies [2, learners of the node, width]:
-        for their short rows.
+        """Return this rank's parts of the clusters of S learners, in the order of the clusters.
 
-        Collective over their members, in the order of the clusters.
+        copies [2, learners of the node, width]: memory for their short rows. Collective over the
+        members of each cluster.
         """
         layout = self.layout
         return [
@@ -160,26 +165,25 @@ class SharedMemory(HostMPI):
         handled, lanes = [], layout.handlers(cluster)
         for lane, handlers in enumerate(lanes):
             if rank in handlers:
-                # MPI may reduce to the first rank and broadcast from it: each in turn, so that no
-                # link carries it all
+                # MPI may reduce to the first rank and broadcast from it. Each rank is the first in
+                # turn, so that no link carries everything.
                 turns = range(min(len(handlers), DEPTH)) if len(handlers) > 1 else ()
-                handled.append(
-                    (lane, tuple(self._communicator(handlers[i:] + handlers[:i]) for i in turns))
-                )
+                rotated = (self._communicator(handlers[i:] + handlers[:i]) for i in turns)
+                handled.append((lane, tuple(comm for comm in rotated if comm is not None)))
         rows, mine = layout.node_rows(rank, cluster), layout.rows(rank, cluster)
         slots = None
         if together is not None and len(by_node) == 1:
-            first = layout.first_row(rank) - rows.start  # row of the group that my matrix begins at
+            first = layout.first_row(rank) - rows.start  # the group's row where my matrix begins
             slots = Slots(together, copies[:, rows], slice(first + mine.start, first + mine.stop))
         return Part(rows, together, len(lanes), tuple(handled), mine, len(cluster), slots)
 
     def _communicator(self, ranks: list[int]) -> MPI.Comm | None:
         if ranks == list(range(self.world.size)) and len(ranks) > 1:
-            return self.world  # which others use too, so its data may still be in cache
+            return self.world  # others use it too, so its data may still be in cache
         return self.world.Create_group(self.world.group.Incl(ranks)) if len(ranks) > 1 else None
 
 
-def _in_turn(works: list[Work]) -> float:
+def _in_turn(works: Sequence[Work] = ()) -> float:
     for work in works:
         work()
     return np.nan

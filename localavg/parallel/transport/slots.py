@@ -1,8 +1,7 @@
-"""The mean of short rows on one node: one barrier, and every rank adds everyone's rows up for
-itself.
+"""The mean of short rows on one node: one barrier, then every rank sums all rows for itself.
 
-For rows of a few thousand floats an average costs what its synchronisation costs. Lanes need two
-barriers, before and after the rows are overwritten; copies that are used in turn need one.
+An average of a few thousand floats costs as much as its synchronisation. Lanes need two barriers,
+before and after the rows are overwritten. Copies that are used in turn need one.
 """
 
 from __future__ import annotations
@@ -17,13 +16,12 @@ from localavg.parallel.transport.lanes import sum_of_squares
 
 
 class Slots:
-    """Copies of a group's rows in memory [2, learners of the group, width] that its ranks `here`
-    share.
+    """Copies of a group's rows, in memory [2, learners of the group, width] of its ranks `here`.
 
-    Averages use the two halves in turn: every rank copies its rows to this turn's half, and after
-    the barrier all sum all of them, in the order of the learners. Nobody can be two averages ahead
-    of another, since every average has a barrier; so nobody still reads a half when it is written
-    again. mine: my rows of the group.
+    Averages use the two halves in turn. Every rank copies its rows to this turn's half; after the
+    barrier every rank sums all copies, in the order of the learners. Every average has a barrier,
+    so no rank is two averages ahead of another: no rank still reads a half when it is overwritten.
+    mine: this rank's rows of the group.
     """
 
     def __init__(self, here: MPI.Comm, memory: np.ndarray, mine: slice) -> None:
@@ -31,12 +29,11 @@ class Slots:
         self.turn = 0
 
     def way(self, w: np.ndarray) -> Callable[..., float]:
-        """The function that turns my rows w [l, n] of the group into its mean; collective over the
-        group.
+        """Return the function that sets this rank's rows w [l, n] to the group's mean.
 
-        It returns Σ ‖w̄ − w_j‖² over my rows if asked for, else NaN. All that it needs lies
-        together: between other work every object is cold, and a dozen of them cost more than the
-        sum.
+        The function is collective over the group. It returns Σ ‖w̄ − w_j‖² over this rank's rows if
+        `variance`, else NaN. All objects that it uses lie together, because between averages every
+        object leaves the cache, and fetching a dozen of them costs more than the sum.
         """
         n, P, several = w.shape[1], self.memory.shape[1], len(w) > 1
         turns = [
