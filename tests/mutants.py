@@ -32,14 +32,14 @@ LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")
 TRANSPORT = {
     name: f"localavg/parallel/transport/{name}.py" for name in ("lanes", "slots", "shared", "mpi")
 }
-TRAINING = {name: f"localavg/training/{name}.py" for name in ("averaging", "monitor", "keeper")}
+TRAINING = {name: f"localavg/training/{name}.py" for name in ("averaging", "monitor", "resume")}
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange"),
         "learner": ("sampling",),
         "parallel": ("transport", "late_ranks"),
-        "training": ("in_process", "checkpoint", "asynchronous"),
+        "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged"),
     }.items()
     for name in names
 }
@@ -87,6 +87,13 @@ MUTANTS = [
         "scope = schedule.final if last else schedule.after(t)",
         "scope = schedule.after(t)",
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "learners that an average of one's own left apart end apart",
+        TRAINING["averaging"],
+        "if each_its_own:",
+        "if not each_its_own:",
+        f"{TESTS['ends_averaged']}::test_rows_that_differ_become_their_mean",
     ),
     Mutant(
         "ADPSGD counts its iterations from one",
@@ -242,7 +249,7 @@ MUTANTS = [
     ),
     Mutant(
         "two learners' rows are swapped at resume",
-        TRAINING["keeper"],
+        TRAINING["resume"],
         'put_(w, state["weights"]["w"])',
         'put_(w, state["weights"]["w"][[1, 0, 2, 3]])',
         RESUMED,

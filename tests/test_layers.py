@@ -136,7 +136,7 @@ def test_folders_that_load_nothing_by_themselves(folder):
 def test_the_order_is_read_from_real_imports():
     assert {"errors", "parallel.kernels"} <= inner(MODULES["algorithms.mavg"])
     assert {"datasets", "parallel.transport"} <= inner(
-        MODULES["training.run"]
+        MODULES["training.build"]
     )  # `from localavg import datasets`
     assert "datasets.libsvm" in inner(MODULES["cli.prepare"])  # inside a function
     assert outer(MODULES["parallel.fleet"]) == {"numpy", "mpi4py", "threadpoolctl"}

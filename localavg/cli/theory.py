@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from localavg.cli import Commands, print_table, world
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
+    from localavg.config import TrainConfig
     from localavg.files.record import Run
     from localavg.learner.stepsizes import StepSize
     from localavg.parallel.fleet import Fleet
     from localavg.theory import Constants
 
+PROBLEM = ("problem", "data", "l2", "model", "batch_size", "seed")
+"""settings by which the runs of one problem are known"""
 TABLES = ("kavg", "mavg", "hieravg", "against", "lupa", "adalupa")
 
 
@@ -201,6 +204,18 @@ def _print_tables(
             print_table(f"{title} (γ = {gamma:g}, B = {B}, T = {T})", rows())
 
 
+def _settings(run: Run, names: Container[str]) -> TrainConfig:
+    """Return the settings of a run, of which those of `names` are taken from its file."""
+    from localavg.config import TrainConfig
+
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in run.config.items()
+        if name in names
+    }
+    return TrainConfig(algorithm=run.config["algorithm"], **given)
+
+
 def _step_size(run: Run) -> tuple[StepSize, int]:
     """Return γ_t of the run, made from its settings, and the first t after its warm-up."""
     from dataclasses import fields
@@ -211,12 +226,7 @@ def _step_size(run: Run) -> tuple[StepSize, int]:
     if run.train.empty:
         raise UserError(f"--from-run {run.path}: it has no row of /train yet; give --gamma")
     names = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "step size"}
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in run.config.items()
-        if name in names
-    }
-    config = TrainConfig(algorithm=run.config["algorithm"], **given)
+    config = _settings(run, names)
     last = run.train.iloc[-1]
     epoch = float(last.t / last.epoch)  # updates in an epoch
     return stepsizes.make(config, epoch), 1 + round(config.warmup_epochs * epoch)
@@ -285,24 +295,23 @@ class Measured:
 
 def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[Measured]:
     """Measure the constants of every problem among the runs."""
-    from localavg import datasets
     from localavg.problems.constants import logistic_constants, network_constants
-    from localavg.problems.logistic import Logistic
+    from localavg.training.build import load_data, make_problem
 
     problems: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        c = run.config
-        key = c["problem"], c["data"], c["l2"], c.get("model"), c["batch_size"], c["seed"]
-        problems.setdefault(key, []).append(run)
+        problems.setdefault(tuple(run.config.get(name) for name in PROBLEM), []).append(run)
     measured = []
-    for (kind, name, l2, model, B, seed), same in problems.items():
+    for same in problems.values():
         visited = [run.weights for run in same if run.weights is not None]
-        data = datasets.load(name, fleet)
-        if kind == "logistic":
-            problem = f"{name}, λ = {l2:g}"
-            constants, found = logistic_constants(Logistic(data, l2), visited, delta)
+        # Images are taken as they are: the constants are those of one objective.
+        c = replace(_settings(same[0], PROBLEM), no_augment=True)
+        problem = make_problem(c, load_data(c, fleet), fleet)
+        if c.problem == "logistic":
+            title = f"{c.data}, λ = {c.l2:g}"
+            constants, found = logistic_constants(problem, visited, delta)
         else:
-            problem = f"{model} on {name}, B = {B}"
-            constants, found = network_constants(data, model, l2, seed, B, visited, delta)
-        measured.append(Measured(problem, same, constants, found))
+            title = f"{c.model} on {c.data}, B = {c.batch_size}"
+            constants, found = network_constants(problem, c.seed, c.batch_size, visited, delta)
+        measured.append(Measured(title, same, constants, found))
     return measured

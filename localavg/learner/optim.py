@@ -6,6 +6,7 @@ policies at an average act on: keep (no change), average (like the weights), res
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import numpy as np
@@ -19,12 +20,12 @@ CHUNK = 1 << 15
 """elements updated at a time: they stay in a core's cache between the operations of one update"""
 
 
-class SGD:
-    """w ← w − γ g."""
+class Optimizer(ABC):
+    """The local update of all rows, and its state."""
 
     matrices = 0
     """number of matrices [L, n] of state"""
-    kernel = "sgd"
+    kernel: str
     """name of the GPU kernel that does the whole update"""
 
     def __init__(self, policy: str = "keep") -> None:
@@ -65,10 +66,9 @@ class SGD:
         """Return the scalar arguments of the GPU kernel that follow γ."""
         return ()
 
+    @abstractmethod
     def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
         """Update one piece of the matrices in place; g is overwritten."""
-        g *= gamma
-        w -= g
 
     def at_average_(self, scope: Scope, transport: Transport) -> None:
         """Apply the policy to the state when the weights average over `scope`."""
@@ -93,7 +93,17 @@ class SGD:
             put_(s, state[str(i)])
 
 
-class Momentum(SGD):
+class SGD(Optimizer):
+    """w ← w − γ g."""
+
+    kernel = "sgd"
+
+    def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
+        g *= gamma
+        w -= g
+
+
+class Momentum(Optimizer):
     """v ← m v + g; w ← w − γ v, or with Nesterov's look-ahead w ← w − γ (g + m v)."""
 
     matrices = 1
@@ -118,7 +128,7 @@ class Momentum(SGD):
             w -= gamma * v
 
 
-class Adam(SGD):
+class Adam(Optimizer):
     """Adam (Kingma & Ba 2015) with its default β₁ = 0.9, β₂ = 0.999, ε = 1e-8.
 
     LUPA's released code trains with it.
@@ -175,7 +185,7 @@ def _pieces(x: Array) -> list[Array]:
     ]
 
 
-def make(name: str, momentum: float, policy: str) -> SGD:
+def make(name: str, momentum: float, policy: str) -> Optimizer:
     """Make the local optimiser that the command line calls `name`."""
     if name == "sgd":
         return SGD(policy)

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from localavg.datasets import Dataset
 from localavg.errors import UserError
+from localavg.interfaces import Problem
 from localavg.learner.flat import Flat
 from localavg.learner.sampling import IID
 from localavg.problems.logistic import Logistic
@@ -73,22 +73,13 @@ def logistic_constants(
 
 
 def network_constants(
-    data: Dataset,
-    model: str,
-    l2: float,
-    seed: int,
-    B: int,
-    visited: Sequence[np.ndarray],
-    delta: float,
+    problem: Problem, seed: int, B: int, visited: Sequence[np.ndarray], delta: float
 ) -> tuple[Constants, dict[str, float]]:
     """The constants of a network, estimated at its initial weights and `visited` [d] on a few
     mini-batches of plain images.
 
     Second come how many mini-batches and weights they rest on. The least loss is taken to be 0.
     """
-    from localavg.problems.network import Network
-
-    problem = Network(data, model, l2, seed, augment=False)
     start = np.zeros(problem.d, np.float32)
     problem.initial_(start)
     n, g = Flat(problem.shapes, 1, problem.parameters).d_trained, np.zeros(problem.d, np.float32)

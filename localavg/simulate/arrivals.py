@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import NamedTuple
 
-from localavg.simulate.timing import Machine, StepTimes
+from localavg.simulate.timing import StepTimes, Timing
 
 
-class Exchange(NamedTuple):
+class Arrival(NamedTuple):
     """One exchange, in the order of service."""
 
     j: int
@@ -31,13 +31,13 @@ class Exchange(NamedTuple):
 
 
 def exchanges(
-    machine: Machine, P: int, K: int, T: int, seed: int, nbytes: float, servers: int = 1
-) -> Iterator[Exchange]:
+    timing: Timing, P: int, K: int, T: int, seed: int, nbytes: float, servers: int = 1
+) -> Iterator[Arrival]:
     """Yield all exchanges of T updates of P learners that push nbytes every K updates.
 
     The last one's done_s is the wall clock of the run.
     """
-    times, busy_s = StepTimes(machine, seed), machine.exchange_s(nbytes, servers)
+    times, busy_s = StepTimes(timing, seed), timing.exchange_s(nbytes, servers)
 
     def following(j: int, t: int, pulled_s: float) -> tuple[float, int, int, float]:
         """Return learner j's next exchange, after its pull at update t.
@@ -46,7 +46,7 @@ def exchanges(
         """
         end = min(T, t - t % K + K)
         took_s = times.sum(j, t, end)
-        return pulled_s + took_s + machine.latency_s, j, end, took_s
+        return pulled_s + took_s + timing.latency_s, j, end, took_s
 
     under_way = [following(j, 0, 0.0) for j in range(P)]
     heapify(under_way)
@@ -54,7 +54,7 @@ def exchanges(
     while under_way:
         arrived_s, j, t, took_s = heappop(under_way)  # the earliest
         free_s = max(free_s, arrived_s) + busy_s
-        pulled_s = free_s + machine.latency_s
-        yield Exchange(j, t, free_s, took_s, pulled_s - arrived_s + machine.latency_s)
+        pulled_s = free_s + timing.latency_s
+        yield Arrival(j, t, free_s, took_s, pulled_s - arrived_s + timing.latency_s)
         if t < T:
             heappush(under_way, following(j, t, pulled_s))

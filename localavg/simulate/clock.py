@@ -8,7 +8,7 @@ import numpy as np
 
 from localavg.files import record
 from localavg.scope import Scope
-from localavg.simulate.timing import Machine, StepTimes
+from localavg.simulate.timing import StepTimes, Timing
 
 
 class Synchronous:
@@ -18,9 +18,9 @@ class Synchronous:
     """
 
     def __init__(
-        self, machine: Machine, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]
+        self, timing: Timing, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]
     ) -> None:
-        self.P, self.times, self.seconds = P, StepTimes(machine, seed), seconds
+        self.P, self.times, self.seconds = P, StepTimes(timing, seed), seconds
         self.t, self.now = 0, np.zeros(P)  # [P] time of each learner
         self.compute_s = self.wait_s = self.communicate_s = 0.0  # means over the learners
 
@@ -47,14 +47,14 @@ class Synchronous:
 
 
 def averages(
-    machine: Machine, P: int, nbytes: float, S: int | None = None, gathers: bool = False
+    timing: Timing, P: int, nbytes: float, S: int | None = None, gathers: bool = False
 ) -> Callable[[Scope], tuple[int, float]]:
     """Return scope → (learners, duration) of an exchange of nbytes a learner.
 
     S: learners in a cluster (None: all P). gathers: whether the exchange is an Allgather, as
     qsgd's is, in place of a mean.
     """
-    seconds = machine.gather_s if gathers else machine.mean_s
+    seconds = timing.gather_s if gathers else timing.mean_s
     sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
     return lambda scope: (sizes[scope], seconds(sizes[scope], nbytes))
 

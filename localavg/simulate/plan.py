@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from localavg.algorithms.base import Schedule
 from localavg.simulate.clock import Synchronous, averages
-from localavg.simulate.timing import Machine
+from localavg.simulate.timing import Timing
 
 
 def modelled_s(
-    machine: Machine,
+    timing: Timing,
     P: int,
     schedule: Schedule,
     T: int,
@@ -20,7 +20,7 @@ def modelled_s(
 
     nbytes: of the weights of one learner. S: learners in a cluster (None: all P).
     """
-    clock = Synchronous(machine, P, seed, averages(machine, P, nbytes, S))
+    clock = Synchronous(timing, P, seed, averages(timing, P, nbytes, S))
     for t in range(1, T + 1):
         if scope := schedule.final if t == T else schedule.after(t):
             clock.advance(t)

@@ -23,7 +23,7 @@ WINDOW = 256
 
 
 @dataclass(frozen=True)
-class Machine:
+class Timing:
     """The costs of an update, a message and a service.
 
     The defaults are orders of magnitude of a GPU cluster and were not measured.
@@ -68,13 +68,13 @@ class Machine:
 
 
 class StepTimes:
-    """The time of learner j's update t in seconds: a function of (machine, seed, j, t) alone."""
+    """The time of learner j's update t in seconds: a function of (timing, seed, j, t) alone."""
 
-    def __init__(self, machine: Machine, seed: int) -> None:
+    def __init__(self, timing: Timing, seed: int) -> None:
         self.seed = seed
         self._drawn: dict[int, tuple[int, np.ndarray]] = {}  # learner → (window, times [WINDOW])
-        self.sigma = math.sqrt(math.log1p(machine.step_cv**2))
-        self.mu = math.log(machine.step_s) - self.sigma**2 / 2
+        self.sigma = math.sqrt(math.log1p(timing.step_cv**2))
+        self.mu = math.log(timing.step_s) - self.sigma**2 / 2
 
     def sum(self, j: int, after: int, to: int) -> float:
         """Return the total time of updates after + 1 … to of learner j."""
@@ -94,19 +94,19 @@ class StepTimes:
         return self._drawn[j][1]
 
 
-def make(c: TrainConfig) -> Machine:
-    """Make the machine of a run's settings.
+def make(c: TrainConfig) -> Timing:
+    """Make the timing of a run's settings.
 
     --machine, if given, is a measured run that the model is fitted to; single options replace its
     values.
     """
-    asked = {f.name: value for f in fields(Machine) if (value := getattr(c, f.name)) is not None}
+    asked = {f.name: value for f in fields(Timing) if (value := getattr(c, f.name)) is not None}
     fitted = asdict(fit([record.load(c.machine, weights=False)])) if c.machine else {}
-    return Machine(**{**fitted, **asked})
+    return Timing(**{**fitted, **asked})
 
 
-def fit(runs: Sequence[record.Run]) -> Machine:
-    """Fit a machine to measured synchronous runs with one learner a rank, such as K-AVG on 2 ranks.
+def fit(runs: Sequence[record.Run]) -> Timing:
+    """Fit the timing to measured synchronous runs of one learner a rank, such as K-AVG on 2 ranks.
 
     step_s: the wall clock without waiting and averaging, per update. step_cv: from the waiting; a
     learner waits e_R · step_cv · step_s · √τ on average for the slowest of R over a period of τ
@@ -115,7 +115,7 @@ def fit(runs: Sequence[record.Run]) -> Machine:
     and the bandwidth follows. service_s does not show in such runs and is the default. The first
     row of /train, which contains the warm-up, is left out. Raises UserError for other runs.
     """
-    base = Machine()
+    base = Timing()
     steps, cvs, rows = zip(*(_measured(run) for run in runs), strict=True)
     messages, nbytes, seconds = np.array(rows).T  # [runs] each
     latency, per_byte = base.latency_s, 0.0
@@ -124,7 +124,7 @@ def fit(runs: Sequence[record.Run]) -> Machine:
     if len(set(nbytes)) == 1 or latency < 0 or per_byte <= 0:
         latency = min(base.latency_s, float((seconds / messages).mean()) / 2)
         per_byte = float(((seconds - messages * latency) / nbytes).mean())
-    return Machine(float(np.mean(steps)), float(np.mean(cvs)), float(latency), 1 / float(per_byte))
+    return Timing(float(np.mean(steps)), float(np.mean(cvs)), float(latency), 1 / float(per_byte))
 
 
 def _measured(run: record.Run) -> tuple[float, float, tuple[float, float, float]]:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import math
 import signal
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
@@ -20,22 +19,17 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from localavg.errors import UserError
 from localavg.files import checkpoint
-from localavg.files.checkpoint import Saved
 from localavg.files.record import Record
-from localavg.parallel.device import put_
+from localavg.interfaces import Array
 from localavg.parallel.fleet import Fleet
-
-Array = Any
+from localavg.training.ending import Interrupted
+from localavg.training.monitor import Monitor
+from localavg.training.resume import Part
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 MEET_S = 0.5  # seconds between two meetings of the ranks
 GROWTH = 8  # at most so many times more updates to the next meeting than to the last
-
-
-class Interrupted(Exception):
-    """The run was told to stop and is saved; raised on every rank alike."""
 
 
 class Keeper:
@@ -43,7 +37,7 @@ class Keeper:
     seconds.
 
     every_s, every_steps: how often to save (None: only when told to stop). record: the run file on
-    rank 0. saved: the checkpoint to go on from, None for a new run.
+    rank 0.
     """
 
     def __init__(
@@ -55,14 +49,10 @@ class Keeper:
         every_s: float | None = None,
         every_steps: int | None = None,
         limit_s: float | None = None,
-        saved: Saved | None = None,
     ) -> None:
-        self.fleet, self.record, self.folder, self._from = fleet, record, folder, saved
-        self.every_s, self.every_steps, self.limit_s = (
-            every_s or math.inf,
-            every_steps,
-            limit_s or math.inf,
-        )
+        self.fleet, self.record, self.folder = fleet, record, folder
+        self.every_s, self.every_steps = every_s or math.inf, every_steps
+        self.limit_s = limit_s or math.inf
         self.due = math.inf  # t of the next meeting
         self.told = ""  # the signal that said stop
         self._started = self._saved_s = monotonic()
@@ -92,27 +82,14 @@ class Keeper:
             raise KeyboardInterrupt
         self.told = signal.Signals(number).name
 
-    def restore_(self, w: Array, **parts: Any) -> int:
-        """Name what is to be saved, the weights w [L, d] and whatever has a state_dict; returns t
-        to go on after.
+    def start(self, begun: int, w: Array, monitor: Monitor, parts: Mapping[str, Part]) -> None:
+        """Say what is to be saved: the weights w [L, d] and the parts; `begun` updates are made.
+
+        monitor: one of the parts, which keeps the clock.
         """
-        self.w, self.parts, t = w, parts, self._from.t if self._from else 0
-        self.saved, self._met, self._met_s, self._stride = t, t, monotonic(), 1
-        if self._from:
-            _, state, ranks = self._from
-            put_(w, state["weights"]["w"])
-            for name, part in parts.items():
-                part.load_state_dict(state.get(name, {}))
-            state.clear()  # as large as the weights and more, and held elsewhere too
-            if ranks != self.fleet.ranks and self.fleet.rank == 0:
-                print(
-                    f"localavg: saved by {ranks} ranks, resumed by {self.fleet.ranks}: sums over "
-                    "ranks may round differently "
-                    f"than in an uninterrupted run",
-                    file=sys.stderr,
-                )
-        self._plan(t)
-        return t
+        self.w, self.monitor, self.parts = w, monitor, parts
+        self.saved, self._met, self._met_s, self._stride = begun, begun, monotonic(), 1
+        self._plan(begun)
 
     def visit(self, t: int) -> None:
         """Meet after update t: save if it is time, stop if anyone was told to. Raises Interrupted
@@ -148,8 +125,7 @@ class Keeper:
 
     def save(self, t: int) -> None:
         """Write a checkpoint after update t. Collective."""
-        self.parts["monitor"].computed()
-        clock = self.parts["monitor"].clock
+        self.monitor.computed()
         state = {name: part.state_dict() for name, part in self.parts.items()} | {
             "weights": {"w": self.w}
         }
@@ -159,25 +135,9 @@ class Keeper:
             state["record"] = self.record.rows
         checkpoint.write(self.folder, t, self.fleet, state)
         self.saved, self._saved_s = t, monotonic()
-        clock.lap("outside")
+        self.monitor.clock.lap("outside")
 
     def _plan(self, t: int) -> None:
         self.due = t + self._stride
         if self.every_steps:
             self.due = min(self.due, t - t % self.every_steps + self.every_steps)
-
-
-def latest(folder: Path, fleet: Fleet) -> Saved | None:
-    """The latest checkpoint that every rank can read, None where there is none; a damaged one is
-    said aloud. Collective.
-    """
-    for t in fleet.world.bcast(checkpoint.found(folder) if fleet.rank == 0 else None):
-        try:
-            return fleet.together(
-                lambda t=t: checkpoint.read(folder, t, fleet.rank, fleet.learners)
-            )
-        except UserError as e:
-            if fleet.rank == 0:
-                print(f"localavg: {e}; going back to the one before", file=sys.stderr)
-            fleet.together(lambda t=t: checkpoint.put_aside(folder, t) if fleet.rank == 0 else None)
-    return None

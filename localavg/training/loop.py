@@ -6,68 +6,40 @@ Every synchronous algorithm of `algorithms/` runs through it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-from localavg.algorithms.base import Algorithm
-from localavg.learner.flat import Flat
-from localavg.learner.optim import SGD
-from localavg.learner.stepsizes import StepSize
-from localavg.problems import Problem
+from localavg.files.checkpoint import Saved
 from localavg.problems.engines.loop import Loop
 from localavg.training.averaging import Averaging
+from localavg.training.build import Experiment
 from localavg.training.keeper import Keeper
 from localavg.training.monitor import Monitor
+from localavg.training.resume import Part, restore_
 
 
-def train(
-    problem: Problem,
-    flat: Flat,
-    algorithm: Algorithm,
-    optimizer: SGD,
-    step_size: StepSize,
-    feed: Callable[[int, int], Any],
-    transport: Any,
-    learners: range,
-    T: int,
-    monitor: Monitor,
-    keeper: Keeper,
-    statistics: bool = True,
-) -> None:
-    """Make T local updates of this rank's learners, whose weights are the rows of flat.w.
+def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None = None) -> None:
+    """Make T local updates of this rank's learners, whose weights are the rows of e.flat.w.
 
-    feed(j, t) is learner j's mini-batch for update t. statistics: an average covers what is not
-    trained too. The run starts from equal rows, or where `keeper` has a run to resume, and always
-    ends averaged. Collective. Raises `monitor.Diverged` where a loss is not finite and
-    `keeper.Interrupted` where the run was told to stop, on every rank alike.
+    The run starts from equal rows, or from `saved`, and always ends averaged. Collective. Raises
+    `Diverged` where a loss is not finite and `Interrupted` where the run was told to stop, on every
+    rank alike.
     """
-    averaging = Averaging(
-        algorithm,
-        transport,
-        flat,
-        optimizer,
-        statistics=statistics,
-        variance=monitor.variance,
-        objective=monitor.objective,
-        before=monitor.computed,
-        after=monitor.averaged,
-    )
-    gradients_ = Loop(problem, feed, learners, monitor.clock.lap).gradients_
-    w, g = flat.w, transport.zeros(flat.w.shape)  # [L, d]
-    w_trained, g_trained = averaging.columns[0], g[:, : flat.d_trained]
-    optimizer.start(w_trained.shape, transport.zeros, transport.ordinary)
-
-    begun = keeper.restore_(
-        w,
-        schedule=algorithm.schedule,
-        combine=algorithm.average,
-        optimizer=optimizer,
-        monitor=monitor,
-    )
+    averaging = _averaging(e, monitor)
+    gradients_ = Loop(e.problem, e.feed, e.fleet.learners, monitor.clock.book).gradients_
+    w, g = e.flat.w, e.transport.zeros(e.flat.w.shape)  # [L, d]
+    w_trained, g_trained = averaging.columns[0], g[:, : e.flat.d_trained]
+    parts: dict[str, Part] = {
+        "schedule": e.algorithm.schedule,
+        "combine": e.algorithm.average,
+        "optimizer": e.optimizer,
+        "monitor": monitor,
+    }
+    begun = restore_(saved, e.fleet, w, parts)
     if not begun:
-        averaging.begin(step_size(1))
+        averaging.begin(e.step_size(1))
+    keeper.start(begun, w, monitor, parts)
     monitor.start(begun, w)
-    losses, watching, update_ = monitor.losses, monitor.V, optimizer.update_
+
+    T, step_size, update_ = e.length.T, e.step_size, e.optimizer.update_
+    losses, watching = monitor.losses, monitor.variance == "steps"
     for t in range(begun + 1, T + 1):  # t = completed local updates
         gamma = step_size(t)
         if watching:
@@ -81,3 +53,17 @@ def train(
         if t == keeper.due:
             keeper.visit(t)
     averaging.finish_()
+
+
+def _averaging(e: Experiment, monitor: Monitor) -> Averaging:
+    return Averaging(
+        e.algorithm,
+        e.transport,
+        e.flat,
+        e.optimizer,
+        statistics=e.config.statistics == "average",
+        variance=monitor.variance != "no",
+        objective=monitor.objective,
+        before=monitor.computed,
+        after=monitor.averaged,
+    )

@@ -1,42 +1,148 @@
-"""The run file of one run: what may be done with an earlier one, how a new one begins, and what it
-says at the end.
-"""
+"""May this run start, or go on, from where, and with which run file."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Mapping
-from contextlib import suppress
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
 
 from localavg.config import TrainConfig
-from localavg.datasets import Dataset
-from localavg.errors import FAILED, FINISHED, GO_ON, SharedError, UserError
-from localavg.files import checkpoint, record
+from localavg.errors import UserError
+from localavg.files import checkpoint
 from localavg.files.checkpoint import Saved
 from localavg.files.hdf5 import set_aside
-from localavg.parallel.device import Cpu
+from localavg.files.record import Record, Run, load, refuse_existing, stored
+from localavg.interfaces import Array
+from localavg.parallel.device import put_
 from localavg.parallel.fleet import Fleet
-from localavg.problems import Problem
-from localavg.training import keeper
 from localavg.training.checks import FREE, difference, every
-from localavg.training.keeper import Interrupted
-from localavg.training.monitor import Diverged
 
 
-def earlier(c: TrainConfig) -> record.Run | None:
-    """The run file that is there already, to go on with. Raises UserError where it may not be
-    touched, or is another run's.
+class Earlier(NamedTuple):
+    """The run that --out has already."""
+
+    run: Run | None
+    """its file, on the rank that writes"""
+    there: bool
+    """whether there is one; alike on all ranks"""
+    finished: bool
+    """whether it is finished; alike on all ranks"""
+
+
+class Start(NamedTuple):
+    """Where a run starts."""
+
+    saved: Saved | None
+    """the checkpoint to go on from; None: from the beginning"""
+    file: Record | None
+    """the run file, on the rank that writes"""
+
+
+class Part(Protocol):
+    """A part of a run whose state is saved."""
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """Return the state."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
+
+
+def earlier(c: TrainConfig, fleet: Fleet, writes: bool) -> Earlier:
+    """Look for an earlier run before anything is read. writes: this rank writes the run file.
+
+    Collective. Raises UserError on every rank where the file may not be touched, or is another
+    run's that is finished.
     """
-    folder, resume = (
-        checkpoint.folder_of(c.path),
-        c.resume or int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0,
-    )
-    if not resume:
-        record.refuse_existing(c.path)
+    run = fleet.together(lambda: _found(c) if writes else None)
+    finished = run is not None and run.status == "finished"
+    if finished:
+        print(f"{c.path} is finished already", file=sys.stderr)
+    there = fleet.world.allreduce(run is not None, MPI.LOR)
+    return Earlier(run, there, fleet.world.allreduce(finished, MPI.LOR))
+
+
+def resume(
+    c: TrainConfig,
+    fleet: Fleet,
+    before: Earlier,
+    config: Mapping[str, Any],
+    provenance: Mapping[str, Any],
+    writes: bool,
+    checkpoints: bool = True,
+) -> Start:
+    """Find the checkpoint to go on from, and open the run file on the rank that writes.
+
+    config, provenance: what the run file says of this run. checkpoints: runs of this kind make
+    some; others start from the beginning. Collective. Raises UserError on every rank where the
+    earlier run has other settings or its file cannot be written.
+    """
+    fleet.together(lambda: _check_settings(c.path, before.run, config))
+    saved = latest(c, fleet) if checkpoints and before.there else None
+
+    def opened() -> Record | None:
+        if not writes:
+            return None
+        if saved:
+            print(f"localavg: {c.path} goes on after step {saved.t}", file=sys.stderr)
+            rows = {name: int(n) for name, n in saved.state["record"].items()}
+            return Record.reopen(c.path, rows, provenance)
+        if before.there:
+            aside = set_aside(c.path, "unfinished")
+            print(
+                f"localavg: {c.path} has no checkpoint: kept as {aside}, starting from the "
+                "beginning",
+                file=sys.stderr,
+            )
+        return Record.create(c.path, config, provenance)
+
+    return Start(saved, fleet.together(opened))
+
+
+def latest(c: TrainConfig, fleet: Fleet) -> Saved | None:
+    """Read the latest checkpoint that every rank can read, None where there is none.
+
+    Damaged ones are reported on stderr and set aside. Collective.
+    """
+    folder = checkpoint.folder_of(c.path)
+    for t in fleet.world.bcast(checkpoint.found(folder) if fleet.rank == 0 else None):
+        try:
+            return fleet.together(
+                lambda t=t: checkpoint.read(folder, t, fleet.rank, fleet.learners)
+            )
+        except UserError as e:
+            if fleet.rank == 0:
+                print(f"localavg: {e}; going back to the one before", file=sys.stderr)
+            fleet.together(lambda t=t: checkpoint.put_aside(folder, t) if fleet.rank == 0 else None)
+    return None
+
+
+def restore_(saved: Saved | None, fleet: Fleet, w: Array, parts: Mapping[str, Part]) -> int:
+    """Put what was saved into w [L, d] and the parts; returns how many updates were made."""
+    if saved is None:
+        return 0
+    t, state, ranks = saved
+    put_(w, state["weights"]["w"])
+    for name, part in parts.items():
+        part.load_state_dict(state.get(name, {}))
+    state.clear()  # as large as the weights and more, and held elsewhere too
+    if ranks != fleet.ranks and fleet.rank == 0:
+        print(
+            f"localavg: saved by {ranks} ranks, resumed by {fleet.ranks}: sums over ranks may "
+            "round differently than in an uninterrupted run",
+            file=sys.stderr,
+        )
+    return t
+
+
+def _found(c: TrainConfig) -> Run | None:
+    folder = checkpoint.folder_of(c.path)
+    requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
+    if not (c.resume or requeued):
+        refuse_existing(c.path)
     if os.path.exists(c.path) and os.path.getsize(c.path) == 0:  # killed as it was made
         os.unlink(c.path)
     if not os.path.exists(c.path):
@@ -46,7 +152,7 @@ def earlier(c: TrainConfig) -> record.Run | None:
                 f"move the folder away"
             )
         return None
-    found = record.load(c.path, weights=False)
+    found = load(c.path, weights=False)
     if found.status == "finished" and (other := difference(every(c), found.config)):
         raise UserError(
             f"--resume: {c.path} is finished, but {other}; give the same settings, or another --out"
@@ -54,142 +160,11 @@ def earlier(c: TrainConfig) -> record.Run | None:
     return found
 
 
-def finished(found: record.Run | None, world: MPI.Intracomm) -> bool:
-    """Whether the run that the writing rank found is finished, which is said there. Collective."""
-    done = found is not None and found.status == "finished"
-    if done:
-        print(f"{found.path} is finished already", file=sys.stderr)
-    return world.allreduce(done, MPI.LOR)
-
-
-def opened(
-    c: TrainConfig,
-    fleet: Fleet,
-    settings: Mapping[str, Any],
-    origin: Mapping[str, Any],
-    found: record.Run | None,
-    writes: bool,
-    checkpoints: bool = True,
-) -> tuple[Saved | None, record.Record | None]:
-    """The checkpoint to go on from, None for a new run, and the run file on the rank that writes.
-    Collective.
-
-    found: the earlier run there. checkpoints: runs of this kind make some; others start from the
-    beginning.
-    """
-
-    def check() -> None:
-        for name, value in settings.items() if found else ():
-            was = found.config.get(name)
-            if name not in FREE and was != record.stored(value):
-                raise UserError(
-                    f"--resume: {c.path} was made with {name} = {was}, not {record.stored(value)}; "
-                    "give the same "
-                    f"settings, or another --out"
-                )
-
-    fleet.together(check)
-    saved = None
-    if checkpoints and fleet.world.allreduce(found is not None, MPI.LOR):
-        saved = keeper.latest(checkpoint.folder_of(c.path), fleet)
-
-    def open_() -> record.Record | None:
-        if not writes:
-            return None
-        if saved:
-            print(f"localavg: {c.path} goes on after step {saved.t}", file=sys.stderr)
-            rows = saved.state["record"]
-            return record.Record.reopen(c.path, {name: int(n) for name, n in rows.items()}, origin)
-        if found is not None:
-            aside = set_aside(c.path, "unfinished")
-            print(
-                f"localavg: {c.path} has no checkpoint: kept as {aside}, starting from the "
-                "beginning",
-                file=sys.stderr,
+def _check_settings(path: str, run: Run | None, config: Mapping[str, Any]) -> None:
+    for name, value in config.items() if run is not None else ():
+        was = run.config.get(name)
+        if name not in FREE and was != stored(value):
+            raise UserError(
+                f"--resume: {path} was made with {name} = {was}, not {stored(value)}; give the "
+                "same settings, or another --out"
             )
-        return record.Record.create(c.path, settings, origin)
-
-    return saved, fleet.together(open_)
-
-
-def ended(
-    work: Callable[[], None],
-    file: record.Record | None,
-    log: Any,
-    problem: Problem,
-    world: MPI.Intracomm,
-) -> tuple[int, str]:
-    """Do `work` and let the run file say how it ended; returns the exit status and the reason if it
-    did not finish.
-
-    log: what is closed before. An exception that is no way for a run to end ends the job.
-    """
-
-    def finish(status: str, **why: str) -> None:
-        if file is not None:
-            log.close()
-            file.finish(status, **why)
-
-    try:
-        work()
-        finish("finished")
-    except Diverged as e:
-        finish("failed", failure=str(e))
-        return FAILED, str(e)
-    except Interrupted as e:
-        finish("interrupted", failure=str(e))
-        return GO_ON, str(e)
-    except BaseException as e:
-        with suppress(UserError):  # what went wrong first is what counts
-            finish(
-                "interrupted" if isinstance(e, KeyboardInterrupt) else "failed",
-                failure=f"{type(e).__name__}: {e}",
-            )
-        if not isinstance(e, UserError):
-            raise
-        if world.size > 1 and not isinstance(e, SharedError):  # perhaps only this rank knows
-            print(f"localavg: {e}", file=sys.stderr, flush=True)
-            world.Abort(FAILED)
-        return FAILED, f"localavg: {e}"
-    finally:
-        problem.close()
-    return FINISHED, ""
-
-
-def settings(c: TrainConfig, P: int, data: Dataset, problem: Problem, T: int) -> dict[str, Any]:
-    """/config: every setting as it took effect, flat."""
-    where = (
-        os.path.abspath(c.data) if os.path.exists(c.data) else c.data
-    )  # so that it is found from anywhere
-    return {
-        **every(c),
-        "data": where,
-        "learners": P,
-        "steps": T,
-        "problem": type(problem).__name__.lower(),
-        "rows": problem.n,
-        "d": problem.d,
-        "data_name": data.name,
-        "test_rows": 0 if data.test is None else len(data.test.y),
-    }
-
-
-def where(fleet: Fleet, transport: Any) -> dict[str, Any]:
-    """/provenance: the machine's side of it."""
-    return {
-        "mpi_library": MPI.Get_library_version().splitlines()[0].rstrip("\0 "),
-        "hosts": sorted(set(fleet.hosts)),
-        "ranks": fleet.ranks,
-        "nodes": fleet.nodes,
-        "learners_per_rank": fleet.layout.per_rank,
-        "threads": fleet.threads,
-        "transport": transport.name,
-        "transport_why": transport.why,
-    }
-
-
-def gpus(fleet: Fleet, device: Cpu) -> dict[str, Any]:
-    """/provenance: the host and PCI address of every rank's GPU, where there is one. Collective."""
-    if device.name == "cpu":
-        return {}
-    return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]}

@@ -26,7 +26,8 @@ from localavg.parallel.transport.nccl import Nccl
 from localavg.parallel.transport.staged import Staged
 from localavg.scope import Scope
 from localavg.training.keeper import Keeper
-from localavg.training.monitor import Clock, Monitor
+from localavg.training.monitor import Monitor
+from localavg.training.stopwatch import Stopwatch
 
 AWARE = SimpleNamespace(works=True, why="device memory was reduced in place, every number right")
 UNAWARE = SimpleNamespace(works=False, why="the child ended with status 139: signal 11")
@@ -310,7 +311,7 @@ def test_columns_of_a_matrix_on_the_device_can_be_filled_from_the_host():
 def test_work_of_the_device_is_waited_for_before_the_time_of_V_t_is_left_out():
     told = []
     monitor = object.__new__(Monitor)
-    monitor.clock, monitor._drift, monitor.diagnosis_s = Clock(), [], 0.0
+    monitor.clock, monitor.averages = Stopwatch(), SimpleNamespace(drifted=lambda *_: None)
     monitor.transport = SimpleNamespace(
         settle=lambda: told.append("settle"), variance=lambda w: told.append("V") or 1.0
     )
@@ -321,9 +322,9 @@ def test_work_of_the_device_is_waited_for_before_the_time_of_V_t_is_left_out():
 def test_work_of_the_device_is_waited_for_before_the_time_of_a_checkpoint_is_left_out(tmp_path):
     told, keep = [], Keeper(Fleet(MPI.COMM_SELF), None, tmp_path)
     monitor = SimpleNamespace(
-        computed=lambda: told.append("computed"), clock=Clock(), state_dict=dict
+        computed=lambda: told.append("computed"), clock=Stopwatch(), state_dict=dict
     )
-    keep.w, keep.parts = None, {"monitor": monitor}
+    keep.w, keep.monitor, keep.parts = None, monitor, {"monitor": monitor}
     with mock.patch.object(checkpoint, "write", lambda *_: told.append("write")):
         keep.save(3)
     assert told == ["computed", "write"]
@@ -460,6 +461,7 @@ def trained(world, data, folder):
 
     from localavg.config import TrainConfig
     from localavg.files import record
+    from localavg.training import build
     from localavg.training import run as module
 
     answers = {}
@@ -479,7 +481,7 @@ def trained(world, data, folder):
             )
             stand_in.gpus[0] = 1
             with mock.patch.object(
-                module,
+                build,
                 "choose_device",
                 lambda name, fleet: Cpu() if name == "cpu" else device_of(fleet),
             ):
@@ -533,6 +535,7 @@ def stopped_and_resumed(world, data, folder):
 
     from localavg.config import TrainConfig
     from localavg.files import record
+    from localavg.training import build
     from localavg.training import run as module
 
     def make(c, epoch):
@@ -563,8 +566,8 @@ def stopped_and_resumed(world, data, folder):
         return module.run(c, world)
 
     with (
-        mock.patch.object(module, "choose_device", lambda name, fleet: device_of(fleet)),
-        mock.patch.object(module.stepsizes, "make", make),
+        mock.patch.object(build, "choose_device", lambda name, fleet: device_of(fleet)),
+        mock.patch.object(build.stepsizes, "make", make),
     ):
         train("whole")
         with pytest.raises(RuntimeError, match="stop"):

@@ -391,7 +391,7 @@ def test_a_mistake_is_one_line(line, tmp_path):
 def refused(world):
     """What data of logistic regression say to graphs."""
     from localavg import datasets
-    from localavg.training.run import make_problem
+    from localavg.training.build import make_problem
 
     fleet, c = (
         Fleet(world),

@@ -18,11 +18,11 @@ from localavg.files import record
 from localavg.scope import Scope
 from localavg.simulate import plan, timing
 from localavg.simulate.clock import Synchronous, averages
-from localavg.simulate.timing import Machine, StepTimes
+from localavg.simulate.timing import StepTimes, Timing
 
 # --------------------------------------------------------------------------------------------------
 
-BY_HAND = Machine(step_s=1, latency_s=0.5, bandwidth_bytes_per_s=10, service_s=3)
+BY_HAND = Timing(step_s=1, latency_s=0.5, bandwidth_bytes_per_s=10, service_s=3)
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,16 @@ def test_a_cost_that_cannot_be_is_refused_by_name(name, value):
         match=f"^--{name.replace('_', '-')} {value}: must be a finite number (above|of at least) "
         "0$",
     ):
-        Machine(**{name: value})
+        Timing(**{name: value})
 
 
 def test_only_times_that_may_be_nothing_can_be_zero():
-    assert Machine(step_cv=0, latency_s=0, service_s=0).mean_s(8, 0) == 0
+    assert Timing(step_cv=0, latency_s=0, service_s=0).mean_s(8, 0) == 0
     for name in ("step_s", "bandwidth_bytes_per_s"):
         with pytest.raises(
             UserError, match=f"--{name.replace('_', '-')} 0: must be a finite number above 0"
         ):
-            Machine(**{name: 0})
+            Timing(**{name: 0})
 
 
 # --------------------------------------------------------------------------------------------------
@@ -77,7 +77,7 @@ def test_only_times_that_may_be_nothing_can_be_zero():
     cv=st.sampled_from([0.0, 0.1, 1.5]),
 )
 def test_the_time_of_an_interval_is_that_of_its_parts_however_it_is_cut(cuts, j, seed, cv):
-    times, ends = StepTimes(Machine(step_cv=cv), seed), [0, *sorted(cuts), 1100]
+    times, ends = StepTimes(Timing(step_cv=cv), seed), [0, *sorted(cuts), 1100]
     parts = [times.sum(j, a, b) for a, b in zip(ends, ends[1:], strict=False)]
     assert sum(parts) == pytest.approx(times.sum(j, 0, 1100), rel=1e-12)
     assert all(
@@ -87,18 +87,18 @@ def test_the_time_of_an_interval_is_that_of_its_parts_however_it_is_cut(cuts, j,
 
 def test_the_time_of_an_update_depends_on_nothing_but_seed_learner_and_update():
     asked = [(j, t) for j in range(4) for t in (0, 1, 255, 256, 257, 1000)]
-    alone = {(j, t): StepTimes(Machine(step_cv=0.5), 7).sum(j, t, t + 1) for j, t in asked}
+    alone = {(j, t): StepTimes(Timing(step_cv=0.5), 7).sum(j, t, t + 1) for j, t in asked}
     for order in (asked, asked[::-1], sorted(asked, key=lambda each: each[1])):
-        times = StepTimes(Machine(step_cv=0.5), 7)
+        times = StepTimes(Timing(step_cv=0.5), 7)
         assert {each: times.sum(*each, each[1] + 1) for each in order} == alone
     assert len({*alone.values()}) == len(asked)
-    assert StepTimes(Machine(step_cv=0.5), 8).sum(0, 0, 1) != alone[0, 0]
+    assert StepTimes(Timing(step_cv=0.5), 8).sum(0, 0, 1) != alone[0, 0]
 
 
 @pytest.mark.parametrize("cv", [0.0, 0.1, 1.0])
 def test_many_updates_have_the_mean_and_the_coefficient_of_variation_asked_for(cv):
     """To 5 standard errors; those of a lognormal's deviation follow from its fourth moment."""
-    times, n = StepTimes(Machine(step_s=0.03, step_cv=cv), seed=2), 20_000
+    times, n = StepTimes(Timing(step_s=0.03, step_cv=cv), seed=2), 20_000
     draws = np.array([times.sum(j, t, t + 1) for j in range(4) for t in range(n // 4)])
     q = 1 + cv**2
     kurtosis = q**4 + 2 * q**3 + 3 * q**2 - 3
@@ -112,7 +112,7 @@ def test_many_updates_have_the_mean_and_the_coefficient_of_variation_asked_for(c
 
 
 def clock(P, S=None, seed=0, **more):
-    made = Machine(**{"step_s": 0.25, "latency_s": 0.125, "bandwidth_bytes_per_s": 64, **more})
+    made = Timing(**{"step_s": 0.25, "latency_s": 0.125, "bandwidth_bytes_per_s": 64, **more})
     return Synchronous(made, P, seed, averages(made, P, 32, S))
 
 
@@ -132,7 +132,7 @@ def test_learners_of_one_speed_never_wait_and_add_up_to_updates_and_averages(K):
         pytest.approx(T * 0.25),
         pytest.approx(averages * mean_s),
     )
-    assert steady.wall_s == plan.modelled_s(Machine(0.25, 0, 0.125, 64), P, Every(K), T, 0, 32)
+    assert steady.wall_s == plan.modelled_s(Timing(0.25, 0, 0.125, 64), P, Every(K), T, 0, 32)
 
 
 def test_an_average_over_clusters_waits_within_the_cluster_alone():
@@ -178,10 +178,10 @@ def fitted(*paths):
 def test_a_run_gives_back_the_times_that_it_recorded(tmp_path):
     got = fitted(run_file(tmp_path / "run.h5"))
     assert got.step_s == pytest.approx(0.5)
-    assert got.mean_s(2, 4 * 1000) == pytest.approx(1.0) and got.latency_s == Machine.latency_s
+    assert got.mean_s(2, 4 * 1000) == pytest.approx(1.0) and got.latency_s == Timing.latency_s
     e_2 = 1 / math.sqrt(math.pi)  # the mean of the larger of two standard normals
     assert got.step_cv == pytest.approx(0.5 / (e_2 * 0.5 * math.sqrt(8)), rel=0.03)
-    assert got.service_s == Machine.service_s
+    assert got.service_s == Timing.service_s
 
 
 REFUSED = {
@@ -236,4 +236,4 @@ def test_single_options_are_put_on_top_of_a_measured_run(tmp_path):
     measured = fitted(path)
     assert (got.step_s, got.latency_s) == (measured.step_s, measured.latency_s)
     assert (got.step_cv, got.bandwidth_bytes_per_s) == (0, 7)
-    assert timing.make(TrainConfig(algorithm="kavg", simulate=True)) == Machine()
+    assert timing.make(TrainConfig(algorithm="kavg", simulate=True)) == Timing()

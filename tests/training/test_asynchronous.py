@@ -30,7 +30,7 @@ from localavg.scope import Scope
 from localavg.simulate import plan, timing
 from localavg.simulate.arrivals import exchanges
 from localavg.simulate.clock import Synchronous, averages
-from localavg.simulate.timing import Machine
+from localavg.simulate.timing import Timing
 
 L2 = 1e-2
 NIN = "--data digits --model nin --batch-size 8 --save-weights"
@@ -266,7 +266,7 @@ def test_a_server_that_cannot_keep_up_makes_a_queue(simulated):
 
 
 def test_time_needs_no_training(simulated):
-    made = [*exchanges(Machine(step_cv=0.5), 4, 3, 10, 1, 80)]
+    made = [*exchanges(Timing(step_cv=0.5), 4, 3, 10, 1, 80)]
     assert [e.j for e in made] == simulated["downpour"].staleness.learner.tolist()
     assert [e.t for e in made] == simulated["downpour"].staleness.t.tolist()
     assert [e.done_s for e in made] == simulated["downpour"].staleness.wall_s.tolist()
@@ -283,7 +283,7 @@ def test_networks_with_statistics_train_around_a_center(simulated):
 # --------------------------------------------------------------------------------------------- the
 
 
-STEADY = Machine(step_s=0.5, step_cv=0, latency_s=0.125, bandwidth_bytes_per_s=100)
+STEADY = Timing(step_s=0.5, step_cv=0, latency_s=0.125, bandwidth_bytes_per_s=100)
 
 
 def test_a_steady_machine_takes_what_one_adds_up():
@@ -300,7 +300,7 @@ def test_a_steady_machine_takes_what_one_adds_up():
 
 
 def test_waiting_for_the_slowest_costs_more_with_more_learners_and_shorter_periods():
-    rough = Machine(step_s=0.01, step_cv=0.5, latency_s=0, bandwidth_bytes_per_s=1e15)
+    rough = Timing(step_s=0.01, step_cv=0.5, latency_s=0, bandwidth_bytes_per_s=1e15)
     taken = {
         (P, K): plan.modelled_s(rough, P, Every(K), 256, 0, 4) for P in (1, 8, 64) for K in (1, 16)
     }
@@ -315,7 +315,7 @@ def test_waiting_for_the_slowest_costs_more_with_more_learners_and_shorter_perio
 
 
 def test_times_of_updates_have_the_mean_and_deviation_asked_for():
-    times = timing.StepTimes(Machine(step_s=0.02, step_cv=0.4), seed=0)
+    times = timing.StepTimes(Timing(step_s=0.02, step_cv=0.4), seed=0)
     draws = np.array([times.sum(j, t, t + 1) for j in range(20) for t in range(500)])
     assert draws.mean() == pytest.approx(0.02, rel=0.02) and draws.std() == pytest.approx(
         0.008, rel=0.05
@@ -326,7 +326,7 @@ def test_times_of_updates_have_the_mean_and_deviation_asked_for():
 
 
 def test_a_simulated_synchronous_run_records_the_modelled_times(simulated):
-    default, nbytes = Machine(), 4 * 20
+    default, nbytes = Timing(), 4 * 20
     kavg, hieravg, sync = (simulated[name] for name in ("kavg", "hieravg", "sync"))
     assert kavg.train.wall_s.iloc[-1] == pytest.approx(
         plan.modelled_s(default, 4, Every(4), 10, 3, nbytes)
@@ -346,7 +346,7 @@ def test_a_simulated_synchronous_run_records_the_modelled_times(simulated):
 
 
 def test_a_machine_is_fitted_from_what_a_run_recorded():
-    truth = Machine(step_s=0.02, step_cv=0.3, latency_s=1e-4, bandwidth_bytes_per_s=1e8)
+    truth = Timing(step_s=0.02, step_cv=0.3, latency_s=1e-4, bandwidth_bytes_per_s=1e8)
 
     def made(d):
         clock = Synchronous(truth, 2, 7, averages(truth, 2, 4 * d))

@@ -6,7 +6,7 @@ from mpi import call
 from mpi4py import MPI
 
 from localavg import algorithms
-from localavg.algorithms.base import Algorithm, Mean, Never, NoExchange
+from localavg.algorithms.base import Algorithm, Exchange, Mean, Never, NoExchange
 from localavg.algorithms.kavg import Every
 from localavg.learner.flat import Flat
 from localavg.learner.optim import SGD
@@ -26,7 +26,7 @@ class Elastic(Mean):
         return np.nan
 
 
-class OwnShare(NoExchange):
+class OwnShare(Exchange):
     """Gradients are exchanged, and each learner keeps its own as well: g_j ← (ḡ + g_j) / 2."""
 
     scope = Scope.WORLD
@@ -88,6 +88,27 @@ def test_the_weights_of_the_file_are_those_of_the_last_evaluation(
 def test_they_do_not_depend_on_the_layout(name, on_one_and_two_ranks):
     one, two = (found[name][1] for found in on_one_and_two_ranks)
     np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-6)
+
+
+def attached(world):
+    """A model of one parameter, apart on every rank and averaged elastically; what it ends with."""
+    import torch
+
+    from localavg.attaching.averager import attach
+
+    model = torch.nn.Linear(1, 1, bias=False)
+    averager = attach(model, Fleet(world), elastic(K=2))
+    for _ in range(3):
+        with torch.no_grad():
+            model.weight += 1 + world.rank
+        averager.step()
+    mean = float(averager.transport.mean(averager.flat.w)[0])
+    return mean, averager.finish(), float(model.weight), averager.finish()
+
+
+def test_attach_ends_averaged_too():
+    (_, *first), (_, *second) = call(2, attached, timeout=60)
+    assert first == second and first[0] is Scope.WORLD and first[2] is Scope.NONE
 
 
 def averaging(rows):

@@ -9,13 +9,14 @@ from statistics import median
 
 import numpy as np
 
-from localavg import datasets
 from localavg.cli.bench import Row, medians, seconds
 from localavg.cli.bench.loop import overhead, train_alone
+from localavg.config import TrainConfig
 from localavg.learner import optim
-from localavg.learner.sampling import SAMPLERS, Batch
+from localavg.learner.sampling import Batch
 from localavg.parallel.fleet import Fleet
 from localavg.problems.logistic import Logistic
+from localavg.training.build import assemble, load_task
 
 
 def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) -> list[Row]:
@@ -26,21 +27,17 @@ def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) ->
     recording: the share of time in the run file and progress bar. overhead_s, add_s and their
     ratio: as `loop.overhead` measures them.
     """
-    problem = Logistic(datasets.load(data, fleet), 1e-4)
+    task = load_task(_settings(data, B, steps), fleet, 1)
+    problem = task.problem
     x, y, d = problem.x, problem.y, problem.d  # [n, d], [n]
-    sampler = SAMPLERS["block"](problem.n, 1, B, seed=0)
-    rows = [sampler.batch(0, t) for t in range(1, steps + 1)]
+    rows = [task.sampler.batch(0, t) for t in range(1, steps + 1)]
     recorded: list[float] = []
     beside: list[dict[str, float]] = []
-    log_every = max(1, steps // 100)
 
     def ours() -> float:
-        wall_s, share = train_alone(fleet, problem, optim.SGD(), sampler, steps, log_every)
+        wall_s, share = train_alone(assemble(task))
         recorded.append(share)
         return wall_s
-
-    def timed_in_parts() -> float:
-        return seconds(lambda: beside.append(overhead(fleet, problem, sampler, steps, log_every)))
 
     times = medians(
         {
@@ -48,7 +45,7 @@ def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) ->
             "step": lambda: _gradients_and_updates(problem, rows),
             "bare": lambda: _bare(x, y, rows, d),
             "floor": lambda: seconds(x.sum),
-            "parts": timed_in_parts,
+            "parts": lambda: seconds(lambda: beside.append(overhead(task))),
         },
         repeats,
     )
@@ -72,6 +69,20 @@ def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) ->
             "overhead_over_add": rest_s / add_s,
         }
     ]
+
+
+def _settings(data: str, B: int, steps: int) -> TrainConfig:
+    return TrainConfig(
+        algorithm="sgd",
+        data=data,
+        problem="logistic",
+        sampling="block",
+        force_block=True,
+        batch_size=B,
+        steps=steps,
+        log_every=max(1, steps // 100),
+        eval_every=steps,
+    )
 
 
 def _gradients_and_updates(problem: Logistic, rows: list[Batch]) -> float:

@@ -6,102 +6,52 @@ import os
 import tempfile
 from collections.abc import Callable
 from copy import copy
-from pathlib import Path
+from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
 import numpy as np
 
-from localavg import algorithms
 from localavg.files.record import Record
-from localavg.learner import stepsizes
-from localavg.learner.flat import Flat
-from localavg.learner.optim import SGD
-from localavg.learner.sampling import Sampler
-from localavg.parallel.device import Cpu
-from localavg.parallel.fleet import Fleet
-from localavg.parallel.transport import choose
-from localavg.problems import Problem
-from localavg.training.evaluate import Evaluator, by_learner
-from localavg.training.keeper import Keeper
-from localavg.training.length import Length
+from localavg.training.build import Experiment, Task, assemble
 from localavg.training.loop import train
-from localavg.training.monitor import Monitor
-from localavg.training.payload import Payload
+from localavg.training.run import watched
 
 
-def train_alone(
-    fleet: Fleet,
-    problem: Problem,
-    optimizer: SGD,
-    sampler: Sampler,
-    T: int,
-    log_every: int,
-    device: Cpu | None = None,
-) -> tuple[float, float]:
-    """T updates of the learners, each by itself: wall clock in seconds, and the share of it that
-    recording took.
-    """
-    algorithm = algorithms.make("sgd", {}, T, sampler.epoch)
-    transport = choose("auto", fleet, None, learner_bytes=8 * problem.d, device=device)
-    flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
-    for w_j in flat.w:
-        problem.initial_(w_j)
-    algorithm.exchange.start(fleet.learners, 0)
+def train_alone(e: Experiment) -> tuple[float, float]:
+    """Train, and return the wall clock in seconds and the share of it that recording took."""
     with tempfile.TemporaryDirectory() as folder:
         timed = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))
-        monitor = Monitor(
-            fleet,
-            transport,
-            Evaluator(problem, fleet.world, by_learner(fleet)),
-            timed,
-            Length(fleet.P, T, sampler.B, sampler.epoch, log_every, eval_every=T),
-            Payload(algorithm, transport, flat, optimizer),
-        )
+        monitor, keeper = watched(e, timed)
         monitor.progress = Timed(monitor.progress)
-        feed = problem.feed(sampler, fleet.learners, T)
-        keeper = Keeper(fleet, None, Path(folder, "run.ckpt"))
-        train(
-            problem,
-            flat,
-            algorithm,
-            optimizer,
-            stepsizes.constant(0.01),
-            feed,
-            transport,
-            fleet.learners,
-            T,
-            monitor,
-            keeper,
-        )
+        train(e, monitor, keeper)
         wall_s = monitor.clock.wall_s
-        problem.close()
+        e.problem.close()
         return wall_s, (timed.seconds + monitor.progress.seconds) / wall_s
 
 
-def overhead(
-    fleet: Fleet, problem: Problem, sampler: Sampler, T: int, log_every: int
-) -> dict[str, float]:
+def overhead(task: Task) -> dict[str, float]:
     """What the loop takes an update beside taking rows, gradient and update, against np.add.
 
-    overhead_s: the rest of the wall clock, an update, in one run of T updates of plain SGD. add_s:
-    one np.add of d float32, timed after every update of that run, when the caches are as cold.
+    overhead_s: the rest of the wall clock, an update, in one run. add_s: one np.add of d float32,
+    timed after every update of that run, when the caches are as cold.
     """
-    parts, adding = Seconds(), Seconds()
+    problem, parts, adding = task.problem, Seconds(), Seconds()
     x, y, z = (np.ones(problem.d, np.float32) for _ in range(3))  # [d]
-    watched, sgd = copy(problem), SGD()
-    watched.gradient_ = parts.timing(problem.gradient_)
-    watched.feed = lambda *how: parts.timing(problem.feed(*how))
-    update_, add = parts.timing(sgd.update_), adding.timing(np.add)
+    shown = copy(problem)
+    shown.gradient_ = parts.timing(problem.gradient_)
+    shown.feed = lambda *how: parts.timing(problem.feed(*how))
+    e = assemble(replace(task, problem=shown))
+    update_, add = parts.timing(e.optimizer.update_), adding.timing(np.add)
 
     def update_and_add_(w: Any, g: Any, gamma: float) -> None:
         update_(w, g, gamma)
         add(x, y, z)
 
-    sgd.update_ = update_and_add_
-    wall_s, _ = train_alone(fleet, watched, sgd, sampler, T, log_every)
-    rest_s = (wall_s - parts.spent - adding.spent) / T
-    return {"overhead_s": rest_s, "add_s": adding.spent / T}
+    e.optimizer.update_ = update_and_add_
+    wall_s, _ = train_alone(e)
+    rest_s = wall_s - parts.spent - adding.spent
+    return {"overhead_s": rest_s / task.length.T, "add_s": adding.spent / task.length.T}
 
 
 class Seconds:

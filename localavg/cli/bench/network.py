@@ -12,13 +12,14 @@ from torch.nn.functional import cross_entropy
 from localavg import models
 from localavg.cli.bench import Row, images, medians, seconds
 from localavg.cli.bench.loop import train_alone
+from localavg.config import TrainConfig
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
 from localavg.interfaces import Device
-from localavg.learner import optim
-from localavg.learner.sampling import IID
+from localavg.learner.sampling import Sampler
 from localavg.parallel.fleet import Fleet
-from localavg.problems.network import Network, set_up_torch
+from localavg.problems.network import Network
+from localavg.training.build import assemble, make_problem, task_of
 
 BATCHES = 4  # batches in the data set: few, so that evaluation, which is not timed, is short
 MOMENTUM, DECAY = 0.9, 1e-4
@@ -47,28 +48,27 @@ def bench_network(
     """
     if model not in models.MODELS:
         raise UserError(f"--model {model}: must be one of {', '.join(models.MODELS)}")
-    set_up_torch(fleet.threads, device, precision)
-    side = side or models.MODELS[model].side
-    shape, classes = images(side)
-    random = np.random.default_rng(0)
-    n = BATCHES * B
-    split = Split(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, classes, n))
-    names, C = tuple(map(str, range(classes))), shape[2]
-    pixels = (MEAN,) * C, (DEVIATION,) * C
-    data = Dataset("random", "images", split, None, names, True, shape, *pixels)
-    sampler = IID(n, fleet.P, B, seed=0)
-    problem = Network(
-        data, model, DECAY, 0, precision=precision, cuda_graphs=cuda_graphs, device=device.name
+    data = _random_images(side or models.MODELS[model].side, B)
+    c = TrainConfig(
+        algorithm="sgd",
+        model=model,
+        l2=DECAY,
+        batch_size=B,
+        steps=steps,
+        optimizer="momentum",
+        momentum=MOMENTUM,
+        log_every=LOG_EVERY,
+        eval_every=steps,
+        precision=precision,
+        cuda_graphs=cuda_graphs,
+        device=device.name,
     )
-
-    def ours() -> float:
-        sgd = optim.Momentum(MOMENTUM)
-        return train_alone(fleet, problem, sgd, sampler, steps, LOG_EVERY, device)[0]
-
+    problem = make_problem(c, data, fleet, device)
+    task = task_of(c, fleet, fleet.P, device, problem)
     ways = {
-        "ours": ours,
-        "bare": lambda: _bare(problem, sampler, shape, steps),
-        "floor": lambda: _gradients(problem, sampler, steps, device),
+        "ours": lambda: train_alone(assemble(task))[0],
+        "bare": lambda: _bare(problem, task.sampler, steps),
+        "floor": lambda: _gradients(problem, task.sampler, steps, device),
     }
     times = medians(ways, repeats)
     learners = {"ours": fleet.P, "bare": 1, "floor": 1}
@@ -77,7 +77,7 @@ def bench_network(
         {
             "problem": "network",
             "model": model,
-            "side": side,
+            "side": data.shape[0],
             "batch_size": B,
             "precision": precision,
             "device": device.name,
@@ -93,10 +93,20 @@ def bench_network(
     ]
 
 
-def _bare(problem: Network, sampler: IID, shape: tuple[int, int, int], steps: int) -> float:
+def _random_images(side: int, B: int) -> Dataset:
+    """Images of `side` pixels, BATCHES mini-batches of B in all."""
+    shape, classes = images(side)
+    random, n = np.random.default_rng(0), BATCHES * B
+    split = Split(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, classes, n))
+    names, C = tuple(map(str, range(classes))), shape[2]
+    pixels = (MEAN,) * C, (DEVIATION,) * C
+    return Dataset("random", "images", split, None, names, True, shape, *pixels)
+
+
+def _bare(problem: Network, sampler: Sampler, steps: int) -> float:
     """Time the loop that one would write by hand."""
     data = problem.data
-    model = models.make(problem.model, shape, len(data.classes)).to(problem.device)
+    model = models.make(problem.model, data.shape, len(data.classes)).to(problem.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=MOMENTUM, weight_decay=DECAY)
     x = torch.from_numpy(data.train.x).permute(0, 3, 1, 2).float().contiguous()  # [n, C, H, W]
     x = ((x - MEAN) / DEVIATION).to(problem.device)
@@ -117,7 +127,7 @@ def _bare(problem: Network, sampler: IID, shape: tuple[int, int, int], steps: in
     return seconds(loop)
 
 
-def _gradients(problem: Network, sampler: IID, steps: int, device: Device) -> float:
+def _gradients(problem: Network, sampler: Sampler, steps: int, device: Device) -> float:
     """Time forward and backward alone, on one mini-batch again and again."""
     w, g = device.zeros((problem.d,)), device.zeros((problem.d,))
     problem.initial_(w)

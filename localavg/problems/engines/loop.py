@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any
 
 from localavg.interfaces import Array, Problem
@@ -11,8 +12,8 @@ from localavg.interfaces import Array, Problem
 class Loop:
     """Calls problem.gradient_ for each learner in turn.
 
-    feed(j, t): learner j's mini-batch of update t. learners: of the rows, in their order. lap(name)
-    is called when the time since its last call went to "compute" or "data".
+    feed(j, t): learner j's mini-batch of update t. learners: of the rows, in their order.
+    book("data", seconds) is called with the time that an update's mini-batches took.
     """
 
     def __init__(
@@ -20,10 +21,12 @@ class Loop:
         problem: Problem,
         feed: Callable[[int, int], Any],
         learners: range,
-        lap: Callable[[str], Any],
+        book: Callable[[str, float], None],
     ) -> None:
-        self.learners, self.calls = learners, (feed, problem.gradient_, lap)
-        self._w = self._out = None  # the matrices that the rows below are views of
+        self.learners, self.calls = learners, (feed, problem.gradient_, book)
+        # the matrices that the rows below are views of
+        self._w: Array | None = None
+        self._out: Array | None = None
         self._rows: list[tuple[int, Array, Array]] = []
 
     def gradients_(self, w: Array, t: int, out: Array) -> list[Any]:
@@ -34,11 +37,12 @@ class Loop:
         if self._w is not w or self._out is not out:
             self._w, self._out = w, out
             self._rows = list(zip(self.learners, w, out, strict=True))
-        feed, gradient_, lap = self.calls
-        losses = []
+        feed, gradient_, book = self.calls
+        losses, data_s = [], 0.0
         for j, w_j, g_j in self._rows:  # [d] each
-            lap("compute")
+            start = perf_counter()
             batch = feed(j, t)
-            lap("data")
+            data_s += perf_counter() - start
             losses.append(gradient_(w_j, batch, out=g_j))
+        book("data", data_s)
         return losses

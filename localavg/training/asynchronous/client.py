@@ -13,12 +13,12 @@ from mpi4py import MPI
 from localavg.algorithms.center import CenterLearner
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.messages import APPLY, NOTE, Nap, Roles
-from localavg.training.monitor import Clock
+from localavg.training.stopwatch import Stopwatch
 
 Array = Any
 
 
-class Exchange:
+class Pending:
     """The messages of one learner: what it pushes and what it pulls, straight from and to its
     vectors.
     """
@@ -60,7 +60,7 @@ class Exchange:
         return MPI.Request.Testall(self.requests)
 
 
-def client(local: Local, center: Array, roles: Roles, clock: Clock) -> None:
+def client(local: Local, center: Array, roles: Roles, clock: Stopwatch) -> None:
     """All T updates of this rank's learners, started at center [d]; returns when the servers have
     said so for each.
 
@@ -70,7 +70,7 @@ def client(local: Local, center: Array, roles: Roles, clock: Clock) -> None:
     """
     rule, T, nap = local.rule, local.T, Nap()
     ready = deque(rule.learner(j, center) for j in roles.learners)
-    exchanges = {learner.j: Exchange(learner, roles) for learner in ready}
+    exchanges = {learner.j: Pending(learner, roles) for learner in ready}
     away: list[CenterLearner] = []  # they have pushed
     while ready or away:
         if ready:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from localavg.files.record import Record
+from localavg.training.ending import Diverged
 from localavg.training.length import Length
-from localavg.training.monitor import Diverged, Progress
+from localavg.training.progress import Progress
 
 Array = Any
 

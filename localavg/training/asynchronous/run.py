@@ -9,23 +9,20 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from time import perf_counter
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 
 from localavg import algorithms
+from localavg.algorithms.eamsgd import EAMSGD
 from localavg.config import TrainConfig
 from localavg.errors import FINISHED, UserError
-from localavg.learner import stepsizes
+from localavg.interfaces import Array
 from localavg.learner.flat import Flat
-from localavg.learner.sampling import SAMPLERS
 from localavg.parallel.fleet import Fleet
-from localavg.simulate import timing
-from localavg.training import resume
+from localavg.training import header
 from localavg.training.asynchronous.client import client
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.log import Log
@@ -33,105 +30,149 @@ from localavg.training.asynchronous.messages import Roles
 from localavg.training.asynchronous.replay import order_of
 from localavg.training.asynchronous.server import FirstServer, Server
 from localavg.training.asynchronous.simulate import simulate
+from localavg.training.build import Task, load_task, start_equal_
+from localavg.training.ending import Diverged, ended
 from localavg.training.evaluate import Evaluator, by_rank
-from localavg.training.length import Length
-from localavg.training.monitor import Clock, Diverged
-from localavg.training.run import load_data, make_problem
+from localavg.training.resume import earlier, resume
+from localavg.training.stopwatch import Stopwatch
 
-Array = Any
+
+class Carrier(NamedTuple):
+    """What carries weights between learners and servers."""
+
+    name: str
+    why: str = "two-sided, between learners and servers"
 
 
 def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
-    """As `localavg.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
+    """As `training.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
     if c.simulate and world.size > 1:
         raise UserError(
             f"--simulate on {world.size} ranks: {c.algorithm} in simulated time is one process; "
             "use one rank"
         )
-    servers = _make(c, c.learners or 1).servers
-    fleet = Fleet(world)
-    model = fleet.together(lambda: timing.make(c) if c.simulate else None)
-    roles = Roles(world, c.learners, 0 if model else servers, c.algorithm)
-    P, first, rule = roles.P, bool(model) or roles.first, _make(c, roles.P).rule
-    earlier = fleet.together(lambda: resume.earlier(c) if first else None)
-    if resume.finished(earlier, world):
+    # 1. Look for an earlier run in this file, before anything is read.
+    fleet, servers = Fleet(world), _make(c, c.learners or 1).servers
+    roles = Roles(world, c.learners, 0 if c.simulate else servers, c.algorithm)
+    writes = c.simulate or roles.first
+    before = earlier(c, fleet, writes)
+    if before.finished:
         return FINISHED
-    data = load_data(c, fleet)
-    problem = fleet.together(lambda: make_problem(c, data, fleet))
-    sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
-    length = Length.of(c, P, sampler.epoch)
-    T = length.T
-    feed, step_size = (
-        problem.feed(sampler, roles.learners or range(1), T),
-        stepsizes.make(c, sampler.epoch),
+
+    # 2. Build the pieces.
+    clock = Stopwatch()
+    task, local, center = _build(c, fleet, roles, clock)
+
+    # 3. Resume: such a run starts from the beginning, in a run file of its own.
+    config = header.config(task) | _filled_in(local)
+    replay = fleet.together(lambda: _order(c, config, roles.P, local.T, local.rule.K))
+    origin = _origin(task, roles, provenance)
+    _, file = resume(c, fleet, before, config, origin, writes, checkpoints=False)
+    log = Log(task.length, task.step_size, file)
+
+    # 4. Train.
+    status, why = ended(
+        lambda: _train(task, local, center, roles, servers, log, clock, replay),
+        file,
+        log,
+        task.problem,
+        world,
     )
+    roles.free()
+
+    # 5. End.
+    if file is not None:
+        took = f"{'modelled ' * bool(task.timing)}{log.summary()}"
+        done = f"{c.algorithm}: {local.T} updates of {roles.P} learners in {took}"
+        print(why or done, file=sys.stderr)
+        print(c.path, flush=True)
+    return status
+
+
+def _build(
+    c: TrainConfig, fleet: Fleet, roles: Roles, clock: Stopwatch
+) -> tuple[Task, Local, Array]:
+    """The task, what the learners of this rank share, and the center [d] at its start. Collective.
+
+    A wrong option is reported before data is read.
+    """
+    rule = _make(c, roles.P).rule
+    task = load_task(c, fleet, roles.P)
+    problem, T = task.problem, task.length.T
     flat = Flat(problem.shapes, 1, problem.parameters)
     rule.lay_out(flat.d_trained)
-    center = flat.w[0]  # [d] x̃
-    if world.rank == 0:
-        problem.initial_(center)
-    world.Bcast(center)
+    feed = problem.feed(task.sampler, roles.learners or range(1), T)
+    start_equal_(problem, flat.w, fleet.world)
+    scratch = np.zeros(problem.d, np.float32)
+    return task, Local(rule, problem, feed, task.step_size, T, scratch, clock.lap), flat.w[0]
 
-    settings = {**resume.settings(c, P, data, problem, T), **(asdict(model) if model else {})}
-    if "alpha" in settings:
-        settings["alpha"] = rule.alpha
-    replay = fleet.together(
-        lambda: order_of(c.replay, settings, P, T, rule.K) if c.replay else None
-    )
-    carried = SimpleNamespace(
-        name="simulated" if model else "messages", why="two-sided, between learners and servers"
-    )
-    origin = {
-        **(world.bcast(provenance) or {}),
-        **resume.where(fleet, carried),
+
+def _origin(task: Task, roles: Roles, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+    """/provenance, on the rank that writes. Collective."""
+    carrier = Carrier("simulated" if task.timing else "messages")
+    return {
+        **(roles.world.bcast(provenance) or {}),
+        **header.hosts(task.fleet, carrier),
         "learners_per_rank": roles.layout.per_rank,
     }
-    _, file = resume.opened(c, fleet, settings, origin, earlier, first, checkpoints=False)
+
+
+def _train(
+    task: Task,
+    local: Local,
+    center: Array,
+    roles: Roles,
+    servers: int,
+    log: Log,
+    clock: Stopwatch,
+    replay: list[int] | None,
+) -> None:
+    """Train around `center` [d], evaluate it on the way, and save what was evaluated last."""
+    c, file = task.config, log.file if task.config.save_weights else None
     evaluator = Evaluator(
-        problem, world, by_rank(world), examples=c.eval_examples, grad_norm=c.grad_norm
+        task.problem,
+        roles.world,
+        by_rank(roles.world),
+        examples=c.eval_examples,
+        grad_norm=c.grad_norm,
     )
-    log, clock = Log(length, step_size, file), Clock()
-    local = Local(rule, problem, feed, step_size, T, np.zeros(problem.d, np.float32), clock.lap)
-    last, looked_at = (
-        np.empty_like(center),
-        np.empty_like(center),
-    )  # [d] networks remember memory that they evaluate
+    # [d] networks remember memory that they evaluate
+    last, looked_at = np.empty_like(center), np.empty_like(center)
 
     def look(U: int, wall_s: float, w: Array) -> None:
         """Evaluate w [d], the center after U updates."""
         last[:] = looked_at[:] = w
         log.evaluated(U, wall_s, evaluator.row(looked_at))
 
-    def work() -> None:
-        if file is not None and c.save_weights:
-            file.save_weights("initial_weights", center)
-        with np.errstate(
-            over="ignore", invalid="ignore"
-        ):  # divergence is found by its losses, told once
-            look(0, 0.0, center)
-            if model:
-                simulate(
-                    local,
-                    center,
-                    P,
-                    log,
-                    model,
-                    servers,
-                    c.seed,
-                    lambda: look(log.U, log.wall_s, center),
-                )
-            else:
-                _play(local, center, roles, log, clock, replay, look)
-        if file is not None and c.save_weights:
-            file.save_weights("weights", last)
-
-    status, why = resume.ended(work, file, log, problem, world)
-    roles.free()
     if file is not None:
-        took = f"{'modelled ' * bool(model)}{log.summary()}"
-        print(why or f"{c.algorithm}: {T} updates of {P} learners in {took}", file=sys.stderr)
-        print(c.path, flush=True)
-    return status
+        file.save_weights("initial_weights", center)
+    with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses
+        look(0, 0.0, center)
+        if task.timing:
+            simulate(
+                local,
+                center,
+                roles.P,
+                log,
+                task.timing,
+                servers,
+                c.seed,
+                lambda: look(log.U, log.wall_s, center),
+            )
+        else:
+            _play(local, center, roles, log, clock, replay, look)
+    if file is not None:
+        file.save_weights("weights", last)
+
+
+def _filled_in(local: Local) -> dict[str, Any]:
+    """The settings that the rule fills in where they are not given."""
+    return {"alpha": local.rule.alpha} if isinstance(local.rule, EAMSGD) else {}
+
+
+def _order(c: TrainConfig, config: Mapping[str, Any], P: int, T: int, K: int) -> list[int] | None:
+    """The order of arrival to keep, where one is asked for."""
+    return order_of(c.replay, config, P, T, K) if c.replay else None
 
 
 def _make(c: TrainConfig, P: int) -> algorithms.Asynchronous:
@@ -143,7 +184,7 @@ def _play(
     center: Array,
     roles: Roles,
     log: Log,
-    clock: Clock,
+    clock: Stopwatch,
     replay: list[int] | None,
     look: Callable[[int, float, Array], None],
 ) -> None:

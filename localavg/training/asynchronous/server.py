@@ -19,7 +19,7 @@ from mpi4py import MPI
 from localavg.algorithms.center import CenterRule
 from localavg.training.asynchronous.log import Log
 from localavg.training.asynchronous.messages import APPLY, END, KEEP, NOTE, REFUSE, Nap, Roles
-from localavg.training.monitor import Diverged
+from localavg.training.ending import Diverged
 
 Array = Any
 

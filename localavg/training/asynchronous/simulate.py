@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from localavg.simulate.arrivals import exchanges
-from localavg.simulate.timing import Machine
+from localavg.simulate.timing import Timing
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.log import Log
 
@@ -20,7 +20,7 @@ def simulate(
     center: Array,
     P: int,
     log: Log,
-    machine: Machine,
+    timing: Timing,
     servers: int,
     seed: int,
     evaluate: Callable[[], None],
@@ -32,7 +32,7 @@ def simulate(
     """
     rule, compute_s, wait_s = local.rule, 0.0, 0.0
     learners = [rule.learner(j, center) for j in range(P)]
-    for exchange in exchanges(machine, P, rule.K, local.T, seed, center.nbytes, servers):
+    for exchange in exchanges(timing, P, rule.K, local.T, seed, center.nbytes, servers):
         learner = learners[exchange.j]
         while not local.step_(learner):
             pass

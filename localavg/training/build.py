@@ -1,0 +1,216 @@
+"""Build the pieces of a run from its settings.
+
+Nothing here writes a file, and everything can be built again in one process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from mpi4py import MPI
+
+from localavg import algorithms, datasets, models
+from localavg.algorithms.base import Algorithm
+from localavg.config import TrainConfig
+from localavg.datasets import Dataset, Split
+from localavg.errors import UserError
+from localavg.interfaces import Array, Batch, Device, Problem, Transport
+from localavg.learner import optim, stepsizes
+from localavg.learner.flat import Flat
+from localavg.learner.sampling import SAMPLERS, Sampler
+from localavg.learner.stepsizes import StepSize
+from localavg.parallel.device import Cpu, choose_device, on_host, put_
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport import choose
+from localavg.simulate import timing
+from localavg.simulate.timing import Timing
+from localavg.training.length import Length
+
+if TYPE_CHECKING:
+    from localavg.parallel.probe import Probe
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What is trained, on which data and for how long, whatever the algorithm."""
+
+    config: TrainConfig
+    fleet: Fleet
+    device: Device
+    problem: Problem
+    sampler: Sampler
+    length: Length
+    step_size: StepSize
+    timing: Timing | None
+    """the modelled machine, where time is simulated"""
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment(Task):
+    """The pieces of a synchronous run; the rows of all learners are equal."""
+
+    algorithm: Algorithm
+    optimizer: optim.Optimizer
+    transport: Transport
+    flat: Flat
+    feed: Callable[[int, int], Batch]
+
+
+def build(c: TrainConfig, fleet: Fleet, aware: Probe | None = None) -> Experiment:
+    """Build everything for a synchronous run of the fleet's learners. Collective.
+
+    aware: on rank 0, doctor's Probe of MPI on device memory, where the device is cuda. Raises
+    UserError on all ranks for anything that cannot be run.
+    """
+    # A wrong option is reported before data is read.
+    algorithms.make(c.algorithm, c.options, T=10**9, epoch=1e6)
+    if c.algorithm == "sgd" and fleet.P > 1:
+        raise UserError(
+            f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on "
+            "one rank"
+        )
+    return assemble(load_task(c, fleet, fleet.P, choose_device(c.device, fleet)), aware)
+
+
+def load_task(c: TrainConfig, fleet: Fleet, P: int, device: Device | None = None) -> Task:
+    """Load the data and make the problem for P learners, on the host by default. Collective."""
+    modelled = fleet.together(lambda: timing.make(c) if c.simulate else None)
+    device = device or Cpu()
+    data = load_data(c, fleet)
+    problem = fleet.together(lambda: make_problem(c, data, fleet, device))
+    return task_of(c, fleet, P, device, problem, modelled)
+
+
+def task_of(
+    c: TrainConfig,
+    fleet: Fleet,
+    P: int,
+    device: Device,
+    problem: Problem,
+    modelled: Timing | None = None,
+) -> Task:
+    """The task of P learners on a problem that is there already."""
+    sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
+    length = Length.of(c, P, sampler.epoch)
+    return Task(
+        config=c,
+        fleet=fleet,
+        device=device,
+        problem=problem,
+        sampler=sampler,
+        length=length,
+        step_size=stepsizes.make(c, length.epoch),
+        timing=modelled,
+    )
+
+
+def assemble(task: Task, aware: Probe | None = None) -> Experiment:
+    """Add the algorithm and all that it works on: rows, transport, mini-batches. Collective."""
+    c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
+    algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch)
+    optimizer = optim.make(c.optimizer, c.momentum, c.state)
+    matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
+    transport = choose(
+        c.transport, fleet, algorithm.S, 4 * matrices * problem.d, task.device, aware
+    )
+    flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
+    feed = problem.feed(task.sampler, fleet.learners, length.T)
+    start_equal_(problem, flat.w, fleet.world)
+    algorithm.exchange.start(fleet.learners, c.seed)
+    optimizer.start((fleet.L, flat.d_trained), transport.zeros, transport.ordinary)
+    return Experiment(
+        **vars(task),
+        algorithm=algorithm,
+        optimizer=optimizer,
+        transport=transport,
+        flat=flat,
+        feed=feed,
+    )
+
+
+def start_equal_(problem: Problem, w: Array, world: MPI.Intracomm) -> None:
+    """Set all rows of w [L, d] to the starting point of rank 0. Collective.
+
+    They are equal because it is broadcast, not because every rank draws it alike.
+    """
+    if world.rank == 0:
+        problem.initial_(w[0])
+    first = on_host(w[0])
+    world.Bcast(first)
+    put_(w[0], first)
+    w[1:] = w[0]
+
+
+def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
+    """Load the data that the settings name. Collective.
+
+    Raises UserError where it may not be sampled as they say.
+    """
+    data = datasets.load(c.data, fleet)
+    if c.sampling == "block" and not data.shuffled and not c.force_block:
+        raise UserError(
+            f"--sampling block: the rows of {c.data} lie in their original order, so they are no "
+            "fair sample; prepare it with --shuffle SEED, or add --force-block"
+        )
+    return data
+
+
+def make_problem(
+    c: TrainConfig, data: Dataset, fleet: Fleet, device: Device | None = None
+) -> Problem:
+    """Make the problem that the settings call for, on the host if no device is given.
+
+    Raises UserError where data, --problem and --model do not go together, or torch cannot use the
+    device.
+    """
+    called_for = "network" if c.model or data.kind != "features" else "logistic"
+    if (c.problem or called_for) == "logistic":
+        return _logistic(c, data, device or Cpu())
+    return _network(c, data, fleet, device or Cpu())
+
+
+def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Problem:
+    from localavg.problems.logistic import Logistic
+
+    if c.cuda_graphs:
+        raise UserError(
+            f"--cuda-graphs: --data {c.data} calls for logistic regression, which has no "
+            "graphs; leave it out"
+        )
+    if device.name == "cpu":
+        return Logistic(data, c.l2)
+    splits = {
+        name: s and Split(*map(device.holding, (s.x, s.y)))
+        for name in ("train", "test")
+        for s in [getattr(data, name)]
+    }
+    return Logistic(replace(data, **splits), c.l2, device.xp)
+
+
+def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Problem:
+    try:
+        from localavg.problems.network import Network, set_up_torch
+    except ImportError as e:
+        raise UserError(
+            f"--model {c.model}: networks need torch ({e}); pip install 'localavg[torch]'"
+        ) from e
+    if c.model is None:
+        raise UserError(
+            f"--data {c.data}: images need a network; add --model with one of "
+            f"{', '.join(models.MODELS)}"
+        )
+    set_up_torch(fleet.threads, device, c.precision)
+    return Network(
+        data,
+        c.model,
+        c.l2,
+        c.seed,
+        augment=not c.no_augment,
+        precision=c.precision,
+        calibrate=c.calibrate,
+        compiled=c.compile,
+        cuda_graphs=c.cuda_graphs,
+        device=c.device,
+    )

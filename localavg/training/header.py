@@ -1,0 +1,68 @@
+"""What stands at the head of a run file: every setting as it took effect, and the machine's side of
+where the run came from.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import Any, Protocol
+
+from mpi4py import MPI
+
+from localavg.interfaces import Device
+from localavg.parallel.fleet import Fleet
+from localavg.training.build import Task
+from localavg.training.checks import every
+
+
+class Carrier(Protocol):
+    """What carries weights between ranks: a transport, or messages to servers."""
+
+    @property
+    def name(self) -> str:
+        """Return its name."""
+
+    @property
+    def why(self) -> str:
+        """Return why it was chosen."""
+
+
+def config(task: Task) -> dict[str, Any]:
+    """/config: every setting as it took effect, flat."""
+    c, problem, data = task.config, task.problem, task.problem.data
+    # A file is named so that it is found from anywhere.
+    where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data
+    return {
+        **every(c),
+        "data": where,
+        "learners": task.length.P,
+        "steps": task.length.T,
+        "problem": type(problem).__name__.lower(),
+        "rows": problem.n,
+        "d": problem.d,
+        "data_name": data.name,
+        "test_rows": 0 if data.test is None else len(data.test.y),
+        **(asdict(task.timing) if task.timing else {}),
+    }
+
+
+def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, Any]:
+    """/provenance: ranks, hosts, MPI library and what carries weights between the ranks."""
+    return {
+        "mpi_library": MPI.Get_library_version().splitlines()[0].rstrip("\0 "),
+        "hosts": sorted(set(fleet.hosts)),
+        "ranks": fleet.ranks,
+        "nodes": fleet.nodes,
+        "learners_per_rank": fleet.layout.per_rank,
+        "threads": fleet.threads,
+        "transport": carrier.name,
+        "transport_why": carrier.why,
+    }
+
+
+def gpus(fleet: Fleet, device: Device) -> dict[str, Any]:
+    """/provenance: the host and PCI address of every rank's GPU, where there is one. Collective."""
+    if device.name == "cpu":
+        return {}
+    return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]}

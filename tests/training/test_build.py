@@ -1,0 +1,64 @@
+"""The pieces of a run: built twice in one process, without a file, they give the same run."""
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from localavg.config import TrainConfig
+from localavg.files.checkpoint import Saved
+from localavg.parallel.fleet import Fleet
+from localavg.training.build import build
+from localavg.training.loop import train
+from localavg.training.run import watched
+
+T = 24
+
+
+@pytest.fixture
+def config(shards):
+    return TrainConfig(
+        algorithm="mavg",
+        options={"K": 5, "mu": 0.5},
+        data=shards.path,
+        learners=3,
+        steps=T,
+        batch_size=6,
+        optimizer="momentum",
+        lr=0.3,
+    )
+
+
+def trained(config, saved=None):
+    """Build and train; the pieces, the monitor and the keeper."""
+    e = build(config, Fleet(MPI.COMM_SELF, config.learners))
+    monitor, keeper = watched(e, None)
+    train(e, monitor, keeper, saved)
+    return e, keeper
+
+
+def test_a_run_can_be_built_and_trained_again_in_one_process(config, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, second = (trained(config)[0].flat.w for _ in range(2))
+    assert np.array_equal(first, second) and first.any()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_new_pieces_go_on_from_the_state_of_others(config, monkeypatch):
+    """As they will when ranks are lost: what was saved after an update, in pieces built anew."""
+    whole, keeper = trained(config)
+    kept = {}
+
+    def keep_half(monitor, t, gamma, w):
+        if not kept and t >= T // 2:
+            state = {name: dict(part.state_dict()) for name, part in keeper.parts.items()}
+            state["weights"] = {"w": w}
+            copies = {p: {n: np.array(x) for n, x in s.items()} for p, s in state.items()}
+            kept["saved"] = Saved(t, copies, 1)
+
+    e = build(config, Fleet(MPI.COMM_SELF, config.learners))
+    monitor, keeper = watched(e, None)
+    report = monitor.report
+    monitor.report = lambda t, gamma, w: (report(t, gamma, w), keep_half(monitor, t, gamma, w))
+    train(e, monitor, keeper)
+    resumed, _ = trained(config, kept["saved"])
+    assert np.array_equal(resumed.flat.w, whole.flat.w)
