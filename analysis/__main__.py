@@ -1,9 +1,9 @@
-"""Draw figures and tables by their ids, from the runs that their sweeps left.
+"""Draw figures and tables by their ids, from the runs of their sweeps.
 
 An id is the name of a sweep, jobs/sweeps/ID.toml, and, with _ for -, of the script here that draws
-its runs; `theory` alone has no runs. They lie in RUNS/ID-SCALE, where `localavg sweep
-jobs/sweeps/ID.toml --scale SCALE` puts them. What is missing is said, and the rest drawn. Cost: 2 s
-a figure.
+its runs; only `theory` has no runs. The runs lie in RUNS/ID-SCALE, where `localavg sweep
+jobs/sweeps/ID.toml --scale SCALE` puts them. Missing runs are printed, and the others drawn. Cost:
+2 s a figure.
 
     python analysis lupa-fig2 kavg-fig5-6
     python analysis --all --scale laptop --out figures
@@ -19,7 +19,7 @@ SWEEPS = HERE.parent / "jobs" / "sweeps"
 
 
 def script(name: str) -> Path:
-    """The script that draws the figure or table `name`."""
+    """Return the path of the script that draws the figure or table `name`."""
     return HERE / f"{name.replace('-', '_')}.py"
 
 
@@ -31,57 +31,48 @@ FIGURES = [
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="analysis", description=__doc__.partition("\n")[0])
-    parser.add_argument("ids", nargs="*", metavar="ID", help=", ".join(FIGURES))
+    parser.add_argument("ids", nargs="*", metavar="ID", help=f"draw these of {', '.join(FIGURES)}")
     parser.add_argument(
         "--all",
         action="store_true",
-        help="everything, the check of the papers' claims, and OUT/RESULTS.md",
+        help="draw everything, check the papers' claims, and write OUT/RESULTS.md",
     )
     parser.add_argument(
         "--runs",
         type=Path,
         default=Path("runs"),
-        help="where the sweeps' folders are (default: %(default)s)",
+        help="read the sweeps' folders from this folder (default: %(default)s)",
     )
     parser.add_argument(
         "--scale",
         default="laptop",
         choices=("laptop", "paper"),
-        help="of the sweeps (default: %(default)s)",
+        help="draw the runs of sweeps at this scale (default: %(default)s)",
     )
     parser.add_argument(
         "--out",
         type=Path,
         default=Path("figures"),
-        help="folder of the figures (default: %(default)s)",
+        help="write the figures into this folder (default: %(default)s)",
     )
     args = parser.parse_args()
     if bool(args.ids) == args.all:
         parser.error(f"name figures, or give --all: {', '.join(FIGURES)}")
     if unknown := [name for name in args.ids if name not in FIGURES]:
         parser.error(f"{unknown[0]} is no figure: {', '.join(FIGURES)}")
-    worst = 0
+    runs, out, worst = str(args.runs), str(args.out), 0
     for name in args.ids or FIGURES:
         folder = [str(args.runs / f"{name}-{args.scale}")] if name != "theory" else []
-        worst = max(worst, draw(script(name), *folder, "--out", str(args.out)))
+        worst = max(worst, draw(script(name), *folder, "--out", out))
     if args.all:
-        worst = max(worst, draw(HERE / "claims.py", str(args.runs), "--out", str(args.out)))
-        worst = max(
-            worst,
-            draw(
-                HERE / "report.py",
-                str(args.runs),
-                "--scale",
-                args.scale,
-                "--figures",
-                str(args.out),
-            ),
-        )
+        worst = max(worst, draw(HERE / "claims.py", runs, "--out", out))
+        page = (runs, "--scale", args.scale, "--figures", out)
+        worst = max(worst, draw(HERE / "report.py", *page))
     return worst
 
 
 def draw(script: Path, *words: str) -> int:
-    """Run a script; its exit status."""
+    """Run a script and return its exit status."""
     print(f"\n$ python analysis/{script.name} {' '.join(words)}", flush=True)
     return subprocess.run([sys.executable, str(script), *words]).returncode
 

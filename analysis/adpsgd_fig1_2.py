@@ -1,8 +1,8 @@
 """ADPSGD Fig. 1 and 2: V_t, the mean variance of the learners between two averages, over the run.
 
-Left CPSGD with periods p = 2, 4, 5, 8, right ADPSGD beside p = 8: it starts with less variance and
-lets it fall more slowly. Vertical lines: the step size drops. Runs need `train --variance steps`.
-The table has the weighted average (9), Σ γ_k Var[W_k] / Σ γ_k, which the paper wants small.
+Left: CPSGD with periods p = 2, 4, 5, 8. Right: ADPSGD and p = 8; ADPSGD starts with less variance,
+which falls more slowly. Vertical lines: the step size drops. Runs need `train --variance steps`.
+The table has the weighted average (9), Σ γ_k Var[W_k] / Σ γ_k, which should be small.
 
 Cost: about 2 s for 5 runs.
 
@@ -12,10 +12,14 @@ Cost: about 2 s for 5 runs.
 import results
 import style
 
-NAMES = {**{("kavg", p): f"CPSGD p = {p}" for p in (2, 4, 5, 8)}, ("adpsgd", None): "ADPSGD"}
+NAMES: dict[tuple[str, int | None], str] = {
+    **{("kavg", p): f"CPSGD p = {p}" for p in (2, 4, 5, 8)},
+    ("adpsgd", None): "ADPSGD",
+}
 
 
-def line(run: results.Run) -> tuple | None:
+def line(run: results.Run) -> tuple[str, int | None] | None:
+    """Return (algorithm, p)."""
     return results.kind(run) if run.config.get("algorithm") in ("kavg", "adpsgd") else None
 
 
@@ -28,10 +32,9 @@ def main() -> None:
         for number, (key, repeats) in enumerate(lines.items()):
             name = NAMES.get(key, f"CPSGD p = {key[1]}")
             places = [key[0] == "kavg", key[0] == "adpsgd" or key[1] == 8]
+            rows_of = results.variances
             for axes in [axes for axes, here in zip(panels[2 * i :], places, strict=False) if here]:
-                style.curve(
-                    axes, repeats, "t", "mean_variance", name, number, rows=results.variances
-                )
+                style.curve(axes, repeats, "t", "mean_variance", name, number, rows_of)
             rows.append(
                 (
                     panel,
@@ -47,15 +50,8 @@ def main() -> None:
         panels[2 * i].set_ylabel("mean variance $V_t$")
     style.legend(figure, ncols=5)
     header = ("problem", "algorithm", "averages", "weighted variance (9)", "final training loss")
-    results.finish(
-        args,
-        "adpsgd_fig1_2",
-        figure,
-        "Mean variance of the learners between two averages, where above 0.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Mean variance of the learners between two averages, where above 0."
+    results.finish(args, "adpsgd_fig1_2", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

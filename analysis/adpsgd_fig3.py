@@ -1,11 +1,10 @@
-"""ADPSGD Fig. 3: the averaging period over the run, beside CPSGD's constant ones; vertical lines:
-the step size drops.
+"""ADPSGD Fig. 3: the averaging period over the run, and CPSGD's constant periods.
 
 One panel a problem: logistic regression with the paper's 16 learners, B = 128 and 160 epochs on
 Epsilon-like data, and a convolutional network on scikit-learn's digits with 4 learners. As in the
 paper the period is 1 for an epoch and 4 while C₂ is sampled, a quarter of the run, and the step
-size drops tenfold at 1/2 and 3/4 of the run. Repeats with other seeds become a band. The table has
-the averages and the final training loss of every algorithm.
+size drops tenfold at 1/2 and 3/4 of the run (vertical lines). Repeats with other seeds become a
+band. The table has the averages and the final training loss of every algorithm.
 
 Cost: about 2 s for the figure; the runs take a minute and a half on two cores:
 
@@ -24,7 +23,7 @@ Cost: about 2 s for the figure; the runs take a minute and a half on two cores:
     jobs/local/mpirun -n 4 python -m mpi4py jobs/examples/attach.py --algorithm kavg K=8 \\
         --batch-size 16 --epochs 60 --out runs/adpsgd-fig3/network-kavg8-s0.h5
 
-and the two lines with --K 8 or K=8 once more with 4 for 8.
+and the two lines with --K 8 or K=8 once more, with 4 in place of 8.
 """
 
 import numpy as np
@@ -36,45 +35,35 @@ NAMES = {("adpsgd", None): "ADPSGD", ("kavg", 8): "CPSGD p = 8", ("kavg", 4): "C
 
 
 def periods(run: results.Run) -> pd.DataFrame:
-    """The averages of all learners, but for one at the end of the run, which may cut its period
-    short.
+    """Return the averages of all learners before the end of the run.
+
+    The average at the end is left out, because its period may be cut short.
     """
-    return run.averages[
-        (run.averages.scope == results.WORLD) & (run.averages.t < run.config["steps"])
-    ]
+    averages = run.averages
+    return averages[(averages.scope == results.WORLD) & (averages.t < run.config["steps"])]
 
 
-def line(run: results.Run) -> tuple | None:
-    return (
-        results.kind(run)
-        if run.config.get("algorithm") in ("adpsgd", "kavg") and len(periods(run))
-        else None
-    )
+def line(run: results.Run) -> tuple[str, int | None] | None:
+    """Return (algorithm, p)."""
+    known = run.config.get("algorithm") in ("adpsgd", "kavg")
+    return results.kind(run) if known and len(periods(run)) else None
 
 
 def main() -> None:
     args = results.arguments(__doc__)
     groups = results.gather(args.folder, line, results.trained, NAMES)
-    figure, panels = style.panels(
-        len(groups), width_in=style.DOUBLE_IN if len(groups) > 1 else style.SINGLE_IN
-    )
+    width_in = style.DOUBLE_IN if len(groups) > 1 else style.SINGLE_IN
+    figure, panels = style.panels(len(groups), width_in)
     rows = []
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
-        looks = list(dict.fromkeys([*NAMES, *lines]))  # a line looks alike whatever else is missing
+        looks = list(dict.fromkeys([*NAMES, *lines]))  # a line's look does not depend on the others
         for key, repeats in lines.items():
             name = NAMES.get(key, f"CPSGD p = {key[1]}")
             averages = np.mean([results.rounds(run) for run in repeats])
             last = np.mean([periods(run).period.iloc[-1] for run in repeats])
             loss = [results.end(run, "train_loss") for run in repeats]
-            style.curve(
-                axes,
-                repeats,
-                "t",
-                "period",
-                f"{name}: {averages:.0f} averages",
-                looks.index(key),
-                rows=periods,
-            )
+            label = f"{name}: {averages:.0f} averages"
+            style.curve(axes, repeats, "t", "period", label, looks.index(key), periods)
             spread = f" ± {np.std(loss, ddof=1):.2g}" if len(loss) > 1 else ""
             rows.append(
                 (
@@ -93,19 +82,11 @@ def main() -> None:
             ylim=(0, None),
             title=f"{panel} ({results.data(first)}), {first.config['learners']} learners",
         )
-        axes.legend(
-            loc="upper left", frameon=True, framealpha=1, edgecolor="none"
-        )  # over the vertical lines
+        # the legend hides the vertical lines behind it
+        axes.legend(loc="upper left", frameon=True, framealpha=1, edgecolor="none")
     header = ("problem, algorithm", "runs", "averages", "last period", "final training loss")
-    results.finish(
-        args,
-        "adpsgd_fig3",
-        figure,
-        "Averaging period; vertical lines: the step size drops.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Averaging period; vertical lines: the step size drops."
+    results.finish(args, "adpsgd_fig3", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

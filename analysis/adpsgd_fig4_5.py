@@ -1,15 +1,17 @@
-"""ADPSGD Fig. 4 and 5: training loss and test accuracy over epochs, and time in computation and
-communication.
+"""ADPSGD Fig. 4 and 5: training loss and test accuracy over epochs, and where the time goes.
 
-FULLSGD, CPSGD with p = 8, ADPSGD and QSGD; a column a network. Bars: the clock of the runs,
-measured, or modelled for a link of so many Gbit/s (train --simulate). The paper: ADPSGD is 1.14 and
-1.24 times as fast as FULLSGD at 100 Gbit/s, 1.46 and 1.83 times at 10, with 498 and 494 averages of
-4000 updates.
+FULLSGD, CPSGD with p = 8, ADPSGD and QSGD; a column a network. Bars: time in computation and
+communication, by the clock of the runs: measured, or modelled for a link with the given Gbit/s
+(train --simulate). The paper: ADPSGD is 1.14 and 1.24 times as fast as FULLSGD at 100 Gbit/s, 1.46
+and 1.83 times at 10, with 498 and 494 averages of 4000 updates.
 
 Cost: about 3 s for 24 runs.
 
     python analysis/adpsgd_fig4_5.py runs/adpsgd-fig4-5-laptop --out figures
 """
+
+import argparse
+from typing import TypeAlias
 
 import numpy as np
 import results
@@ -31,24 +33,25 @@ PARTS = {
 
 
 def line(run: results.Run) -> str | None:
-    """The algorithm, if it is one of the figure's; CPSGD by its period, or its pieces after a
-    warm-up.
-    """
+    """Return the algorithm, if it is one of the figure's; CPSGD is kavg, or piecewise by pieces."""
     algorithm = run.config.get("algorithm")
-    return (
-        None
-        if algorithm not in NAMES or (algorithm == "kavg" and run.config["K"] != 8)
-        else algorithm
-    )
+    if algorithm == "kavg" and run.config["K"] != 8:
+        return None
+    return algorithm if algorithm in NAMES else None
 
 
 def name(key: str) -> str:
+    """Return the name of an algorithm in the legend."""
     return NAMES[key]
 
 
-def times(groups: results.Groups) -> tuple[dict, list]:
-    """Seconds by clock, algorithm and part, means over repeats; and the rows of the table."""
-    found, rows = {}, []
+Times: TypeAlias = dict[str, dict[str, dict[str, float]]]  # {clock: {algorithm: {part: seconds}}}
+
+
+def times(groups: results.Groups) -> tuple[Times, list[tuple[str, ...]]]:
+    """Return the seconds of every part, means over repeats, and the rows of the table."""
+    found: Times = {}
+    rows: list[tuple[str, ...]] = []
     for lines in groups.values():
         for key, repeats in lines.items():
             for clock, some in results.by_clock(repeats).items():
@@ -71,16 +74,18 @@ def times(groups: results.Groups) -> tuple[dict, list]:
     return dict(sorted(found.items())), rows
 
 
-def draw(args, stem: str, groups: results.Groups, levels: dict[str, float]) -> None:
-    """The figure of curves, and the one of bars; `levels` are accuracies that the paper gives, by
-    their names.
+def draw(
+    args: argparse.Namespace, stem: str, groups: results.Groups, levels: dict[str, float]
+) -> None:
+    """Draw the figure of curves and the one of bars.
+
+    levels: accuracies of the paper in percent, by their names.
     """
     figure = style.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
-    for axes in [
-        axes for axes in figure.axes if axes.get_ylabel() == style.Y_LABELS["test_accuracy"]
-    ]:
-        for label, percent in levels.items():
-            style.level(axes, percent, label)
+    for axes in figure.axes:
+        if axes.get_ylabel() == style.Y_LABELS["test_accuracy"]:
+            for label, percent in levels.items():
+                style.level(axes, percent, label)
     style.legend(figure)
     found, rows = times(groups)
     header = (
@@ -92,39 +97,27 @@ def draw(args, stem: str, groups: results.Groups, levels: dict[str, float]) -> N
         "best accuracy (%)",
         "seconds",
     )
-    results.finish(
-        args,
-        stem,
-        figure,
-        "Training loss and test accuracy of the averaged model.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Training loss and test accuracy of the averaged model."
+    results.finish(args, stem, figure, caption, groups, header, rows)
     figure, panels = style.grid(len(found), across=2)
     for axes, (clock, parts) in zip(panels, found.items(), strict=True):
         style.bars(axes, parts, "wall clock (s)")
         axes.set_title(style.short(clock))
     style.legend(figure)
-    results.finish(
-        args, f"{stem}_times", figure, "Where the time went, means over repeats.", groups
-    )
+    caption = "Where the time went, means over repeats."
+    results.finish(args, f"{stem}_times", figure, caption, groups)
 
 
 def main() -> None:
     args = results.arguments(__doc__)
-    expected = {key: said for key, said in NAMES.items() if key != "piecewise"}
-    draw(
-        args,
-        "adpsgd_fig4_5",
-        results.gather(
-            args.folder,
-            lambda run: key if (key := line(run)) in expected else None,
-            expected=expected,
-            over=("bandwidth_bytes_per_s",),
-        ),
-        {},
+    expected = {key: name for key, name in NAMES.items() if key != "piecewise"}
+    groups = results.gather(
+        args.folder,
+        lambda run: key if (key := line(run)) in expected else None,
+        expected=expected,
+        over=("bandwidth_bytes_per_s",),
     )
+    draw(args, "adpsgd_fig4_5", groups, {})
 
 
 if __name__ == "__main__":

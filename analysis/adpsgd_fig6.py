@@ -1,9 +1,8 @@
-"""ADPSGD Fig. 6: speed-up of FULLSGD and ADPSGD over SGD on one node against the number of nodes,
-example for example.
+"""ADPSGD Fig. 6: speed-up of FULLSGD and ADPSGD over SGD on one node, against the number of nodes.
 
-A panel for every network and clock: measured, or modelled for a link of so many Gbit/s (train
---simulate). Dotted: linear. Stars: what the paper says in words, FULLSGD on 16 nodes with VGG16:
-12.77 at 100 Gbit/s and 6.12 at 10; ADPSGD is almost linear.
+It compares the wall clock per example. A panel for every network and clock: measured, or modelled
+for a link with the given Gbit/s (train --simulate). Dotted: linear. Stars: numbers in the paper's
+text, FULLSGD on 16 nodes with VGG16: 12.77 at 100 Gbit/s and 6.12 at 10; ADPSGD is almost linear.
 
 Cost: about 2 s for 18 runs.
 
@@ -21,8 +20,9 @@ PAPER = {"100": 12.77, "10": 6.12}  # FULLSGD, VGG16, 16 nodes, by Gbit/s
 
 
 def an_example_s(run: Run) -> float:
-    """Wall clock over the examples trained on: epochs are not quite equal, as their last incomplete
-    update is left out.
+    """Return the wall clock divided by the number of examples trained on.
+
+    Epochs are not exactly equal, because their last incomplete update is left out.
     """
     return results.wall_s(run) / run.train.samples.iloc[-1]
 
@@ -45,19 +45,18 @@ def main() -> None:
         nodes = {1}
         for key, repeats in lines.items() if alone else ():
             times = results.values(results.by(repeats, "learners"), an_example_s)
-            cells = {P: [np.mean(alone) / s for s in seconds] for P, seconds in times.items()}
+            base = float(np.mean(alone))
+            cells = {P: [base / s for s in seconds] for P, seconds in times.items()}
             style.points(axes, {1: [1.0], **cells}, NAMES[key], list(NAMES).index(key) - 1)
             nodes |= cells.keys()
-            rows += [
-                (panel, NAMES[key], str(P), results.spread(found)) for P, found in cells.items()
-            ]
+            for P, found in cells.items():
+                rows.append((panel, NAMES[key], str(P), results.spread(found)))
         if not (alone and lines):
             print(f"missing: {panel}: SGD on one node and another algorithm on the same clock")
         if (link := panel.rpartition(" at ")[2].removesuffix(" Gbit/s")) in PAPER:
             style.mark(axes, [16], [PAPER[link]], "paper, FULLSGD with VGG16")
-        axes.plot(
-            sorted(nodes), sorted(nodes), color="0.45", linewidth=0.8, linestyle=":", label="linear"
-        )
+        line = sorted(nodes)
+        axes.plot(line, line, color="0.45", linewidth=0.8, linestyle=":", label="linear")
         axes.set(
             xlabel="nodes P",
             ylabel="speed-up over one node",
@@ -66,8 +65,8 @@ def main() -> None:
         )
     style.legend(figure)
     header = ("problem and clock", "algorithm", "nodes", "speed-up")
-    title = "Wall clock per example of SGD on one node over that on P nodes."
-    results.finish(args, "adpsgd_fig6", figure, title, groups, header, rows)
+    caption = "Wall clock per example of SGD on one node over that on P nodes."
+    results.finish(args, "adpsgd_fig6", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

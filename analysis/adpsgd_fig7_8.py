@@ -1,9 +1,9 @@
-"""ADPSGD Fig. 7 and 8: as Fig. 4 and 5 for ImageNet, with a warm-up in which every algorithm
-averages at each step.
+"""ADPSGD Fig. 7 and 8: as Fig. 4 and 5 for ImageNet, with a warm-up.
 
-CPSGD takes p = 8 after the warm-up. Dotted: what small batches reach in the paper on ImageNet,
-75.458 % (ResNet-50) and 57.08 % (AlexNet), drawn where the runs are of ImageNet. The paper: ADPSGD
-is 1.27 times as fast as FULLSGD at 100 Gbit/s and 1.95 times at 10, with a mean period of 10.55.
+In the warm-up every algorithm averages at each step; CPSGD has p = 8 after it. Dotted: the accuracy
+of small batches on ImageNet in the paper, 75.458 % (ResNet-50) and 57.08 % (AlexNet), drawn if the
+runs are of ImageNet. The paper: ADPSGD is 1.27 times as fast as FULLSGD at 100 Gbit/s and 1.95
+times at 10, with a mean period of 10.55.
 
 Cost: about 3 s for 4 runs.
 
@@ -19,7 +19,7 @@ SMALL_BATCHES = {"ResNet-50": 75.458, "AlexNet": 57.08}
 
 def main() -> None:
     args = results.arguments(__doc__)
-    expected = {key: said for key, said in adpsgd_fig4_5.NAMES.items() if key != "kavg"}
+    expected = {key: name for key, name in adpsgd_fig4_5.NAMES.items() if key != "kavg"}
     groups = results.gather(
         args.folder,
         lambda run: a if (a := run.config.get("algorithm")) in expected else None,

@@ -1,9 +1,8 @@
-"""ADPSGD §III-A and §V-B: where in a run averages are worth most: a period that grows, falls, or
-stays.
+"""ADPSGD §III-A and §V-B: periods that grow, fall or stay, with about as many averages each.
 
-Strategies 1 to 4 (4 then 8, 8 then 4, 8, 5) and the counter-example 20 then 5, which makes as many
-averages as p = 8. The paper: 20 then 5 ends at 91.84 % (GoogLeNet) and 89.78 % (VGG16), training
-loss 0.023 and 0.15, worse than all others.
+It shows when in a run averages help most: strategies 1 to 4 (4 then 8, 8 then 4, 8, 5) and the
+counter-example 20 then 5, which makes as many averages as p = 8. The paper: 20 then 5 ends at 91.84
+% (GoogLeNet) and 89.78 % (VGG16), training loss 0.023 and 0.15, worse than all others.
 
 Cost: about 2 s for 5 runs.
 
@@ -14,8 +13,8 @@ import results
 import style
 
 
-def line(run: results.Run) -> tuple | None:
-    """The periods one after the other."""
+def line(run: results.Run) -> tuple[int, ...] | None:
+    """Return the periods in their order."""
     if run.config.get("algorithm") == "kavg":
         return (run.config["K"],)
     if run.config.get("algorithm") != "piecewise":
@@ -23,7 +22,8 @@ def line(run: results.Run) -> tuple | None:
     return tuple(int(piece.split(":")[1]) for piece in run.config["pieces"].split(","))
 
 
-def name(key: tuple) -> str:
+def name(key: tuple[int, ...]) -> str:
+    """Return the name of a strategy in the legend."""
     return "p = " + ", then ".join(map(str, key))
 
 
@@ -52,15 +52,8 @@ def main() -> None:
         "best accuracy (%)",
         "weighted variance (9)",
     )
-    results.finish(
-        args,
-        "adpsgd_strategies",
-        figure,
-        "Training loss and test accuracy of the averaged model.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Training loss and test accuracy of the averaged model."
+    results.finish(args, "adpsgd_strategies", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

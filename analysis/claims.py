@@ -14,8 +14,10 @@ Cost: a few seconds for all laptop sweeps.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import results
@@ -25,9 +27,10 @@ from tabulate import tabulate
 
 from localavg.files.record import Run, load_many
 
-PAIRS, RISK = 3, 0.05
-LOSS, POINTS, EFFICIENCY, LEVEL = 0.01, 1.0, 0.8, 0.35
-SHARED = (
+PAIRS, RISK = 3, 0.05  # least number of pairs; risk of a wrong verdict
+LOSS, POINTS, EFFICIENCY = 0.01, 1.0, 0.8  # equal loss, no worse accuracy (points), linear
+LEVEL = 0.35  # training loss of LUPA's Fig. 3
+SHARED = (  # settings in which runs that are compared must agree
     "problem",
     "data_name",
     "model",
@@ -48,55 +51,62 @@ SHARED = (
     "steps",
     "no_augment",
 )
+SYMBOLS = {"learners": "P"}
 PASS, FAIL, OPEN, MISSING = "pass", "fail", "inconclusive", "missing"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs say of a claim in one place."""
+    """What the runs show of a claim in one place: a problem and its settings."""
 
     where: str
     verdict: str
     numbers: str
 
 
-def below(a: Mapping, b: Mapping, margin: float = 0.0, risk: float = RISK) -> str:
-    """Whether a < b + margin; both are {seed: value}."""
+Values: TypeAlias = dict[int, float]  # of a quantity, by seed
+Check: TypeAlias = Callable[[list[Run]], Iterator[Finding]]
+
+
+def below(a: Values, b: Values, margin: float = 0.0, risk: float = RISK) -> str:
+    """Return the verdict on a < b + margin, from pairs of equal seeds."""
     differences = np.array([a[seed] - b[seed] - margin for seed in sorted(a.keys() & b.keys())])
     differences = differences[np.isfinite(differences)]
     if (n := len(differences)) < PAIRS:
         return OPEN
     room = stats.t.ppf(1 - risk, n - 1) * differences.std(ddof=1) / np.sqrt(n)
-    return (
-        PASS if differences.mean() + room < 0 else FAIL if differences.mean() - room > 0 else OPEN
-    )
+    if differences.mean() + room < 0:
+        return PASS
+    return FAIL if differences.mean() - room > 0 else OPEN
 
 
 def all_of(*verdicts: str) -> str:
-    """Fail if one fails, pass if all pass."""
+    """Return fail if one verdict is fail, pass if all are pass, else inconclusive."""
     return FAIL if FAIL in verdicts else PASS if set(verdicts) == {PASS} else OPEN
 
 
 def alike(found: Iterable[Run], *but: str) -> list[list[Run]]:
-    """Ended runs, sorted into those that agree in all shared settings, those named in `but` left
-    aside.
-    """
-    shared = [
-        name for name in SHARED if name not in but and not (name == "steps" and "learners" in but)
-    ]
+    """Group the ended runs that agree in all shared settings except those named in `but`."""
+    left_out = {*but, "steps"} if "learners" in but else set(but)
+    shared = [name for name in SHARED if name not in left_out]
     groups: dict[str, list[Run]] = {}
-    for run in sorted(
-        found, key=lambda run: (results.problem(run), run.config.get("learners") or 0)
-    ):
+
+    def place(run: Run) -> tuple[str, int]:
+        return results.problem(run), run.config.get("learners") or 0
+
+    for run in sorted(found, key=place):
         if run.status == "finished" or results.diverged(run):
             groups.setdefault(str([run.config.get(name) for name in shared]), []).append(run)
     return list(groups.values())
 
 
 def of(
-    found: Iterable[Run], quantity: Callable[[Run], float], algorithm: str | None = None, **settings
-) -> dict[int, float]:
-    """{seed: quantity} of the runs with these settings."""
+    found: Iterable[Run],
+    quantity: Callable[[Run], float],
+    algorithm: str | None = None,
+    **settings: float | None,
+) -> Values:
+    """Return a quantity of the runs of an algorithm (None: of all) with these settings."""
     return {
         run.config.get("seed"): quantity(run)
         for run in found
@@ -105,18 +115,18 @@ def of(
     }
 
 
-def said(values: Mapping, digits: int = 2) -> str:
-    """Mean ± standard deviation and how many."""
+def mean(values: Values, digits: int = 2) -> str:
+    """Write mean ± standard deviation and, in brackets, the number of values."""
     return f"{results.spread(list(values.values()), digits)} ({len(values)})"
 
 
 def loss(run: Run) -> float:
-    """Training loss at the end."""
+    """Return the training loss at the end."""
     return np.inf if results.diverged(run) else results.end(run, "train_loss")
 
 
-def settings_of(found: Iterable[Run], name: str, algorithm: str) -> list:
-    """The values of a setting among the runs of an algorithm, sorted."""
+def settings_of(found: Iterable[Run], name: str, algorithm: str) -> list[Any]:
+    """Return the values of a setting among the runs of an algorithm, sorted."""
     return sorted(
         {
             run.config[name]
@@ -127,84 +137,66 @@ def settings_of(found: Iterable[Run], name: str, algorithm: str) -> list:
 
 
 def room(found: Iterable[Run]) -> float:
-    """What counts as equal loss."""
+    """Return the difference up to which losses count as equal."""
     return LOSS * float(np.nanmean([run.eval.train_loss.iloc[0] for run in found if len(run.eval)]))
 
 
 def place(run: Run, *names: str) -> str:
-    """The problem, and these settings."""
-    said = {"learners": "P"}
-    return ", ".join(
-        [
-            results.problem(run),
-            *(f"{said.get(name, name)} = {run.config.get(name)}" for name in names),
-        ]
-    )
+    """Write the problem and these settings of a run."""
+    settings = [f"{SYMBOLS.get(name, name)} = {run.config.get(name)}" for name in names]
+    return ", ".join([results.problem(run), *settings])
 
 
 def best_period(found: list[Run]) -> Iterator[Finding]:
+    """Is there a P whose best K is above 1, by test accuracy?"""
     for problem in alike(found, "learners"):
-        tries = [
-            (P, K)
+        accuracies = {
+            (P, K): of(problem, results.accuracy, "kavg", K=K, learners=P)
             for P in settings_of(problem, "learners", "kavg")
             for K in settings_of(problem, "K", "kavg")
-            if K > 1
-            and of(problem, loss, "kavg", K=1, learners=P)
-            and of(problem, loss, "kavg", K=K, learners=P)
-        ]
+        }
+        tries = [(P, K) for (P, K), more in accuracies.items() if K > 1 and more]
+        tries = [(P, K) for P, K in tries if accuracies.get((P, 1))]
         if not tries:
             continue
-        one = {P: of(problem, results.accuracy, "kavg", K=1, learners=P) for P, _ in tries}
-        more = {
-            key: of(problem, results.accuracy, "kavg", K=key[1], learners=key[0]) for key in tries
-        }
-        wins = any(below(one[P], more[P, K], risk=RISK / len(tries)) == PASS for P, K in tries)
-        verdict = (
-            PASS
-            if wins
-            else FAIL
-            if all(below(one[P], more[P, K]) == FAIL for P, K in tries)
-            else OPEN
-        )
-        tops = {
-            P: max(
-                (K for p, K in tries if p == P),
-                key=lambda K, P=P: np.mean(list(more[P, K].values())),
-            )
-            for P in one
-        }
-        yield Finding(
-            results.problem(problem[0]),
-            verdict,
-            "; ".join(
-                f"P = {P}: K = {K} {said(more[P, K])} %, K = 1 {said(one[P])} %"
-                for P, K in tops.items()
-            ),
-        )
+        risk = RISK / len(tries)
+        if any(below(accuracies[P, 1], accuracies[P, K], risk=risk) == PASS for P, K in tries):
+            verdict = PASS
+        elif all(below(accuracies[P, 1], accuracies[P, K]) == FAIL for P, K in tries):
+            verdict = FAIL
+        else:
+            verdict = OPEN
+        means = {key: np.mean(list(accuracies[key].values())) for key in tries}
+        words = []
+        for P in dict.fromkeys(P for P, _ in tries):
+            _, K = max((key for key in tries if key[0] == P), key=means.__getitem__)
+            one, more = mean(accuracies[P, 1]), mean(accuracies[P, K])
+            words.append(f"P = {P}: K = {K} {more} %, K = 1 {one} %")
+        yield Finding(results.problem(problem[0]), verdict, "; ".join(words))
 
 
-def adpsgd_against(other: str, period: int | None) -> Callable:
+def adpsgd_against(other: str, period: int | None) -> Check:
+    """Make the check that ADPSGD makes fewer averages than `other` at equal loss."""
     named = {"K": period} if period else {}
 
     def check(found: list[Run]) -> Iterator[Finding]:
         for group in alike(found):
             ours, theirs = of(group, loss, "adpsgd"), of(group, loss, other, **named)
             if ours and theirs:
-                counts = (
-                    of(group, results.rounds, "adpsgd"),
-                    of(group, results.rounds, other, **named),
-                )
+                rounds = results.rounds
+                counts = of(group, rounds, "adpsgd"), of(group, rounds, other, **named)
                 yield Finding(
                     place(group[0], "learners"),
                     all_of(below(ours, theirs, room(group)), below(*counts)),
-                    f"averages {said(counts[0], 0)} against {said(counts[1], 0)}, "
-                    f"training loss {said(ours, 4)} against {said(theirs, 4)}",
+                    f"averages {mean(counts[0], 0)} against {mean(counts[1], 0)}, "
+                    f"training loss {mean(ours, 4)} against {mean(theirs, 4)}",
                 )
 
     return check
 
 
 def mavg_ahead(found: list[Run]) -> Iterator[Finding]:
+    """Does M-AVG with μ = 0.7 end at a lower training loss than K-AVG?"""
     for group in alike(found):
         for K in settings_of(group, "K", "mavg"):
             ours = of(group, loss, "mavg", K=K, mu=0.7)
@@ -213,13 +205,19 @@ def mavg_ahead(found: list[Run]) -> Iterator[Finding]:
                 yield Finding(
                     place(group[0], "learners") + f", K = {K}",
                     below(ours, theirs),
-                    f"training loss {said(ours, 4)}, K-AVG {said(theirs, 4)}",
+                    f"training loss {mean(ours, 4)}, K-AVG {mean(theirs, 4)}",
                 )
 
 
+def least(losses: Mapping[float, Values], seed: int) -> float:
+    """Return the μ of the least loss of a seed; losses: {μ: {seed: loss}}."""
+    return min(losses, key=lambda mu: losses[mu][seed])
+
+
 def best_momentum(found: list[Run]) -> Iterator[Finding]:
+    """Is the μ of least training loss larger at the largest P than at the smallest?"""
     for problem in alike([run for run in found if run.config["algorithm"] == "mavg"], "learners"):
-        best: dict[int, dict[int, float]] = {}  # {P: {seed: μ}}
+        best: dict[int, Values] = {}  # {P: {seed: μ}}
         for P in settings_of(problem, "learners", "mavg"):
             losses = {
                 mu: of(problem, loss, "mavg", mu=mu, learners=P)
@@ -228,20 +226,18 @@ def best_momentum(found: list[Run]) -> Iterator[Finding]:
             losses = {mu: values for mu, values in losses.items() if values}
             seeds = set.intersection(*(set(values) for values in losses.values()))
             if len(losses) > 1:
-                best[P] = {
-                    seed: min(losses, key=lambda mu, seed=seed, losses=losses: losses[mu][seed])
-                    for seed in seeds
-                }
+                best[P] = {seed: least(losses, seed) for seed in seeds}
         if len(best) > 1:
+            words = "; ".join(f"P = {P}: {mean(mus)}" for P, mus in best.items())
             yield Finding(
                 results.problem(problem[0]),
                 below(best[min(best)], best[max(best)]),
-                "μ of least training loss: "
-                + "; ".join(f"P = {P}: {said(mus)}" for P, mus in best.items()),
+                f"μ of least training loss: {words}",
             )
 
 
 def hieravg_twice(found: list[Run]) -> Iterator[Finding]:
+    """Is Hier-AVG with K2 = 2K no worse than K-AVG with K, by test accuracy?"""
     for group in alike(found):
         for K, K1, S in itertools.product(
             settings_of(group, "K", "kavg"),
@@ -254,18 +250,18 @@ def hieravg_twice(found: list[Run]) -> Iterator[Finding]:
                 yield Finding(
                     place(group[0], "learners") + f", K = {K}, K₁ = {K1}, S = {S}",
                     below(theirs, ours, POINTS),
-                    f"test accuracy {said(ours)} %, K-AVG {said(theirs)} %",
+                    f"test accuracy {mean(ours)} %, K-AVG {mean(theirs)} %",
                 )
 
 
-def hieravg_lower(setting: str, smaller: bool) -> Callable:
+def hieravg_lower(setting: str, smaller: bool) -> Check:
+    """Make the check that a smaller (or larger) K1 or S ends at a lower training loss."""
     fixed = "S" if setting == "K1" else "K1"
 
     def check(found: list[Run]) -> Iterator[Finding]:
         for group in alike([run for run in found if run.config["algorithm"] == "hieravg"]):
-            for K2, other in itertools.product(
-                settings_of(group, "K2", "hieravg"), settings_of(group, fixed, "hieravg")
-            ):
+            others = settings_of(group, fixed, "hieravg")
+            for K2, other in itertools.product(settings_of(group, "K2", "hieravg"), others):
                 same = [
                     run for run in group if run.config["K2"] == K2 and run.config[fixed] == other
                 ]
@@ -275,13 +271,14 @@ def hieravg_lower(setting: str, smaller: bool) -> Callable:
                     yield Finding(
                         place(group[0], "learners") + f", K2 = {K2}, {fixed} = {other}",
                         below(a, b),
-                        f"training loss {said(a, 4)} at {setting} = {good}, {said(b, 4)} at {bad}",
+                        f"training loss {mean(a, 4)} at {setting} = {good}, {mean(b, 4)} at {bad}",
                     )
 
     return check
 
 
 def lupa_level(found: list[Run]) -> Iterator[Finding]:
+    """Does LUPA with τ = 91 reach the loss of sync, with fewer rounds?"""
     for group in alike(found):
         ours, theirs = of(group, loss, "kavg", K=91), of(group, loss, "sync")
         if ours and theirs:
@@ -289,16 +286,16 @@ def lupa_level(found: list[Run]) -> Iterator[Finding]:
             yield Finding(
                 place(group[0], "learners"),
                 all_of(below(ours, theirs, room(group)), below(*counts)),
-                f"training loss {said(ours, 4)}, sync {said(theirs, 4)}; "
-                f"rounds {said(counts[0], 0)} of {said(counts[1], 0)}",
+                f"training loss {mean(ours, 4)}, sync {mean(theirs, 4)}; "
+                f"rounds {mean(counts[0], 0)} of {mean(counts[1], 0)}",
             )
 
 
 def linear(found: list[Run]) -> Iterator[Finding]:
+    """Is the time to a loss of LEVEL with the most learners P at most 1 / (0.8 P) of one's?"""
+    kind = ("kavg", "logistic")
     averaged = [
-        run
-        for run in found
-        if run.config["algorithm"] == "kavg" and run.config.get("problem") == "logistic"
+        run for run in found if (run.config["algorithm"], run.config.get("problem")) == kind
     ]
     for by_clock in results.by_clock(averaged).values():
         for group in alike(by_clock, "learners"):
@@ -307,30 +304,28 @@ def linear(found: list[Run]) -> Iterator[Finding]:
                 continue
             times = {P: of(group, lambda run: results.reach(run, LEVEL), learners=P) for P in Ps}
             work = {seed: EFFICIENCY * P * s for P in Ps[-1:] for seed, s in times[P].items()}
+            words = "; ".join(f"P = {P}: {mean(seconds, 3)}" for P, seconds in times.items())
             yield Finding(
-                results.clock(group[0]),
-                below(work, times[1]),
-                f"seconds to loss {LEVEL}: "
-                + "; ".join(f"P = {P}: {said(found, 3)}" for P, found in times.items()),
+                results.clock(group[0]), below(work, times[1]), f"seconds to loss {LEVEL}: {words}"
             )
 
 
 def asgd_degrades(found: list[Run]) -> Iterator[Finding]:
+    """Is the test accuracy of Downpour and EAMSGD lower at the largest P than at the smallest?"""
     for algorithm in ("downpour", "eamsgd"):
-        for group in alike(
-            [run for run in found if run.config["algorithm"] == algorithm], "learners"
-        ):
+        ours = [run for run in found if run.config["algorithm"] == algorithm]
+        for group in alike(ours, "learners"):
             if len(Ps := settings_of(group, "learners", algorithm)) > 1:
                 accuracies = {P: of(group, results.accuracy, learners=P) for P in Ps}
+                words = "; ".join(f"P = {P}: {mean(a)} %" for P, a in accuracies.items())
                 yield Finding(
                     f"{place(group[0], 'lr')}, {algorithm}",
                     below(accuracies[Ps[-1]], accuracies[Ps[0]]),
-                    "test accuracy: "
-                    + "; ".join(f"P = {P}: {said(a)} %" for P, a in accuracies.items()),
+                    f"test accuracy: {words}",
                 )
 
 
-CLAIMS = {  # the claim: (its check, the sweep of its runs)
+CLAIMS: dict[str, tuple[Check, str]] = {  # the claim: (its check, the sweep of its runs)
     "K-AVG: the best K is above 1 somewhere (kavg Fig. 5, 6)": (best_period, "kavg-fig5-6"),
     "ASGD degrades as P grows (kavg Fig. 1, 2)": (asgd_degrades, "kavg-fig1-2"),
     "ADPSGD: fewer averages than FULLSGD at equal loss (adpsgd Fig. 4, 5)": (
@@ -361,35 +356,25 @@ CLAIMS = {  # the claim: (its check, the sweep of its runs)
 
 
 def findings(found: list[Run]) -> Iterator[tuple[str, Finding]]:
-    """Every claim with what the runs say of it, in every place where they say something."""
+    """Yield every claim with its findings, or with one that its runs are missing."""
     for claim, (check, sweep) in CLAIMS.items():
-        several = list(check(found))
-        yield from ((claim, finding) for finding in several)
-        if not several:
-            yield (
-                claim,
-                Finding(
-                    "-", MISSING, f"no runs to compare: localavg sweep jobs/sweeps/{sweep}.toml"
-                ),
-            )
+        why = f"no runs to compare: localavg sweep jobs/sweeps/{sweep}.toml"
+        for finding in list(check(found)) or [Finding("-", MISSING, why)]:
+            yield claim, finding
 
 
 def table(found: Iterable[tuple[str, Finding]]) -> str:
-    """What `findings` yields, as Markdown."""
+    """Write findings as a Markdown table."""
     rows = [(claim, f.where, f.verdict, f.numbers) for claim, f in found]
-    return tabulate(
-        rows, ("claim", "where", "verdict", "mean ± standard deviation (runs)"), tablefmt="github"
-    )
+    header = ("claim", "where", "verdict", "mean ± standard deviation (runs)")
+    return tabulate(rows, header, tablefmt="github")
 
 
 def counts(found: Iterable[tuple[str, Finding]]) -> str:
-    """How many of each verdict."""
-    verdicts = [finding.verdict for _, finding in found]
-    return ", ".join(
-        f"{n} {verdict}"
-        for verdict in (PASS, FAIL, OPEN, MISSING)
-        if (n := verdicts.count(verdict))
-    )
+    """Write the number of findings with each verdict."""
+    verdicts = Counter(finding.verdict for _, finding in found)
+    kinds = (PASS, FAIL, OPEN, MISSING)
+    return ", ".join(f"{verdicts[kind]} {kind}" for kind in kinds if verdicts[kind])
 
 
 def main() -> None:

@@ -1,8 +1,7 @@
-"""Hier-AVG Fig. 1 and 2: training and test accuracy over epochs for K₂ = 8, 16, 32, a column a
-network.
+"""Hier-AVG Fig. 1 and 2: training and test accuracy over epochs for K₂ = 8, 16, 32.
 
-As in the paper the last part of the run only, here the last fifth. The paper: rarer global averages
-need not be worse. The table has the accuracies at the end.
+A column a network. As in the paper, only the last part of the run is shown, here the last fifth.
+The paper: fewer global averages need not be worse. The table has the accuracies at the end.
 
 Cost: about 2 s for 3 runs.
 

@@ -1,8 +1,7 @@
-"""Hier-AVG Fig. 3 and 4: training loss over epochs for K₁ = 4, 8 (S = 4) and for S = 2, 4 (K₁ = 4);
-K₂ = 32.
+"""Hier-AVG Fig. 3 and 4: training loss over epochs for K₁ = 4, 8 (S = 4) and S = 2, 4 (K₁ = 4).
 
-Two panels a network; as in the paper the last part of the run only, here the last fifth. Theorem
-3.5 and the paper: smaller K₁ and larger S lower the loss.
+K₂ = 32; two panels a network. As in the paper, only the last part of the run is shown, here the
+last fifth. Theorem 3.5 and the paper: smaller K₁ and larger S lower the loss.
 
 Cost: about 2 s for 18 runs.
 
@@ -12,43 +11,38 @@ Cost: about 2 s for 18 runs.
 import results
 import style
 
-EXPECTED = {(4, 4): "K₁ = 4, S = 4", (8, 4): "K₁ = 8, S = 4", (4, 2): "K₁ = 4, S = 2"}
-
 IMPACTS = {"impact of K₁": lambda key: key[1] == 4, "impact of S": lambda key: key[0] == 4}
 
 
-def line(run: results.Run) -> tuple | None:
-    """(K₁, S)"""
+def line(run: results.Run) -> tuple[int, int] | None:
+    """Return (K₁, S)."""
     return (run.config["K1"], run.config["S"]) if run.config.get("algorithm") == "hieravg" else None
+
+
+def name(key: tuple[int, int]) -> str:
+    """Return the name of (K₁, S) in the legend."""
+    return f"K₁ = {key[0]}, S = {key[1]}"
 
 
 def main() -> None:
     args = results.arguments(__doc__)
-    groups = results.gather(args.folder, line, expected=EXPECTED)
+    expected = {key: name(key) for key in ((4, 4), (8, 4), (4, 2))}
+    groups = results.gather(args.folder, line, expected=expected)
     pairs = {
         f"{panel}: {word}": shown
         for panel, lines in groups.items()
         for word, holds in IMPACTS.items()
         if (shown := {key: repeats for key, repeats in lines.items() if holds(key)})
     }
-    figure = style.curves(
-        pairs, ("train_loss",), lambda key: f"K₁ = {key[0]}, S = {key[1]}", rows=style.last_fifth
-    )
+    figure = style.curves(pairs, ("train_loss",), name, rows=style.last_fifth)
     rows = [
         (panel, f"{K1}", f"{S}", results.over(repeats, "train_loss", 5))
         for panel, lines in groups.items()
         for (K1, S), repeats in lines.items()
     ]
     header = ("problem", "K₁", "S", "final training loss")
-    results.finish(
-        args,
-        "hieravg_fig3_4",
-        figure,
-        "Training loss of the averaged model, the last fifth of the run.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Training loss of the averaged model, the last fifth of the run."
+    results.finish(args, "hieravg_fig3_4", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -1,35 +1,36 @@
-"""Hier-AVG Fig. 5: training and test accuracy over epochs, K-AVG with K = 43 against Hier-AVG with
-K₂ = 43, K₁ = 20, S = 4.
+"""Hier-AVG Fig. 5: training and test accuracy over epochs, K-AVG against Hier-AVG.
 
-The paper, on ImageNet: Hier-AVG is ahead from the first epoch, by 1.15 (training) and 0.51 points
-(test) after 90.
+K-AVG has K = 43; Hier-AVG has K₂ = 43, K₁ = 20, S = 4. The paper, on ImageNet: Hier-AVG is ahead
+from the first epoch, by 1.15 (training) and 0.51 points (test) after 90.
 
 Cost: about 2 s for 2 runs.
 
     python analysis/hieravg_fig5.py runs/hieravg-fig5-laptop --out figures
 """
 
+from typing import TypeAlias
+
 import results
 import style
 
+Key: TypeAlias = tuple[str, int, int | None, int | None]  # algorithm, global period, K₁, S
 
-def line(run: results.Run) -> tuple | None:
-    """(algorithm, global period, K₁, S)"""
+
+def line(run: results.Run) -> Key | None:
+    """Return the run's key."""
     c = run.config
     K = {"kavg": "K", "hieravg": "K2"}.get(c.get("algorithm"))
     return (c["algorithm"], c[K], c.get("K1"), c.get("S")) if K else None
 
 
-def name(key: tuple) -> str:
-    return (
-        f"K-AVG K = {key[1]}"
-        if key[0] == "kavg"
-        else f"Hier-AVG K₂ = {key[1]}, K₁ = {key[2]}, S = {key[3]}"
-    )
+def name(key: Key) -> str:
+    """Return the name of a line in the legend."""
+    algorithm, K, K1, S = key
+    return f"K-AVG K = {K}" if algorithm == "kavg" else f"Hier-AVG K₂ = {K}, K₁ = {K1}, S = {S}"
 
 
 def early(run: results.Run) -> float:
-    """Training accuracy after a tenth of the run, in percent."""
+    """Return the training accuracy after a tenth of the run, in percent."""
     return 100 * run.eval[run.eval.epoch <= 0.1 * run.eval.epoch.max()].train_accuracy.iloc[-1]
 
 
@@ -58,15 +59,8 @@ def main() -> None:
         "test accuracy (%)",
         "training loss",
     )
-    results.finish(
-        args,
-        "hieravg_fig5",
-        figure,
-        "Training and test accuracy of the averaged model.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Training and test accuracy of the averaged model."
+    results.finish(args, "hieravg_fig5", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,21 @@
-"""Hier-AVG Table 1: test accuracy of K-AVG with its best K and of Hier-AVG with K₂ = 2K, for P =
-16, 32, 64.
+"""Hier-AVG Table 1: test accuracy of K-AVG with its best K and of Hier-AVG with K₂ = 2K.
 
-Half the global averages at an accuracy no lower, says the paper, on ResNet-18 and CIFAR-10; its
-values stand in the last column.
+P is 16, 32, 64. The paper, on ResNet-18 and CIFAR-10: half the global averages give an accuracy
+that is no lower. Its values stand in the last column.
 
 Cost: about 2 s for 24 runs.
 
     python analysis/hieravg_table1.py runs/hieravg-table1-laptop --out figures
 """
 
+from typing import TypeAlias
+
 import results
 import style
 
-PAPER = {  # (P, algorithm, K or K₂, K₁, S): test accuracy (%)
+Key: TypeAlias = tuple[int, str, int, int | None, int | None]  # P, algorithm, K or K₂, K₁, S
+
+PAPER: dict[Key, float] = {  # test accuracy (%)
     (16, "kavg", 32, None, None): 94.00,
     (16, "hieravg", 64, 2, 4): 94.01,
     (16, "hieravg", 64, 4, 4): 94.11,
@@ -24,23 +27,26 @@ PAPER = {  # (P, algorithm, K or K₂, K₁, S): test accuracy (%)
 }
 
 
-def line(run: results.Run) -> tuple | None:
-    """A row of the table."""
+def line(run: results.Run) -> Key | None:
+    """Return the key of the run's row."""
     c = run.config
     K = {"kavg": "K", "hieravg": "K2"}.get(c.get("algorithm"))
     return (c["learners"], c["algorithm"], c[K], c.get("K1"), c.get("S")) if K else None
 
 
+def name(key: Key) -> str:
+    """Return the name of a row."""
+    P, algorithm, K, K1, S = key
+    if algorithm == "kavg":
+        return f"P = {P}, K-AVG K = {K}"
+    return f"P = {P}, Hier-AVG K₂ = {K}, K₁ = {K1}, S = {S}"
+
+
 def main() -> None:
     args = results.arguments(__doc__)
-    expected = {
-        key: f"P = {key[0]}, {'K-AVG K' if key[1] == 'kavg' else 'Hier-AVG K₂'} = {key[2]}"
-        + (f", K₁ = {key[3]}, S = {key[4]}" if key[3] else "")
-        for key in PAPER
-    }
-    groups = results.gather(
-        args.folder, line, expected=expected, needs="eval.test_accuracy", ended=True
-    )
+    expected = {key: name(key) for key in PAPER}
+    needs = "eval.test_accuracy"
+    groups = results.gather(args.folder, line, expected=expected, needs=needs, ended=True)
     rows = [
         (
             panel,

@@ -1,8 +1,8 @@
-"""K-AVG Fig. 3 and 4: speed-up in wall clock of K-AVG over Downpour and EAMSGD against P, after as
-many epochs each.
+"""K-AVG Fig. 3 and 4: speed-up in wall clock of K-AVG over Downpour and EAMSGD against P.
 
-Times compare only on one clock: a panel for every network and clock, measured or modelled (train
---simulate). Stars are the paper's values at P = 128 for vgg: 2.5 over Downpour, 2.6 over EAMSGD.
+All train for the same number of epochs. Only times of one clock can be compared: a panel for every
+network and clock, measured or modelled (train --simulate). Stars are the paper's values at P = 128
+for vgg: 2.5 over Downpour, 2.6 over EAMSGD.
 
 Cost: about 2 s for 12 runs.
 
@@ -19,7 +19,7 @@ PAPER = {128: (2.5, 2.6)}
 
 def main() -> None:
     args = results.arguments(__doc__)
-    names = {"kavg": "K-AVG"} | {key: f"K-AVG {said}" for key, said in OTHERS.items()}
+    names = {"kavg": "K-AVG"} | {key: f"K-AVG {over}" for key, over in OTHERS.items()}
     groups = results.gather(
         args.folder,
         lambda run: a if (a := run.config.get("algorithm")) in names else None,
@@ -36,40 +36,25 @@ def main() -> None:
             key: results.values(results.by(repeats, "learners"), results.wall_s)
             for key, repeats in lines.items()
         }
-        ours = {P: np.mean(seconds) for P, seconds in times.pop("kavg", {}).items()}
+        ours = {P: float(np.mean(seconds)) for P, seconds in times.pop("kavg", {}).items()}
         for key, others in times.items():
-            ratios = {
-                P: [s / ours[P] for s in seconds] for P, seconds in others.items() if P in ours
-            }
+            both = {P: seconds for P, seconds in others.items() if P in ours}
+            ratios = {P: [s / ours[P] for s in seconds] for P, seconds in both.items()}
             style.points(axes, ratios, OTHERS[key], list(OTHERS).index(key))
             rows += [(panel, OTHERS[key], str(P), results.spread(r)) for P, r in ratios.items()]
         if not rows:
             print(f"missing: {panel}: K-AVG and another algorithm at the same P, on the same clock")
-        style.mark(
-            axes,
-            [P for P, both in PAPER.items() for _ in both],
-            [x for both in PAPER.values() for x in both],
-            "paper, VGG",
-        )
+        stars = [(P, ratio) for P, ratios in PAPER.items() for ratio in ratios]
+        xs, ys = zip(*stars, strict=True)
+        style.mark(axes, xs, ys, "paper, VGG")
         style.doubling(axes, {*ours, *PAPER})
         style.level(axes, 1, "equal")
-        axes.set(
-            xlabel="learners P",
-            ylabel="speed-up of K-AVG",
-            title=style.short(panel),
-            ylim=(0, None),
-        )
+        title = style.short(panel)
+        axes.set(xlabel="learners P", ylabel="speed-up of K-AVG", title=title, ylim=(0, None))
     style.legend(figure, ncols=2)
     header = ("problem and clock", "K-AVG", "P", "speed-up")
-    results.finish(
-        args,
-        "kavg_fig3_4",
-        figure,
-        "Wall clock of the asynchronous algorithm over that of K-AVG.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Wall clock of the asynchronous algorithm over that of K-AVG."
+    results.finish(args, "kavg_fig3_4", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

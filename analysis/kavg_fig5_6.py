@@ -1,16 +1,14 @@
-"""K-AVG Fig. 5 and 6: test accuracy at the end against the period K, one line a number of learners
-P.
+"""K-AVG Fig. 5 and 6: test accuracy at the end against the period K, a line for every P.
 
-A panel a network. The table names the K of the highest mean accuracy for every P, beside the
-paper's for vgg: 32 at P = 8, 2 at P = 64, 4 at P = 128. The best K need not be 1, and large K costs
-more where P is large.
+A panel a network; P is the number of learners. The table has the K of the highest mean accuracy for
+every P, and the paper's for vgg: 32 at P = 8, 2 at P = 64, 4 at P = 128. The best K need not be 1,
+and a large K costs more accuracy if P is large.
 
 Cost: about 2 s for 30 runs.
 
     python analysis/kavg_fig5_6.py runs/kavg-fig5-6-laptop --out figures
 """
 
-import numpy as np
 import results
 import style
 
@@ -29,15 +27,11 @@ def main() -> None:
     rows = []
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
         for number, (P, repeats) in enumerate(lines.items()):
-            cells = results.values(results.by(repeats, "K"), results.accuracy)
+            by_K = results.by(repeats, "K")
+            cells = results.values(by_K, results.accuracy)
+            losses = results.values(by_K, lambda run: results.end(run, "train_loss"))
             style.points(axes, cells, f"P = {P}", number)
-            losses = results.values(
-                results.by(repeats, "K"), lambda run: results.end(run, "train_loss")
-            )
-            best, least = (
-                max(cells, key=lambda K: np.mean(cells[K])),
-                min(losses, key=lambda K: np.mean(losses[K])),
-            )
+            best, least = results.highest(cells), results.lowest(losses)
             rows.append(
                 (
                     panel,
@@ -67,15 +61,8 @@ def main() -> None:
         "K of least training loss",
         "paper's best K, VGG",
     )
-    results.finish(
-        args,
-        "kavg_fig5_6",
-        figure,
-        "Test accuracy of the averaged model at the end.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Test accuracy of the averaged model at the end."
+    results.finish(args, "kavg_fig5_6", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""LUPA Fig. 1: training loss of synchronous SGD with mini-batches of different size, at the same
-step size.
+"""LUPA Fig. 1: training loss of synchronous SGD with mini-batches of different size.
 
-One line a mini-batch of all learners together, P·B: 512 and 1024 in the paper, where the larger one
-is worse. Per epoch the larger mini-batch makes fewer updates; the right panel counts updates
-instead.
+All have the same step size. One line a mini-batch of all learners together, P·B: 512 and 1024 in
+the paper, where the larger one is worse. The larger mini-batch makes fewer updates an epoch; the
+right panel counts updates, not epochs.
 
 Cost: about 2 s for 2 runs.
 
@@ -15,19 +14,16 @@ import style
 
 
 def batch(run: results.Run) -> int | None:
-    """The mini-batch of all learners together."""
-    return (
-        run.config["learners"] * run.config["batch_size"]
-        if run.config.get("algorithm") == "sync"
-        else None
-    )
+    """Return the mini-batch of all learners together."""
+    if run.config.get("algorithm") != "sync":
+        return None
+    return run.config["learners"] * run.config["batch_size"]
 
 
 def main() -> None:
     args = results.arguments(__doc__)
-    groups = results.gather(
-        args.folder, batch, expected={512: "mini-batch 512", 1024: "mini-batch 1024"}
-    )
+    expected = {512: "mini-batch 512", 1024: "mini-batch 1024"}
+    groups = results.gather(args.folder, batch, expected=expected)
     figure, panels = style.panels(2, rows=len(groups), sharey=True)
     rows = []
     for i, (panel, lines) in enumerate(groups.items()):
@@ -36,20 +32,13 @@ def main() -> None:
                 style.curve(axes, repeats, x, "train_loss", f"mini-batch {size}", number)
             axes.set(xlabel=style.X_LABELS[x], title=style.short(panel))
         panels[2 * i].set_ylabel(style.Y_LABELS["train_loss"])
-        rows += [
-            (
-                panel,
-                str(size),
-                results.over(repeats, lambda run: run.eval.t.max(), 0),
-                results.over(repeats, "train_loss", 4),
-            )
-            for size, repeats in lines.items()
-        ]
+        for size, repeats in lines.items():
+            updates = results.over(repeats, lambda run: run.eval.t.max(), 0)
+            rows.append((panel, str(size), updates, results.over(repeats, "train_loss", 4)))
     style.legend(figure)
     header = ("problem", "mini-batch", "updates", "final training loss")
-    results.finish(
-        args, "lupa_fig1", figure, "Synchronous SGD; mini-batch = P·B.", groups, header, rows
-    )
+    caption = "Synchronous SGD; mini-batch = P·B."
+    results.finish(args, "lupa_fig1", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""LUPA Fig. 2: training loss of the averaged model against wall clock (left) and against
-communication rounds (right).
+"""LUPA Fig. 2: training loss of the averaged model against wall clock and communication rounds.
 
-Shows SyncSGD, LUPA-SGD with τ = 5 and τ = 91, and one-shot averaging; repeats with other seeds
-become a band. On the right a curve has one point a round, the first evaluation after it, and the
-start (t = 0) at 0 rounds: one-shot is two points, the start and the average at T. Draws what a
-partial sweep holds, and says what is missing.
+It shows SyncSGD, LUPA-SGD with τ = 5 and τ = 91, and one-shot averaging; repeats with other seeds
+become a band. On the right, a curve has one point a round, the first evaluation after it, and the
+start (t = 0) at 0 rounds: one-shot is two points, the start and the average at T. The runs of an
+unfinished sweep are drawn, and the missing ones printed.
 
 Cost: about 2 s and 150 MB for a finished sweep of four runs.
 
@@ -23,7 +22,8 @@ NAMES = {
 }
 
 
-def line(run: results.Run) -> tuple | None:
+def line(run: results.Run) -> tuple[str, int | None] | None:
+    """Return (algorithm, τ)."""
     return results.kind(run) if run.config.get("algorithm") in ("sync", "kavg", "oneshot") else None
 
 
@@ -37,19 +37,10 @@ def main() -> None:
         left, right = panels[2 * i : 2 * i + 2]
         for key, repeats in lines.items():
             name = NAMES.get(key, f"LUPA-SGD τ = {key[1]}")
-            style.curve(left, repeats, "wall_s", "train_loss", name, looks.index(key))
-            style.curve(
-                right,
-                repeats,
-                "rounds",
-                "train_loss",
-                name,
-                looks.index(key),
-                rows=results.by_rounds,
-            )
-            ends = pd.concat(
-                [results.evaluations(run).tail(1) for run in repeats]
-            )  # [runs, columns]
+            look = looks.index(key)
+            style.curve(left, repeats, "wall_s", "train_loss", name, look)
+            style.curve(right, repeats, "rounds", "train_loss", name, look, results.by_rounds)
+            ends = pd.concat([results.evaluations(run).tail(1) for run in repeats])  # a row a run
             rounds, loss, wall_s = ends[["rounds", "train_loss", "wall_s"]].mean()
             rows.append(
                 (
@@ -70,15 +61,8 @@ def main() -> None:
         right.set_xticks([0, *(10**n for n in range(8) if 10**n <= right.get_xlim()[1])])
     style.legend(figure)
     header = ("algorithm", "runs", "rounds", "final loss", "wall clock (s)")
-    results.finish(
-        args,
-        "lupa_fig2",
-        figure,
-        "Training loss of the averaged model against wall clock and rounds.",
-        groups,
-        header,
-        rows,
-    )
+    caption = "Training loss of the averaged model against wall clock and rounds."
+    results.finish(args, "lupa_fig2", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,38 @@
-"""LUPA Fig. 3: time to a training loss of 0.35 against the number of machines P, LUPA-SGD with τ =
-91.
+"""LUPA Fig. 3: time of LUPA-SGD (τ = 91) to a training loss of 0.35 against the machines P.
 
-Left the wall clock, right the local updates of each machine, which do not depend on how many cores
-are at hand; dotted: a P-th of what one machine takes, linear speed-up. The level is met between
-evaluations in proportion.
+Left: the wall clock. Right: the local updates of each machine, which do not depend on the number of
+cores. Dotted: linear speed-up, the time of one machine divided by P. Between evaluations the loss
+is interpolated linearly.
 
 Cost: about 2 s for 30 runs.
 
     python analysis/lupa_fig3.py runs/lupa-fig3-laptop --out figures
 """
 
+from collections.abc import Mapping
+from functools import partial
+
 import numpy as np
 import results
 import style
+from matplotlib.axes import Axes
 
 LEVEL = 0.35
 AXES = {"wall_s": f"seconds to loss {LEVEL}", "t": f"updates to loss {LEVEL}"}
+
+
+def linear(axes: Axes, cells: Mapping[int, list[float]]) -> None:
+    """Draw the times of a linear speed-up over one machine."""
+    times = [np.mean(cells[1]) / P for P in cells]
+    label = "linear speed-up"
+    axes.plot(list(cells), times, color="0.45", linewidth=0.8, linestyle=":", label=label)
+
+
+def numbers(cells: Mapping[int, list[float]], P: int, runs: int, x: str) -> tuple[str, str, str]:
+    """Write how many runs reached the loss, their mean, and the speed-up over the least P."""
+    speed = np.mean(cells[min(cells)]) / np.mean(cells[P])
+    mean = results.spread(cells[P], 3 if x == "wall_s" else 0)
+    return f"{len(cells[P])}/{runs}", mean, f"{speed:.2f}"
 
 
 def main() -> None:
@@ -31,53 +48,33 @@ def main() -> None:
     rows = []
     for i, (panel, lines) in enumerate(groups.items()):
         for axes, (x, label) in zip(panels[2 * i :], AXES.items(), strict=False):
-            every = set()
+            machines: set[int] = set()
             for number, (tau, repeats) in enumerate(lines.items()):
-                cells = results.values(
-                    results.by(repeats, "learners"), lambda run, x=x: results.reach(run, LEVEL, x)
-                )
+                by_P = results.by(repeats, "learners")
+                cells = results.values(by_P, partial(results.reach, level=LEVEL, column=x))
                 style.points(axes, cells, f"LUPA-SGD τ = {tau}", number)
-                every |= cells.keys()
-                if cells and (least := min(cells)) == 1:
-                    axes.plot(
-                        list(cells),
-                        [np.mean(cells[1]) / P for P in cells],
-                        color="0.45",
-                        linewidth=0.8,
-                        linestyle=":",
-                        label="linear speed-up",
-                    )
-                for P, some in results.by(repeats, "learners").items():
-                    if x == "t" and P not in cells:
+                machines |= cells.keys()
+                if 1 in cells:
+                    linear(axes, cells)
+                for P, some in by_P.items():
+                    if P in cells:
+                        rows.append((panel, label, str(P), *numbers(cells, P, len(some), x)))
+                    elif x == "t":
                         print(
-                            f"missing: {panel}, P = {P}: no run came down to a loss of {LEVEL}; "
-                            "train longer"
-                        )
-                    elif P in cells:
-                        speed = np.mean(cells[least]) / np.mean(cells[P])
-                        digits = 3 if x == "wall_s" else 0
-                        rows.append(
-                            (
-                                panel,
-                                label,
-                                str(P),
-                                f"{len(cells[P])}/{len(some)}",
-                                results.spread(cells[P], digits),
-                                f"{speed:.2f}",
-                            )
+                            f"missing: {panel}, P = {P}: no run reached a loss of {LEVEL}; train "
+                            "longer"
                         )
             axes.set(
                 xlabel="machines P",
                 ylabel=label,
                 title=style.short(panel),
-                xticks=sorted(every),
+                xticks=sorted(machines),
                 ylim=(0, None),
             )
     style.legend(figure)
     header = ("problem", "what", "P", "reached", "mean", "speed-up")
-    results.finish(
-        args, "lupa_fig3", figure, f"Time to a training loss of {LEVEL}.", groups, header, rows
-    )
+    caption = f"Time to a training loss of {LEVEL}."
+    results.finish(args, "lupa_fig3", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

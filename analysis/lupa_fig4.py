@@ -1,8 +1,8 @@
-"""LUPA Fig. 4: training loss of LUPA-SGD with τ = 91 and of ADA-LUPA-SGD, whose periods grow from
-τ_0 = 91.
+"""LUPA Fig. 4: training loss of LUPA-SGD with τ = 91 and of ADA-LUPA-SGD, whose periods grow.
 
-Left against local updates, right against rounds of communication: ADA-LUPA makes 10 (11 with the
-one at the end) of T = 5469 updates where LUPA makes 61, and comes to the same level.
+They grow from τ_0 = 91. Left: against local updates. Right: against rounds of communication. In
+T = 5469 updates ADA-LUPA makes 10 rounds (11 with the one at the end) and LUPA 61, and both reach
+the same level.
 
 Cost: about 2 s for 2 runs.
 
@@ -15,11 +15,13 @@ import style
 NAMES = {("kavg", 91): "LUPA-SGD τ = 91", ("adalupa", None): "ADA-LUPA-SGD"}
 
 
-def line(run: results.Run) -> tuple | None:
+def line(run: results.Run) -> tuple[str, int | None] | None:
+    """Return (algorithm, τ)."""
     return results.kind(run) if run.config.get("algorithm") in ("kavg", "adalupa") else None
 
 
-def name(key: tuple) -> str:
+def name(key: tuple[str, int | None]) -> str:
+    """Return the name of a line in the legend."""
     return NAMES.get(key, f"LUPA-SGD τ = {key[1]}")
 
 
@@ -31,18 +33,11 @@ def main() -> None:
     for i, (panel, lines) in enumerate(groups.items()):
         left, right = panels[2 * i : 2 * i + 2]
         for number, (key, repeats) in enumerate(lines.items()):
-            style.curve(left, repeats, "t", "train_loss", name(key), number)
-            style.curve(
-                right, repeats, "rounds", "train_loss", name(key), number, rows=results.by_rounds
-            )
-            rows.append(
-                (
-                    panel,
-                    name(key),
-                    results.over(repeats, results.rounds, 0),
-                    results.over(repeats, "train_loss", 4),
-                )
-            )
+            label = name(key)
+            style.curve(left, repeats, "t", "train_loss", label, number)
+            style.curve(right, repeats, "rounds", "train_loss", label, number, results.by_rounds)
+            rounds = results.over(repeats, results.rounds, 0)
+            rows.append((panel, label, rounds, results.over(repeats, "train_loss", 4)))
         left.set(
             xlabel=style.X_LABELS["t"],
             ylabel=style.Y_LABELS["train_loss"],
@@ -51,9 +46,8 @@ def main() -> None:
         right.set(xlabel="communication rounds", title=style.short(panel))
     style.legend(figure)
     header = ("problem", "algorithm", "rounds", "final training loss")
-    results.finish(
-        args, "lupa_fig4", figure, "Training loss of the averaged model.", groups, header, rows
-    )
+    caption = "Training loss of the averaged model."
+    results.finish(args, "lupa_fig4", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
-"""M-AVG Fig. 1 to 6 and Table I: training and test accuracy of K-AVG and M-AVG over epochs, a
-column a network.
+"""M-AVG Fig. 1 to 6 and Table I: training and test accuracy of K-AVG and M-AVG over epochs.
 
-Table I has the test accuracy at the end, beside the paper's validation accuracy on CIFAR-10 after
-200 epochs.
+A column a network. Table I has the test accuracy at the end, and the paper's validation accuracy on
+CIFAR-10 after 200 epochs.
 
 Cost: about 3 s for 12 runs.
 
     python analysis/mavg_fig1_6.py runs/mavg-fig1-6-laptop --out figures
 """
+
+import argparse
+from typing import TypeAlias
 
 import results
 import style
@@ -23,21 +25,24 @@ PAPER = {  # validation accuracy (%): K-AVG, M-AVG
 }
 
 
-def line(run: results.Run) -> tuple | None:
-    """(algorithm, μ)"""
+Key: TypeAlias = tuple[str, float | None]  # algorithm, μ
+
+
+def line(run: results.Run) -> Key | None:
+    """Return the run's key."""
     algorithm = run.config.get("algorithm")
     return (algorithm, run.config.get("mu")) if algorithm in ("kavg", "mavg") else None
 
 
-def name(key: tuple) -> str:
+def name(key: Key) -> str:
+    """Return the name of a line in the legend."""
     return "K-AVG" if key[0] == "kavg" else f"M-AVG μ = {key[1]:g}"
 
 
-def draw(args, stem: str, caption: str) -> results.Groups:
-    """The curves, and a table of where they end; returns their runs."""
-    groups = results.gather(
-        args.folder, line, expected={("kavg", None): "K-AVG", ("mavg", 0.7): "M-AVG μ = 0.7"}
-    )
+def draw(args: argparse.Namespace, stem: str, caption: str) -> results.Groups:
+    """Draw the curves and print a table of their ends; return the runs."""
+    expected = {("kavg", None): "K-AVG", ("mavg", 0.7): "M-AVG μ = 0.7"}
+    groups = results.gather(args.folder, line, expected=expected)
     figure = style.curves(groups, ("train_accuracy", "test_accuracy"), name)
     rows = [
         (
@@ -62,21 +67,12 @@ def main() -> None:
     for panel, lines in groups.items():
         paper = PAPER.get(panel.partition(",")[0], ())
         for key, repeats in lines.items():
-            rows.append(
-                (
-                    panel,
-                    name(key),
-                    results.over(repeats, results.accuracy),
-                    f"{paper[key[0] == 'mavg']:.2f}" if paper else "-",
-                )
-            )
+            theirs = f"{paper[key[0] == 'mavg']:.2f}" if paper else "-"
+            rows.append((panel, name(key), results.over(repeats, results.accuracy), theirs))
     shown = {panel.partition(",")[0] for panel in groups}
-    rows += [
-        (f"paper: {network}, CIFAR-10", said, "-", f"{percent:.2f}")
-        for network, both in PAPER.items()
-        if network not in shown
-        for said, percent in zip(("K-AVG", "M-AVG"), both, strict=True)
-    ]
+    for network in [network for network in PAPER if network not in shown]:
+        for algorithm, percent in zip(("K-AVG", "M-AVG"), PAPER[network], strict=True):
+            rows.append((f"paper: {network}, CIFAR-10", algorithm, "-", f"{percent:.2f}"))
     header = ("problem", "algorithm", "test accuracy (%)", "paper (%)")
     results.finish_table(args, "mavg_table1", header, rows, "Test accuracy at the end.", groups)
 

@@ -1,9 +1,8 @@
-"""The page of results: for every figure and table the paper's claim, what the runs show, and how to
-run it at the paper's size.
+"""Write the page of results: for every figure and table, the paper's claim and what the runs show.
 
-The words are analysis/RESULTS.in.md's. Pictures, captions, tables, checked claims, the runs that
-are there and the launch lines are filled in from run files and from the figures that `python
-analysis --all` drew. What is missing is said in the page.
+The words are those of analysis/RESULTS.in.md. Pictures, captions, tables, checked claims, the
+number of runs and the launch lines at the paper's scale are filled in, from run files and from the
+figures of `python analysis --all`. The page names what is missing.
 
 Cost: about 10 s for all laptop sweeps; `--pictures` keeps a smaller copy of every picture, so that
 the page can be committed.
@@ -18,6 +17,7 @@ import os
 import re
 from collections import Counter
 from pathlib import Path
+from typing import TypeAlias
 
 import claims
 import results
@@ -29,12 +29,10 @@ from localavg.files.record import Run, UserError, load_many
 
 TEMPLATE = Path(__file__).with_name("RESULTS.in.md")
 SWEEPS = Path(__file__).parent.parent / "jobs" / "sweeps"
-FILL = re.compile(
-    r"\{\{([\w-]+)(?:: ([\w ]+))?\}\}"
-)  # {{overview}}, {{runs}}, {{claims}}, {{ID: STEM STEM}}
-SECTION = re.compile(
-    r"^### (\S+)\n\n(.+?)\n\n.*?^\*\*(Agrees|Half|Not seen|Not run)\.\*\*", re.M | re.S
-)
+# {{overview}}, {{runs}}, {{claims}}, {{ID: STEM STEM}}
+FILL = re.compile(r"\{\{([\w-]+)(?:: ([\w ]+))?\}\}")
+VERDICT = r"^\*\*(Agrees|Half|Not seen|Not run)\.\*\*"
+SECTION = re.compile(rf"^### (\S+)\n\n(.+?)\n\n.*?{VERDICT}", re.M | re.S)
 VERSIONS = {
     "python": "Python",
     "numpy": "NumPy",
@@ -42,33 +40,41 @@ VERSIONS = {
     "mpi4py": "mpi4py",
     "h5py": "h5py",
 }
-COLOURS, MOST_BYTES = 64, 80_000  # of a picture kept
+COLOURS, MOST_BYTES = 64, 80_000  # of a picture that is kept
+Checked: TypeAlias = list[tuple[str, claims.Finding]]  # claims and what the runs say
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="where the sweeps' folders are")
+    parser.add_argument("folder", type=Path, help="folder of the sweeps' folders")
     parser.add_argument(
         "--scale",
         default="laptop",
         choices=("laptop", "paper"),
-        help="of the sweeps (default: %(default)s)",
+        help="report the runs of sweeps at this scale (default: %(default)s)",
     )
     parser.add_argument(
         "--figures",
         type=Path,
         default=Path("figures"),
-        help="folder of the figures (default: %(default)s)",
+        help="take the figures from this folder (default: %(default)s)",
     )
     parser.add_argument(
-        "--out", type=Path, help="the page (default: RESULTS.md in the folder of the figures)"
+        "--out",
+        type=Path,
+        help="write the page here (default: RESULTS.md in the folder of the figures)",
     )
     parser.add_argument(
         "--pictures",
         type=Path,
-        help="keep smaller copies of the pictures here (default: the figures serve)",
+        help="keep smaller copies of the pictures here (default: link the figures)",
     )
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = arguments()
     if not args.folder.is_dir():
         raise UserError(
             f"{args.folder}: no such folder: run sweeps first (make paper), or give the one with "
@@ -76,30 +82,28 @@ def main() -> None:
         )
     out = args.out or args.figures / "RESULTS.md"
     words = TEMPLATE.read_text(encoding="utf-8")
-    folders = {
-        name: args.folder / f"{name}-{args.scale}"
-        for name, _ in FILL.findall(words)
-        if toml(name).is_file()
-    }
+    names = [name for name, _ in FILL.findall(words) if toml(name).is_file()]
+    folders = {name: args.folder / f"{name}-{args.scale}" for name in names}
     sweeps = {
         name: load_many(folder) if any(folder.rglob("*.h5")) else []
         for name, folder in folders.items()
     }
     states = {name: held(folders[name], runs) for name, runs in sweeps.items()}
-    every = [run for runs in sweeps.values() for run in runs]
+    everything = [run for runs in sweeps.values() for run in runs]
+    # only the claims of a sweep itself: claims.py also takes runs of other sweeps
     checked = [
         (claim, finding)
         for name, runs in sweeps.items()
         for claim, finding in claims.findings(runs)
         if claims.CLAIMS[claim][1] == name
-    ]  # what the odd run of another sweep says is left to claims.py
+    ]
 
-    def fill(found: re.Match) -> str:
+    def fill(found: re.Match[str]) -> str:
         name, stems = found.groups()
         if name == "overview":
             return overview(words, states, checked)
         if name == "runs":
-            return origin(every, args.scale)
+            return origin(everything, args.scale)
         if name == "claims":
             how = " ".join(claims.__doc__.split("\n\n")[1].split())
             return f"{claims.counts(checked)}. {how}"
@@ -115,30 +119,30 @@ def main() -> None:
 
 
 def toml(name: str) -> Path:
-    """The file of a sweep."""
+    """Return the path of a sweep's file."""
     return SWEEPS / f"{name}.toml"
 
 
-def about(checked: list, name: str) -> list:
-    """The findings of the claims that a sweep is for."""
+def about(checked: Checked, name: str) -> Checked:
+    """Return the findings of the claims that a sweep is for."""
     return [(claim, finding) for claim, finding in checked if claims.CLAIMS[claim][1] == name]
 
 
 def held(folder: Path, runs: list[Run]) -> str:
-    """How many of a sweep's runs are there, how they ended, and their seeds."""
+    """Write the number of a sweep's runs, how they ended, and their seeds."""
     plan = folder / "sweep.json"
-    every = len(json.loads(plan.read_text())["runs"]) if plan.is_file() else len(runs)
+    planned = len(json.loads(plan.read_text())["runs"]) if plan.is_file() else len(runs)
     if not runs:
         return "none yet"
     ends = Counter("diverged" if results.diverged(run) else run.status for run in runs)
     seeds = sorted({run.config.get("seed") for run in runs} - {None})
-    missing = f", {every - len(runs)} missing" if every > len(runs) else ""
-    said = ", ".join(f"{n} {how}" for how, n in ends.items())
-    return f"{said}{missing}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    missing = f", {planned - len(runs)} missing" if planned > len(runs) else ""
+    counts = ", ".join(f"{n} {how}" for how, n in ends.items())
+    return f"{counts}{missing}; seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
-def overview(words: str, states: dict[str, str], checked: list) -> str:
-    """A row a section of the template: its title, its verdict, its runs and its claims."""
+def overview(words: str, states: dict[str, str], checked: Checked) -> str:
+    """Write a table with a row for each section: its title, verdict, runs and claims."""
     rows = [
         (
             f"[{name}](#{name})",
@@ -149,51 +153,38 @@ def overview(words: str, states: dict[str, str], checked: list) -> str:
         )
         for name, title, verdict in SECTION.findall(words)
     ]
-    return tabulate(
-        rows, ("id", "what it shows", "seen here", "runs", "its claims"), tablefmt="github"
-    )
+    header = ("id", "what it shows", "seen here", "runs", "its claims")
+    return tabulate(rows, header, tablefmt="github")
 
 
 def origin(runs: list[Run], scale: str) -> str:
-    """Where the runs come from: how many, when, which commit, versions and processors."""
+    """Write the origin of the runs: number, days, commit, versions, ranks and processors."""
     if not runs:
         return f"There are no runs at {scale} scale yet."
 
-    def said(name: str, letters: int | None = None) -> str:
-        return (
-            ", ".join(
-                sorted(
-                    {
-                        str(run.provenance[name])[:letters]
-                        for run in runs
-                        if run.provenance.get(name)
-                    }
-                )
-            )
-            or "unknown"
-        )
+    def all_of(name: str, letters: int | None = None) -> str:
+        known = [run.provenance[name] for run in runs if run.provenance.get(name)]
+        return ", ".join(sorted({str(value)[:letters] for value in known})) or "unknown"
 
     days = sorted({day[:10] for run in runs if (day := run.provenance.get("end"))}) or ["?"]
-    versions = ", ".join(f"{word} {said(name)}" for name, word in VERSIONS.items())
-    mpi = ", ".join(
-        sorted({str(run.provenance.get("mpi_library")).partition(",")[0] for run in runs})
-    )
+    when = " to ".join(dict.fromkeys((days[0], days[-1])))
+    versions = ", ".join(f"{word} {all_of(name)}" for name, word in VERSIONS.items())
+    libraries = {str(run.provenance.get("mpi_library")).partition(",")[0] for run in runs}
     return (
-        f"{len(runs)} runs at {scale} scale, {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
-        "commit "
-        f"{said('git_commit', 7)}; {versions}, {mpi}; on {said('ranks')} ranks, {said('cpu')}."
+        f"{len(runs)} runs at {scale} scale, {when}, commit {all_of('git_commit', 7)}; {versions}, "
+        f"{', '.join(sorted(libraries))}; on {all_of('ranks')} ranks, {all_of('cpu')}."
     )
 
 
 def figure(stem: Path, out: Path, pictures: Path | None) -> str:
-    """A figure or table of the page: its picture, caption and numbers, or that it is missing."""
-    text, caption, picture = (
+    """Write a figure or table: its picture, caption and numbers, or that it is missing."""
+    table, plain, picture = (
         stem.with_name(f"{stem.name}.{suffix}") for suffix in ("md", "txt", "png")
     )
-    text = text if text.is_file() else caption
-    if not text.is_file():
-        return f"*Missing: {stem.name} has not been drawn, for want of runs.*"
-    caption, _, numbers = text.read_text(encoding="utf-8").strip().partition("\n\n")
+    page = table if table.is_file() else plain
+    if not page.is_file():
+        return f"*Missing: {stem.name} has not been drawn, because there are no runs.*"
+    caption, _, numbers = page.read_text(encoding="utf-8").strip().partition("\n\n")
     shown = []
     if picture.is_file():
         kept = smaller(picture, pictures / picture.name) if pictures else picture
@@ -202,8 +193,9 @@ def figure(stem: Path, out: Path, pictures: Path | None) -> str:
 
 
 def smaller(picture: Path, kept: Path) -> Path:
-    """A copy of a PNG in fewer colours and, if still too large, fewer pixels. Raises UserError if
-    it cannot be written.
+    """Write a copy of a PNG with fewer colours and, if it is still too large, fewer pixels.
+
+    Return its path. Raises UserError if it cannot be written.
     """
     with Image.open(picture) as image:
         full = image.convert("RGB")
@@ -222,18 +214,17 @@ def smaller(picture: Path, kept: Path) -> Path:
 
 
 def launch(name: str) -> list[str]:
-    """How to run a sweep at the paper's scale, and what that takes, as its file says."""
+    """Write how to run a sweep at the paper's scale, with the cost that its file states."""
     text = toml(name).read_text(encoding="utf-8")
     paper = text.partition("[paper]\n")[2].partition("\n[")[0]
-    cost, data = (
-        re.search(r"^#.*paper: (\d+ runs?.*)\.$", text, re.M)[1],
-        re.search(r'^data = "(.*)"', paper, re.M)[1],
-    )
+    cost = re.search(r"^#.*paper: (\d+ runs?.*)\.$", text, re.M)
+    data = re.search(r'^data = "(.*)"', paper, re.M)
+    assert cost and data, f"{name}.toml states no cost or no data of the paper's scale"
     no_gpu = "" if "cuda" in paper else " --submit=--gpus-per-node=0"
     return [
-        f"The paper's scale, {cost}:",
+        f"The paper's scale, {cost[1]}:",
         f"    .venv/bin/python -m localavg sweep jobs/sweeps/{name}.toml --scale paper "
-        f"--launcher slurm{no_gpu} --set data={data}",
+        f"--launcher slurm{no_gpu} --set data={data[1]}",
     ]
 
 

@@ -1,10 +1,10 @@
-"""House style of the figures: two-column papers, legible in greyscale; and the frame that every
-figure script shares.
+"""The style of the figures: for two-column papers, and legible in greyscale.
 
 A script makes its figure with `panels`, `grid` or `curves`, draws repeated runs with `curve` or
-`points`, and hands its `main` to `run`.
+`points`, and passes its `main` to `run`.
 """
 
+import io
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,13 +14,14 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from localavg.files.record import Run, UserError
 
-SINGLE_IN, DOUBLE_IN = 3.4, 7.0  # width of one column and of both, inches
+SINGLE_IN, DOUBLE_IN = 3.4, 7.0  # width of one column and of two, in inches
 # colour-blind safe colours (Okabe and Ito) from dark to light, with a line style and a marker each
 LINES = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
@@ -31,7 +32,7 @@ LINES = (
     {"color": "#E69F00", "linestyle": (0, (8, 2)), "marker": "P"},
     {"color": "#56B4E9", "linestyle": (0, (2, 1)), "marker": "X"},
 )
-RC = {
+RC: Any = {  # matplotlib's settings
     "font.family": "sans-serif",
     "font.size": 8,
     "axes.labelsize": 8,
@@ -58,13 +59,7 @@ Y_LABELS = {
     "train_accuracy": "training accuracy (%)",
     "test_accuracy": "test accuracy (%)",
 }
-NOT_SETTINGS = {
-    "seed",
-    "out",
-    "save_weights",
-    "log_every",
-    "resume",
-}  # what repeats of one run may differ in
+NOT_SETTINGS = {"seed", "out", "save_weights", "log_every", "resume"}  # may differ in repeats
 
 
 def panels(
@@ -74,8 +69,9 @@ def panels(
     sharey: bool = False,
     rows: int = 1,
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of `columns` panels side by side in the house style, sizes in inches; `height_in` is
-    that of one row.
+    """Make a figure of `rows` rows of `columns` panels; sizes are in inches.
+
+    width_in: of the figure; height_in: of one row.
     """
     matplotlib.rcParams.update(RC)
     figure = Figure(figsize=(width_in, rows * height_in))
@@ -83,7 +79,7 @@ def panels(
 
 
 def grid(n: int, across: int = 4) -> tuple[Figure, list[Axes]]:
-    """A figure of n panels, at most `across` in a row; one or two are a column wide each."""
+    """Make a figure of n panels, at most `across` in a row; a single one has half the width."""
     columns = min(n, across)
     figure, axes = panels(
         columns,
@@ -107,9 +103,9 @@ def curve(
 ) -> None:
     """Draw repeats of one run as their mean, with a band from their minimum to their maximum.
 
-    `x` (rising) and `y` are columns of the table that `rows` gives for a run; points that are not
-    finite are left out, of points with equal x the last counts. Repeats measured at different x are
-    interpolated at all of these x, within the range that they share. `number` picks the look from
+    `x` (rising) and `y` are columns of the table that `rows` returns for a run. Points that are not
+    finite are left out; of points with equal x the last one counts. Repeats with different x are
+    interpolated at all of these x, within their common range. `number` chooses the look from
     `LINES`.
     """
     lines = [line for line in (_clean(rows(run), x, y) for run in runs) if len(line[0])]
@@ -117,25 +113,18 @@ def curve(
         return
     grid, values = _common(lines)  # [n], [runs, n]
     look = LINES[number % len(LINES)]
-    every = max(1, len(grid) // 10)
-    first = number % 4 * every // 4  # so that lines on top of each other show their markers
-    axes.plot(
-        grid, values.mean(axis=0), label=label, markevery=(min(first, len(grid) - 1), every), **look
-    )
+    step = max(1, len(grid) // 10)
+    first = min(number % 4 * step // 4, len(grid) - 1)  # lines on top of each other show markers
+    axes.plot(grid, values.mean(axis=0), label=label, markevery=(first, step), **look)
     if len(lines) > 1:
-        axes.fill_between(
-            grid,
-            values.min(axis=0),
-            values.max(axis=0),
-            color=look["color"],
-            alpha=0.2,
-            linewidth=0,
-        )
+        low, high = values.min(axis=0), values.max(axis=0)  # [n]
+        axes.fill_between(grid, low, high, color=look["color"], alpha=0.2, linewidth=0)
 
 
 def points(axes: Axes, cells: Mapping[float, Sequence[float]], label: str, number: int = 0) -> None:
-    """Draw repeats at a few x as their mean, with a band from their minimum to their maximum;
-    `cells` is {x: repeats}.
+    """Draw repeats at a few x as their mean, with a band from their minimum to their maximum.
+
+    cells: {x: values of the repeats}. number: as in `curve`.
     """
     if not cells:
         return
@@ -150,14 +139,14 @@ def points(axes: Axes, cells: Mapping[float, Sequence[float]], label: str, numbe
 
 
 def doubling(axes: Axes, xs: Iterable[float]) -> None:
-    """A logarithmic x axis to base 2 whose ticks are the settings themselves."""
+    """Make the x axis logarithmic to base 2, with ticks at `xs`."""
     axes.set_xscale("log", base=2)
     axes.set_xticks(sorted(set(xs)), [f"{x:g}" for x in sorted(set(xs))])
     axes.minorticks_off()
 
 
 def mark(axes: Axes, x: Sequence[float], y: Sequence[float], label: str = "paper") -> None:
-    """What a paper reports, as hollow grey stars."""
+    """Draw the values that a paper reports as hollow grey stars."""
     axes.plot(
         x,
         y,
@@ -172,12 +161,12 @@ def mark(axes: Axes, x: Sequence[float], y: Sequence[float], label: str = "paper
 
 
 def level(axes: Axes, y: float, label: str) -> None:
-    """A horizontal reference, such as a value that a paper reports."""
+    """Draw a horizontal reference line, such as a value that a paper reports."""
     axes.axhline(y, color="0.45", linewidth=0.8, linestyle=(0, (1, 1.5)), label=label, zorder=1)
 
 
 def drops(axes: Axes, run: Run) -> None:
-    """Vertical lines at the t where the step size of a run drops at its milestones."""
+    """Draw vertical lines at the t where the step size of a run drops at its milestones."""
     end = run.eval.iloc[-1]
     for milestone in run.config.get("milestones") or ():
         if milestone < end.epoch:
@@ -185,12 +174,13 @@ def drops(axes: Axes, run: Run) -> None:
 
 
 def legend(figure: Figure, ncols: int = 5) -> None:
-    """One legend above all panels, every label once, in the order of first appearance; it replaces
-    an earlier one.
+    """Draw one legend above all panels, every label once in the order of first appearance.
+
+    It replaces an earlier legend of the figure.
     """
     for old in list(figure.legends):
         old.remove()
-    found = {}
+    found: dict[str, Artist] = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
@@ -198,14 +188,15 @@ def legend(figure: Figure, ncols: int = 5) -> None:
         ncols = min(ncols, 2)
     if found:
         lines = -(-len(found) // ncols)
-        figure.legend(
-            found.values(), found.keys(), loc="outside upper center", ncols=-(-len(found) // lines)
-        )
+        columns = -(-len(found) // lines)
+        handles, labels = list(found.values()), list(found)
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns)
 
 
 def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> None:
-    """A horizontal bar for every name, made of parts {part: length} side by side, the first on
-    top.
+    """Draw a horizontal bar for every name, the first on top.
+
+    parts: {name: {part: length}}; the parts of a bar lie one after the other.
     """
     fills = ("0.25", "0.6", "0.85", "1.0")
     hatches = ("", "", "////", "....")
@@ -232,19 +223,19 @@ def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> No
 
 
 def short(panel: str, width: int = 46) -> str:
-    """A panel's name in lines of so many letters, as its title."""
+    """Wrap a panel's name into lines of at most `width` letters, for its title."""
     return textwrap.fill(panel, width, break_on_hyphens=False)
 
 
 def rows_of(run: Run) -> pd.DataFrame:
-    """/eval with accuracies in percent."""
+    """Return /eval with accuracies in percent."""
     return run.eval.assign(
         train_accuracy=100 * run.eval.train_accuracy, test_accuracy=100 * run.eval.test_accuracy
     )
 
 
 def last_fifth(run: Run) -> pd.DataFrame:
-    """`rows_of` the last fifth of a run."""
+    """Return `rows_of` the last fifth of a run."""
     rows = rows_of(run)
     return rows[rows.epoch >= 0.8 * rows.epoch.max() - 1e-9]
 
@@ -257,11 +248,11 @@ def curves(
     log: bool = False,
     rows: Callable[[Run], pd.DataFrame] = rows_of,
 ) -> Figure:
-    """A figure with a panel for every column of /eval and every one of `groups`, and a curve for
-    every line; `name` words it.
+    """Make a figure with a panel for every column of /eval and every one of `groups`.
 
-    Columns that no run of a panel has are left out. log: losses on a logarithmic axis. Lines of one
-    name look alike. Axes of accuracies leave out where the curves begin.
+    A panel has a curve for every line, labelled by `name`; a line looks alike in all panels.
+    Columns that no run of a panel has are left out. log: draw losses on a logarithmic axis. Axes of
+    accuracies do not show the first part of the curves.
     """
     places = [
         (column, panel)
@@ -273,10 +264,8 @@ def curves(
         raise UserError(f"no run here has {' or '.join(columns)}: nothing to draw")
     across = len(places) // len(columns) if 1 < len(places) // len(columns) <= 4 else 4
     figure, axes = grid(len(places), across)
-    looks = {
-        key: i
-        for i, key in enumerate(dict.fromkeys(key for lines in groups.values() for key in lines))
-    }
+    keys = dict.fromkeys(key for lines in groups.values() for key in lines)
+    looks = {key: i for i, key in enumerate(keys)}
     for at, (column, panel) in zip(axes, places, strict=True):
         for key, repeats in groups[panel].items():
             curve(at, repeats, x, column, name(key), looks[key], rows=rows)
@@ -294,7 +283,7 @@ def curves(
 
 
 def _focus(axes: Axes) -> None:
-    """Let the y axis cover what the curves do after the first fifth of the x axis."""
+    """Let the y axis cover the curves after the first fifth of the x axis."""
     points = np.concatenate([line.get_xydata() for line in axes.lines])  # [n, 2]
     later = points[points[:, 0] >= 0.2 * points[:, 0].max(), 1]
     room = max(0.15 * np.ptp(later), 0.2)
@@ -302,6 +291,7 @@ def _focus(axes: Axes) -> None:
 
 
 def _clean(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the finite points of two columns, x [n] and y [n]; of equal x the last one."""
     points = rows[[x, y]].to_numpy(float)  # [n, 2]
     points = points[np.isfinite(points).all(axis=1)]
     points = points[np.diff(points[:, 0], append=np.inf) > 0]
@@ -309,6 +299,7 @@ def _clean(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _common(lines: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolate lines (x, y) at all x of their common range; return x [n], y [lines, n]."""
     first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
     grid = np.unique(np.concatenate([x for x, _ in lines]))  # [n]
     grid = grid[(grid >= first) & (grid <= max(first, last))]
@@ -316,14 +307,15 @@ def _common(lines: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """Settings other than the seed in which runs that are drawn as repeats disagree."""
-    names = set().union(*(run.config for run in runs)) - NOT_SETTINGS
+    """Return the settings, other than the seed, in which repeats of a run differ."""
+    names = {name for run in runs for name in run.config} - NOT_SETTINGS
     return sorted(name for name in names if len({str(run.config.get(name)) for run in runs}) > 1)
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:
-    """Write `stem`.pdf and `stem`.png (200 dpi), making the folder. Raises UserError when they
-    cannot be written.
+    """Write `stem`.pdf and `stem`.png (200 dpi), and their folder; return the paths.
+
+    Raises UserError if they cannot be written.
     """
     written = [stem.with_name(stem.name + suffix) for suffix in (".pdf", ".png")]
     try:
@@ -338,24 +330,19 @@ def save(figure: Figure, stem: Path) -> list[Path]:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], how: str = "plain") -> str:
-    """A table in a format of tabulate: the first column and those of words flush left, numbers
-    flush right.
+    """Return a table in the format `how` of tabulate.
+
+    The first column and columns of words are flush left, columns of numbers flush right.
     """
     words = [i == 0 or any(row[i][:1].isalpha() for row in rows) for i in range(len(header))]
-    return tabulate(
-        rows,
-        header,
-        tablefmt=how,
-        disable_numparse=True,
-        colalign=["left" if w else "right" for w in words],
-    )
+    sides = ["left" if w else "right" for w in words]
+    return tabulate(rows, header, tablefmt=how, disable_numparse=True, colalign=sides)
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a script's `main`; a mistake of the user ends it with one line on stderr and exit status
-    2.
-    """
-    sys.stdout.reconfigure(errors="replace")
+    """Run a script's `main`; a user's mistake becomes one line on stderr and exit status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
     try:
         main()
     except UserError as error:

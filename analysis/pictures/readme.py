@@ -1,8 +1,7 @@
-"""The README's picture: who averages when (left), and what that costs in rounds for the same loss
-(right).
+"""The README's picture: when learners average (left), and the rounds to the same loss (right).
 
-Shows the four runs of LUPA's Fig. 2. It holds no seconds: on any machine it looks the same.
-Cost: 2 s. It reads runs/lupa-fig2, which `make run` leaves:
+It shows the four runs of LUPA's Fig. 2. It has no seconds, so it looks the same on any machine.
+Cost: 2 s. It reads runs/lupa-fig2, which `make run` writes:
 
     python analysis/pictures/readme.py runs/lupa-fig2 [PICTURE.png]
 """
@@ -30,13 +29,13 @@ SHOWN = 300  # updates on the left
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("folder", type=Path, help="the runs of make run")
+    parser.add_argument("folder", type=Path, help="folder of the runs of make run")
     parser.add_argument(
         "picture",
         type=Path,
         nargs="?",
         default=HERE / "readme.png",
-        help="where to (default: the README's)",
+        help="write the picture here (default: the README's)",
     )
     args = parser.parse_args()
     figure, (left, right) = style.panels(2, height_in=2.2)

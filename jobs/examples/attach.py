@@ -1,15 +1,15 @@
-"""An ordinary torch loop whose learners average: a convolutional network with BatchNorm on 1797
-hand-written digits.
+"""An ordinary torch loop whose learners average their models, on 1797 hand-written digits.
 
-Every rank is a learner with its own mini-batches; M-AVG (mavg Alg. 1) averages their models every K
-= 16 updates with block momentum μ = 0.7. The three lines that localavg asks for are marked. Rank 0
-prints the averaged model's accuracy on 360 test digits, about 98 %.
+The model is a convolutional network with BatchNorm. Every rank is a learner with its own
+mini-batches; M-AVG (mavg Alg. 1) averages their models every K = 16 updates with block momentum
+μ = 0.7. The three lines that localavg needs are marked. Rank 0 prints the averaged model's accuracy
+on 360 test digits, about 98 %.
 
 Cost: about 10 s and 400 MB a rank on two cores; nothing is downloaded.
 
     jobs/local/mpirun -n 2 python -m mpi4py jobs/examples/attach.py
 
---algorithm takes any synchronous algorithm and its options as NAME=VALUE, --out leaves a run file
+--algorithm takes any synchronous algorithm with its options as NAME=VALUE; --out writes a run file
 for the figures:
 
     jobs/local/mpirun -n 2 python -m mpi4py jobs/examples/attach.py \\
@@ -32,6 +32,7 @@ from localavg.files import provenance, record
 
 
 def train(args: argparse.Namespace) -> None:
+    """Train the network, and evaluate the averaged model after every epoch."""
     fleet = localavg.Fleet(MPI.COMM_WORLD)  # localavg, line 1 of 3
     torch.manual_seed(args.seed)
     x, x_test, y, y_test = digits()
@@ -41,31 +42,25 @@ def train(args: argparse.Namespace) -> None:
         nn.Flatten(), nn.Linear(32 * 2 * 2, 10),
     )  # fmt: skip
     optimizer = torch.optim.SGD(model.parameters(), lr=args.lr, momentum=args.momentum)
-    epoch = len(x) // (
-        fleet.P * args.batch_size
-    )  # updates in which the ranks together see all digits
+    epoch = len(x) // (fleet.P * args.batch_size)  # updates in which the ranks see all digits
     T = args.epochs * epoch
-    step_size = torch.optim.lr_scheduler.MultiStepLR(
-        optimizer, [T // 2, T * 3 // 4]
-    )  # ×0.1 twice (adpsgd §V)
+    drops = [T // 2, T * 3 // 4]  # ×0.1 at each (adpsgd §V)
+    step_size = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
 
-    algorithm = algorithms.make(
-        args.algorithm, args.options, T, epoch
-    )  # mavg by default: localavg.mavg(K=16, mu=0.7)
-    averager = localavg.attach(
+    # the default is localavg.mavg(K=16, mu=0.7)
+    algorithm = algorithms.make(args.algorithm, args.options, T, epoch)
+    averager = localavg.attach(  # localavg, line 2 of 3
         model,
         fleet,
         algorithm,
         optimizer,
-        seed=args.seed,  # localavg, line 2 of 3
+        seed=args.seed,
         objective=lambda: evaluate(model, x, y)[0],
     )
     log = Log(args, averager, T)
 
     for i in range(1, args.epochs + 1):
-        order = torch.randperm(len(x))[
-            : epoch * fleet.P * args.batch_size
-        ]  # the same on all ranks, by the seed
+        order = torch.randperm(len(x))[: epoch * fleet.P * args.batch_size]  # same on all ranks
         for batch in order.view(epoch, fleet.P, args.batch_size)[:, fleet.rank]:  # [B] this rank's
             optimizer.zero_grad()
             cross_entropy(model(x[batch]), y[batch]).backward()
@@ -74,16 +69,14 @@ def train(args: argparse.Namespace) -> None:
             step_size.step()
             log.average(averager.scope)
         if i == args.epochs:
-            log.average(
-                averager.finish()
-            )  # a last partial period; now every rank holds the averaged model
+            log.average(averager.finish())  # now every rank holds the averaged model
         with averager.averaged():
             log.evaluation(i, evaluate(model, x, y), evaluate(model, x_test, y_test))
     log.close()
 
 
 def digits() -> list[torch.Tensor]:
-    """Images [n, 1, 8, 8] and labels [n]: x, x_test, y, y_test."""
+    """Load images [n, 1, 8, 8] and labels [n]: x, x_test, y, y_test."""
     x, y = load_digits(return_X_y=True)
     x = torch.tensor(x / 16 - 0.3, dtype=torch.float32).view(-1, 1, 8, 8)
     return train_test_split(x, torch.tensor(y), test_size=360, random_state=0, stratify=y)
@@ -91,7 +84,7 @@ def digits() -> list[torch.Tensor]:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float, float]:
-    """Mean loss and accuracy of the model as it is, BatchNorm by its running statistics."""
+    """Return mean loss and accuracy of the model, with BatchNorm's running statistics."""
     model.eval()
     z = model(x)  # [n, 10]
     model.train()
@@ -99,7 +92,7 @@ def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float,
 
 
 class Log:
-    """What is told of the run: lines on rank 0's screen, and a run file if asked for."""
+    """Records the run: lines on rank 0's screen, and a run file with --out."""
 
     def __init__(self, args: argparse.Namespace, averager: Averager, T: int) -> None:
         self.averager, self.world, self.epochs = averager, averager.fleet.world, args.epochs
@@ -122,7 +115,7 @@ class Log:
             self.file = record.Record.create(args.out, config, provenance.provenance())
 
     def average(self, scope: int) -> None:
-        """Who averaged just now, if anyone: a row of /averages."""
+        """Write a row of /averages, if learners averaged after this update."""
         if scope:
             node, cross = self.averager.payload_bytes()
             if self.file:
@@ -137,12 +130,10 @@ class Log:
                 )
 
     def evaluation(self, i: int, train: tuple[float, float], test: tuple[float, float]) -> None:
-        """Loss and accuracy after epoch i, on the training and the test digits."""
+        """Print and write loss and accuracy after epoch i, on the training and the test digits."""
         if self.world.rank == 0 and (i % 5 == 0 or i == self.epochs):
-            print(
-                f"epoch {i:3}  training loss {train[0]:.5f}  test accuracy {100 * test[1]:.2f} %",
-                flush=True,
-            )
+            loss, accuracy = f"training loss {train[0]:.5f}", f"test accuracy {100 * test[1]:.2f} %"
+            print(f"epoch {i:3}  {loss}  {accuracy}", flush=True)
         if self.file:
             self.file.append(
                 "eval",
@@ -155,22 +146,28 @@ class Log:
             )
 
     def close(self) -> None:
-        """The run is over."""
+        """Finish the run file."""
         if self.file:
             self.file.finish("finished")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     names = [name for name in algorithms.ALGORITHMS if name != "sgd"]  # sgd is for one learner
-    parser.add_argument("--algorithm", choices=names, default="mavg")
-    parser.add_argument("options", nargs="*", metavar="NAME=VALUE", help="options of the algorithm")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--batch-size", type=int, default=32, help="of every rank")
-    parser.add_argument("--lr", type=float, default=0.05)
-    parser.add_argument("--momentum", type=float, default=0.9)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", metavar="FILE.h5", help="leave a run file")
+    add = parser.add_argument
+    add("options", nargs="*", metavar="NAME=VALUE", help="options of the algorithm")
+    for name, default, about in (
+        ("--epochs", 30, "train for this many epochs"),
+        ("--batch-size", 32, "examples in a rank's mini-batch"),
+        ("--lr", 0.05, "step size"),
+        ("--momentum", 0.9, "coefficient of momentum"),
+        ("--seed", 0, "random seed"),
+    ):
+        add(name, type=type(default), default=default, help=f"{about} (default: %(default)s)")
+    about = "average by this algorithm (default: %(default)s)"
+    add("--algorithm", choices=names, default="mavg", help=about)
+    add("--out", metavar="FILE.h5", help="write a run file (default: none)")
     args = parser.parse_args(argv)
     kinds = {name: type(default) for name, default in algorithms.options(args.algorithm).items()}
     pairs = [option.partition("=")[::2] for option in args.options]

@@ -51,7 +51,7 @@ class Cpu(Device):
 
 
 class Cuda(Device):
-    """GPU `index` of this host, by the array module `xp`; `host_name` tells hosts apart.
+    """GPU `index` of this host, by the array module `xp`; `host_name` is the host's.
 
     identity: the host and the GPU's PCI bus id, which no other GPU of the job has.
     """

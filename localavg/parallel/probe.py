@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import cupy
     import torch
 
-# Prefixes of the environment variables that tell ranks their job; a child that is a job of its own
+# Prefixes of the environment variables that describe a rank's job; a child that is a job of its own
 # must not inherit them.
 LAUNCHED = ("OMPI_", "PRTE_", "PMI", "HYDI_", "MPI_LOCAL", "JSM_", "LSB_", "SLURM_")
 # Prefixes among these of the user's own settings, which the child does inherit, ...

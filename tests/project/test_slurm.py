@@ -206,7 +206,7 @@ def test_a_run_told_to_stop_is_requeued_and_goes_on_to_the_same_bits(
     job = cluster.wait(number, over)
     text = log.read_text()
     assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1", text
-    assert f"job {number} is requeued to go on" in text and "goes on after step" in text
+    assert f"job {number} is requeued to resume" in text and "goes on after step" in text
     run = record.load(out)
     assert run.status == "finished"
     np.testing.assert_array_equal(run.weights, uninterrupted.weights)
@@ -236,7 +236,7 @@ def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_p
         job = cluster.wait(number, lambda job: job["Restarts"] == "1", 170)
         assert job["JobState"] in ("PENDING", "RUNNING")
         text = (tmp_path / "log").read_text()
-        assert "interrupted after" in text and f"job {number} is requeued to go on" in text
+        assert "interrupted after" in text and f"job {number} is requeued to resume" in text
         cluster.wait(number, lambda job: job["JobState"] == "RUNNING", 170)
         until = time.monotonic() + 120
         while (

@@ -94,7 +94,7 @@ def bench_network(
 
 
 def _random_images(side: int, B: int) -> Dataset:
-    """Images of `side` pixels, BATCHES mini-batches of B in all."""
+    """Make BATCHES mini-batches of B random images of `side` pixels, with random labels."""
     shape, classes = images(side)
     random, n = np.random.default_rng(0), BATCHES * B
     split = Split(random.integers(0, 256, (n, *shape), np.uint8), random.integers(0, classes, n))

@@ -20,6 +20,29 @@ def add_train(whats: Commands) -> argparse.ArgumentParser:
         choices=("logistic", "network"),
         help="train this problem (default: network with --model, else logistic)",
     )
+    _add_network(s)
+    s.add_argument(
+        "--data",
+        default="epsilon-like:200000x2000",
+        help="data of logistic regression (default: %(default)s)",
+    )
+    s.add_argument(
+        "--batch-size",
+        type=at_least_1,
+        metavar="N",
+        help="B, examples in a mini-batch (default: 128; for networks 64)",
+    )
+    s.add_argument(
+        "--steps",
+        type=at_least_1,
+        metavar="N",
+        help="time N local updates (default: 21875; for networks 10)",
+    )
+    _add_repeats(s, 7)
+    return s
+
+
+def _add_network(s: argparse.ArgumentParser) -> None:
     s.add_argument(
         "--model", metavar="NAME", help="train this network (default: logistic regression)"
     )
@@ -54,25 +77,6 @@ def add_train(whats: Commands) -> argparse.ArgumentParser:
         action="store_true",
         help="replay gradients as CUDA graphs, as in training (default: do not)",
     )
-    s.add_argument(
-        "--data",
-        default="epsilon-like:200000x2000",
-        help="data of logistic regression (default: %(default)s)",
-    )
-    s.add_argument(
-        "--batch-size",
-        type=at_least_1,
-        metavar="N",
-        help="B, examples in a mini-batch (default: 128; for networks 64)",
-    )
-    s.add_argument(
-        "--steps",
-        type=at_least_1,
-        metavar="N",
-        help="time N local updates (default: 21875; for networks 10)",
-    )
-    _add_repeats(s, 7)
-    return s
 
 
 def add_memory(whats: Commands) -> argparse.ArgumentParser:

@@ -48,6 +48,22 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--out", metavar="DIR", help="write the run files here (default: runs/FILE-SCALE)"
     )
+    _add_changes(p)
+    p.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="also run failed runs again (default: leave them)",
+    )
+    p.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="continue after a user's mistake as after a failure (default: stop there)",
+    )
+    _add_launchers(p)
+    p.set_defaults(call=partial(_sweep, train=commands.choices["train"]))
+
+
+def _add_changes(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--seeds",
         type=at_least_1,
@@ -67,18 +83,6 @@ def add(commands: Commands) -> None:
         metavar="OPTION=VALUE",
         help="set an option of all runs, such as data=my.h5 (default: the file's options)",
     )
-    p.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="also run failed runs again (default: leave them)",
-    )
-    p.add_argument(
-        "--keep-going",
-        action="store_true",
-        help="continue after a user's mistake as after a failure (default: stop there)",
-    )
-    _add_launchers(p)
-    p.set_defaults(call=partial(_sweep, train=commands.choices["train"]))
 
 
 def _add_launchers(p: argparse.ArgumentParser) -> None:
