@@ -12,11 +12,11 @@ Cost: about 2 s for the figure; the runs take a minute and a half on two cores:
 
     jobs/local/mpirun -n 2 python -m mpi4py -m localavg train adpsgd \\
         --data epsilon-like:50000x500 --learners 16 --sampling shuffle --batch-size 128 \\
-        --epochs 160 --lr 1 --schedule steps --milestones 80 120 \\
+        --epochs 160 --lr 1 --lr-schedule steps --milestones 80 120 \\
         --out runs/adpsgd-fig3/logistic-adpsgd-s0.h5
     jobs/local/mpirun -n 2 python -m mpi4py -m localavg train kavg --K 8 \\
         --data epsilon-like:50000x500 --learners 16 --sampling shuffle --batch-size 128 \\
-        --epochs 160 --lr 1 --schedule steps --milestones 80 120 \\
+        --epochs 160 --lr 1 --lr-schedule steps --milestones 80 120 \\
         --out runs/adpsgd-fig3/logistic-kavg8-s0.h5
     jobs/local/mpirun -n 4 python -m mpi4py jobs/examples/attach.py --algorithm adpsgd \\
         --batch-size 16 --epochs 60 --out runs/adpsgd-fig3/network-adpsgd-s0.h5

@@ -284,7 +284,7 @@ def settings(groups: Groups) -> str:
     words = []
     for name, how in CAPTION.items():
         values = {run.config.get(name) for run in runs}
-        if name == "lr" and all(run.config.get("schedule") == "inverse" for run in runs):
+        if name == "lr" and all(run.config.get("lr_schedule") == "inverse" for run in runs):
             values, how = {"4/(μ(t + a))"}, "step size {}"  # this schedule has no lr
         if len(values) == 1 and (value := values.pop()) is not None:
             words.append(how.format(value))

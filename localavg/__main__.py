@@ -7,15 +7,19 @@ from __future__ import annotations
 
 import argparse
 import gc
+import math
 import os
 import sys
+from time import monotonic, sleep
 from typing import NoReturn
 
-from localavg.cli import RANK, prepare, rank, status, theory, train
+from localavg.cli import RANK, in_flags, prepare, rank, status, theory, train
 from localavg.cli.bench import command as bench
 from localavg.cli.doctor import command as doctor
 from localavg.cli.sweep import command as sweep
 from localavg.errors import MISTAKE, UserError
+
+PATIENCE_S = 60.0  # how long a rank that made a mistake waits for the others to end too
 
 
 class Parser(argparse.ArgumentParser):
@@ -42,19 +46,31 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not any(name in os.environ for name in RANK):
         # otherwise Open MPI leaves a file in /dev/shm at every start without a launcher
         os.environ.setdefault("OMPI_MCA_btl", "self")
+    mistake = ""
     try:
         args = parser().parse_args(argv)
         code = args.call(args)
     except UserError as e:
+        mistake, code = f"localavg: {in_flags(str(e))}", MISTAKE
         if rank() == 0:
-            print(f"localavg: {e}", file=sys.stderr, flush=True)
-        code = MISTAKE
-    _leave(code)
+            print(mistake, file=sys.stderr, flush=True)
+    _leave(code, mistake)
 
 
-def _leave(status: int) -> NoReturn:
-    """Finalise MPI, so that the launcher sees a status and not an abort, and exit."""
+def _leave(status: int, mistake: str) -> NoReturn:
+    """Finalise MPI, so that the launcher sees a status and not an abort, and exit.
+
+    A rank whose mistake no other rank shares would wait for them for ever: it ends the job.
+    """
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
+        here, until = mpi.COMM_WORLD.Ibarrier(), monotonic() + (PATIENCE_S if mistake else math.inf)
+        while not here.Test():
+            if monotonic() > until:
+                print(
+                    f"{mistake} (rank {rank()} alone; ending the job)", file=sys.stderr, flush=True
+                )
+                mpi.COMM_WORLD.Abort(status)
+            sleep(1e-3)
         mpi.Finalize()
     # the interpreter's last search for garbage in torch's modules would take a quarter of a second
     gc.freeze()

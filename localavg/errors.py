@@ -14,6 +14,9 @@ class UserError(Exception):
     """A mistake in what the user asked for (exit status 2).
 
     The message is one line that names the value, the rule and the remedy.
+
+    Settings stand between backquotes, `batch_size = 5` or `batch_size`, and nothing else does: the
+    command line writes them as flags.
     """
 
 
@@ -22,12 +25,12 @@ class SharedError(UserError):
 
 
 def bad(name: str, value: object, rule: str) -> UserError:
-    """Make the error of an option whose value breaks a rule."""
-    return UserError(f"--{name.replace('_', '-')} {value}: {rule}")
+    """Make the error of a setting whose value breaks a rule."""
+    return UserError(f"`{name} = {value}`: {rule}")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:
-    """Raise UserError if an integer option is below `least`."""
+    """Raise UserError if an integer is below `least`."""
     if value is not None and value < least:
         raise bad(name, value, f"must be at least {least}")
 

@@ -105,7 +105,7 @@ class Log:
             "problem": "network",
             "learners": averager.fleet.P,
             "d": averager.flat.d,
-            "schedule": "steps",
+            "lr_schedule": "steps",
             "factor": 0.1,
             "milestones": (args.epochs / 2, args.epochs * 3 / 4),
         }

@@ -39,6 +39,8 @@ ASYNCHRONOUS: dict[str, Callable[..., Asynchronous]] = {
 
 BOTH: dict[str, Callable[..., Algorithm | Asynchronous]] = {**ALGORITHMS, **ASYNCHRONOUS}
 
+LONG = {"T": 10**9, "epoch": 10**6}  # a run in which no length is too short
+
 
 def declared(name: str) -> dict[str, Option]:
     """The options of an algorithm on the command line, by their names."""
@@ -48,6 +50,11 @@ def declared(name: str) -> dict[str, Option]:
 def options(name: str) -> dict[str, Any]:
     """The options of an algorithm and their defaults."""
     return {option.name: option.default for option in declared(name).values()}
+
+
+def check(name: str, given: Mapping[str, Any]) -> None:
+    """Raise the UserError of `make` for anything that is wrong in a run of any length."""
+    make(name, given, **LONG)
 
 
 def make(
@@ -63,12 +70,7 @@ def make(
         raise UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}")
     known = declared(name)
     if stray := [option for option in given if option not in known]:
-        takes = (
-            ", ".join(f"--{option.replace('_', '-')}" for option in known)
-            or "no options of its own"
-        )
-        raise UserError(
-            f"--{stray[0].replace('_', '-')} means nothing to {name}, which takes {takes}"
-        )
+        takes = ", ".join(f"`{option}`" for option in known) or "no options of its own"
+        raise UserError(f"`{stray[0]}` means nothing to {name}, which takes {takes}")
     run = {"P": P, "momentum": momentum}
     return BOTH[name](**arguments(BOTH[name], given, T, epoch, run))

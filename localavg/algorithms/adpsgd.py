@@ -121,12 +121,13 @@ class VarianceDriven(Schedule):
             raise bad("warmup_steps", self.warmup_steps, "must be at least 0")
         if not 0 < self.low <= self.high < math.inf:
             raise UserError(
-                f"--low {self.low:g} and --high {self.high:g}: the thresholds need 0 < low <= high"
+                f"`low = {self.low:g}` and `high = {self.high:g}`: the thresholds need 0 < low <= "
+                "high"
             )
         if self.K_s < self.p_init:
             raise UserError(
-                f"--Ks of {self.K_s} updates ends before the first average at p_init = "
-                f"{self.p_init}: C₂ would never be sampled; raise --Ks or the number of steps"
+                f"`Ks` of {self.K_s} updates ends before the first average at p_init = "
+                f"{self.p_init}: C₂ would never be sampled; raise `Ks` or the number of steps"
             )
         self.p = self.p_init
 
@@ -146,7 +147,7 @@ class Piecewise(Schedule):
         rising = all(a < b for a, b in zip(starts, starts[1:], strict=False))
         if not starts or starts[0] != 0 or not rising:
             raise UserError(
-                f"--pieces with starts {starts}: they must begin at 0 and increase by at least one "
+                f"`pieces` with starts {starts}: they must begin at 0 and increase by at least one "
                 "update"
             )
         for _, K in self.pieces:

@@ -33,7 +33,11 @@ class Schedule(ABC):
     final = Scope.WORLD
     needs: str | None = None  # the feedback that steers it: variance or objective
     remembers: tuple[str, ...] = ()  # the attributes that are state
-    steered_after = 0  # t up to which feedback changes nothing
+
+    @property
+    def steered_after(self) -> int:
+        """t up to which feedback changes nothing."""
+        return 0
 
     @abstractmethod
     def after(self, t: int) -> Scope:

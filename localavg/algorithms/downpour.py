@@ -19,9 +19,7 @@ def downpour(
     K: Annotated[int, "local updates between a learner's exchanges with the servers"] = 16,
     servers: Annotated[int, "ranks that hold the center variable, each a part of it"] = 1,
 ) -> Asynchronous:
-    """Downpour (Dean et al. 2012; kavg §4.1): learners add their changes to a center and fetch it,
-    every K updates.
-    """
+    """Downpour (Dean et al. 2012): learners push changes to a center and fetch it, every K."""
     return Asynchronous(Downpour(K, P), servers)
 
 

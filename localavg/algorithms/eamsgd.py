@@ -25,8 +25,9 @@ def eamsgd(
     ] = None,
     servers: Annotated[int, "ranks that hold the center variable, each a part of it"] = 1,
 ) -> Asynchronous:
-    """EAMSGD (Zhang et al. 2015; kavg §4.1): elastic force α (0.9/P) to a center every τ = K
-    updates; δ is the momentum.
+    """EAMSGD (Zhang et al. 2015): an elastic force to a center, every τ = K updates.
+
+    Moving rate α, 0.9 / P by default; δ is the run's momentum.
     """
     return Asynchronous(EAMSGD(K, P, 0.9 / P if alpha is None else alpha, momentum), servers)
 

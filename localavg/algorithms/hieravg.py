@@ -24,9 +24,7 @@ def hieravg(
     mu: Annotated[float, MU] = 0.0,
     nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
-    """Hier-AVG (hieravg Alg. 1): clusters of S consecutive learners average every K1 updates,
-    everyone every K2.
-    """
+    """Hier-AVG (hieravg Alg. 1): clusters average every K1 updates, everyone every K2."""
     if S < 1:
         raise bad("S", S, "a cluster has at least 1 learner")
     hierarchical = Hierarchical(K1, K2)
@@ -49,7 +47,7 @@ class Hierarchical(Schedule):
         check_period("K2", self.K2)
         if self.K1 > self.K2:
             raise UserError(
-                f"--K1 {self.K1} exceeds --K2 {self.K2}: clusters average at least as often as "
+                f"`K1 = {self.K1}` exceeds `K2 = {self.K2}`: clusters average at least as often as "
                 "everyone, K1 <= K2"
             )
 

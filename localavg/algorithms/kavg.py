@@ -20,8 +20,10 @@ from localavg.scope import Scope
 
 
 def kavg(K: Annotated[int, "local updates between two averages"] = 16) -> Algorithm:
-    """K-AVG (kavg Alg. 1) = CPSGD (adpsgd Alg. 1) = LUPA-SGD (lupa Alg. 1, τ = K): w_j ← w̄ every K
-    updates.
+    """K-AVG (kavg Alg. 1): everyone averages every K updates, w_j ← w̄.
+
+    The same as CPSGD (adpsgd Alg. 1), LUPA-SGD (lupa Alg. 1, τ = K), Local SGD, and FedAvg with all
+    learners.
     """
     return Algorithm(Every(K), Mean(), NoExchange())
 

@@ -32,8 +32,9 @@ def adalupa(
     mu: Annotated[float, MU] = 0.0,
     nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
-    """ADA-LUPA-SGD (lupa §5–6): periods (1 + iα)τ_0 (rule linear), or from the objective by eq. 11
-    (rule loss).
+    """ADA-LUPA-SGD (lupa §5–6): periods that grow, linearly or as the objective falls.
+
+    rule: linear, periods (1 + iα)τ_0; or loss, from the objective by eq. 11.
     """
     if rule not in ("linear", "loss"):
         raise bad("rule", rule, "must be linear (lupa §6) or loss (lupa eq. 11)")
@@ -94,7 +95,7 @@ class LossDriven(Schedule):
             self.F0 = value
         if not (0 < value < math.inf and self.F0 > 0):
             raise UserError(
-                f"adalupa --rule loss: F(w̄) = {value:g} at t = {t}, but eq. 11 needs a finite "
+                f"adalupa `rule = loss`: F(w̄) = {value:g} at t = {t}, but eq. 11 needs a finite "
                 "positive objective"
             )
         root = round((self.F0 / value) ** (1 / 3), 9)

@@ -27,7 +27,10 @@ def mavg(
     mu: Annotated[float, MU] = 0.7,
     nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
-    """M-AVG (mavg Alg. 1): K-AVG with block momentum μ at the global level."""
+    """M-AVG (mavg Alg. 1): K-AVG with block momentum μ at the global level.
+
+    The same as BMUF (Chen and Huo 2016).
+    """
     return Algorithm(Every(K), BlockMomentum(mu, nesterov), NoExchange())
 
 

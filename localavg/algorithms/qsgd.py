@@ -26,9 +26,7 @@ def qsgd(
     bits: Annotated[int, "bits of a quantised entry, 2 to 8: a sign, and levels in the rest"] = 8,
     bucket: Annotated[int, "gradient entries that share one norm"] = 512,
 ) -> Algorithm:
-    """QSGD (adpsgd §IV; Alistarh et al. 2017): synchronous SGD on gradients quantised without
-    bias.
-    """
+    """QSGD (Alistarh et al. 2017; adpsgd §IV): sync on gradients quantised without bias."""
     return Algorithm(Never(), Mean(), QuantisedGradient(bits, bucket))
 
 
@@ -48,10 +46,10 @@ class QuantisedGradient(Exchange):
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise UserError(
-                f"--bits {self.bits}: must lie in 2 … 8, a sign and at least one level in an int8"
+                f"`bits = {self.bits}`: must lie in 2 … 8, a sign and at least one level in an int8"
             )
         if self.bucket < 1:
-            raise UserError(f"--bucket {self.bucket}: must be at least 1 entry")
+            raise UserError(f"`bucket = {self.bucket}`: must be at least 1 entry")
         self.s = 2 ** (self.bits - 1) - 1
 
     def start(self, learners: Sequence[int], seed: int) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -21,6 +22,20 @@ Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 
 # environment variables with this process's rank, one a launcher
 RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
+
+
+def flag(setting: str) -> str:
+    """A setting's name on the command line."""
+    return "--" + setting.replace("_", "-")
+
+
+def in_flags(message: str) -> str:
+    """The message of an error with its settings, `batch_size = 5`, as flags: --batch-size 5."""
+    return re.sub(
+        r"`([A-Za-z]\w*)(?: = ([^`]*))?`",
+        lambda found: flag(found[1]) + ("" if found[2] is None else f" {found[2]}"),
+        message,
+    )
 
 
 def rank() -> int:

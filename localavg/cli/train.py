@@ -1,77 +1,148 @@
 """``localavg train ALGORITHM``: the options are the fields of TrainConfig and the parameters of the
-algorithms.
+algorithm's function.
 """
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+import textwrap
+from collections.abc import Mapping
+from dataclasses import Field, fields
+from inspect import getdoc
 from typing import Any, get_args, get_type_hints
 
-from localavg.algorithms import ASYNCHRONOUS, BOTH, declared
-from localavg.algorithms import options as options_of
-from localavg.cli import rank, world
+from localavg import algorithms
+from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
+from localavg.cli import flag, rank, world
 from localavg.config import TrainConfig
+from localavg.errors import UserError
 from localavg.training import checks
+
+WIDTH = 100  # of the text about the algorithms
+ALSO = {  # other names of options: the papers', and those that options had before
+    "K": ("--tau",),
+    "lr_schedule": ("--schedule",),
+    "decay_every": ("--every",),
+    "timing_from": ("--machine",),
+}
+SHOWN = {"--tau"}  # of these in --help
+METAVARS = {int: "N", float: "X"}
 
 
 def add(commands: Any) -> None:
-    rows = [(name, make.__doc__.splitlines()[0]) for name, make in BOTH.items()]
-    takes = {name: " ".join(f"--{o.replace('_', '-')}" for o in options_of(name)) for name in BOTH}
-    table = "\n".join(f"  {name:<10} {doc}\n{'':13}{takes[name]}".rstrip() for name, doc in rows)
-    p = commands.add_parser(
-        "train",
-        help="train with one algorithm",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Train with one algorithm, under mpirun or alone.",
-        epilog=f"algorithms:\n{table}",
-    )
+    """The command: it takes the options of all algorithms, so that it can tell whose one is."""
+    p = commands.add_parser("train", help="train with one algorithm", add_help=False)
     p.set_defaults(call=_train)
-    p.add_argument("algorithm", metavar="ALGORITHM", help="one of the algorithms below")
-    groups: dict[str, Any] = {}
-    hints = get_type_hints(TrainConfig)
+    p.add_argument("-h", "--help", action=_Help)
+    p.add_argument("algorithm", metavar="ALGORITHM")
+    for name, option in {o: x for a in BOTH for o, x in algorithms.declared(a).items()}.items():
+        _add_own(p, name, option)
     for f in fields(TrainConfig):
-        if not (group := f.metadata["group"]):
-            continue
-        to = groups.setdefault(group, p.add_argument_group(group) if group not in groups else None)
-        kind = next(
-            (t for t in (*get_args(hints[f.name]), hints[f.name]) if t in (int, float, str, bool)),
-            str,
-        )
-        how = {"type": kind, "choices": f.metadata.get("choices")}
-        if kind is bool:
-            how = {"action": "store_true"}
-        elif isinstance(f.default, tuple):
-            how["nargs"] = "+"
-        elif not how["choices"]:
-            how["metavar"] = f.metadata.get(
-                "metavar", "N" if kind is int else "X" if kind is float else "TEXT"
-            )
-        default = (
-            f" (default: {f.default})" if kind is not bool and f.default not in (None, ()) else ""
-        )
-        to.add_argument(
-            checks.flag(f.name),
-            default=argparse.SUPPRESS,
-            dest=f.name,
-            help=f.metadata["help"].replace("%", "%%") + default,
-            **how,
-        )
-    own = p.add_argument_group("options of the algorithms")
-    for name, option in {o: declared(a)[o] for a in reversed(BOTH) for o in declared(a)}.items():
-        flags = [checks.flag(name)] + (["--tau"] if name == "K" else [])
-        how = (
-            {"action": "store_true"}
-            if option.kind is bool
-            else {"type": option.kind, "metavar": "X"}
-        )
-        own.add_argument(
-            *flags, dest=f"own {name}", default=argparse.SUPPRESS, help=option.help, **how
-        )
+        if f.metadata["group"]:
+            _add_common(p, f)
+
+
+def given(args: argparse.Namespace) -> dict[str, Any]:
+    """The settings that a parsed command line gives, by their names."""
+    return {name: value for name, value in vars(args).items() if name not in ("command", "call")}
+
+
+class _Help(argparse.Action):
+    """Print the help of the algorithm named before, or of the command, and exit."""
+
+    def __init__(self, option_strings: Any, dest: str, **how: Any) -> None:
+        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS)
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        shown = help_of(parser.prog, getattr(namespace, "algorithm", None))
+        print(shown.format_help(), end="")
+        parser.exit()
+
+
+def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
+    """The parser whose help is shown: with the options of one algorithm, or with all algorithms."""
+    if algorithm not in (None, *BOTH):
+        raise UserError(f"algorithm {algorithm}: must be one of {', '.join(BOTH)}")
+    about = _table() if algorithm is None else _wrapped(getdoc(BOTH[algorithm]) or "")
+    shown = argparse.ArgumentParser(
+        f"{prog} {algorithm or 'ALGORITHM'}",
+        usage=f"{prog} {algorithm or 'ALGORITHM'} [OPTION ...]",
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        add_help=False,
+    )
+    if algorithm:
+        own = shown.add_argument_group(f"options of {algorithm}")
+        for name, option in algorithms.declared(algorithm).items():
+            _add_own(own, name, option)
+    groups: dict[str, Any] = {}
+    for f in fields(TrainConfig):
+        if (group := f.metadata["group"]) and _concerns(f, algorithm):
+            if group not in groups:
+                groups[group] = shown.add_argument_group(group)
+            _add_common(groups[group], f)
+    return shown
+
+
+def _table() -> str:
+    """All algorithms, a line each."""
+    text = "Train with one algorithm, under mpirun or alone.\n"
+    for title, table in (
+        ("learners that average (synchronous)", ALGORITHMS),
+        ("learners around a center variable (asynchronous)", ASYNCHRONOUS),
+    ):
+        text += f"\n{title}:\n"
+        for name, function in table.items():
+            text += f"  {name:<10} {(getdoc(function) or name).splitlines()[0]}\n"
+    return text + "\nlocalavg train ALGORITHM --help shows the algorithm's own options as well."
+
+
+def _wrapped(doc: str) -> str:
+    return "\n\n".join(textwrap.fill(" ".join(p.split()), WIDTH) for p in doc.split("\n\n"))
+
+
+def _concerns(f: Field, algorithm: str | None) -> bool:
+    """Whether a setting can have an effect under the algorithm."""
+    rules = (rule for rule in f.metadata["rules"] if rule.setting == "algorithm")
+    return algorithm is None or all(
+        rule.value is not None or (algorithm in rule.values) != rule.inverted for rule in rules
+    )
+
+
+def _add_own(to: Any, name: str, option: algorithms.Option) -> None:
+    _add(to, name, option.kind, option.default, option.help, {})
+
+
+def _add_common(to: Any, f: Field) -> None:
+    hint = get_type_hints(TrainConfig)[f.name]
+    kind = next((t for t in (*get_args(hint), hint) if t in (int, float, str, bool)), str)
+    extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
+    if isinstance(f.default, tuple):
+        extra["nargs"] = "+"
+    _add(to, f.name, kind, f.default, f.metadata["help"], extra)
+
+
+def _add(to: Any, name: str, kind: type, default: Any, help: str, how: Mapping[str, Any]) -> None:
+    """Add one option, and where it is parsed its hidden names. It stays out of the result where it
+    is not given.
+    """
+    if kind is bool:
+        how = {"action": "store_true"}
+    else:
+        metavar = {} if "choices" in how else {"metavar": METAVARS.get(kind, "TEXT")}
+        how = {"type": kind, **metavar, **how}
+        if default not in (None, ()):
+            help += f" (default: {default})"
+    how = {**how, "dest": name, "default": argparse.SUPPRESS}
+    also = ALSO.get(name, ())
+    shown = [flag(name), *(word for word in also if word in SHOWN)]
+    to.add_argument(*shown, help=help.replace("%", "%%"), **how)
+    if hidden := [word for word in also if word not in SHOWN]:
+        to.add_argument(*hidden, help=argparse.SUPPRESS, **how)
 
 
 def _train(args: argparse.Namespace) -> int:
-    config = checks.read(vars(args))
+    config = checks.read(given(args))
     from localavg.files.provenance import provenance
 
     origin = provenance() if rank() == 0 else None  # runs git: before MPI starts

@@ -28,7 +28,7 @@ def load(spec: str | Path, fleet: Any) -> Dataset:
         if Path(spec).suffix not in (".h5", ".hdf5") and not Path(spec).is_file():
             named = ", ".join(NAMED_FORMS)
             raise UserError(
-                f"--data {spec} is no file and no named set; give a prepared .h5 file or one of: "
+                f"`data = {spec}` is no file and no named set; give a prepared .h5 file or one of: "
                 f"{named}"
             )
 
@@ -73,7 +73,8 @@ def _load_epsilon_like(size: str | None, fleet: Any) -> Dataset:
         rows, features = (int(number) for number in match.groups()) if match else (0, 0)
         if not (rows and features):
             raise UserError(
-                f"--data epsilon-like:{size} must read epsilon-like:ROWSxFEATURES, as in 20000x200"
+                f"`data = epsilon-like:{size}` must read epsilon-like:ROWSxFEATURES, as in "
+                "20000x200"
             )
     teacher = epsilon_like.teacher(features)  # [d]
 
@@ -94,7 +95,7 @@ def _load_digits(size: str | None, fleet: Any) -> Dataset:
     from localavg.datasets import digits
 
     if size is not None:
-        raise UserError(f"--data digits:{size}: the digits come in one size; write digits")
+        raise UserError(f"`data = digits:{size}`: the digits come in one size; write digits")
     splits = {
         name: filled(fleet, (n, *digits.SHAPE), (np.uint8, np.int64), n, name, digits.fill)
         for name, n in digits.SIZES.items()
@@ -117,7 +118,7 @@ def _load_cifar10_like(size: str | None, fleet: Any) -> Dataset:
 
     if size is not None and not (size.isdecimal() and int(size)):
         raise UserError(
-            f"--data cifar10-like:{size} must read cifar10-like:ROWS, as in cifar10-like:5000"
+            f"`data = cifar10-like:{size}` must read cifar10-like:ROWS, as in cifar10-like:5000"
         )
     rows = like.ROWS if size is None else int(size)
 

@@ -47,7 +47,7 @@ def prepare_cifar10(
     9, or holds what it should not, if the archive is damaged, or if `out` exists.
     """
     if shuffle is not None and shuffle < 0:
-        raise UserError(f"--shuffle {shuffle} is a seed and must not be negative")
+        raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
     return on_root(comm, lambda: _write(Path(archive), out, shuffle, name))
 
 

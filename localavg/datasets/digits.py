@@ -44,7 +44,7 @@ def _file() -> Path:
         if (path := Path(folder, "datasets", "data", "digits.csv.gz")).is_file():
             return path
     raise UserError(
-        "--data digits: scikit-learn's file datasets/data/digits.csv.gz is not found; install it "
+        "`data = digits`: scikit-learn's file datasets/data/digits.csv.gz is not found; install it "
         "again with "
-        "`pip install --force-reinstall scikit-learn`, or choose other data"
+        "pip install --force-reinstall scikit-learn, or choose other data"
     )

@@ -36,9 +36,9 @@ def prepare_folder(
     picture does not begin as one, or `out` exists. Rank 0 of `comm` works.
     """
     if size < 1:
-        raise UserError(f"--size {size} must be at least 1 pixel")
+        raise UserError(f"`size = {size}` must be at least 1 pixel")
     if shuffle is not None and shuffle < 0:
-        raise UserError(f"--shuffle {shuffle} is a seed and must not be negative")
+        raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
     on_root(comm, lambda: _write_folder(Path(train), out, test and Path(test), size, shuffle, name))
 
 

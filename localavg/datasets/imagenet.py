@@ -175,6 +175,6 @@ def _check_count(path: str | Path, n: int, split: str, any_count: bool) -> None:
     if n != COUNTS[split] and not any_count:
         raise UserError(
             f"{path} has {n} pictures, not the {COUNTS[split]} of ILSVRC2012; fetch it again, or "
-            "add --any-count "
+            "add `any_count` "
             f"if it is a part on purpose"
         )

@@ -43,9 +43,9 @@ def prepare_libsvm(
     bytes an entry of the text beside `out`, until the end.
     """
     if features is not None and features < 1:
-        raise UserError(f"--features {features} must be at least 1")
+        raise UserError(f"`features = {features}` must be at least 1")
     if shuffle is not None and shuffle < 0:
-        raise UserError(f"--shuffle {shuffle} is a seed and must not be negative")
+        raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
     files = {"train": Path(train)} | ({"test": Path(test)} if test is not None else {})
     spools: dict[str, Spool] = {}  # on rank 0
     with ExitStack() as stack:

@@ -22,7 +22,7 @@ ENTRY = np.dtype([("index", "<i4"), ("value", "<f4")])
 """One stored feature of a row; index from 0."""
 COMPRESSED = {b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open}
 """How to open a file, by its first bytes."""
-RULE = "a line reads `label index:value index:value …`, indices from 1 and increasing"
+RULE = "a line reads 'label index:value index:value …', indices from 1 and increasing"
 
 
 class Block(NamedTuple):
@@ -126,13 +126,13 @@ def _complaint(line: bytes, features: int | None) -> str:
     words = [word for word in line.split() if not word.startswith(b"qid:")]
     label, *entries = words or [b"0"]
     if b"_" in line:
-        return "`_` is no part of a number"
+        return "'_' is no part of a number"
     if bad := _not_finite(label):
         return f"label {bad} is not a finite number"
     before = 0
     for entry in entries:
         text, colon, value = entry.partition(b":")
-        shown = f"`{entry[:40].decode(errors='replace')}`"
+        shown = repr(entry[:40].decode(errors="replace"))
         if not (colon and value and text.removeprefix(b"+").isdigit()):
             return f"{shown} is not index:value"
         if (index := int(text[:20])) <= before:
@@ -142,7 +142,7 @@ def _complaint(line: bytes, features: int | None) -> str:
         if index > np.iinfo(ENTRY["index"]).max:
             return f"{shown}: the index is too large"
         if features is not None and index > features:
-            return f"feature index {index} is beyond --features {features}"
+            return f"feature index {index} is beyond `features = {features}`"
         if bad := _not_finite(value, np.float32):
             return f"the value of feature {index} is {bad}, not a finite float32"
         before = index

@@ -48,7 +48,7 @@ class Spool:
             self._file.write(block.entries.tobytes())
             self._file.flush()
         except OSError as error:
-            what = f"temporary rows of {self.path}, beside --out"
+            what = f"temporary rows of {self.path}, beside `out`"
             raise UserError(f"{what}: {error.strerror}; make room") from error
 
     def signs(self, classes: Sequence[float]) -> np.ndarray:

@@ -46,9 +46,9 @@ def check_out(out: str | Path) -> None:
     """
     out = Path(out)
     if out.exists():
-        raise UserError(f"{out} exists and is never overwritten; remove it or choose another --out")
+        raise UserError(f"{out} exists and is never overwritten; remove it or choose another `out`")
     if not out.parent.is_dir():
-        raise UserError(f"the folder of --out {out} does not exist; create {out.parent} first")
+        raise UserError(f"the folder of `out = {out}` does not exist; create {out.parent} first")
 
 
 class Writer:

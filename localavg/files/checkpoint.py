@@ -79,8 +79,8 @@ def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
         if fleet.rank == 0:
             shutil.rmtree(partial, ignore_errors=True)
         raise SharedError(
-            f"{final}: cannot write this checkpoint ({e}); make room or give --out another folder, "
-            "then --resume from the checkpoint before"
+            f"{final}: cannot write this checkpoint ({e}); make room or give `out` another folder, "
+            "then `resume` from the checkpoint before"
         ) from e
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from localavg.errors import UserError
 from localavg.files.hdf5 import clear_errors
-from localavg.files.schema import SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
+from localavg.files.schema import RENAMED, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -74,7 +74,7 @@ def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None =
         return Run(
             path=Path(path),
             status=attrs["status"],
-            config=_read_attrs(file["config"]),
+            config={RENAMED.get(k, k): value for k, value in _read_attrs(file["config"]).items()},
             provenance=_read_attrs(file["provenance"]),
             **{group: DataFrame(_read_table(file, group)) for group in SCHEMA},
             **{name: file[name][:] if weights and name in file else None for name in WEIGHTS},

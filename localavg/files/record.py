@@ -179,7 +179,7 @@ class Record:
             if self._mine not in (None, self.path.stat().st_ino):
                 raise OSError(
                     "another run has put its own file there; end one of them, and give each its "
-                    "own --out"
+                    "own `out`"
                 )
             image = io.BytesIO(self.path.read_bytes())
             with h5py.File(image, mode) as file:

@@ -10,6 +10,8 @@ import numpy as np
 Column: TypeAlias = tuple[str | np.dtype, str, str]  # dtype, unit, description
 
 SCHEMA_VERSION = 1
+# settings by the names that older run files have, and their names now
+RENAMED = {"schedule": "lr_schedule", "every": "decay_every", "machine": "timing_from"}
 CLUSTER, WORLD = 1, 2  # values of the column scope
 
 WEIGHTS = {  # vectors [d] beside the tables

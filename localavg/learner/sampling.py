@@ -35,7 +35,7 @@ class Sampler:
         self._drawn: dict[int, tuple[int, list[Batch]]] = {}
         if B > n:
             raise UserError(
-                f"--batch-size {B}: the training data has {n} rows; a mini-batch cannot be larger"
+                f"`batch_size = {B}`: the training data has {n} rows; a mini-batch cannot be larger"
             )
 
     def batch(self, j: int, t: int) -> Batch:
@@ -90,8 +90,8 @@ class Shuffle(Sampler):
         self._order: tuple[int, np.ndarray] | None = None  # (epoch, permutation [n])
         if not self.epoch:
             raise UserError(
-                f"--batch-size {B} with {P} learners: an epoch of {n} rows has no {P} disjoint "
-                f"mini-batches; {_remedy(n // P)} or use --sampling iid"
+                f"`batch_size = {B}` with {P} learners: an epoch of {n} rows has no {P} disjoint "
+                f"mini-batches; {_remedy(n // P)} or use `sampling = iid`"
             )
 
     def draw(self, j: int, window: int) -> list[Batch]:
@@ -116,7 +116,7 @@ class Shard(Sampler):
         self.epoch = self.length = n // P // B  # of the smallest shard
         if not self.epoch:
             raise UserError(
-                f"--batch-size {B}: the smallest of {P} shards of {n} rows has {n // P}; "
+                f"`batch_size = {B}`: the smallest of {P} shards of {n} rows has {n // P}; "
                 f"{_remedy(n // P)}"
             )
 
@@ -130,7 +130,7 @@ class Shard(Sampler):
 
 def _remedy(most: int) -> str:
     """Return what to do about a batch larger than `most` rows."""
-    return f"lower --batch-size to at most {most}" if most else "use fewer learners than rows"
+    return f"lower `batch_size` to at most {most}" if most else "use fewer learners than rows"
 
 
 SAMPLERS: dict[str, type[Sampler]] = {

@@ -36,18 +36,18 @@ def inverse_time(mu: float, a: float) -> StepSize:
 def warmed_up(after: StepSize, start: float, end: float, steps: int) -> StepSize:
     """Grow linearly from `start` at t = 1 to `end` after `steps` updates, then follow `after`.
 
-    The warm-up is that of adpsgd §V, ImageNet.
+    The warm-up is that of adpsgd §IV-C, ImageNet.
     """
     return lambda t: start + (end - start) * (t - 1) / steps if t <= steps else after(t)
 
 
 def make(c: TrainConfig, epoch: float) -> StepSize:
     """Make γ_t as the settings ask; `epoch` is the number of updates in an epoch."""
-    if c.schedule == "steps" and c.every is not None:
-        gamma = decay_every(c.lr, c.factor, c.every * epoch)
-    elif c.schedule == "steps":
+    if c.lr_schedule == "steps" and c.decay_every is not None:
+        gamma = decay_every(c.lr, c.factor, c.decay_every * epoch)
+    elif c.lr_schedule == "steps":
         gamma = at_milestones(c.lr, c.factor, sorted(round(m * epoch) for m in c.milestones))
-    elif c.schedule == "inverse":
+    elif c.lr_schedule == "inverse":
         assert c.pl_constant is not None, "TrainConfig refuses this schedule without μ"
         gamma = inverse_time(c.pl_constant, c.shift or 0.0)
     else:

@@ -72,13 +72,13 @@ def make(name: str, shape: tuple[int, int, int], classes: int) -> Module:
     if min(height, width) < model.least:
         fitting = [other for other, row in MODELS.items() if row.least <= min(height, width)]
         raise UserError(
-            f"--model {name} takes images from {model.least}×{model.least} pixels on, not "
+            f"`model = {name}` takes images from {model.least}×{model.least} pixels on, not "
             f"{height}×{width}; these fit: {', '.join(fitting) or 'none'}"
         )
     if channels < 1:
         raise UserError(
-            f"--model {name} takes images of 1 channel or more, not {channels}: give the shape as "
-            "(H, W, C)"
+            f"`model = {name}` takes images of 1 channel or more, not {channels}: give the shape "
+            "as (H, W, C)"
         )
     module, _, function = model.where.partition(":")
     network: Module = getattr(import_module(f"localavg.models.{module}"), function)(shape, classes)

@@ -168,7 +168,7 @@ def _take_gpu(
         driver()
     except OSError as e:
         raise UserError(
-            f"--device cuda: {host} has no NVIDIA driver (libcuda.so.1); use --device cpu"
+            f"`device = cuda`: {host} has no NVIDIA driver (libcuda.so.1); use `device = cpu`"
         ) from e
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -176,18 +176,18 @@ def _take_gpu(
         xp = load("cupy")
     except ImportError as e:
         raise UserError(
-            f"--device cuda: CuPy cannot be loaded on {host} ({e}); pip install 'localavg[cuda]'"
+            f"`device = cuda`: CuPy cannot be loaded on {host} ({e}); pip install 'localavg[cuda]'"
         ) from e
     try:
         count = xp.cuda.runtime.getDeviceCount()
     except xp.cuda.runtime.CUDARuntimeError as e:
         raise UserError(
-            f"--device cuda: {host} has no GPU that CuPy can use ({e}); use --device cpu"
+            f"`device = cuda`: {host} has no GPU that CuPy can use ({e}); use `device = cpu`"
         ) from e
     if not count:
         raise UserError(
-            f"--device cuda: {host} has no GPU that this rank may see (CUDA_VISIBLE_DEVICES); "
-            "use --device cpu"
+            f"`device = cuda`: {host} has no GPU that this rank may see (CUDA_VISIBLE_DEVICES); "
+            "use `device = cpu`"
         )
     index = place % count
     xp.cuda.Device(index).use()
@@ -196,7 +196,7 @@ def _take_gpu(
     except (ImportError, OSError, RuntimeError) as e:
         why = str(e).strip().partition("\n")[0]
         raise UserError(
-            f"--device cuda: CuPy {xp.__version__} cannot compute on {host} ({why}); install the "
+            f"`device = cuda`: CuPy {xp.__version__} cannot compute on {host} ({why}); install the "
             "CuPy of this host's CUDA with its libraries, such as cupy-cuda13x[ctk]"
         ) from e
     return Cuda(xp, index, host)

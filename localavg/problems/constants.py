@@ -38,7 +38,7 @@ def logistic_constants(
 
     if not problem.l2 > 0:
         raise UserError(
-            "--from-run: a run with --l2 0 has no strongly convex objective, so F* has no "
+            "`from_run`: a run with `l2 = 0` has no strongly convex objective, so F* has no "
             "certificate; give the "
             "constants by hand"
         )

@@ -262,8 +262,8 @@ def make_feed(
     if data.kind == "jpeg":
         return JpegFeed(data, sampler, seed, learners, T, device, augment)
     raise UserError(
-        f"--data {data.name}: a network needs images, not {data.kind}; use digits, cifar10-like or "
-        "a file that "
+        f"`data = {data.name}`: a network needs images, not {data.kind}; use digits, cifar10-like "
+        "or a file that "
         f"`prepare cifar10`, `prepare imagenet` or `prepare folder` wrote"
     )
 

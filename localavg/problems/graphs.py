@@ -39,7 +39,7 @@ class Lane:
 
 
 @dataclass(eq=False)
-class Learner:
+class Capture:
     """What the graph of one learner reads and writes beside its rows."""
 
     lane: Lane
@@ -70,7 +70,7 @@ class Graphs:
             Lane(cuda.Stream(), cuda.graph_pool_handle())
             for _ in range(1 if draws else min(L, LANES))
         ]
-        self._learners: dict[Any, Learner] = {}  # by what they are bound to
+        self._learners: dict[Any, Capture] = {}  # by what they are bound to
         self._begun: dict[Any, Tensor] = {}  # in this step, and their losses
 
     def gradient_(self, bound: Any, x: Tensor, y: Tensor, seed: int | None = None) -> Tensor:
@@ -85,7 +85,7 @@ class Graphs:
             self.join()
         if bound not in self._learners:
             lane = self.lanes[len(self._learners) % len(self.lanes)]
-            self._learners[bound] = Learner(lane, torch.empty_like(x), torch.empty_like(y))
+            self._learners[bound] = Capture(lane, torch.empty_like(x), torch.empty_like(y))
         learner = self._learners[bound]
         if seed is not None:
             torch.manual_seed(
@@ -107,7 +107,7 @@ class Graphs:
             main.wait_stream(lane.stream)
         self._begun.clear()
 
-    def _in_lane(self, learner: Learner, bound: Any, x: Tensor, y: Tensor) -> Tensor:
+    def _in_lane(self, learner: Capture, bound: Any, x: Tensor, y: Tensor) -> Tensor:
         stream, loss = learner.lane.stream, torch.empty((), device=x.device)
         learner.x.copy_(x)
         learner.y.copy_(y)
@@ -123,7 +123,7 @@ class Graphs:
                 loss.copy_(learner.loss)  # before another replay in this pool
         return loss
 
-    def _capture(self, learner: Learner, bound: Any) -> None:
+    def _capture(self, learner: Capture, bound: Any) -> None:
         """Have the learner's graph compute the gradient of the batch in learner.x, learner.y;
         nothing is computed yet.
         """
@@ -139,7 +139,7 @@ class Graphs:
                 0
             ]  # the end of a capture that failed raises once more
             raise UserError(
-                f"--cuda-graphs: the network's gradient cannot be captured ({why}); leave the "
+                f"`cuda_graphs`: the network's gradient cannot be captured ({why}); leave the "
                 "option out"
             ) from e
         learner.graph = graph

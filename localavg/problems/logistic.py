@@ -33,8 +33,8 @@ class Logistic(Problem):
     def __init__(self, data: Dataset, l2: float, xp: Any = np) -> None:
         if data.kind != "features":
             raise UserError(
-                f"--data {data.name}: logistic regression needs a feature matrix with two classes, "
-                f"not {data.kind}"
+                f"`data = {data.name}`: logistic regression needs a feature matrix with two "
+                f"classes, not {data.kind}"
             )
         self.data, self.l2, self.xp = data, l2, xp
         self.x, self.y = data.train.x, data.train.y  # [n, d], [n]

@@ -70,9 +70,9 @@ class Network(Problem):
     ) -> None:
         if data.kind == "features":
             raise UserError(
-                f"--data {data.name}: networks need images, not a feature matrix; use digits, a "
+                f"`data = {data.name}`: networks need images, not a feature matrix; use digits, a "
                 "prepared "
-                f"image file, or --problem logistic"
+                f"image file, or `problem = logistic`"
             )
         self.data, self.model, self.l2, self.seed = data, model, l2, seed
         self.augment, self.calibrate, self.compiled, self.device = (
@@ -109,7 +109,7 @@ class Network(Problem):
     def feed(self, sampler: Sampler, learners: range, T: int) -> Callable[[int, int], Batch]:
         if sampler.B < 2 and self._normalises:
             raise UserError(
-                f"--batch-size {sampler.B}: {self.model} has BatchNorm, which needs at least 2 "
+                f"`batch_size = {sampler.B}`: {self.model} has BatchNorm, which needs at least 2 "
                 "examples a batch"
             )
         self.B = sampler.B
@@ -247,13 +247,13 @@ def set_up_torch(threads: int, device: Cpu, precision: str) -> None:
         return
     if not torch.cuda.is_available():
         raise UserError(
-            f"--device cuda: torch {torch.__version__}, built for CUDA {torch.version.cuda}, sees "
-            "no GPU; install "
+            f"`device = cuda`: torch {torch.__version__}, built for CUDA {torch.version.cuda}, "
+            "sees no GPU; install "
             f"torch with a CUDA that this machine's driver knows"
         )
     torch.cuda.set_device(device.index)
     if precision == "bf16" and not torch.cuda.is_bf16_supported():
-        raise UserError("--precision bf16: this GPU cannot; use --precision float32")
+        raise UserError("`precision = bf16`: this GPU cannot; use `precision = float32`")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = False

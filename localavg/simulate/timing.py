@@ -97,11 +97,11 @@ class StepTimes:
 def make(c: TrainConfig) -> Timing:
     """Make the timing of a run's settings.
 
-    --machine, if given, is a measured run that the model is fitted to; single options replace its
-    values.
+    `timing_from`, if given, is a measured run that the model is fitted to; single options replace
+    its values.
     """
     asked = {f.name: value for f in fields(Timing) if (value := getattr(c, f.name)) is not None}
-    fitted = asdict(fit([record.load(c.machine, weights=False)])) if c.machine else {}
+    fitted = asdict(fit([record.load(c.timing_from, weights=False)])) if c.timing_from else {}
     return Timing(**{**fitted, **asked})
 
 

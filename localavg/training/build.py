@@ -68,7 +68,7 @@ def build(c: TrainConfig, fleet: Fleet, aware: Probe | None = None) -> Experimen
     algorithms.make(c.algorithm, c.options, T=10**9, epoch=1e6)
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(
-            f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or --learners 1 on "
+            f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or `learners = 1` on "
             "one rank"
         )
     return assemble(load_task(c, fleet, fleet.P, choose_device(c.device, fleet)), aware)
@@ -151,8 +151,8 @@ def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
     data = datasets.load(c.data, fleet)
     if c.sampling == "block" and not data.shuffled and not c.force_block:
         raise UserError(
-            f"--sampling block: the rows of {c.data} lie in their original order, so they are no "
-            "fair sample; prepare it with --shuffle SEED, or add --force-block"
+            f"`sampling = block`: the rows of {c.data} lie in their original order, so they are no "
+            "fair sample; prepare it with `shuffle`, or add `force_block`"
         )
     return data
 
@@ -176,7 +176,7 @@ def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Problem:
 
     if c.cuda_graphs:
         raise UserError(
-            f"--cuda-graphs: --data {c.data} calls for logistic regression, which has no "
+            f"`cuda_graphs`: `data = {c.data}` calls for logistic regression, which has no "
             "graphs; leave it out"
         )
     if device.name == "cpu":
@@ -194,11 +194,11 @@ def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Pro
         from localavg.problems.network import Network, set_up_torch
     except ImportError as e:
         raise UserError(
-            f"--model {c.model}: networks need torch ({e}); pip install 'localavg[torch]'"
+            f"`model = {c.model}`: networks need torch ({e}); pip install 'localavg[torch]'"
         ) from e
     if c.model is None:
         raise UserError(
-            f"--data {c.data}: images need a network; add --model with one of "
+            f"`data = {c.data}`: images need a network; add `model` with one of "
             f"{', '.join(models.MODELS)}"
         )
     set_up_torch(fleet.threads, device, c.precision)

@@ -13,7 +13,7 @@ from mpi4py import MPI
 from localavg.interfaces import Device
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Task
-from localavg.training.checks import every
+from localavg.training.checks import all_settings
 
 
 class Carrier(Protocol):
@@ -34,7 +34,7 @@ def config(task: Task) -> dict[str, Any]:
     # A file is named so that it is found from anywhere.
     where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data
     return {
-        **every(c),
+        **all_settings(c),
         "data": where,
         "learners": task.length.P,
         "steps": task.length.T,

@@ -117,7 +117,7 @@ class Keeper:
             ]
             raise Interrupted(
                 f"stopped by {whys[0]} after step {t}, saved in {self.folder}; the same command "
-                "with --resume "
+                "with `resume` "
                 f"goes on"
             )
         self._met, self._met_s = t, monotonic()

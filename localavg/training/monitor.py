@@ -98,7 +98,7 @@ class Monitor:
         F = self.evaluator.objective(w)
         self.clock.lap("compute")
         if not math.isfinite(F):
-            raise Diverged(f"the objective after step {t} is not finite; lower --lr")
+            raise Diverged(f"the objective after step {t} is not finite; lower `lr`")
         return F
 
     def report(self, t: int, gamma: float, w: Array) -> None:
@@ -113,7 +113,7 @@ class Monitor:
             self.averages.write(self.record)
         if where is not None:
             raise Diverged(
-                f"the loss at step {where[0]} of learner {where[1]} is not finite; lower --lr (now "
+                f"the loss at step {where[0]} of learner {where[1]} is not finite; lower `lr` (now "
                 f"{gamma:g})"
             )
         if self.record is not None:
@@ -188,7 +188,7 @@ class Monitor:
         # Before T the next losses name the learner.
         if t == self.length.T and not math.isfinite(row["train_loss"]):
             raise Diverged(
-                f"the averaged model's loss after step {t}, the last, is not finite; lower --lr"
+                f"the averaged model's loss after step {t}, the last, is not finite; lower `lr`"
             )
         if self.record is not None:
             self.record.append("eval", t=t, epoch=t / self.length.epoch, wall_s=wall_s, **row)

@@ -18,11 +18,11 @@ from localavg.files.record import Record, Run, load, refuse_existing, stored
 from localavg.interfaces import Array
 from localavg.parallel.device import put_
 from localavg.parallel.fleet import Fleet
-from localavg.training.checks import FREE, difference, every
+from localavg.training.checks import FREE, all_settings, difference
 
 
 class Earlier(NamedTuple):
-    """The run that --out has already."""
+    """The run that `out` has already."""
 
     run: Run | None
     """its file, on the rank that writes"""
@@ -153,9 +153,9 @@ def _found(c: TrainConfig) -> Run | None:
             )
         return None
     found = load(c.path, weights=False)
-    if found.status == "finished" and (other := difference(every(c), found.config)):
+    if found.status == "finished" and (other := difference(all_settings(c), found.config)):
         raise UserError(
-            f"--resume: {c.path} is finished, but {other}; give the same settings, or another --out"
+            f"`resume`: {c.path} is finished, but {other}; give the same settings, or another `out`"
         )
     return found
 
@@ -165,6 +165,6 @@ def _check_settings(path: str, run: Run | None, config: Mapping[str, Any]) -> No
         was = run.config.get(name)
         if name not in FREE and was != stored(value):
             raise UserError(
-                f"--resume: {path} was made with {name} = {was}, not {stored(value)}; give the "
-                "same settings, or another --out"
+                f"`resume`: {path} was made with {name} = {was}, not {stored(value)}; give the "
+                "same settings, or another `out`"
             )

@@ -121,6 +121,6 @@ def _warn_never_steered(e: Experiment) -> None:
     if after >= T and e.fleet.rank == 0:
         print(
             f"localavg: {e.config.algorithm}'s warm-up and sampling take {after} updates of {T}: "
-            "its period is never steered; train for longer, or lower --warmup and --Ks",
+            "its period is never steered; train for longer, or lower `warmup` and `Ks`",
             file=sys.stderr,
         )

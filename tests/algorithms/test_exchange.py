@@ -14,6 +14,7 @@ from scipy.stats import chi2
 from localavg.algorithms.base import NoExchange
 from localavg.algorithms.qsgd import QuantisedGradient, decode, quantise
 from localavg.algorithms.sync import MeanGradient
+from localavg.cli import in_flags
 from localavg.errors import UserError
 from localavg.scope import Scope
 
@@ -366,4 +367,4 @@ def test_odd_rows_and_parts_of_a_wider_matrix(d):
 def test_a_bad_value_is_refused_by_name(options, words):
     with pytest.raises(UserError) as e:
         QuantisedGradient(**options)
-    assert str(e.value).startswith(words)
+    assert in_flags(str(e.value)).startswith(words)

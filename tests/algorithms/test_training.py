@@ -48,17 +48,18 @@ def constant(lr):
 
 
 FALLING = StepSize(
-    "--lr 1.2 --schedule steps --milestones 21 45 --factor 0.4",
+    "--lr 1.2 --lr-schedule steps --milestones 21 45 --factor 0.4",
     lambda t: 1.2 * 0.4 ** ((t > 21) + (t > 45)),
 )
 STAIRS = StepSize(
-    "--lr 1.5 --schedule steps --every 16 --factor 0.7", lambda t: 1.5 * 0.7 ** ((t - 1) // 16)
+    "--lr 1.5 --lr-schedule steps --decay-every 16 --factor 0.7",
+    lambda t: 1.5 * 0.7 ** ((t - 1) // 16),
 )
 RISING = StepSize(
     "--lr 1.2 --warmup-epochs 40 --warmup-from 0.1", lambda t: 0.1 + 1.1 * min(t - 1, 40) / 40
 )
 INVERSE = StepSize(
-    "--schedule inverse --pl-constant 0.1 --shift 30", lambda t: 4 / (0.1 * (t + 30))
+    "--lr-schedule inverse --pl-constant 0.1 --shift 30", lambda t: 4 / (0.1 * (t + 30))
 )
 
 

@@ -66,7 +66,7 @@ MISTAKES = {
     "FOLDER/nowhere": "--folder .*nowhere.*No such file.*give a folder that every rank can write",
     f"train {DATA} --steps 2 --repeats 1 --json "
     "FOLDER/nowhere/rows.json": "rows.json: No such file or directory",
-    "train --model mlp --cuda-graphs": "--cuda-graphs is for GPUs: add --device cuda",
+    "train --model mlp --cuda-graphs": "--cuda-graphs means nothing to --device cpu, and graphs are a GPU's; use --device cuda",
     f"train {DATA} --learners "
     "2": "logistic regression measures one learner on the CPU; give --model for a network",
     f"memory {DATA} --steps 0": "argument --steps: invalid",

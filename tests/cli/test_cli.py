@@ -2,6 +2,8 @@
 by name if bad.
 """
 
+import contextlib
+import io
 import math
 import re
 import shutil
@@ -10,9 +12,10 @@ from dataclasses import FrozenInstanceError, fields
 import pytest
 from mpi import alone
 
-from localavg import algorithms
+from localavg import algorithms, config
 from localavg.__main__ import parser
 from localavg.algorithms import ALGORITHMS, options
+from localavg.cli import flag, in_flags, train
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files.record import load
@@ -49,19 +52,68 @@ def test_help_names_the_commands(tmp_path):
     )
 
 
-def test_help_of_train_names_every_algorithm_with_its_options_and_every_setting(tmp_path):
+def test_help_of_train_names_every_algorithm_and_every_setting(tmp_path):
     text = helped("train", cwd=tmp_path)
     assert set(ALGORITHMS) >= PAPERS
-    settings, table = text.split("\nalgorithms:\n")
-    for name in ALGORITHMS:
-        own = re.search(rf"^  {name} +\w.*(?:\n {{13}}.*)*", table, re.M)[0]
-        assert set(re.findall(r"--[\w-]+", own)) == {
-            "--" + o.replace("_", "-") for o in options(name)
-        }
+    for name in algorithms.BOTH:
+        assert re.search(rf"^  {name} +\w", text, re.M)
     for f in fields(TrainConfig):
         assert f.metadata["help"]
         if f.name not in ("algorithm", "options"):
-            assert f"--{f.name.replace('_', '-')}" in settings
+            assert flag(f.name) in text
+
+
+@pytest.mark.parametrize("name", algorithms.BOTH)
+def test_help_of_an_algorithm_shows_its_own_options_and_none_of_another(name):
+    with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as end:
+        parser().parse_args(["train", name, "--help"])
+    assert end.value.code == 0
+    shown = set(re.findall(r"^  (--[\w-]+)", out.getvalue(), re.M))
+    own = {flag(option) for option in options(name)}
+    others = {flag(option) for other in algorithms.BOTH for option in options(other)} - own
+    assert own | {"--data", "--lr", "--out"} <= shown and not shown & others
+
+
+def test_help_of_an_algorithm_leaves_out_what_means_nothing_to_it():
+    def shown(name):
+        return train.help_of("localavg train", name).format_help()
+
+    assert "--optimizer" in shown("kavg") and "--replay" not in shown("kavg")
+    assert "--optimizer" not in shown("downpour") and "--replay" in shown("downpour")
+
+
+def test_an_option_of_an_algorithm_has_no_name_of_a_setting():
+    own = {option for name in algorithms.BOTH for option in options(name)}
+    assert own & {f.name for f in fields(TrainConfig)} == set()
+
+
+def test_settings_know_which_algorithms_are_asynchronous():
+    assert set(config.ASYNCHRONOUS) == set(algorithms.ASYNCHRONOUS)
+
+
+@pytest.mark.parametrize("name", config.TrainConfig.__dataclass_fields__)
+def test_a_rule_is_about_settings_that_exist_and_values_that_they_take(name):
+    for rule in config.TrainConfig.__dataclass_fields__[name].metadata.get("rules", ()):
+        other = config.TrainConfig.__dataclass_fields__[rule.setting]
+        allowed = other.metadata.get("choices") or (*algorithms.BOTH, True)
+        assert set(rule.values) <= set(allowed)
+
+
+OLD = {"--schedule steps": "--lr-schedule steps", "--every 5": "--decay-every 5"}
+
+
+@pytest.mark.parametrize("old", [*OLD, "--machine run.h5"])
+def test_names_of_before_are_still_taken(old):
+    new = {**OLD, "--machine run.h5": "--timing-from run.h5"}[old]
+    lines = [["train", "kavg", *words.split()] for words in (old, new)]
+    assert vars(parser().parse_args(lines[0])) == vars(parser().parse_args(lines[1]))
+    assert old.split()[0] not in train.help_of("localavg train", "kavg").format_help().split()
+
+
+def test_the_command_line_writes_settings_as_flags_and_nothing_else():
+    assert in_flags("`batch_size = 5`: at most `K`") == "--batch-size 5: at most --K"
+    assert in_flags("`data = epsilon like.h5` is no file") == "--data epsilon like.h5 is no file"
+    assert in_flags("`prepare cifar10` wrote 2 * 3 = 6") == "`prepare cifar10` wrote 2 * 3 = 6"
 
 
 def test_the_papers_symbols_are_the_options():
@@ -102,8 +154,8 @@ def test_the_papers_settings_are_the_defaults():
 
 
 def test_tau_is_lupas_name_of_k():
-    for flag in ("--K", "--tau"):
-        assert vars(parser().parse_args(["train", "kavg", flag, "7"]))["own K"] == 7
+    for word in ("--K", "--tau"):
+        assert vars(parser().parse_args(["train", "kavg", word, "7"]))["K"] == 7
 
 
 def test_only_what_is_given_is_passed_on():
@@ -156,7 +208,7 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
         "state": "average",
         "seed": 3,
         "lr": 0.2,
-        "schedule": "steps",
+        "lr_schedule": "steps",
         "factor": 0.25,
         "milestones": [1.0, 2.0],
         "warmup_epochs": 0.5,
@@ -181,7 +233,7 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     given |= {"algorithm": "mavg", "K": 4, "mu": 0.25, "nesterov": False}
     assert {name: run.config[name] for name in given} == given
     assert all(run.config[flag] is True for flag in flags)
-    unset = {"epochs", "every", "pl_constant", "shift", "replay"}
+    unset = {"epochs", "decay_every", "pl_constant", "shift", "replay"}
     other = {
         f.name for f in fields(TrainConfig) if f.metadata["group"] in ("network", "simulated time")
     }
@@ -224,13 +276,9 @@ def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
         cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
-    config = load(tmp_path / "run.h5").config
-    assert (
-        {name: config[name] for name in given} == given
-        and config["no_augment"]
-        and config["compile"]
-    )
-    assert config["problem"] == "network"
+    found = load(tmp_path / "run.h5").config
+    assert {name: found[name] for name in given} == given
+    assert found["no_augment"] and found["compile"] and found["problem"] == "network"
     own = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "network"}
     assert own == {*given, "no_augment", "compile", "cuda_graphs"} - {"data"}
 
@@ -276,16 +324,19 @@ BAD = [
     ],
     *[({"momentum": x}, f"--momentum {x}: must lie in [0, 1)") for x in (1.0, -0.1, NAN, INF)],
     *[
-        ({"schedule": "steps", "milestones": (5.0, x)}, f"--milestones {x}: must be")
+        ({"lr_schedule": "steps", "milestones": (5.0, x)}, f"--milestones {x}: must be")
         for x in (-1.0, NAN, INF)
     ],
-    *[({"schedule": "steps", "every": x}, f"--every {x}: must be") for x in (0.0, -1.0, NAN, INF)],
     *[
-        ({"schedule": "inverse", "pl_constant": x}, f"--pl-constant {x}: must be")
+        ({"lr_schedule": "steps", "decay_every": x}, f"--decay-every {x}: must be")
         for x in (0.0, -1.0, NAN, INF)
     ],
     *[
-        ({"schedule": "inverse", "pl_constant": 1.0, "shift": x}, f"--shift {x}: must be")
+        ({"lr_schedule": "inverse", "pl_constant": x}, f"--pl-constant {x}: must be")
+        for x in (0.0, -1.0, NAN, INF)
+    ],
+    *[
+        ({"lr_schedule": "inverse", "pl_constant": 1.0, "shift": x}, f"--shift {x}: must be")
         for x in (-1.0, NAN, INF)
     ],
     *[
@@ -293,10 +344,10 @@ BAD = [
         for name, settings in (  # more updates than a number can count
             ("epochs", {"epochs": 1e308}),
             ("warmup-epochs", {"warmup_epochs": 1e308}),
-            ("milestones", {"schedule": "steps", "milestones": (1e308,)}),
+            ("milestones", {"lr_schedule": "steps", "milestones": (1e308,)}),
         )
     ],
-    ({"schedule": "cosine"}, "--schedule cosine: must be one of constant, steps, inverse"),
+    ({"lr_schedule": "cosine"}, "--lr-schedule cosine: must be one of constant, steps, inverse"),
     ({"optimizer": "lion"}, "--optimizer lion: must be one of sgd, momentum, nesterov, adam"),
     ({"state": "forget"}, "--state forget: must be one of keep, average, reset"),
     ({"sampling": "some"}, "--sampling some: must be one of iid, shuffle, shard, block"),
@@ -307,26 +358,29 @@ BAD = [
     ),
     (
         {"milestones": (5.0,)},
-        "--milestones means nothing to --schedule constant: add --schedule steps or leave it out",
+        "--milestones 5.0 means nothing to --lr-schedule constant; use --lr-schedule steps, or leave it out",
     ),
-    ({"every": 5.0}, "--every means nothing to --schedule constant: add --schedule steps"),
+    (
+        {"decay_every": 5.0},
+        "--decay-every 5.0 means nothing to --lr-schedule constant; use --lr-schedule steps",
+    ),
     (
         {"pl_constant": 1.0},
-        "--pl-constant means nothing to --schedule constant: add --schedule inverse",
+        "--pl-constant 1.0 means nothing to --lr-schedule constant; use --lr-schedule inverse",
     ),
-    ({"schedule": "steps"}, "--schedule steps needs one of --milestones and --every"),
+    ({"lr_schedule": "steps"}, "--lr-schedule steps needs one of --milestones and --decay-every"),
     (
-        {"schedule": "steps", "every": 5.0, "milestones": (5.0,)},
-        "--schedule steps needs one of --milestones and",
+        {"lr_schedule": "steps", "decay_every": 5.0, "milestones": (5.0,)},
+        "--lr-schedule steps needs one of --milestones and",
     ),
     (
-        {"schedule": "steps", "every": 5.0, "shift": 1.0},
-        "--shift means nothing to --schedule steps",
+        {"lr_schedule": "steps", "decay_every": 5.0, "shift": 1.0},
+        "--shift 1.0 means nothing to --lr-schedule steps",
     ),
-    ({"schedule": "inverse"}, "--schedule inverse needs --pl-constant"),
+    ({"lr_schedule": "inverse"}, "--lr-schedule inverse needs --pl-constant"),
     (
-        {"schedule": "inverse", "pl_constant": 1.0, "every": 5.0},
-        "--every means nothing to --schedule inverse",
+        {"lr_schedule": "inverse", "pl_constant": 1.0, "decay_every": 5.0},
+        "--decay-every 5.0 means nothing to --lr-schedule inverse",
     ),
 ]
 
@@ -335,7 +389,7 @@ BAD = [
 def test_a_bad_setting_is_refused_by_name_value_and_rule(settings, words):
     with pytest.raises(UserError) as e:
         TrainConfig(algorithm="kavg", **settings)
-    assert str(e.value).startswith(words) and "\n" not in str(e.value)
+    assert in_flags(str(e.value)).startswith(words) and "\n" not in str(e.value)
 
 
 def test_limits_are_taken():
@@ -345,12 +399,13 @@ def test_limits_are_taken():
         steps=1,
         batch_size=1,
         seed=2**63 - 1,
+        optimizer="momentum",
         momentum=0.0,
         l2=0.0,
         lr=5e-324,
     )
-    TrainConfig(algorithm="kavg", schedule="steps", milestones=(0.0,), warmup_epochs=0.0)
-    TrainConfig(algorithm="kavg", schedule="inverse", pl_constant=1.0, shift=0.0)
+    TrainConfig(algorithm="kavg", lr_schedule="steps", milestones=(0.0,), warmup_epochs=0.0)
+    TrainConfig(algorithm="kavg", lr_schedule="inverse", pl_constant=1.0, shift=0.0)
 
 
 def test_settings_do_not_change():
@@ -405,5 +460,5 @@ def test_settings_do_not_change():
 def test_a_bad_option_of_an_algorithm_is_refused_by_name(name, given, words):
     with pytest.raises(UserError) as e:
         algorithms.make(name, given, T=1000, epoch=100)
-    assert str(e.value).startswith(words) and "\n" not in str(e.value)
+    assert in_flags(str(e.value)).startswith(words) and "\n" not in str(e.value)
     assert name in ALGORITHMS or all(known in str(e.value) for known in ALGORITHMS)

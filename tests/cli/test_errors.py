@@ -324,7 +324,7 @@ def test_divergence_is_a_failed_run_with_status_1(tmp_path):
 def test_rows_from_before_a_late_divergence_are_kept(tmp_path):
     # 16 updates an epoch; the step size explodes from update 33 on, and the loss of update 34 shows
     # it
-    words = "--data epsilon-like:64x8 --batch-size 4 --schedule steps --milestones 2 --factor 1e30 --lr 0.1 --epochs 4"
+    words = "--data epsilon-like:64x8 --batch-size 4 --lr-schedule steps --milestones 2 --factor 1e30 --lr 0.1 --epochs 4"
     done = alone(
         *f"train kavg --K 4 {words} --log-every 4 --eval-every 8 --out run.h5".split(), cwd=tmp_path
     )

@@ -148,7 +148,7 @@ ranks = 2
         ('[common]\nhelp = true\n[[runs]]\nalgorithm = "kavg"\n', "the sweep sets this itself"),
         (
             '[[runs]]\nalgorithm = "downpour"\ndevice = "cuda"\n',
-            "--device cuda means nothing to downpour, whose learners compute",
+            "`device = cuda` means nothing to downpour, whose learners compute",
         ),
     ],
 )
@@ -158,13 +158,13 @@ def test_a_file_of_another_shape_is_told_in_one_line(text, told, tmp_path):
 
 
 def test_an_unknown_network_is_refused_before_anything_runs(tmp_path):
-    with pytest.raises(UserError, match=r"--model resnet9: must be one of mlp"):
+    with pytest.raises(UserError, match=r"`model = resnet9`: must be one of mlp"):
         sweep_of(tmp_path, '[[runs]]\nalgorithm = "kavg"\nmodel = "resnet9"\n')
 
 
 def test_an_option_that_does_nothing_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(
-        UserError, match=r"sgd at scale laptop: --momentum 0.5 means nothing to --optimizer sgd"
+        UserError, match=r"sgd at scale laptop: `momentum = 0.5` means nothing to `optimizer = sgd`"
     ):
         sweep_of(tmp_path, '[[runs]]\nalgorithm = "sgd"\nmomentum = 0.5\n')
 
@@ -262,8 +262,8 @@ grid.milestones = [[1, 2], [3]]
         ("[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = 4", ["[grid]", "K = 4", "needs a list"]),
         ("[[runs]]\nalgorithm = 'kavg'\nout = 'a.h5'", ["out", "sets this itself"]),
         ("[[runs]]\nalgorithm = 'kavg'\nseed = 3", ["seed = 3", "seeds = HOW_MANY"]),
-        ("[[runs]]\nalgorithm = 'kavg'\nK = 0", ["kavg at scale laptop", "--K 0"]),
-        ("[[runs]]\nalgorithm = 'kavg'\nmu = 0.5", ["--mu means nothing to kavg"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nK = 0", ["kavg at scale laptop", "`K = 0`"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nmu = 0.5", ["`mu` means nothing to kavg"]),
         ("[[runs]]\nalgorithm = 'fly'", ["algorithm fly"]),
         ("[[runs]]\nalgorithm = 'kavg'\n[[runs]]\nalgorithm = 'kavg'", ["two runs", "kavg-s0"]),
         ("[[runs]]\nalgorithm = 'kavg'\nonly = 'paper'", ["no runs at scale laptop"]),

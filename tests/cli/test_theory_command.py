@@ -239,7 +239,7 @@ def test_the_weighted_variance_takes_the_step_size_of_every_update(tmp_path):
     out = tmp_path / "run.h5"
     words = (
         "kavg --K 8 --learners 4 --data epsilon-like:2000x20 --steps 400 --batch-size 20 --lr 1 "
-        "--schedule steps "
+        "--lr-schedule steps "
         "--milestones 5 --log-every 400 --variance steps --out"
     )
     assert alone("train", *words.split(), out).returncode == 0

@@ -211,7 +211,7 @@ def test_labels_can_be_learned_but_not_for_nothing():
     ],
 )
 def test_a_bad_size_is_refused(spec):
-    with pytest.raises(UserError, match=f"--data {spec}"):
+    with pytest.raises(UserError, match=f"`data = {spec}"):
         load(spec, Fleet())
 
 

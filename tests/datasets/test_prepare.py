@@ -145,24 +145,24 @@ def test_where_the_chunks_are_cut_changes_nothing(tmp_path, monkeypatch, chunk, 
 
 
 BROKEN = [
-    ("1 1:0.5\n-1 0:3\n", 2, "`0:3`: indices start at 1"),
+    ("1 1:0.5\n-1 0:3\n", 2, "'0:3': indices start at 1"),
     ("1 1:0.5\n\n# x\n-1 2:abc\n", 4, "abc"),
-    ("1 1:0.5\n-1 2\n", 2, "`2` is not index:value"),
-    ("1 1:0.5\n-1 x:2\n", 2, "`x:2` is not index:value"),
+    ("1 1:0.5\n-1 2\n", 2, "'2' is not index:value"),
+    ("1 1:0.5\n-1 x:2\n", 2, "'x:2' is not index:value"),
     ("yes 1:0.5\n-1 1:2\n", 1, "yes"),
-    ("1 1:0.5\n-1 3:1 2:1\n", 2, "`2:1` comes after index 3"),
-    ("1 1:0.5\n-1 3:1 3:1\n", 2, "`3:1` comes after index 3"),
-    ("1 1:0.5\n-1 -3:1\n", 2, "`-3:1` is not index:value"),
+    ("1 1:0.5\n-1 3:1 2:1\n", 2, "'2:1' comes after index 3"),
+    ("1 1:0.5\n-1 3:1 3:1\n", 2, "'3:1' comes after index 3"),
+    ("1 1:0.5\n-1 -3:1\n", 2, "'-3:1' is not index:value"),
     ("1 1:0.5\n-1 99999999999:1\n", 2, "too large"),
     ("1 1:0.5\n# nan\n-1 1:1 2:nan\n", 3, "feature 2 is nan"),
     ("1 1:0.5\n-1 1:-inf\n", 2, "feature 1 is -inf"),
     ("1 1:0.5\n-1 1:1e39\n", 2, "feature 1 is inf, not a finite float32"),
     ("1 1:0.5\nnan 1:1\n", 2, "label nan"),
-    ("1 1:0.5 # a_b\n-1 1:1_0\n", 2, "`_`"),
+    ("1 1:0.5 # a_b\n-1 1:1_0\n", 2, "'_'"),
     (
         "1 qid:3 1:0.5\n-1 +2:1\n-1 x:1\n",
         3,
-        "`x:1` is not index:value",
+        "'x:1' is not index:value",
     ),  # the parser takes the first two
 ]
 
@@ -238,9 +238,9 @@ def test_a_missing_file_is_refused_before_the_other_is_read(tmp_path):
 def test_features_pads_and_limits(tmp_path):
     arrays, _ = prepared(SMALL, tmp_path, features=6)
     np.testing.assert_array_equal(arrays["train/x"], np.pad(SMALL_X, ((0, 0), (0, 2))))
-    with pytest.raises(UserError, match=r"line 7: feature index 4 is beyond --features 3"):
+    with pytest.raises(UserError, match=r"line 7: feature index 4 is beyond `features = 3`"):
         prepared(SMALL, tmp_path, features=3)
-    with pytest.raises(UserError, match="--features 0"):
+    with pytest.raises(UserError, match="`features = 0`"):
         prepared(SMALL, tmp_path, features=0)
 
 
@@ -271,7 +271,7 @@ def test_shuffle_permutes_the_training_rows_as_documented(tmp_path, monkeypatch)
     np.testing.assert_array_equal(arrays["test/x"], test[0])
     np.testing.assert_array_equal(arrays["test/y"], test[1])
     assert attributes["shuffled"] and attributes["shuffle_seed"] == 5
-    with pytest.raises(UserError, match="--shuffle -1"):
+    with pytest.raises(UserError, match="`shuffle = -1`"):
         prepared(SMALL, tmp_path, shuffle=-1)
 
 
@@ -446,7 +446,7 @@ def test_any_number_of_ranks_gives_the_same_bits_and_the_same_errors(tmp_path, m
         (whole, tested, 3): "done",
         (put(tmp_path, text, "whole", ".bz2"), None, 3): "done",
         (put(tmp_path, SMALL, "few"), None, 1): "done",
-        (put(tmp_path, broken, "broken"), None, None): "line 151: `0:1`",
+        (put(tmp_path, broken, "broken"), None, None): "line 151: '0:1'",
         (put(tmp_path, broken, "broken", ".gz"), None, None): "line 151: `0:1`",
         (whole, tmp_path / "broken", None): "line 151: `0:1`",
         (put(tmp_path, late, "late"), None, None): "line 401: the value of feature 1 is nan",

@@ -50,6 +50,18 @@ def path(tmp_path):
     return tmp_path / "runs" / "run.h5"
 
 
+def test_settings_of_before_are_read_under_their_names_of_now(path):
+    before = {"schedule": "steps", "every": 50.0, "machine": None, "log_every": 7}
+    Record.create(path, {"algorithm": "kavg", **before}, {}).finish("finished")
+    assert load(path).config == {
+        "algorithm": "kavg",
+        "lr_schedule": "steps",
+        "decay_every": 50.0,
+        "timing_from": None,
+        "log_every": 7,
+    }
+
+
 def test_what_is_written_is_read_back(path):
     config = {
         "algorithm": "kavg",

@@ -254,11 +254,11 @@ def test_a_batch_that_is_too_large_is_refused_with_a_remedy_that_works(kind, n, 
     with pytest.raises(UserError) as e:
         SAMPLERS[kind](n, P, B, 0)
     message = str(e.value)
-    assert message.startswith(f"--batch-size {B}") and str(n) in message and "\n" not in message
+    assert message.startswith(f"`batch_size = {B}`") and str(n) in message and "\n" not in message
     if n < P:
         assert "at most 0" not in message  # no batch size helps
         assert "learners" in message
-    elif most := re.search(r"lower --batch-size to at most (\d+)", message):
+    elif most := re.search(r"lower `batch_size` to at most (\d+)", message):
         SAMPLERS[kind](n, P, int(most[1]), 0)
         with pytest.raises(UserError):
             SAMPLERS[kind](n, P, int(most[1]) + 1, 0)

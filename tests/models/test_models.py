@@ -216,7 +216,7 @@ def test_smaller_images_are_refused_with_what_fits(name, turn):
     with pytest.raises(UserError) as error:
         make(name, (h, w, 3), 10)
     start, _, fitting = str(error.value).partition("; these fit: ")
-    assert start == f"--model {name} takes images from {least}×{least} pixels on, not {h}×{w}"
+    assert start == f"`model = {name}` takes images from {least}×{least} pixels on, not {h}×{w}"
     assert fitting.split(", ") == [other for other in MODELS if MODELS[other].least < least]
 
 
@@ -224,7 +224,7 @@ def test_images_without_pixels_or_channels_are_refused():
     with pytest.raises(UserError, match=r"not 0×8; these fit: none$"):
         make("mlp", (0, 8, 1), 10)
     with pytest.raises(
-        UserError, match="--model resnet18 takes images of 1 channel or more, not 0"
+        UserError, match="`model = resnet18` takes images of 1 channel or more, not 0"
     ):
         make("resnet18", (32, 32, 0), 10)
 
@@ -232,7 +232,7 @@ def test_images_without_pixels_or_channels_are_refused():
 def test_an_unknown_model_lists_the_known_ones():
     with pytest.raises(UserError) as error:
         make("resnet19", (32, 32, 3), 10)
-    assert str(error.value) == f"--model resnet19: must be one of {', '.join(MODELS)}"
+    assert str(error.value) == f"`model = resnet19`: must be one of {', '.join(MODELS)}"
 
 
 def test_the_table_loads_no_torch_and_making_a_model_does():

@@ -367,7 +367,7 @@ def test_no_driver_no_cupy_and_no_gpu_are_each_one_clear_line(
     with pytest.raises(UserError) as error:
         choose_device("cuda", One(), load, driver)
     assert (
-        str(error.value).startswith("--device cuda: ")
+        str(error.value).startswith("`device = cuda`: ")
         and words in str(error.value)
         and "\n" not in str(error.value)
     )

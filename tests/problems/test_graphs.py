@@ -349,7 +349,7 @@ def test_a_gradient_that_cannot_be_captured_is_one_clear_line(monkeypatch):
     )
     with pytest.raises(
         UserError,
-        match=r"^--cuda-graphs: .*cannot be captured \(operation not permitted.*\); leave",
+        match=r"^`cuda_graphs`: .*cannot be captured \(operation not permitted.*\); leave",
     ):
         Trained(monkeypatch, "mlp")
 
@@ -358,9 +358,9 @@ def test_a_gradient_that_cannot_be_captured_is_one_clear_line(monkeypatch):
 
 MISTAKES = {
     "--data digits --model nin "
-    "--cuda-graphs": "--cuda-graphs with --device cpu: graphs are a GPU's; add --device cuda",
+    "--cuda-graphs": "--cuda-graphs means nothing to --device cpu, and graphs are a GPU's; use --device cuda",
     "--data digits --model nin --cuda-graphs --device cuda "
-    "--compile": "--cuda-graphs and --compile both",
+    "--compile": "--cuda-graphs means nothing to a run with --compile",
     "--problem logistic --cuda-graphs": "--cuda-graphs means nothing to --problem logistic",
 }
 

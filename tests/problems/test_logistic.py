@@ -170,7 +170,8 @@ def test_training_starts_at_zero():
 def test_data_of_another_kind_is_refused():
     x, y, _ = examples()
     with pytest.raises(
-        UserError, match=r"--data made up: logistic regression needs a feature matrix .* not images"
+        UserError,
+        match=r"`data = made up`: logistic regression needs a feature matrix .* not images",
     ):
         Logistic(dataset(x, y, kind="images"), 0.1)
 

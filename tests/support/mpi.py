@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,17 @@ def run(
     check: bool = False,
     again: int = 2,
     root: Path = ROOT,
+    program: Sequence[str] = ("python", "-m", "mpi4py"),
 ) -> subprocess.CompletedProcess:
-    """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout `root`; mpi is openmpi
-    or mpich.
+    """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout `root`, or another
+    `program` with these arguments; mpi is openmpi or mpich.
 
     env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is
     killed, all its processes, and fails the test; with `check`, so does one that ends with another
     status than 0. again: how often to launch again where the launcher itself gave up.
     """
     need(mpi)
-    words = ["jobs/local/mpirun", "-n", str(ranks), "python", "-m", "mpi4py", *map(os.fspath, argv)]
+    words = ["jobs/local/mpirun", "-n", str(ranks), *program, *map(os.fspath, argv)]
     mark = uuid.uuid4().hex
     paths = [
         str(root),

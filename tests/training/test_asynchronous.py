@@ -717,15 +717,15 @@ MISTAKES = {  # ranks: {command line: how the one line begins}
         "kavg --checkpoint-every 5 "
         "--simulate": "--checkpoint-every 5 means nothing to a run with --simulate, which makes",
         "downpour --step-s "
-        "1": "--step-s 1.0 means nothing to a run whose time is measured; add --simulate, or leave "
-        "it out",
+        "1": "--step-s 1.0 means nothing to a run without --simulate, whose time is measured; add "
+        "--simulate, or leave it out",
         "kavg --simulate --service-s "
         "1": "--service-s 1.0 means nothing to kavg, which has no servers",
         "kavg --replay x.h5": "--replay x.h5 means nothing to kavg",
-        "downpour --simulate --replay x.h5": "--replay x.h5 means nothing to a simulated run",
+        "downpour --simulate --replay x.h5": "--replay x.h5 means nothing to a run with --simulate",
         "downpour --simulate --step-s 0": "--step-s 0.0: must be a finite number above 0",
         "kavg --simulate --step-cv -1": "--step-cv -1.0: must be a finite number of at least 0",
-        "kavg --simulate --machine nowhere.h5": "nowhere.h5: cannot read this run file",
+        "kavg --simulate --timing-from nowhere.h5": "nowhere.h5: cannot read this run file",
     },
     3: {
         "downpour "

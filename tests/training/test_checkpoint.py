@@ -29,7 +29,7 @@ from localavg.errors import UserError
 from localavg.files import checkpoint
 from localavg.files.record import load
 
-DATA = "--data epsilon-like:60x9 --sampling shuffle --batch-size 3 --lr 0.3 --schedule steps --milestones 3 --factor 0.5"
+DATA = "--data epsilon-like:60x9 --sampling shuffle --batch-size 3 --lr 0.3 --lr-schedule steps --milestones 3 --factor 0.5"
 NETWORK = "--data digits --model nin --sampling shuffle --batch-size 8 --lr 0.02 --steps 14"
 COMMON = "--learners 4 --save-weights --seed 3 --log-every 6 --eval-every 9 --optimizer momentum"
 LINES = {
@@ -720,13 +720,13 @@ def test_times_are_read(text, expected):
 
 @pytest.mark.parametrize("text", ["", "10", "0s", "-5min", "1:90:00", "5 days", "nan s", "1:00"])
 def test_other_times_are_refused(text):
-    with pytest.raises(UserError, match="--time-limit"):
+    with pytest.raises(UserError, match="`time_limit"):
         TrainConfig(algorithm="kavg", time_limit=text)
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "x", "1.5"])
 def test_other_checkpoint_intervals_are_refused(text):
-    with pytest.raises(UserError, match="--checkpoint-every"):
+    with pytest.raises(UserError, match="`checkpoint_every"):
         TrainConfig(algorithm="kavg", checkpoint_every=text)
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 
 import pytest
-from mpi import run
+from mpi import ROOT, run
 
 from localavg.files import record
 
@@ -79,10 +79,13 @@ def test_a_run_whose_last_update_diverges_has_failed(tmp_path):
             "--momentum 0.5",
             "--momentum 0.5 means nothing to --optimizer sgd; use --optimizer momentum",
         ),
-        ("--factor 0.5", "--factor 0.5 means nothing to --schedule constant; use --schedule steps"),
         (
-            "--schedule inverse --pl-constant 1 --lr 0.1",
-            "--lr 0.1 means nothing to --schedule inverse",
+            "--factor 0.5",
+            "--factor 0.5 means nothing to --lr-schedule constant; use --lr-schedule steps",
+        ),
+        (
+            "--lr-schedule inverse --pl-constant 1 --lr 0.1",
+            "--lr 0.1 means nothing to --lr-schedule inverse",
         ),
         (
             "--problem network --model mlp --precision tf32",
@@ -106,3 +109,57 @@ def test_a_cluster_of_nobody_is_refused(tmp_path):
         "train", "hieravg", "--S", 0, "--learners", 4, *SMALL, "--out", tmp_path / "run.h5"
     )
     assert done.returncode == 2 and "--S 0: a cluster has at least 1 learner" in done.stderr
+
+
+FAILS = """
+import os
+if os.environ.get("OMPI_COMM_WORLD_RANK", os.environ.get("PMI_RANK")) == "1":
+    import localavg.__main__ as command
+    from localavg.cli import train
+    from localavg.errors import UserError
+    command.PATIENCE_S = 1.0
+
+    def fail(args):
+        {body}
+
+    train._train = fail
+"""
+BODIES = {  # what goes wrong on rank 1 alone, the other goes on: (code, words on stderr, status)
+    "an exception before MPI": ("raise RuntimeError('broken')", "RuntimeError: broken", 1),
+    "an exception under MPI": (
+        "train.world(); raise RuntimeError('broken')",
+        "rank 1 failed; ending the job",
+        1,
+    ),
+    "a mistake before MPI": ("raise UserError('`lr = 3`: no')", "", 2),
+    "a mistake under MPI": (
+        "train.world(); raise UserError('`lr = 3`: no')",
+        "localavg: --lr 3: no (rank 1 alone; ending the job)",
+        2,
+    ),
+}
+
+
+@pytest.mark.parametrize("mpi", ["openmpi", "mpich"])
+@pytest.mark.parametrize("what", BODIES)
+def test_one_failing_rank_ends_the_job_of_the_short_launch_line(what, mpi, tmp_path):
+    """`mpirun -n 2 localavg train …`, without -m mpi4py: rank 0 would train for ever."""
+    body, words, status = BODIES[what]
+    (tmp_path / "sitecustomize.py").write_text(FAILS.format(body=body))
+    done = run(
+        2,
+        *("train", "kavg", *SMALL, "--steps", "100000000", "--out", tmp_path / "run.h5"),
+        program=[str(ROOT / ".venv/bin/localavg")],
+        mpi=mpi,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}"},
+        timeout=60,
+    )
+    assert done.returncode == status, done.stderr
+    assert words in done.stderr
+
+
+def test_the_short_launch_line_trains(tmp_path):
+    line = ("train", "kavg", *SMALL, "--steps", "4", "--out", tmp_path / "run.h5")
+    done = run(2, *line, program=[str(ROOT / ".venv/bin/localavg")])
+    assert (done.returncode, done.stdout) == (0, f"{tmp_path / 'run.h5'}\n"), done.stderr
+    assert record.load(tmp_path / "run.h5").provenance["ranks"] == 2

@@ -28,7 +28,7 @@ LINES = {  # what the odd rank lacks or has otherwise: (command line, what is sa
     "a file cut short": (f"{TRAIN} --data cut.h5", "cut.h5 is damaged or cut short"),
     "a row that is not finite": (f"{TRAIN} --data nan.h5", "nan.h5: row"),
     "no measured machine": (
-        f"{TRAIN} --data data.h5 --simulate --machine measured.h5",
+        f"{TRAIN} --data data.h5 --simulate --timing-from measured.h5",
         "measured.h5: cannot read this run",
     ),
     "no torch": (

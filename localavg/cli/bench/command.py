@@ -61,7 +61,7 @@ def _train(args: argparse.Namespace) -> int:
             choose_device(args.device, fleet),
             args.cuda_graphs,
         )
-    elif args.device == "cuda" or args.learners > 1 or args.cuda_graphs:
+    elif args.device == "cuda" or args.learners > 1:
         raise UserError(
             "bench train of logistic regression measures one learner on the CPU; give --model for "
             "a network"

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from localavg import algorithms
 from localavg.errors import UserError
 
 SHORT = {"learners": "P", "batch-size": "B", "model": "", "data": ""}  # option -> its short name
@@ -29,7 +30,7 @@ def named(path: str, runs: list[tuple[str, Options, set[str], int]]) -> list[str
             for d in options
             if any(d in gridded or other.get(d) != options[d] for other, gridded in like)
         ]
-        ordered = sorted(varies, key=lambda dest: _order(dest, options[dest][0]))
+        ordered = sorted(varies, key=lambda dest: _order(algorithm, dest, options[dest][0]))
         name = "-".join([algorithm, *(_part(*options[dest]) for dest in ordered), f"s{seed}"])
         if name in taken:
             raise UserError(
@@ -40,11 +41,11 @@ def named(path: str, runs: list[tuple[str, Options, set[str], int]]) -> list[str
     return list(taken)
 
 
-def _order(dest: str, option: str) -> int:
+def _order(algorithm: str, dest: str, option: str) -> int:
     """Return an option's place: data and model, the algorithm's own options, P, the rest."""
     if SHORT.get(option) == "":
         return 0
-    if dest.startswith("own "):
+    if dest in algorithms.options(algorithm):
         return 1
     return 2 if option == "learners" else 3
 

@@ -28,6 +28,7 @@ from pathlib import Path
 from localavg import algorithms
 from localavg.cli.sweep.file import SCALES, Table, tables
 from localavg.cli.sweep.names import Value, named
+from localavg.cli.train import given as settings
 from localavg.errors import UserError
 from localavg.parallel.layout import fewest_ranks
 from localavg.training import checks
@@ -51,7 +52,7 @@ class Planned:
     @property
     def asked(self) -> dict[str, object]:
         """Return every setting of the run by its name in the run file, defaults included."""
-        return checks.every(checks.read(self.given))
+        return checks.all_settings(checks.read(self.given))
 
 
 @dataclass(frozen=True)
@@ -237,14 +238,14 @@ class _Reader:
         for option, value in options.values():
             words += self.words(option, value)
         words += ["--seed", str(seed)]
-        given = vars(self.train.parse_args(words))
+        given = settings(self.train.parse_args(words))
         try:
             config = checks.read(given)
-            made = algorithms.make(algorithm, config.options, T=10**9, epoch=1e6)
         except UserError as e:
             raise UserError(f"{self.path}: {algorithm} at scale {self.scale}: {e}") from e
         P = config.learners or 1
         count = fewest_ranks(P, self.ranks or (P if ranks == "learners" else int(ranks)))
-        if isinstance(made, algorithms.Asynchronous):
-            count = 1 if config.simulate else count + made.servers
+        if algorithm in algorithms.ASYNCHRONOUS:
+            servers = (algorithms.options(algorithm) | config.options)["servers"]
+            count = 1 if config.simulate else count + servers
         return _Run(algorithm, options, gridded, count, seed, words, given)

@@ -43,7 +43,7 @@ def choose(
         return _on_device(name, fleet, S, device, aware)
     if name in ON_DEVICE:
         raise UserError(
-            f"--transport {name}: it averages a GPU's memory; add --device cuda, or use auto, "
+            f"`transport = {name}`: it averages a GPU's memory; add `device = cuda`, or use auto, "
             "shared or mpi"
         )
     if name == "mpi":
@@ -59,8 +59,8 @@ def choose(
     )
     if name == "shared":
         raise UserError(
-            f"--transport shared: {short}; enlarge it (mount -o remount,size=…) or use --transport "
-            "mpi"
+            f"`transport = shared`: {short}; enlarge it (mount -o remount,size=…) or use "
+            "`transport = mpi`"
         )
     _tell(fleet, f"mpi: {short}")
     return HostMPI(fleet, S, why=short)
@@ -73,7 +73,7 @@ def _on_device(name: str, fleet: Fleet, S: int | None, device: Any, aware: Any) 
 
     if name in ON_HOST:
         raise UserError(
-            f"--transport {name}: it averages the host's memory; with --device cuda use auto, "
+            f"`transport = {name}`: it averages the host's memory; with `device = cuda` use auto, "
             "nccl, "
             f"cuda_aware or staged"
         )
@@ -88,7 +88,7 @@ def _on_device(name: str, fleet: Fleet, S: int | None, device: Any, aware: Any) 
     if name != "auto":
         if refusals[name]:
             raise UserError(
-                f"--transport {name}: {refusals[name]}; use --transport auto, or see localavg "
+                f"`transport = {name}`: {refusals[name]}; use `transport = auto`, or see localavg "
                 "doctor --fresh"
             )
         chosen, why = name, "asked for"

@@ -71,7 +71,7 @@ class Roles:
                 servers,
                 f"of {ranks} none is left for the learners of {name}; use mpirun -n {servers + 1} "
                 "or "
-                f"more, fewer servers, or --simulate",
+                f"more, fewer servers, or `simulate`",
             )
         self.P = clients if P is None else P
         if self.P < clients:

@@ -24,7 +24,7 @@ IDLE = FREE | {  # what makes no difference to the weights
     "calibrate",
     "epochs",
     "simulate",
-    "machine",
+    "timing_from",
     "step_s",
     "step_cv",
     "latency_s",
@@ -42,12 +42,12 @@ def order_of(path: str, settings: Mapping[str, Any], P: int, T: int, K: int) -> 
     for name, value in settings.items():
         if name not in IDLE and (was := earlier.config.get(name)) != record.stored(value):
             raise UserError(
-                f"--replay {path}: made with {name} = {was}, not {record.stored(value)}; give the "
-                "same settings"
+                f"`replay = {path}`: made with {name} = {was}, not {record.stored(value)}; give "
+                "the same settings"
             )
     if earlier.status != "finished" or len(earlier.staleness) != P * -(-T // K):
         raise UserError(
-            f"--replay {path}: is {earlier.status} and has {len(earlier.staleness)} exchanges of "
+            f"`replay = {path}`: is {earlier.status} and has {len(earlier.staleness)} exchanges of "
             f"{P * -(-T // K)}; "
             f"give a finished run"
         )

@@ -48,7 +48,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | No
     """As `training.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
     if c.simulate and world.size > 1:
         raise UserError(
-            f"--simulate on {world.size} ranks: {c.algorithm} in simulated time is one process; "
+            f"`simulate` on {world.size} ranks: {c.algorithm} in simulated time is one process; "
             "use one rank"
         )
     # 1. Look for an earlier run in this file, before anything is read.
