@@ -6,7 +6,7 @@ DATA   ?= epsilon-like:100000x2000
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run figure paper test test-long test-root lint bench cifar10 clean
+.PHONY: help run figure paper check test test-long test-root lint bench cifar10 clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -35,6 +35,9 @@ figure: .venv/test ## one figure or table at laptop scale, its runs too: make fi
 paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
 	jobs/local/sweep || test $$? = 1
 	$(BIN)/python analysis --all
+
+check: lint      ## ruff, and the tests that launch no MPI (under 90 seconds after set-up)
+	$(BIN)/python -m pytest -q -m 'not root and not long' --no-launch
 
 test: .venv/test .mpich ## the tests (set-up included)
 	$(BIN)/python -m pytest -q -m 'not root and not long'

@@ -1,10 +1,21 @@
-"""Data that several test files train on."""
+"""Data that several test files train on; `pytest --no-launch` for the tests that launch no MPI."""
 
+import os
 import sys
 import threading
 
 import pytest
+from mpi import NO_LAUNCH
 from samples import write
+
+
+def pytest_addoption(parser):
+    parser.addoption("--no-launch", action="store_true", help="skip the tests that launch MPI")
+
+
+def pytest_configure(config):
+    if config.getoption("--no-launch"):
+        os.environ[NO_LAUNCH] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -94,9 +94,7 @@ def bench_all(folder, ranks, names, mistakes=()):
     """
     (folder / "disk").mkdir()
     lines = [f"{LINES[name]} --json FOLDER/{name}.json" for name in names] + [*mistakes]
-    answers, *others = call(
-        ranks, told, [line.replace("FOLDER", str(folder)) for line in lines], timeout=90
-    )
+    answers, *others = call(ranks, told, [line.replace("FOLDER", str(folder)) for line in lines])
     assert answers[: len(names)] == [0] * len(names) and all(other == answers for other in others)
     rows = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
     return SimpleNamespace(
@@ -181,9 +179,7 @@ def test_memory_is_compared_with_the_data(either):
 
 def test_the_rows_are_printed_as_well(tmp_path):
     where = "--json", tmp_path / "rows.json"
-    done = run(
-        1, "-m", "localavg", "bench", *LINES["logistic"].split(), *where, timeout=60, check=True
-    )
+    done = run(1, "-m", "localavg", "bench", *LINES["logistic"].split(), *where, check=True)
     (row,) = json.loads((tmp_path / "rows.json").read_text())
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
     assert "local updates, samples a second" in done.stdout
@@ -205,7 +201,7 @@ def checkpoints_in_order(world, orders, folder):
 
 def test_a_checkpoint_is_read_back_in_whatever_order_the_ways_come(tmp_path):
     orders = [*itertools.permutations(["ours_s", "disk_s", "restore_s"])]
-    zero, one = call(2, checkpoints_in_order, orders, str(tmp_path), timeout=60)
+    zero, one = call(2, checkpoints_in_order, orders, str(tmp_path))
     assert zero == one and len(zero) == 6  # times of the slowest rank, so the ranks agree
     for row in zero:
         check_numbers(row, COLUMNS["checkpoint"])

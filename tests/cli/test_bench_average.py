@@ -90,9 +90,7 @@ def test_training_and_benchmarks_are_not_taken_for_each_other(files, tmp_path):
 
 def test_an_existing_file_is_refused_before_anything_is_measured(tmp_path):
     (tmp_path / "old.h5").write_text("mine")
-    done = bench(
-        2, "--sizes", "2000", "--repeats", "1000000000", "--out", tmp_path / "old.h5", timeout=60
-    )
+    done = bench(2, "--sizes", "2000", "--repeats", "1000000000", "--out", tmp_path / "old.h5")
     assert done.returncode == 2 and done.stdout == ""
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("localavg: ")]
     assert "old.h5 exists" in line and "never overwritten" in line and "another name" in line
@@ -100,7 +98,7 @@ def test_an_existing_file_is_refused_before_anything_is_measured(tmp_path):
 
 
 def test_a_wrong_size_is_one_line(tmp_path):
-    done = bench(2, "--sizes", "2000", "resnet19", "--out", tmp_path / "new.h5", timeout=60)
+    done = bench(2, "--sizes", "2000", "resnet19", "--out", tmp_path / "new.h5")
     assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
     assert (
         "--sizes resnet19" in done.stderr

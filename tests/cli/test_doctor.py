@@ -458,14 +458,7 @@ def test_one_rank_outside_any_job(tmp_path):
 )
 def test_two_ranks(mpi, library, more):
     done = run(
-        2,
-        "-m",
-        "localavg",
-        "doctor",
-        *more,
-        mpi=mpi,
-        timeout=60,
-        env={**QUIET, "OMP_NUM_THREADS": "999"},
+        2, "-m", "localavg", "doctor", *more, mpi=mpi, env={**QUIET, "OMP_NUM_THREADS": "999"}
     )
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
@@ -515,7 +508,7 @@ main(["doctor"])
 
 def test_a_wrong_mean_on_one_rank_fails(tmp_path):
     (tmp_path / "driver.py").write_text(BROKEN)
-    done = run(2, tmp_path / "driver.py", timeout=60, env=QUIET)
+    done = run(2, tmp_path / "driver.py", env=QUIET)
     assert done.returncode == 1
     assert (
         rows(done.stdout)["mean"] == "wrong numbers: 1"
@@ -569,15 +562,13 @@ def fake_gpu(tmp_path, monkeypatch):
 def test_device_memory_is_tried_in_a_launch_within_the_launch(fake_gpu, mpi):
     """A right sum; the kept result while sums are wrong; the wrong sum with --fresh."""
     words = ("-m", "localavg", "doctor")
-    found = rows(run(2, *words, mpi=mpi, timeout=60, env=fake_gpu, check=True).stdout)
+    found = rows(run(2, *words, mpi=mpi, env=fake_gpu, check=True).stdout)
     assert found["GPUs"] == "1 × Fake GPU" and found["MPI on device memory"].startswith("yes: ")
     if mpi == "openmpi":
-        again = run(2, *words, timeout=60, env={**fake_gpu, "FAKE_ERROR": "1"}, check=True)
+        again = run(2, *words, env={**fake_gpu, "FAKE_ERROR": "1"}, check=True)
         assert "(cached, tried " in rows(again.stdout)["MPI on device memory"]
         assert "2 ranks take one GPU" in again.stdout
-        fresh = run(
-            1, *words, "--fresh", timeout=60, env={**fake_gpu, "FAKE_ERROR": "1"}, check=True
-        )
+        fresh = run(1, *words, "--fresh", env={**fake_gpu, "FAKE_ERROR": "1"}, check=True)
         assert re.match(
             r"no: 2097162 of 2097162 numbers were wrong \(tried ",
             rows(fresh.stdout)["MPI on device memory"],

@@ -1,3 +1,9 @@
+"""What is told of a user's mistakes and of runs that fail: which line, once, and what is left
+behind.
+"""
+
+import contextlib
+import io
 import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -6,7 +12,8 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from mpi import ROOT, alone, call, run
+from drive import told_of
+from mpi import alone, call, run
 
 from localavg.files.record import load
 
@@ -19,7 +26,7 @@ def launched(folder, ranks, line, **how):
         str(folder / word) if word.endswith((".h5", ".txt", ".xz")) else word
         for word in line.split()
     ]
-    return run(ranks, "-m", "localavg", *words, timeout=120, **how)
+    return run(ranks, "-m", "localavg", *words, **how)
 
 
 def contents(folder):
@@ -190,20 +197,16 @@ VARIABLES = [
 
 @pytest.fixture(scope="module")
 def attempts(tmp_path_factory):
-    """All the mistakes, each in a folder of its own, a few at a time: {(kind, name): what came of
-    it}.
+    """The mistakes of launches, each in a folder of its own, a few at a time: {(kind, name): what
+    came of it}.
     """
     model = tmp_path_factory.mktemp("model")
     fill(model)
-    mpich = ROOT / ".mpich/lib/libmpi.so.12"  # without a launcher it starts in half the time
-    quick = {"MPI4PY_LIBMPI": str(mpich)} if mpich.exists() else {}
     do = {
-        "train": lambda at, name: alone(*f"train {TRAIN[name][0]}".split(), cwd=at, **quick),
-        "prepare": lambda at, name: alone(*f"prepare {PREPARE[name][0]}".split(), cwd=at, **quick),
         "launched": lambda at, name: launched(at, 2, LAUNCHED[name][0]),
         "variable": lambda at, name: alone(*f"train kavg {SMALL}".split(), cwd=at, **{name: "4"}),
     }
-    names = {"train": TRAIN, "prepare": PREPARE, "launched": LAUNCHED, "variable": VARIABLES}
+    names = {"launched": LAUNCHED, "variable": VARIABLES}
 
     def attempt(kind, name):
         at = model.parent / f"{model.name} {kind} {name}"
@@ -235,16 +238,52 @@ def refused(before, attempt, words):
     ] == []
 
 
-@pytest.mark.parametrize("wrong", TRAIN)
-def test_training_tells_a_mistake_in_one_line_and_leaves_nothing(attempts, wrong):
-    before, attempt = attempts.outcome("train", wrong)
-    refused(before, attempt, TRAIN[wrong][1])
-    assert len(attempt.done.stderr.splitlines()) == 1  # no warning beside it
+ALIKE = {"train": TRAIN, "prepare": PREPARE}
 
 
-@pytest.mark.parametrize("wrong", PREPARE)
-def test_preparing_tells_a_mistake_in_one_line_and_leaves_nothing(attempts, wrong):
-    refused(*attempts.outcome("prepare", wrong), PREPARE[wrong][1])
+def in_folders(world, lines):
+    """Exit status, stderr and stdout of every command line in its folder."""
+    ends = []
+    for folder, line in lines:
+        os.chdir(folder)
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            (end,) = told_of(world, [line.split()])
+        ends.append((*end, out.getvalue()))
+    return ends
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """By command and mistake: what came of it in one process after the other, and the files before
+    and after it.
+    """
+    model = tmp_path_factory.mktemp("alike")
+    fill(model)
+    lines = {
+        (command, wrong): line
+        for command, rows in ALIKE.items()
+        for wrong, (line, _) in rows.items()
+    }
+    at = {
+        key: shutil.copytree(model, model.parent / f"{model.name} {' '.join(key)}") for key in lines
+    }
+    ends = call(1, in_folders, [(str(at[key]), f"{key[0]} {line}") for key, line in lines.items()])[
+        0
+    ]
+    return {
+        key: (end, contents(model), contents(at[key])) for key, end in zip(lines, ends, strict=True)
+    }
+
+
+@pytest.mark.parametrize(
+    ("command", "wrong"), [(command, wrong) for command, rows in ALIKE.items() for wrong in rows]
+)
+def test_a_mistake_is_told_in_one_line_and_leaves_nothing(alike, command, wrong):
+    (status, said, out), before, after = alike[command, wrong]
+    assert (status, out) == (2, "") and said.count("\n") == 1, said  # no warning beside it
+    words = ALIKE[command][wrong][1]
+    assert [word for word in words if word not in said.partition(": ")[2]] == [], said
+    assert before == after
 
 
 @pytest.mark.parametrize("wrong", LAUNCHED)
@@ -371,7 +410,7 @@ def test_every_algorithm_diverges_in_the_same_way(tmp_path):
     ]
     words = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --learners 4 --lr 1e30"
     lines = [f"{name} {words} --out {i}.h5" for i, name in enumerate(names)]
-    found = call(1, statuses, str(tmp_path), lines, timeout=60)[0]
+    found = call(1, statuses, str(tmp_path), lines)[0]
     assert dict(zip(names, found, strict=True)) == dict.fromkeys(names, 1)
     runs = {name: load(tmp_path / f"{i}.h5") for i, name in enumerate(names)}
     assert {run.status for run in runs.values()} == {"failed"}
@@ -407,7 +446,7 @@ def test_an_exception_on_one_rank_ends_the_job(tmp_path, rank, mpi):
     (tmp_path / "driver.py").write_text(FAILING)
     words = "kavg --K 1 --data epsilon-like:64x8 --batch-size 4 --steps 1000000 --log-every 1 --eval-every 1000000"
     words = ["train", *words.split(), "--out", tmp_path / "run.h5"]
-    done = run(2, tmp_path / "driver.py", str(rank), *words, timeout=30, mpi=mpi)
+    done = run(2, tmp_path / "driver.py", str(rank), *words, mpi=mpi)
     assert done.returncode != 0
     assert "RuntimeError: made to fail" in done.stderr and f"rank {rank} failed" in done.stderr
     assert done.stdout == ""

@@ -553,7 +553,7 @@ def test_dry_runs_and_status_load_no_mpi_and_no_torch(words, small, tmp_path):
 def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
     out = tmp_path / "runs"
     words = ("sweep", small, "--out", out, "--share", "1/2")
-    done = alone(*words, timeout=120)
+    done = alone(*words)
     assert done.returncode == 0, (
         done.stdout + done.stderr + "".join(p.read_text() for p in out.glob("*.log"))
     )

@@ -223,7 +223,7 @@ def loaded_on(world, spec):
 
 
 def test_ranks_share_one_copy_of_the_digits():
-    ours = call(2, loaded_on, "digits", timeout=60)
+    ours = call(2, loaded_on, "digits")
     data = load("digits", Fleet())
     for x, y, test_x in ours:
         np.testing.assert_array_equal(x, data.train.x)

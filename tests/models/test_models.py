@@ -145,9 +145,13 @@ def test_a_step_of_training_with_channels_last_weights_in_a_flat_row(made):
     row = into_a_row(net)
     before = [b.clone() for b in statistics(net)]
     net.train()
+    for m in net.modules():
+        if isinstance(m, nn.Dropout):
+            m.eval()
     logits = net(x)
     assert logits.shape == (2, classes(name)) and logits.dtype == torch.float32
-    cross_entropy(logits, y).backward()
+    loss = cross_entropy(logits, y)
+    loss.backward()
     assert [
         n for n, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all()
     ] == []
@@ -157,13 +161,6 @@ def test_a_step_of_training_with_channels_last_weights_in_a_flat_row(made):
         if p.untyped_storage().data_ptr() != row.untyped_storage().data_ptr()
     ] == []
     assert all(not torch.equal(a, b) for a, b in zip(before, statistics(net), strict=True))
-
-    for m in net.modules():
-        if isinstance(m, nn.Dropout):
-            m.eval()
-    net.zero_grad()
-    loss = cross_entropy(net(x), y)
-    loss.backward()
     square = sum(p.grad.square().sum() for p in net.parameters())
     with torch.no_grad():
         for p in net.parameters():
@@ -180,9 +177,7 @@ def test_the_work_an_image_takes_is_that_of_the_known_networks(name):
     assert counter.get_total_flops() / 2e6 == pytest.approx(MULTIPLICATIONS[name], rel=5e-3)
 
 
-@pytest.mark.parametrize(
-    "name", ["mlp", "resnet8", "nin", "senet18", "googlenet", "densenet", "mobilenet", "dpn26"]
-)
+@pytest.mark.parametrize("name", ["senet18", "googlenet", "densenet", "dpn26"])
 def test_where_weights_lie_does_not_change_what_is_computed(name, smooth):
     torch.manual_seed(0)
     plain, flat = (make(name, shape(name), 10) for _ in range(2))

@@ -21,7 +21,7 @@ pytestmark = [
         not (shutil.which("ip") and shutil.which("tc")), reason="iproute2 (ip, tc) is not installed"
     ),
 ]
-LIMIT_S = 120
+LIMIT_S = 600
 TRAIN = (
     "train",
     "kavg",

@@ -103,7 +103,7 @@ def on_one_rank(world):
 
 @pytest.fixture(scope="module")
 def one_rank():
-    return call(1, on_one_rank, timeout=60)[0]
+    return call(1, on_one_rank)[0]
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def on_four_ranks(world):
 
 @pytest.fixture(scope="module")
 def four_ranks():
-    return call(4, on_four_ranks, timeout=60, env={"OMP_NUM_THREADS": "2"})
+    return call(4, on_four_ranks, env={"OMP_NUM_THREADS": "2"})
 
 
 @pytest.mark.parametrize("n", NODES)
@@ -255,6 +255,6 @@ world.recv(source=1 - world.rank)
 def test_an_exception_in_a_thread_ends_the_job(tmp_path):
     """While both ranks wait for a message that nobody sends."""
     (tmp_path / "driver.py").write_text(THREAD)
-    done = run(2, tmp_path / "driver.py", timeout=30)
+    done = run(2, tmp_path / "driver.py")
     assert done.returncode != 0
     assert "rank 1 failed" in done.stderr and "RuntimeError: made to fail" in done.stderr

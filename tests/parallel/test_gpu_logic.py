@@ -134,7 +134,7 @@ def means(world):
 
 @pytest.fixture(params=[1, 2, 3, 4])
 def found(request, once):
-    return request.param, once(request.param, call, request.param, means, timeout=120)
+    return request.param, once(request.param, call, request.param, means)
 
 
 def test_means_on_the_device_are_the_sum_in_order_divided_once(found):
@@ -509,7 +509,7 @@ def trained(world, data, folder):
 @pytest.fixture(scope="module")
 def both(shards, tmp_path_factory):
     return [
-        call(ranks, trained, shards.path, str(tmp_path_factory.mktemp("runs")), timeout=120)[0]
+        call(ranks, trained, shards.path, str(tmp_path_factory.mktemp("runs")))[0]
         for ranks in (1, 2)
     ]
 

@@ -24,7 +24,7 @@ n = 203  # entries in a row of the closed forms
 
 # --------------------------------------------------------------------------------------- means in c
 
-MEANS = [(mpi, ranks) for mpi in ("openmpi", "mpich") for ranks in (1, 2, 3, 4)]
+MEANS = [*(("openmpi", ranks) for ranks in (1, 2, 3, 4)), ("mpich", 3)]
 TRANSPORTS = {"mpi": HostMPI, "shared": SharedMemory, "chunks": HostMPI}
 # transport, P, S, ranks a node: clusters that lie inside, span and straddle ranks and nodes
 SETTINGS = [
@@ -314,10 +314,7 @@ def test_learners_and_clusters_that_do_not_fit_are_refused_on_every_rank_alike()
 # --------------------------------------------------------------------------------------------------
 
 RUNS = {  # name: (algorithm, optimiser, sampling)
-    **{
-        sampling: ("kavg --K 5", "momentum", sampling)
-        for sampling in ("iid", "shuffle", "shard", "block")
-    },
+    "kavg": ("kavg --K 5", "momentum", "shard"),
     "sync": ("sync", "momentum", "iid"),
     "hieravg": ("hieravg --K1 3 --K2 8 --S {S}", "adam", "iid"),
     "adpsgd": ("adpsgd --p-init 3 --Ks 15 --warmup 1", "sgd", "shuffle"),
@@ -356,7 +353,7 @@ def layout(once, shards, tmp_path_factory):
                     lines[f"{name} {P}"] = line
                     if (mpi, ranks) == UNEQUAL:
                         lines[f"unequal {name} {P}"] = f"{line} --ranks-per-node 2"
-        return train_all(tmp_path_factory.getbasetemp(), ranks, lines, mpi=mpi, timeout=300)
+        return train_all(tmp_path_factory.getbasetemp(), ranks, lines, mpi=mpi)
 
     return lambda mpi, ranks: once(("layout", mpi, ranks), launch, mpi, ranks)
 
@@ -412,11 +409,11 @@ def test_quantised_runs_have_the_same_bits_on_any_nodes(layout):
 
 def test_the_run_file_tells_the_layout(layout):
     for ranks, name, nodes, L in (
-        (1, "iid 12", 1, 12),
-        (3, "iid 12", 1, 4),
-        (3, "unequal iid 12", 2, 4),
-        (3, "iid 7", 1, [2, 3]),
-        (4, "iid 5", 1, [1, 2]),
+        (1, "kavg 12", 1, 12),
+        (3, "kavg 12", 1, 4),
+        (3, "unequal kavg 12", 2, 4),
+        (3, "kavg 7", 1, [2, 3]),
+        (4, "kavg 5", 1, [1, 2]),
     ):
         where = layout("openmpi", ranks)[name].provenance
         assert (where["ranks"], where["learners_per_rank"], where["nodes"]) == (ranks, L, nodes)
@@ -491,8 +488,8 @@ def test_a_launch_that_hangs_is_ended_with_all_its_ranks(mpi):
     """However far it got in that time."""
     name = "LOCALAVG_TEST_HANGS"
     mark = {name: uuid.uuid4().hex}
-    with pytest.raises(pytest.fail.Exception, match="still running after 5 s"):
-        run(2, "-c", "import time; time.sleep(600)", mpi=mpi, timeout=5, env=mark)
+    with pytest.raises(pytest.fail.Exception, match="still running after 2 s"):
+        run(2, "-c", "import time; time.sleep(600)", mpi=mpi, timeout=2, env=mark)
     assert not marked(mark[name], name)
 
 

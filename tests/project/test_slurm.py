@@ -27,7 +27,7 @@ pytestmark = [
         reason="Slurm is not installed (make test-root installs slurm-wlm, munge and libpmix-dev)",
     ),
 ]
-LIMIT_S = 180
+LIMIT_S = 600
 TRAIN = (
     "kavg",
     "--K",

@@ -6,7 +6,9 @@ function gets the world communicator before its arguments. Rank 0 writes what it
 them to REPLY.
 """
 
+import contextlib
 import importlib
+import io
 import pickle
 import sys
 from pathlib import Path
@@ -29,6 +31,18 @@ def command_lines(world, lines):
             if world.rank == 0:
                 print(f"localavg {' '.join(words)}: {e}", file=sys.stderr, flush=True)
     return statuses
+
+
+def told_of(world, lines):
+    """Run command lines likewise; returns the exit status of each with what this rank says on
+    stderr.
+    """
+    ends = []
+    for words in lines:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            (status,) = command_lines(world, [words])
+        ends.append((status, said.getvalue()))
+    return ends
 
 
 def main(folder, request, reply):

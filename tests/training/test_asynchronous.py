@@ -459,7 +459,7 @@ def raced(shards, simulated, tmp_path_factory):
                             original.replace("--servers 2", "--servers 1") + f" --replay '{path}'"
                         )
             made[ranks, mpi] = train_all(
-                tmp_path_factory.mktemp(f"{mpi}{ranks}"), ranks, lines, mpi=mpi, timeout=100
+                tmp_path_factory.mktemp(f"{mpi}{ranks}"), ranks, lines, mpi=mpi
             )
             if (ranks, mpi) == (4, "openmpi"):
                 raced.folder = made[ranks, mpi].folder
@@ -581,7 +581,6 @@ def test_a_killed_rank_ends_the_job_within_seconds(victim, mpi, tmp_path):
         *ENDLESS,
         "--out",
         tmp_path / "run.h5",
-        timeout=90,
         mpi=mpi,
         env={"LOCALAVG_TEST_KILL": mark},
     )
@@ -612,16 +611,7 @@ DIVERGING = (
 def test_a_run_that_diverges_has_failed_and_says_so(ranks, algorithm, tmp_path):
     how = ["--simulate"] if ranks == 1 else ["--servers", "2"]
     done = run(
-        ranks,
-        "-m",
-        "localavg",
-        "train",
-        algorithm,
-        *DIVERGING,
-        *how,
-        "--out",
-        tmp_path / "run.h5",
-        timeout=60,
+        ranks, "-m", "localavg", "train", algorithm, *DIVERGING, *how, "--out", tmp_path / "run.h5"
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr and "not finite; lower --lr (now 1e+38)" in done.stderr
@@ -654,9 +644,9 @@ def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(w
         out,
     ]
     ranks = 1 if "--simulate" in words else 3
-    assert run(ranks, *line, timeout=60).returncode == 0
+    assert run(ranks, *line).returncode == 0
     first = out.read_bytes()
-    again = run(ranks, *line, timeout=60)
+    again = run(ranks, *line)
     assert (
         again.returncode == 0
         and f"{out} is finished already" in again.stderr
@@ -664,7 +654,7 @@ def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(w
     )
     with h5py.File(out, "r+") as file:
         file.attrs["status"] = "running"  # as after a kill
-    again = run(ranks, *line, timeout=60)
+    again = run(ranks, *line)
     assert again.returncode == 0, again.stderr
     assert f"no checkpoint: kept as {out}.unfinished1, starting from the beginning" in again.stderr
     assert (

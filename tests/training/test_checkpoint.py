@@ -3,7 +3,6 @@ that was not.
 """
 
 import contextlib
-import io
 import itertools
 import os
 import random
@@ -15,13 +14,15 @@ import subprocess
 import sys
 import time
 import uuid
+from pathlib import Path
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 import psutil
 import pytest
-from drive import command_lines
-from mpi import MARK, ROOT, call, kill, marked, run
+from drive import command_lines, told_of
+from mpi import MARK, ROOT, call, kill, marked, need, run
 from mpi4py import MPI
 
 from localavg.config import TrainConfig, seconds
@@ -106,44 +107,41 @@ def stopped_and_resumed(world, folder, lines, stops):
     return statuses
 
 
-WORLDS = [
-    pytest.param((mpi, ranks), id=f"{mpi}-{ranks}", marks=[pytest.mark.long] * (ranks == 4))
-    for mpi, ranks in (("openmpi", 1), ("openmpi", 2), ("openmpi", 3), ("openmpi", 4), ("mpich", 2))
-]
-FEWER = {  # what is tried there
-    ("openmpi", 3): (
-        "qsgd",
-        "mavg",
-        "hieravg",
-        "adpsgd",
-        "loss",
-        "average",
-        "V",
-        "network",
-        "kept",
-    ),  # 1, 1 and 2 learners
-    ("mpich", 2): ("mavg", "adpsgd", "network"),
+SOME = ("mavg", "adpsgd", "network")
+WORLDS = {
+    ("openmpi", 1): SOME,
+    ("openmpi", 2): (*LINES, *ADAM),
+    ("openmpi", 3): ("qsgd", "mavg", "hieravg", "adpsgd", "V", "kept"),  # 1, 1 and 2 learners
+    ("openmpi", 4): (*LINES, *ADAM),
+    ("mpich", 2): SOME,
 }
 
 
-@pytest.fixture(scope="module", params=WORLDS)
-def stopped(request, tmp_path_factory):
+@pytest.fixture
+def stopped(request, once, tmp_path_factory):
+    """The folder of all runs of a world, and their exit statuses by name: one launch."""
     mpi, ranks = request.param
-    folder = tmp_path_factory.mktemp("stopped")
-    lines = {
-        name: line
-        for name, line in (LINES | ADAM).items()
-        if name in FEWER.get(request.param, LINES | ADAM)
-    }
-    statuses = call(ranks, stopped_and_resumed, str(folder), lines, STOPS, mpi=mpi, timeout=300)[0]
+    lines = {name: (LINES | ADAM)[name] for name in WORLDS[request.param]}
+    folder = once(("folder", *request.param), tmp_path_factory.mktemp, "stopped")
+    statuses = once(
+        request.param, call, ranks, stopped_and_resumed, str(folder), lines, STOPS, mpi=mpi
+    )[0]
     return folder, dict(zip(lines, statuses, strict=True))
 
 
-@pytest.mark.parametrize("name", LINES | ADAM)
+@pytest.mark.parametrize(
+    ("stopped", "name"),
+    [
+        pytest.param(
+            (mpi, ranks), name, id=f"{mpi}-{ranks}-{name}", marks=[pytest.mark.long] * (ranks == 4)
+        )
+        for (mpi, ranks), names in WORLDS.items()
+        for name in names
+    ],
+    indirect=["stopped"],
+)
 def test_a_run_stopped_at_any_step_of_a_period_goes_on_to_the_same_bits(stopped, name):
     folder, statuses = stopped
-    if name not in statuses:
-        pytest.skip("not in this world")
     assert statuses[name] == [75] * len(STOPS) + [0, 0]
     whole, parts = load(folder / f"{name}-whole.h5"), load(folder / f"{name}.h5")
     same(whole, parts)
@@ -243,7 +241,7 @@ def test_a_run_on_one_rank_goes_on_to_the_same_bits(what, tmp_path, hooks):
 def test_the_clock_goes_on_where_it_was(tmp_path, hooks, monkeypatch):
     """By a clock that moves on a second whenever somebody looks, as also when a stop is saved."""
     looks = itertools.count()
-    monkeypatch.setattr("localavg.monitor.perf_counter", lambda: float(next(looks)))
+    monkeypatch.setattr("localavg.training.stopwatch.perf_counter", lambda: float(next(looks)))
     whole, parts = alone(tmp_path, LINES["kavg"], stops=(13, 20))
     for group in ("train", "eval"):
         later = getattr(parts, group).wall_s - getattr(whole, group).wall_s
@@ -283,14 +281,24 @@ def whole(tmp_path_factory):
     return load(out)
 
 
-@pytest.fixture
-def halfway(tmp_path):
-    """A run file that its time limit stopped, with two checkpoints or one."""
-    out = tmp_path / "run.h5"
+@pytest.fixture(scope="module")
+def half(tmp_path_factory):
+    """The folder of a run file that its time limit stopped, with two checkpoints or one."""
+    out = tmp_path_factory.mktemp("half") / "run.h5"
     done = launch(out, "--time-limit", "0.6s", "--checkpoint-every", "40")
     assert done.returncode == 75, done.stderr
     assert load(out).status == "interrupted"
-    return out
+    return out.parent
+
+
+def copied(half, folder):
+    """The run file of a copy of that folder."""
+    return Path(shutil.copytree(half, folder, dirs_exist_ok=True)) / "run.h5"
+
+
+@pytest.fixture
+def halfway(half, tmp_path):
+    return copied(half, tmp_path)
 
 
 def told(done):
@@ -321,12 +329,6 @@ def test_a_requeued_job_resumes_by_itself(halfway, whole):
     same(load(halfway), whole)
 
 
-def test_without_resume_an_unfinished_run_is_not_touched(halfway):
-    before = halfway.read_bytes()
-    done = launch(halfway)
-    assert done.returncode == 2 and "exists" in told(done)[0] and halfway.read_bytes() == before
-
-
 @pytest.mark.parametrize("name", ["USR1", "USR2", "TERM"])
 def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path, whole, name):
     out, mark = tmp_path / "run.h5", uuid.uuid4().hex
@@ -336,8 +338,9 @@ def test_a_signal_to_one_rank_saves_and_stops_all(tmp_path, whole, name):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert f"stopped by SIG{name}" in load(out).attrs["failure"]
-    assert launch(out, "--resume").returncode == 0
-    same(load(out), whole)
+    if name == "USR1":
+        assert launch(out, "--resume").returncode == 0
+        same(load(out), whole)
 
 
 def test_sigterm_to_the_launcher_ends_it_and_the_run_can_be_resumed(tmp_path, whole):
@@ -354,6 +357,7 @@ def test_sigterm_to_the_launcher_ends_it_and_the_run_can_be_resumed(tmp_path, wh
 
 
 def background(out, mark, *more, line=LONG, steps=STEPS, ranks=2):
+    need("openmpi")
     command = [
         "jobs/local/mpirun",
         "-n",
@@ -424,7 +428,7 @@ KILLED = {
 }
 
 
-@pytest.mark.parametrize("kills", [7, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.parametrize("kills", [4, pytest.param(30, marks=pytest.mark.long)])
 def test_random_kills_lose_nothing(kills, tmp_path):
     """−9 to any rank at any moment: the run file is readable, and every run goes on to the bits of
     an unharmed one.
@@ -448,9 +452,9 @@ def test_random_kills_lose_nothing(kills, tmp_path):
         with contextlib.suppress(psutil.NoSuchProcess, IndexError):  # it may have finished
             draw.choice(victims).kill()
         try:
-            process.communicate(timeout=20)
+            process.communicate(timeout=60)
         except subprocess.TimeoutExpired:
-            pytest.fail(f"seed {seed}, kill {k}: the others still run after 20 s")
+            pytest.fail(f"seed {seed}, kill {k}: the others still run after 60 s")
         finally:
             kill(mark)
         if out.exists() and out.stat().st_size:
@@ -471,12 +475,12 @@ def test_random_kills_lose_nothing(kills, tmp_path):
         ]
         for name, steps in {name: steps for _, name, steps in killed}.items()
     ]
-    statuses = call(2, command_lines, refs + lines, timeout=400)[0]
+    statuses = call(2, command_lines, refs + lines)[0]
     assert statuses == [0] * len(statuses), f"seed {seed}"
     for out, name, _ in killed:
         same(load(out), load(tmp_path / f"whole-{name}.h5"))
-    assert (
-        sum(load(out).provenance.get("resumes", 0) for out, _, _ in killed) >= kills // 5
+    assert sum(load(out).provenance.get("resumes", 0) for out, _, _ in killed) >= max(
+        1, kills // 5
     )  # enough of them hit a run
 
 
@@ -497,18 +501,82 @@ def damage(out, how):
     return latest
 
 
-@pytest.mark.parametrize("how", ["truncated", "missing", "changed"])
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(halfway, whole, how):
-    folder = checkpoint.folder_of(halfway)
-    assert len(checkpoint.found(folder)) == checkpoint.KEPT
-    latest = damage(halfway, how)
-    done = launch(halfway, "--resume")
-    assert done.returncode == 0, done.stderr
-    assert any(
-        latest.name in line and "is damaged" in line and "going back to the one before" in line
-        for line in told(done)
+CHANGES = {
+    "--lr 0.2": r"lr = 0\.1, not 0\.2",
+    "--learners 6": r"learners = 4, not 6",
+    "--K 8": r"K = 7, not 8",
+    "--seed 2": r"seed = 1, not 2",
+    "--steps 90": r"steps = 8000, not 90",
+    "--data epsilon-like:2000x51": r"data = ",
+}
+DAMAGES = ("truncated", "missing", "changed")
+
+
+class Attempts(NamedTuple):
+    """What became of command lines by name, and the run files they are about."""
+
+    outs: dict[str, Path]
+    before: dict[str, bytes]  # the run files as they were
+    damaged: dict[str, str]  # names of checkpoints
+    ends: dict[str, tuple]  # (exit status, what rank 0 said)
+
+
+@pytest.fixture(scope="module")
+def attempts(half, tmp_path_factory):
+    """Command lines about copies of a run that stopped half-way, in one launch."""
+    names = [*CHANGES, *DAMAGES, "lost", "no resume", "no run file", "no run file, resume"]
+    outs = {name: copied(half, tmp_path_factory.mktemp("attempt")) for name in names}
+    damaged = {how: damage(outs[how], how).name for how in DAMAGES}
+    shutil.rmtree(checkpoint.folder_of(outs["lost"]))
+    before = {name: out.read_bytes() for name, out in outs.items()}
+    for name in ("no run file", "no run file, resume"):
+        outs[name].unlink()
+    lines = {
+        name: f"train {LONG} --steps {STEPS} --out {out}"
+        + " --resume" * (name not in ("no resume", "no run file"))
+        for name, out in outs.items()
+    }
+    lines |= {change: f"{lines[change]} {change}" for change in CHANGES}
+    ends = call(2, told_of, [line.split() for line in lines.values()])[0]
+    return Attempts(outs, before, damaged, dict(zip(lines, ends, strict=True)))
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(attempts, half, whole, how):
+    assert len(checkpoint.found(checkpoint.folder_of(half / "run.h5"))) == checkpoint.KEPT
+    status, said = attempts.ends[how]
+    assert status == 0, said
+    assert re.search(f"{attempts.damaged[how]}.* is damaged.*going back to the one before", said)
+    same(load(attempts.outs[how]), whole)
+
+
+def test_without_a_sound_checkpoint_it_starts_again_and_keeps_the_file(attempts, whole):
+    status, said = attempts.ends["lost"]
+    assert status == 0 and re.search("no checkpoint.*starting from the beginning", said)
+    same(load(attempts.outs["lost"]), whole)
+    assert load(f"{attempts.outs['lost']}.unfinished1").status == "interrupted"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_setting_is_named_and_refused(attempts, change):
+    status, said = attempts.ends[change]
+    assert status == 2 and re.search(CHANGES[change], said), said
+    out = attempts.outs[change]
+    assert out.read_bytes() == attempts.before[change] and checkpoint.found(
+        checkpoint.folder_of(out)
     )
-    same(load(halfway), whole)
+
+
+def test_without_resume_an_unfinished_run_is_not_touched(attempts):
+    status, said = attempts.ends["no resume"]
+    assert status == 2 and "exists" in said
+    assert attempts.outs["no resume"].read_bytes() == attempts.before["no resume"]
+
+
+def test_checkpoints_without_their_run_file_are_not_taken_over(attempts):
+    for name in ("no run file", "no run file, resume"):
+        status, said = attempts.ends[name]
+        assert status == 2 and "their run file" in said and not attempts.outs[name].exists()
 
 
 def test_a_damaged_checkpoint_is_not_taken_for_a_newer_one(halfway, whole):
@@ -537,16 +605,15 @@ def test_two_runs_never_write_into_one_file(tmp_path):
         err = first.communicate(timeout=90)[1]
         assert first.returncode != 0 and "another run has put its own file there" in err
         assert load(f"{out}.unfinished1").status == "running"
-        time.sleep(3)  # the other goes on
+        until = time.monotonic() + 60
+        while not len(load(out).train) and time.monotonic() < until:  # the other goes on
+            time.sleep(0.1)
     finally:
         for mark in marks:
             kill(mark)
     found = load(out)
-    assert (
-        found.status in ("running", "interrupted")
-        and found.train.t.is_monotonic_increasing
-        and found.train.t.is_unique
-    )
+    assert found.status in ("running", "interrupted") and len(found.train)
+    assert found.train.t.is_monotonic_increasing and found.train.t.is_unique
 
 
 def test_runs_whose_names_end_alike_keep_their_own_checkpoints():
@@ -592,37 +659,7 @@ def test_ctrl_c_saves_the_run_and_the_same_command_goes_on(tmp_path):
     assert load(out).status == "finished"
 
 
-def test_without_a_sound_checkpoint_it_starts_again_and_keeps_the_file(halfway, whole):
-    shutil.rmtree(checkpoint.folder_of(halfway))
-    done = launch(halfway, "--resume")
-    assert done.returncode == 0
-    assert any(
-        "no checkpoint" in line and "starting from the beginning" in line for line in told(done)
-    )
-    same(load(halfway), whole)
-    assert load(f"{halfway}.unfinished1").status == "interrupted"
-
-
-CHANGES = {
-    "--lr 0.2": r"lr = 0\.1, not 0\.2",
-    "--learners 6": r"learners = 4, not 6",
-    "--K 8": r"K = 7, not 8",
-    "--seed 2": r"seed = 1, not 2",
-    "--steps 90": r"steps = 8000, not 90",
-    "--data epsilon-like:2000x51": r"data = ",
-}
-
-
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_changed_setting_is_named_and_refused(halfway, change):
-    before = halfway.read_bytes()
-    done = launch(halfway, "--resume", *change.split())
-    assert done.returncode == 2 and len(told(done)) == 1
-    assert re.search(CHANGES[change], told(done)[0]), done.stderr
-    assert halfway.read_bytes() == before and checkpoint.found(checkpoint.folder_of(halfway))
-
-
-@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("ranks", [1, 4])
 def test_another_number_of_ranks_goes_on_and_says_so(halfway, whole, ranks):
     done = launch(halfway, "--resume", ranks=ranks)
     assert done.returncode == 0, done.stderr
@@ -632,49 +669,55 @@ def test_another_number_of_ranks_goes_on_and_says_so(halfway, whole, ranks):
     np.testing.assert_allclose(found.train.loss, whole.train.loss, rtol=1e-4)
 
 
-def test_checkpoints_without_their_run_file_are_not_taken_over(halfway):
-    halfway.unlink()
-    for more in ([], ["--resume"]):
-        done = launch(halfway, *more)
-        assert done.returncode == 2 and "their run file" in told(done)[0]
+def stopped_limited_and_free(world, folder, line):
+    """A whole run; one stopped after update 25; that resumed where no file may grow beyond 0.5 MB;
+    and then without this limit.
 
-
-def limited(world, out, line, blocks):
-    """Train where no file may grow beyond so many bytes; the exit status, and what this rank
-    said.
+    (Exit status, what this rank says) of each, and the checkpoints of the latter before and after
+    it met the limit.
     """
+    from localavg.training.keeper import Interrupted, Keeper
+
+    out, visit = f"{folder}/run.h5", Keeper.visit
+    whole, part = (["train", *line.split(), "--out", path] for path in (f"{folder}/whole.h5", out))
+
+    def stopping(self, t):
+        visit(self, t)
+        if t == 25:
+            self.save(t)
+            raise Interrupted("stopped")
+        self.due = t + 1
+
+    ends = told_of(world, [whole])
+    Keeper.visit = stopping
+    ends += told_of(world, [part])
+    Keeper.visit = visit
+    before = checkpoint.found(checkpoint.folder_of(out))
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (blocks, resource.RLIM_INFINITY))
-    with contextlib.redirect_stderr(io.StringIO()) as said:
-        statuses = command_lines(world, [["train", *line.split(), "--out", out]])
-    return statuses, re.findall("localavg: .*", said.getvalue())
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, hard))
+    ends += told_of(world, [[*part, "--resume"]])
+    resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    world.Barrier()
+    after = checkpoint.found(checkpoint.folder_of(out))
+    return ends + told_of(world, [[*part, "--resume"]]), before, after
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_leaves_the_one_before(tmp_path):
     line = (
-        "kavg --K 5 --data digits --model resnet8 --learners 2 --batch-size 8 --steps 40 --lr 0.02 "
+        "kavg --K 5 --data epsilon-like:40x100000 --learners 2 --batch-size 4 --steps 40 --lr 0.02 "
         "--optimizer momentum "
-        "--checkpoint-every 10 --transport mpi"
-    )
-    whole, out = tmp_path / "whole.h5", tmp_path / "run.h5"
-    run(2, "-m", "localavg", "train", *line.split(), "--out", whole, check=True)
-    stop = run(2, "-m", "localavg", "train", *line.split(), "--out", out, "--time-limit", "0.2s")
-    assert stop.returncode == 75
-    at = checkpoint.found(checkpoint.folder_of(out))
-    ends = call(
-        2, limited, str(out), line + " --resume", 500_000
-    )  # a checkpoint of a rank takes 0.6 MB, the run file less
-    assert [statuses for statuses, _ in ends] == [[1], [1]]
-    (goes_on, told), silent = (said for _, said in ends)
+        "--checkpoint-every 10 --ranks-per-node 1"
+    )  # a checkpoint of a rank takes 0.8 MB, the run file 0.3
+    (first, before, after), (second, *_) = call(2, stopped_limited_and_free, str(tmp_path), line)
+    assert [status for status, _ in first] == [status for status, _ in second] == [0, 75, 1, 0]
     assert (
-        "goes on after step" in goes_on and "cannot write this checkpoint" in told and silent == []
+        "goes on after step 25" in first[2][1]
+        and "cannot write this checkpoint" in first[2][1]
+        and second[2][1] == ""
     )
-    assert checkpoint.found(checkpoint.folder_of(out)) == at
-    load(out)
-    assert (
-        run(2, "-m", "localavg", "train", *line.split(), "--out", out, "--resume").returncode == 0
-    )
-    same(load(out), load(whole))
+    assert before == after and before[0] == 25
+    same(load(tmp_path / "run.h5"), load(tmp_path / "whole.h5"))
 
 
 def fails_on_one_rank(world, out, line):

@@ -53,7 +53,6 @@ def test_a_folder_that_vanishes_ends_the_job_with_one_line(ranks, tmp_path):
         "100000000",
         "--out",
         folder / "run.h5",
-        timeout=90,
     )
     assert done.returncode == 1
     told = re.findall("localavg: .*", done.stderr)  # the launcher's own words may stand before it

@@ -125,7 +125,7 @@ def ended_on(ranks, odd, folder, order):
     would be.
     """
     here, elsewhere = fill(folder, order)
-    return call(ranks, ends, str(here), str(elsewhere), odd, timeout=60), odd, here
+    return call(ranks, ends, str(here), str(elsewhere), odd), odd, here
 
 
 @pytest.fixture(
@@ -176,13 +176,11 @@ main(sys.argv[4:])
 """
 
 
-def at_odds(folder, ranks, line, timeout=60):
+def at_odds(folder, ranks, line):
     """The command line in processes of their own, the last of which works in another folder."""
     (folder / "driver.py").write_text(DRIVER)
     here, elsewhere = fill(folder)
-    done = run(
-        ranks, folder / "driver.py", str(ranks - 1), elsewhere, here, *line.split(), timeout=timeout
-    )
+    done = run(ranks, folder / "driver.py", str(ranks - 1), elsewhere, here, *line.split())
     assert done.returncode == 2
     assert "Traceback" not in done.stderr and done.stdout == ""
     (said,) = (line for line in done.stderr.splitlines() if line.startswith("localavg: "))
@@ -199,13 +197,13 @@ def test_a_file_of_any_name_may_lie_on_one_node_only(tmp_path):
     line = f"{TRAIN} --data folder/data --out {tmp_path}/run.h5"
     (tmp_path / "here" / "folder").mkdir(parents=True)
     write(tmp_path / "here" / "folder" / "data", noise=0.0)
-    assert "folder/data is no file" in at_odds(tmp_path, 2, line, timeout=60)
+    assert "folder/data is no file" in at_odds(tmp_path, 2, line)
 
 
 def test_the_folder_of_bench_checkpoint_may_lie_on_one_node_only(tmp_path):
     (tmp_path / "here" / "disk").mkdir(parents=True)
     line = "bench checkpoint --folder disk --floats 10 --repeats 1 --learners 2"
-    assert "No such file or directory" in at_odds(tmp_path, 2, line, timeout=60)
+    assert "No such file or directory" in at_odds(tmp_path, 2, line)
 
 
 def memory_where_rank_0_has_a_disk_of_its_own(world):
@@ -225,5 +223,5 @@ def memory_where_rank_0_has_a_disk_of_its_own(world):
 
 
 def test_bench_memory_needs_no_temporary_folder_that_nodes_share():
-    rows = call(2, memory_where_rank_0_has_a_disk_of_its_own, timeout=60)
+    rows = call(2, memory_where_rank_0_has_a_disk_of_its_own)
     assert rows[0] == rows[1] and rows[0][0]["ranks"] == 2
