@@ -1,24 +1,29 @@
 """Datasets: prepared files and named sets, held once per node."""
 
+from __future__ import annotations
+
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localavg.datasets.dataset import Augment, Dataset, Split, filled
 from localavg.errors import UserError
 
+if TYPE_CHECKING:
+    from localavg.parallel.fleet import Fleet
+
 __all__ = ["NAMED", "NAMED_FORMS", "Augment", "Dataset", "Split", "load"]
 
 
-def load(spec: str | Path, fleet: Any) -> Dataset:
-    """Return the Dataset `spec` names: a prepared file, or a named set (`NAMED`). Collective over
-    `fleet`.
+def load(spec: str | Path, fleet: Fleet) -> Dataset:
+    """Load the dataset that `spec` names: a prepared file, or a named set (`NAMED`). Collective.
 
-    The arrays are `fleet.node_array`s, one copy a node, each rank filling its part of the rows;
-    nothing else as large is allocated. Packed pictures ("jpeg") stay in their file. Every rank
-    raises the same UserError if any rank cannot read its part.
+    The arrays are `fleet.node_array`s, one copy a node, of which each rank fills its part of the
+    rows; nothing else as large is allocated. Packed pictures ("jpeg") stay in their file. Every
+    rank raises the same UserError if any rank cannot read its part.
     """
     name, colon, size = str(spec).partition(":")
     if name in NAMED:
@@ -26,17 +31,16 @@ def load(spec: str | Path, fleet: Any) -> Dataset:
 
     def check() -> None:
         if Path(spec).suffix not in (".h5", ".hdf5") and not Path(spec).is_file():
-            named = ", ".join(NAMED_FORMS)
             raise UserError(
                 f"`data = {spec}` is no file and no named set; give a prepared .h5 file or one of: "
-                f"{named}"
+                f"{', '.join(NAMED_FORMS)}"
             )
 
     fleet.together(check)
     return _load_prepared(str(spec), fleet)
 
 
-def _load_prepared(path: str, fleet: Any) -> Dataset:
+def _load_prepared(path: str, fleet: Fleet) -> Dataset:
     from localavg.datasets import image_file, prepared
 
     kind = fleet.together(lambda: image_file.kind(path))
@@ -47,24 +51,18 @@ def _load_prepared(path: str, fleet: Any) -> Dataset:
         raise UserError(f"{path} is of kind {kind!r}; this version reads {kinds}")
     header = fleet.together(lambda: prepared.header(path))
 
-    def fill(split, x, y, start, stop):
+    def fill(split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
         prepared.read(path, split, x, y, start, stop)
 
     splits = {
         name: filled(fleet, shape, (np.float32, np.float32), 1, name, fill)
         for name, shape in header.shapes.items()
     }
-    return Dataset(
-        header.name,
-        header.kind,
-        splits["train"],
-        splits.get("test"),
-        header.classes,
-        header.shuffled,
-    )
+    train, test = splits["train"], splits.get("test")
+    return Dataset(header.name, header.kind, train, test, header.classes, header.shuffled)
 
 
-def _load_epsilon_like(size: str | None, fleet: Any) -> Dataset:
+def _load_epsilon_like(size: str | None, fleet: Fleet) -> Dataset:
     from localavg.datasets import epsilon_like
 
     rows, features = epsilon_like.ROWS, epsilon_like.FEATURES
@@ -78,20 +76,18 @@ def _load_epsilon_like(size: str | None, fleet: Any) -> Dataset:
             )
     teacher = epsilon_like.teacher(features)  # [d]
 
-    def fill(split, x, y, start, stop):
+    def fill(split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
         epsilon_like.generate(x[start:stop], y[start:stop], start, teacher=teacher, split=split)
 
     splits = {
         name: filled(fleet, (n, features), (np.float32, np.float32), epsilon_like.BLOCK, name, fill)
         for name, n in epsilon_like.sizes(rows).items()
     }
-    name = f"epsilon-like:{rows}x{features}"
-    return Dataset(
-        name, "features", splits["train"], splits.get("test"), (-1.0, 1.0), shuffled=True
-    )
+    name, train, test = f"epsilon-like:{rows}x{features}", splits["train"], splits.get("test")
+    return Dataset(name, "features", train, test, (-1.0, 1.0), shuffled=True)
 
 
-def _load_digits(size: str | None, fleet: Any) -> Dataset:
+def _load_digits(size: str | None, fleet: Fleet) -> Dataset:
     from localavg.datasets import digits
 
     if size is not None:
@@ -113,7 +109,7 @@ def _load_digits(size: str | None, fleet: Any) -> Dataset:
     )
 
 
-def _load_cifar10_like(size: str | None, fleet: Any) -> Dataset:
+def _load_cifar10_like(size: str | None, fleet: Fleet) -> Dataset:
     from localavg.datasets import cifar10_like as like
 
     if size is not None and not (size.isdecimal() and int(size)):
@@ -122,7 +118,7 @@ def _load_cifar10_like(size: str | None, fleet: Any) -> Dataset:
         )
     rows = like.ROWS if size is None else int(size)
 
-    def fill(split, x, y, start, stop):
+    def fill(split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
         like.generate(x[start:stop], y[start:stop], start, split=split)
 
     splits = {
@@ -144,12 +140,12 @@ def _load_cifar10_like(size: str | None, fleet: Any) -> Dataset:
     )
 
 
-NAMED = {
+NAMED: dict[str, Callable[[str | None, Fleet], Dataset]] = {
     "epsilon-like": _load_epsilon_like,
     "digits": _load_digits,
     "cifar10-like": _load_cifar10_like,
 }
-"""Sets that need no file: name → loader(size after the colon or None, fleet)."""
+"""sets that need no file: name → loader(size after the colon or None, fleet)"""
 
 NAMED_FORMS = ["epsilon-like[:ROWSxFEATURES]", "digits", "cifar10-like[:ROWS]"]
-"""How the names are written, for messages and help."""
+"""the forms of their names, for messages and help"""

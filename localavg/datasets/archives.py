@@ -1,4 +1,4 @@
-"""Reading tar archives member by member, without unpacking them."""
+"""Read tar archives member by member, without unpacking them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from localavg.errors import UserError
 from localavg.files.hdf5 import reason
@@ -17,7 +17,7 @@ from localavg.files.hdf5 import reason
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[None]:
-    """Turn what goes wrong while an archive is read into a UserError that names it."""
+    """Context manager: turn an error in reading an archive into a UserError that names it."""
     try:
         yield
     except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
@@ -30,34 +30,34 @@ def reading(path: str | Path) -> Iterator[None]:
 
 
 def members(
-    path: str | Path, file: BinaryIO | None = None
+    path: str | Path, file: IO[bytes] | None = None
 ) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """Yield (archive, member) for the plain files of a tar archive, packed by gzip, bzip2, xz or
-    not; `file`: it is in there.
+    """Yield (archive, member) for the plain files of a tar archive, which may be compressed.
 
-    Nothing is kept of the members that went by. UserError if the archive is missing, damaged or cut
-    short.
+    file: the open archive, if it is not to be opened by its path. Members that were yielded before
+    are not kept in memory. UserError if the archive is missing, damaged or cut short.
     """
     with reading(path), tarfile.open(path if file is None else None, "r", file) as tar:
         while (member := tar.next()) is not None:
             if member.isfile():
                 yield tar, member
-            tar.members.clear()
+            tar.members.clear()  # type: ignore[attr-defined]  # typeshed does not list it
         _check_end(tar)
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
-    """Raise where an archive does not end after its last member: tarfile takes a spoilt or cut
-    header for the end.
+    """Raise unless the archive ends after its last member.
+
+    tarfile takes a damaged or cut header for the end.
     """
-    if not isinstance(
-        tar.fileobj, io.BufferedReader
-    ):  # gzip and its like find out for themselves, at their very end
-        while tar.fileobj.read(1 << 20):
+    file = tar.fileobj
+    assert file is not None, "it is open"
+    if not isinstance(file, io.BufferedReader):  # gzip and the like check themselves at their end
+        while file.read(1 << 20):
             pass
     else:
-        tar.fileobj.seek(tar.offset)
-        block = tar.fileobj.read(tarfile.BLOCKSIZE)
+        file.seek(tar.offset)
+        block = file.read(tarfile.BLOCKSIZE)
         if block.strip(b"\0") or 0 < len(block) < tarfile.BLOCKSIZE:
             raise tarfile.ReadError(
                 f"no member begins at byte {tar.offset}, and the archive does not end there"
@@ -67,22 +67,25 @@ def _check_end(tar: tarfile.TarFile) -> None:
 def content(
     path: str | Path, tar: tarfile.TarFile, member: tarfile.TarInfo, most_bytes: int | None = None
 ) -> bytes:
-    """The bytes of a member; UserError if they are not all there or more than `most_bytes`."""
+    """Return the bytes of a member; UserError if they are incomplete or more than `most_bytes`."""
     if most_bytes is not None and member.size > most_bytes:
         raise UserError(
             f"{path}: {member.name} has {member.size} bytes, and more than {most_bytes} cannot be "
-            "right"
+            "right; fetch the archive again"
         )
     with reading(path):
-        found = tar.extractfile(member).read()
+        file = tar.extractfile(member)
+        assert file is not None, "it is a plain file"
+        found = file.read()
         if len(found) != member.size:
             raise EOFError(f"{member.name} is not all there")
     return found
 
 
 def md5(path: str | Path) -> str:
-    """The MD5 checksum of a file, which tells an official archive from another (not a safeguard
-    against forgery).
+    """Return the MD5 checksum of a file.
+
+    It shows whether an archive is the official one; it does not protect against forgery.
     """
     with reading(path), open(path, "rb") as file:
         digest = hashlib.md5(usedforsecurity=False)

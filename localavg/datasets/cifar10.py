@@ -1,10 +1,10 @@
-"""CIFAR-10 from its official archives, the python or the binary version, to a prepared file.
+"""Prepare CIFAR-10 from its official archives, the python or the binary version.
 
 Both hold five training batches and a test batch of 10 000 images of 32x32 pixels: red, green and
 blue planes, row by row. The binary version is records of a label and 3072 bytes. The python version
-is pickles, which could run anything when loaded: here an unpickler that knows only numbers,
-strings, lists, dicts and, through two classes of this module, arrays of bytes reads them, and
-nothing else can be named in them.
+is pickles, which could run any code when loaded. They are read by an unpickler that knows only
+numbers, strings, lists, dicts and, by two classes of this module, arrays of bytes; it refuses any
+other name.
 """
 
 from __future__ import annotations
@@ -12,14 +12,13 @@ from __future__ import annotations
 import io
 import pickle
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import numpy as np
 
 from localavg.datasets import archives, progress
 from localavg.datasets.dataset import Augment
 from localavg.datasets.image_writer import write_images
-from localavg.datasets.writer import check_out, on_root
+from localavg.datasets.writer import Communicator, check_out, on_root, shuffled
 from localavg.errors import UserError
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -35,16 +34,15 @@ def prepare_cifar10(
     out: str | Path,
     shuffle: int | None = None,
     name: str = "cifar10",
-    comm: Any = None,
+    comm: Communicator | None = None,
 ) -> bool:
-    """Write the prepared file `out` from cifar-10-python.tar.gz or cifar-10-binary.tar.gz; whether
-    its MD5 is the official one.
+    """Write the prepared file `out` from cifar-10-python.tar.gz or cifar-10-binary.tar.gz.
 
-    shuffle: seed; training row i is then row
-    numpy.random.default_rng(shuffle).permutation(50000)[i] of the five batches in order, else row
-    i. The attributes `md5` and `official` of the file keep what the archive was. Rank 0 of `comm`
-    works. UserError if a batch is missing, has another number of images or a label that is not 0 …
-    9, or holds what it should not, if the archive is damaged, or if `out` exists.
+    Return whether the archive's MD5 is the official one. shuffle: a seed; training row i is then
+    row numpy.random.default_rng(shuffle).permutation(50000)[i] of the five batches in order (None:
+    row i). The attributes `md5` and `official` of the file describe the archive. Rank 0 of `comm`
+    works. UserError if a batch is missing, has another number of images, a label that is not 0 … 9
+    or a forbidden name, if the archive is damaged, or if `out` exists.
     """
     if shuffle is not None and shuffle < 0:
         raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
@@ -55,9 +53,8 @@ def _write(archive: Path, out: str | Path, shuffle: int | None, name: str) -> bo
     check_out(out)
     checksum = archives.md5(archive)
     batches = _batches(archive)
-    x, y = (
-        np.concatenate(parts) for parts in zip(*(batches[batch] for batch in BATCHES), strict=True)
-    )
+    training = zip(*(batches[batch] for batch in BATCHES), strict=True)
+    x, y = (np.concatenate(parts) for parts in training)  # [n, 32, 32, 3], [n]
     if shuffle is not None:
         order = np.random.default_rng(shuffle).permutation(len(y))  # [n]
         x, y = x[order], y[order]
@@ -67,31 +64,27 @@ def _write(archive: Path, out: str | Path, shuffle: int | None, name: str) -> bo
         "source": archive.name,
         "md5": checksum,
         "official": official,
-        "shuffled": shuffle is not None,
-    } | ({} if shuffle is None else {"shuffle_seed": shuffle})
-    write_images(
-        out,
-        {"train": (x, y), "test": batches["test_batch"]},
-        CLASSES,
-        Augment(pad=4, flip=True),
-        attributes,
-    )
+        **shuffled(shuffle),
+    }
+    splits = {"train": (x, y), "test": batches["test_batch"]}
+    write_images(out, splits, CLASSES, Augment(pad=4, flip=True), attributes)
     return official
 
 
 def _batches(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{batch: (x uint8 [ROWS, 32, 32, 3], y [ROWS])} of all six; UserError where one is missing or
-    wrong.
+    """Read all six batches: {batch: (x uint8 [ROWS, 32, 32, 3], y [ROWS])}.
+
+    UserError where one is missing or wrong.
     """
-    wanted, found = {*BATCHES, "test_batch"}, {}
+    wanted = {*BATCHES, "test_batch"}
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    most_bytes = 4 * ROWS * PIXELS + (1 << 20)
     with progress.bar(len(wanted) * ROWS * PIXELS, f"read {archive.name}") as bar:
         for tar, member in archives.members(archive):
             file = PurePosixPath(member.name)
             if file.name in wanted or (file.stem in wanted and file.suffix == ".bin"):
                 what = f"{archive}: {member.name}"
-                packed = archives.content(
-                    archive, tar, member, most_bytes=4 * ROWS * PIXELS + (1 << 20)
-                )
+                packed = archives.content(archive, tar, member, most_bytes)
                 planes, labels = (_binary if file.suffix else _pickled)(packed, what)
                 found[file.stem] = _checked(planes, labels, what)
                 bar.update(len(packed))
@@ -104,8 +97,9 @@ def _batches(archive: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _checked(planes: np.ndarray, labels: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [ROWS, 32, 32, 3] and labels [ROWS] from planes [ROWS, 3072] and labels, if they are
-    what they should be.
+    """Return images [ROWS, 32, 32, 3] and labels [ROWS] from planes [ROWS, 3072] and labels.
+
+    UserError where a shape or a label is wrong.
     """
     if planes.shape != (ROWS, PIXELS) or labels.shape != (ROWS,):
         raise UserError(
@@ -122,6 +116,7 @@ def _checked(planes: np.ndarray, labels: np.ndarray, what: str) -> tuple[np.ndar
 
 
 def _binary(packed: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read planes [n, 3072] and labels [n] from a batch of the binary version."""
     if len(packed) % (1 + PIXELS):
         raise UserError(
             f"{what} has {len(packed)} bytes, no multiple of {1 + PIXELS}; fetch the archive again"
@@ -131,11 +126,10 @@ def _binary(packed: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _pickled(packed: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read planes [n, 3072] and labels [n] from a batch of the python version."""
     try:
-        batch = _Unpickler(io.BytesIO(packed), encoding="bytes").load()
-        batch = {
-            key.decode() if isinstance(key, bytes) else key: value for key, value in batch.items()
-        }
+        found = _Unpickler(io.BytesIO(packed), encoding="bytes").load()
+        batch = {k.decode() if isinstance(k, bytes) else k: value for k, value in found.items()}
         labels = batch["labels"]
         if not all(isinstance(label, int) for label in labels):
             raise TypeError("a label is no integer")
@@ -152,27 +146,27 @@ def _pickled(packed: bytes, what: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Refused(Exception):
-    """A pickle named something that no batch needs."""
+    """A pickle names something that no batch needs."""
 
 
 class _Type:
-    """What a batch's pickle gets for numpy.dtype: a code, which must be that of a byte."""
+    """Replaces numpy.dtype in a batch's pickle: a code, which must be that of a byte."""
 
-    def __init__(self, code: str | bytes, *_: Any) -> None:
+    def __init__(self, code: str | bytes, *_: object) -> None:
         self.code = code.decode() if isinstance(code, bytes) else code
 
-    def __setstate__(self, state: tuple) -> None:
-        """Byte order and alignment say nothing of bytes."""
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        """Ignore byte order and alignment, which mean nothing for bytes."""
 
 
 class _Array:
-    """What a batch's pickle gets for a NumPy array: its shape and its bytes."""
+    """Replaces a NumPy array in a batch's pickle: its shape and its bytes."""
 
-    def __setstate__(self, state: tuple) -> None:
+    def __setstate__(self, state: tuple[object, tuple[int, ...], _Type, bool, str | bytes]) -> None:
         _, self.shape, self.type, self.by_columns, self.raw = state
 
     def values(self) -> np.ndarray:
-        """The array, if it is one of bytes by rows."""
+        """Return the array; TypeError unless it is one of bytes by rows."""
         if self.type.code not in ("u1", "uint8") or self.by_columns:
             raise TypeError(f"an array of {self.type.code!r}, not of bytes by rows")
         raw = self.raw.encode("latin1") if isinstance(self.raw, str) else self.raw
@@ -180,14 +174,16 @@ class _Array:
 
 
 def _encoded(text: str, encoding: str) -> bytes:
-    """How Python 3 writes bytes into an old pickle."""
+    """Return bytes that Python 3 wrote into an old pickle as text."""
     if encoding != "latin1":
         raise _Refused(f"the encoding {encoding!r}")
     return text.encode("latin1")
 
 
 class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    """Reads pickles that name only what a batch needs."""
+
+    def find_class(self, module: str, name: str) -> object:
         known = {
             "numpy.dtype": _Type,
             "numpy.ndarray": None,

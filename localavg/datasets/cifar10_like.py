@@ -1,20 +1,21 @@
-"""Generated images of CIFAR-10's shape and size, with labels that can be learned: any number of
-rows, from a seed.
+"""Images generated from a seed, of CIFAR-10's shape, with labels that can be learned.
 
-An image is grey + the smooth pattern of its class + a smooth pattern of its own + noise in every
-pixel, cut to 0 … 255. The smooth patterns are 5x5 grids of random numbers, one for each colour,
-interpolated linearly to 32x32; those of the classes are symmetric, so that a flipped image keeps
-its class. The images' own patterns are more than twice as strong as those of the classes, so that
-the classes overlap: linear discriminant analysis of 20 000 rows gets 95 % of others right. All
-arithmetic is in integers: no platform can change a bit.
+There can be any number of rows. An image is grey + the smooth pattern of its class + a smooth
+pattern of its own + noise in every pixel, cut to 0 … 255. The smooth patterns are 5x5 grids of
+random numbers, one for each colour, interpolated linearly to 32x32. Those of the classes are
+symmetric, so that a flipped image keeps its class. The images' own patterns are more than twice as
+strong as those of the classes, so that the classes overlap: linear discriminant analysis of 20 000
+rows classifies 95 % of others right. All arithmetic is in integers: no platform can change a bit.
 """
+
+from __future__ import annotations
 
 import numpy as np
 
 SHAPE, CLASSES = (32, 32, 3), 10
 ROWS = 50_000
 BLOCK = 500
-"""Rows that share one random stream: what makes the bits independent of who draws which rows."""
+"""rows that share one random stream: so the bits do not depend on who draws which rows"""
 GRID = 5
 CLASS, OWN, NOISE = 20, 48, 32
 """largest entry of a class's grid, of an image's own grid, and of the noise, in grey values"""
@@ -23,8 +24,9 @@ STREAMS = {"train": 0, "test": 1, "classes": 2}
 
 
 def sizes(rows: int) -> dict[str, int]:
-    """Return {split: rows}: a fifth as many test rows as training rows, as in CIFAR-10; no test
-    split below 5.
+    """Return {split: rows}: a fifth as many test rows as training rows, as in CIFAR-10.
+
+    Below 5 training rows there is no test split.
     """
     return {"train": rows, "test": rows // 5} if rows >= 5 else {"train": rows}
 
@@ -41,12 +43,11 @@ def class_grids(seed: int = 0) -> np.ndarray:
 def generate(
     x: np.ndarray, y: np.ndarray, first_row: int = 0, *, split: str = "train", seed: int = 0
 ) -> None:
-    """Fill x uint8 [n, 32, 32, 3] and y int64 [n] with rows first_row … first_row + n − 1 of a
-    split.
+    """Fill x uint8 [n, 32, 32, 3] and y int64 [n] with rows of a split, from `first_row`.
 
     The split ("train" or "test") is endless, and a row depends on (seed, split, its number) only:
     any cut of the rows among callers gives the same bits. A cut inside a block of `BLOCK` rows
-    costs the whole block.
+    costs the time of the whole block.
     """
     grids, stop_row = class_grids(seed), first_row + len(x)
     for start in range(first_row // BLOCK * BLOCK, stop_row, BLOCK):
@@ -61,14 +62,10 @@ def generate(
         y[to] = labels[part]
 
 
-def _interpolated(grid):
-    """Return grids [m, 5, 5, 3] int16 interpolated linearly to [m, 32, 32, 3], at the pixels'
-    centres.
-    """
+def _interpolated(grid: np.ndarray) -> np.ndarray:
+    """Interpolate grids [m, 5, 5, 3] int16 linearly to [m, 32, 32, 3], at the pixels' centres."""
     step = SHAPE[0] // (GRID - 1)
-    after = (
-        2 * np.arange(step, dtype=np.int16) + 1
-    )  # [8] the weight of the next grid point, of 2·step
+    after = 2 * np.arange(step, dtype=np.int16) + 1  # [8] weights of the next grid point, of 2·step
     for axis in (1, 2):
         low = np.take(grid, range(GRID - 1), axis)
         high = np.take(grid, range(1, GRID), axis)
@@ -79,7 +76,8 @@ def _interpolated(grid):
     return grid
 
 
-def _generator(seed, split, block):
+def _generator(seed: int, split: str, block: int) -> np.random.Generator:
+    """Return the random numbers of one block of a split."""
     return np.random.Generator(
         np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(STREAMS[split], block)))
     )

@@ -8,17 +8,18 @@ and its condition number to ((1 + ρ)/(1 − ρ))². The scaling shrinks both (`
 
 The label is +1 with probability sigmoid(x · w*), with w* an AR(1) draw along the features (a smooth
 teacher), scaled so that g · w* / √d has standard deviation `margin` (x · w* has about 1 % less).
-With the default margin 5 no classifier errs less than about 10 % of the time, and the logistic loss
-of w* is about 0.24.
+With the default margin 5 every classifier is wrong on about 10 % of the rows or more, and the
+logistic loss of w* is about 0.24.
 
 So w* minimises the expected logistic loss F exactly, and on n rows the teacher's mean loss F_n lies
 above the minimum by E[F_n(w*) − min F_n] ≈ d/(2n) (Wilks: 2n times the gap is χ² with d degrees of
 freedom): 0.0025 at the default size.
 """
 
+from __future__ import annotations
+
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -28,15 +29,16 @@ from localavg.errors import UserError
 ROWS, FEATURES = 400_000, 2000
 RHO, MARGIN = 0.98, 5.0
 BLOCK = 1024
-"""Rows that share one random stream: what makes the bits independent of who draws which rows."""
+"""rows that share one random stream: so the bits do not depend on who draws which rows"""
 TILE = 16
-"""Features worked on at once, so that they stay in cache."""
+"""features computed at a time, so that they stay in cache"""
 STREAMS = {"train": 0, "test": 1, "teacher": 2}
 
 
 def sizes(rows: int) -> dict[str, int]:
-    """Return {split: rows}: a quarter as many test rows as training rows, as in Epsilon; no test
-    split below 4.
+    """Return {split: rows}: a quarter as many test rows as training rows, as in Epsilon.
+
+    Below 4 training rows there is no test split.
     """
     return {"train": rows, "test": rows // 4} if rows >= 4 else {"train": rows}
 
@@ -96,12 +98,11 @@ def generate(
     split: str = "train",
     rho: float = RHO,
 ) -> None:
-    """Fill x [n, d] float32 and y [n] float32 with rows first_row … first_row + n − 1 of a split
-    ("train" or "test").
+    """Fill x [n, d] float32 and y [n] float32 with rows of a split, from `first_row`.
 
-    The split is endless and a row depends on (seed, split, its number, teacher, ρ) only: any cut of
-    the rows among callers gives the same bits. Rows are drawn in blocks of `BLOCK`; a cut inside a
-    block costs the whole block.
+    The split ("train" or "test") is endless, and a row depends on (seed, split, its number,
+    teacher, ρ) only: any cut of the rows among callers gives the same bits. Rows are drawn in
+    blocks of `BLOCK`; a cut inside a block costs the time of the whole block.
     """
     stop_row = first_row + len(x)
     for start in range(first_row // BLOCK * BLOCK, stop_row, BLOCK):
@@ -110,9 +111,19 @@ def generate(
         _fill_block(x[to], y[to], part, teacher, _generator(seed, split, start // BLOCK), rho)
 
 
-def _fill_block(x, y, part, teacher, random, rho):
-    """Draw one block and keep its rows `part`, in x [m, d] and y [m]. Only elementwise float32 sums
-    and products, in a fixed order: no library's choice of algorithm can change a bit."""
+def _fill_block(
+    x: np.ndarray,
+    y: np.ndarray,
+    part: slice,
+    teacher: np.ndarray,
+    random: np.random.Generator,
+    rho: float,
+) -> None:
+    """Draw one block and keep its rows `part`, in x [m, d] and y [m].
+
+    All operations are elementwise float32 sums and products in a fixed order: no library's choice
+    of algorithm can change a bit.
+    """
     rho32 = np.float32(rho)
     tile = np.empty((TILE, BLOCK), np.float32)  # [features, rows]
     work = np.empty_like(tile)
@@ -137,13 +148,13 @@ def _fill_block(x, y, part, teacher, random, rho):
         x[:, k : k + TILE] = g[:, part].T
     inverse = 1 / np.sqrt(norm_sq)  # [BLOCK]
     x *= inverse[part, None]
-    probability = 1 / (
-        1 + np.exp(-(margin * inverse).astype(np.float64))
-    )  # [BLOCK] of the label +1
+    margin *= inverse  # [BLOCK] x · w*
+    probability = 1 / (1 + np.exp(-margin.astype(np.float64)))  # [BLOCK] of the label +1
     y[:] = np.where(random.random(BLOCK) < probability, 1, -1)[part]
 
 
-def _generator(seed, split, block):
+def _generator(seed: int, split: str, block: int) -> np.random.Generator:
+    """Return the random numbers of one block of a split."""
     return np.random.Generator(
         np.random.SFC64(np.random.SeedSequence(seed, spawn_key=(STREAMS[split], block)))
     )
@@ -156,10 +167,9 @@ def prepare_epsilon_like(
     seed: int = 0,
     rho: float = RHO,
     margin: float = MARGIN,
-    comm: Any = None,
+    comm: writer.Communicator | None = None,
 ) -> None:
-    """Write a prepared file of `rows` training rows and rows // 4 test rows, the teacher [d] beside
-    them.
+    """Write a prepared file of `rows` training rows, rows // 4 test rows and the teacher [d].
 
     Rank 0 of `comm` works. `/teacher` carries the attributes `margin`, `rho`, `condition_number`
     (of E[x xᵀ]) and `largest_eigenvalue`. UserError on a bad size or parameter, an existing `out`,
@@ -176,7 +186,7 @@ def prepare_epsilon_like(
     writer.on_root(comm, lambda: _write(out, rows, features, seed, rho, margin))
 
 
-def _write(out, rows, features, seed, rho, margin):
+def _write(out: str | Path, rows: int, features: int, seed: int, rho: float, margin: float) -> None:
     weights = teacher(features, seed, rho, margin)  # [d]
     attributes = {
         "name": f"epsilon-like:{rows}x{features}",
@@ -186,17 +196,13 @@ def _write(out, rows, features, seed, rho, margin):
         "seed": seed,
     }
     eigenvalues = spectrum(features, rho)  # [d]
-    arrays = {
-        "teacher": (
-            weights,
-            {
-                "margin": margin,
-                "rho": rho,
-                "largest_eigenvalue": eigenvalues[0],
-                "condition_number": eigenvalues[0] / eigenvalues[-1],
-            },
-        )
+    about = {
+        "margin": margin,
+        "rho": rho,
+        "largest_eigenvalue": eigenvalues[0],
+        "condition_number": eigenvalues[0] / eigenvalues[-1],
     }
+    arrays = {"teacher": (weights, about)}
     total = sum(sizes(rows).values())
     with (
         writer.create(out, features, sizes(rows), attributes, arrays) as target,

@@ -1,30 +1,29 @@
-"""Writing a prepared set of images (see `image_file`): atomically, never over another file, by rank
-0.
-"""
+"""Write a prepared set of images (see `image_file`): atomically, never over another file."""
 
 from __future__ import annotations
 
 import contextlib
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import h5py
 import numpy as np
 
 from localavg.datasets.dataset import Augment
 from localavg.datasets.prepared import SCHEMA
-from localavg.datasets.writer import need_room, new_file
+from localavg.datasets.writer import Layout, need_room, new_file
 from localavg.errors import UserError
 from localavg.files.hdf5 import laid_out, put
 
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-"""how a picture begins: JPEG; PNG too, because one of ImageNet's .JPEG files is one"""
+"""first bytes of a picture: JPEG, and PNG too, because one of ImageNet's .JPEG files is a PNG"""
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
-"""of red, green and blue over ImageNet's training pictures, 255 · (0.485, 0.456, 0.406) and 255 ·
-(0.229, 0.224, 0.225)
+"""of red, green and blue over ImageNet's training pictures
+
+They are 255 · (0.485, 0.456, 0.406) and 255 · (0.229, 0.224, 0.225).
 """
 
 
@@ -33,15 +32,14 @@ def write_images(
     splits: dict[str, tuple[np.ndarray, np.ndarray]],
     classes: tuple[str, ...],
     augment: Augment,
-    attributes: dict[str, Any],
+    attributes: Mapping[str, object],
 ) -> None:
-    """Write a file of kind "images" from {split: (x uint8 [n, H, W, C], y [n])}; mean and std are
-    those of the split train.
+    """Write a file of kind "images" from {split: (x uint8 [n, H, W, C], y [n])}.
 
-    attributes: at the root, `name`, `source` and `shuffled` among them. UserError if `out` exists,
-    its folder is missing or the disk is too small.
+    Mean and std are those of the split train. attributes: those at the root, with `name`, `source`
+    and `shuffled`. UserError if `out` exists, its folder is missing or the disk is too small.
     """
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split, (x, y) in splits.items():
         arrays |= {f"{split}/x": x, f"{split}/y": y.astype(np.int64)}
     mean, std = moments(splits["train"][0])
@@ -54,7 +52,7 @@ def write_images(
         **asdict(augment),
         **attributes,
     }
-    layout = {name: (values.shape, values.dtype, {}) for name, values in arrays.items()}
+    layout: Layout = {name: (values.shape, values.dtype, {}) for name, values in arrays.items()}
     with (
         new_file(out, sum(values.nbytes for values in arrays.values())) as part,
         laid_out(part, layout, attributes, _names(classes)) as (file, first),
@@ -64,13 +62,12 @@ def write_images(
 
 
 def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation [C] of each channel of x uint8 [n, H, W, C], from exact counts of
-    the values.
+    """Return mean and standard deviation [C] of each channel of x uint8 [n, H, W, C].
+
+    They come from exact counts of the values.
     """
-    values = np.arange(256)
-    counts = [
-        np.bincount(x[..., c].ravel(), minlength=256) for c in range(x.shape[-1])
-    ]  # C of [256]
+    values, channels = np.arange(256), range(x.shape[-1])
+    counts = [np.bincount(x[..., c].ravel(), minlength=256) for c in channels]  # C times [256]
     mean = np.array([(count @ values) / count.sum() for count in counts])
     square = np.array([(count @ values**2) / count.sum() for count in counts])
     std = np.sqrt(square - mean**2)
@@ -78,8 +75,9 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PictureWriter:
-    """Appends pictures to the splits of a new file, one at a time; in memory it keeps 16 bytes for
-    each.
+    """Appends pictures to the splits of a new file, one at a time.
+
+    It keeps 16 bytes in memory for each.
     """
 
     def __init__(self, file: BinaryIO, first: dict[str, int]) -> None:
@@ -88,8 +86,9 @@ class PictureWriter:
         self.labels = {split: array("q") for split in first}
 
     def add(self, split: str, packed: bytes, label: int, name: str) -> None:
-        """Append a picture of class `label`; `name` is what a UserError calls it that has no
-        picture's first bytes.
+        """Append a picture of class `label`.
+
+        UserError, in which the picture is called `name`, unless it begins as one.
         """
         if not packed.startswith(MAGIC):
             raise UserError(
@@ -109,13 +108,13 @@ def write_pictures(
     most_bytes: dict[str, int],
     classes: tuple[str, ...],
     size: int,
-    attributes: dict[str, Any],
+    attributes: Mapping[str, object],
 ) -> Iterator[PictureWriter]:
-    """Yield the PictureWriter of a new file of kind "jpeg" with the splits of `most_bytes` =
-    {split: bytes at most}.
+    """Yield the PictureWriter of a new file of kind "jpeg".
 
-    What a split does not need of its bytes is a hole at the end of its array, which takes no disk.
-    The network's images are [size, size, 3]. attributes and errors as in `write_images`.
+    most_bytes: {split: largest number of bytes}; bytes that a split does not need are a hole at the
+    end of its array, which takes no disk. The network's images are [size, size, 3]. attributes and
+    errors as in `write_images`.
     """
     attributes = {
         "schema": SCHEMA,
@@ -126,7 +125,10 @@ def write_pictures(
         **asdict(Augment(flip=True, resized=True)),
         **attributes,
     }
-    layout = {f"{split}/bytes": ((nbytes,), np.uint8, {}) for split, nbytes in most_bytes.items()}
+    layout: Layout = {
+        f"{split}/bytes": ((nbytes,), np.dtype(np.uint8), {})
+        for split, nbytes in most_bytes.items()
+    }
     with new_file(out, sum(most_bytes.values())) as part:
         with laid_out(part, layout, attributes, _names(classes)) as (file, first):
             writer = PictureWriter(file, {split: first[f"{split}/bytes"] for split in most_bytes})
@@ -143,5 +145,6 @@ def write_pictures(
                 file[f"{split}/y"] = np.asarray(writer.labels[split])
 
 
-def _names(classes: tuple[str, ...]) -> dict[str, tuple[np.ndarray, dict]]:
+def _names(classes: tuple[str, ...]) -> dict[str, tuple[np.ndarray, dict[str, object]]]:
+    """Return the array /classes."""
     return {"classes": (np.array(classes, dtype=h5py.string_dtype()), {})}

@@ -1,7 +1,7 @@
-"""ImageNet (ILSVRC2012) from its official tar archives to a prepared file of packed pictures.
+"""Prepare ImageNet (ILSVRC2012) from its official tar archives as a file of packed pictures.
 
-Nothing is unpacked: a picture goes from the archive to the file as it is, one at a time. A run that
-is interrupted leaves nothing behind, and the next one starts from the beginning.
+Nothing is unpacked: pictures are copied unchanged from the archive to the file, one at a time. A
+preparation that is interrupted leaves no file, and the next one starts from the beginning.
 """
 
 from __future__ import annotations
@@ -9,29 +9,33 @@ from __future__ import annotations
 import io
 import re
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from tarfile import TarFile, TarInfo
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from localavg.datasets import archives, progress
 from localavg.datasets.image_writer import PictureWriter, write_pictures
-from localavg.datasets.writer import check_out, on_root
+from localavg.datasets.writer import Communicator, check_out, on_root
 from localavg.errors import UserError
 
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
 COUNTS = {"train": 1_281_167, "test": 50_000}
-"""pictures in the official archives; the validation set is what is tested on"""
+"""pictures in the official archives; the validation set is the test split"""
 SIDE = 224
 MOST_BYTES = 64 << 20
-"""of one picture or of a part of the devkit: more is taken for damage"""
+"""largest size of a picture or of a part of the devkit: more is considered damage"""
 
 
 class Devkit(NamedTuple):
-    """What the development kit says."""
+    """The contents of the development kit."""
 
     wnids: list[str]
-    """of the classes, sorted: class k is wnids[k]"""
+    """WordNet ids of the classes, sorted: class k is wnids[k]"""
     names: tuple[str, ...]
-    """of the classes, in the same order"""
+    """names of the classes, in the same order"""
     validation: list[int]
     """class of validation picture 1, 2, …"""
 
@@ -43,32 +47,29 @@ def prepare_imagenet(
     out: str | Path,
     any_count: bool = False,
     name: str = "imagenet",
-    comm: Any = None,
+    comm: Communicator | None = None,
 ) -> None:
-    """Write the prepared file `out` from ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and
-    ILSVRC2012_devkit_t12.tar.gz.
+    """Write the prepared file `out` from the archives of ILSVRC2012.
 
-    Classes are numbered in the order of their WordNet ids, as everywhere; pictures keep the
-    archives' order, which goes by classes for the training set. UserError, unless `any_count`, if
-    there are not `COUNTS` pictures; in any case if a picture does not begin as one or is not where
-    its name belongs, if a label is not in the development kit, if an archive is damaged, or if
-    `out` exists. Rank 0 of `comm` works; disk: the size of the archives.
+    They are ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
+    Classes are numbered in the order of their WordNet ids, as is usual. Pictures keep the archives'
+    order, which goes by classes for the training set. The file is as large as the archives. Rank 0
+    of `comm` works.
+
+    UserError, unless `any_count`, if there are not `COUNTS` pictures; always if a picture does not
+    begin as one or is not where its name belongs, if a label is not in the development kit, if an
+    archive is damaged, or if `out` exists.
     """
 
     def work() -> None:
         check_out(out)
-        kit = _devkit(devkit)
-        sizes = {}
+        kit, sizes = _devkit(devkit), {}
         for split, path in (("train", train), ("test", val)):
             with archives.reading(path), open(path, "rb") as file:
                 sizes[split] = file.seek(0, io.SEEK_END)
         source = ", ".join(Path(path).name for path in (train, val, devkit))
-        attributes = {
-            "name": name,
-            "source": source,
-            "shuffled": False,
-            "wnids": " ".join(kit.wnids),
-        }
+        attributes = {"name": name, "source": source, "shuffled": False}
+        attributes["wnids"] = " ".join(kit.wnids)
         with (
             write_pictures(out, sizes, kit.names, SIDE, attributes) as target,
             progress.bar(sum(sizes.values()), f"write {Path(out).name}") as bar,
@@ -82,9 +83,10 @@ def prepare_imagenet(
 
 
 def _devkit(path: str | Path) -> Devkit:
+    """Read the development kit; UserError unless it is whole."""
     import scipy.io
 
-    found = {}
+    found: dict[str, bytes] = {}
     for tar, member in archives.members(path):
         name = PurePosixPath(member.name).name
         if name in ("meta.mat", "ILSVRC2012_validation_ground_truth.txt"):
@@ -92,19 +94,17 @@ def _devkit(path: str | Path) -> Devkit:
     if len(found) < 2:
         raise UserError(
             f"{path} lacks data/meta.mat or data/ILSVRC2012_validation_ground_truth.txt; "
-            f"give ILSVRC2012_devkit_t12.tar.gz"
+            "give ILSVRC2012_devkit_t12.tar.gz"
         )
     try:
-        synsets = np.atleast_1d(
-            scipy.io.loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)["synsets"]
-        )
+        meta = scipy.io.loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)
         leaves = {
             int(s["ILSVRC2012_ID"]): (str(s["WNID"]), str(s["words"]))
-            for s in synsets
+            for s in np.atleast_1d(meta["synsets"])
             if int(s["num_children"]) == 0
         }
         ids = [int(line) for line in found["ILSVRC2012_validation_ground_truth.txt"].split()]
-    except Exception as error:  # what a damaged .mat raises is not told
+    except Exception as error:  # SciPy does not document what a damaged .mat raises
         raise UserError(
             f"{path} cannot be read ({type(error).__name__}: {error}); fetch it again"
         ) from error
@@ -122,9 +122,10 @@ def _devkit(path: str | Path) -> Devkit:
     )
 
 
-def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> None:
-    """Pictures from the archive of a class each: n01440764.tar holds n01440764_*.JPEG."""
-    number, seen = {wnid: k for k, wnid in enumerate(kit.wnids)}, set()
+def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) -> None:
+    """Copy the pictures of one archive a class: n01440764.tar holds n01440764_*.JPEG."""
+    number = {wnid: k for k, wnid in enumerate(kit.wnids)}
+    seen: set[str] = set()
     for outer, group in archives.members(path):
         wnid, what = PurePosixPath(group.name).stem, f"{path}: {group.name}"
         if wnid not in number or not group.name.endswith(".tar"):
@@ -146,35 +147,41 @@ def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> Non
             _copy(what, inner, member, target, "train", number[wnid], bar)
 
 
-def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: Any) -> None:
-    """Pictures ILSVRC2012_val_00000001.JPEG …, whose class is that line of the ground truth."""
-    seen = set()
+def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) -> None:
+    """Copy ILSVRC2012_val_00000001.JPEG …; the class of k is line k of the ground truth."""
+    seen: set[int] = set()
     for tar, member in archives.members(path):
         match = re.fullmatch(r"ILSVRC2012_val_(\d{8})\.JPEG", PurePosixPath(member.name).name)
         k = int(match[1]) if match else 0
         if not 1 <= k <= len(kit.validation) or k in seen:
             raise UserError(
                 f"{path}: {member.name} is not one of ILSVRC2012_val_00000001.JPEG … "
-                f"{len(kit.validation):08d}, "
-                f"each once; give ILSVRC2012_img_val.tar and the devkit that goes with it"
+                f"{len(kit.validation):08d}, each once; give ILSVRC2012_img_val.tar and the devkit "
+                "that goes with it"
             )
         seen.add(k)
         _copy(path, tar, member, target, "test", kit.validation[k - 1], bar)
 
 
 def _copy(
-    path: Any, tar: Any, member: Any, target: PictureWriter, split: str, label: int, bar: Any
+    path: str | Path,
+    tar: TarFile,
+    member: TarInfo,
+    target: PictureWriter,
+    split: str,
+    label: int,
+    bar: tqdm,
 ) -> None:
-    target.add(
-        split, archives.content(path, tar, member, MOST_BYTES), label, f"{path}: {member.name}"
-    )
+    """Append one picture of an archive."""
+    packed = archives.content(path, tar, member, MOST_BYTES)
+    target.add(split, packed, label, f"{path}: {member.name}")
     bar.update(member.size)
 
 
 def _check_count(path: str | Path, n: int, split: str, any_count: bool) -> None:
+    """Raise UserError if a split lacks pictures and that is not on purpose."""
     if n != COUNTS[split] and not any_count:
         raise UserError(
             f"{path} has {n} pictures, not the {COUNTS[split]} of ILSVRC2012; fetch it again, or "
-            "add `any_count` "
-            f"if it is a part on purpose"
+            "add `any_count` if it is a part on purpose"
         )

@@ -1,8 +1,8 @@
 """Packed pictures in a file, and threads that decode them.
 
-A prepared file of kind "jpeg" holds a split's pictures as they were, one after another; they are
-read by their place in the file (`os.pread`), past HDF5, which would let one thread read at a time.
-Nothing forks: MPI must not be forked.
+A prepared file of kind "jpeg" holds a split's pictures unchanged, one after another. They are read
+by their place in the file (`os.pread`) and not by HDF5, which would let one thread read at a time.
+No process is forked, as MPI must not be.
 """
 
 from __future__ import annotations
@@ -11,32 +11,35 @@ import io
 import math
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from localavg.errors import UserError
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
-"""share of the picture, and width / height, of a random crop (Szegedy et al. 2015, "Going deeper
-with convolutions" §6)
+"""share of the picture, and width / height, of a random crop
+
+The values are those of Szegedy et al. (2015), "Going deeper with convolutions", §6.
 """
 TRIES = 10
+"""draws of a random crop"""
 NUMBERS = 2 * TRIES + 3
-"""uniform random numbers in [0, 1) that a picture takes: area and aspect of each try, row, column,
-flip
-"""
+"""uniform random numbers in [0, 1) a picture: area and aspect of each try, row, column, flip"""
 MARGIN = 8 / 7
-"""of the shorter side before the cut in the centre: 256 for 224"""
+"""resize the shorter side to size × MARGIN (256 for 224) before the centre crop"""
 THREADS = 8
+"""largest default number of threads"""
 
 
 class Jpegs:
-    """The pictures of one split. len() says how many; threads may decode at the same time."""
+    """The pictures of one split; len() is their number. Threads may decode at the same time."""
 
     def __init__(self, path: str, split: str, first_byte: int, places: np.ndarray) -> None:
-        """places [n, 2] int64: picture i is bytes places[i, 0] … places[i, 1] − 1 from `first_byte`
-        of the file on.
+        """Open the file.
+
+        places: [n, 2] int64; picture i is bytes places[i, 0] … places[i, 1] − 1, counted from
+        `first_byte` of the file.
         """
         self.path, self.split = path, split
         self._first, self._places = first_byte, places
@@ -50,7 +53,7 @@ class Jpegs:
             os.close(self._descriptor)
 
     def packed(self, i: int) -> bytes:
-        """Picture i as it was packed."""
+        """Return picture i as it was packed."""
         start, stop = self._places[i].tolist()
         found = os.pread(self._descriptor, stop - start, self._first + start)
         if len(found) < stop - start:
@@ -63,11 +66,11 @@ class Jpegs:
     def decode(
         self, i: int, size: tuple[int, int], numbers: np.ndarray | None = None
     ) -> np.ndarray:
-        """Picture i as uint8 [H, W, 3] for size = (H, W): colour, whatever it was (grey, palette,
-        CMYK, PNG).
+        """Return picture i as uint8 [H, W, 3] for size = (H, W).
 
-        numbers [NUMBERS]: `random_crop` of it, resized; None: resized to `MARGIN` and cut in the
-        centre. Resizing is bilinear over all the pixels it covers. UserError names a picture that
+        It is in colour even if the file is not (grey, palette, CMYK, PNG). numbers [NUMBERS]: those
+        of a `random_crop`, which is resized; None: the picture is resized with `MARGIN` and cut in
+        the centre. Resizing is bilinear over all the pixels covered. UserError names a picture that
         cannot be decoded.
         """
         packed = self.packed(i)
@@ -75,17 +78,16 @@ class Jpegs:
             return decoded(packed, size, numbers)
         except (UserError, MemoryError):
             raise
-        # Pillow has many kinds: OSError, SyntaxError, struct.error, DecompressionBombError, …
+        # Pillow raises many types: OSError, SyntaxError, struct.error, DecompressionBombError, …
         except Exception as error:
             raise UserError(
                 f"{self.path}: picture {i} of /{self.split} cannot be decoded ({error}); prepare "
-                "it again from "
-                f"whole archives"
+                "it again from whole archives"
             ) from error
 
 
-def pillow() -> Any:
-    """Pillow's Image module; UserError where it is not installed."""
+def pillow() -> ModuleType:
+    """Return Pillow's Image module; UserError where it is not installed."""
     try:
         from PIL import Image
     except ImportError as error:
@@ -96,16 +98,14 @@ def pillow() -> Any:
 
 
 def decoded(packed: bytes, size: tuple[int, int], numbers: np.ndarray | None = None) -> np.ndarray:
-    """A packed picture as uint8 [H, W, 3]; see `Jpegs.decode`."""
+    """Decode a packed picture to uint8 [H, W, 3]; see `Jpegs.decode`."""
     Image = pillow()
     with Image.open(io.BytesIO(packed)) as picture:
         W, H = picture.size
-        if numbers is None:
-            left, top, width, height = centre(W, H, size)
-        else:
-            left, top, width, height = random_crop(W, H, numbers)
-        # A JPEG can be decoded at 1/2, 1/4 or 1/8, while that leaves as many pixels as are wanted:
-        # far less work.
+        crop = centre(W, H, size) if numbers is None else random_crop(W, H, numbers)
+        left, top, width, height = crop
+        # A JPEG can be decoded at 1/2, 1/4 or 1/8 of its size, which is far less work, as long as
+        # that leaves as many pixels as are needed.
         picture.draft(None, (math.ceil(W * size[1] / width), math.ceil(H * size[0] / height)))
         x, y = picture.size[0] / W, picture.size[1] / H
         box = (
@@ -121,12 +121,11 @@ def decoded(packed: bytes, size: tuple[int, int], numbers: np.ndarray | None = N
 
 
 def random_crop(W: int, H: int, numbers: np.ndarray) -> tuple[int, int, int, int]:
-    """(left, top, width, height) in pixels of a crop of a W x H picture, of random area, aspect and
-    place.
+    """Return (left, top, width, height) of a random crop of a W x H picture, in pixels.
 
     Of `TRIES` draws of area (uniform) and aspect (uniform in its logarithm) the first that fits is
-    taken; where none does, the largest crop of an aspect within bounds, in the centre. numbers
-    [NUMBERS] uniform in [0, 1): area and aspect of each try, then top, left and, for the caller,
+    taken; where none does, the largest crop of an aspect within bounds, in the centre. numbers:
+    [NUMBERS], uniform in [0, 1): area and aspect of each try, then top, left and, for the caller,
     the flip.
     """
     low, high = map(math.log, ASPECT)
@@ -142,8 +141,9 @@ def random_crop(W: int, H: int, numbers: np.ndarray) -> tuple[int, int, int, int
 
 
 def centre(W: int, H: int, size: tuple[int, int]) -> tuple[float, float, float, float]:
-    """(left, top, width, height) of what is left of a W x H picture whose sides are scaled to
-    `MARGIN` · size and cut.
+    """Return (left, top, width, height) of the centre crop of a W x H picture.
+
+    The crop is what is left when the picture is scaled to `MARGIN` · size and cut to size.
     """
     scale = min(W / size[1], H / size[0]) / MARGIN  # pixels of the picture in one of the result
     width, height = scale * size[1], scale * size[0]
@@ -151,14 +151,15 @@ def centre(W: int, H: int, size: tuple[int, int]) -> tuple[float, float, float, 
 
 
 class Pictures:
-    """Images that are being decoded."""
+    """Images that threads decode at the moment."""
 
-    def __init__(self, images: np.ndarray, futures: list[Future]) -> None:
+    def __init__(self, images: np.ndarray, futures: list[Future[None]]) -> None:
         self._images, self._futures = images, futures
 
     def result(self) -> np.ndarray:
-        """The images [B, H, W, 3] uint8, when all are there. If one fails, its error is raised and
-        the rest left undone.
+        """Wait for the images and return them, [B, H, W, 3] uint8.
+
+        If one fails, its error is raised and the rest is cancelled.
         """
         try:
             for future in self._futures:
@@ -169,40 +170,36 @@ class Pictures:
         return self._images
 
     def cancel(self) -> None:
-        """Leave undone what has not begun."""
+        """Cancel the images whose decoding has not begun."""
         for future in self._futures:
             future.cancel()
 
 
 class Decoder:
-    """Threads that decode pictures to uint8 images of one shape; `threads` defaults to the cores at
-    hand, 8 at most.
+    """Threads that decode pictures to uint8 images of one shape.
+
+    threads: their number (default: the number of cores that may be used, at most 8).
     """
 
     def __init__(
         self, pictures: Jpegs, shape: tuple[int, int, int], threads: int | None = None
     ) -> None:
         self.pictures, self.shape = pictures, shape
-        cores = (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else os.cpu_count() or 1
-        )
+        bound = hasattr(os, "sched_getaffinity")
+        cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
         self._pool = ThreadPoolExecutor(threads or min(THREADS, cores), "decode")
 
     def begin(self, rows: np.ndarray, numbers: np.ndarray | None = None) -> Pictures:
-        """Start to decode pictures rows [B], changed by numbers [B, NUMBERS] or not."""
+        """Start to decode the pictures rows [B], with random crops if numbers [B, NUMBERS]."""
         images = np.empty((len(rows), *self.shape), np.uint8)
 
         def work(k: int, row: int) -> None:
-            images[k] = self.pictures.decode(
-                row, self.shape[:2], None if numbers is None else numbers[k]
-            )
+            own = None if numbers is None else numbers[k]  # [NUMBERS]
+            images[k] = self.pictures.decode(row, self.shape[:2], own)
 
-        return Pictures(
-            images, [self._pool.submit(work, k, row) for k, row in enumerate(rows.tolist())]
-        )
+        futures = [self._pool.submit(work, k, row) for k, row in enumerate(rows.tolist())]
+        return Pictures(images, futures)
 
     def close(self) -> None:
-        """End the threads; what has not begun is left undone."""
+        """End the threads; pictures whose decoding has not begun are dropped."""
         self._pool.shutdown(wait=True, cancel_futures=True)

@@ -1,10 +1,12 @@
-"""A prepared dataset: one HDF5 file, written once and whole, read in slabs.
+"""Read a prepared dataset: one HDF5 file, written once and whole, read in slabs.
 
 `/train` and, where the set has one, `/test` hold `x` float32 [n, d] and `y` float32 [n] (−1 or +1),
 uncompressed and contiguous. The root attributes are `schema`, `kind`, `name`, `source` (file
 names), `classes` (the two labels as they were, smaller first), `shuffled` and, where the rows were
 permuted, `shuffle_seed`.
 """
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -24,16 +26,16 @@ FLOAT = np.dtype("<f4")
 
 @dataclass(frozen=True)
 class Header:
-    """What a prepared file says of itself."""
+    """The attributes of a prepared file and the shapes of its splits."""
 
     name: str
     """name of the dataset"""
     kind: str
-    """what a row of x is: "features" """
-    classes: tuple[float, float]
+    """kind of a row of x: "features" """
+    classes: tuple[float, ...]
     """the two original labels, (that of −1, that of +1)"""
     shuffled: bool
-    """the rows are in random order, so that consecutive rows are a fair sample"""
+    """whether the rows are in random order, so that consecutive rows are a fair sample"""
     shapes: dict[str, tuple[int, int]]
     """(n, d) of each split, by its name"""
 
@@ -41,16 +43,14 @@ class Header:
 def slabs(
     rows: int, row_bytes: int, first: int = 0, slab_bytes: int = SLAB_BYTES
 ) -> Iterator[tuple[int, int]]:
-    """Yield (start, stop) pairs that cover rows `first` … `rows` − 1 in pieces of about
-    `slab_bytes`.
-    """
+    """Yield (start, stop) of slabs of about `slab_bytes` that cover rows first … rows − 1."""
     step = max(1, slab_bytes // max(1, row_bytes))
     for start in range(first, rows, step):
         yield start, min(start + step, rows)
 
 
 @contextlib.contextmanager
-def opened(path: str | os.PathLike) -> Iterator[h5py.File]:
+def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """Yield the HDF5 file `path` for reading; UserError if it is missing, not HDF5, or damaged."""
     if not os.path.isfile(path):
         raise UserError(f"{path}: no such file; write it first with `python -m localavg prepare …`")
@@ -71,9 +71,10 @@ def opened(path: str | os.PathLike) -> Iterator[h5py.File]:
         ) from error
 
 
-def header(path: str | os.PathLike) -> Header:
-    """Return the Header of `path`; UserError unless it is a prepared file whose shapes and types
-    agree.
+def header(path: str | os.PathLike[str]) -> Header:
+    """Return the Header of `path`.
+
+    UserError unless it is a prepared file whose shapes and types agree.
     """
     with opened(path) as file:
         schema = file.attrs.get("schema")
@@ -109,7 +110,8 @@ def header(path: str | os.PathLike) -> Header:
             ) from error
 
 
-def _checked_shape(path, group, split):
+def _checked_shape(path: str | os.PathLike[str], group: object, split: str) -> tuple[int, int]:
+    """Return (n, d) of a split; UserError unless it holds x [n, d] and y [n] as float32."""
     x, y = (group.get("x"), group.get("y")) if isinstance(group, h5py.Group) else (None, None)
     if not (isinstance(x, h5py.Dataset) and isinstance(y, h5py.Dataset)):
         raise UserError(f"{path}: /{split} must hold the arrays x and y; prepare it again")
@@ -122,14 +124,14 @@ def _checked_shape(path, group, split):
         raise UserError(
             f"{path}: /{split} has x {x.dtype} and y {y.dtype}, not float32; prepare it again"
         )
-    return x.shape
+    n, d = x.shape
+    return n, d
 
 
 def read(
-    path: str | os.PathLike, split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int
+    path: str | os.PathLike[str], split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int
 ) -> None:
-    """Read rows start … stop − 1 of a split straight into x [n, d] and y [n], which stand for all
-    its rows.
+    """Read rows start … stop − 1 of a split into x [n, d] and y [n], which stand for all its rows.
 
     UserError names the row of the first value that is not finite or label that is not −1 or +1.
     """

@@ -1,4 +1,4 @@
-"""The progress bar of everything that takes long."""
+"""The progress bar of all work that takes long."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ if TYPE_CHECKING:
 
 
 def bar(total: int | None, what: str = "", unit: str = "B") -> tqdm:
-    """Return a progress bar over `total` units (None: unknown), which shows on a terminal only; B:
-    bytes.
+    """Return a progress bar over `total` units (None: unknown), shown on a terminal only.
 
-    Call its `update(n)` for n more units. It is closed by `close()` or at the end of a `with`
-    block.
+    unit: "B" for bytes. Call its `update(n)` for n more units. It is closed by `close()` or at the
+    end of a `with` block.
     """
     from tqdm import tqdm
 

@@ -1,13 +1,15 @@
-"""Writing a prepared dataset (see `prepared`): atomically, never over another file, by rank 0."""
+"""Write a prepared dataset (see `prepared`): atomically, never over another file, by rank 0."""
+
+from __future__ import annotations
 
 import contextlib
 import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -17,15 +19,32 @@ from localavg.files import atomic
 from localavg.files.hdf5 import laid_out, put, reason
 
 T = TypeVar("T")
+Attributes: TypeAlias = Mapping[str, object]
+Layout: TypeAlias = dict[str, tuple[tuple[int, ...], np.dtype, Attributes]]
+"""{name of an array: (shape, type, attributes)}"""
 
-SLACK_BYTES = 1 << 20  # of a file, beside its arrays
+SLACK_BYTES = 1 << 20
+"""largest size of a file without its arrays"""
 
 
-def on_root(comm: Any, work: Callable[[], T]) -> T:
-    """Return work() of rank 0 on every rank of `comm` (None: no MPI); its UserError or OSError
-    reaches every rank.
+class Communicator(Protocol):
+    """The part of an MPI communicator that is needed here."""
+
+    @property
+    def rank(self) -> int:
+        """The number of this rank."""
+
+    def bcast(self, obj: Any, root: int = 0) -> Any:
+        """Return obj of rank `root` on every rank."""
+
+
+def on_root(comm: Communicator | None, work: Callable[[], T]) -> T:
+    """Return work() of rank 0 on every rank of `comm` (None: no MPI).
+
+    A UserError or OSError of work is raised on every rank, as a UserError.
     """
-    result = error = None
+    result: T | None = None
+    error: UserError | None = None
     if comm is None or comm.rank == 0:
         try:
             result = work()
@@ -37,18 +56,21 @@ def on_root(comm: Any, work: Callable[[], T]) -> T:
         result, error = comm.bcast((result, error), root=0)
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 def check_out(out: str | Path) -> None:
-    """Refuse an output path that exists or has no folder, so that the user hears of it before the
-    work.
-    """
+    """Raise UserError for an output path that exists or has no folder, before the work begins."""
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists and is never overwritten; remove it or choose another `out`")
     if not out.parent.is_dir():
         raise UserError(f"the folder of `out = {out}` does not exist; create {out.parent} first")
+
+
+def shuffled(seed: int | None) -> dict[str, object]:
+    """Return the attributes of rows that were permuted with this seed (None: they were not)."""
+    return {"shuffled": seed is not None} | ({} if seed is None else {"shuffle_seed": seed})
 
 
 class Writer:
@@ -90,7 +112,7 @@ def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
 
 
 def need_room(out: Path, nbytes: int) -> None:
-    """Refuse an output path on a disk with fewer bytes free."""
+    """Raise UserError for an output path on a disk with fewer bytes free."""
     need, free = nbytes + SLACK_BYTES, shutil.disk_usage(out.parent).free
     if need > free:
         raise UserError(
@@ -104,29 +126,29 @@ def create(
     out: str | Path,
     features: int,
     rows: dict[str, int],
-    attributes: dict,
-    arrays: dict[str, tuple[np.ndarray, dict]] | None = None,
+    attributes: Attributes,
+    arrays: Mapping[str, tuple[np.ndarray, Attributes]] | None = None,
 ) -> Iterator[Writer]:
-    """Yield the Writer of a new prepared file with `rows` = {split: n}, root `attributes` and
-    `arrays` at the root ({name: (values, attributes)}). Atomic, and errors, as `new_file`.
+    """Yield the Writer of a new prepared file.
+
+    rows: {split: n}. attributes and arrays: those at the root, arrays as {name: (values,
+    attributes)}. It is atomic and raises errors as `new_file`.
     """
-    layout = {}
+    layout: Layout = {}
     for split, n in rows.items():
         layout |= {f"{split}/x": ((n, features), FLOAT, {}), f"{split}/y": ((n,), FLOAT, {})}
     need_bytes = sum(rows.values()) * (features + 1) * FLOAT.itemsize
-    with (
-        new_file(out, need_bytes) as part,
-        laid_out(part, layout, {"schema": SCHEMA, "kind": "features", **attributes}, arrays) as (
-            file,
-            first,
-        ),
-    ):
+    root = {"schema": SCHEMA, "kind": "features", **attributes}
+    with new_file(out, need_bytes) as part, laid_out(part, layout, root, arrays) as (file, first):
         yield Writer(file, first, features)
 
 
 @contextlib.contextmanager
-def _terminate_as_exit():
-    """Let SIGTERM (what mpirun sends on Ctrl-C) unwind the stack, so that temporary files go."""
+def _terminate_as_exit() -> Iterator[None]:
+    """Context manager: SIGTERM, which mpirun sends on Ctrl-C, ends the process as an exit does.
+
+    Temporary files are then removed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -58,11 +58,8 @@ class IID(Sampler):
     """
 
     def draw(self, j: int, window: int) -> list[Batch]:
-        return list(
-            generator(self.seed, j, window, Stream.SAMPLING).integers(
-                0, self.n, (self.length, self.B)
-            )
-        )
+        random = generator(self.seed, j, window, Stream.SAMPLING)
+        return list(random.integers(0, self.n, (self.length, self.B)))
 
 
 class Block(Sampler):
@@ -72,9 +69,8 @@ class Block(Sampler):
     """
 
     def draw(self, j: int, window: int) -> list[Batch]:
-        starts = generator(self.seed, j, window, Stream.SAMPLING).integers(
-            0, self.n - self.B + 1, self.length
-        )
+        random = generator(self.seed, j, window, Stream.SAMPLING)
+        starts = random.integers(0, self.n - self.B + 1, self.length)
         return [slice(s, s + self.B) for s in starts.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""What is trained. `logistic.py` is the plain example; `network.py` trains torch modules.
+"""The problems that are trained: `logistic.py`, the simple example, and `network.py`, with torch.
 
 A problem of your own has the methods of `interfaces.Problem`.
 """

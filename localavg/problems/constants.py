@@ -1,14 +1,13 @@
-"""The constants of the papers' bounds, from the problem that runs were made on: ``localavg theory
---from-run FILE…``.
+"""The constants of the papers' bounds for a problem: ``localavg theory --from-run FILE…``.
 
-Logistic regression gives them exactly, up to the tolerances stated; for networks, and anything else
-that has a gradient, `sampled_constants` estimates them.
+Logistic regression gives them exactly, up to the tolerances stated. For networks, and any other
+problem with a gradient, `sampled_constants` estimates them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -19,66 +18,83 @@ from localavg.learner.sampling import IID
 from localavg.problems.logistic import Logistic
 from localavg.theory import Constants
 
-GAP = 1e-6  # how far above F* the minimiser may be
-BATCHES, TURNS = 8, 10  # of the estimate for networks: mini-batches, and turns of power iteration
+GAP = 1e-6
+"""largest F(w) − F* of the minimiser found"""
+BATCHES, TURNS = 8, 10
+"""mini-batches, and steps of power iteration, of the estimate for networks"""
+
+Batch = TypeVar("Batch")
 
 
 def logistic_constants(
     problem: Logistic, visited: Sequence[np.ndarray], delta: float
 ) -> tuple[Constants, dict[str, float]]:
-    """F_1 − F*, L, M, the PL constant and the bound on ‖∇F‖² of a logistic regression started at
-    zero weights.
+    """Compute the constants of a logistic regression that starts at zero weights.
 
-    visited: weights [d] that runs went through, beside the start and the minimiser; M and ‖∇F‖² are
-    the largest over all of them. The PL constant is λ, by which F is strongly convex. Second come
+    They are F_1 − F*, L, M, the PL constant and the bound on ‖∇F‖². visited: weights [d] that runs
+    went through, in addition to the start and the minimiser; M and ‖∇F‖² are the largest over all
+    of them. The PL constant is λ, with which F is strongly convex. The second value returned is
     what was found on the way: F1, Fstar, and gap, the certificate ‖∇F‖² / (2λ) ≥ F(w) − F* of the
-    minimiser found.
+    minimiser.
     """
-    from scipy.optimize import minimize
-
     if not problem.l2 > 0:
         raise UserError(
             "`from_run`: a run with `l2 = 0` has no strongly convex objective, so F* has no "
-            "certificate; give the "
-            "constants by hand"
+            "certificate; give the constants by hand"
         )
-
-    def F(w: np.ndarray) -> tuple[float, np.ndarray]:
-        loss, _, grad = problem.sums(
-            w.astype(np.float32), problem.data.train, 0, problem.n, gradient=True
-        )
-        return loss / problem.n + problem.l2 / 2 * (w @ w), grad / problem.n + problem.l2 * w
 
     start = np.zeros(problem.d)
-    gtol = (2 * problem.l2 * GAP / problem.d) ** 0.5  # of every component
-    best = minimize(
-        F,
-        start,
-        jac=True,
-        method="L-BFGS-B",
-        options={"gtol": gtol, "ftol": 0.0, "maxiter": 10_000, "maxcor": 30},
-    )
-    gap = float(best.jac @ best.jac) / (2 * problem.l2)
-    weights = [start, best.x, *visited]
-    gradients = [F(np.asarray(w, float))[1] for w in weights]
+    F1, _ = _objective(problem, start)
+    minimiser, Fstar, gradient = _minimised(problem, start)
+    weights = [start, minimiser, *visited]
+    gradients = [_objective(problem, np.asarray(w, float))[1] for w in weights]
     constants = Constants(
-        F1_minus_Fstar=F(start)[0] - best.fun,
+        F1_minus_Fstar=F1 - Fstar,
         L=problem.smoothness(),
         M=max(problem.gradient_variance(w) for w in weights),
         delta=delta,
         G2_max=max(float(g @ g) for g in gradients),
         mu_PL=problem.l2,
     )
-    return constants, {"F1": F(start)[0], "Fstar": float(best.fun), "gap": gap}
+    gap = float(gradient @ gradient) / (2 * problem.l2)
+    return constants, {"F1": F1, "Fstar": float(Fstar), "gap": gap}
+
+
+def _objective(problem: Logistic, w: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return F and its gradient [d] at w [d]."""
+    loss, _, grad = problem.sums(
+        w.astype(np.float32), problem.data.train, 0, problem.n, gradient=True
+    )
+    assert grad is not None
+    return loss / problem.n + problem.l2 / 2 * (w @ w), grad / problem.n + problem.l2 * w
+
+
+def _minimised(problem: Logistic, start: np.ndarray) -> tuple[np.ndarray, float, np.ndarray]:
+    """Return the minimiser of F [d], F and its gradient [d] there."""
+    from scipy.optimize import minimize
+
+    best = minimize(
+        lambda w: _objective(problem, w),
+        start,
+        jac=True,
+        method="L-BFGS-B",
+        options={
+            "gtol": (2 * problem.l2 * GAP / problem.d) ** 0.5,  # of every component
+            "ftol": 0.0,
+            "maxiter": 10_000,
+            "maxcor": 30,
+        },
+    )
+    return best.x, best.fun, best.jac
 
 
 def network_constants(
     problem: Problem, seed: int, B: int, visited: Sequence[np.ndarray], delta: float
 ) -> tuple[Constants, dict[str, float]]:
-    """The constants of a network, estimated at its initial weights and `visited` [d] on a few
-    mini-batches of plain images.
+    """Estimate the constants of a network on a few mini-batches of unchanged images.
 
-    Second come how many mini-batches and weights they rest on. The least loss is taken to be 0.
+    They are taken at the initial weights and at `visited` [d]. The least loss is taken to be 0. The
+    second value returned is the number of mini-batches and of weights that were used.
     """
     start = np.zeros(problem.d, np.float32)
     problem.initial_(start)
@@ -86,11 +102,9 @@ def network_constants(
     row = start.copy()
 
     def gradient(w: np.ndarray, batch: int) -> tuple[float, np.ndarray]:
-        row[:n], row[n:] = (
-            w,
-            start[n:],
-        )  # statistics do not matter to a gradient, and move with each
-        return problem.gradient_(row, feed(0, batch), out=g), g[:n].copy()
+        row[:n] = w
+        row[n:] = start[n:]  # each gradient updates the statistics, and none depends on them
+        return float(problem.gradient_(row, feed(0, batch), out=g)), g[:n].copy()
 
     feed = problem.feed(IID(problem.n, 1, B, seed), range(1), BATCHES)
     weights = [w[:n] for w in (start, *visited)]
@@ -101,23 +115,23 @@ def network_constants(
 
 
 def sampled_constants(
-    gradient: Callable[[np.ndarray, Any], tuple[float, np.ndarray]],
+    gradient: Callable[[np.ndarray, Batch], tuple[float, np.ndarray]],
     visited: Sequence[np.ndarray],
-    batches: Sequence[Any],
+    batches: Sequence[Batch],
     B: int,
     Fstar: float = 0.0,
     delta: float = 0.5,
     turns: int = 20,
 ) -> Constants:
-    """The constants of any differentiable problem, a network for one, estimated on a sample of
-    mini-batches of B examples.
+    """Estimate the constants of a differentiable problem from mini-batches of B examples.
 
     gradient(w, batch): the mini-batch loss at w [d] and its gradient [d]. visited: weights [d]
-    along a run, the first of them the start. F_1 is the mean loss there; Fstar the least that the
-    loss can be. M, the variance of one example's gradient, is B times that of mini-batches. L is
-    the largest curvature met: at each of `visited` the eigenvalue of the Hessian of the mean loss
-    largest in absolute value, by `turns` of power iteration on differences of gradients; a lower
-    bound of the Lipschitz constant. M, L and the bound on ‖∇F‖² are the largest over `visited`.
+    along a run, the first of them the start. F_1 is the mean loss at the start. Fstar: the least
+    possible loss. M, the variance of one example's gradient, is B times that of mini-batches. L is
+    the largest curvature found, a lower bound of the Lipschitz constant: at each of `visited` the
+    eigenvalue of the Hessian of the mean loss that is largest in absolute value, by `turns` steps
+    of power iteration on differences of gradients. M, L and the bound on ‖∇F‖² are the largest over
+    `visited`.
     """
     if len(batches) < 2:
         raise UserError(f"{len(batches)} mini-batches: a variance needs at least 2")

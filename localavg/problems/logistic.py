@@ -1,36 +1,35 @@
-"""ℓ2-regularised logistic regression, F(w) = (1/n) Σ log(1 + exp(−y_i x_i·w)) + (λ/2) ‖w‖², y_i =
-±1.
+"""ℓ2-regularised logistic regression, F(w) = (1/n) Σ log(1 + exp(−y_i x_i·w)) + (λ/2) ‖w‖².
 
-One code for NumPy and CuPy: `xp` is the array module that `data` lives in. With the margins m_i =
-y_i x_i·w and b_i = log(1 + exp(−m_i)), computed without overflow, the slope is σ(−m_i) = 1 −
-exp(−b_i): exact at both ends, |m| = 1e4 too.
+The labels are y_i = ±1. The code is the same for NumPy and CuPy: `xp` is the array module that
+`data` lives in. With the margins m_i = y_i x_i·w and b_i = log(1 + exp(−m_i)), computed without
+overflow, the slope is σ(−m_i) = 1 − exp(−b_i): exact at both ends, at |m| = 1e4 too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
+from localavg.interfaces import Array, Problem
 from localavg.learner.sampling import Batch, Sampler
 from localavg.parallel.device import on_host
-from localavg.problems import Problem
 
-Array = Any
-ROWS = 4096  # rows a step of an evaluation
+ROWS = 4096
+"""rows in one step of an evaluation"""
 
 
 class Logistic(Problem):
     """Logistic regression on a feature matrix with two classes.
 
-    data: the Dataset, arrays of `xp`; l2: λ. d is the number of features; there is no intercept, as
-    in lupa §6.
+    data: the Dataset, with arrays of `xp`; l2: λ. d is the number of features. There is no
+    intercept, as in lupa §6.
     """
 
-    def __init__(self, data: Dataset, l2: float, xp: Any = np) -> None:
+    def __init__(self, data: Dataset, l2: float, xp: ModuleType = np) -> None:
         if data.kind != "features":
             raise UserError(
                 f"`data = {data.name}`: logistic regression needs a feature matrix with two "
@@ -43,18 +42,19 @@ class Logistic(Problem):
         self._gathered: tuple[Array, Array] | None = None  # [B, d], [B]
 
     def initial_(self, w: Array) -> None:
-        """The starting point: zero weights."""
+        """Write the starting point into w [d]: zero weights."""
         w[...] = 0
 
     def feed(
         self, sampler: Sampler, learners: range, T: int
     ) -> Callable[[int, int], tuple[Array, Array]]:
-        """(j, t) → the examples of learner j for update t, as `fetch` gives them."""
+        """Return (j, t) → the examples of learner j for update t, as `fetch` returns them."""
         return lambda j, t: self.fetch(sampler.batch(j, t))
 
     def fetch(self, batch: Batch) -> tuple[Array, Array]:
-        """The examples x [B, d], y [B] of a batch: a view of consecutive rows, else a gather, valid
-        until the next call.
+        """Return the examples x [B, d], y [B] of a batch.
+
+        They are a view of consecutive rows, or else a gather that is valid until the next call.
         """
         if isinstance(batch, slice):
             return self.x[batch], self.y[batch]
@@ -63,18 +63,16 @@ class Logistic(Problem):
                 self.xp.empty((len(batch), self.d), self.x.dtype),
                 self.xp.empty(len(batch), self.y.dtype),
             )
-        x, y = self._gathered
-        xp, how = (
-            self.xp,
-            {"mode": "clip"} if self.xp is np else {},
-        )  # NumPy buffers `out` unless told; CuPy has no modes
+        xp, (x, y) = self.xp, self._gathered
+        how = {"mode": "clip"} if xp is np else {}  # else NumPy buffers `out`; CuPy has no modes
         if xp is not np and isinstance(batch, np.ndarray):
             batch = xp.asarray(batch)
         return xp.take(self.x, batch, axis=0, out=x, **how), xp.take(self.y, batch, out=y, **how)
 
-    def gradient_(self, w: Array, batch: tuple[Array, Array], out: Array) -> Array:
-        """The gradient of the mini-batch objective at w [d] into `out` [d]; returns that objective,
-        a scalar.
+    def gradient_(self, w: Array, batch: tuple[Array, Array], out: Array) -> float | Array:
+        """Write the gradient of the mini-batch objective at w [d] into `out` [d].
+
+        Return that objective, a scalar of the host or of the device.
         """
         xp, (x, y) = self.xp, batch
         m = x @ w  # [B]
@@ -91,16 +89,16 @@ class Logistic(Problem):
         return b.sum() / len(y) + 0.5 * (ridge @ w)
 
     def regulariser(self, w: Array) -> float:
-        """(λ/2) ‖w‖²."""
+        """Return (λ/2) ‖w‖²."""
         return 0.5 * self.l2 * float(w @ w)
 
     def sums(
         self, w: Array, split: Split, lo: int, hi: int, gradient: bool = False
     ) -> tuple[float, int, Array | None]:
-        """Over rows lo … hi − 1 of a split: the sum of the losses, the number classified right, the
-        sum of the gradients [d].
+        """Sum over rows lo … hi − 1 of a split.
 
-        Regularisation is left out; sums are kept in float64.
+        Return the sum of the losses, the number classified right, and the sum of the gradients [d]
+        (None unless `gradient`). Regularisation is left out. Sums are kept in float64.
         """
         xp, loss, right = self.xp, 0.0, 0
         total = xp.zeros(self.d) if gradient else None  # [d] float64
@@ -115,7 +113,7 @@ class Logistic(Problem):
         return loss, right, total
 
     def gradient_variance(self, w: Array) -> float:
-        """(1/n) Σ ‖∇f_i(w) − ∇F(w)‖² at w [d], the variance of a single example's gradient."""
+        """Return (1/n) Σ ‖∇f_i(w) − ∇F(w)‖² at w [d], the variance of one example's gradient."""
         xp, w = self.xp, self.xp.asarray(w, np.float32)
         square, total = 0.0, xp.zeros(self.d)  # [d] float64
         for i in range(0, self.n, ROWS):
@@ -127,8 +125,9 @@ class Logistic(Problem):
         return square / self.n - float(total @ total)
 
     def smoothness(self, tolerance: float = 1e-4) -> float:
-        """The Lipschitz constant of ∇F, λ_max(XᵀX) / (4n) + λ, to a relative `tolerance`, by
-        Lanczos iteration.
+        """Return the Lipschitz constant of ∇F, λ_max(XᵀX) / (4n) + λ.
+
+        λ_max comes from Lanczos iteration, to a relative `tolerance`.
         """
         from scipy.sparse.linalg import LinearOperator, eigsh
 
@@ -139,7 +138,7 @@ class Logistic(Problem):
                 v += (x @ u) @ x
             return on_host(v)
 
-        if self.d == 1:  # which Lanczos iteration refuses
+        if self.d == 1:  # Lanczos iteration does not take it
             return float(product(np.ones(1))[0]) / (4 * self.n) + self.l2
         square = LinearOperator((self.d, self.d), matvec=product, dtype=np.float64)
         start = np.random.default_rng(0).standard_normal(self.d)

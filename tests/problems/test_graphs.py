@@ -20,7 +20,7 @@ from localavg.datasets import Augment
 from localavg.errors import UserError
 from localavg.parallel.fleet import Fleet
 from localavg.problems import network
-from localavg.problems.graphs import LANES, WARM_UP, Graphs
+from localavg.problems.graphs import SIDES, WARM_UP, Graphs
 from localavg.problems.network import Network
 
 VIEWS = {
@@ -45,7 +45,7 @@ class Stream:
     queued next.
     """
 
-    def __init__(self, name="lane"):
+    def __init__(self, name="side"):
         self.name, self.clock = name, {self: 0}
 
     def wait_stream(self, other):
@@ -217,7 +217,7 @@ class Trained:
                 for j in range(L):
                     self.losses.append(net.gradient_(self.w[j], feed(j, t), out=g[j]))
                 if replayed:
-                    self.clocks.append([dict(lane.stream.clock) for lane in net._graphs.lanes])
+                    self.clocks.append([dict(side.stream.clock) for side in net._graphs.sides])
                 self.g.append(gradients.clone())
                 weights.sub_(gradients, alpha=0.05)
             self.losses = torch.stack(list(map(torch.as_tensor, self.losses))).tolist()
@@ -247,19 +247,19 @@ def test_replays_give_the_eager_gradients_losses_and_statistics(
 
 
 @pytest.mark.parametrize(
-    ("model", "L"), [("mlp", 1), ("mlp", 3), ("nin", 3), ("drawing", 3), ("mlp", LANES + 2)]
+    ("model", "L"), [("mlp", 1), ("mlp", 3), ("nin", 3), ("drawing", 3), ("mlp", SIDES + 2)]
 )
-def test_main_and_lanes_never_touch_memory_out_of_order(model, L, monkeypatch, drawing):
+def test_main_and_side_streams_never_touch_memory_out_of_order(model, L, monkeypatch, drawing):
     assert Trained(monkeypatch, model, L).gpu.races() == 0
 
 
 def test_learners_of_a_step_wait_for_the_step_before_and_not_for_each_other(monkeypatch):
     trained = Trained(monkeypatch, "mlp")
-    lanes = [lane.stream for lane in trained.network._graphs.lanes]
-    assert len(lanes) == 3 and len({g.pool for g in trained.gpu.graphs}) == 3
+    sides = [side.stream for side in trained.network._graphs.sides]
+    assert len(sides) == 3 and len({g.pool for g in trained.gpu.graphs}) == 3
     for before, now in zip(trained.clocks, trained.clocks[1:], strict=False):
-        for own, clock in zip(lanes, now, strict=True):
-            for k, other in enumerate(lanes):
+        for own, clock in zip(sides, now, strict=True):
+            for k, other in enumerate(sides):
                 assert clock[own] > before[k].get(own, 0)
                 assert other is own or clock[other] == before[k][other]
 
@@ -274,33 +274,33 @@ def test_the_stand_in_finds_a_wait_that_is_missing(broken, monkeypatch):
             Stream, "wait_stream", lambda self, other: other.name == "main" or waits(self, other)
         )
     elif broken == "order":
-        monkeypatch.setattr(Graphs, "_in_lane", in_lane_copying_late)
+        monkeypatch.setattr(Graphs, "_at_side", at_side_copying_late)
     else:
-        monkeypatch.setattr(Graphs, "_in_lane", in_lane_without_copying)
+        monkeypatch.setattr(Graphs, "_at_side", at_side_without_copying)
     assert Trained(monkeypatch, "mlp").gpu.races() > 0
 
 
-def in_lane_copying_late(self, learner, bound, x, y):
-    """Copies the batch after the lane has begun."""
-    learner.lane.stream.wait_stream(self.cuda.current_stream())
-    learner.x.copy_(x)
-    learner.y.copy_(y)
-    with self.cuda.stream(learner.lane.stream):
-        return bound.gradient_(learner.x, learner.y)
+def at_side_copying_late(self, capture, bound, x, y):
+    """Copies the batch after the side stream has begun."""
+    capture.side.stream.wait_stream(self.cuda.current_stream())
+    capture.x.copy_(x)
+    capture.y.copy_(y)
+    with self.cuda.stream(capture.side.stream):
+        return bound.gradient_(capture.x, capture.y)
 
 
-def in_lane_without_copying(self, learner, bound, x, y):
+def at_side_without_copying(self, capture, bound, x, y):
     """Reads the feed's buffers, which the next learner's batch overwrites."""
-    learner.lane.stream.wait_stream(self.cuda.current_stream())
-    with self.cuda.stream(learner.lane.stream):
+    capture.side.stream.wait_stream(self.cuda.current_stream())
+    with self.cuda.stream(capture.side.stream):
         return bound.gradient_(x, y)
 
 
-def test_a_network_that_draws_has_one_lane_and_its_graphs_one_pool(monkeypatch, drawing):
+def test_a_network_that_draws_has_one_side_stream_and_its_graphs_one_pool(monkeypatch, drawing):
     trained = Trained(monkeypatch, "drawing")
-    assert len(trained.network._graphs.lanes) == 1 and {g.pool for g in trained.gpu.graphs} == {1}
+    assert len(trained.network._graphs.sides) == 1 and {g.pool for g in trained.gpu.graphs} == {1}
     assert len({id(g.stream) for g in trained.gpu.graphs}) == 1
-    assert [len(Graphs(L, False, Gpu()).lanes) for L in (1, LANES, LANES + 1)] == [1, LANES, LANES]
+    assert [len(Graphs(L, False, Gpu()).sides) for L in (1, SIDES, SIDES + 1)] == [1, SIDES, SIDES]
 
 
 def test_dropout_of_a_replay_is_drawn_from_the_learner_and_the_update(monkeypatch, drawing):
