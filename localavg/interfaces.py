@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 Array: TypeAlias = "np.ndarray"  # NumPy's, or a GPU's by CuPy, which has the same methods
+Settings: TypeAlias = Mapping[str, Any]  # by name: numbers, text, bool, None and lists
 Batch: TypeAlias = Any  # a mini-batch: what a problem's feed gives and its gradient_ takes
 
 
@@ -125,6 +126,8 @@ class Problem(Protocol):
 
     def calibrate_(self, w: Array) -> None:
         """Make the averaged model w [d] ready to be evaluated; most problems do nothing."""
+        return None
 
     def close(self) -> None:
         """Release threads and files; called however training ended."""
+        return None

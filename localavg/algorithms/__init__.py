@@ -18,6 +18,7 @@ from localavg.algorithms.base import Algorithm
 from localavg.algorithms.center import Asynchronous
 from localavg.algorithms.parameters import Option, arguments, options_of
 from localavg.errors import UserError
+from localavg.interfaces import Settings
 
 ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "sgd": sync.sgd,  # all papers
@@ -52,13 +53,13 @@ def options(name: str) -> dict[str, Any]:
     return {option.name: option.default for option in declared(name).values()}
 
 
-def check(name: str, given: Mapping[str, Any]) -> None:
+def check(name: str, given: Settings) -> None:
     """Raise the UserError of `make` for anything that is wrong in a run of any length."""
     make(name, given, **LONG)
 
 
 def make(
-    name: str, given: Mapping[str, Any], T: int, epoch: float, P: int = 1, momentum: float = 0.9
+    name: str, given: Settings, T: int, epoch: float, P: int = 1, momentum: float = 0.9
 ) -> Any:
     """The Algorithm or Asynchronous `name` with the options `given` as on the command line, for T
     updates of P learners, `epoch` in an epoch.

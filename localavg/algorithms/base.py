@@ -7,12 +7,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from localavg.errors import bad
+from localavg.interfaces import Array, Transport
 from localavg.scope import Scope
-
-Array = Any
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,9 @@ class Average(ABC):
         """
 
     @abstractmethod
-    def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
+    def average_(
+        self, w: Array, scope: Scope, transport: Transport, variance: bool = False
+    ) -> float:
         """Average w [L, d] over `scope` in place. Returns S of the parameters if `variance` asks
         for it, else NaN.
         """
@@ -97,7 +97,9 @@ class Mean(Average):
     def start(self, w: Array, trained: int) -> None:
         self.trained = trained
 
-    def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
+    def average_(
+        self, w: Array, scope: Scope, transport: Transport, variance: bool = False
+    ) -> float:
         if not variance or self.trained in (None, w.shape[1]):
             return transport.mean_(w, scope, variance)
         S = transport.mean_(w[:, : self.trained], scope, variance)
@@ -115,7 +117,7 @@ class Exchange(ABC):
         """Take the numbers of the learners in this rank's rows, and the run's seed. Called once."""
 
     @abstractmethod
-    def exchange_(self, g: Array, t: int, transport: Any) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         """Exchange the gradients g [L, d] of update t in place."""
 
     def payload_bytes(self, d: int, L: int) -> int:
@@ -128,7 +130,7 @@ class Exchange(ABC):
 class NoExchange(Exchange):
     """Learners keep their gradients to themselves (every algorithm that averages weights)."""
 
-    def exchange_(self, g: Array, t: int, transport: Any) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         return
 
 

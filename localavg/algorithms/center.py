@@ -20,13 +20,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from localavg.errors import at_least
-
-Array = Any
+from localavg.interfaces import Array, Batch, Problem
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ class CenterRule(ABC):
 
     @abstractmethod
     def step_(
-        self, learner: CenterLearner, problem: Any, batch: Any, g: Array, gamma: float
+        self, learner: CenterLearner, problem: Problem, batch: Batch, g: Array, gamma: float
     ) -> float:
         """Make one local update with step size γ. Returns the loss; g [d] is scratch."""
 

@@ -7,11 +7,10 @@ Deep Networks. NIPS 2012, §4.1. A baseline of Zhou and Cong (kavg §4.1).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule
-
-Array = Any
+from localavg.interfaces import Array, Batch, Problem
 
 
 def downpour(
@@ -30,7 +29,7 @@ class Downpour(CenterRule):
     """
 
     def step_(
-        self, learner: CenterLearner, problem: Any, batch: Any, g: Array, gamma: float
+        self, learner: CenterLearner, problem: Problem, batch: Batch, g: Array, gamma: float
     ) -> float:
         """x_j ← x_j − γ ∇f(x_j); Δ ← Δ − γ ∇f(x_j)."""
         x, change, g_n = learner.w[: self.n], learner.message[: self.n], g[: self.n]

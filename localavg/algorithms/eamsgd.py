@@ -6,14 +6,13 @@ Algorithm 2, for any number of learners and servers. A baseline of Zhou and Cong
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule
 from localavg.errors import bad
-
-Array = Any
+from localavg.interfaces import Array, Batch, Problem
 
 
 def eamsgd(
@@ -57,7 +56,7 @@ class EAMSGD(CenterRule):
         return learner
 
     def step_(
-        self, learner: CenterLearner, problem: Any, batch: Any, g: Array, gamma: float
+        self, learner: CenterLearner, problem: Problem, batch: Batch, g: Array, gamma: float
     ) -> float:
         """v ← δ v − γ ∇f(x_j + δ v); x_j ← x_j + v (Nesterov)."""
         x, v, g_n = learner.message[: self.n], learner.v, g[: self.n]

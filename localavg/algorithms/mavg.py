@@ -7,16 +7,15 @@ Momentum. 2020, Algorithm 1; its statements have no numbers and stand as comment
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, Average, Mean, NoExchange
 from localavg.algorithms.kavg import Every
 from localavg.errors import bad
+from localavg.interfaces import Array, Transport
 from localavg.parallel import kernels
 from localavg.parallel.device import put_
 from localavg.scope import Scope
-
-Array = Any
 
 MU = "block momentum μ of the average of everyone, in [0, 1); 0: the plain mean"
 NESTEROV = "take block momentum in Nesterov's form"
@@ -60,7 +59,9 @@ class BlockMomentum(Mean):
         self.w_tilde = w[0, :trained].copy()  # [n] initialize w̃_1
         self.v = w[0, :trained] * 0  # [n] v ← 0
 
-    def average_(self, w: Array, scope: Scope, transport: Any, variance: bool = False) -> float:
+    def average_(
+        self, w: Array, scope: Scope, transport: Transport, variance: bool = False
+    ) -> float:
         S = super().average_(w, scope, transport, variance)  # a ← (1/P) Σ w_j, in every row
         if scope is not Scope.WORLD:
             return S

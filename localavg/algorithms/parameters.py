@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, get_args, get_type_hints
 
 from localavg.errors import bad, positive
+from localavg.interfaces import Settings
 
 FILLED_IN = {"P", "momentum"}  # settings of the run that a function may ask for, no options of it
 
@@ -92,7 +93,7 @@ def options_of(function: Callable) -> dict[str, Option]:
 
 
 def arguments(
-    function: Callable, given: Mapping[str, Any], T: int, epoch: float, run: Mapping[str, Any]
+    function: Callable, given: Settings, T: int, epoch: float, run: Settings
 ) -> dict[str, Any]:
     """The arguments of an algorithm's function: its options, `given` or by default, with lengths
     in updates, and what it asks for of the run.

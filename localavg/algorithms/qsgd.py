@@ -9,17 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never
 from localavg.errors import UserError
+from localavg.interfaces import Array, Transport
 from localavg.parallel.device import on_host, put_
 from localavg.scope import Scope
 from localavg.streams import Stream, generator
-
-Array = Any
 
 
 def qsgd(
@@ -58,7 +57,7 @@ class QuantisedGradient(Exchange):
     def payload_bytes(self, d: int, L: int) -> int:
         return L * (d + 4 * -(-d // self.bucket))
 
-    def exchange_(self, g: Array, t: int, transport: Any) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         d, device = g.shape[1], g
         g = on_host(device)  # quantised on the host
         sent = [

@@ -6,12 +6,9 @@ Equals `kavg` with K = 1 for SGD with or without momentum.
 
 from __future__ import annotations
 
-from typing import Any
-
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never, NoExchange
+from localavg.interfaces import Array, Transport
 from localavg.scope import Scope
-
-Array = Any
 
 
 def sgd() -> Algorithm:
@@ -29,5 +26,5 @@ class MeanGradient(Exchange):
 
     scope = Scope.WORLD
 
-    def exchange_(self, g: Array, t: int, transport: Any) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         transport.mean_(g, Scope.WORLD)

@@ -23,6 +23,7 @@ from localavg.attaching.checks import check, check_same
 from localavg.attaching.row import Row, averaged
 from localavg.attaching.state import TorchState
 from localavg.errors import UserError, check_choice
+from localavg.interfaces import Array, Settings
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import choose
 from localavg.scope import Scope
@@ -110,7 +111,7 @@ class Averager:
             if name not in tensors:
                 b.copy_(fleet.world.bcast(b))
         algorithm.exchange.start(fleet.learners, seed)
-        if algorithm.exchange.scope:
+        if algorithm.exchange.scope and optimizer is not None:
             self._gradients = Row(self._parameters, transport.zeros)
             optimizer.register_step_pre_hook(self._exchange)
         torch_state = TorchState(state, optimizer, self._parameters, fleet, transport.zeros)
@@ -196,7 +197,7 @@ class Averager:
             "combine": {name: torch.tensor(x) for name, x in average.items()},
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Settings) -> None:
         """Go on from `state`, that of an averager with the same algorithm."""
         self.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
@@ -215,8 +216,9 @@ class Averager:
     def _after(self, t: int, scope: Scope, S: float) -> None:
         self.variance = S
 
-    def _objective(self, t: int, w: Any) -> float:
+    def _objective(self, t: int, w: Array) -> float:
         """F at the weights that every learner's model has now, the average."""
+        assert self.objective is not None, "attach refuses such an algorithm without it"
         return self.fleet.world.allreduce(float(self.objective())) / self.fleet.P
 
     def _exchange(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:

@@ -40,11 +40,10 @@ def check(
             "attach: this algorithm exchanges gradients, steers by the step size or handles the "
             "optimiser's state; pass optimizer="
         )
-    if state == "reset" and optimizer.state:
+    if state == "reset" and optimizer is not None and optimizer.state:
         raise UserError(
             f"attach with state='reset': {type(optimizer).__name__} has a state already and may "
-            "not start "
-            f"without one; attach before its first step, or use keep or average"
+            "not start without one; attach before its first step, or use keep or average"
         )
     if objective is None and schedule.needs == "objective":
         raise UserError(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localavg.attaching.row import Row
+from localavg.interfaces import Array, Transport
 from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
 
@@ -26,9 +27,10 @@ class TorchState:
         optimizer: Optimizer | None,
         parameters: Mapping[str, Tensor],
         fleet: Fleet,
-        allocate: Callable,
+        allocate: Callable[[tuple[int, int]], Array],
     ) -> None:
-        self.policy, self.optimizer, self.parameters = policy, optimizer, parameters
+        self.policy, self.parameters = policy, parameters
+        self.state = None if optimizer is None else optimizer.state
         self.fleet, self.allocate = fleet, allocate
         self.rows: dict[str, Row] = {}  # by the state's key, once it is averaged
 
@@ -37,17 +39,18 @@ class TorchState:
         """The number of rows that are averaged with the weights."""
         return len(self.rows)
 
-    def at_average_(self, scope: Scope, transport: Any) -> None:
+    def at_average_(self, scope: Scope, transport: Transport) -> None:
         """Do what the policy says when the weights average over `scope`. Collective."""
         if self.policy == "average":
             self._average_(scope, transport)
-        elif self.policy == "reset":
+        elif self.policy == "reset" and self.state is not None:
             for p in self.parameters.values():
                 # The optimiser makes it anew, as at its first step.
-                self.optimizer.state.pop(p, None)
+                self.state.pop(p, None)
 
-    def _average_(self, scope: Scope, transport: Any) -> None:
-        states = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
+    def _average_(self, scope: Scope, transport: Transport) -> None:
+        assert self.state is not None, "attach refuses this policy without an optimiser"
+        states = {name: self.state.get(p, {}) for name, p in self.parameters.items()}
         shaped = {
             key
             for name, state in states.items()

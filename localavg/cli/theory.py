@@ -296,6 +296,7 @@ class Measured:
 def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[Measured]:
     """Measure the constants of every problem among the runs."""
     from localavg.problems.constants import logistic_constants, network_constants
+    from localavg.problems.logistic import Logistic
     from localavg.training.build import load_data, make_problem
 
     problems: dict[tuple[Any, ...], list[Run]] = {}
@@ -307,7 +308,7 @@ def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[Measured]
         # Images are taken as they are: the constants are those of one objective.
         c = replace(_settings(same[0], PROBLEM), no_augment=True)
         problem = make_problem(c, load_data(c, fleet), fleet)
-        if c.problem == "logistic":
+        if isinstance(problem, Logistic):
             title = f"{c.data}, λ = {c.l2:g}"
             constants, found = logistic_constants(problem, visited, delta)
         else:

@@ -10,7 +10,7 @@ import io
 import re
 from pathlib import Path, PurePosixPath
 from tarfile import TarFile, TarInfo
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -97,7 +97,8 @@ def _devkit(path: str | Path) -> Devkit:
             "give ILSVRC2012_devkit_t12.tar.gz"
         )
     try:
-        meta = scipy.io.loadmat(io.BytesIO(found["meta.mat"]), squeeze_me=True)
+        file: Any = io.BytesIO(found["meta.mat"])  # scipy-stubs want a path
+        meta = scipy.io.loadmat(file, squeeze_me=True)
         leaves = {
             int(s["ILSVRC2012_ID"]): (str(s["WNID"]), str(s["words"]))
             for s in np.atleast_1d(meta["synsets"])

@@ -80,10 +80,11 @@ def _read(path: Path, size: int, features: int | None, comm: Any, spool: Spool |
             more = writer.on_root(comm, partial(_take, spool, found, bar))
 
 
-def _take(spool: Spool, found: list[Block | UserError | None], bar: Any) -> bool:
+def _take(spool: Spool | None, found: list[Block | UserError | None], bar: Any) -> bool:
     """Append what the ranks found in a round up to a mistake, which is raised; tells whether there
     may be more.
     """
+    assert spool is not None, "only rank 0, which has the spool, takes"
     for block in found:
         if isinstance(block, UserError):
             raise block

@@ -8,9 +8,9 @@ import lzma
 import os
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
@@ -20,7 +20,11 @@ CHUNK_BYTES = 1 << 20
 LONGEST_LINE_BYTES = 16 << 20
 ENTRY = np.dtype([("index", "<i4"), ("value", "<f4")])
 """One stored feature of a row; index from 0."""
-COMPRESSED = {b"BZh": bz2.open, b"\xfd7zXZ\x00": lzma.open, b"\x1f\x8b": gzip.open}
+COMPRESSED: dict[bytes, Callable[..., Any]] = {
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\x00": lzma.open,
+    b"\x1f\x8b": gzip.open,
+}
 """How to open a file, by its first bytes."""
 RULE = "a line reads 'label index:value index:value …', indices from 1 and increasing"
 
@@ -64,7 +68,7 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
     head = file.read(8)
     file.seek(0)
     opener = next((COMPRESSED[magic] for magic in COMPRESSED if head.startswith(magic)), None)
-    return opener(file) if opener else file
+    return file if opener is None else opener(file)
 
 
 def _chunks(path: Path, text: BinaryIO, rank: int, ranks: int) -> Iterator[tuple[int, bytes]]:
@@ -101,7 +105,7 @@ def _line_at(path: Path, begin: int) -> int:
 
 
 def _parsed(path: Path, begin: int, text: bytes, features: int | None, position: int) -> Block:
-    from sklearn.datasets import load_svmlight_file
+    from sklearn.datasets import load_svmlight_file  # type: ignore[import-untyped]
 
     why = ""
     try:

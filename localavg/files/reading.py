@@ -71,13 +71,17 @@ def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None =
                 f"{path} has schema {attrs['schema']}, not {SCHEMA_VERSION}: use the version that "
                 "wrote it"
             )
+        tables: dict[str, Any] = {group: DataFrame(_read_table(file, group)) for group in SCHEMA}
+        vectors: dict[str, Any] = {
+            name: file[name][:] if weights and name in file else None for name in WEIGHTS
+        }
         return Run(
             path=Path(path),
             status=attrs["status"],
             config={RENAMED.get(k, k): value for k, value in _read_attrs(file["config"]).items()},
             provenance=_read_attrs(file["provenance"]),
-            **{group: DataFrame(_read_table(file, group)) for group in SCHEMA},
-            **{name: file[name][:] if weights and name in file else None for name in WEIGHTS},
+            **tables,
+            **vectors,
             attrs=attrs,
             rows=DataFrame(_read_table(file, bench)) if bench else None,
         )

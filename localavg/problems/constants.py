@@ -7,7 +7,8 @@ problem with a gradient, `sampled_constants` estimates them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -73,8 +74,9 @@ def _minimised(problem: Logistic, start: np.ndarray) -> tuple[np.ndarray, float,
     """Return the minimiser of F [d], F and its gradient [d] there."""
     from scipy.optimize import minimize
 
+    objective: Any = partial(_objective, problem)  # scipy-stubs do not know jac=True by name
     best = minimize(
-        lambda w: _objective(problem, w),
+        objective,
         start,
         jac=True,
         method="L-BFGS-B",

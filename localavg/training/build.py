@@ -21,7 +21,7 @@ from localavg.learner import optim, stepsizes
 from localavg.learner.flat import Flat
 from localavg.learner.sampling import SAMPLERS, Sampler
 from localavg.learner.stepsizes import StepSize
-from localavg.parallel.device import Cpu, choose_device, on_host, put_
+from localavg.parallel.device import Cpu, Cuda, choose_device, on_host, put_
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import choose
 from localavg.simulate import timing
@@ -30,6 +30,8 @@ from localavg.training.length import Length
 
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
+    from localavg.problems.logistic import Logistic
+    from localavg.problems.network import Network
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,8 +66,7 @@ def build(c: TrainConfig, fleet: Fleet, aware: Probe | None = None) -> Experimen
     aware: on rank 0, doctor's Probe of MPI on device memory, where the device is cuda. Raises
     UserError on all ranks for anything that cannot be run.
     """
-    # A wrong option is reported before data is read.
-    algorithms.make(c.algorithm, c.options, T=10**9, epoch=1e6)
+    algorithms.check(c.algorithm, c.options)  # before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(
             f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or `learners = 1` on "
@@ -162,7 +163,7 @@ def make_problem(
 ) -> Problem:
     """Make the problem that the settings call for, on the host if no device is given.
 
-    Raises UserError where data, --problem and --model do not go together, or torch cannot use the
+    Raises UserError where data, `problem` and `model` do not go together, or torch cannot use the
     device.
     """
     called_for = "network" if c.model or data.kind != "features" else "logistic"
@@ -171,7 +172,7 @@ def make_problem(
     return _network(c, data, fleet, device or Cpu())
 
 
-def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Problem:
+def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Logistic:
     from localavg.problems.logistic import Logistic
 
     if c.cuda_graphs:
@@ -179,17 +180,14 @@ def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Problem:
             f"`cuda_graphs`: `data = {c.data}` calls for logistic regression, which has no "
             "graphs; leave it out"
         )
-    if device.name == "cpu":
+    if not isinstance(device, Cuda):
         return Logistic(data, c.l2)
-    splits = {
-        name: s and Split(*map(device.holding, (s.x, s.y)))
-        for name in ("train", "test")
-        for s in [getattr(data, name)]
-    }
-    return Logistic(replace(data, **splits), c.l2, device.xp)
+    train = Split(device.holding(data.train.x), device.holding(data.train.y))
+    test = data.test and Split(device.holding(data.test.x), device.holding(data.test.y))
+    return Logistic(replace(data, train=train, test=test), c.l2, device.xp)
 
 
-def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Problem:
+def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Network:
     try:
         from localavg.problems.network import Network, set_up_torch
     except ImportError as e:

@@ -5,13 +5,13 @@ with those of an earlier run.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
 from localavg.config import TrainConfig
 from localavg.errors import check_choice
+from localavg.interfaces import Settings
 from localavg.models import MODELS
 
 TIMING = ("timing_from", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
@@ -27,7 +27,7 @@ FREE = {  # what makes no difference to the result
 }
 
 
-def read(given: Mapping[str, Any]) -> TrainConfig:
+def read(given: Settings) -> TrainConfig:
     """The settings of a run from those `given` by name, the algorithm's own options among them.
 
     Raises UserError for an unknown algorithm, an option that is not the algorithm's, a value that
@@ -55,7 +55,7 @@ def all_settings(c: TrainConfig) -> dict[str, Any]:
     return settings | algorithms.options(c.algorithm) | given
 
 
-def difference(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | None:
+def difference(asked: Settings, recorded: Settings) -> str | None:
     """The first setting in which a run file differs from what is asked, in words; None if it is the
     same run.
 
@@ -69,7 +69,7 @@ def difference(asked: Mapping[str, Any], recorded: Mapping[str, Any]) -> str | N
         if (
             want == have
             or (want is None and name in FILLED_IN)
-            or (name == "data" and os.path.abspath(want) == have)
+            or (name == "data" and os.path.abspath(str(want)) == have)
         ):
             continue
         return f"`{name}` is {have} there and {want} here"

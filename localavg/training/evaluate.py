@@ -109,7 +109,7 @@ class Evaluator:
         loss, right = sum(part[0] for part in found) / n, sum(part[1] for part in found) / n
         if not gradient:
             return loss, right, None
-        grads = {k: [part[2] for part in parts] for k, parts in mine.items()}
+        grads = {k: [part[2] for part in parts if part[2] is not None] for k, parts in mine.items()}
         if shares.in_order:
             return loss, right, sum(self._in_order(grads)) / n
         grad = np.asarray(on_host(sum(g for parts in grads.values() for g in parts)))  # [d] float64

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from mpi4py import MPI
 
 from localavg.interfaces import Device
+from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Task
 from localavg.training.checks import all_settings
@@ -63,6 +64,6 @@ def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, Any]:
 
 def gpus(fleet: Fleet, device: Device) -> dict[str, Any]:
     """/provenance: the host and PCI address of every rank's GPU, where there is one. Collective."""
-    if device.name == "cpu":
+    if not isinstance(device, Cuda):
         return {}
     return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]}

@@ -139,6 +139,8 @@ class Monitor:
         return text + (diagnosis if self.variance == "steps" else "")
 
     def _write(self, t: int, gamma: float, loss: float, wall_s: float) -> None:
+        if self.record is None or self.progress is None:
+            return
         samples = t * self.length.P * self.length.B
         compute, data, communicate, wait = self._split
         self.record.append(
@@ -192,6 +194,7 @@ class Monitor:
             )
         if self.record is not None:
             self.record.append("eval", t=t, epoch=t / self.length.epoch, wall_s=wall_s, **row)
+        if self.progress is not None:
             self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
         self.clock.lap("outside")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 from mpi4py import MPI
@@ -15,7 +16,7 @@ from localavg.files import checkpoint
 from localavg.files.checkpoint import Saved
 from localavg.files.hdf5 import set_aside
 from localavg.files.record import Record, Run, load, refuse_existing, stored
-from localavg.interfaces import Array
+from localavg.interfaces import Array, Settings
 from localavg.parallel.device import put_
 from localavg.parallel.fleet import Fleet
 from localavg.training.checks import FREE, all_settings, difference
@@ -44,7 +45,7 @@ class Start(NamedTuple):
 class Part(Protocol):
     """A part of a run whose state is saved."""
 
-    def state_dict(self) -> Mapping[str, Any]:
+    def state_dict(self) -> Settings:
         """Return the state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -69,8 +70,8 @@ def resume(
     c: TrainConfig,
     fleet: Fleet,
     before: Earlier,
-    config: Mapping[str, Any],
-    provenance: Mapping[str, Any],
+    config: Settings,
+    provenance: Settings,
     writes: bool,
     checkpoints: bool = True,
 ) -> Start:
@@ -110,13 +111,12 @@ def latest(c: TrainConfig, fleet: Fleet) -> Saved | None:
     folder = checkpoint.folder_of(c.path)
     for t in fleet.world.bcast(checkpoint.found(folder) if fleet.rank == 0 else None):
         try:
-            return fleet.together(
-                lambda t=t: checkpoint.read(folder, t, fleet.rank, fleet.learners)
-            )
+            return fleet.together(partial(checkpoint.read, folder, t, fleet.rank, fleet.learners))
         except UserError as e:
             if fleet.rank == 0:
                 print(f"localavg: {e}; going back to the one before", file=sys.stderr)
-            fleet.together(lambda t=t: checkpoint.put_aside(folder, t) if fleet.rank == 0 else None)
+            aside = partial(checkpoint.put_aside, folder, t)
+            fleet.together(aside if fleet.rank == 0 else lambda: None)
     return None
 
 
@@ -160,8 +160,10 @@ def _found(c: TrainConfig) -> Run | None:
     return found
 
 
-def _check_settings(path: str, run: Run | None, config: Mapping[str, Any]) -> None:
-    for name, value in config.items() if run is not None else ():
+def _check_settings(path: str, run: Run | None, config: Settings) -> None:
+    if run is None:
+        return
+    for name, value in config.items():
         was = run.config.get(name)
         if name not in FREE and was != stored(value):
             raise UserError(

@@ -5,9 +5,8 @@ happened.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from mpi4py import MPI
@@ -16,6 +15,7 @@ from localavg.config import TrainConfig, seconds
 from localavg.errors import FINISHED
 from localavg.files import checkpoint
 from localavg.files.record import Record
+from localavg.interfaces import Settings
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 from localavg.simulate.clock import Modelled, Synchronous, averages
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 def run(
     c: TrainConfig,
     world: MPI.Intracomm,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Settings | None = None,
     aware: Probe | None = None,
 ) -> int:
     """Train as `c` says, on the ranks of `world`; returns the exit status on all of them.
@@ -94,7 +94,8 @@ def watched(e: Experiment, file: Record | None) -> tuple[Monitor, Keeper]:
         e.problem, fleet.world, by_learner(fleet), examples=c.eval_examples, grad_norm=c.grad_norm
     )
     monitor = Monitor(fleet, e.transport, evaluator, rows, e.length, payload, c.variance)
-    steps = int(c.checkpoint_every) if (c.checkpoint_every or "").isdecimal() else None
+    every = c.checkpoint_every or ""
+    steps = int(every) if every.isdecimal() else None
     keeper = Keeper(
         fleet,
         file,

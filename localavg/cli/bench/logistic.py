@@ -29,6 +29,7 @@ def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) ->
     """
     task = load_task(_settings(data, B, steps), fleet, 1)
     problem = task.problem
+    assert isinstance(problem, Logistic)
     x, y, d = problem.x, problem.y, problem.d  # [n, d], [n]
     rows = [task.sampler.batch(0, t) for t in range(1, steps + 1)]
     recorded: list[float] = []

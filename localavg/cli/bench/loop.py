@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from localavg.files.record import Record
+from localavg.interfaces import Array
 from localavg.training.build import Experiment, Task, assemble
 from localavg.training.loop import train
 from localavg.training.run import watched
@@ -21,34 +22,36 @@ from localavg.training.run import watched
 def train_alone(e: Experiment) -> tuple[float, float]:
     """Train, and return the wall clock in seconds and the share of it that recording took."""
     with tempfile.TemporaryDirectory() as folder:
-        timed = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))
-        monitor, keeper = watched(e, timed)
-        monitor.progress = Timed(monitor.progress)
+        file: Any = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))
+        monitor, keeper = watched(e, file)
+        progress: Any = Timed(monitor.progress)
+        monitor.progress = progress
         train(e, monitor, keeper)
         wall_s = monitor.clock.wall_s
         e.problem.close()
-        return wall_s, (timed.seconds + monitor.progress.seconds) / wall_s
+        return wall_s, (file.seconds + progress.seconds) / wall_s
 
 
 def overhead(task: Task) -> dict[str, float]:
-    """What the loop takes an update beside taking rows, gradient and update, against np.add.
+    """Measure what an update costs in addition to its rows, gradient and update; and one np.add.
 
-    overhead_s: the rest of the wall clock, an update, in one run. add_s: one np.add of d float32,
-    timed after every update of that run, when the caches are as cold.
+    overhead_s: the rest of the wall clock of a run, per update. add_s: one np.add of d float32,
+    timed after every update of the same run, when the caches are as cold.
     """
     problem, parts, adding = task.problem, Seconds(), Seconds()
     x, y, z = (np.ones(problem.d, np.float32) for _ in range(3))  # [d]
-    shown = copy(problem)
+    shown: Any = copy(problem)  # its methods are replaced by timed ones
     shown.gradient_ = parts.timing(problem.gradient_)
     shown.feed = lambda *how: parts.timing(problem.feed(*how))
     e = assemble(replace(task, problem=shown))
-    update_, add = parts.timing(e.optimizer.update_), adding.timing(np.add)
+    optimizer: Any = e.optimizer
+    update_, add = parts.timing(optimizer.update_), adding.timing(np.add)
 
-    def update_and_add_(w: Any, g: Any, gamma: float) -> None:
+    def update_and_add_(w: Array, g: Array, gamma: float) -> None:
         update_(w, g, gamma)
         add(x, y, z)
 
-    e.optimizer.update_ = update_and_add_
+    optimizer.update_ = update_and_add_
     wall_s, _ = train_alone(e)
     rest_s = wall_s - parts.spent - adding.spent
     return {"overhead_s": rest_s / task.length.T, "add_s": adding.spent / task.length.T}

@@ -64,6 +64,7 @@ def bench_network(
         device=device.name,
     )
     problem = make_problem(c, data, fleet, device)
+    assert isinstance(problem, Network)
     task = task_of(c, fleet, fleet.P, device, problem)
     ways = {
         "ours": lambda: train_alone(assemble(task))[0],
@@ -77,7 +78,7 @@ def bench_network(
         {
             "problem": "network",
             "model": model,
-            "side": data.shape[0],
+            "side": data.image_shape[0],
             "batch_size": B,
             "precision": precision,
             "device": device.name,
@@ -106,7 +107,7 @@ def _random_images(side: int, B: int) -> Dataset:
 def _bare(problem: Network, sampler: Sampler, steps: int) -> float:
     """Time the loop that one would write by hand."""
     data = problem.data
-    model = models.make(problem.model, data.shape, len(data.classes)).to(problem.device)
+    model = models.make(problem.model, data.image_shape, len(data.classes)).to(problem.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=MOMENTUM, weight_decay=DECAY)
     x = torch.from_numpy(data.train.x).permute(0, 3, 1, 2).float().contiguous()  # [n, C, H, W]
     x = ((x - MEAN) / DEVIATION).to(problem.device)

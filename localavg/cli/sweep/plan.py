@@ -246,6 +246,6 @@ class _Reader:
         P = config.learners or 1
         count = fewest_ranks(P, self.ranks or (P if ranks == "learners" else int(ranks)))
         if algorithm in algorithms.ASYNCHRONOUS:
-            servers = (algorithms.options(algorithm) | config.options)["servers"]
+            servers = {**algorithms.options(algorithm), **config.options}["servers"]
             count = 1 if config.simulate else count + servers
         return _Run(algorithm, options, gridded, count, seed, words, given)

@@ -5,18 +5,20 @@ between them.
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING
 
 from localavg.errors import UserError
-from localavg.parallel.device import Cpu
+from localavg.interfaces import Device
+from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.shared import SharedMemory
 
-ON_HOST, ON_DEVICE = (
-    ("shared", "mpi"),
-    ("nccl", "cuda_aware", "staged"),
-)  # the first that can serve is taken
+if TYPE_CHECKING:
+    from localavg.parallel.probe import Probe
+
+# the first that can serve is taken
+ON_HOST, ON_DEVICE = ("shared", "mpi"), ("nccl", "cuda_aware", "staged")
 
 
 def _tightest(a: tuple[float, int], b: tuple[float, int]) -> tuple[float, int]:
@@ -28,8 +30,8 @@ def choose(
     fleet: Fleet,
     S: int | None,
     learner_bytes: int,
-    device: Cpu | None = None,
-    aware: Any = None,
+    device: Device | None = None,
+    aware: Probe | None = None,
 ) -> HostMPI:
     """The transport `name`; `auto` takes the first that can serve. Collective.
 
@@ -39,7 +41,7 @@ def choose(
     by default. aware: on rank 0, doctor's Probe of MPI on device memory. `why` of the result says
     what decided. Raises UserError where a transport that was asked for by name cannot serve.
     """
-    if device is not None and device.name == "cuda":
+    if isinstance(device, Cuda):
         return _on_device(name, fleet, S, device, aware)
     if name in ON_DEVICE:
         raise UserError(
@@ -66,7 +68,9 @@ def choose(
     return HostMPI(fleet, S, why=short)
 
 
-def _on_device(name: str, fleet: Fleet, S: int | None, device: Any, aware: Any) -> HostMPI:
+def _on_device(
+    name: str, fleet: Fleet, S: int | None, device: Cuda, aware: Probe | None
+) -> HostMPI:
     from localavg.parallel.transport import nccl
     from localavg.parallel.transport.cuda_aware import CudaAware
     from localavg.parallel.transport.staged import Staged
@@ -74,8 +78,7 @@ def _on_device(name: str, fleet: Fleet, S: int | None, device: Any, aware: Any) 
     if name in ON_HOST:
         raise UserError(
             f"`transport = {name}`: it averages the host's memory; with `device = cuda` use auto, "
-            "nccl, "
-            f"cuda_aware or staged"
+            "nccl, cuda_aware or staged"
         )
     works, found = fleet.world.bcast(
         (aware.works, aware.why) if aware is not None else (None, "not tried")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import perf_counter
 from typing import Any
 
-from localavg.interfaces import Array, Problem
+from localavg.interfaces import Array, Batch, Problem
 
 
 class Loop:
@@ -19,7 +19,7 @@ class Loop:
     def __init__(
         self,
         problem: Problem,
-        feed: Callable[[int, int], Any],
+        feed: Callable[[int, int], Batch],
         learners: range,
         book: Callable[[str, float], None],
     ) -> None:

@@ -5,17 +5,15 @@ way meanwhile.
 from __future__ import annotations
 
 from collections import deque
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from localavg.algorithms.center import CenterLearner
+from localavg.interfaces import Array
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.messages import APPLY, NOTE, Nap, Roles
 from localavg.training.stopwatch import Stopwatch
-
-Array = Any
 
 
 class Pending:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from localavg.algorithms.center import CenterLearner, CenterRule
+from localavg.interfaces import Array, Batch
 from localavg.problems import Problem
-
-Array = Any
 
 
 class Local:
@@ -22,7 +21,7 @@ class Local:
         self,
         rule: CenterRule,
         problem: Problem,
-        feed: Callable[[int, int], Any],
+        feed: Callable[[int, int], Batch],
         step_size: Callable[[int], float],
         T: int,
         g: Array,

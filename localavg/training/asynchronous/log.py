@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from localavg.files.record import Record
+from localavg.interfaces import Array
 from localavg.training.ending import Diverged
 from localavg.training.length import Length
 from localavg.training.progress import Progress
-
-Array = Any
 
 
 class Log:
@@ -95,7 +93,9 @@ class Log:
                 **split,
             )
             self.file.flush()
-            self.progress.step(self.t, loss, samples / max(self.wall_s, 1e-9))
+        if self.progress is not None:
+            rate = self.U * self.length.B / max(self.wall_s, 1e-9)
+            self.progress.step(self.t, loss, rate)
 
     def evaluated(self, U: int, wall_s: float, row: Mapping[str, float]) -> None:
         """Write the row of an evaluation of the center after U updates. Raises Diverged where the
@@ -109,6 +109,7 @@ class Log:
                 "eval", t=t, epoch=U / self.length.P / self.length.epoch, wall_s=wall_s, **row
             )
             self.file.flush()
+        if self.progress is not None:
             self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
 
     def summary(self) -> str:

@@ -6,11 +6,9 @@ servers, ends with the same bits, whether the other was measured or simulated.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from localavg.errors import UserError
 from localavg.files import record
+from localavg.interfaces import Settings
 from localavg.training.checks import FREE
 
 IDLE = FREE | {  # what makes no difference to the weights
@@ -33,7 +31,7 @@ IDLE = FREE | {  # what makes no difference to the weights
 }
 
 
-def order_of(path: str, settings: Mapping[str, Any], P: int, T: int, K: int) -> list[int]:
+def order_of(path: str, settings: Settings, P: int, T: int, K: int) -> list[int]:
     """Which learner exchanged with the servers, exchange by exchange, in the run file at `path`.
 
     Raises UserError for a run with other settings, or one that is not complete.

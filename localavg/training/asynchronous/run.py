@@ -8,7 +8,7 @@ simulated time there is one process.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from localavg import algorithms
 from localavg.algorithms.eamsgd import EAMSGD
 from localavg.config import TrainConfig
 from localavg.errors import FINISHED, UserError
-from localavg.interfaces import Array
+from localavg.interfaces import Array, Settings
 from localavg.learner.flat import Flat
 from localavg.parallel.fleet import Fleet
 from localavg.training import header
@@ -44,7 +44,7 @@ class Carrier(NamedTuple):
     why: str = "two-sided, between learners and servers"
 
 
-def run(c: TrainConfig, world: MPI.Intracomm, provenance: Mapping[str, Any] | None = None) -> int:
+def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None) -> int:
     """As `training.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
     if c.simulate and world.size > 1:
         raise UserError(
@@ -107,7 +107,7 @@ def _build(
     return task, Local(rule, problem, feed, task.step_size, T, scratch, clock.lap), flat.w[0]
 
 
-def _origin(task: Task, roles: Roles, provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, Any]:
     """/provenance, on the rank that writes. Collective."""
     carrier = Carrier("simulated" if task.timing else "messages")
     return {
@@ -170,7 +170,7 @@ def _filled_in(local: Local) -> dict[str, Any]:
     return {"alpha": local.rule.alpha} if isinstance(local.rule, EAMSGD) else {}
 
 
-def _order(c: TrainConfig, config: Mapping[str, Any], P: int, T: int, K: int) -> list[int] | None:
+def _order(c: TrainConfig, config: Settings, P: int, T: int, K: int) -> list[int] | None:
     """The order of arrival to keep, where one is asked for."""
     return order_of(c.replay, config, P, T, K) if c.replay else None
 

@@ -11,17 +11,15 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
 
 from localavg.algorithms.center import CenterRule
+from localavg.interfaces import Array
 from localavg.training.asynchronous.log import Log
 from localavg.training.asynchronous.messages import APPLY, END, KEEP, NOTE, REFUSE, Nap, Roles
 from localavg.training.ending import Diverged
-
-Array = Any
 
 
 class Server:

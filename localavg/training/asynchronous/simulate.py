@@ -5,14 +5,12 @@ machine would give.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
+from localavg.interfaces import Array
 from localavg.simulate.arrivals import exchanges
 from localavg.simulate.timing import Timing
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.log import Log
-
-Array = Any
 
 
 def simulate(
