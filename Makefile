@@ -50,9 +50,10 @@ test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of t
 	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 slurm-wlm munge libpmix-dev)
 	$(BIN)/python -m pytest -q -m root
 
-lint: .venv/test ## ruff: rules and format
+lint: .venv/test ## ruff (rules, format) and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(BIN)/python -m localavg bench train --problem logistic

@@ -10,7 +10,7 @@ command line takes some of them in epochs or as a fraction of the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 from localavg.algorithms import adpsgd, downpour, eamsgd, hieravg, kavg, lupa, mavg, qsgd, sync
