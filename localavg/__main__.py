@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import argparse
 import gc
-import math
 import os
 import sys
+import traceback
 from time import monotonic, sleep
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from localavg.cli import RANK, in_flags, prepare, rank, status, theory, train
+from localavg.cli import RANK, in_flags, launched, prepare, rank, status, theory, train, world
 from localavg.cli.bench import command as bench
 from localavg.cli.doctor import command as doctor
 from localavg.cli.sweep import command as sweep
-from localavg.errors import MISTAKE, UserError
+from localavg.errors import FAILED, MISTAKE, UserError
 
 PATIENCE_S = 60.0  # how long a rank that made a mistake waits for the others to end too
 
@@ -42,7 +42,11 @@ def parser() -> Parser:
 
 
 def main(argv: list[str] | None = None) -> NoReturn:
-    """Run one command and exit with its status; a user's mistake is one line on rank 0."""
+    """Run one command and exit with its status; a user's mistake is one line on rank 0.
+
+    The first rank that fails ends the job, before MPI has started too: some launchers wait for the
+    others for ever.
+    """
     if not any(name in os.environ for name in RANK):
         # otherwise Open MPI leaves a file in /dev/shm at every start without a launcher
         os.environ.setdefault("OMPI_MCA_btl", "self")
@@ -54,7 +58,23 @@ def main(argv: list[str] | None = None) -> NoReturn:
         mistake, code = f"localavg: {in_flags(str(e))}", MISTAKE
         if rank() == 0:
             print(mistake, file=sys.stderr, flush=True)
+    except Exception:
+        if (mpi := _mpi()) is None:
+            raise
+        traceback.print_exc()
+        mpi.COMM_WORLD.Abort(FAILED)
     _leave(code, mistake)
+
+
+def _mpi() -> Any:
+    """The module mpi4py.MPI where this is one rank of several, started if need be; else None."""
+    if not launched() or ((mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_finalized()):
+        return None
+    try:
+        world()
+    except UserError:  # there is no MPI here, which has been said
+        return None
+    return sys.modules["mpi4py.MPI"]
 
 
 def _leave(status: int, mistake: str) -> NoReturn:
@@ -62,15 +82,16 @@ def _leave(status: int, mistake: str) -> NoReturn:
 
     A rank whose mistake no other rank shares would wait for them for ever: it ends the job.
     """
-    if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
-        here, until = mpi.COMM_WORLD.Ibarrier(), monotonic() + (PATIENCE_S if mistake else math.inf)
-        while not here.Test():
+    if mistake and (mpi := _mpi()) is not None:
+        met, until = mpi.COMM_WORLD.Ibarrier(), monotonic() + PATIENCE_S
+        while not met.Test():
             if monotonic() > until:
                 print(
                     f"{mistake} (rank {rank()} alone; ending the job)", file=sys.stderr, flush=True
                 )
                 mpi.COMM_WORLD.Abort(status)
             sleep(1e-3)
+    if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
         mpi.Finalize()
     # the interpreter's last search for garbage in torch's modules would take a quarter of a second
     gc.freeze()

@@ -30,7 +30,7 @@ class TorchState:
         allocate: Callable[[tuple[int, int]], Array],
     ) -> None:
         self.policy, self.parameters = policy, parameters
-        self.state = None if optimizer is None else optimizer.state
+        self.optimizer = optimizer
         self.fleet, self.allocate = fleet, allocate
         self.rows: dict[str, Row] = {}  # by the state's key, once it is averaged
 
@@ -43,14 +43,14 @@ class TorchState:
         """Do what the policy says when the weights average over `scope`. Collective."""
         if self.policy == "average":
             self._average_(scope, transport)
-        elif self.policy == "reset" and self.state is not None:
+        elif self.policy == "reset" and self.optimizer is not None:
             for p in self.parameters.values():
                 # The optimiser makes it anew, as at its first step.
-                self.state.pop(p, None)
+                self.optimizer.state.pop(p, None)
 
     def _average_(self, scope: Scope, transport: Transport) -> None:
-        assert self.state is not None, "attach refuses this policy without an optimiser"
-        states = {name: self.state.get(p, {}) for name, p in self.parameters.items()}
+        assert self.optimizer is not None, "attach refuses this policy without an optimiser"
+        states = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
         shaped = {
             key
             for name, state in states.items()

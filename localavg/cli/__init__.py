@@ -23,6 +23,8 @@ Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 # environment variables with this process's rank, one a launcher
 RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
 
+SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_STEP_NUM_TASKS")
+
 
 def flag(setting: str) -> str:
     """A setting's name on the command line."""
@@ -41,6 +43,12 @@ def in_flags(message: str) -> str:
 def rank() -> int:
     """Return this process's rank from the launcher's environment, without MPI."""
     return next((int(os.environ[name]) for name in RANK if os.environ.get(name, "").isdigit()), 0)
+
+
+def launched() -> bool:
+    """Return whether a launcher started this process as one rank of several."""
+    sizes = [os.environ[name] for name in SIZE if os.environ.get(name, "").isdigit()]
+    return any(int(size) > 1 for size in sizes)
 
 
 def world() -> MPI.Intracomm:

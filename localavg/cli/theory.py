@@ -306,7 +306,8 @@ def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[Measured]
     for same in problems.values():
         visited = [run.weights for run in same if run.weights is not None]
         # Images are taken as they are: the constants are those of one objective.
-        c = replace(_settings(same[0], PROBLEM), no_augment=True)
+        c = _settings(same[0], PROBLEM)
+        c = c if c.problem == "logistic" else replace(c, no_augment=True)
         problem = make_problem(c, load_data(c, fleet), fleet)
         if isinstance(problem, Logistic):
             title = f"{c.data}, λ = {c.l2:g}"

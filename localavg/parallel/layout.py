@@ -102,7 +102,7 @@ class Layout:
     def clusters(self, S: int) -> list[range]:
         """The P / S clusters of S consecutive learners. Raises UserError for another S."""
         if S < 1 or self.P % S:
-            raise UserError(f"--S {S} with {self.P} learners: a cluster's size must divide P")
+            raise UserError(f"`S = {S}` with {self.P} learners: a cluster's size must divide P")
         return [range(j, j + S) for j in range(0, self.P, S)]
 
     # ------------------------------------------------------------------------------------- nodes

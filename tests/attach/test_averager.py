@@ -1046,11 +1046,11 @@ def mistakes(world):
 
 SAID = {
     "float64": "weight is torch.float64 on cpu; weights must be torch.float32 on the CPU",
-    "L": "2 learners a rank: a model is one learner; use as many learners as ranks",
-    "S": "--S .* a cluster's size must divide P",
+    "L": "ranks: a model is one learner; use as many learners as ranks",
+    "S": "`S = .* a cluster's size must divide P",
     **dict.fromkeys(("sync", "qsgd", "adpsgd", "average"), "pass optimizer="),
     "reset": "'reset': Adagrad has a state already .* use keep or average",
-    "state": "--state forget: must be one of keep, average, reset",
+    "state": "`state = forget`: must be one of keep, average, reset",
     "objective": "pass objective=, a function that returns it",
     "closure": "call backward.. first and step.. without a closure",
     "grown": "1.weight is new or has another shape now; attach when the model is complete",
@@ -1082,7 +1082,9 @@ EXAMPLE = ROOT / "jobs" / "examples" / "attach.py"
 def launch_lines():
     return [
         line.split()
-        for line in re.findall(r"^ +jobs/local/mpirun (.*)$", EXAMPLE.read_text(), re.MULTILINE)
+        for line in re.findall(
+            r"^ +jobs/local/mpirun (.*)$", EXAMPLE.read_text().replace("\\\\\n", ""), re.MULTILINE
+        )
     ]
 
 

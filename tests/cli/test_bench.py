@@ -76,6 +76,7 @@ MISTAKES = {
 def told(world, lines):
     """The exit status of each command line, or what is said of it; the same on every rank."""
     from localavg.__main__ import parser
+    from localavg.cli import in_flags
     from localavg.errors import UserError
 
     answers = []
@@ -84,7 +85,7 @@ def told(world, lines):
             args = parser().parse_args(["bench", *line.split()])
             answers.append(args.call(args))
         except UserError as e:
-            answers.append(str(e))
+            answers.append(in_flags(str(e)))
     return answers
 
 

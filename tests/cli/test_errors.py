@@ -348,7 +348,7 @@ def test_divergence_is_a_failed_run_with_status_1(tmp_path):
     assert (
         len(lines) == 1
         and "step 2 of learner 0" in lines[0]
-        and "--lr" in lines[0]
+        and "lower `lr`" in lines[0]
         and "1e+30" in lines[0]
     )
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr

@@ -212,7 +212,7 @@ only = "paper"
 K = false
 """
     a, b, c = sweep_of(tmp_path, text).runs
-    assert (a.given["own K"], a.given["lr"], b.given["own K"], c.given["own K"], c.given["lr"]) == (
+    assert (a.given["K"], a.given["lr"], b.given["K"], c.given["K"], c.given["lr"]) == (
         5,
         0.25,
         6,
@@ -465,19 +465,19 @@ def test_settings_are_compared_by_what_decides_the_result(tmp_path, monkeypatch)
     asked = sweep_of(tmp_path, SMALL).runs[0].asked
     recorded = {**asked, "learners": 2, "steps": 12, "d": 10, "transport": "mpi", "out": "x"}
     assert difference(asked, recorded) is None
-    assert "--lr is 9.0 there and 0.01 here" in difference(asked, {**recorded, "lr": 9.0})
-    assert "--K is 5 there and 1 here" in difference(asked, {**recorded, "K": 5})
+    assert "`lr` is 9.0 there and 0.01 here" in difference(asked, {**recorded, "lr": 9.0})
+    assert "`K` is 5 there and 1 here" in difference(asked, {**recorded, "K": 5})
     monkeypatch.chdir(tmp_path)
     common = {"algorithm": "kavg"}
     assert difference({**common, "data": "a.h5"}, {"data": str(tmp_path / "a.h5")}) is None
     assert difference({**common, "milestones": (1.0, 2.0)}, {"milestones": [1.0, 2.0]}) is None
     assert difference({**common, "learners": None}, {"learners": 4}) is None
-    assert "--shift is 368 there and None here" in difference(
+    assert "`shift` is 368 there and None here" in difference(
         {**common, "shift": None}, {"shift": 368}
     )
     elastic = {"algorithm": "eamsgd", "alpha": None}
     assert difference(elastic, {"alpha": 0.9 / 4, "learners": 4}) is None
-    assert "--alpha is 0.9 there" in difference(elastic, {"alpha": 0.9, "learners": 4})
+    assert "`alpha` is 0.9 there" in difference(elastic, {"alpha": 0.9, "learners": 4})
 
 
 # ------------------------------------------------------------------------------------------------ c

@@ -244,7 +244,7 @@ def test_a_transport_that_was_asked_for_is_taken_or_the_run_ends(chosen):
         kind, message = chosen[(*situation, name)]
         assert (
             kind == "error"
-            and message.startswith(f"--transport {name}: ")
+            and message.startswith(f"`transport = {name}`: ")
             and words in message
             and "\n" not in message
         )

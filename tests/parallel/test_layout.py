@@ -125,7 +125,7 @@ def test_fewer_learners_than_ranks_are_refused_with_both_remedies(P, ranks):
 
 @pytest.mark.parametrize("S", [0, -1, 2, 3, 5, 14])
 def test_clusters_that_do_not_divide_P_are_refused(S):
-    with pytest.raises(UserError, match=rf"--S {S} with 7 learners"):
+    with pytest.raises(UserError, match=f"`S = {S}` with 7 learners"):
         Layout(7, (0, 0)).clusters(S)
 
 

@@ -308,7 +308,7 @@ def test_learners_and_clusters_that_do_not_fit_are_refused_on_every_rank_alike()
     assert told[0] == told[1] == told[2]
     one, fewer, clusters, none, *fits = told[0]
     assert "1 learner on 3 ranks" in one and "2 learners on 3 ranks" in fewer
-    assert "--S 4 with 7 learners" in clusters and "--S 0" in none and fits == [None, None]
+    assert "`S = 4` with 7 learners" in clusters and "`S = 0`" in none and fits == [None, None]
 
 
 # --------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from localavg.__main__ import parser
+from localavg.cli import in_flags
 from localavg.errors import UserError
 
 
@@ -29,7 +30,9 @@ def command_lines(world, lines):
         except UserError as e:  # on all ranks alike
             statuses.append(2)
             if world.rank == 0:
-                print(f"localavg {' '.join(words)}: {e}", file=sys.stderr, flush=True)
+                print(
+                    f"localavg {' '.join(words)}: {in_flags(str(e))}", file=sys.stderr, flush=True
+                )
     return statuses
 
 

@@ -614,7 +614,7 @@ def test_a_run_that_diverges_has_failed_and_says_so(ranks, algorithm, tmp_path):
         ranks, "-m", "localavg", "train", algorithm, *DIVERGING, *how, "--out", tmp_path / "run.h5"
     )
     assert done.returncode == 1, done.stderr
-    assert "Traceback" not in done.stderr and "not finite; lower --lr (now 1e+38)" in done.stderr
+    assert "Traceback" not in done.stderr and "not finite; lower `lr` (now 1e+38)" in done.stderr
     found = record.load(tmp_path / "run.h5")
     assert found.status == "failed" and "not finite" in found.attrs["failure"]
     assert len(found.eval) >= 1 and len(found.staleness) >= 1
@@ -666,6 +666,7 @@ def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(w
 def told(world, lines, folder):
     """(status, line on stderr) of command lines in this process."""
     from localavg.__main__ import parser
+    from localavg.cli import in_flags
     from localavg.errors import UserError
 
     answers = []
@@ -675,7 +676,7 @@ def told(world, lines, folder):
                 args = parser().parse_args(["train", *words.split(), "--out", f"{folder}/{k}.h5"])
                 answers.append((args.call(args), err.getvalue()))
             except UserError as e:
-                answers.append((2, str(e)))
+                answers.append((2, in_flags(str(e))))
     return answers
 
 

@@ -130,7 +130,11 @@ BODIES = {  # what goes wrong on rank 1 alone, the other goes on: (code, words o
         "rank 1 failed; ending the job",
         1,
     ),
-    "a mistake before MPI": ("raise UserError('`lr = 3`: no')", "", 2),
+    "a mistake before MPI": (
+        "raise UserError('`lr = 3`: no')",
+        "localavg: --lr 3: no (rank 1 alone; ending the job)",
+        2,
+    ),
     "a mistake under MPI": (
         "train.world(); raise UserError('`lr = 3`: no')",
         "localavg: --lr 3: no (rank 1 alone; ending the job)",
