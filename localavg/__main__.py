@@ -9,7 +9,6 @@ import argparse
 import gc
 import os
 import sys
-import traceback
 from time import monotonic, sleep
 from typing import Any, NoReturn
 
@@ -59,10 +58,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
         if rank() == 0:
             print(mistake, file=sys.stderr, flush=True)
     except Exception:
-        if (mpi := _mpi()) is None:
+        if _mpi() is None:
             raise
-        traceback.print_exc()
-        mpi.COMM_WORLD.Abort(FAILED)
+        sys.excepthook(*sys.exc_info())  # which ends the job
+        code = FAILED
     _leave(code, mistake)
 
 

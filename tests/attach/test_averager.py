@@ -1026,7 +1026,7 @@ def mistakes(world):
     adpsgd, loss = localavg.adpsgd(Ks=25), localavg.adalupa(tau0=5, rule="loss")
     made = {
         "float64": lambda: attach(localavg.kavg(), nn.Linear(D, C).double() if last else nn.Linear(D, C)),
-        "L": lambda: attach(localavg.kavg(), fleet=localavg.Fleet(world, 2 * world.size)),
+        "L": lambda: attach(localavg.kavg(), fleet=localavg.Fleet(world, world.size + 1)),
         "S": lambda: attach(localavg.hieravg(S=world.size + 1)),
         "sync": lambda: attach(localavg.sync(), optimiser=None),
         "qsgd": lambda: attach(localavg.qsgd(), optimiser=None),

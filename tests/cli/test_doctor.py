@@ -457,20 +457,19 @@ def test_one_rank_outside_any_job(tmp_path):
     [("openmpi", "Open", []), ("mpich", "MPICH", ["--ranks-per-node", "1"])],
 )
 def test_two_ranks(mpi, library, more):
-    done = run(
-        2, "-m", "localavg", "doctor", *more, mpi=mpi, env={**QUIET, "OMP_NUM_THREADS": "999"}
-    )
+    words = ("-m", "localavg", "doctor", "--learners", "3", *more)
+    done = run(2, *words, mpi=mpi, env={**QUIET, "OMP_NUM_THREADS": "999"})
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
     assert found["MPI library"].startswith(library) and found["thread level"] == "multiple"
-    assert found["Allreduce"] == found["mean"] == "exact"
+    assert found["Allreduce"] == found["mean"] == "exact" and found["size"].endswith("3 learners")
     if more:
         assert found["size"].startswith("2 ranks, 2 nodes, 1 machine") and found["link"].endswith(
             "GB/s each way"
         )
     else:
         assert found["size"].startswith("2 ranks, 1 node,") and found["link"] == "unknown: one node"
-        assert "GB needed" in found["/dev/shm"] and found["transport"].startswith("shared: ")
+        assert "0.61 GB needed" in found["/dev/shm"] and found["transport"].startswith("shared: ")
     assert ("warning", "OMP_NUM_THREADS=999") in [
         (kind, what.partition(",")[0]) for kind, what, _ in told(done.stdout)
     ]
