@@ -36,8 +36,12 @@ paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' 
 	jobs/local/sweep || test $$? = 1
 	$(BIN)/python analysis --all
 
-check: lint      ## ruff, and the tests that launch no MPI (under 90 seconds after set-up)
-	$(BIN)/python -m pytest -q -m 'not root and not long' --no-launch
+CHECK := $(BIN)/python -m pytest -q -m 'not root and not long' --no-launch
+check: lint      ## make lint, and the tests that launch no MPI, on two cores (under 90 seconds after set-up)
+	mkdir -p .pytest_cache
+	$(CHECK) tests/analysis tests/cli > .pytest_cache/first 2>&1 & first=$$!; \
+	$(CHECK) --ignore tests/analysis --ignore tests/cli; rest=$$?; \
+	wait $$first; first=$$?; cat .pytest_cache/first; exit $$((first | rest))
 
 test: .venv/test .mpich ## the tests (set-up included)
 	$(BIN)/python -m pytest -q -m 'not root and not long'

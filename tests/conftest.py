@@ -7,6 +7,7 @@ import threading
 import pytest
 from mpi import NO_LAUNCH
 from samples import write
+from threadpoolctl import threadpool_limits
 
 
 def pytest_addoption(parser):
@@ -16,6 +17,15 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     if config.getoption("--no-launch"):
         os.environ[NO_LAUNCH] = "1"
+
+
+def pytest_collection_finish():
+    """Use one thread in this process: several wait for each other in loops, which takes minutes
+    on cores that have other work.
+    """
+    threadpool_limits(1)
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

