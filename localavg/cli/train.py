@@ -5,6 +5,7 @@ algorithm's function.
 from __future__ import annotations
 
 import argparse
+import sys
 import textwrap
 from collections.abc import Mapping
 from dataclasses import Field, fields
@@ -13,7 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from localavg import algorithms
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
-from localavg.cli import flag, rank, world
+from localavg.cli import flag, in_flags, rank, world
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.training import checks
@@ -161,4 +162,8 @@ def _train(args: argparse.Namespace) -> int:
     else:
         from localavg.training.run import run
 
-    return run(config, here, origin, **how)
+    outcome = run(config, here, origin, **how)
+    if outcome.text:
+        print(in_flags(outcome.text), file=sys.stderr)
+        print(config.path, flush=True)
+    return outcome.status

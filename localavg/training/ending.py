@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mpi4py import MPI
 
@@ -20,6 +20,15 @@ class Diverged(Exception):
 
 class Interrupted(Exception):
     """The run was told to stop and is saved; raised on every rank alike."""
+
+
+class Outcome(NamedTuple):
+    """What a run returns on every rank."""
+
+    status: int
+    """exit status"""
+    text: str
+    """how it went, on the rank that writes the run file; "" elsewhere"""
 
 
 class Closed(Protocol):

@@ -21,7 +21,7 @@ from localavg.parallel.fleet import Fleet
 from localavg.simulate.clock import Modelled, Synchronous, averages
 from localavg.training import header
 from localavg.training.build import Experiment, build
-from localavg.training.ending import ended
+from localavg.training.ending import Outcome, ended
 from localavg.training.evaluate import Evaluator, by_learner
 from localavg.training.keeper import Keeper
 from localavg.training.loop import train
@@ -38,8 +38,8 @@ def run(
     world: MPI.Intracomm,
     provenance: Settings | None = None,
     aware: Probe | None = None,
-) -> int:
-    """Train as `c` says, on the ranks of `world`; returns the exit status on all of them.
+) -> Outcome:
+    """Train as `c` says, on the ranks of `world`.
 
     provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
     aware: on rank 0, doctor's Probe of MPI on device memory, where the device is cuda. Raises
@@ -49,7 +49,7 @@ def run(
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     before = earlier(c, fleet, writes=world.rank == 0)
     if before.finished:
-        return FINISHED
+        return Outcome(FINISHED, "")
 
     # 2. Build the pieces.
     e = build(c, fleet, aware)
@@ -70,14 +70,13 @@ def run(
         )
 
     # 5. End.
-    if start.file is not None:
-        modelled = "; times in the run file are modelled" if e.timing else ""
-        took = f"{c.algorithm}: {e.length.T} updates of {fleet.P} learners in "
-        print(why or f"{took}{monitor.summary()}{modelled}", file=sys.stderr)
-        print(c.path, flush=True)
-        if status == FINISHED:
-            checkpoint.remove(keeper.folder)
-    return status
+    if start.file is None:
+        return Outcome(status, "")
+    if status == FINISHED:
+        checkpoint.remove(keeper.folder)
+    modelled = "; times in the run file are modelled" if e.timing else ""
+    took = f"{c.algorithm}: {e.length.T} updates of {fleet.P} learners in "
+    return Outcome(status, why or f"{took}{monitor.summary()}{modelled}")
 
 
 def watched(e: Experiment, file: Record | None) -> tuple[Monitor, Keeper]:
@@ -122,6 +121,6 @@ def _warn_never_steered(e: Experiment) -> None:
     if after >= T and e.fleet.rank == 0:
         print(
             f"localavg: {e.config.algorithm}'s warm-up and sampling take {after} updates of {T}: "
-            "its period is never steered; train for longer, or lower `warmup` and `Ks`",
+            "its period is never steered; train for longer, or lower warmup and Ks",
             file=sys.stderr,
         )

@@ -485,7 +485,7 @@ def trained(world, data, folder):
                 "choose_device",
                 lambda name, fleet: Cpu() if name == "cpu" else device_of(fleet),
             ):
-                status = module.run(c, world)
+                status = module.run(c, world).status
             if world.rank == 0:
                 run = record.load(path)
                 answers[name, device] = (
@@ -563,7 +563,7 @@ def stopped_and_resumed(world, data, folder):
             log_every=5,
             **more,
         )
-        return module.run(c, world)
+        return module.run(c, world).status
 
     with (
         mock.patch.object(build, "choose_device", lambda name, fleet: device_of(fleet)),

@@ -452,7 +452,7 @@ def whole_runs(world, folder):
                     update_(self, w, g, gamma),
                 ),
             )
-            assert run(c, world) == 0
+            assert run(c, world).status == 0
         found = record.load(c.out)
         answers.append(
             (

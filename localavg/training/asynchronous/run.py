@@ -7,7 +7,6 @@ simulated time there is one process.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from localavg.training.asynchronous.replay import order_of
 from localavg.training.asynchronous.server import FirstServer, Server
 from localavg.training.asynchronous.simulate import simulate
 from localavg.training.build import Task, load_task, start_equal_
-from localavg.training.ending import Diverged, ended
+from localavg.training.ending import Diverged, Outcome, ended
 from localavg.training.evaluate import Evaluator, by_rank
 from localavg.training.resume import earlier, resume
 from localavg.training.stopwatch import Stopwatch
@@ -44,8 +43,8 @@ class Carrier(NamedTuple):
     why: str = "two-sided, between learners and servers"
 
 
-def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None) -> int:
-    """As `training.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
+def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None) -> Outcome:
+    """Train as `training.run.run` does, with an algorithm of `algorithms.ASYNCHRONOUS`."""
     if c.simulate and world.size > 1:
         raise UserError(
             f"`simulate` on {world.size} ranks: {c.algorithm} in simulated time is one process; "
@@ -57,7 +56,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
     writes = c.simulate or roles.first
     before = earlier(c, fleet, writes)
     if before.finished:
-        return FINISHED
+        return Outcome(FINISHED, "")
 
     # 2. Build the pieces.
     clock = Stopwatch()
@@ -81,12 +80,9 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
     roles.free()
 
     # 5. End.
-    if file is not None:
-        took = f"{'modelled ' * bool(task.timing)}{log.summary()}"
-        done = f"{c.algorithm}: {local.T} updates of {roles.P} learners in {took}"
-        print(why or done, file=sys.stderr)
-        print(c.path, flush=True)
-    return status
+    took = f"{'modelled ' * bool(task.timing)}{log.summary()}"
+    done = f"{c.algorithm}: {local.T} updates of {roles.P} learners in {took}"
+    return Outcome(status, "" if file is None else why or done)
 
 
 def _build(
