@@ -370,7 +370,7 @@ def test_what_is_no_archive_or_not_there_is_told_apart(tmp_path):
     )
     refused("Is a directory", lambda: prepare_cifar10(tmp_path, tmp_path / "c.h5"), tmp_path)
     archive = binary_archive(tmp_path, planes())
-    refused("folder of --out", lambda: prepare_cifar10(archive, tmp_path / "no" / "c.h5"), tmp_path)
+    refused("folder of `out", lambda: prepare_cifar10(archive, tmp_path / "no" / "c.h5"), tmp_path)
     refused(
         "--shuffle -1", lambda: prepare_cifar10(archive, tmp_path / "c.h5", shuffle=-1), tmp_path
     )
@@ -564,7 +564,7 @@ def test_another_number_of_pictures_must_be_meant(tmp_path, monkeypatch):
     monkeypatch.setattr(imagenet, "COUNTS", {"train": 8, "test": 5})
     train_tar(tmp_path), val_tar(tmp_path), devkit(tmp_path)
     refused(
-        "train.tar has 7 pictures, not the 8 of ILSVRC2012.*--any-count",
+        "train.tar has 7 pictures, not the 8 of ILSVRC2012.*`any_count`",
         lambda: prepare(tmp_path),
         tmp_path,
     )
@@ -799,7 +799,7 @@ def test_a_wrong_folder_is_named(tmp_path):
         lambda: prepare_folder(train, out),
         tmp_path,
     )
-    refused("--size 0", lambda: prepare_folder(train, out, size=0), tmp_path)
+    refused("`size = 0`", lambda: prepare_folder(train, out, size=0), tmp_path)
     refused("--shuffle -2", lambda: prepare_folder(train, out, shuffle=-2), tmp_path)
     nothing = folder_of(tmp_path / "nothing", {})
     nothing.mkdir()

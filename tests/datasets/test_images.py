@@ -127,7 +127,7 @@ def test_missing_digits_are_one_line_with_a_remedy(package, tmp_path, monkeypatc
     )
     with pytest.raises(
         UserError,
-        match=r"--data digits: .*digits\.csv\.gz is not found; .*pip install.*scikit-learn",
+        match=r"`data = digits`: .*digits\.csv\.gz is not found; .*pip install.*scikit-learn",
     ):
         load("digits", Fleet())
 
@@ -408,7 +408,7 @@ def test_examples_have_their_channels_last():
 
 def test_a_feature_matrix_is_refused():
     data = load("epsilon-like:8x3", Fleet())
-    with pytest.raises(UserError, match=r"epsilon-like:8x3: .*not features.*digits"):
+    with pytest.raises(UserError, match=r"epsilon-like:8x3`: .*not features.*digits"):
         feed.make_feed(data, None, 0, range(1), 1)
 
 

@@ -404,7 +404,7 @@ def refused(world):
 
 def test_data_of_logistic_regression_has_no_graphs():
     assert call(1, refused)[0].startswith(
-        "--cuda-graphs: --data epsilon-like:60x5 calls for logistic regression"
+        "`cuda_graphs`: `data = epsilon-like:60x5` calls for logistic regression"
     )
 
 
@@ -419,7 +419,7 @@ def whole_runs(world, folder):
     from localavg.learner import optim
     from localavg.training.run import run
 
-    answers, update_ = [], optim.SGD.update_
+    answers, update_ = [], optim.Optimizer.update_
     for replayed in (False, True):
         c = TrainConfig(
             algorithm="mavg",
@@ -445,7 +445,7 @@ def whole_runs(world, folder):
             )
             patch.setattr(network, "Graphs", partial(Graphs, cuda=gpu))
             patch.setattr(
-                optim.SGD,
+                optim.Optimizer,
                 "update_",
                 lambda self, w, g, gamma, gpu=gpu: (
                     gpu.touch([], [torch.from_numpy(w), torch.from_numpy(g)]),

@@ -334,21 +334,22 @@ def test_a_period_of_one_is_synchronous_sgd(short, name):
 
 
 def rows_at_the_end(world, line, out):
-    """Every learner's row of this rank when a run's loop is through, and how much of it is
-    trained.
+    """Every learner's row of this rank after the last average, before the run's end makes them
+    equal, and how much of it is trained.
     """
     from localavg.__main__ import parser
-    from localavg.training import run
+    from localavg.training.averaging import Averaging
 
-    rows, train = [], run.train
+    rows, finish_ = [], Averaging.finish_
 
-    def watched(problem, flat, *args, **named):
-        train(problem, flat, *args, **named)
-        rows.append((flat.w.copy(), flat.d_trained))
+    def watched(self):
+        rows.append((self.flat.w.copy(), self.flat.d_trained))
+        return finish_(self)
 
-    run.train = watched
+    Averaging.finish_ = watched
     args = parser().parse_args(["train", *line.split(), "--out", out])
     assert args.call(args) == 0
+    Averaging.finish_ = finish_
     return rows[0]
 
 
@@ -383,15 +384,16 @@ def rows_that_steer(world, out):
 
     seen, train = [], run.train
 
-    def watched(problem, flat, algorithm, *args, **named):
-        observe = algorithm.schedule.observe
+    def watched(e, *args):
+        flat, schedule = e.flat, e.algorithm.schedule
+        observe = schedule.observe
 
         def noted(t, value, gamma):
             observe(t, value, gamma)
-            seen.append((t, value, flat.w.copy(), flat.d_trained, algorithm.schedule.due))
+            seen.append((t, value, flat.w.copy(), flat.d_trained, schedule.due))
 
-        algorithm.schedule.observe = noted
-        train(problem, flat, algorithm, *args, **named)
+        schedule.observe = noted
+        train(e, *args)
 
     run.train = watched
     args = parser().parse_args(["train", *STEERED.split(), "--out", out])
