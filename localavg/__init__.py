@@ -1,14 +1,14 @@
 """SGD with local updates and periodic averaging over MPI.
 
-    Fleet                   the learners over the ranks of a communicator
-    attach                  average the models of your own torch loop
-    kavg, mavg, adpsgd, …   what `attach` does: every synchronous algorithm of localavg.algorithms;
-                            lengths are numbers of local updates
-    load                    a run file as pandas DataFrames
-    UserError               a mistake in what was asked for
+    Fleet                   the learners on the ranks of a communicator
+    attach                  averages the models of your own torch loop
+    kavg, mavg, adpsgd, …   the algorithms for `attach`: all synchronous ones of
+                            localavg.algorithms; lengths are numbers of local updates
+    load                    reads a run file as pandas DataFrames
+    UserError               a mistake in a call, setting or file of the user
 
-Importing the package loads neither MPI, torch, CuPy, h5py nor NumPy: a name is looked up in its
-module when it is first used.
+Importing the package does not import MPI, torch, CuPy, h5py or NumPy: a module is imported when
+one of its names is first used.
 """
 
 from importlib import import_module

@@ -1,8 +1,8 @@
-"""The settings of a training run: a frozen dataclass, a sentence of help at every field. Standard
-library only.
+"""The settings of a training run: a frozen dataclass with a help text at every field.
 
-The command line is made from these fields, and the run file stores them, so a setting is named
-once. A field says itself where its option has an effect (`only_with`, `not_with`).
+The command line is made from these fields, and the run file stores them, so every setting has one
+name. The rules at a field say where its option has an effect (`only_with`, `not_with`). This file
+imports the standard library only.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
 @dataclass(frozen=True)
 class Rule:
-    """Where an option has an effect: with one of these `values` of another setting, or with any but
-    these where it is `inverted`; without values, with any but None, False, 0 and the like.
+    """Where an option has an effect: with one of these `values` of another `setting`.
 
-    value: the rule is about this value of the option alone. or_algorithm: under which the option
-    has an effect in any case. because: what to tell of the other setting's value. lenient: the
-    option may be given at its default.
+    inverted: with any value but these. Without `values`: with any value but None, False, 0 and the
+    like. value: the rule is about this value of the option alone. or_algorithm: an algorithm with
+    which the option has an effect in any case. because: what the error adds about the other
+    setting's value. lenient: whether the option may be given at its default.
     """
 
     setting: str
@@ -44,7 +44,7 @@ class Rule:
     lenient: bool = False
 
     def broken(self, c: TrainConfig, value: Any, is_default: bool) -> bool:
-        """Whether the option with this value does nothing under the settings c."""
+        """Return whether the option with this value has no effect under the settings c."""
         if (self.lenient and is_default) or self.value not in (None, value):
             return False
         if c.algorithm == self.or_algorithm:
@@ -54,7 +54,7 @@ class Rule:
         return not allowed
 
     def error(self, c: TrainConfig, name: str, value: Any) -> UserError:
-        """What is wrong with the option under the settings c, and what to do."""
+        """Make the error: what is wrong with the option under the settings c, and what to do."""
         beside = getattr(c, self.setting)
         if self.setting == "algorithm":
             beside = c.algorithm
@@ -74,17 +74,17 @@ class Rule:
 
 
 def only_with(setting: str, *values: Any, **more: Any) -> Rule:
-    """The rule of an option that needs one of these values of another setting."""
+    """Make the rule of an option that needs one of these values of another setting."""
     return Rule(setting, values, **more)
 
 
 def not_with(setting: str, *values: Any, **more: Any) -> Rule:
-    """The rule of an option that does nothing beside these values of another setting."""
+    """Make the rule of an option that has no effect with these values of another setting."""
     return Rule(setting, values, inverted=True, **more)
 
 
 def said(name: str, value: Any) -> str:
-    """A setting and its value as errors write them."""
+    """Return a setting and its value as errors write them."""
     if value is True:
         return f"`{name}`"
     text = " ".join(map(str, value)) if isinstance(value, tuple) else value
@@ -92,8 +92,9 @@ def said(name: str, value: Any) -> str:
 
 
 def option(default: Any, help: str, *rules: Rule, group: str, **extra: Any) -> Any:
-    """A dataclass field with its help text, where it has an effect, its group in ``--help`` and
-    what argparse should know.
+    """Make a dataclass field with the help text of an option and the rules of its effect.
+
+    group: the group of the option in ``--help``. extra: keyword arguments for argparse.
     """
     return field(default=default, metadata={"help": help, "rules": rules, "group": group, **extra})
 
@@ -115,8 +116,8 @@ MODELLED = only_with("simulate", because="whose time is measured")
 class TrainConfig:
     """Everything that defines a training run; `options` are those of the algorithm.
 
-    Raises UserError for a value that breaks its rule, and for a setting that has no effect beside
-    the others.
+    Raises UserError for a value that breaks its rule, and for a setting that has no effect together
+    with the others.
     """
 
     algorithm: str = field(metadata={"help": "which algorithm", "group": ""})
@@ -126,37 +127,46 @@ class TrainConfig:
 
     data: str = option(
         "epsilon-like",
-        "data to train on: a prepared .h5 file, or epsilon-like[:ROWSxFEATURES], digits, "
+        "data to train on: a prepared .h5 file, epsilon-like[:ROWSxFEATURES], digits or "
         "cifar10-like[:ROWS]",
         group="data",
     )
     problem: str | None = option(
         None,
-        "what is minimised: logistic regression or a network's cross-entropy (default: what the "
-        "data and --model call for)",
+        "what to minimise: the loss of logistic regression, or a network's cross-entropy "
+        "(default: network with --model or images, else logistic)",
         group="data",
         choices=("logistic", "network"),
     )
     l2: float = option(
-        1e-4, "weight λ of the ℓ2 term (λ/2)‖w‖²; the weight decay of a network", group="data"
+        1e-4, "weight λ of the ℓ2 term (λ/2)‖w‖²; for a network, its weight decay", group="data"
     )
     sampling: str = option(
-        "iid", "how a learner draws its examples", group="data", choices=SAMPLING
+        "iid",
+        "how a learner draws its examples: at random with replacement (iid), its part of a common "
+        "random order that is new in every epoch (shuffle), its own part of the data in random "
+        "order (shard), or consecutive rows from a random place (block)",
+        group="data",
+        choices=SAMPLING,
     )
     force_block: bool = option(
-        False, "allow block sampling of data that was not shuffled when prepared", group="data"
+        False,
+        "allow --sampling block for data that was not shuffled when it was prepared",
+        group="data",
     )
 
-    model: str | None = option(None, "network to train", NETWORK, group="network", metavar="NAME")
+    model: str | None = option(
+        None, "network to train (default: none)", NETWORK, group="network", metavar="NAME"
+    )
     no_augment: bool = option(
         False,
-        "train on the images as they are, without random crops and flips",
+        "train on the stored images, without random crops and flips",
         NETWORK,
         group="network",
     )
     statistics: str = option(
         "average",
-        "what an average does to BatchNorm's running mean and variance",
+        "what happens to BatchNorm's running mean and variance at an average",
         NETWORK,
         SYNCHRONOUS,
         group="network",
@@ -164,13 +174,14 @@ class TrainConfig:
     )
     calibrate: int = option(
         0,
-        "mini-batches from which BatchNorm's statistics are estimated anew before an evaluation",
+        "number of mini-batches from which to estimate BatchNorm's statistics again before an "
+        "evaluation; 0 keeps the statistics",
         NETWORK,
         group="network",
     )
     precision: str = option(
         "float32",
-        "arithmetic of the network; weights are always float32, and tf32 needs a GPU",
+        "arithmetic of the network; the weights are always float32, and tf32 needs a GPU",
         NETWORK,
         only_with("device", "cuda", value="tf32"),
         group="network",
@@ -181,7 +192,8 @@ class TrainConfig:
     )
     cuda_graphs: bool = option(
         False,
-        "replay gradients as CUDA graphs, the learners of a GPU side by side; not yet run on a GPU",
+        "compute gradients by CUDA graphs, with the learners of a GPU in parallel; not yet tested "
+        "on a GPU",
         NETWORK,
         only_with("device", "cuda", because="and graphs are a GPU's"),
         not_with("compile", True, because="which rebuilds the gradient too"),
@@ -189,17 +201,21 @@ class TrainConfig:
     )
 
     learners: int | None = option(
-        None, "number of learners P, at least one a rank (default: one a rank)", group="learners"
+        None,
+        "number of learners P, at least one per rank (default: one per rank)",
+        group="learners",
     )
     ranks_per_node: int | None = option(
         None,
-        "treat every N ranks of a host as one node (default: all ranks of a host)",
+        "number of ranks of a host that count as one node (default: all ranks of the host)",
         SYNCHRONOUS,
         group="learners",
     )
     transport: str = option(
         "auto",
-        "how a mean travels between learners",
+        "how a mean travels between ranks: from host memory by shared memory in a node (shared) "
+        "or by MPI alone (mpi); from GPU memory by NCCL (nccl), by MPI on GPU memory (cuda_aware) "
+        "or by MPI on copies in host memory (staged); or by the first of these that works (auto)",
         SYNCHRONOUS,
         group="learners",
         choices=TRANSPORTS,
@@ -218,7 +234,9 @@ class TrainConfig:
     )
 
     steps: int | None = option(
-        None, "length T of the run, in local updates per learner", group="training"
+        None,
+        "length T of the run, in local updates per learner (default: --epochs counts)",
+        group="training",
     )
     epochs: float | None = option(
         None,
@@ -226,26 +244,30 @@ class TrainConfig:
         group="training",
     )
     batch_size: int = option(
-        128, "mini-batch B of a learner, in examples per update", group="training"
+        128, "size B of a learner's mini-batch, in examples per update", group="training"
     )
     optimizer: str = option(
-        "sgd", "local update of a learner", SYNCHRONOUS, group="training", choices=OPTIMIZERS
+        "sgd",
+        "optimiser of a learner's local updates",
+        SYNCHRONOUS,
+        group="training",
+        choices=OPTIMIZERS,
     )
     momentum: float = option(
         0.9,
-        "momentum coefficient in [0, 1) of --optimizer momentum and nesterov; δ of eamsgd",
+        "momentum coefficient of --optimizer momentum and nesterov, in [0, 1); for eamsgd, its δ",
         not_with("algorithm", "downpour"),
         only_with("optimizer", "nesterov", "momentum", or_algorithm="eamsgd"),
         group="training",
     )
     state: str = option(
         "keep",
-        "what an average does to the optimizer's state",
+        "what happens to the optimizer's state at an average",
         SYNCHRONOUS,
         group="training",
         choices=STATES,
     )
-    seed: int = option(0, "seed of every random draw", group="training")
+    seed: int = option(0, "seed of all random numbers", group="training")
 
     lr: float = option(
         0.01,
@@ -255,31 +277,44 @@ class TrainConfig:
     )
     lr_schedule: str = option(
         "constant",
-        "how γ_t changes: not at all (constant), multiplied at --milestones or every --decay-every "
-        "epochs (steps), or 4/(μ(t+a)) (inverse)",
+        "how γ_t changes: not at all (constant), by --factor at --milestones or every "
+        "--decay-every epochs (steps), or as 4/(μ(t+a)) (inverse)",
         group="step size",
         choices=STEP_SIZES,
     )
     factor: float = option(
-        0.1, "number that multiplies γ at every milestone", STEPS, group="step size"
+        0.1,
+        "number that multiplies γ at --milestones or every --decay-every epochs",
+        STEPS,
+        group="step size",
     )
     milestones: tuple[float, ...] = option(
-        (), "multiply γ after these numbers of epochs", STEPS, group="step size", metavar="X"
+        (),
+        "numbers of epochs after which γ is multiplied by --factor (default: none)",
+        STEPS,
+        group="step size",
+        metavar="X",
     )
     decay_every: float | None = option(
-        None, "multiply γ after every X epochs", STEPS, group="step size"
+        None,
+        "number of epochs between two multiplications of γ by --factor (default: none)",
+        STEPS,
+        group="step size",
     )
     warmup_epochs: float = option(
-        0.0, "raise γ linearly over the first X epochs", group="step size"
+        0.0, "length of the linear warm-up of γ, in epochs", group="step size"
     )
     warmup_from: float | None = option(
         None,
-        "step size at the start of the warm-up (default: lr / 10)",
+        "step size at the start of the warm-up (default: --lr / 10)",
         only_with("warmup_epochs"),
         group="step size",
     )
     pl_constant: float | None = option(
-        None, "PL constant μ of --lr-schedule inverse", INVERSE, group="step size"
+        None,
+        "PL constant μ of --lr-schedule inverse, which needs it (default: none)",
+        INVERSE,
+        group="step size",
     )
     shift: float | None = option(
         None,
@@ -292,43 +327,48 @@ class TrainConfig:
         None, "run file to write (default: runs/ALGORITHM-sSEED.h5)", group="output"
     )
     save_weights: bool = option(
-        False, "store the weights in the run file: /initial_weights and /weights", group="output"
+        False,
+        "store the first and the last weights in the run file, as /initial_weights and /weights",
+        group="output",
     )
     variance: str = option(
         "no",
-        "record the learners' variance: S at averages, or at every step V_t too, which takes one "
-        "more mean a step outside the clock",
+        "what to record of the learners' variance: nothing (no), S at every average (averages), "
+        "or in addition V_t of every period (steps), which takes one more mean per step; wall_s "
+        "leaves its time out",
         SYNCHRONOUS,
         group="output",
         choices=("no", "averages", "steps"),
     )
     grad_norm: bool = option(
         False,
-        "record ‖∇F(w̄)‖² at every evaluation, which takes another pass over the data",
+        "record ‖∇F(w̄)‖² at every evaluation, which takes one more pass over the data",
         group="output",
     )
     log_every: int | None = option(
-        None, "updates between two rows of /train (default: T / 100)", group="output"
+        None, "number of updates between two rows of /train (default: T / 100)", group="output"
     )
     eval_every: int | None = option(
-        None, "updates between two evaluations (default: T / 20)", group="output"
+        None, "number of updates between two evaluations (default: T / 20)", group="output"
     )
     eval_examples: int | None = option(
-        None, "evaluate on N examples of each split, spread over it (default: all)", group="output"
+        None,
+        "number of examples of each split to evaluate, spread over the split (default: all)",
+        group="output",
     )
 
     checkpoint_every: str | None = option(
         None,
-        "time between two checkpoints: 10min, 2h, or a number of updates (default: only when "
-        "stopped)",
+        "time between two checkpoints, such as 90s, 10min, 2h or H:MM:SS, or a number of updates "
+        "(default: save only before a stop)",
         *KEPT,
         group="stopping and resuming",
         metavar="TIME",
     )
     time_limit: str | None = option(
         None,
-        "save a checkpoint and stop after this time: 90s, 50min, 2h or H:MM:SS; the exit status is "
-        "75 (default: no limit)",
+        "time after which to save a checkpoint and stop with exit status 75, such as 90s, 50min, "
+        "2h or H:MM:SS (default: no limit)",
         *KEPT,
         group="stopping and resuming",
         metavar="TIME",
@@ -340,7 +380,7 @@ class TrainConfig:
     )
     replay: str | None = option(
         None,
-        "let the servers serve learners in the order of this run",
+        "serve the learners in the order of this run (default: in the order of arrival)",
         only_with("algorithm", *ASYNCHRONOUS),
         not_with("simulate", True, because="which repeats itself"),
         group="stopping and resuming",
@@ -349,13 +389,14 @@ class TrainConfig:
 
     simulate: bool = option(
         False,
-        "use a modelled clock in place of a measured one: downpour and eamsgd run in its order, on "
-        "one rank; other algorithms train as usual and record its times",
+        "model the times in place of measuring them: downpour and eamsgd run on one rank, in the "
+        "modelled order; other algorithms train as usual and record modelled times",
         group="simulated time",
     )
     timing_from: str | None = option(
         None,
-        "take the model of time from this measured run of 2 ranks or more, such as one of kavg",
+        "take the modelled times from this measured run of kavg or another algorithm, on 2 ranks "
+        "or more (default: the values below)",
         MODELLED,
         group="simulated time",
         metavar="RUN.h5",
@@ -368,7 +409,8 @@ class TrainConfig:
     )
     step_cv: float | None = option(
         None,
-        "standard deviation of a local update's time over its mean, lognormal (default: 0.1)",
+        "standard deviation of a local update's time, divided by its mean; the times are lognormal "
+        "(default: 0.1)",
         MODELLED,
         group="simulated time",
     )
@@ -383,7 +425,8 @@ class TrainConfig:
     )
     service_s: float | None = option(
         None,
-        "time of a server for one exchange without its bytes, in seconds (default: 1e-4)",
+        "time that a server needs for one exchange, without the transfer, in seconds (default: "
+        "1e-4)",
         only_with("algorithm", *ASYNCHRONOUS, because="which has no servers"),
         MODELLED,
         group="simulated time",
@@ -402,8 +445,9 @@ class TrainConfig:
         self._check_lr_schedule()
 
     def refuse_useless(self, given: Collection[str] = ()) -> None:
-        """Refuse a setting that has no effect beside the others: one that is not at its default, or
-        one of `given`.
+        """Raise UserError for a setting that has no effect together with the others.
+
+        Settings at their default are not checked, unless they are `given`.
         """
         for f in fields(self):
             value = getattr(self, f.name)
@@ -459,12 +503,12 @@ class TrainConfig:
 
     @property
     def path(self) -> str:
-        """Where the run file goes."""
+        """The path of the run file."""
         return self.out or os.path.join("runs", f"{self.algorithm}-s{self.seed}.h5")
 
 
 def seconds(name: str, text: str | None) -> float | None:
-    """The seconds that an option's text stands for: a number with s, min or h, or H:MM:SS."""
+    """Return the seconds in an option's text: a number with s, min or h, or H:MM:SS."""
     if text is None:
         return None
     if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text):

@@ -1,11 +1,13 @@
-"""THE tables. Every synchronous algorithm is a schedule (when), an average (what it does) and an
-exchange (what travels every update); any of them runs with any local optimiser, sampling and step
-size. The asynchronous ones are rules for learners and servers of a center variable, with a local
-update of their own.
+"""The tables of algorithms.
 
-The parameters of each function are its options on the command line, by the papers' names, with
-their help where they are declared (`parameters.py`). In Python lengths are numbers of updates; the
-command line takes some of them in epochs or as a fraction of the run.
+A synchronous algorithm has three parts: a schedule says when learners average, an average says what
+happens to their weights, and an exchange says what travels at every update. It runs with any local
+optimiser, sampling and step size. An asynchronous algorithm is a rule for learners and servers of a
+center variable, and has its own local update.
+
+The parameters of each function are its options on the command line. They have the papers' names,
+and their help is where they are declared (`parameters.py`). In Python every length is a number of
+updates; the command line takes some lengths in epochs or as a fraction of the run.
 """
 
 from __future__ import annotations
@@ -40,32 +42,31 @@ ASYNCHRONOUS: dict[str, Callable[..., Asynchronous]] = {
 
 BOTH: dict[str, Callable[..., Algorithm | Asynchronous]] = {**ALGORITHMS, **ASYNCHRONOUS}
 
-LONG = {"T": 10**9, "epoch": 10**6}  # a run in which no length is too short
+LONG = {"T": 10**9, "epoch": 10**6}  # a run that is long enough for all options
 
 
 def declared(name: str) -> dict[str, Option]:
-    """The options of an algorithm on the command line, by their names."""
+    """Return the options of an algorithm on the command line, by their names."""
     return options_of(BOTH[name])
 
 
 def options(name: str) -> dict[str, Any]:
-    """The options of an algorithm and their defaults."""
+    """Return the options of an algorithm and their defaults."""
     return {option.name: option.default for option in declared(name).values()}
 
 
 def check(name: str, given: Settings) -> None:
-    """Raise the UserError of `make` for anything that is wrong in a run of any length."""
+    """Raise the UserError of `make` for any mistake that does not depend on the run's length."""
     make(name, given, **LONG)
 
 
 def make(
     name: str, given: Settings, T: int, epoch: float, P: int = 1, momentum: float = 0.9
 ) -> Any:
-    """The Algorithm or Asynchronous `name` with the options `given` as on the command line, for T
-    updates of P learners, `epoch` in an epoch.
+    """Make the Algorithm or Asynchronous `name` with the options `given` as on the command line.
 
-    Raises UserError for an unknown name, an option that the algorithm does not have, or a value
-    that breaks a rule.
+    The run has T updates of P learners, and `epoch` updates per epoch. Raises UserError for an
+    unknown name, an option that the algorithm does not have, or a value that breaks a rule.
     """
     if name not in BOTH:
         raise UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}")

@@ -28,22 +28,22 @@ def adpsgd(
         FractionOfT(
             "Ks",
             0.25,
-            "K_s, how long averages only sample C₂: a fraction of all updates below 1, or a number "
-            "of updates",
+            "K_s, the length of the phase that only samples C₂: below 1 a fraction of all updates, "
+            "else a number of updates",
         ),
     ] = 0.25,
-    low: Annotated[float, "the period grows by 1 where S_k < low γ_k C₂"] = 0.7,
-    high: Annotated[float, "the period falls by 1 where S_k > high γ_k C₂"] = 1.3,
+    low: Annotated[float, "the period grows by 1 update if S_k < low γ_k C₂"] = 0.7,
+    high: Annotated[float, "the period falls by 1 update if S_k > high γ_k C₂"] = 1.3,
     warmup_steps: Annotated[
-        int, Epochs("warmup", 1.0, "average every update for so many epochs first")
+        int, Epochs("warmup", 1.0, "average after every update for the first X epochs")
     ] = 0,
     mu: Annotated[float, MU] = 0.0,
     nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
     """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period.
 
-    Ks and warmup_steps are numbers of updates; on the command line --Ks may be a fraction of T, and
-    --warmup counts epochs.
+    In Python Ks and warmup_steps are numbers of updates. On the command line --Ks may be a fraction
+    of T, and --warmup is a number of epochs.
     """
     if 0 < Ks < 1:
         raise bad("Ks", Ks, "a fraction of T needs T; give a number of updates, such as Ks=1000")
@@ -56,15 +56,19 @@ def adpsgd(
 def piecewise(
     pieces: Annotated[
         Mapping[int, int] | Sequence[tuple[int, int]],
-        StagesInEpochs("pieces", "0:4", "the period K of each stage, FROM_EPOCH:K,FROM_EPOCH:K,…"),
+        StagesInEpochs(
+            "pieces",
+            "0:4",
+            "the period K of each stage in local updates, as FROM_EPOCH:K,FROM_EPOCH:K,…",
+        ),
     ],
     mu: Annotated[float, MU] = 0.0,
     nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
     """A period K for each stage of training (adpsgd §III-A, §V-B).
 
-    pieces: {from_t: K}, from_t = 0 first, such as {0: 4, 8000: 8}; on the command line --pieces
-    counts epochs.
+    pieces: {from_t: K}, such as {0: 4, 8000: 8}; the first from_t is 0. On the command line
+    --pieces has epochs in place of updates.
     """
     stages = list(pieces.items() if isinstance(pieces, Mapping) else pieces)
     return Algorithm(Piecewise(stages), mean_or_momentum(mu, nesterov), NoExchange())
@@ -74,8 +78,9 @@ def piecewise(
 class VarianceDriven(Schedule):
     """Algorithm 2. Iteration k = 0, 1, … is update t = warmup_steps + k + 1.
 
-    The first updates average every step, before Algorithm 2 and its sampling of C₂ start (§IV-B).
-    Lines 6 and 7 are the local update; lines 10 to 12 are the average, which returns S_k.
+    In the first warmup_steps updates everyone averages after every update (§IV-B); Algorithm 2
+    starts after them. `after` has lines 5, 8 and 9, `observe` has lines 11 to 19. Lines 6 and 7 are
+    the local update, and lines 10 to 12 are the average, which returns S_k.
     """
 
     p_init: int
@@ -134,9 +139,10 @@ class VarianceDriven(Schedule):
 
 @dataclass(frozen=True)
 class Piecewise(Schedule):
-    """A list of (from_t, K), from_t = 0 first: update t belongs to the last piece with from_t < t.
+    """A period for each stage, as a list of (from_t, K) that begins with from_t = 0.
 
-    Everyone averages when the updates since the last average reach the K in force.
+    Update t belongs to the last piece with from_t < t. Everyone averages when the number of updates
+    since the last average reaches the K of the piece.
     """
 
     pieces: Sequence[tuple[int, int]]

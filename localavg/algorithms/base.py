@@ -1,5 +1,7 @@
-"""What a synchronous algorithm consists of: a schedule (when learners average), an average (what it
-does to their weights) and an exchange (what travels at every update).
+"""The three parts of a synchronous algorithm.
+
+A schedule says when learners average, an average says what happens to their weights, and an
+exchange says what travels at every update.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from localavg.scope import Scope
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One row of the table, ready to run. S: learners in a cluster, where there are clusters."""
+    """One row of the table, ready to run. S: learners in a cluster, None without clusters."""
 
     schedule: Schedule
     average: Average
@@ -24,17 +26,18 @@ class Algorithm:
 
 
 class Schedule(ABC):
-    """When learners average. Every run ends with an average of everyone; most schedules need no
-    feedback.
+    """When learners average.
+
+    Most schedules need no feedback. Every run ends with an average of everyone.
     """
 
-    final = Scope.WORLD
-    needs: str | None = None  # the feedback that steers it: variance or objective
-    remembers: tuple[str, ...] = ()  # the attributes that are state
+    final = Scope.WORLD  # who averages after update T
+    needs: str | None = None  # the feedback that steers the schedule: variance or objective
+    remembers: tuple[str, ...] = ()  # the attributes that a checkpoint saves
 
     @property
     def steered_after(self) -> int:
-        """t up to which feedback changes nothing."""
+        """The last update t after which feedback does not yet change the period."""
         return 0
 
     @abstractmethod
@@ -42,12 +45,13 @@ class Schedule(ABC):
         """Return who averages after local update t, t = 1, 2, …"""
 
     def observe(self, t: int, value: float, gamma: float) -> None:  # noqa: B027
-        """Take the feedback after the average at t: S or F(w̄) as `needs` says, and the step size γ
-        of update t.
+        """Take the feedback after the average at t.
+
+        value: S or F(w̄), as `needs` says. gamma: the step size γ of update t.
         """
 
     def state_dict(self) -> dict[str, float]:
-        """Return what a steered schedule has learnt so far; empty for the others."""
+        """Return the state of a steered schedule; empty for the other schedules."""
         return {name: getattr(self, name) for name in self.remembers}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
@@ -69,20 +73,22 @@ class Average(ABC):
     """What an average does to the weights of the learners that meet."""
 
     def start(self, w: Array, trained: int) -> None:  # noqa: B027
-        """Take the equal initial weights w [L, d], of which the first `trained` columns are
-        parameters. Called once.
+        """Take the equal initial weights w [L, d]; called once.
+
+        The first `trained` columns are parameters, the others are statistics.
         """
 
     @abstractmethod
     def average_(
         self, w: Array, scope: Scope, transport: Transport, variance: bool = False
     ) -> float:
-        """Average w [L, d] over `scope` in place. Returns S of the parameters if `variance` asks
-        for it, else NaN.
+        """Average w [L, d] over `scope` in place.
+
+        Return S of the parameters if `variance` is true, else NaN.
         """
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what the average remembers from one time to the next."""
+        """Return what the average keeps from one call to the next."""
         return {}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:  # noqa: B027
@@ -108,21 +114,22 @@ class Mean(Average):
 
 
 class Exchange(ABC):
-    """What learners tell each other at every update, before the update is made."""
+    """What learners exchange at every update, before the update is made."""
 
-    scope = Scope.NONE  # among whom
-    gathers = False  # whether rows travel as they are, not as a sum
+    scope = Scope.NONE  # which learners exchange
+    gathers = False  # whether every learner's row travels, not only their sum
 
     def start(self, learners: Sequence[int], seed: int) -> None:  # noqa: B027
-        """Take the numbers of the learners in this rank's rows, and the run's seed. Called once."""
+        """Take the numbers of this rank's learners and the run's seed; called once."""
 
     @abstractmethod
     def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         """Exchange the gradients g [L, d] of update t in place."""
 
     def payload_bytes(self, d: int, L: int) -> int:
-        """Return what a rank of L learners hands over in one exchange of gradients of d floats:
-        here their sum.
+        """Return the bytes that a rank of L learners hands over in one exchange of d floats each.
+
+        By default a rank hands over the sum of its learners' gradients.
         """
         return 4 * d
 
@@ -135,6 +142,6 @@ class NoExchange(Exchange):
 
 
 def check_period(name: str, value: int) -> None:
-    """Refuse a period below 1."""
+    """Raise UserError for a period below 1."""
     if value < 1:
         raise bad(name, value, "a period must be at least 1")

@@ -15,17 +15,17 @@ from localavg.interfaces import Array, Batch, Problem
 
 def downpour(
     P: int,
-    K: Annotated[int, "local updates between a learner's exchanges with the servers"] = 16,
-    servers: Annotated[int, "ranks that hold the center variable, each a part of it"] = 1,
+    K: Annotated[int, "local updates between two exchanges of a learner with the servers"] = 16,
+    servers: Annotated[int, "number of ranks that hold the center variable, each a part of it"] = 1,
 ) -> Asynchronous:
-    """Downpour (Dean et al. 2012): learners push changes to a center and fetch it, every K."""
+    """Downpour (Dean et al. 2012): learners push changes to a center and pull it, every K."""
     return Asynchronous(Downpour(K, P), servers)
 
 
 class Downpour(CenterRule):
     """Every K updates Δ, the sum of x_j's changes, is added to x̃; then x_j ← x̃.
 
-    The learner's message is Δ, its reply x̃.
+    The learner's message is Δ, and the reply is x̃.
     """
 
     def step_(

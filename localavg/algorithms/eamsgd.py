@@ -18,15 +18,16 @@ from localavg.interfaces import Array, Batch, Problem
 def eamsgd(
     P: int,
     momentum: float,
-    K: Annotated[int, "τ, local updates between a learner's exchanges with the servers"] = 16,
+    K: Annotated[int, "τ, local updates between two exchanges of a learner with the servers"] = 16,
     alpha: Annotated[
-        float | None, "moving rate α, the part of the way to each other (default: 0.9 / P)"
+        float | None,
+        "moving rate α, the part of the way that learner and center move (default: 0.9 / P)",
     ] = None,
-    servers: Annotated[int, "ranks that hold the center variable, each a part of it"] = 1,
+    servers: Annotated[int, "number of ranks that hold the center variable, each a part of it"] = 1,
 ) -> Asynchronous:
     """EAMSGD (Zhang et al. 2015): an elastic force to a center, every τ = K updates.
 
-    Moving rate α, 0.9 / P by default; δ is the run's momentum.
+    The moving rate α is 0.9 / P by default. δ is the run's momentum.
     """
     return Asynchronous(EAMSGD(K, P, 0.9 / P if alpha is None else alpha, momentum), servers)
 
@@ -34,19 +35,15 @@ def eamsgd(
 class EAMSGD(CenterRule):
     """Every τ = K updates e = α (x_j − x̃); x_j ← x_j − e; x̃ ← x̃ + e. Moving rate α, momentum δ.
 
-    The message is x_j, the reply e, which the server computes, so that x̃ + Σ x_j is the same before
-    and after an exchange whatever came between.
+    The message is x_j and the reply is e. The server computes e from the present x̃, so an exchange
+    never changes x̃ + Σ x_j.
     """
 
     def __init__(self, K: int, P: int, alpha: float, delta: float) -> None:
         super().__init__(K, P)
         if not 0 < alpha < 1:
-            raise bad(
-                "alpha",
-                alpha,
-                "must lie in (0, 1): the part of the way that learner and center move to each "
-                "other",
-            )
+            rule = "must lie in (0, 1): it is the part of the way that learner and center move"
+            raise bad("alpha", alpha, rule)
         self.alpha, self.delta = alpha, delta
 
     def learner(self, j: int, center: Array) -> CenterLearner:

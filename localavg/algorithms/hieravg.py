@@ -1,8 +1,8 @@
 """Hier-AVG.
 
 Fan Zhou, Guojing Cong: A Distributed Hierarchical Averaging SGD Algorithm: Trading Local Reductions
-for Global Reductions. 2019, Algorithm 1. The local sum runs over the cluster of learner j (the
-printed index is garbled), and K1 need not divide K2.
+for Global Reductions. 2019, Algorithm 1. The local sum is over the cluster of learner j (the index
+in the paper is misprinted). K1 need not divide K2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ from localavg.scope import Scope
 def hieravg(
     K1: Annotated[int, "local updates between two averages of a cluster"] = 4,
     K2: Annotated[int, "local updates between two averages of everyone"] = 16,
-    S: Annotated[int, "consecutive learners in a cluster; it divides the number of learners"] = 4,
+    S: Annotated[
+        int, "consecutive learners in a cluster; S must divide the number of learners"
+    ] = 4,
     mu: Annotated[float, MU] = 0.0,
     nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
@@ -34,9 +36,10 @@ def hieravg(
 
 @dataclass(frozen=True)
 class Hierarchical(Schedule):
-    """Clusters every K1, everyone every K2.
+    """Clusters average every K1 updates, everyone every K2.
 
-    A global average replaces the local one due at the same t, and the local count restarts there.
+    If both are due at the same t, only everyone averages. The count to K1 restarts at every average
+    of everyone.
     """
 
     K1: int

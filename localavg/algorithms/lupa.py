@@ -25,16 +25,16 @@ def oneshot() -> Algorithm:
 
 def adalupa(
     tau0: Annotated[int, "τ₀, the first averaging period, in local updates"] = 91,
-    alpha: Annotated[float, "growth α of the periods (1 + iα)τ₀ under the linear rule"] = 1.09,
+    alpha: Annotated[float, "growth α of the periods (1 + iα)τ₀ of the linear rule"] = 1.09,
     rule: Annotated[
-        str, "how periods grow: linear, or loss, from the objective (eq. 11)"
+        str, "how the periods grow: linear in i (linear), or by the objective, eq. 11 (loss)"
     ] = "linear",
     mu: Annotated[float, MU] = 0.0,
     nesterov: Annotated[bool, NESTEROV] = False,
 ) -> Algorithm:
     """ADA-LUPA-SGD (lupa §5–6): periods that grow, linearly or as the objective falls.
 
-    rule: linear, periods (1 + iα)τ_0; or loss, from the objective by eq. 11.
+    rule: linear makes the periods (1 + iα)τ_0; loss makes them from the objective by eq. 11.
     """
     if rule not in ("linear", "loss"):
         raise bad("rule", rule, "must be linear (lupa §6) or loss (lupa eq. 11)")
@@ -74,8 +74,9 @@ class Linear(Schedule):
 
 @dataclass
 class LossDriven(Schedule):
-    """Periods τ_i = ⌈(F(w̄_0) / F(w̄_i))^(1/3)⌉ τ_0 (eq. 11), F the objective at the average that
-    opens period i.
+    """Periods τ_i = ⌈(F(w̄_0) / F(w̄_i))^(1/3)⌉ τ_0 (eq. 11).
+
+    F(w̄_i) is the objective at the average before period i.
     """
 
     tau0: int

@@ -17,8 +17,8 @@ from localavg.parallel import kernels
 from localavg.parallel.device import put_
 from localavg.scope import Scope
 
-MU = "block momentum μ of the average of everyone, in [0, 1); 0: the plain mean"
-NESTEROV = "take block momentum in Nesterov's form"
+MU = "block momentum μ at an average of everyone, in [0, 1); 0 is the plain mean"
+NESTEROV = "use Nesterov's form of block momentum"
 
 
 def mavg(
@@ -34,16 +34,16 @@ def mavg(
 
 
 def mean_or_momentum(mu: float, nesterov: bool) -> Average:
-    """M-AVG's average where there is momentum, the plain mean where μ is 0: for any schedule."""
+    """Make M-AVG's average for any schedule, or the plain mean if μ is 0."""
     return BlockMomentum(mu, nesterov) if mu else Mean()
 
 
 @dataclass
 class BlockMomentum(Mean):
-    """The step of the global average carries momentum μ. Cluster averages stay plain means.
+    """Block momentum μ at averages of everyone. Averages of clusters are plain means.
 
-    Heavy ball as in the paper, or Nesterov's form, where the step is μv + d with the v just made.
-    Statistics that are averaged but not trained take the plain mean. v is not rescaled when γ
+    The momentum is heavy ball as in the paper, or Nesterov's form: there the step is μv + d with
+    the new v. Columns that are not trained are averaged without momentum. v is not rescaled when γ
     changes.
     """
 

@@ -1,10 +1,10 @@
-"""What the command line knows of an algorithm's parameters, read from where they are declared:
+"""The options of an algorithm, read from the parameters of its function.
 
     K: Annotated[int, "local updates between averages"] = 16
     Ks: Annotated[float, FractionOfT("Ks", 0.25, "…")]
 
 In Python every length is a number of local updates. A `Length` is one that the command line takes
-in another unit: it is turned into updates once the length of the run is known.
+in another unit. It is converted to updates when the length of the run is known.
 """
 
 from __future__ import annotations
@@ -19,21 +19,19 @@ from typing import Any, get_args, get_type_hints
 from localavg.errors import bad, positive
 from localavg.interfaces import Settings
 
-FILLED_IN = {"P", "momentum"}  # settings of the run that a function may ask for, no options of it
+FILLED_IN = {"P", "momentum"}  # settings of the run that a function may take; they are no options
 
 
 @dataclass(frozen=True)
 class Length:
-    """A length on the command line: the option's name there, its default, and a sentence of help
-    with the unit.
-    """
+    """A length on the command line: the option's name, its default, and its help with the unit."""
 
     name: str
     default: float | str
     help: str
 
     def updates(self, value: Any, T: int, epoch: float) -> Any:
-        """Return `value` in local updates, for T of them in the run and `epoch` in an epoch."""
+        """Return `value` in local updates; the run has T of them, an epoch has `epoch`."""
         raise NotImplementedError
 
 
@@ -56,7 +54,7 @@ class Epochs(Length):
 
 
 class StagesInEpochs(Length):
-    """Numbers for the stages of training, FROM_EPOCH:K,FROM_EPOCH:K,…, as pairs (from_t, K)."""
+    """A period for each stage, FROM_EPOCH:K,FROM_EPOCH:K,…; in updates: pairs (from_t, K)."""
 
     def updates(self, value: str, T: int, epoch: float) -> list[tuple[int, int]]:
         try:
@@ -69,8 +67,10 @@ class StagesInEpochs(Length):
 
 @dataclass(frozen=True)
 class Option:
-    """An option of an algorithm on the command line. parameter: of the function that takes it;
-    length: how it becomes a number of updates, where it is not one.
+    """An option of an algorithm on the command line.
+
+    parameter: the parameter of the function that takes it. length: how to convert it to updates,
+    None if no conversion is needed.
     """
 
     name: str
@@ -83,8 +83,9 @@ class Option:
 
 @cache
 def options_of(function: Callable) -> dict[str, Option]:
-    """The options of an algorithm's function, by their names on the command line: all its
-    parameters but those filled in.
+    """Return the options of an algorithm's function, by their names on the command line.
+
+    These are all its parameters except those in FILLED_IN.
     """
     hints = get_type_hints(function, include_extras=True)
     parameters = inspect.signature(function).parameters.values()
@@ -95,8 +96,10 @@ def options_of(function: Callable) -> dict[str, Option]:
 def arguments(
     function: Callable, given: Settings, T: int, epoch: float, run: Settings
 ) -> dict[str, Any]:
-    """The arguments of an algorithm's function: its options, `given` or by default, with lengths
-    in updates, and what it asks for of the run.
+    """Return the arguments of an algorithm's function.
+
+    These are its options, `given` or by default, with lengths in updates, and the settings of the
+    `run` that it takes.
     """
     found = {name: run[name] for name in inspect.signature(function).parameters if name in run}
     for option in options_of(function).values():

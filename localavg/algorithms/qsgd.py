@@ -22,19 +22,19 @@ from localavg.streams import Stream, generator
 
 
 def qsgd(
-    bits: Annotated[int, "bits of a quantised entry, 2 to 8: a sign, and levels in the rest"] = 8,
-    bucket: Annotated[int, "gradient entries that share one norm"] = 512,
+    bits: Annotated[int, "number of bits of a quantised entry, 2 to 8: a sign and the level"] = 8,
+    bucket: Annotated[int, "number of gradient entries that share one norm"] = 512,
 ) -> Algorithm:
-    """QSGD (Alistarh et al. 2017; adpsgd §IV): sync on gradients quantised without bias."""
+    """QSGD (Alistarh et al. 2017; adpsgd §IV): sync with gradients quantised without bias."""
     return Algorithm(Never(), Mean(), QuantisedGradient(bits, bucket))
 
 
 @dataclass
 class QuantisedGradient(Exchange):
-    """g_j ← (1/P) Σ Q(g_j), Q the unbiased quantiser of §3.1.
+    """g_j ← (1/P) Σ Q(g_j), where Q is the unbiased quantiser of §3.1.
 
-    Every bucket of entries travels as its 2-norm in float32 and one int8 an entry, a sign and one
-    of s = 2^(bits−1) − 1 levels; fewer bits coarsen the levels, int8 stays what is sent.
+    Every bucket of entries travels as its 2-norm in float32 and one int8 per entry: a sign and one
+    of s = 2^(bits−1) − 1 levels. Fewer bits make the levels coarser; an entry is always one int8.
     """
 
     bits: int = 8
@@ -45,7 +45,7 @@ class QuantisedGradient(Exchange):
     def __post_init__(self) -> None:
         if not 2 <= self.bits <= 8:
             raise UserError(
-                f"`bits = {self.bits}`: must lie in 2 … 8, a sign and at least one level in an int8"
+                f"`bits = {self.bits}`: must lie in 2 … 8, for a sign and at least one level"
             )
         if self.bucket < 1:
             raise UserError(f"`bucket = {self.bucket}`: must be at least 1 entry")
@@ -79,10 +79,10 @@ class QuantisedGradient(Exchange):
 
 
 def quantise(g: Array, s: int, bucket: int, u: Array) -> tuple[Array, Array]:
-    """Stochastic rounding of g [d] to s levels a bucket with uniform draws u [d] in [0, 1): codes
-    int8 [d], norms [buckets].
+    """Round g [d] to s levels with uniform draws u [d] in [0, 1).
 
-    Level ⌊s |g_i| / ‖g‖ + u_i⌋, so that the mean over u of the decoded value is g_i.
+    Return the codes int8 [d] and the norms [buckets]. The level is ⌊s |g_i| / ‖g‖ + u_i⌋, so the
+    mean over u of the decoded value is g_i.
     """
     starts = np.arange(0, len(g), bucket)
     norms = np.sqrt(np.add.reduceat(np.square(g, dtype=np.float64), starts)).astype(np.float32)
@@ -92,7 +92,7 @@ def quantise(g: Array, s: int, bucket: int, u: Array) -> tuple[Array, Array]:
 
 
 def decode(codes: Array, norms: Array, s: int, bucket: int) -> Array:
-    """The float32 values [d] that codes [d] and bucket norms [buckets] stand for."""
+    """Return the float32 values [d] of the codes [d] and the norms [buckets]."""
     return codes * _spread(norms / np.float32(s), bucket, len(codes))
 
 

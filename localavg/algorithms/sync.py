@@ -1,7 +1,8 @@
 """Sequential SGD and synchronous SGD (FULLSGD, SyncSGD): the baselines of all papers.
 
-The mean gradient of P learners at every update: one learner whose mini-batch is P times as large.
-Equals `kavg` with K = 1 for SGD with or without momentum.
+Synchronous SGD takes the mean gradient of P learners at every update. This is the same as one
+learner with a mini-batch P times as large. It equals `kavg` with K = 1 for SGD with or without
+momentum.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ def sgd() -> Algorithm:
 
 
 def sync() -> Algorithm:
-    """Synchronous SGD (FULLSGD): the mean gradient at every step."""
+    """Synchronous SGD (FULLSGD): the mean gradient at every update."""
     return Algorithm(Never(), Mean(), MeanGradient())
 
 

@@ -1,13 +1,13 @@
-"""Local updates and periodic averaging in someone's own torch loop:
+"""Local updates and periodic averaging in a user's own torch loop.
 
     fleet = localavg.Fleet(MPI.COMM_WORLD)
     averager = localavg.attach(model, fleet, localavg.mavg(K=16, mu=0.7))
     ...
     optimizer.step(); averager.step()        # in the loop; averager.finish() after it
 
-The model's parameters and floating-point buffers become views into one flat row, so that an average
-moves no tensor anywhere: the modules and their optimiser stay as they are.
-`jobs/examples/attach.py` is a whole program.
+The model's parameters and floating-point buffers become views into one flat row, so an average
+copies no tensor. The modules and their optimiser do not change. `jobs/examples/attach.py` is a
+complete program.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ def attach(
     objective: Callable[[], float] | None = None,
     seed: int = 0,
 ) -> Averager:
-    """Average `model` over the fleet, one learner a rank, as `algorithm` says; collective. All
-    start from rank 0's.
+    """Average `model` over the fleet with `algorithm`, one learner per rank. Collective.
 
-    Parameters and floating-point buffers (BatchNorm's running statistics) are averaged; other
-    buffers (num_batches_tracked) are not. Torch keeps to fleet.threads from now on. To go on from a
-    checkpoint, attach first, then load the model, the optimiser and the averager.
+    All ranks start from the weights of rank 0. Parameters and floating-point buffers (BatchNorm's
+    running statistics) are averaged; other buffers (num_batches_tracked) are not. From now on torch
+    uses at most fleet.threads threads. To resume from a checkpoint, attach first, then load the
+    model, the optimiser and the averager.
 
-    optimizer: needed by sync and qsgd, whose exchange opens its step (what clips before it clips
-    each rank's own gradient; a parameter without gradient counts as zero); by adpsgd, for which the
-    lr of its first group is γ; and for `state`, what an average does to those of its tensors that
-    are shaped like their parameters: keep, average, reset. statistics: average, or keep to leave
-    every learner's floating-point buffers its own. objective: F on this rank's data at the model's
-    present weights, for adalupa(rule="loss"); its mean over the ranks is used. seed: of qsgd's
-    rounding.
+    optimizer: needed in three cases. sync and qsgd exchange gradients at the start of its step, so
+    clipping before the step clips each rank's own gradient, and a parameter without gradient counts
+    as zero. adpsgd takes the lr of its first group as γ. `state` other than keep changes its state.
+    state: what an average does to the optimiser's tensors that have the shape of their parameter:
+    keep, average or reset. statistics: average the floating-point buffers, or keep every learner's
+    own. objective: returns F on this rank's data at the model's present weights, for
+    adalupa(rule="loss"), which uses the mean over the ranks. seed: the seed of qsgd's rounding.
 
-    Raises UserError on every rank for several learners a rank, models that differ between ranks or
-    are not float32 on the CPU, and what is needed and not given.
+    Raises UserError on every rank for several learners on a rank, for models that differ between
+    ranks or are not float32 on the CPU, and for an argument that is needed and missing.
     """
     check_choice("statistics", statistics, ("average", "keep"))
     return Averager(
@@ -74,9 +74,9 @@ def attach(
 class Averager:
     """What `attach` returns.
 
-    t: local updates so far. scope: who averaged weights, or gradients, at the latest. variance: S
-    at the latest average (adpsgd Alg. 2, line 11), over the parameters; NaN where the algorithm
-    does without. algorithm: its own copy.
+    t: the number of local updates so far. scope: who averaged weights or gradients at the last
+    step. variance: S of the parameters at the last average (adpsgd Alg. 2, line 11), NaN if the
+    algorithm does not need it. algorithm: a copy of the algorithm that was given.
     """
 
     def __init__(
@@ -129,14 +129,13 @@ class Averager:
 
     @property
     def period(self) -> int:
-        """Local updates since the average before; right after an average, the length of the period
-        that it closed.
-        """
+        """Local updates since the last average; right after an average, since the one before it."""
         return self.t - self._start
 
     def step(self) -> Scope:
-        """Call right after every optimizer.step(); returns who averaged: Scope.NONE, CLUSTER or
-        WORLD.
+        """Average if it is time; call right after every optimizer.step().
+
+        Return who averaged: Scope.NONE, CLUSTER or WORLD.
         """
         if self.scope:
             self._start = self.t
@@ -146,8 +145,9 @@ class Averager:
         return self.scope
 
     def finish(self) -> Scope:
-        """Call after the last update: a run ends averaged. Returns who averaged, Scope.NONE where
-        there was no need.
+        """Make all models equal to their average; call after the last update.
+
+        Return who averaged, Scope.NONE if the models were equal already.
         """
         scope = Scope.NONE
         if not self.algorithm.exchange.scope and self.algorithm.schedule.final > self.scope:
@@ -159,8 +159,9 @@ class Averager:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Within it the model holds w̄, the average of all learners; its own weights come back
-        after. Collective.
+        """Give the model the average of all learners, w̄, while the context lasts. Collective.
+
+        The model has its own weights again after it.
         """
         self._adopt()
         own = self.flat.w.copy()  # [1, d]
@@ -171,34 +172,30 @@ class Averager:
             self.flat.w[...] = own
 
     def payload_bytes(self) -> tuple[int, int]:
-        """What all ranks handed over at the latest exchange: within nodes, across nodes.
-        Collective.
-        """
+        """Return the bytes of all ranks at the last exchange: (in nodes, across). Collective."""
         mine = self._payload.handed_over(self.scope)
         within, across = zip(*self.fleet.world.allgather(mine), strict=True)
         return sum(within), sum(across)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a restart needs beside the model and the optimiser, which between averages are each
-        rank's own.
+        """Return what a restart needs in addition to the model and the optimiser.
+
+        Save all three on every rank: between averages they differ from rank to rank.
         """
         import torch
 
-        schedule, average = (
-            self.algorithm.schedule.state_dict(),
-            self.algorithm.average.state_dict(),
-        )
+        average = self.algorithm.average.state_dict()
         return {
             "t": self.t,
             "start": self._start,
             "scope": int(self.scope),
             "variance": self.variance,
-            "schedule": schedule,
+            "schedule": self.algorithm.schedule.state_dict(),
             "combine": {name: torch.tensor(x) for name, x in average.items()},
         }
 
     def load_state_dict(self, state: Settings) -> None:
-        """Go on from `state`, that of an averager with the same algorithm."""
+        """Resume from `state`, which an averager with the same algorithm returned."""
         self.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
         self.algorithm.schedule.load_state_dict(state["schedule"])
@@ -206,30 +203,31 @@ class Averager:
 
     @property
     def _gamma(self) -> float:
-        """The optimiser's step size γ now."""
+        """The optimiser's present step size γ."""
         return math.nan if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])
 
     def _adopt(self) -> None:
-        """Take in what was put in the place of a tensor since the last average."""
+        """Move tensors that were replaced since the last average into the row."""
         self.flat.adopt(averaged(self.model, self._statistics))
 
     def _after(self, t: int, scope: Scope, S: float) -> None:
         self.variance = S
 
     def _objective(self, t: int, w: Array) -> float:
-        """F at the weights that every learner's model has now, the average."""
-        assert self.objective is not None, "attach refuses such an algorithm without it"
+        """Return F at the average, which every learner's model holds now."""
+        assert self.objective is not None, "attach refuses such an algorithm without an objective"
         return self.fleet.world.allreduce(float(self.objective())) / self.fleet.P
 
     def _exchange(self, optimizer: Optimizer, args: tuple, kwargs: dict) -> None:
-        """The mean gradients: in place where the loop keeps them, zero_grad(set_to_none=False),
-        else gathered first.
+        """Exchange the gradients before the optimiser's step.
+
+        Gradients that zero_grad(set_to_none=False) keeps are in the row already; others are copied
+        into it.
         """
         if len(args) > 1 or kwargs:
             raise UserError(
-                "attach: sync and qsgd exchange gradients before optimizer.step(closure) would "
-                "make them; "
-                "call backward() first and step() without a closure"
+                "attach: sync and qsgd exchange gradients before optimizer.step(closure) makes "
+                "them; call backward() first and step() without a closure"
             )
         for name, p in self._parameters.items():
             g = self._gradients.tensors[name]
@@ -243,6 +241,6 @@ class Averager:
 
 
 def _row_bytes(algorithm: Algorithm, state: str, tensors: Mapping[str, Tensor]) -> int:
-    """What the rows of one learner take: weights, gradients, the state of at most Adam."""
+    """Return the bytes of one learner's rows: weights, gradients, and the state of Adam at most."""
     rows = 1 + bool(algorithm.exchange.scope) + 2 * (state == "average")
     return 4 * rows * sum(x.numel() for x in tensors.values())

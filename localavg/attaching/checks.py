@@ -1,4 +1,4 @@
-"""What `attach` refuses: models and options that cannot be averaged as asked."""
+"""The checks of `attach`: they refuse models and options that cannot be averaged."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def check(
     state: str,
     objective: Callable[[], float] | None,
 ) -> None:
-    """Raise UserError where this rank's model or the options cannot be averaged."""
+    """Raise UserError if this rank's model or the options cannot be averaged."""
     check_choice("state", state, STATES)
     schedule, exchange = algorithm.schedule, algorithm.exchange
     if fleet.P != fleet.ranks:
@@ -50,28 +50,31 @@ def check(
             "attach: adalupa(rule='loss') is steered by F(w̄); pass objective=, a function that "
             "returns it"
         )
+    _check_tensors(model)
+
+
+def _check_tensors(model: Module) -> None:
+    """Raise UserError if a tensor is not float32 on the CPU, or two of them share memory."""
     places: dict[int, str] = {}
     for name, x in averaged(model).items():
         check_tensor(name, x)
         if x.numel() and (other := places.setdefault(x.data_ptr(), name)) != name:
             raise UserError(
                 f"attach: {other} and {name} are two tensors in one memory; to tie weights, "
-                "register one "
-                f"Parameter in both places"
+                "register one Parameter in both places"
             )
 
 
 def check_same(fleet: Fleet, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise UserError on every rank where the tensors' shapes differ from rank 0's. Collective."""
+    """Raise UserError on every rank if any tensors' shapes differ from rank 0's. Collective."""
     first = fleet.world.bcast(shapes)
 
     def check() -> None:
         for mine, theirs in zip_longest(shapes.items(), first.items()):
             if mine != theirs:
                 raise UserError(
-                    f"attach: rank {fleet.rank}'s model has {mine or 'no more tensors'} where rank "
-                    "0's has "
-                    f"{theirs or 'none'}; build the same model on every rank"
+                    f"attach: rank {fleet.rank}'s model has {mine or 'no more tensors'} where "
+                    f"rank 0's has {theirs or 'none'}; build the same model on every rank"
                 )
 
     fleet.together(check)

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
 
 class Row(Flat):
-    """One learner's flat row [1, d] with room for tensors of the shapes of `like`; `tensors` are
-    its views by name.
+    """One learner's flat row [1, d] for tensors with the shapes of `like`.
+
+    tensors: the views into the row, by name.
     """
 
     def __init__(
@@ -29,11 +30,10 @@ class Row(Flat):
         self.tensors = {name: torch.from_numpy(view) for name, view in self.views(0).items()}
 
     def adopt(self, tensors: Mapping[str, Tensor]) -> None:
-        """Move each tensor's memory to the view of its name, contents and all; those already there
-        stay.
+        """Move each tensor's memory and contents to the view of its name, if not there yet.
 
-        Once more at every average, for what was put in a tensor's place since: a buffer that its
-        module assigns anew, load_state_dict(assign=True).
+        This is repeated at every average, because a tensor may have been replaced since the last
+        one: a module assigns a new buffer, or the user calls load_state_dict(assign=True).
         """
         for name, x in tensors.items():
             view = self.tensors.get(name)
@@ -49,14 +49,16 @@ class Row(Flat):
 
 
 def averaged(model: Module, statistics: bool = True) -> dict[str, Tensor]:
-    """The tensors of a model that are averaged, by name: parameters, then with `statistics`
-    floating-point buffers.
+    """Return the tensors of a model that are averaged, by name.
+
+    These are the parameters and, with `statistics`, the floating-point buffers after them.
     """
     buffers = {name: b for name, b in model.named_buffers() if statistics and b.is_floating_point()}
     return dict(model.named_parameters()) | buffers
 
 
 def check_tensor(name: str, x: Tensor) -> None:
+    """Raise UserError if a tensor is not float32 on the CPU."""
     if str(x.dtype) != "torch.float32" or x.device.type != "cpu":
         raise UserError(
             f"attach: {name} is {x.dtype} on {x.device}; weights must be torch.float32 on the CPU "

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class TorchState:
-    """Keeps, averages or resets the tensors of the optimiser that are shaped like their parameters.
+    """Keeps, averages or resets the optimiser's tensors that have the shape of their parameter.
 
     policy: keep, average or reset.
     """
@@ -32,7 +32,7 @@ class TorchState:
         self.policy, self.parameters = policy, parameters
         self.optimizer = optimizer
         self.fleet, self.allocate = fleet, allocate
-        self.rows: dict[str, Row] = {}  # by the state's key, once it is averaged
+        self.rows: dict[str, Row] = {}  # by the state's key, from its first average on
 
     @property
     def averaged(self) -> int:
@@ -40,12 +40,12 @@ class TorchState:
         return len(self.rows)
 
     def at_average_(self, scope: Scope, transport: Transport) -> None:
-        """Do what the policy says when the weights average over `scope`. Collective."""
+        """Apply the policy when the weights average over `scope`. Collective."""
         if self.policy == "average":
             self._average_(scope, transport)
         elif self.policy == "reset" and self.optimizer is not None:
             for p in self.parameters.values():
-                # The optimiser makes it anew, as at its first step.
+                # The optimiser makes a new state, as at its first step.
                 self.optimizer.state.pop(p, None)
 
     def _average_(self, scope: Scope, transport: Transport) -> None:
@@ -57,7 +57,7 @@ class TorchState:
             for key, x in state.items()
             if key != "step" and getattr(x, "shape", None) == self.parameters[name].shape
         }
-        # A rank may not have made its own yet.
+        # A rank may not have this state yet.
         for key in sorted(set().union(*self.fleet.world.allgather(shaped))):
             if key not in self.rows:
                 self.rows[key] = Row(self.parameters, self.allocate)

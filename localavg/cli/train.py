@@ -1,5 +1,6 @@
-"""``localavg train ALGORITHM``: the options are the fields of TrainConfig and the parameters of the
-algorithm's function.
+"""``localavg train ALGORITHM``.
+
+The options are the fields of TrainConfig and the parameters of the algorithm's function.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
 from localavg.cli import flag, in_flags, rank, world
 from localavg.config import TrainConfig
 from localavg.errors import UserError
+from localavg.models import MODELS
 from localavg.training import checks
 
 WIDTH = 100  # of the text about the algorithms
-ALSO = {  # other names of options: the papers', and those that options had before
+ALSO = {  # other names of options: those of the papers, and earlier ones
     "K": ("--tau",),
     "lr_schedule": ("--schedule",),
     "decay_every": ("--every",),
     "timing_from": ("--machine",),
 }
-SHOWN = {"--tau"}  # of these in --help
+SHOWN = {"--tau"}  # those of them that --help shows
 METAVARS = {int: "N", float: "X"}
 
 
 def add(commands: Any) -> None:
-    """The command: it takes the options of all algorithms, so that it can tell whose one is."""
+    """Add the command. It takes all algorithms' options, so errors can name the right algorithm."""
     p = commands.add_parser("train", help="train with one algorithm", add_help=False)
     p.set_defaults(call=_train)
     p.add_argument("-h", "--help", action=_Help)
@@ -44,12 +46,12 @@ def add(commands: Any) -> None:
 
 
 def given(args: argparse.Namespace) -> dict[str, Any]:
-    """The settings that a parsed command line gives, by their names."""
+    """Return the settings that a parsed command line gives, by their names."""
     return {name: value for name, value in vars(args).items() if name not in ("command", "call")}
 
 
 class _Help(argparse.Action):
-    """Print the help of the algorithm named before, or of the command, and exit."""
+    """Prints the help of the algorithm named before --help, or of the command, and exits."""
 
     def __init__(self, option_strings: Any, dest: str, **how: Any) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS)
@@ -61,7 +63,7 @@ class _Help(argparse.Action):
 
 
 def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
-    """The parser whose help is shown: with the options of one algorithm, or with all algorithms."""
+    """Make the parser for --help: with one algorithm's options, or with a list of algorithms."""
     if algorithm not in (None, *BOTH):
         raise UserError(f"algorithm {algorithm}: must be one of {', '.join(BOTH)}")
     about = _table() if algorithm is None else _wrapped(getdoc(BOTH[algorithm]) or "")
@@ -86,7 +88,7 @@ def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
 
 
 def _table() -> str:
-    """All algorithms, a line each."""
+    """Return a list of all algorithms, one line each."""
     text = "Train with one algorithm, under mpirun or alone.\n"
     for title, table in (
         ("learners that average (synchronous)", ALGORITHMS),
@@ -95,7 +97,7 @@ def _table() -> str:
         text += f"\n{title}:\n"
         for name, function in table.items():
             text += f"  {name:<10} {(getdoc(function) or name).splitlines()[0]}\n"
-    return text + "\nlocalavg train ALGORITHM --help shows the algorithm's own options as well."
+    return text + "\nlocalavg train ALGORITHM --help also shows the algorithm's own options."
 
 
 def _wrapped(doc: str) -> str:
@@ -103,7 +105,7 @@ def _wrapped(doc: str) -> str:
 
 
 def _concerns(f: Field, algorithm: str | None) -> bool:
-    """Whether a setting can have an effect under the algorithm."""
+    """Return whether a setting can have an effect with the algorithm."""
     rules = (rule for rule in f.metadata["rules"] if rule.setting == "algorithm")
     return algorithm is None or all(
         rule.value is not None or (algorithm in rule.values) != rule.inverted for rule in rules
@@ -120,15 +122,17 @@ def _add_common(to: Any, f: Field) -> None:
     extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
     if isinstance(f.default, tuple):
         extra["nargs"] = "+"
-    _add(to, f.name, kind, f.default, f.metadata["help"], extra)
+    help = f.metadata["help"]
+    if f.name == "model":
+        help += f"; one of {', '.join(MODELS)}"
+    _add(to, f.name, kind, f.default, help, extra)
 
 
 def _add(to: Any, name: str, kind: type, default: Any, help: str, how: Mapping[str, Any]) -> None:
-    """Add one option, and where it is parsed its hidden names. It stays out of the result where it
-    is not given.
-    """
+    """Add one option with its hidden names. The result has no entry for an option not given."""
     if kind is bool:
         how = {"action": "store_true"}
+        help += " (default: off)"
     else:
         metavar = {} if "choices" in how else {"metavar": METAVARS.get(kind, "TEXT")}
         how = {"type": kind, **metavar, **how}
@@ -146,7 +150,7 @@ def _train(args: argparse.Namespace) -> int:
     config = checks.read(given(args))
     from localavg.files.provenance import provenance
 
-    origin = provenance() if rank() == 0 else None  # runs git: before MPI starts
+    origin = provenance() if rank() == 0 else None  # it runs git, so before MPI starts
     how = {}
     if (
         config.device == "cuda"
@@ -155,7 +159,7 @@ def _train(args: argparse.Namespace) -> int:
     ):
         from localavg.parallel.probe import probed
 
-        how["aware"] = probed() if rank() == 0 else None  # in a child, likewise before
+        how["aware"] = probed() if rank() == 0 else None  # a child process, also before MPI starts
     here = world()
     if config.algorithm in ASYNCHRONOUS:
         from localavg.training.asynchronous.run import run

@@ -41,6 +41,5 @@ def _file() -> Path:
             return path
     raise UserError(
         "`data = digits`: scikit-learn's file datasets/data/digits.csv.gz is not found; install it "
-        "again with "
-        "pip install --force-reinstall scikit-learn, or choose other data"
+        "again with pip install --force-reinstall scikit-learn, or choose other data"
     )

@@ -81,8 +81,9 @@ def _read(path: Path, size: int, features: int | None, comm: Any, spool: Spool |
 
 
 def _take(spool: Spool | None, found: list[Block | UserError | None], bar: Any) -> bool:
-    """Append what the ranks found in a round up to a mistake, which is raised; tells whether there
-    may be more.
+    """Append the blocks of a round of all ranks. Return whether there may be more.
+
+    Raises the first mistake that a rank found; blocks after it are not appended.
     """
     assert spool is not None, "only rank 0, which has the spool, takes"
     for block in found:

@@ -72,8 +72,10 @@ def _unpacked(file: BinaryIO) -> BinaryIO:
 
 
 def _chunks(path: Path, text: BinaryIO, rank: int, ranks: int) -> Iterator[tuple[int, bytes]]:
-    """Yield this rank's chunks with their first bytes; chunk c holds the lines that begin in bytes
-    c · CHUNK_BYTES … (c + 1) · CHUNK_BYTES − 1 of the unpacked text.
+    """Yield this rank's chunks, each with the position of its first byte.
+
+    Chunk c holds the lines that begin in bytes c · CHUNK_BYTES … (c + 1) · CHUNK_BYTES − 1 of the
+    unpacked text.
     """
     for start in itertools.count(rank * CHUNK_BYTES, ranks * CHUNK_BYTES):
         if start > text.tell():  # else the last line of the chunk before ended here or later

@@ -16,8 +16,9 @@ SHOWN_LABELS = 5
 
 
 class Spool:
-    """The rows of a LIBSVM file: 8 bytes an entry in `file`, open to write and read; 5 bytes a row
-    in memory.
+    """The rows of a LIBSVM file, kept in `file`, which is open to write and read.
+
+    It takes 8 bytes per entry in the file and 5 bytes per row in memory.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -59,8 +60,9 @@ class Spool:
     def dense(
         self, features: int, order: np.ndarray | None = None
     ) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield (start, x [m, features] float32) for consecutive rows, from 0; row i is the spooled
-        row order[i].
+        """Yield (start, x [m, features] float32) for consecutive rows, from row 0 on.
+
+        Row i is the spooled row order[i].
         """
         nbytes = ENTRY.itemsize * np.concatenate(self._counts).astype(np.int64)  # [n]
         first = np.cumsum(nbytes) - nbytes  # [n]

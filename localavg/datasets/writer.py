@@ -101,10 +101,8 @@ def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
         try:
             with atomic.replacing(out) as part:
                 yield part
-                atomic.sync(
-                    part
-                )  # may take long; what came to be named `out` meanwhile is not written over
-                check_out(out)
+                atomic.sync(part)  # may take long
+                check_out(out)  # another program may have made `out` meanwhile
         except OSError as error:
             raise UserError(
                 f"{out} cannot be written ({reason(error)}); nothing of it was kept"

@@ -45,12 +45,14 @@ LAUNCHERS = {
 class Group:
     """Learners that average together."""
 
-    rows: slice  # of this rank's matrix: the group's learners that it holds
-    comm: (
-        MPI.Comm | None
-    )  # the ranks that hold the group's learners; None where this rank holds all
-    learners: int  # in the group
-    nodes: int  # that the group's ranks lie on
+    rows: slice
+    """the rows of this rank's matrix that belong to learners of the group"""
+    comm: MPI.Comm | None
+    """the ranks that hold the group's learners; None if this rank holds all of them"""
+    learners: int
+    """number of learners in the group"""
+    nodes: int
+    """number of nodes with ranks of the group"""
 
 
 class Fleet:

@@ -1,4 +1,4 @@
-"""The rows of /averages: what is known of every exchange, until they are written."""
+"""The rows of /averages, one per exchange, until they are written to the run file."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from localavg.training.payload import Payload
 class Averages:
     """Exchanges of weights or gradients since the last report.
 
-    events: seconds of each on this rank, waiting included. writes: keep the rows too, on the rank
-    that writes the run file. diagnosis_s: what V_t took so far.
+    events: the seconds of each on this rank, with waiting. writes: whether this rank writes the run
+    file and keeps the rows for it. diagnosis_s: the seconds that V_t took so far.
     """
 
     def __init__(self, fleet: Fleet, payload: Payload, writes: bool) -> None:
@@ -36,12 +36,12 @@ class Averages:
         }
 
     def drifted(self, variance: float, seconds: float) -> None:
-        """Note Var[W_k] before an update, which took so many seconds to find out."""
+        """Record Var[W_k] before an update, and the seconds that computing it took."""
         self._drift.append(variance)
         self.diagnosis_s += seconds
 
     def note(self, t: int, scope: Scope, S: float, seconds: float) -> None:
-        """Note an exchange over `scope` after update t; S: the variance, NaN where not known."""
+        """Record an exchange over `scope` after update t. S: the variance, NaN if not known."""
         period, self._last = t - self._last, t
         self.events.append(seconds)
         V = math.nan
@@ -69,7 +69,7 @@ class Averages:
         self._rows.clear()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs; `averages` are the rows, one after the other."""
+        """Return what a resumed run needs; `averages` has the rows, one after the other."""
         rows = np.array(self._rows, np.float64).reshape(-1, 6)
         return {
             "events": self.events,
@@ -80,7 +80,7 @@ class Averages:
         }
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         self.events[:], self._drift[:] = state["events"].tolist(), state["drift"].tolist()
         rows = state["averages"].reshape(-1, 6).tolist()
         self._rows[:] = [

@@ -1,5 +1,6 @@
-"""What happens between local updates: gradients are exchanged, weights averaged. The training loop
-and `attach` share it.
+"""What happens between local updates: gradients are exchanged and weights are averaged.
+
+The training loop and `attach` share this file.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ class State(Protocol):
 
 
 class Averaging:
-    """One step of an algorithm after another, on this rank's rows flat.w [L, d].
+    """The exchanges and averages of an algorithm, on this rank's rows flat.w [L, d].
 
-    flat.w holds equal rows on all ranks when this is made. state: of the local optimiser.
-    statistics: an average covers the columns that are not trained too. variance: compute S at every
-    average. objective(t, w̄) returns F, for schedules that need it. before() is called before every
-    exchange or average, after(t, scope, S) right after it.
+    All rows of all ranks must be equal at the start. state: the state of the local optimiser.
+    statistics: whether an average includes the columns that are not trained. variance: whether to
+    compute S at every average. objective(t, w̄): returns F, for the schedules that need it.
+    before(): called before every exchange or average. after(t, scope, S): called right after it.
     """
 
     def __init__(
@@ -58,21 +59,21 @@ class Averaging:
         self.average.start(self.w, n)
 
     def begin(self, gamma: float) -> None:
-        """Give the schedule of a new run the objective at the start, where it needs that."""
+        """Give the schedule of a new run the objective at the start, if it needs the objective."""
         if self.schedule.needs == "objective":
             self.schedule.observe(0, self.objective(0, self.mean()), gamma)
 
     def exchange_(self, g: Array, t: int) -> None:
-        """Exchange the gradients g [L, n] of update t in place, where the algorithm does that."""
+        """Exchange the gradients g [L, n] of update t in place, if the algorithm does that."""
         if self.exchange.scope:
             self.before()
             self.exchange.exchange_(g, t, self.transport)
             self.after(t, self.exchange.scope, math.nan)
 
     def average_(self, t: int, gamma: float, last: bool = False) -> Scope:
-        """Average the weights after local update t if the schedule says so; returns over whom.
+        """Average the weights after local update t if the schedule asks for it. Return over whom.
 
-        gamma: the step size of update t. last: t is T, and a run ends with the schedule's `final`.
+        gamma: the step size of update t. last: t is T. The scope is then the schedule's `final`.
         """
         schedule = self.schedule
         scope = schedule.final if last else schedule.after(t)
@@ -87,10 +88,10 @@ class Averaging:
         return scope
 
     def finish_(self) -> Scope:
-        """Make every row w̄ after the last update: a run ends averaged, whatever its algorithm did.
+        """Set every row to w̄ after the last update, for any algorithm.
 
-        Rows that are equal stay as they are, to the bit. Returns Scope.WORLD where the parameters
-        had to be averaged. Collective.
+        Rows that are equal keep their bits. Return Scope.WORLD if the parameters had to be
+        averaged. Collective.
         """
         apart = [not self.transport.equal(columns) for columns in self.columns]
         for columns, each_its_own in zip(self.columns, apart, strict=True):
@@ -99,6 +100,6 @@ class Averaging:
         return Scope.WORLD if apart[0] else Scope.NONE
 
     def mean(self) -> Array:
-        """w̄ [d], which is any row where all are equal; not to be written to. Collective."""
+        """Return w̄ [d], to be read only; it is the first row if all are equal. Collective."""
         w = self.flat.w
         return w[0] if self.transport.equal(w) else self.transport.mean(w)

@@ -1,6 +1,6 @@
 """Build the pieces of a run from its settings.
 
-Nothing here writes a file, and everything can be built again in one process.
+Nothing here writes a file. One process can build the pieces more than once.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """What is trained, on which data and for how long, whatever the algorithm."""
+    """What is trained, on which data and for how long, for any algorithm."""
 
     config: TrainConfig
     fleet: Fleet
@@ -51,7 +51,7 @@ class Task:
 
 @dataclass(frozen=True, eq=False)
 class Experiment(Task):
-    """The pieces of a synchronous run; the rows of all learners are equal."""
+    """The pieces of a synchronous run. The rows of all learners are equal at the start."""
 
     algorithm: Algorithm
     optimizer: optim.Optimizer
@@ -63,8 +63,8 @@ class Experiment(Task):
 def build(c: TrainConfig, fleet: Fleet, aware: Probe | None = None) -> Experiment:
     """Build everything for a synchronous run of the fleet's learners. Collective.
 
-    aware: on rank 0, doctor's Probe of MPI on device memory, where the device is cuda. Raises
-    UserError on all ranks for anything that cannot be run.
+    aware: the result of doctor's test of MPI on device memory, on rank 0 if the device is cuda.
+    Raises UserError on all ranks for anything that cannot be run.
     """
     algorithms.check(c.algorithm, c.options)  # before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
@@ -92,7 +92,7 @@ def task_of(
     problem: Problem,
     modelled: Timing | None = None,
 ) -> Task:
-    """The task of P learners on a problem that is there already."""
+    """Make the task of P learners on a problem that has been made already."""
     sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
     length = Length.of(c, P, sampler.epoch)
     return Task(
@@ -108,7 +108,7 @@ def task_of(
 
 
 def assemble(task: Task, aware: Probe | None = None) -> Experiment:
-    """Add the algorithm and all that it works on: rows, transport, mini-batches. Collective."""
+    """Add the algorithm and what it works on: rows, transport, mini-batches. Collective."""
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch)
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
@@ -134,7 +134,7 @@ def assemble(task: Task, aware: Probe | None = None) -> Experiment:
 def start_equal_(problem: Problem, w: Array, world: MPI.Intracomm) -> None:
     """Set all rows of w [L, d] to the starting point of rank 0. Collective.
 
-    They are equal because it is broadcast, not because every rank draws it alike.
+    Rank 0 broadcasts its starting point. No rank relies on the other ranks' random draws.
     """
     if world.rank == 0:
         problem.initial_(w[0])
@@ -147,13 +147,13 @@ def start_equal_(problem: Problem, w: Array, world: MPI.Intracomm) -> None:
 def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
     """Load the data that the settings name. Collective.
 
-    Raises UserError where it may not be sampled as they say.
+    Raises UserError if the settings ask for a sampling that the data does not allow.
     """
     data = datasets.load(c.data, fleet)
     if c.sampling == "block" and not data.shuffled and not c.force_block:
         raise UserError(
-            f"`sampling = block`: the rows of {c.data} lie in their original order, so they are no "
-            "fair sample; prepare it with `shuffle`, or add `force_block`"
+            f"`sampling = block`: the rows of {c.data} are in their original order, so a "
+            "block is no fair sample; prepare the file with `shuffle`, or add `force_block`"
         )
     return data
 
@@ -161,9 +161,9 @@ def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
 def make_problem(
     c: TrainConfig, data: Dataset, fleet: Fleet, device: Device | None = None
 ) -> Problem:
-    """Make the problem that the settings call for, on the host if no device is given.
+    """Make the problem that the settings ask for, on the host if no device is given.
 
-    Raises UserError where data, `problem` and `model` do not go together, or torch cannot use the
+    Raises UserError if data, `problem` and `model` do not fit together, or if torch cannot use the
     device.
     """
     called_for = "network" if c.model or data.kind != "features" else "logistic"

@@ -1,6 +1,4 @@
-"""A run's settings as a whole: made from what was given, written out for the run file, and compared
-with those of an earlier run.
-"""
+"""All settings of a run: read, listed for the run file, compared with an earlier run."""
 
 from __future__ import annotations
 
@@ -15,9 +13,9 @@ from localavg.interfaces import Settings
 from localavg.models import MODELS
 
 TIMING = ("timing_from", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
-# filled in by the program where they are not given, so not compared then
+# The program chooses these if they are not given. They are not compared then.
 FILLED_IN = {"learners", "steps", "problem", *TIMING}
-FREE = {  # what makes no difference to the result
+FREE = {  # settings that do not change the result
     "out",
     "transport",
     "ranks_per_node",
@@ -28,10 +26,10 @@ FREE = {  # what makes no difference to the result
 
 
 def read(given: Settings) -> TrainConfig:
-    """The settings of a run from those `given` by name, the algorithm's own options among them.
+    """Make the settings of a run from those `given` by name, with the algorithm's own options.
 
-    Raises UserError for an unknown algorithm, an option that is not the algorithm's, a value that
-    breaks its rule, and for a setting that has no effect beside the others.
+    Raises UserError for an unknown algorithm, an option that the algorithm does not have, a value
+    that breaks its rule, and a setting that has no effect together with the others.
     """
     names = {f.name for f in fields(TrainConfig)}
     options = {name: value for name, value in given.items() if name not in names}
@@ -49,17 +47,16 @@ def read(given: Settings) -> TrainConfig:
 
 
 def all_settings(c: TrainConfig) -> dict[str, Any]:
-    """All settings of a run, defaults included, by their names in its run file."""
+    """Return all settings of a run, with defaults, by their names in the run file."""
     settings = asdict(c)
     given = settings.pop("options")
     return settings | algorithms.options(c.algorithm) | given
 
 
 def difference(asked: Settings, recorded: Settings) -> str | None:
-    """The first setting in which a run file differs from what is asked, in words; None if it is the
-    same run.
+    """Describe the first setting that differs between a run file and `asked`; None if none does.
 
-    What the program chooses where an option is not given is not compared.
+    A setting that is not given and that the program chooses is not compared.
     """
     asked = {**asked}
     if asked["algorithm"] == "eamsgd" and asked["alpha"] is None:

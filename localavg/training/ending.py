@@ -1,4 +1,4 @@
-"""How a run ends: finished, diverged, told to stop, or failed; and what the run file says of it."""
+"""How a run ends (finished, diverged, stopped or failed), and how the run file records it."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from localavg.interfaces import Problem
 
 
 class Diverged(Exception):
-    """A loss is not finite; raised on every rank alike."""
+    """A loss is not finite. Every rank raises it."""
 
 
 class Interrupted(Exception):
-    """The run was told to stop and is saved; raised on every rank alike."""
+    """The run was told to stop, and is saved. Every rank raises it."""
 
 
 class Outcome(NamedTuple):
@@ -35,7 +35,7 @@ class Closed(Protocol):
     """What is closed before the run file: a monitor or a log."""
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """End the progress bar."""
 
 
 def ended(
@@ -47,8 +47,8 @@ def ended(
 ) -> tuple[int, str]:
     """Do `work`, and write to the run file how it ended.
 
-    Returns the exit status, and the reason if the run did not finish. Exceptions that are no end of
-    a run propagate and abort the job; a UserError of this rank alone aborts it too.
+    Return the exit status, and the reason if the run did not finish. Other exceptions than those of
+    this file are raised again and end the job. So does a UserError of this rank alone.
     """
 
     def finish(status: str, **why: str) -> None:
@@ -66,7 +66,7 @@ def ended(
         finish("interrupted", failure=str(e))
         return GO_ON, str(e)
     except BaseException as e:
-        with suppress(UserError):  # what went wrong first is what counts
+        with suppress(UserError):  # the first error counts, not one that follows from it
             interrupted = isinstance(e, KeyboardInterrupt)
             finish("interrupted" if interrupted else "failed", failure=f"{type(e).__name__}: {e}")
         if not isinstance(e, UserError):

@@ -1,7 +1,7 @@
-"""Evaluation of one model over the data, the ranks sharing the rows.
+"""Evaluation of one model over the data. The ranks share the rows.
 
-The numbers do not depend on how the learners lie over the ranks: a split is cut into parts that do
-not depend on the ranks, and the sums over the parts are added up in the order of the parts.
+The results do not depend on the number of ranks. A split is cut into parts in a way that does not
+depend on the ranks, and the sums over the parts are added up in the order of the parts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ PARTS = 16  # of a split, where it is not cut by learners
 class Shares:
     """How the rows of a split are shared: in `parts` parts, of which this rank takes `mine`.
 
-    pieces: each part is cut into as many pieces where only some rows are evaluated, and the first
-    rows of each piece are taken. in_order: the parts' gradients too are added up in their order, so
-    all of them travel; else each rank's sum does, and MPI decides the order.
+    pieces: the number of pieces of a part, if only some rows are evaluated; the first rows of each
+    piece are taken. in_order: whether the gradients are added up in the order of the parts, too.
+    All parts' gradients travel then; else only each rank's sum does, and MPI decides the order.
     """
 
     parts: int
@@ -46,20 +46,20 @@ class Shares:
 
 
 def by_learner(fleet: Fleet) -> Shares:
-    """Every learner takes a part, on its rank: the same numbers for any layout of P learners."""
+    """Give every learner a part, on its rank: the results are the same for any layout."""
     return Shares(fleet.P, fleet.learners, PIECES)
 
 
 def by_rank(world: MPI.Intracomm) -> Shares:
-    """The ranks take PARTS parts in turn: the same numbers for any number of ranks or learners."""
+    """Give the ranks PARTS parts in turn: the results are the same for any number of ranks."""
     return Shares(PARTS, range(world.rank, PARTS, world.size), in_order=True)
 
 
 class Evaluator:
     """Evaluates models w [d] of a problem. Its methods are collective over `world`.
 
-    examples: evaluate about as many rows of each split, spread over it (None: all). grad_norm:
-    compute ‖∇F‖² too.
+    examples: about how many rows of each split to evaluate, spread over the split (None: all).
+    grad_norm: whether to compute ‖∇F‖².
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Evaluator:
         self.examples, self.grad_norm = examples, grad_norm
 
     def row(self, w: Array) -> dict[str, float]:
-        """Return the columns of /eval for the model w [d], which is calibrated in place first."""
+        """Calibrate the model w [d] in place, and return the columns of /eval for it."""
         problem, data, examples = self.problem, self.problem.data, self.examples
         problem.calibrate_(w)
         ridge = problem.regulariser(w)
@@ -100,7 +100,7 @@ class Evaluator:
     def _means(
         self, w: Array, split: Any, examples: int | None = None, gradient: bool = False
     ) -> tuple[float, float, Array | None]:
-        """Mean loss without regulariser, accuracy and mean gradient [d] of w over a split."""
+        """Return the mean loss without regulariser, the accuracy and the mean gradient [d]."""
         shares, sums = self.shares, self.problem.sums
         rows = shares.rows(len(split.y), examples)
         mine = {k: [sums(w, split, lo, hi, gradient) for lo, hi in rows[k]] for k in shares.mine}
@@ -117,6 +117,6 @@ class Evaluator:
         return loss, right, grad / n
 
     def _in_order(self, mine: dict[int, list[Any]]) -> list[Any]:
-        """All ranks' values, those of part 0 first."""
+        """Return the values of all ranks, in the order of the parts."""
         parts = {k: values for each in self.world.allgather(mine) for k, values in each.items()}
         return [value for k in range(self.shares.parts) for value in parts[k]]

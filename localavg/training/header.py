@@ -1,6 +1,4 @@
-"""What stands at the head of a run file: every setting as it took effect, and the machine's side of
-where the run came from.
-"""
+"""The head of a run file: every setting as it took effect, and the machine that the run used."""
 
 from __future__ import annotations
 
@@ -30,9 +28,9 @@ class Carrier(Protocol):
 
 
 def config(task: Task) -> dict[str, Any]:
-    """/config: every setting as it took effect, flat."""
+    """Return /config: every setting as it took effect, in one flat table."""
     c, problem, data = task.config, task.problem, task.problem.data
-    # A file is named so that it is found from anywhere.
+    # The path of a file is absolute, so that it can be found from any folder.
     where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data
     return {
         **all_settings(c),
@@ -49,7 +47,7 @@ def config(task: Task) -> dict[str, Any]:
 
 
 def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, Any]:
-    """/provenance: ranks, hosts, MPI library and what carries weights between the ranks."""
+    """Return a part of /provenance: ranks, hosts, MPI library and transport."""
     return {
         "mpi_library": MPI.Get_library_version().splitlines()[0].rstrip("\0 "),
         "hosts": sorted(set(fleet.hosts)),
@@ -63,7 +61,7 @@ def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, Any]:
 
 
 def gpus(fleet: Fleet, device: Device) -> dict[str, Any]:
-    """/provenance: the host and PCI address of every rank's GPU, where there is one. Collective."""
+    """Return a part of /provenance: host and PCI address of every rank's GPU. Collective."""
     if not isinstance(device, Cuda):
         return {}
     return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]}

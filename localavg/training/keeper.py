@@ -1,7 +1,7 @@
-"""Keeps a run safe: checkpoints on time, and a tidy end when it is told to stop.
+"""Checkpoints on time, and a saved end when a run is told to stop.
 
-Signals and clocks strike every rank at its own moment, so they only set a wish; about twice a
-second the ranks meet after the same update, `due`, and decide together. Between two meetings an
+A signal or a time limit reaches every rank at another moment, so a rank only notes it. About twice
+a second all ranks meet after the same update, `due`, and decide together. Between two meetings an
 update costs one comparison.
 """
 
@@ -29,15 +29,14 @@ from localavg.training.resume import Part
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 MEET_S = 0.5  # seconds between two meetings of the ranks
-GROWTH = 8  # at most so many times more updates to the next meeting than to the last
+GROWTH = 8  # the most by which the number of updates between two meetings grows at once
 
 
 class Keeper:
-    """Saves checkpoints of one run in `folder`, and stops it, saved, at a signal or after limit_s
-    seconds.
+    """Saves checkpoints of one run in `folder`, and stops it at a signal or after limit_s seconds.
 
-    every_s, every_steps: how often to save (None: only when told to stop). record: the run file on
-    rank 0.
+    The run is saved before it stops. every_s, every_steps: seconds and updates between two
+    checkpoints (both None: save only before a stop). record: the run file on rank 0.
     """
 
     def __init__(
@@ -54,18 +53,17 @@ class Keeper:
         self.every_s, self.every_steps = every_s or math.inf, every_steps
         self.limit_s = limit_s or math.inf
         self.due = math.inf  # t of the next meeting
-        self.told = ""  # the signal that said stop
+        self.told = ""  # the name of the signal that asks to stop
         self._started = self._saved_s = monotonic()
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Within it a signal to stop is a wish, where signals can be caught: in the main thread."""
+        """Note signals that ask to stop, while the context lasts; only in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        deaf = (
-            signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        )  # a shell's background job: Ctrl-C is not for it
+        # The shell ignores Ctrl-C for its background jobs; so does the run.
+        deaf = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
         before = {
             number: signal.signal(number, self._hear)
             for number in SIGNALS
@@ -78,47 +76,43 @@ class Keeper:
                 signal.signal(number, handler)
 
     def _hear(self, number: int, frame: Any) -> None:
-        if number == signal.SIGINT and self.told:  # Ctrl-C once more: at once
+        if number == signal.SIGINT and self.told:  # a second Ctrl-C stops at once
             raise KeyboardInterrupt
         self.told = signal.Signals(number).name
 
     def start(self, begun: int, w: Array, monitor: Monitor, parts: Mapping[str, Part]) -> None:
-        """Say what is to be saved: the weights w [L, d] and the parts; `begun` updates are made.
+        """Set what is saved: the weights w [L, d] and the parts. `begun` updates are made already.
 
-        monitor: one of the parts, which keeps the clock.
+        monitor: the part that has the clock.
         """
         self.w, self.monitor, self.parts = w, monitor, parts
         self.saved, self._met, self._met_s, self._stride = begun, begun, monotonic(), 1
         self._plan(begun)
 
     def visit(self, t: int) -> None:
-        """Meet after update t: save if it is time, stop if anyone was told to. Raises Interrupted
-        on every rank. Collective.
+        """Meet after update t: save if it is time, and stop if any rank was told to. Collective.
+
+        Every rank raises Interrupted if the run stops.
         """
         now = monotonic()
         late = now - self._started >= self.limit_s
-        wishes = np.array(
+        votes = np.array(
             [
                 bool(self.told) or late,
                 now - self._saved_s >= self.every_s,
                 (now - self._met_s) / (t - self._met),
             ]
         )
-        self.fleet.world.Allreduce(MPI.IN_PLACE, wishes, MPI.MAX)
-        stop, overdue, step_s = wishes
+        self.fleet.world.Allreduce(MPI.IN_PLACE, votes, MPI.MAX)
+        stop, overdue, step_s = votes
         self._stride = max(1, min(GROWTH * self._stride, int(MEET_S / max(step_s, 1e-9))))
         if stop or overdue or (self.every_steps and t % self.every_steps == 0):
             self.save(t)
         if stop:
-            whys = [
-                why
-                for why in self.fleet.world.allgather(self.told or late * "the time limit")
-                if why
-            ]
+            reasons = self.fleet.world.allgather(self.told or late * "the time limit")
             raise Interrupted(
-                f"stopped by {whys[0]} after step {t}, saved in {self.folder}; the same command "
-                "with `resume` "
-                f"goes on"
+                f"stopped by {next(filter(None, reasons))} after step {t}, saved in {self.folder}; "
+                "the same command with `resume` resumes it"
             )
         self._met, self._met_s = t, monotonic()
         self._plan(t)

@@ -10,7 +10,7 @@ from localavg.config import TrainConfig
 
 @dataclass(frozen=True)
 class Length:
-    """The length of a run of P learners; all numbers of updates are each learner's."""
+    """The length of a run of P learners. Every number of updates counts one learner's updates."""
 
     P: int
     T: int

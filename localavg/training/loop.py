@@ -1,7 +1,7 @@
-"""The synchronous loop: local updates, an average when the schedule says so, what is recorded and
-kept beside it.
+"""The synchronous loop: local updates, averages, records and checkpoints.
 
-Every synchronous algorithm of `algorithms/` runs through it.
+Every synchronous algorithm of `algorithms/` runs through it. `averaging.py` has what happens at an
+average, `monitor.py` what is recorded, and `keeper.py` when a checkpoint is saved.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from localavg.training.resume import Part, restore_
 def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None = None) -> None:
     """Make T local updates of this rank's learners, whose weights are the rows of e.flat.w.
 
-    The run starts from equal rows, or from `saved`, and always ends averaged. Collective. Raises
-    `Diverged` where a loss is not finite and `Interrupted` where the run was told to stop, on every
-    rank alike.
+    The run starts from equal rows, or from `saved`, and ends with equal rows. Collective. Every
+    rank raises `Diverged` if a loss is not finite, and `Interrupted` if the run is stopped.
     """
     averaging = _averaging(e, monitor)
     gradients_ = Loop(e.problem, e.feed, e.fleet.learners, monitor.clock.book).gradients_

@@ -1,8 +1,7 @@
-"""What is watched while training: where the time goes, losses, evaluations of the averaged model,
-progress, the run file.
+"""What is recorded while training: times, losses, evaluations of the averaged model, progress.
 
-Ranks exchange a handful of numbers at every row of /train, about a hundred in a run, and nothing in
-between.
+For this the ranks exchange a few numbers at every row of /train, about 100 times in a run, and
+nothing in between.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ from localavg.training.stopwatch import Stopwatch
 
 
 class Monitor:
-    """Watches one run.
+    """Records one run.
 
-    record: the run file on rank 0, None elsewhere. variance: what is recorded of the learners'
-    variance: no, averages (S at every average), or steps (V_t of every period too, adpsgd eq. 11,
-    which takes one more mean of the weights a step, kept out of wall_s).
+    record: the run file on rank 0, None elsewhere. variance: what to record of the learners'
+    variance. no: nothing; averages: S at every average; steps: in addition V_t of every period
+    (adpsgd eq. 11), which takes one more mean of the weights per step. Its time is not in wall_s.
     """
 
     def __init__(
@@ -51,18 +50,16 @@ class Monitor:
         self.record, self.length, self.variance = record, length, variance
         self.clock = Stopwatch()
         self.averages = Averages(fleet, payload, writes=record is not None)
-        # L scalars an update since the last report; those of a GPU stay there
+        # L scalars per update since the last report; a GPU's scalars stay on the GPU
         self.losses: list[Any] = []
         self.due = min(length.log_every, length.eval_every)  # t of the next report
         self.reported = 0  # t of the last one
-        # compute_s, data_s, communicate_s, wait_s so far: means over the ranks
+        # compute_s, data_s, communicate_s and wait_s so far, each a mean over the ranks
         self._split = np.zeros(4)
         self.progress = Progress(length.T) if record is not None else None
 
     def start(self, begun: int, w: Array) -> None:
-        """Evaluate the initial weights of a new run (begun = 0), then start the clock on all ranks
-        together.
-        """
+        """Evaluate the weights if the run is new (begun = 0), then start the clock on all ranks."""
         before = list(self.clock.seconds.values())
         if not begun:
             self._evaluate(0, w)
@@ -70,30 +67,31 @@ class Monitor:
         self.clock.start(before)
 
     def computed(self) -> None:
-        """Gradients and updates are done: wait for a device that still works on them, and book
-        their time.
-        """
+        """Wait until the gradients and updates are computed, and record the time they took."""
         self.transport.settle()
         self.clock.lap("compute")
 
     def averaged(self, t: int, scope: Scope, S: float = math.nan) -> None:
-        """Weights or gradients were averaged over `scope` after update t; S: the variance, if
-        known.
+        """Record an average of weights or gradients over `scope` after update t.
+
+        S: the variance, NaN if it is not known.
         """
         self.transport.settle()
         self.averages.note(t, scope, S, self.clock.lap("communicate"))
 
     def drifted(self, w: Array) -> None:
-        """Note Var[W_k], the variance of the learners' weights before update k + 1: the first
-        after an average is 0.
+        """Record Var[W_k], the variance of the learners' weights before update k + 1.
+
+        It is 0 right after an average.
         """
         self.computed()
         variance = self.transport.variance(w)
         self.averages.drifted(variance, self.clock.lap("outside"))
 
     def objective(self, t: int, w: Array) -> float:
-        """F at w [d] over all training data, for the schedule that is steered by it: part of the
-        algorithm and its time.
+        """Return F at w [d] over all training data, for the schedule that it steers.
+
+        This is a part of the algorithm, so its time counts as computing.
         """
         F = self.evaluator.objective(w)
         self.clock.lap("compute")
@@ -102,8 +100,9 @@ class Monitor:
         return F
 
     def report(self, t: int, gamma: float, w: Array) -> None:
-        """Write a row of /train, and of /eval when it is time. Collective. Raises Diverged on
-        every rank if a loss was not finite.
+        """Write a row of /train, and a row of /eval when it is time. Collective.
+
+        Every rank raises Diverged if a loss was not finite.
         """
         self.computed()
         self.clock.lap("rest")
@@ -127,7 +126,7 @@ class Monitor:
             self._evaluate(t, w, wall_s)
 
     def summary(self) -> str:
-        """Where the time went, in one line: shares of the wall clock, means over the ranks."""
+        """Return one line about the time: shares of the wall clock, means over the ranks."""
         wall_s = self.clock.wall_s
         compute, data, communicate, wait = 100 * self._split / wall_s
         samples = self.length.T * self.length.P * self.length.B
@@ -160,9 +159,7 @@ class Monitor:
         self.progress.step(t, loss, samples / wall_s)
 
     def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
-        """Over the updates since the last report: the mean loss, and (t, j) of the first loss that
-        is not finite.
-        """
+        """Return the mean loss since the last report, and (t, j) of the first loss not finite."""
         P, steps, events = self.fleet.P, t - self.reported, self.averages.events
         losses = numbers(self.losses).reshape(steps, self.fleet.L)
         self.losses.clear()
@@ -170,7 +167,7 @@ class Monitor:
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
             step, l = bad[0]
             first = float((self.reported + 1 + step) * P + self.fleet.learners[l])
-        # Who comes last to an exchange does not wait there: the minimum is its cost.
+        # The rank that comes last to an exchange does not wait: the minimum is the exchange's cost.
         fastest = np.array([first, *events])
         self.fleet.world.Allreduce(MPI.IN_PLACE, fastest, MPI.MIN)
         communicate = fastest[1:].sum()
@@ -185,9 +182,9 @@ class Monitor:
         return sums[0] / (steps * P), where
 
     def _evaluate(self, t: int, w: Array, wall_s: float = 0.0) -> None:
-        """Write a row of /eval: the averaged model w̄ of w [L, d]."""
+        """Evaluate the averaged model w̄ of w [L, d], and write a row of /eval."""
         row = self.evaluator.row(self.transport.mean(w))
-        # Before T the next losses name the learner.
+        # Before T, the losses that follow show which learner diverged.
         if t == self.length.T and not math.isfinite(row["train_loss"]):
             raise Diverged(
                 f"the averaged model's loss after step {t}, the last, is not finite; lower `lr`"
@@ -199,8 +196,9 @@ class Monitor:
         self.clock.lap("outside")
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to record what an uninterrupted one would: a row of losses a
-        learner, then this rank's.
+        """Return the state with which a resumed run records the same as an uninterrupted one.
+
+        The losses have one row per learner; the rest is this rank's.
         """
         averages = self.averages.state_dict()
         last = averages.pop("last")
@@ -214,7 +212,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
         self.losses[:] = state["losses"].T.ravel().tolist()
         self.clock.start(state["seconds"].tolist())
         self._split[:] = state["split"]
@@ -222,6 +220,6 @@ class Monitor:
         self.averages.load_state_dict({**state, "last": last})
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """End the progress bar."""
         if self.progress is not None:
             self.progress.close()

@@ -1,4 +1,4 @@
-"""The bytes that one exchange hands over: the only place where they are counted."""
+"""The number of bytes that one exchange hands over. Only this file counts them."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from localavg.training.averaging import State
 
 @dataclass(frozen=True)
 class Payload:
-    """Gradients where the algorithm exchanges them, else weights and the state averaged with them.
+    """What an exchange hands over: gradients, or weights and the state averaged with them.
 
-    statistics: an average covers the columns of flat.w that are not trained too.
+    statistics: whether an average includes the columns of flat.w that are not trained.
     """
 
     algorithm: Algorithm
@@ -25,7 +25,7 @@ class Payload:
     statistics: bool = True
 
     def nbytes(self, L: int) -> int:
-        """What L learners of one rank hand over in an exchange."""
+        """Return the bytes that L learners of one rank hand over in an exchange."""
         flat, exchange = self.flat, self.algorithm.exchange
         if exchange.scope:
             return exchange.payload_bytes(flat.d_trained, L)
@@ -33,7 +33,7 @@ class Payload:
         return 4 * (d + self.state.averaged * flat.d_trained)
 
     def handed_over(self, scope: Scope) -> tuple[int, int]:
-        """What this rank hands to MPI in an exchange over `scope`, (within its node, across)."""
+        """Return the bytes of an exchange over `scope` on this rank: (in its node, to others)."""
         nbytes = self.nbytes(len(self.flat.w))
         if self.algorithm.exchange.gathers:
             return self.transport.gather_bytes(nbytes)

@@ -1,4 +1,4 @@
-"""How far a run is, on the terminal."""
+"""The progress of a run on the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from localavg.datasets import progress
 
 
 class Progress:
-    """A bar on a terminal; elsewhere one plain line an evaluation."""
+    """A progress bar on a terminal; elsewhere one plain line per evaluation."""
 
     def __init__(self, T: int) -> None:
         self.T = T
@@ -17,7 +17,7 @@ class Progress:
         self._rate = math.nan
 
     def step(self, t: int, loss: float, rate: float) -> None:
-        """Show that update t is done: the loss since the last call, samples/s since the start."""
+        """Show update t. loss: since the last call; rate: samples/s since the start."""
         self._rate = rate
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {loss:.4f}, {rate:,.0f} samples/s", refresh=False)
@@ -31,5 +31,5 @@ class Progress:
             print(f"t {t}/{self.T}  train loss {loss:.4f}{test}{rate}", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """End the progress bar."""
         self.bar.close()

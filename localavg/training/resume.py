@@ -1,4 +1,8 @@
-"""May this run start, or go on, from where, and with which run file."""
+"""Decide whether a run may start, from which checkpoint it resumes, and with which run file.
+
+`earlier` looks for a run in the same file, `resume` finds the checkpoint and opens the run file,
+and `restore_` puts the checkpoint into the parts of the run.
+"""
 
 from __future__ import annotations
 
@@ -23,21 +27,21 @@ from localavg.training.checks import FREE, all_settings, difference
 
 
 class Earlier(NamedTuple):
-    """The run that `out` has already."""
+    """The run that is in the file `out` already."""
 
     run: Run | None
     """its file, on the rank that writes"""
     there: bool
-    """whether there is one; alike on all ranks"""
+    """whether there is a run; the same on all ranks"""
     finished: bool
-    """whether it is finished; alike on all ranks"""
+    """whether the run is finished; the same on all ranks"""
 
 
 class Start(NamedTuple):
     """Where a run starts."""
 
     saved: Saved | None
-    """the checkpoint to go on from; None: from the beginning"""
+    """the checkpoint to resume from; None: start from the beginning"""
     file: Record | None
     """the run file, on the rank that writes"""
 
@@ -49,14 +53,14 @@ class Part(Protocol):
         """Return the state."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`."""
+        """Resume from `state`."""
 
 
 def earlier(c: TrainConfig, fleet: Fleet, writes: bool) -> Earlier:
-    """Look for an earlier run before anything is read. writes: this rank writes the run file.
+    """Look for an earlier run before any data is read. writes: this rank writes the run file.
 
-    Collective. Raises UserError on every rank where the file may not be touched, or is another
-    run's that is finished.
+    Collective. Raises UserError on every rank if the file must not be changed, or if it has a
+    finished run with other settings.
     """
     run = fleet.together(lambda: _found(c) if writes else None)
     finished = run is not None and run.status == "finished"
@@ -75,11 +79,11 @@ def resume(
     writes: bool,
     checkpoints: bool = True,
 ) -> Start:
-    """Find the checkpoint to go on from, and open the run file on the rank that writes.
+    """Find the checkpoint to resume from, and open the run file on the rank that writes.
 
-    config, provenance: what the run file says of this run. checkpoints: runs of this kind make
-    some; others start from the beginning. Collective. Raises UserError on every rank where the
-    earlier run has other settings or its file cannot be written.
+    config, provenance: what to write to the run file about this run. checkpoints: whether runs of
+    this kind save checkpoints; if not, the run starts from the beginning. Collective. Raises
+    UserError on every rank if the earlier run has other settings or its file cannot be written.
     """
     fleet.together(lambda: _check_settings(c.path, before.run, config))
     saved = latest(c, fleet) if checkpoints and before.there else None
@@ -88,7 +92,7 @@ def resume(
         if not writes:
             return None
         if saved:
-            print(f"localavg: {c.path} goes on after step {saved.t}", file=sys.stderr)
+            print(f"localavg: {c.path} resumes after step {saved.t}", file=sys.stderr)
             rows = {name: int(n) for name, n in saved.state["record"].items()}
             return Record.reopen(c.path, rows, provenance)
         if before.there:
@@ -104,9 +108,9 @@ def resume(
 
 
 def latest(c: TrainConfig, fleet: Fleet) -> Saved | None:
-    """Read the latest checkpoint that every rank can read, None where there is none.
+    """Read the latest checkpoint that every rank can read. Return None if there is none.
 
-    Damaged ones are reported on stderr and set aside. Collective.
+    Damaged checkpoints are reported on stderr and renamed. Collective.
     """
     folder = checkpoint.folder_of(c.path)
     for t in fleet.world.bcast(checkpoint.found(folder) if fleet.rank == 0 else None):
@@ -121,14 +125,14 @@ def latest(c: TrainConfig, fleet: Fleet) -> Saved | None:
 
 
 def restore_(saved: Saved | None, fleet: Fleet, w: Array, parts: Mapping[str, Part]) -> int:
-    """Put what was saved into w [L, d] and the parts; returns how many updates were made."""
+    """Put the checkpoint into w [L, d] and the parts. Return the number of updates made."""
     if saved is None:
         return 0
     t, state, ranks = saved
     put_(w, state["weights"]["w"])
     for name, part in parts.items():
         part.load_state_dict(state.get(name, {}))
-    state.clear()  # as large as the weights and more, and held elsewhere too
+    state.clear()  # it is larger than the weights, and the caller still holds it
     if ranks != fleet.ranks and fleet.rank == 0:
         print(
             f"localavg: saved by {ranks} ranks, resumed by {fleet.ranks}: sums over ranks may "
@@ -143,7 +147,7 @@ def _found(c: TrainConfig) -> Run | None:
     requeued = int(os.environ.get("SLURM_RESTART_COUNT", "0") or 0) > 0
     if not (c.resume or requeued):
         refuse_existing(c.path)
-    if os.path.exists(c.path) and os.path.getsize(c.path) == 0:  # killed as it was made
+    if os.path.exists(c.path) and os.path.getsize(c.path) == 0:  # killed while creating the file
         os.unlink(c.path)
     if not os.path.exists(c.path):
         if folder.exists():

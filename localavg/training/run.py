@@ -1,6 +1,4 @@
-"""A training run from its settings: build the pieces, train, and leave a run file that says what
-happened.
-"""
+"""A training run: build the pieces from the settings, train, and write the run file."""
 
 from __future__ import annotations
 
@@ -39,11 +37,11 @@ def run(
     provenance: Settings | None = None,
     aware: Probe | None = None,
 ) -> Outcome:
-    """Train as `c` says, on the ranks of `world`.
+    """Train with the settings `c` on the ranks of `world`.
 
-    provenance: `provenance.provenance()`, made on rank 0 before MPI started. Rank 0 writes c.path.
-    aware: on rank 0, doctor's Probe of MPI on device memory, where the device is cuda. Raises
-    UserError on all ranks, before training starts, for anything that cannot be run.
+    Rank 0 writes c.path. provenance: `provenance.provenance()`, made on rank 0 before MPI started.
+    aware: the result of doctor's test of MPI on device memory, on rank 0 if the device is cuda.
+    Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
     # 1. Look for an earlier run in this file, before anything is read.
     fleet = Fleet(world, c.learners, c.ranks_per_node)
@@ -55,7 +53,7 @@ def run(
     e = build(c, fleet, aware)
     _warn_never_steered(e)
 
-    # 3. Resume: from which checkpoint, with which run file, and what goes into it.
+    # 3. Find the checkpoint to resume from, and open the run file.
     carried = header.hosts(fleet, e.transport) | header.gpus(fleet, e.device)
     origin = {**(provenance or {}), **carried}
     start = resume(
@@ -80,7 +78,7 @@ def run(
 
 
 def watched(e: Experiment, file: Record | None) -> tuple[Monitor, Keeper]:
-    """Return what records a run in `file`, and what saves it. Collective."""
+    """Return the monitor that records a run in `file`, and the keeper that saves it. Collective."""
     c, fleet = e.config, e.fleet
     payload = Payload(e.algorithm, e.transport, e.flat, e.optimizer, c.statistics == "average")
     rows: Record | Modelled | None = file
@@ -110,7 +108,7 @@ def _train(e: Experiment, start: Start, monitor: Monitor, keeper: Keeper) -> Non
     file = start.file if e.config.save_weights else None
     if file is not None and start.saved is None:
         file.save_weights("initial_weights", on_host(e.flat.w[0]))
-    with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses
+    with np.errstate(over="ignore", invalid="ignore"):  # the monitor checks the losses
         train(e, monitor, keeper, start.saved)
     if file is not None:
         file.save_weights("weights", on_host(e.flat.w[0]))

@@ -206,7 +206,7 @@ def test_a_run_told_to_stop_is_requeued_and_goes_on_to_the_same_bits(
     job = cluster.wait(number, over)
     text = log.read_text()
     assert job["JobState"] == "COMPLETED" and job["Restarts"] == "1", text
-    assert f"job {number} is requeued to resume" in text and "goes on after step" in text
+    assert f"job {number} is requeued to resume" in text and "resumes after step" in text
     run = record.load(out)
     assert run.status == "finished"
     np.testing.assert_array_equal(run.weights, uninterrupted.weights)
@@ -240,10 +240,10 @@ def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_p
         cluster.wait(number, lambda job: job["JobState"] == "RUNNING", 170)
         until = time.monotonic() + 120
         while (
-            "goes on after step" not in (tmp_path / "kavg-s0.log").read_text()
+            "resumes after step" not in (tmp_path / "kavg-s0.log").read_text()
             and time.monotonic() < until
         ):
             time.sleep(0.5)
-        assert "goes on after step" in (tmp_path / "kavg-s0.log").read_text()
+        assert "resumes after step" in (tmp_path / "kavg-s0.log").read_text()
     finally:
         cluster.run("scancel", number)

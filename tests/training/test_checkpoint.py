@@ -308,11 +308,11 @@ def told(done):
 def test_a_time_limit_saves_stops_and_the_same_command_goes_on(halfway, whole):
     found = load(halfway)
     assert re.search(
-        r"stopped by the time limit after step \d+, saved in .*run.h5.ckpt; .*--resume",
+        r"stopped by the time limit after step \d+, saved in .*run.h5.ckpt; .*`resume`",
         found.attrs["failure"],
     )
     again = launch(halfway, "--resume")
-    assert again.returncode == 0 and any("goes on after step" in line for line in told(again))
+    assert again.returncode == 0 and any("resumes after step" in line for line in told(again))
     same(load(halfway), whole)
     after = launch(halfway, "--resume")
     assert after.returncode == 0 and "is finished already" in after.stderr
@@ -588,7 +588,7 @@ def test_a_damaged_checkpoint_is_not_taken_for_a_newer_one(halfway, whole):
     assert again.returncode == 75 and len(checkpoint.found(folder)) >= 1
     assert len(list(folder.glob("*.damaged*"))) >= 1
     after = launch(halfway, "--resume")
-    assert after.returncode == 0 and any("goes on after step" in line for line in told(after))
+    assert after.returncode == 0 and any("resumes after step" in line for line in told(after))
     same(load(halfway), whole)
 
 
@@ -714,7 +714,7 @@ def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_leaves_the_one_be
     (first, before, after), (second, *_) = call(2, stopped_limited_and_free, *how)
     assert [status for status, _ in first] == [status for status, _ in second] == [0, 0, 75, 1, 0]
     (_, told), (_, silent) = first[3], second[3]
-    assert "goes on after step 25" in told and "cannot write this checkpoint" in told
+    assert "resumes after step 25" in told and "cannot write this checkpoint" in told
     assert silent == ""
     assert before == after and before[0] == 25
     same(load(tmp_path / "run.h5"), load(tmp_path / "whole.h5"))

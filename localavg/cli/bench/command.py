@@ -13,6 +13,7 @@ from localavg.errors import UserError
 
 if TYPE_CHECKING:
     from localavg.cli.bench import Row
+    from localavg.parallel.fleet import Fleet
 
 
 def add(commands: Commands) -> None:
@@ -42,25 +43,7 @@ def _train(args: argparse.Namespace) -> int:
     fleet = Fleet(here, args.learners)
     rows: list[Row]
     if args.problem == "network" or args.model:
-        if not args.model:
-            raise UserError("bench train --problem network needs --model NAME")
-        from localavg.cli.bench.network import bench_network
-        from localavg.parallel.device import choose_device
-
-        if args.device == "cpu" and (args.cuda_graphs or args.precision == "tf32"):
-            option = "--cuda-graphs" if args.cuda_graphs else "--precision tf32"
-            raise UserError(f"{option} is for GPUs: add --device cuda")
-        rows = bench_network(
-            fleet,
-            args.model,
-            args.side,
-            args.batch_size or 64,
-            args.steps or 10,
-            args.repeats,
-            args.precision,
-            choose_device(args.device, fleet),
-            args.cuda_graphs,
-        )
+        rows = _network(args, fleet)
     elif args.device == "cuda" or args.learners > 1:
         raise UserError(
             "bench train of logistic regression measures one learner on the CPU; give --model for "
@@ -72,6 +55,29 @@ def _train(args: argparse.Namespace) -> int:
         B, steps = args.batch_size or 128, args.steps or 21_875
         rows = bench_logistic(fleet, args.data, B, steps, args.repeats)
     return _print("local updates, samples a second", rows, args.json)
+
+
+def _network(args: argparse.Namespace, fleet: Fleet) -> list[Row]:
+    """Run `bench train` on a network."""
+    if not args.model:
+        raise UserError("bench train --problem network needs --model NAME")
+    from localavg.cli.bench.network import bench_network
+    from localavg.parallel.device import choose_device
+
+    if args.device == "cpu" and (args.cuda_graphs or args.precision == "tf32"):
+        option = "--cuda-graphs" if args.cuda_graphs else "--precision tf32"
+        raise UserError(f"{option} is for GPUs: add --device cuda")
+    return bench_network(
+        fleet,
+        args.model,
+        args.side,
+        args.batch_size or 64,
+        args.steps or 10,
+        args.repeats,
+        args.precision,
+        choose_device(args.device, fleet),
+        args.cuda_graphs,
+    )
 
 
 def _memory(args: argparse.Namespace) -> int:

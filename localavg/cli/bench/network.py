@@ -49,20 +49,7 @@ def bench_network(
     if model not in models.MODELS:
         raise UserError(f"--model {model}: must be one of {', '.join(models.MODELS)}")
     data = _random_images(side or models.MODELS[model].side, B)
-    c = TrainConfig(
-        algorithm="sgd",
-        model=model,
-        l2=DECAY,
-        batch_size=B,
-        steps=steps,
-        optimizer="momentum",
-        momentum=MOMENTUM,
-        log_every=LOG_EVERY,
-        eval_every=steps,
-        precision=precision,
-        cuda_graphs=cuda_graphs,
-        device=device.name,
-    )
+    c = _settings(model, B, steps, precision, device, cuda_graphs)
     problem = make_problem(c, data, fleet, device)
     assert isinstance(problem, Network)
     task = task_of(c, fleet, fleet.P, device, problem)
@@ -92,6 +79,25 @@ def bench_network(
             "ours_over_floor": rate["ours"] / rate["floor"],
         }
     ]
+
+
+def _settings(
+    model: str, B: int, steps: int, precision: str, device: Device, cuda_graphs: bool
+) -> TrainConfig:
+    return TrainConfig(
+        algorithm="sgd",
+        model=model,
+        l2=DECAY,
+        batch_size=B,
+        steps=steps,
+        optimizer="momentum",
+        momentum=MOMENTUM,
+        log_every=LOG_EVERY,
+        eval_every=steps,
+        precision=precision,
+        cuda_graphs=cuda_graphs,
+        device=device.name,
+    )
 
 
 def _random_images(side: int, B: int) -> Dataset:

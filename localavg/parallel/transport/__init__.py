@@ -1,5 +1,6 @@
-"""How a mean travels: one file a transport, all with the methods of `mpi.HostMPI`, and the choice
-between them.
+"""How a mean travels, and the choice between the transports.
+
+Every transport has a file of its own, and the methods of `mpi.HostMPI`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from localavg.parallel.transport.shared import SharedMemory
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
 
-# the first that can serve is taken
+# `auto` takes the first one that works
 ON_HOST, ON_DEVICE = ("shared", "mpi"), ("nccl", "cuda_aware", "staged")
 
 
@@ -33,13 +34,12 @@ def choose(
     device: Device | None = None,
     aware: Probe | None = None,
 ) -> HostMPI:
-    """The transport `name`; `auto` takes the first that can serve. Collective.
+    """Make the transport `name`; `auto` takes the first one that works. Collective.
 
-    learner_bytes: what the rows of one learner take in all matrices together.
-
-    S: learners in a cluster, where the algorithm has clusters. device: where the rows are, the host
-    by default. aware: on rank 0, doctor's Probe of MPI on device memory. `why` of the result says
-    what decided. Raises UserError where a transport that was asked for by name cannot serve.
+    S: learners in a cluster, None without clusters. learner_bytes: the bytes of one learner's rows
+    in all matrices together. device: where the rows are, the host by default. aware: the result of
+    doctor's test of MPI on device memory, on rank 0. `why` of the transport is the reason for the
+    choice. Raises UserError if a transport that was asked for by name does not work here.
     """
     if isinstance(device, Cuda):
         return _on_device(name, fleet, S, device, aware)

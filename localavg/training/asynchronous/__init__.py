@@ -1,7 +1,6 @@
-"""Downpour and EAMSGD at work: learners, servers of the center variable, and the messages between
-them.
+"""Runs of Downpour and EAMSGD: learners, servers of the center variable, and their messages.
 
-The arithmetic is `localavg.center`'s. `learners` makes local updates, `log` keeps the order of
-arrival; `client` and `server` send real `messages`, `simulate` drives the same pieces by the
-`arrivals` of a modelled machine; `run` makes a run of either.
+The arithmetic is in `localavg.algorithms.center`. `learners` makes local updates, and `log` records
+the order of arrival. `client` and `server` send real `messages`; `simulate` uses the same parts in
+the order that `localavg.simulate.arrivals` models. `run` starts either kind of run.
 """

@@ -1,6 +1,4 @@
-"""A rank that holds learners: local updates of whoever has pulled, exchanges of the others under
-way meanwhile.
-"""
+"""A rank that holds learners: some make local updates while others wait for their replies."""
 
 from __future__ import annotations
 
@@ -17,9 +15,7 @@ from localavg.training.stopwatch import Stopwatch
 
 
 class Pending:
-    """The messages of one learner: what it pushes and what it pulls, straight from and to its
-    vectors.
-    """
+    """The messages of one learner. They are sent from, and received into, its own vectors."""
 
     def __init__(self, learner: CenterLearner, roles: Roles) -> None:
         self.learner, self.roles, self.parts = learner, roles, roles.parts(len(learner.message))
@@ -27,12 +23,9 @@ class Pending:
         self.requests: list[MPI.Request] = []
 
     def begin(self, seconds: dict[str, float]) -> None:
-        """Push; the pull follows by itself."""
-        j, (notes, vectors), first = (
-            self.learner.j,
-            (self.roles.notes, self.roles.vectors),
-            self.roles.servers[0],
-        )
+        """Send what the learner pushes, and start to receive what it pulls."""
+        j, first = self.learner.j, self.roles.servers[0]
+        notes, vectors = self.roles.notes, self.roles.vectors
         self.note[:] = (
             self.learner.t,
             self.learner.since,
@@ -54,22 +47,21 @@ class Pending:
         ]
 
     def done(self) -> bool:
-        """Whether the reply is there."""
+        """Return whether the whole reply has come."""
         return MPI.Request.Testall(self.requests)
 
 
 def client(local: Local, center: Array, roles: Roles, clock: Stopwatch) -> None:
-    """All T updates of this rank's learners, started at center [d]; returns when the servers have
-    said so for each.
+    """Make all T updates of this rank's learners, from center [d] on.
 
-    A learner that has pushed waits for its reply, as the algorithms have it; what overlaps with the
-    exchange is the updates of the rank's other learners, or the fetching of the next mini-batch
-    where there is only one.
+    Return when the servers have answered every learner's last message. A learner that has pushed
+    waits for its reply, as in the papers. Meanwhile the rank's other learners make updates, or a
+    single learner fetches its next mini-batch.
     """
     rule, T, nap = local.rule, local.T, Nap()
     ready = deque(rule.learner(j, center) for j in roles.learners)
     exchanges = {learner.j: Pending(learner, roles) for learner in ready}
-    away: list[CenterLearner] = []  # they have pushed
+    away: list[CenterLearner] = []  # learners that have pushed and wait for the reply
     while ready or away:
         if ready:
             learner = ready.popleft()

@@ -11,10 +11,10 @@ from localavg.problems import Problem
 
 
 class Local:
-    """What the learners of a process share: the rule, the problem, mini-batches feed(j, t), γ_t, T,
-    and scratch g [d].
+    """What the learners of a process share.
 
-    lap: called with "compute" or "data" when the time since the last call went there.
+    feed(j, t): the mini-batch of learner j for update t. step_size(t): γ_t. g: scratch memory [d].
+    lap: called with "compute" or "data", the purpose of the time since the last call.
     """
 
     def __init__(
@@ -27,19 +27,12 @@ class Local:
         g: Array,
         lap: Callable[[str], Any] = lambda name: None,
     ) -> None:
-        self.rule, self.problem, self.feed, self.step_size, self.T, self.g, self.lap = (
-            rule,
-            problem,
-            feed,
-            step_size,
-            T,
-            g,
-            lap,
-        )
+        self.rule, self.problem, self.feed = rule, problem, feed
+        self.step_size, self.T, self.g, self.lap = step_size, T, g, lap
         self._fetched: tuple[int, int, Any] = -1, -1, None
 
     def fetch(self, learner: CenterLearner) -> Any:
-        """The mini-batch of the learner's next update; valid until the next call for another."""
+        """Return the mini-batch of the learner's next update; it is valid until the next call."""
         key = learner.j, learner.t + 1
         if self._fetched[:2] != key:
             self._fetched = *key, self.feed(*key)
@@ -47,7 +40,7 @@ class Local:
         return self._fetched[2]
 
     def step_(self, learner: CenterLearner) -> bool:
-        """One local update of a learner; tells whether it is now to exchange with the servers."""
+        """Make one local update of a learner. Return whether it must exchange with servers."""
         batch = self.fetch(learner)
         t = learner.t = learner.t + 1
         learner.losses += self.rule.step_(learner, self.problem, batch, self.g, self.step_size(t))

@@ -1,6 +1,4 @@
-"""The order of arrival at the center variable, and the rows of /train, /eval and /staleness that
-follow from it.
-"""
+"""The order of arrival at the center variable, and the rows of the run file that depend on it."""
 
 from __future__ import annotations
 
@@ -15,10 +13,10 @@ from localavg.training.progress import Progress
 
 
 class Log:
-    """Every exchange in its order. file: the run file where this process writes it.
+    """The exchanges in their order; writes /train, /eval and /staleness.
 
-    n: exchanges so far; pulled[j]: n at learner j's last pull; U: updates of all P learners that
-    have reached the center; `t` = ⌊U/P⌋.
+    file: the run file if this process writes it, else None. n: exchanges so far. pulled[j]: n at
+    learner j's last pull. U: updates of all P learners that have reached the center; `t` = ⌊U/P⌋.
     """
 
     def __init__(
@@ -34,7 +32,7 @@ class Log:
 
     @property
     def t(self) -> int:
-        """Updates that have reached the center, per learner."""
+        """The number of updates that have reached the center, per learner."""
         return self.U // self.length.P
 
     def exchanged(
@@ -47,12 +45,12 @@ class Log:
         wall_s: float,
         split: Mapping[str, float],
     ) -> bool:
-        """Learner j, after its update t, has pushed `steps` updates and pulled; tells whether an
-        evaluation is due.
+        """Record that learner j exchanged after its update t. Return whether to evaluate now.
 
-        losses: their sum. center: x̃ or the part of it that is here, after the exchange. split:
-        compute_s, communicate_s, wait_s, data_s so far, means over the learners' ranks. Raises
-        Diverged where a loss or the center is not finite.
+        steps: the number of updates that it pushed. losses: the sum of their losses. center: x̃, or
+        the part of x̃ on this rank, after the exchange. split: compute_s, communicate_s, wait_s and
+        data_s so far, means over the learners' ranks. Raises Diverged if a loss or the center is
+        not finite.
         """
         staleness = self.n - self.pulled[j]
         self.n += 1
@@ -98,8 +96,9 @@ class Log:
             self.progress.step(self.t, loss, rate)
 
     def evaluated(self, U: int, wall_s: float, row: Mapping[str, float]) -> None:
-        """Write the row of an evaluation of the center after U updates. Raises Diverged where the
-        last is not finite.
+        """Write the row of /eval of the center after U updates.
+
+        Raises Diverged if the loss after the last update is not finite.
         """
         t = U // self.length.P
         if t == self.length.T and not math.isfinite(row["train_loss"]):
@@ -113,16 +112,16 @@ class Log:
             self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
 
     def summary(self) -> str:
-        """For people."""
+        """Return one line about times and staleness."""
         samples = self.U * self.length.B
         return (
-            f"{self.wall_s:.1f} s, {samples / max(self.wall_s, 1e-9):,.0f} samples/s, {self.n} "
-            "exchanges; staleness "
-            f"{self.total / max(1, self.n):.1f} on average, {self.most} at most"
+            f"{self.wall_s:.1f} s, {samples / max(self.wall_s, 1e-9):,.0f} samples/s, "
+            f"{self.n} exchanges; staleness {self.total / max(1, self.n):.1f} on average, "
+            f"{self.most} at most"
         )
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """End the progress bar."""
         if self.progress is not None:
             self.progress.close()
 

@@ -1,13 +1,14 @@
-"""Who is who among the ranks, what travels between them, and how to wait without burning a core.
+"""The roles of the ranks, the messages between them, and waiting that leaves the core free.
 
-The last ranks are the servers, the others hold the learners. An exchange of learner j is: a note to
-the first server, the part of its message that each server holds to that server, each server's part
-of the reply, and a note from the first server that says whether to go on. Everything is two-sided
-and nonblocking, but for messages known to be on their way.
+The last ranks are the servers, the others hold the learners. An exchange of learner j has four
+kinds of messages: a note to the first server, a part of its message to every server, a part of the
+reply from every server, and a note from the first server that tells it to continue or to stop. All
+messages are two-sided, and nonblocking unless they are known to be on their way.
 
-MPI waits by spinning. Here everyone who has nothing to do polls (Iprobe, Testall) and sleeps
-between polls, from FIRST_S on twice as long each time up to LONGEST_S: an idle rank leaves its core
-to others, at the price of noticing a message at most LONGEST_S late after a long silence.
+MPI keeps a core busy while it waits. Here a rank that has nothing to do polls (Iprobe, Testall) and
+sleeps between polls. The first sleep takes FIRST_S; each sleep is twice as long as the one before,
+up to LONGEST_S. So an idle rank leaves its core to others, and notices a message at most LONGEST_S
+late.
 """
 
 from __future__ import annotations
@@ -21,45 +22,33 @@ from localavg.errors import UserError, bad
 from localavg.parallel.layout import Layout
 
 FIRST_S, LONGEST_S = 2e-5, 1e-3
-NOTE = (
-    "t",
-    "steps",
-    "losses",
-    "compute_s",
-    "communicate_s",
-    "wait_s",
-    "data_s",
-)  # float64, from a learner's rank
-APPLY, REFUSE, KEEP, END = (
-    1,
-    0,
-    2,
-    3,
-)  # what the first server says: exchange, do not, keep x̃ for evaluation, go home
+# the numbers of a learner's note, float64
+NOTE = ("t", "steps", "losses", "compute_s", "communicate_s", "wait_s", "data_s")
+# the first server's orders: exchange, do not exchange, send x̃ for evaluation, end
+APPLY, REFUSE, KEEP, END = 1, 0, 2, 3
 
 
 class Nap:
-    """Sleeps that grow until something happens."""
+    """Sleeps that become longer until a message comes."""
 
     def __init__(self) -> None:
         self.woken()
 
     def woken(self) -> None:
-        """Something happened."""
+        """Start again with the shortest sleep, because a message came."""
         self._next_s = FIRST_S
 
     def sleep(self) -> None:
-        """Nothing happened."""
+        """Sleep, and make the next sleep longer."""
         time.sleep(self._next_s)
         self._next_s = min(2 * self._next_s, LONGEST_S)
 
 
 class Roles:
-    """P learners on the first ranks of `world`, the center variable of d numbers on the last
-    `servers` ranks. Collective.
+    """P learners on the first ranks of `world`, the center variable on the last `servers` ranks.
 
-    notes, vectors: communicators of their own, so that nothing mixes. Raises UserError where the
-    numbers do not fit.
+    notes, vectors: two separate communicators, so that messages do not mix. The constructor is
+    collective. Raises UserError if there are too few ranks or learners.
     """
 
     def __init__(self, world: MPI.Intracomm, P: int | None, servers: int, name: str) -> None:
@@ -70,15 +59,14 @@ class Roles:
                 "servers",
                 servers,
                 f"of {ranks} none is left for the learners of {name}; use mpirun -n {servers + 1} "
-                "or "
-                f"more, fewer servers, or `simulate`",
+                "or more, fewer servers, or `simulate`",
             )
         self.P = clients if P is None else P
         if self.P < clients:
             raise UserError(
-                f"{P} learner{'s' * (P != 1)} on {clients} ranks, servers not counted: "
-                f"every rank must hold one at least; use {clients} learners or more, "
-                f"or mpirun -n {self.P + servers}"
+                f"{P} learner{'s' * (P != 1)} on {clients} ranks, servers not counted: every rank "
+                f"must hold one at least; use {clients} learners or more, or mpirun -n "
+                f"{self.P + servers}"
             )
         self.world, self.layout = world, Layout(self.P, (0,) * clients)
         self.servers = range(clients, world.size)
@@ -87,17 +75,17 @@ class Roles:
         self.notes, self.vectors = world.Dup(), world.Dup()
 
     def parts(self, d: int) -> list[slice]:
-        """Which part of a vector [d] each server holds."""
+        """Return the part of a vector [d] that each server holds."""
         ends = np.linspace(0, d, len(self.servers) + 1).astype(int).tolist()
         return [slice(a, b) for a, b in zip(ends, ends[1:], strict=False)]
 
     def meet(self) -> None:
-        """Wait for all ranks, asleep."""
+        """Wait until all ranks have called this, and sleep meanwhile. Collective."""
         request, nap = self.world.Ibarrier(), Nap()
         while not request.Test():
             nap.sleep()
 
     def free(self) -> None:
-        """Give the communicators back. Collective."""
+        """Free the communicators. Collective."""
         self.notes.Free()
         self.vectors.Free()

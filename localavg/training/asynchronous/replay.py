@@ -1,7 +1,7 @@
-"""The order of arrival of an earlier run, to be kept by another one.
+"""The order of arrival of an earlier run, for another run to repeat.
 
-Weights follow from the settings and the order alone: a run that replays another, over any ranks and
-servers, ends with the same bits, whether the other was measured or simulated.
+The weights depend on the settings and the order alone. So a run that replays another one ends with
+the same bits, on any number of ranks and servers, and whether the other was measured or simulated.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from localavg.files import record
 from localavg.interfaces import Settings
 from localavg.training.checks import FREE
 
-IDLE = FREE | {  # what makes no difference to the weights
+IDLE = FREE | {  # settings that do not change the weights
     "replay",
     "servers",
     "log_every",
@@ -32,9 +32,9 @@ IDLE = FREE | {  # what makes no difference to the weights
 
 
 def order_of(path: str, settings: Settings, P: int, T: int, K: int) -> list[int]:
-    """Which learner exchanged with the servers, exchange by exchange, in the run file at `path`.
+    """Return the learner of every exchange in the run file at `path`, in order.
 
-    Raises UserError for a run with other settings, or one that is not complete.
+    Raises UserError for a run that has other settings or is not complete.
     """
     earlier = record.load(path, weights=False)
     for name, value in settings.items():
@@ -46,7 +46,6 @@ def order_of(path: str, settings: Settings, P: int, T: int, K: int) -> list[int]
     if earlier.status != "finished" or len(earlier.staleness) != P * -(-T // K):
         raise UserError(
             f"`replay = {path}`: is {earlier.status} and has {len(earlier.staleness)} exchanges of "
-            f"{P * -(-T // K)}; "
-            f"give a finished run"
+            f"{P * -(-T // K)}; give a finished run"
         )
     return earlier.staleness.learner.tolist()

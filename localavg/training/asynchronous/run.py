@@ -1,8 +1,7 @@
-"""An asynchronous run from its settings: who does what, then over MPI or in simulated time, and a
-run file about it.
+"""An asynchronous run: assign the ranks' roles, train over MPI or in simulated time, write a file.
 
-The first server writes the file, for all that is known about the order comes together there; in
-simulated time there is one process.
+The first server writes the run file, because it decides the order of the exchanges. In simulated
+time one process does everything.
 """
 
 from __future__ import annotations
@@ -44,12 +43,8 @@ class Carrier(NamedTuple):
 
 
 def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None) -> Outcome:
-    """Train as `training.run.run` does, with an algorithm of `algorithms.ASYNCHRONOUS`."""
-    if c.simulate and world.size > 1:
-        raise UserError(
-            f"`simulate` on {world.size} ranks: {c.algorithm} in simulated time is one process; "
-            "use one rank"
-        )
+    """Do the same as `training.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
+    _check_ranks(c, world)
     # 1. Look for an earlier run in this file, before anything is read.
     fleet, servers = Fleet(world), _make(c, c.learners or 1).servers
     roles = Roles(world, c.learners, 0 if c.simulate else servers, c.algorithm)
@@ -62,7 +57,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
     clock = Stopwatch()
     task, local, center = _build(c, fleet, roles, clock)
 
-    # 3. Resume: such a run starts from the beginning, in a run file of its own.
+    # 3. Open the run file. Such a run makes no checkpoints: it starts from the beginning.
     config = header.config(task) | _filled_in(local)
     replay = fleet.together(lambda: _order(c, config, roles.P, local.T, local.rule.K))
     origin = _origin(task, roles, provenance)
@@ -85,10 +80,18 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
     return Outcome(status, "" if file is None else why or done)
 
 
+def _check_ranks(c: TrainConfig, world: MPI.Intracomm) -> None:
+    if c.simulate and world.size > 1:
+        raise UserError(
+            f"`simulate` on {world.size} ranks: {c.algorithm} in simulated time is one process; "
+            "use one rank"
+        )
+
+
 def _build(
     c: TrainConfig, fleet: Fleet, roles: Roles, clock: Stopwatch
 ) -> tuple[Task, Local, Array]:
-    """The task, what the learners of this rank share, and the center [d] at its start. Collective.
+    """Return the task, what this rank's learners share, and the initial center [d]. Collective.
 
     A wrong option is reported before data is read.
     """
@@ -104,7 +107,7 @@ def _build(
 
 
 def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, Any]:
-    """/provenance, on the rank that writes. Collective."""
+    """Return /provenance. Collective."""
     carrier = Carrier("simulated" if task.timing else "messages")
     return {
         **(roles.world.bcast(provenance) or {}),
@@ -123,16 +126,13 @@ def _train(
     clock: Stopwatch,
     replay: list[int] | None,
 ) -> None:
-    """Train around `center` [d], evaluate it on the way, and save what was evaluated last."""
+    """Train with `center` [d], evaluate it on the way, and save what was evaluated last."""
     c, file = task.config, log.file if task.config.save_weights else None
+    world = roles.world
     evaluator = Evaluator(
-        task.problem,
-        roles.world,
-        by_rank(roles.world),
-        examples=c.eval_examples,
-        grad_norm=c.grad_norm,
+        task.problem, world, by_rank(world), examples=c.eval_examples, grad_norm=c.grad_norm
     )
-    # [d] networks remember memory that they evaluate
+    # [d] a network keeps the address of the weights that it evaluates, so always give it these
     last, looked_at = np.empty_like(center), np.empty_like(center)
 
     def look(U: int, wall_s: float, w: Array) -> None:
@@ -140,21 +140,15 @@ def _train(
         last[:] = looked_at[:] = w
         log.evaluated(U, wall_s, evaluator.row(looked_at))
 
+    def look_now() -> None:
+        look(log.U, log.wall_s, center)
+
     if file is not None:
         file.save_weights("initial_weights", center)
-    with np.errstate(over="ignore", invalid="ignore"):  # divergence is found by its losses
+    with np.errstate(over="ignore", invalid="ignore"):  # the log checks the losses
         look(0, 0.0, center)
         if task.timing:
-            simulate(
-                local,
-                center,
-                roles.P,
-                log,
-                task.timing,
-                servers,
-                c.seed,
-                lambda: look(log.U, log.wall_s, center),
-            )
+            simulate(local, center, roles.P, log, task.timing, servers, c.seed, look_now)
         else:
             _play(local, center, roles, log, clock, replay, look)
     if file is not None:
@@ -162,12 +156,12 @@ def _train(
 
 
 def _filled_in(local: Local) -> dict[str, Any]:
-    """The settings that the rule fills in where they are not given."""
+    """Return the settings that the rule chooses if they are not given."""
     return {"alpha": local.rule.alpha} if isinstance(local.rule, EAMSGD) else {}
 
 
 def _order(c: TrainConfig, config: Settings, P: int, T: int, K: int) -> list[int] | None:
-    """The order of arrival to keep, where one is asked for."""
+    """Return the order of arrival to repeat, None if no run is to be replayed."""
     return order_of(c.replay, config, P, T, K) if c.replay else None
 
 
@@ -184,8 +178,9 @@ def _play(
     replay: list[int] | None,
     look: Callable[[int, float, Array], None],
 ) -> None:
-    """Every rank in its role until all learners are done; then they `look` at the copies of the
-    center together.
+    """Let every rank play its role until all learners are done.
+
+    Then all ranks evaluate the copies of the center together, by `look`.
     """
     copies, why = [], ""
     roles.meet()

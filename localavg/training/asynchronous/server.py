@@ -1,10 +1,12 @@
 """The ranks that hold the center variable x̃, each a part of it.
 
-The first server decides the order, that in which notes reach it, and tells the others, so that
-every part of x̃ sees the same exchanges in the same order: the log of a run is one list, and
-replaying it gives the same bits. Notes are taken in sweeps: every note that is there joins a queue
-and the queue is served before the next sweep. A learner has one note at a time, so nobody is served
-twice while another waits.
+The first server decides the order of the exchanges, which is the order in which notes reach it, and
+sends it to the other servers. So every part of x̃ has the same exchanges in the same order. The log
+of a run is one list, and replaying it gives the same bits.
+
+The first server puts all notes that have come into a queue, and serves the whole queue before it
+looks for new notes. A learner has one note at a time, so no learner is served twice while another
+one waits.
 """
 
 from __future__ import annotations
@@ -28,25 +30,20 @@ class Server:
     def __init__(self, rule: CenterRule, center: Array, roles: Roles) -> None:
         self.rule, self.center, self.roles = rule, center, roles
         self.part = part = roles.parts(len(center))[roles.world.rank - roles.clients]
-        self.x, self.n = (
-            center[part],
-            min(max(rule.n - part.start, 0), part.stop - part.start),
-        )  # [m], trained in it
+        self.x = center[part]  # [m]
+        self.n = min(max(rule.n - part.start, 0), part.stop - part.start)  # trained numbers in x
         self.message = np.empty_like(self.x)
         self.nap = Nap()
         self._idle: list[Array] = []  # buffers of replies
         self._sent: list[tuple[MPI.Request, Array]] = []
 
     def exchange(self, j: int, what: int) -> None:
-        """Take learner j's message, which is on its way, and reply without waiting for it to be
-        read.
-        """
+        """Receive learner j's message, which is on its way, and send the reply without waiting."""
         vectors, rank = self.roles.vectors, self.roles.layout.rank_of(j)
         vectors.Recv(self.message, rank, j)
         self._idle += [buffer for request, buffer in self._sent if request.Test()]
-        self._sent = [
-            (request, buffer) for request, buffer in self._sent if request
-        ]  # false once it is complete
+        # A request is false when it is complete.
+        self._sent = [(request, buffer) for request, buffer in self._sent if request]
         reply = self._idle.pop() if self._idle else np.empty_like(self.x)  # [m]
         if what == APPLY:
             self.rule.answer_(self.x, self.message, reply, self.n)
@@ -55,7 +52,7 @@ class Server:
         self._sent.append((vectors.Isend(reply, rank, j), reply))
 
     def follow(self) -> None:
-        """Do what the first server says until it says that all is done."""
+        """Follow the first server's orders until the order END."""
         notes, vectors, first = self.roles.notes, self.roles.vectors, self.roles.servers[0]
         order = np.zeros(2, np.int64)
         while True:
@@ -73,19 +70,19 @@ class Server:
         self.finish()
 
     def finish(self) -> None:
-        """See the replies off."""
+        """Wait until all replies are sent."""
         for request, _ in self._sent:
             while not request.Test():
                 self.nap.sleep()
 
 
 class FirstServer(Server):
-    """The server that decides the order, keeps the log and copies of x̃ to be evaluated after the
-    run.
+    """The server that decides the order, and keeps the log and copies of x̃.
 
-    Evaluating while learners go on would either hold them up or let them compute for free; a copy
-    costs d floats of this rank's memory. clock: seconds since the start. replay: the learners in
-    the order to be kept, or None.
+    The copies are evaluated after the run: an evaluation during the run would delay the learners,
+    or let them compute in time that is not counted. A copy takes d floats of this rank's memory.
+    clock: returns the seconds since the start. replay: the learners in the order to repeat, None
+    for the order of arrival.
     """
 
     def __init__(
@@ -100,11 +97,14 @@ class FirstServer(Server):
         super().__init__(rule, center, roles)
         self.log, self.clock, self.replay = log, clock, replay
         self.copies: list[tuple[int, float, Array]] = []  # (U, wall_s, x̃ [d])
-        self._split = np.zeros((roles.clients, 4))  # of each rank with learners: NOTE's seconds
+        self._split = np.zeros(
+            (roles.clients, 4)
+        )  # the seconds of NOTE, a row per rank with learners
 
     def lead(self, T: int) -> str:
-        """Serve every learner until it has made T updates, or all of them have stopped; returns
-        why, "" where they have not.
+        """Serve all learners until each has made T updates or was stopped.
+
+        Return why they were stopped, "" if they were not.
         """
         left, why = self.roles.P, ""
         for j, note in self._in_order():
@@ -124,7 +124,7 @@ class FirstServer(Server):
                     )
                 except Diverged as e:
                     why = str(e)
-                    left -= t != T  # this learner too is told to stop
+                    left -= t != T  # this learner is told to stop, too
             self.roles.notes.Send(np.array([REFUSE if why else APPLY], np.int64), rank, j)
             if due:
                 self._keep()
@@ -135,7 +135,7 @@ class FirstServer(Server):
         return why
 
     def _in_order(self) -> Iterator[tuple[int, Array]]:
-        """Learners and their notes, as they arrive or as the log to be replayed has them."""
+        """Yield learners and their notes, in the order of arrival or of the run to replay."""
         notes, status = self.roles.notes, MPI.Status()
         here: dict[int, Array] = {}
         arrived: deque[int] = deque()
@@ -165,12 +165,11 @@ class FirstServer(Server):
             self.roles.notes.Send(np.array([j, what], np.int64), server)
 
     def _keep(self) -> None:
-        """A copy of the whole center as it is now, the other servers' parts when they come."""
+        """Add a copy of the present center to `copies`, with the other servers' parts."""
         copy = np.empty_like(self.center)  # [d]
         copy[self.part] = self.x
         self._tell(-1, KEEP)
-        for server, part in list(zip(self.roles.servers, self.roles.parts(len(copy)), strict=True))[
-            1:
-        ]:
+        parts = self.roles.parts(len(copy))
+        for server, part in zip(self.roles.servers[1:], parts[1:], strict=True):
             self.roles.vectors.Recv(copy[part], server, self.roles.P)
         self.copies.append((self.log.U, self.log.wall_s, copy))

@@ -1,5 +1,6 @@
-"""Downpour and EAMSGD in simulated time: real updates on one process, in the order that a modelled
-machine would give.
+"""Downpour and EAMSGD in simulated time.
+
+One process makes real updates, in the order that a modelled machine would give.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ def simulate(
     seed: int,
     evaluate: Callable[[], None],
 ) -> None:
-    """T updates of P learners around `center` [d], which is updated in place; `evaluate` it when
-    the log says so.
+    """Make T updates of P learners, which change `center` [d] in place.
 
-    Everything, the modelled clock too, is a function of the settings. Raises Diverged.
+    Call `evaluate` when the log asks for it. Everything is a function of the settings, the modelled
+    clock, too. Raises Diverged if a loss or the center is not finite.
     """
     rule, compute_s, wait_s = local.rule, 0.0, 0.0
     learners = [rule.learner(j, center) for j in range(P)]
