@@ -372,7 +372,7 @@ def test_what_is_no_archive_or_not_there_is_told_apart(tmp_path):
     archive = binary_archive(tmp_path, planes())
     refused("folder of `out", lambda: prepare_cifar10(archive, tmp_path / "no" / "c.h5"), tmp_path)
     refused(
-        "--shuffle -1", lambda: prepare_cifar10(archive, tmp_path / "c.h5", shuffle=-1), tmp_path
+        "`shuffle = -1`", lambda: prepare_cifar10(archive, tmp_path / "c.h5", shuffle=-1), tmp_path
     )
     (tmp_path / "c.h5").write_text("mine")
     refused("never overwritten", lambda: prepare_cifar10(archive, tmp_path / "c.h5"), tmp_path)
@@ -800,7 +800,7 @@ def test_a_wrong_folder_is_named(tmp_path):
         tmp_path,
     )
     refused("`size = 0`", lambda: prepare_folder(train, out, size=0), tmp_path)
-    refused("--shuffle -2", lambda: prepare_folder(train, out, shuffle=-2), tmp_path)
+    refused("`shuffle = -2`", lambda: prepare_folder(train, out, shuffle=-2), tmp_path)
     nothing = folder_of(tmp_path / "nothing", {})
     nothing.mkdir()
     (train / "empty" / "a.jpeg").write_bytes(picture(0))
