@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from localavg.cli import in_flags
 from localavg.errors import UserError
 from localavg.files import atomic, record
 
@@ -53,9 +54,9 @@ def look(path: Path) -> State:
         empty = path.stat().st_size == 0
         if holder or (empty and _age_s(path) < UNLOCKED_STALE_S):
             return State("running", why=holder or "about to start")
-        return State("stale", why="empty") if empty else State("failed", why=str(e))
+        return State("stale", why="empty") if empty else State("failed", why=in_flags(str(e)))
     t = int(run.train.t.iloc[-1]) if len(run.train) else 0
-    kind, why = run.status, str(run.attrs.get("failure", ""))
+    kind, why = run.status, in_flags(str(run.attrs.get("failure", "")))
     if holder and kind != "finished":
         kind, why = "running", holder
     elif kind == "running" and (_lock(path).exists() or _age_s(path) >= UNLOCKED_STALE_S):
