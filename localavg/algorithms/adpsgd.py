@@ -70,6 +70,10 @@ def piecewise(
     pieces: {from_t: K}, such as {0: 4, 8000: 8}; the first from_t is 0. On the command line
     --pieces has epochs in place of updates.
     """
+    if isinstance(pieces, str):
+        raise bad(
+            "pieces", pieces, "must be numbers of updates with their K, such as {0: 4, 8000: 8}"
+        )
     stages = list(pieces.items() if isinstance(pieces, Mapping) else pieces)
     return Algorithm(Piecewise(stages), mean_or_momentum(mu, nesterov), NoExchange())
 

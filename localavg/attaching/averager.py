@@ -203,8 +203,10 @@ class Averager:
 
     @property
     def _gamma(self) -> float:
-        """The optimiser's present step size γ."""
-        return math.nan if self.optimizer is None else float(self.optimizer.param_groups[0]["lr"])
+        """The optimiser's present step size γ, if a schedule needs it; else NaN."""
+        if self.optimizer is None or not self.algorithm.schedule.needs:
+            return math.nan
+        return float(self.optimizer.param_groups[0]["lr"])
 
     def _adopt(self) -> None:
         """Move tensors that were replaced since the last average into the row."""

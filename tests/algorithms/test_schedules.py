@@ -311,6 +311,11 @@ def test_a_fraction_of_the_run_is_refused_in_python(Ks):
         adpsgd(Ks=Ks)
 
 
+def test_stages_as_the_command_line_has_them_are_refused_in_python():
+    with pytest.raises(UserError, match=r"pieces = 0:4,80:8.*updates"):
+        piecewise("0:4,80:8")
+
+
 def test_the_command_line_counts_epochs_and_fractions_of_the_run():
     made = algorithms.make("adpsgd", {"Ks": 0.29, "warmup": 1.5}, T=100, epoch=7)
     assert made.schedule == VarianceDriven(4, 29, warmup_steps=11)
