@@ -28,7 +28,7 @@ def write(path, ranks=2, nodes=1, torch_s=3e-3, status="finished", sizes=(2000, 
 
 def test_the_figure_is_drawn_from_what_the_benchmark_writes(draw, tmp_path):
     write(tmp_path / "a.h5")
-    status, out, err, (figure,) = draw("bench_average", tmp_path / "a.h5", quick=False)
+    status, out, err, (figure,) = draw("bench_average", tmp_path / "a.h5", save="as the script")
     assert (status, err) == (0, "")
     check_labels(figure)
     (axes,) = figure.axes

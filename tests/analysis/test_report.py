@@ -75,7 +75,7 @@ def test_figures_tables_claims_runs_and_pictures_are_filled_in(page, draw, tmp_p
         for run in list(names)[:-2]:
             write(folder / f"{run}.h5", names[run])
         (folder / "sweep.json").write_text(f'{{"runs": {[*names]}}}'.replace("'", '"'))
-        assert draw(script, folder, quick=False)[0] == 0
+        assert draw(script, folder, save="png")[0] == 0
     status, err, text = page()
     assert (status, err) == (0, "")
     assert (
