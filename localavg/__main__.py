@@ -18,6 +18,7 @@ from localavg.cli.doctor import command as doctor
 from localavg.cli.sweep import command as sweep
 from localavg.errors import FAILED, MISTAKE, UserError
 
+LAST_WORDS_S = 0.3  # MPICH's launcher drops what a rank prints immediately before an abort
 PATIENCE_S = 60.0  # how long a rank that made a mistake waits for the others to end too
 
 
@@ -88,6 +89,7 @@ def _leave(status: int, mistake: str) -> NoReturn:
                 print(
                     f"{mistake} (rank {rank()} alone; ending the job)", file=sys.stderr, flush=True
                 )
+                sleep(LAST_WORDS_S)
                 mpi.COMM_WORLD.Abort(status)
             sleep(1e-3)
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():

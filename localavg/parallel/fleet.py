@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from time import sleep
 from types import TracebackType
 from typing import TypeVar
 
@@ -30,6 +31,8 @@ from localavg.parallel.layout import Layout
 T = TypeVar("T")
 
 SHARED_MEMORY = "/dev/shm"
+# before an abort: MPICH's launcher drops what a rank printed immediately before it
+LAST_WORDS_S = 0.3
 
 # environment variable with the number of ranks -> who sets it; the innermost launcher first
 LAUNCHERS = {
@@ -226,6 +229,7 @@ def abort_on_exception(world: MPI.Intracomm) -> None:
         sys.stderr.write(f"rank {world.rank} failed; ending the job\n")
         traceback.print_exception(kind, value, trace)
         sys.stderr.flush()
+        sleep(LAST_WORDS_S)
         world.Abort(1)
 
     sys.excepthook = hook

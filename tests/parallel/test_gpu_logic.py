@@ -254,7 +254,7 @@ def test_a_transport_that_was_asked_for_is_taken_or_the_run_ends(chosen):
             and "host's memory" in chosen[True, 4, "aware", name][1]
         )
     for name in ("nccl", "cuda_aware", "staged"):
-        assert "add --device cuda" in chosen[name]
+        assert "add `device = cuda`" in chosen[name]
 
 
 # ------------------------------------------------------------------------------------------- what n
