@@ -36,14 +36,14 @@ class Rule:
     """
 
     setting: str
-    values: tuple[Any, ...] = ()
+    values: tuple[object, ...] = ()
     inverted: bool = False
-    value: Any = None
+    value: object = None
     or_algorithm: str = ""
     because: str = ""
     lenient: bool = False
 
-    def broken(self, c: TrainConfig, value: Any, is_default: bool) -> bool:
+    def broken(self, c: TrainConfig, value: object, is_default: bool) -> bool:
         """Return whether the option with this value has no effect under the settings c."""
         if (self.lenient and is_default) or self.value not in (None, value):
             return False
@@ -53,7 +53,7 @@ class Rule:
         allowed = (beside in self.values) != self.inverted if self.values else bool(beside)
         return not allowed
 
-    def error(self, c: TrainConfig, name: str, value: Any) -> UserError:
+    def error(self, c: TrainConfig, name: str, value: object) -> UserError:
         """Make the error: what is wrong with the option under the settings c, and what to do."""
         beside = getattr(c, self.setting)
         if self.setting == "algorithm":
@@ -73,17 +73,17 @@ class Rule:
         return UserError(f"{said(name, value)} means nothing to {beside}{because}; {remedy}")
 
 
-def only_with(setting: str, *values: Any, **more: Any) -> Rule:
+def only_with(setting: str, *values: object, **more: Any) -> Rule:
     """Make the rule of an option that needs one of these values of another setting."""
     return Rule(setting, values, **more)
 
 
-def not_with(setting: str, *values: Any, **more: Any) -> Rule:
+def not_with(setting: str, *values: object, **more: Any) -> Rule:
     """Make the rule of an option that has no effect with these values of another setting."""
     return Rule(setting, values, inverted=True, **more)
 
 
-def said(name: str, value: Any) -> str:
+def said(name: str, value: object) -> str:
     """Return a setting and its value as errors write them."""
     if value is True:
         return f"`{name}`"

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -23,16 +24,16 @@ FILLED_IN = {"P", "momentum"}  # settings of the run that a function may take; t
 
 
 @dataclass(frozen=True)
-class Length:
+class Length(ABC):
     """A length on the command line: the option's name, its default, and its help with the unit."""
 
     name: str
     default: float | str
     help: str
 
+    @abstractmethod
     def updates(self, value: Any, T: int, epoch: float) -> Any:
         """Return `value` in local updates; the run has T of them, an epoch has `epoch`."""
-        raise NotImplementedError
 
 
 class FractionOfT(Length):

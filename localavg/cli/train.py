@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from inspect import getdoc
 from typing import Any, get_args, get_type_hints
@@ -32,7 +32,7 @@ SHOWN = {"--tau"}  # those of them that --help shows
 METAVARS = {int: "N", float: "X"}
 
 
-def add(commands: Any) -> None:
+def add(commands: argparse._SubParsersAction) -> None:
     """Add the command. It takes all algorithms' options, so errors can name the right algorithm."""
     p = commands.add_parser("train", help="train with one algorithm", add_help=False)
     p.set_defaults(call=_train)
@@ -53,10 +53,16 @@ def given(args: argparse.Namespace) -> dict[str, Any]:
 class _Help(argparse.Action):
     """Prints the help of the algorithm named before --help, or of the command, and exits."""
 
-    def __init__(self, option_strings: Any, dest: str, **how: Any) -> None:
+    def __init__(self, option_strings: Sequence[str], dest: str, **how: object) -> None:
         super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS)
 
-    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
         shown = help_of(parser.prog, getattr(namespace, "algorithm", None))
         print(shown.format_help(), end="")
         parser.exit()
@@ -112,11 +118,11 @@ def _concerns(f: Field, algorithm: str | None) -> bool:
     )
 
 
-def _add_own(to: Any, name: str, option: algorithms.Option) -> None:
+def _add_own(to: argparse._ActionsContainer, name: str, option: algorithms.Option) -> None:
     _add(to, name, option.kind, option.default, option.help, {})
 
 
-def _add_common(to: Any, f: Field) -> None:
+def _add_common(to: argparse._ActionsContainer, f: Field) -> None:
     hint = get_type_hints(TrainConfig)[f.name]
     kind = next((t for t in (*get_args(hint), hint) if t in (int, float, str, bool)), str)
     extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
@@ -128,7 +134,14 @@ def _add_common(to: Any, f: Field) -> None:
     _add(to, f.name, kind, f.default, help, extra)
 
 
-def _add(to: Any, name: str, kind: type, default: Any, help: str, how: Mapping[str, Any]) -> None:
+def _add(
+    to: argparse._ActionsContainer,
+    name: str,
+    kind: type,
+    default: Any,
+    help: str,
+    how: Mapping[str, Any],
+) -> None:
     """Add one option with its hidden names. The result has no entry for an option not given."""
     if kind is bool:
         how = {"action": "store_true"}
