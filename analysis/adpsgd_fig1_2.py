@@ -9,6 +9,9 @@ Cost: about 2 s for 5 runs.
     python analysis/adpsgd_fig1_2.py runs/adpsgd-fig1-2-laptop --out figures
 """
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -20,7 +23,7 @@ NAMES: dict[tuple[str, int | None], str] = {
 
 def line(run: results.Run) -> tuple[str, int | None] | None:
     """Return (algorithm, p)."""
-    return results.kind(run) if run.config.get("algorithm") in ("kavg", "adpsgd") else None
+    return quantities.kind(run) if run.config.get("algorithm") in ("kavg", "adpsgd") else None
 
 
 def main() -> None:
@@ -32,26 +35,26 @@ def main() -> None:
         for number, (key, repeats) in enumerate(lines.items()):
             name = NAMES.get(key, f"CPSGD p = {key[1]}")
             places = [key[0] == "kavg", key[0] == "adpsgd" or key[1] == 8]
-            rows_of = results.variances
+            rows_of = quantities.variances
             for axes in [axes for axes, here in zip(panels[2 * i :], places, strict=False) if here]:
-                style.curve(axes, repeats, "t", "mean_variance", name, number, rows_of)
+                curves.curve(axes, repeats, "t", "mean_variance", name, number, rows_of)
             rows.append(
                 (
                     panel,
                     name,
-                    results.over(repeats, results.rounds, 0),
-                    results.over(repeats, results.weighted_variance, 4),
-                    results.over(repeats, "train_loss", 4),
+                    output.over(repeats, quantities.rounds, 0),
+                    output.over(repeats, quantities.weighted_variance, 4),
+                    output.over(repeats, "train_loss", 4),
                 )
             )
         for axes in panels[2 * i : 2 * i + 2]:
             style.drops(axes, next(iter(lines.values()))[0])
-            axes.set(xlabel=style.X_LABELS["t"], yscale="log", title=style.short(panel))
+            axes.set(xlabel=curves.X_LABELS["t"], yscale="log", title=style.short(panel))
         panels[2 * i].set_ylabel("mean variance $V_t$")
     style.legend(figure, ncols=5)
     header = ("problem", "algorithm", "averages", "weighted variance (9)", "final training loss")
     caption = "Mean variance of the learners between two averages, where above 0."
-    results.finish(args, "adpsgd_fig1_2", figure, caption, groups, header, rows)
+    output.finish(args, "adpsgd_fig1_2", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,11 @@ Cost: about 2 s for the figure; the runs take a minute and a half on two cores:
 and the two lines with --K 8 or K=8 once more, with 4 in place of 8.
 """
 
+import curves
 import numpy as np
+import output
 import pandas as pd
+import quantities
 import results
 import style
 
@@ -46,12 +49,12 @@ def periods(run: results.Run) -> pd.DataFrame:
 def line(run: results.Run) -> tuple[str, int | None] | None:
     """Return (algorithm, p)."""
     known = run.config.get("algorithm") in ("adpsgd", "kavg")
-    return results.kind(run) if known and len(periods(run)) else None
+    return quantities.kind(run) if known and len(periods(run)) else None
 
 
 def main() -> None:
     args = results.arguments(__doc__)
-    groups = results.gather(args.folder, line, results.trained, NAMES)
+    groups = results.gather(args.folder, line, quantities.trained, NAMES)
     width_in = style.DOUBLE_IN if len(groups) > 1 else style.SINGLE_IN
     figure, panels = style.panels(len(groups), width_in)
     rows = []
@@ -59,11 +62,11 @@ def main() -> None:
         looks = list(dict.fromkeys([*NAMES, *lines]))  # a line's look does not depend on the others
         for key, repeats in lines.items():
             name = NAMES.get(key, f"CPSGD p = {key[1]}")
-            averages = np.mean([results.rounds(run) for run in repeats])
+            averages = np.mean([quantities.rounds(run) for run in repeats])
             last = np.mean([periods(run).period.iloc[-1] for run in repeats])
-            loss = [results.end(run, "train_loss") for run in repeats]
+            loss = [quantities.end(run, "train_loss") for run in repeats]
             label = f"{name}: {averages:.0f} averages"
-            style.curve(axes, repeats, "t", "period", label, looks.index(key), periods)
+            curves.curve(axes, repeats, "t", "period", label, looks.index(key), periods)
             spread = f" ± {np.std(loss, ddof=1):.2g}" if len(loss) > 1 else ""
             rows.append(
                 (
@@ -77,16 +80,16 @@ def main() -> None:
         first = next(iter(lines.values()))[0]
         style.drops(axes, first)
         axes.set(
-            xlabel=style.X_LABELS["t"],
+            xlabel=curves.X_LABELS["t"],
             ylabel="averaging period (updates)",
             ylim=(0, None),
-            title=f"{panel} ({results.data(first)}), {first.config['learners']} learners",
+            title=f"{panel} ({quantities.data(first)}), {first.config['learners']} learners",
         )
         # the legend hides the vertical lines behind it
         axes.legend(loc="upper left", frameon=True, framealpha=1, edgecolor="none")
     header = ("problem, algorithm", "runs", "averages", "last period", "final training loss")
     caption = "Averaging period; vertical lines: the step size drops."
-    results.finish(args, "adpsgd_fig3", figure, caption, groups, header, rows)
+    output.finish(args, "adpsgd_fig3", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

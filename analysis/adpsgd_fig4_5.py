@@ -13,7 +13,10 @@ Cost: about 3 s for 24 runs.
 import argparse
 from typing import TypeAlias
 
+import curves
 import numpy as np
+import output
+import quantities
 import results
 import style
 
@@ -64,11 +67,11 @@ def times(groups: results.Groups) -> tuple[Times, list[tuple[str, ...]]]:
                     (
                         clock,
                         name(key),
-                        results.over(some, results.rounds, 0),
-                        results.over(some, results.sent_MB, 1),
-                        results.over(some, "train_loss", 4),
-                        results.over(some, results.best_accuracy),
-                        results.over(some, results.wall_s, 3),
+                        output.over(some, quantities.rounds, 0),
+                        output.over(some, quantities.sent_MB, 1),
+                        output.over(some, "train_loss", 4),
+                        output.over(some, quantities.best_accuracy),
+                        output.over(some, quantities.wall_s, 3),
                     )
                 )
     return dict(sorted(found.items())), rows
@@ -81,9 +84,9 @@ def draw(
 
     levels: accuracies of the paper in percent, by their names.
     """
-    figure = style.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
+    figure = curves.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
     for axes in figure.axes:
-        if axes.get_ylabel() == style.Y_LABELS["test_accuracy"]:
+        if axes.get_ylabel() == curves.Y_LABELS["test_accuracy"]:
             for label, percent in levels.items():
                 style.level(axes, percent, label)
     style.legend(figure)
@@ -98,14 +101,14 @@ def draw(
         "seconds",
     )
     caption = "Training loss and test accuracy of the averaged model."
-    results.finish(args, stem, figure, caption, groups, header, rows)
+    output.finish(args, stem, figure, caption, groups, header, rows)
     figure, panels = style.grid(len(found), across=2)
     for axes, (clock, parts) in zip(panels, found.items(), strict=True):
         style.bars(axes, parts, "wall clock (s)")
         axes.set_title(style.short(clock))
     style.legend(figure)
     caption = "Where the time went, means over repeats."
-    results.finish(args, f"{stem}_times", figure, caption, groups)
+    output.finish(args, f"{stem}_times", figure, caption, groups)
 
 
 def main() -> None:

@@ -9,7 +9,10 @@ Cost: about 2 s for 18 runs.
     python analysis/adpsgd_fig6.py runs/adpsgd-fig6-laptop --out figures
 """
 
+import curves
 import numpy as np
+import output
+import quantities
 import results
 import style
 
@@ -24,7 +27,7 @@ def an_example_s(run: Run) -> float:
 
     Epochs are not exactly equal, because their last incomplete update is left out.
     """
-    return results.wall_s(run) / run.train.samples.iloc[-1]
+    return quantities.wall_s(run) / run.train.samples.iloc[-1]
 
 
 def main() -> None:
@@ -32,7 +35,7 @@ def main() -> None:
     groups = results.gather(
         args.folder,
         lambda run: a if (a := run.config.get("algorithm")) in NAMES else None,
-        results.clock,
+        quantities.clock,
         NAMES,
         needs="train.wall_s",
         ended=True,
@@ -47,10 +50,10 @@ def main() -> None:
             times = results.values(results.by(repeats, "learners"), an_example_s)
             base = float(np.mean(alone))
             cells = {P: [base / s for s in seconds] for P, seconds in times.items()}
-            style.points(axes, {1: [1.0], **cells}, NAMES[key], list(NAMES).index(key) - 1)
+            curves.points(axes, {1: [1.0], **cells}, NAMES[key], list(NAMES).index(key) - 1)
             nodes |= cells.keys()
             for P, found in cells.items():
-                rows.append((panel, NAMES[key], str(P), results.spread(found)))
+                rows.append((panel, NAMES[key], str(P), output.spread(found)))
         if not (alone and lines):
             print(f"missing: {panel}: SGD on one node and another algorithm on the same clock")
         if (link := panel.rpartition(" at ")[2].removesuffix(" Gbit/s")) in PAPER:
@@ -66,7 +69,7 @@ def main() -> None:
     style.legend(figure)
     header = ("problem and clock", "algorithm", "nodes", "speed-up")
     caption = "Wall clock per example of SGD on one node over that on P nodes."
-    results.finish(args, "adpsgd_fig6", figure, caption, groups, header, rows)
+    output.finish(args, "adpsgd_fig6", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ Cost: about 2 s for 5 runs.
     python analysis/adpsgd_strategies.py runs/adpsgd-strategies-laptop --out figures
 """
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -31,15 +34,15 @@ def main() -> None:
     args = results.arguments(__doc__)
     expected = {key: name(key) for key in ((4, 8), (8, 4), (8,), (5,), (20, 5))}
     groups = results.gather(args.folder, line, expected=expected)
-    figure = style.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
+    figure = curves.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
     rows = [
         (
             panel,
             name(key),
-            results.over(repeats, results.rounds, 0),
-            results.over(repeats, lambda run: run.eval.train_loss.min(), 4),
-            results.over(repeats, results.best_accuracy),
-            results.over(repeats, results.weighted_variance, 4),
+            output.over(repeats, quantities.rounds, 0),
+            output.over(repeats, lambda run: run.eval.train_loss.min(), 4),
+            output.over(repeats, quantities.best_accuracy),
+            output.over(repeats, quantities.weighted_variance, 4),
         )
         for panel, lines in groups.items()
         for key, repeats in lines.items()
@@ -53,7 +56,7 @@ def main() -> None:
         "weighted variance (9)",
     )
     caption = "Training loss and test accuracy of the averaged model."
-    results.finish(args, "adpsgd_strategies", figure, caption, groups, header, rows)
+    output.finish(args, "adpsgd_strategies", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

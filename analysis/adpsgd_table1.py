@@ -8,6 +8,8 @@ Cost: about 2 s for 9 runs.
     python analysis/adpsgd_table1.py runs/adpsgd-table1-laptop --out figures
 """
 
+import output
+import quantities
 import results
 import style
 
@@ -23,11 +25,11 @@ PAPER = {"GoogLeNet": (93.68, 93.49, 93.08, 92.94), "VGG16": (92.45, 92.17, 91.2
 
 def best(repeats: list[results.Run], option: tuple[str, ...]) -> str:
     """Write the mean ± standard deviation of the best setting, and the setting."""
-    cells = results.values(results.by(repeats, *option[:1]), results.best_accuracy)
+    cells = results.values(results.by(repeats, *option[:1]), quantities.best_accuracy)
     if not cells:
         return "-"
     setting = results.highest(cells)
-    return results.spread(cells[setting]) + (f" ({option[1]} = {setting:g})" if option else "")
+    return output.spread(cells[setting]) + (f" ({option[1]} = {setting:g})" if option else "")
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
     for network, percents in PAPER.items():
         rows.append((f"paper: {network}, CIFAR-10", *(f"{x:.2f}" for x in percents)))
     header = ("problem", *(column for column, _ in COLUMNS.values()))
-    results.finish_table(args, "adpsgd_table1", header, rows, "Best test accuracy (%).", groups)
+    output.finish_table(args, "adpsgd_table1", header, rows, "Best test accuracy (%).", groups)
 
 
 if __name__ == "__main__":

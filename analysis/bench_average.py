@@ -16,6 +16,8 @@ Cost: about 2 s; the first benchmark below takes half a minute on two cores.
 
 from pathlib import Path
 
+import curves
+import output
 import pandas as pd
 import results
 import style
@@ -57,7 +59,7 @@ def main() -> None:
     for axes, (place, rows) in zip(panels, places, strict=True):
         for number, (column, name) in enumerate(NAMES.items()):
             known = rows.dropna(subset=column).groupby("elements")
-            style.points(axes, {n: list(same[column]) for n, same in known}, name, number)
+            curves.points(axes, {n: list(same[column]) for n, same in known}, name, number)
         axes.set(
             xlabel="floats in a row",
             ylabel="one average (s)",
@@ -81,7 +83,7 @@ def main() -> None:
     ratios = [f"{name} / ours" for name in others]
     print(style.table(("benchmark", "floats", "transport", *seconds, *ratios), table))
     caption = "Time of one average, of the slowest rank, the median of its repeats."
-    results.finish(args, "bench_average", figure, caption, {})
+    output.finish(args, "bench_average", figure, caption, {})
 
 
 if __name__ == "__main__":

@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+import output
+import quantities
 import results
 import style
 from scipy import stats
@@ -92,10 +94,10 @@ def alike(found: Iterable[Run], *but: str) -> list[list[Run]]:
     groups: dict[str, list[Run]] = {}
 
     def place(run: Run) -> tuple[str, int]:
-        return results.problem(run), run.config.get("learners") or 0
+        return quantities.problem(run), run.config.get("learners") or 0
 
     for run in sorted(found, key=place):
-        if run.status == "finished" or results.diverged(run):
+        if run.status == "finished" or quantities.diverged(run):
             groups.setdefault(str([run.config.get(name) for name in shared]), []).append(run)
     return list(groups.values())
 
@@ -117,12 +119,12 @@ def of(
 
 def mean(values: Values, digits: int = 2) -> str:
     """Write mean ± standard deviation and, in brackets, the number of values."""
-    return f"{results.spread(list(values.values()), digits)} ({len(values)})"
+    return f"{output.spread(list(values.values()), digits)} ({len(values)})"
 
 
 def loss(run: Run) -> float:
     """Return the training loss at the end."""
-    return np.inf if results.diverged(run) else results.end(run, "train_loss")
+    return np.inf if quantities.diverged(run) else quantities.end(run, "train_loss")
 
 
 def settings_of(found: Iterable[Run], name: str, algorithm: str) -> list[Any]:
@@ -144,14 +146,14 @@ def room(found: Iterable[Run]) -> float:
 def place(run: Run, *names: str) -> str:
     """Write the problem and these settings of a run."""
     settings = [f"{SYMBOLS.get(name, name)} = {run.config.get(name)}" for name in names]
-    return ", ".join([results.problem(run), *settings])
+    return ", ".join([quantities.problem(run), *settings])
 
 
 def best_period(found: list[Run]) -> Iterator[Finding]:
     """Is there a P whose best K is above 1, by test accuracy?"""
     for problem in alike(found, "learners"):
         accuracies = {
-            (P, K): of(problem, results.accuracy, "kavg", K=K, learners=P)
+            (P, K): of(problem, quantities.accuracy, "kavg", K=K, learners=P)
             for P in settings_of(problem, "learners", "kavg")
             for K in settings_of(problem, "K", "kavg")
         }
@@ -172,7 +174,7 @@ def best_period(found: list[Run]) -> Iterator[Finding]:
             _, K = max((key for key in tries if key[0] == P), key=means.__getitem__)
             one, more = mean(accuracies[P, 1]), mean(accuracies[P, K])
             words.append(f"P = {P}: K = {K} {more} %, K = 1 {one} %")
-        yield Finding(results.problem(problem[0]), verdict, "; ".join(words))
+        yield Finding(quantities.problem(problem[0]), verdict, "; ".join(words))
 
 
 def adpsgd_against(other: str, period: int | None) -> Check:
@@ -183,7 +185,7 @@ def adpsgd_against(other: str, period: int | None) -> Check:
         for group in alike(found):
             ours, theirs = of(group, loss, "adpsgd"), of(group, loss, other, **named)
             if ours and theirs:
-                rounds = results.rounds
+                rounds = quantities.rounds
                 counts = of(group, rounds, "adpsgd"), of(group, rounds, other, **named)
                 yield Finding(
                     place(group[0], "learners"),
@@ -230,7 +232,7 @@ def best_momentum(found: list[Run]) -> Iterator[Finding]:
         if len(best) > 1:
             words = "; ".join(f"P = {P}: {mean(mus)}" for P, mus in best.items())
             yield Finding(
-                results.problem(problem[0]),
+                quantities.problem(problem[0]),
                 below(best[min(best)], best[max(best)]),
                 f"μ of least training loss: {words}",
             )
@@ -244,8 +246,8 @@ def hieravg_twice(found: list[Run]) -> Iterator[Finding]:
             settings_of(group, "K1", "hieravg"),
             settings_of(group, "S", "hieravg"),
         ):
-            ours = of(group, results.accuracy, "hieravg", K2=2 * K, K1=K1, S=S)
-            theirs = of(group, results.accuracy, "kavg", K=K)
+            ours = of(group, quantities.accuracy, "hieravg", K2=2 * K, K1=K1, S=S)
+            theirs = of(group, quantities.accuracy, "kavg", K=K)
             if ours and theirs:
                 yield Finding(
                     place(group[0], "learners") + f", K = {K}, K₁ = {K1}, S = {S}",
@@ -282,7 +284,10 @@ def lupa_level(found: list[Run]) -> Iterator[Finding]:
     for group in alike(found):
         ours, theirs = of(group, loss, "kavg", K=91), of(group, loss, "sync")
         if ours and theirs:
-            counts = of(group, results.rounds, "kavg", K=91), of(group, results.rounds, "sync")
+            counts = (
+                of(group, quantities.rounds, "kavg", K=91),
+                of(group, quantities.rounds, "sync"),
+            )
             yield Finding(
                 place(group[0], "learners"),
                 all_of(below(ours, theirs, room(group)), below(*counts)),
@@ -302,11 +307,13 @@ def linear(found: list[Run]) -> Iterator[Finding]:
             Ps = settings_of(group, "learners", "kavg")
             if len(Ps) < 2 or Ps[0] > 1:
                 continue
-            times = {P: of(group, lambda run: results.reach(run, LEVEL), learners=P) for P in Ps}
+            times = {P: of(group, lambda run: quantities.reach(run, LEVEL), learners=P) for P in Ps}
             work = {seed: EFFICIENCY * P * s for P in Ps[-1:] for seed, s in times[P].items()}
             words = "; ".join(f"P = {P}: {mean(seconds, 3)}" for P, seconds in times.items())
             yield Finding(
-                results.clock(group[0]), below(work, times[1]), f"seconds to loss {LEVEL}: {words}"
+                quantities.clock(group[0]),
+                below(work, times[1]),
+                f"seconds to loss {LEVEL}: {words}",
             )
 
 
@@ -316,7 +323,7 @@ def asgd_degrades(found: list[Run]) -> Iterator[Finding]:
         ours = [run for run in found if run.config["algorithm"] == algorithm]
         for group in alike(ours, "learners"):
             if len(Ps := settings_of(group, "learners", algorithm)) > 1:
-                accuracies = {P: of(group, results.accuracy, learners=P) for P in Ps}
+                accuracies = {P: of(group, quantities.accuracy, learners=P) for P in Ps}
                 words = "; ".join(f"P = {P}: {mean(a)} %" for P, a in accuracies.items())
                 yield Finding(
                     f"{place(group[0], 'lr')}, {algorithm}",
@@ -382,7 +389,7 @@ def main() -> None:
     found = list(findings(load_many(args.folder)))
     text = f"{table(found)}\n\n{counts(found)}\n"
     print(text)
-    results.write(args.out / "claims.md", text)
+    output.write(args.out / "claims.md", text)
     print(args.out / "claims.md")
 
 

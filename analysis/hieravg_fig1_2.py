@@ -8,6 +8,9 @@ Cost: about 2 s for 3 runs.
     python analysis/hieravg_fig1_2.py runs/hieravg-fig1-2-laptop --out figures
 """
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -19,23 +22,23 @@ def main() -> None:
         lambda run: run.config["K2"] if run.config.get("algorithm") == "hieravg" else None,
         expected={K2: f"K₂ = {K2}" for K2 in (8, 16, 32)},
     )
-    figure = style.curves(
-        groups, ("train_accuracy", "test_accuracy"), lambda K2: f"K₂ = {K2}", rows=style.last_fifth
+    figure = curves.curves(
+        groups, ("train_accuracy", "test_accuracy"), lambda K2: f"K₂ = {K2}", rows=curves.last_fifth
     )
     rows = [
         (
             panel,
             str(K2),
-            results.over(repeats, results.rounds, 0),
-            results.over(repeats, "train_accuracy"),
-            results.over(repeats, "test_accuracy"),
+            output.over(repeats, quantities.rounds, 0),
+            output.over(repeats, "train_accuracy"),
+            output.over(repeats, "test_accuracy"),
         )
         for panel, lines in groups.items()
         for K2, repeats in lines.items()
     ]
     header = ("problem", "K₂", "global averages", "training accuracy (%)", "test accuracy (%)")
     caption = "Training and test accuracy of the averaged model, the last fifth of the run."
-    results.finish(args, "hieravg_fig1_2", figure, caption, groups, header, rows)
+    output.finish(args, "hieravg_fig1_2", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ Cost: about 2 s for 18 runs.
     python analysis/hieravg_fig3_4.py runs/hieravg-fig3-4-laptop --out figures
 """
 
+import curves
+import output
 import results
 import style
 
@@ -34,15 +36,15 @@ def main() -> None:
         for word, holds in IMPACTS.items()
         if (shown := {key: repeats for key, repeats in lines.items() if holds(key)})
     }
-    figure = style.curves(pairs, ("train_loss",), name, rows=style.last_fifth)
+    figure = curves.curves(pairs, ("train_loss",), name, rows=curves.last_fifth)
     rows = [
-        (panel, f"{K1}", f"{S}", results.over(repeats, "train_loss", 5))
+        (panel, f"{K1}", f"{S}", output.over(repeats, "train_loss", 5))
         for panel, lines in groups.items()
         for (K1, S), repeats in lines.items()
     ]
     header = ("problem", "K₁", "S", "final training loss")
     caption = "Training loss of the averaged model, the last fifth of the run."
-    results.finish(args, "hieravg_fig3_4", figure, caption, groups, header, rows)
+    output.finish(args, "hieravg_fig3_4", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ Cost: about 2 s for 2 runs.
 
 from typing import TypeAlias
 
+import curves
+import output
 import results
 import style
 
@@ -38,15 +40,15 @@ def main() -> None:
     args = results.arguments(__doc__)
     expected = {key: name(key) for key in (("kavg", 43, None, None), ("hieravg", 43, 20, 4))}
     groups = results.gather(args.folder, line, expected=expected)
-    figure = style.curves(groups, ("train_accuracy", "test_accuracy"), name)
+    figure = curves.curves(groups, ("train_accuracy", "test_accuracy"), name)
     rows = [
         (
             panel,
             name(key),
-            results.over(repeats, early),
-            results.over(repeats, "train_accuracy"),
-            results.over(repeats, "test_accuracy"),
-            results.over(repeats, "train_loss", 4),
+            output.over(repeats, early),
+            output.over(repeats, "train_accuracy"),
+            output.over(repeats, "test_accuracy"),
+            output.over(repeats, "train_loss", 4),
         )
         for panel, lines in groups.items()
         for key, repeats in lines.items()
@@ -60,7 +62,7 @@ def main() -> None:
         "training loss",
     )
     caption = "Training and test accuracy of the averaged model."
-    results.finish(args, "hieravg_fig5", figure, caption, groups, header, rows)
+    output.finish(args, "hieravg_fig5", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ Cost: about 2 s for 24 runs.
 
 from typing import TypeAlias
 
+import output
+import quantities
 import results
 import style
 
@@ -53,8 +55,8 @@ def main() -> None:
             str(P),
             "K-AVG" if algorithm == "kavg" else "Hier-AVG",
             *(str(x or "-") for x in (K, K1, S)),
-            results.over(repeats, results.rounds, 0),
-            results.over(repeats, results.accuracy),
+            output.over(repeats, quantities.rounds, 0),
+            output.over(repeats, quantities.accuracy),
             f"{PAPER[P, algorithm, K, K1, S]:.2f}" if (P, algorithm, K, K1, S) in PAPER else "-",
         )
         for panel, lines in groups.items()
@@ -71,7 +73,7 @@ def main() -> None:
         "test accuracy (%)",
         "paper (%)",
     )
-    results.finish_table(args, "hieravg_table1", header, rows, "Test accuracy at the end.", groups)
+    output.finish_table(args, "hieravg_table1", header, rows, "Test accuracy at the end.", groups)
 
 
 if __name__ == "__main__":

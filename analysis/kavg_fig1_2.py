@@ -9,6 +9,9 @@ Cost: about 2 s for 45 runs.
     python analysis/kavg_fig1_2.py runs/kavg-fig1-2-laptop --out figures
 """
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -35,20 +38,20 @@ def main() -> None:
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
         for key, repeats in lines.items():
             cells = results.by(repeats, "learners")
-            found = results.values(cells, results.accuracy)
-            style.points(axes, found, name(key), keys.index(key))
+            found = results.values(cells, quantities.accuracy)
+            curves.points(axes, found, name(key), keys.index(key))
             for P, accuracies in found.items():
-                stale = results.spread([run.staleness.staleness.mean() for run in cells[P]], 1)
-                rows.append((panel, name(key), str(P), results.spread(accuracies), stale))
+                stale = output.spread([run.staleness.staleness.mean() for run in cells[P]], 1)
+                rows.append((panel, name(key), str(P), output.spread(accuracies), stale))
         learners = [P for repeats in lines.values() for P in results.by(repeats, "learners")]
         style.doubling(axes, learners)
         style.level(axes, 10, "guessing")
-        label = style.Y_LABELS["test_accuracy"]
+        label = curves.Y_LABELS["test_accuracy"]
         axes.set(xlabel="learners P", ylabel=label, title=style.short(panel))
     style.legend(figure, ncols=3)
     header = ("problem", "algorithm", "P", "test accuracy (%)", "mean staleness")
     caption = "Test accuracy of the averaged model, or the center, at the end."
-    results.finish(args, "kavg_fig1_2", figure, caption, groups, header, rows)
+    output.finish(args, "kavg_fig1_2", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,10 @@ Cost: about 2 s for 12 runs.
     python analysis/kavg_fig3_4.py runs/kavg-fig3-4-laptop --out figures
 """
 
+import curves
 import numpy as np
+import output
+import quantities
 import results
 import style
 
@@ -23,7 +26,7 @@ def main() -> None:
     groups = results.gather(
         args.folder,
         lambda run: a if (a := run.config.get("algorithm")) in names else None,
-        results.clock,
+        quantities.clock,
         names,
         needs="train.wall_s",
         ended=True,
@@ -33,15 +36,15 @@ def main() -> None:
     rows = []
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
         times = {
-            key: results.values(results.by(repeats, "learners"), results.wall_s)
+            key: results.values(results.by(repeats, "learners"), quantities.wall_s)
             for key, repeats in lines.items()
         }
         ours = {P: float(np.mean(seconds)) for P, seconds in times.pop("kavg", {}).items()}
         for key, others in times.items():
             both = {P: seconds for P, seconds in others.items() if P in ours}
             ratios = {P: [s / ours[P] for s in seconds] for P, seconds in both.items()}
-            style.points(axes, ratios, OTHERS[key], list(OTHERS).index(key))
-            rows += [(panel, OTHERS[key], str(P), results.spread(r)) for P, r in ratios.items()]
+            curves.points(axes, ratios, OTHERS[key], list(OTHERS).index(key))
+            rows += [(panel, OTHERS[key], str(P), output.spread(r)) for P, r in ratios.items()]
         if not rows:
             print(f"missing: {panel}: K-AVG and another algorithm at the same P, on the same clock")
         stars = [(P, ratio) for P, ratios in PAPER.items() for ratio in ratios]
@@ -54,7 +57,7 @@ def main() -> None:
     style.legend(figure, ncols=2)
     header = ("problem and clock", "K-AVG", "P", "speed-up")
     caption = "Wall clock of the asynchronous algorithm over that of K-AVG."
-    results.finish(args, "kavg_fig3_4", figure, caption, groups, header, rows)
+    output.finish(args, "kavg_fig3_4", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ Cost: about 2 s for 30 runs.
     python analysis/kavg_fig5_6.py runs/kavg-fig5-6-laptop --out figures
 """
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -28,18 +31,18 @@ def main() -> None:
     for axes, (panel, lines) in zip(panels, groups.items(), strict=True):
         for number, (P, repeats) in enumerate(lines.items()):
             by_K = results.by(repeats, "K")
-            cells = results.values(by_K, results.accuracy)
-            losses = results.values(by_K, lambda run: results.end(run, "train_loss"))
-            style.points(axes, cells, f"P = {P}", number)
+            cells = results.values(by_K, quantities.accuracy)
+            losses = results.values(by_K, lambda run: quantities.end(run, "train_loss"))
+            curves.points(axes, cells, f"P = {P}", number)
             best, least = results.highest(cells), results.lowest(losses)
             rows.append(
                 (
                     panel,
                     str(P),
                     str(best),
-                    results.spread(cells[best]),
-                    results.spread(cells.get(1, [])),
-                    f"{results.spread(cells[max(cells)])} (K = {max(cells)})",
+                    output.spread(cells[best]),
+                    output.spread(cells.get(1, [])),
+                    f"{output.spread(cells[max(cells)])} (K = {max(cells)})",
                     str(least),
                     str(PAPER.get(P, "-")),
                 )
@@ -47,7 +50,7 @@ def main() -> None:
         style.doubling(axes, [K for repeats in lines.values() for K in results.by(repeats, "K")])
         axes.set(
             xlabel="period K (local updates)",
-            ylabel=style.Y_LABELS["test_accuracy"],
+            ylabel=curves.Y_LABELS["test_accuracy"],
             title=style.short(panel),
         )
     style.legend(figure, ncols=5)
@@ -62,7 +65,7 @@ def main() -> None:
         "paper's best K, VGG",
     )
     caption = "Test accuracy of the averaged model at the end."
-    results.finish(args, "kavg_fig5_6", figure, caption, groups, header, rows)
+    output.finish(args, "kavg_fig5_6", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,10 @@ Cost: about 2 s for 10 runs.
     python analysis/kavg_fig7.py runs/kavg-fig7-laptop --out figures
 """
 
+import curves
 import numpy as np
+import output
+import quantities
 import results
 import style
 
@@ -28,17 +31,17 @@ def main() -> None:
     rows = []
     learners: set[int] = set()
     for number, (panel, lines) in enumerate(groups.items()):
-        cells = results.values(results.by(lines.get("kavg", []), "learners"), results.accuracy)
-        alone = [results.accuracy(run) for run in lines.get("sgd", [])]
+        cells = results.values(results.by(lines.get("kavg", []), "learners"), quantities.accuracy)
+        alone = [quantities.accuracy(run) for run in lines.get("sgd", [])]
         if not (cells and alone):
             print(f"missing: {panel}: K-AVG and SGD, both")
             continue
         learners |= cells.keys()
         base = float(np.mean(alone))
         gaps = {P: [x - base for x in found] for P, found in cells.items()}
-        style.points(axes, gaps, panel, number)
+        curves.points(axes, gaps, panel, number)
         for P, found in cells.items():
-            both = results.spread(found), results.spread(alone)
+            both = output.spread(found), output.spread(alone)
             rows.append((panel, str(P), *both, f"{np.mean(found) - base:+.2f}"))
     style.level(axes, 0, "sequential SGD")
     style.doubling(axes, learners or {1})
@@ -46,7 +49,7 @@ def main() -> None:
     style.legend(figure)
     header = ("problem", "P", "K-AVG (%)", "SGD (%)", "gap")
     caption = "Test accuracy of K-AVG less that of sequential SGD, both at the end."
-    results.finish(args, "kavg_fig7", figure, caption, groups, header, rows)
+    output.finish(args, "kavg_fig7", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

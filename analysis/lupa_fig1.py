@@ -9,6 +9,8 @@ Cost: about 2 s for 2 runs.
     python analysis/lupa_fig1.py runs/lupa-fig1-laptop --out figures
 """
 
+import curves
+import output
 import results
 import style
 
@@ -29,16 +31,16 @@ def main() -> None:
     for i, (panel, lines) in enumerate(groups.items()):
         for axes, x in zip(panels[2 * i :], ("epoch", "t"), strict=False):
             for number, (size, repeats) in enumerate(lines.items()):
-                style.curve(axes, repeats, x, "train_loss", f"mini-batch {size}", number)
-            axes.set(xlabel=style.X_LABELS[x], title=style.short(panel))
-        panels[2 * i].set_ylabel(style.Y_LABELS["train_loss"])
+                curves.curve(axes, repeats, x, "train_loss", f"mini-batch {size}", number)
+            axes.set(xlabel=curves.X_LABELS[x], title=style.short(panel))
+        panels[2 * i].set_ylabel(curves.Y_LABELS["train_loss"])
         for size, repeats in lines.items():
-            updates = results.over(repeats, lambda run: run.eval.t.max(), 0)
-            rows.append((panel, str(size), updates, results.over(repeats, "train_loss", 4)))
+            updates = output.over(repeats, lambda run: run.eval.t.max(), 0)
+            rows.append((panel, str(size), updates, output.over(repeats, "train_loss", 4)))
     style.legend(figure)
     header = ("problem", "mini-batch", "updates", "final training loss")
     caption = "Synchronous SGD; mini-batch = P·B."
-    results.finish(args, "lupa_fig1", figure, caption, groups, header, rows)
+    output.finish(args, "lupa_fig1", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

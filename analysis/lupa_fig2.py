@@ -10,7 +10,10 @@ Cost: about 2 s and 150 MB for a finished sweep of four runs.
     python analysis/lupa_fig2.py runs/lupa-fig2 --out figures
 """
 
+import curves
+import output
 import pandas as pd
+import quantities
 import results
 import style
 
@@ -24,7 +27,9 @@ NAMES = {
 
 def line(run: results.Run) -> tuple[str, int | None] | None:
     """Return (algorithm, τ)."""
-    return results.kind(run) if run.config.get("algorithm") in ("sync", "kavg", "oneshot") else None
+    return (
+        quantities.kind(run) if run.config.get("algorithm") in ("sync", "kavg", "oneshot") else None
+    )
 
 
 def main() -> None:
@@ -38,9 +43,11 @@ def main() -> None:
         for key, repeats in lines.items():
             name = NAMES.get(key, f"LUPA-SGD τ = {key[1]}")
             look = looks.index(key)
-            style.curve(left, repeats, "wall_s", "train_loss", name, look)
-            style.curve(right, repeats, "rounds", "train_loss", name, look, results.by_rounds)
-            ends = pd.concat([results.evaluations(run).tail(1) for run in repeats])  # a row a run
+            curves.curve(left, repeats, "wall_s", "train_loss", name, look)
+            curves.curve(right, repeats, "rounds", "train_loss", name, look, quantities.by_rounds)
+            ends = pd.concat(
+                [quantities.evaluations(run).tail(1) for run in repeats]
+            )  # a row a run
             rounds, loss, wall_s = ends[["rounds", "train_loss", "wall_s"]].mean()
             rows.append(
                 (
@@ -53,7 +60,7 @@ def main() -> None:
             )
         left.set(
             xlabel="wall clock (s), evaluation left out",
-            ylabel=style.Y_LABELS["train_loss"],
+            ylabel=curves.Y_LABELS["train_loss"],
             title=style.short(panel) if several else "",
         )
         right.set(xlabel="communication rounds")
@@ -62,7 +69,7 @@ def main() -> None:
     style.legend(figure)
     header = ("algorithm", "runs", "rounds", "final loss", "wall clock (s)")
     caption = "Training loss of the averaged model against wall clock and rounds."
-    results.finish(args, "lupa_fig2", figure, caption, groups, header, rows)
+    output.finish(args, "lupa_fig2", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,10 @@ Cost: about 2 s for 30 runs.
 from collections.abc import Mapping
 from functools import partial
 
+import curves
 import numpy as np
+import output
+import quantities
 import results
 import style
 from matplotlib.axes import Axes
@@ -31,7 +34,7 @@ def linear(axes: Axes, cells: Mapping[int, list[float]]) -> None:
 def numbers(cells: Mapping[int, list[float]], P: int, runs: int, x: str) -> tuple[str, str, str]:
     """Write how many runs reached the loss, their mean, and the speed-up over the least P."""
     speed = np.mean(cells[min(cells)]) / np.mean(cells[P])
-    mean = results.spread(cells[P], 3 if x == "wall_s" else 0)
+    mean = output.spread(cells[P], 3 if x == "wall_s" else 0)
     return f"{len(cells[P])}/{runs}", mean, f"{speed:.2f}"
 
 
@@ -40,7 +43,7 @@ def main() -> None:
     groups = results.gather(
         args.folder,
         lambda run: run.config["K"] if run.config.get("algorithm") == "kavg" else None,
-        results.clock,
+        quantities.clock,
         {91: "LUPA-SGD τ = 91"},
         over=("learners",),
     )
@@ -51,8 +54,8 @@ def main() -> None:
             machines: set[int] = set()
             for number, (tau, repeats) in enumerate(lines.items()):
                 by_P = results.by(repeats, "learners")
-                cells = results.values(by_P, partial(results.reach, level=LEVEL, column=x))
-                style.points(axes, cells, f"LUPA-SGD τ = {tau}", number)
+                cells = results.values(by_P, partial(quantities.reach, level=LEVEL, column=x))
+                curves.points(axes, cells, f"LUPA-SGD τ = {tau}", number)
                 machines |= cells.keys()
                 if 1 in cells:
                     linear(axes, cells)
@@ -74,7 +77,7 @@ def main() -> None:
     style.legend(figure)
     header = ("problem", "what", "P", "reached", "mean", "speed-up")
     caption = f"Time to a training loss of {LEVEL}."
-    results.finish(args, "lupa_fig3", figure, caption, groups, header, rows)
+    output.finish(args, "lupa_fig3", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

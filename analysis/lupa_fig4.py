@@ -9,6 +9,9 @@ Cost: about 2 s for 2 runs.
     python analysis/lupa_fig4.py runs/lupa-fig4-laptop --out figures
 """
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -17,7 +20,7 @@ NAMES = {("kavg", 91): "LUPA-SGD τ = 91", ("adalupa", None): "ADA-LUPA-SGD"}
 
 def line(run: results.Run) -> tuple[str, int | None] | None:
     """Return (algorithm, τ)."""
-    return results.kind(run) if run.config.get("algorithm") in ("kavg", "adalupa") else None
+    return quantities.kind(run) if run.config.get("algorithm") in ("kavg", "adalupa") else None
 
 
 def name(key: tuple[str, int | None]) -> str:
@@ -34,20 +37,22 @@ def main() -> None:
         left, right = panels[2 * i : 2 * i + 2]
         for number, (key, repeats) in enumerate(lines.items()):
             label = name(key)
-            style.curve(left, repeats, "t", "train_loss", label, number)
-            style.curve(right, repeats, "rounds", "train_loss", label, number, results.by_rounds)
-            rounds = results.over(repeats, results.rounds, 0)
-            rows.append((panel, label, rounds, results.over(repeats, "train_loss", 4)))
+            curves.curve(left, repeats, "t", "train_loss", label, number)
+            curves.curve(
+                right, repeats, "rounds", "train_loss", label, number, quantities.by_rounds
+            )
+            rounds = output.over(repeats, quantities.rounds, 0)
+            rows.append((panel, label, rounds, output.over(repeats, "train_loss", 4)))
         left.set(
-            xlabel=style.X_LABELS["t"],
-            ylabel=style.Y_LABELS["train_loss"],
+            xlabel=curves.X_LABELS["t"],
+            ylabel=curves.Y_LABELS["train_loss"],
             title=style.short(panel),
         )
         right.set(xlabel="communication rounds", title=style.short(panel))
     style.legend(figure)
     header = ("problem", "algorithm", "rounds", "final training loss")
     caption = "Training loss of the averaged model."
-    results.finish(args, "lupa_fig4", figure, caption, groups, header, rows)
+    output.finish(args, "lupa_fig4", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,9 @@ Cost: about 3 s for 12 runs.
 import argparse
 from typing import TypeAlias
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -43,20 +46,20 @@ def draw(args: argparse.Namespace, stem: str, caption: str) -> results.Groups:
     """Draw the curves and print a table of their ends; return the runs."""
     expected = {("kavg", None): "K-AVG", ("mavg", 0.7): "M-AVG μ = 0.7"}
     groups = results.gather(args.folder, line, expected=expected)
-    figure = style.curves(groups, ("train_accuracy", "test_accuracy"), name)
+    figure = curves.curves(groups, ("train_accuracy", "test_accuracy"), name)
     rows = [
         (
             panel,
             name(key),
-            results.over(repeats, "train_accuracy"),
-            results.over(repeats, results.accuracy),
-            results.over(repeats, "train_loss", 4),
+            output.over(repeats, "train_accuracy"),
+            output.over(repeats, quantities.accuracy),
+            output.over(repeats, "train_loss", 4),
         )
         for panel, lines in groups.items()
         for key, repeats in lines.items()
     ]
     header = ("problem", "algorithm", "training accuracy (%)", "test accuracy (%)", "training loss")
-    results.finish(args, stem, figure, caption, groups, header, rows)
+    output.finish(args, stem, figure, caption, groups, header, rows)
     return groups
 
 
@@ -68,13 +71,13 @@ def main() -> None:
         paper = PAPER.get(panel.partition(",")[0], ())
         for key, repeats in lines.items():
             theirs = f"{paper[key[0] == 'mavg']:.2f}" if paper else "-"
-            rows.append((panel, name(key), results.over(repeats, results.accuracy), theirs))
+            rows.append((panel, name(key), output.over(repeats, quantities.accuracy), theirs))
     shown = {panel.partition(",")[0] for panel in groups}
     for network in [network for network in PAPER if network not in shown]:
         for algorithm, percent in zip(("K-AVG", "M-AVG"), PAPER[network], strict=True):
             rows.append((f"paper: {network}, CIFAR-10", algorithm, "-", f"{percent:.2f}"))
     header = ("problem", "algorithm", "test accuracy (%)", "paper (%)")
-    results.finish_table(args, "mavg_table1", header, rows, "Test accuracy at the end.", groups)
+    output.finish_table(args, "mavg_table1", header, rows, "Test accuracy at the end.", groups)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,9 @@ Cost: about 2 s for 60 runs.
     python analysis/mavg_fig9_12.py runs/mavg-fig9-12-laptop --out figures
 """
 
+import curves
+import output
+import quantities
 import results
 import style
 
@@ -29,32 +32,32 @@ def main() -> None:
         accuracy, loss = panels[2 * i : 2 * i + 2]
         for number, (P, repeats) in enumerate(lines.items()):
             cells = results.by(repeats, "mu")
-            right = results.values(cells, results.accuracy)
-            low = results.values(cells, lambda run: results.end(run, "train_loss"))
-            style.points(accuracy, right, f"P = {P}", number)
-            style.points(loss, low, f"P = {P}", number)
+            right = results.values(cells, quantities.accuracy)
+            low = results.values(cells, lambda run: quantities.end(run, "train_loss"))
+            curves.points(accuracy, right, f"P = {P}", number)
+            curves.points(loss, low, f"P = {P}", number)
             best, least = results.highest(right), results.lowest(low)
             rows.append(
                 (
                     panel,
                     str(P),
                     f"{best:g}",
-                    results.spread(right[best]),
+                    output.spread(right[best]),
                     PAPER.get(P, "-"),
                     f"{least:g}",
-                    results.spread(low[least], 4),
+                    output.spread(low[least], 4),
                 )
             )
         accuracy.set(
             xlabel="block momentum μ",
-            ylabel=style.Y_LABELS["test_accuracy"],
+            ylabel=curves.Y_LABELS["test_accuracy"],
             title=style.short(panel),
         )
         top = accuracy.dataLim.y1
         accuracy.set_ylim(max(accuracy.get_ylim()[0], top - 10), top + 0.5)
         loss.set(
             xlabel="block momentum μ",
-            ylabel=style.Y_LABELS["train_loss"],
+            ylabel=curves.Y_LABELS["train_loss"],
             yscale="log",
             title=style.short(panel),
         )
@@ -69,7 +72,7 @@ def main() -> None:
         "training loss",
     )
     caption = "M-AVG's test accuracy (from 10 points below the best) and training loss at the end."
-    results.finish(args, "mavg_fig9_12", figure, caption, groups, header, rows)
+    output.finish(args, "mavg_fig9_12", figure, caption, groups, header, rows)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 import claims
-import results
+import output
+import quantities
 import style
 from PIL import Image
 from tabulate import tabulate
@@ -114,7 +115,7 @@ def main() -> None:
             shown += [f"Runs: {states[name]}.", *launch(name)]
         return "\n\n".join(shown)
 
-    results.write(out, FILL.sub(fill, words))
+    output.write(out, FILL.sub(fill, words))
     print(out)
 
 
@@ -134,7 +135,7 @@ def held(folder: Path, runs: list[Run]) -> str:
     planned = len(json.loads(plan.read_text())["runs"]) if plan.is_file() else len(runs)
     if not runs:
         return "none yet"
-    ends = Counter("diverged" if results.diverged(run) else run.status for run in runs)
+    ends = Counter("diverged" if quantities.diverged(run) else run.status for run in runs)
     seeds = sorted({run.config.get("seed") for run in runs} - {None})
     missing = f", {planned - len(runs)} missing" if planned > len(runs) else ""
     counts = ", ".join(f"{n} {how}" for how, n in ends.items())

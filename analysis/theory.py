@@ -15,6 +15,8 @@ import argparse
 from typing import TypeAlias
 
 import numpy as np
+import output
+import quantities
 import results
 import style
 
@@ -130,9 +132,9 @@ def best(everything: list[Run], algorithm: str, setting: str) -> list[tuple[int,
     for run in everything:
         if run.config.get("algorithm") != algorithm:
             continue
-        loss = results.end(run, "train_loss")
+        loss = quantities.end(run, "train_loss")
         if np.isfinite(loss):
-            of_P = cells.setdefault((run.config["learners"], results.problem(run)), {})
+            of_P = cells.setdefault((run.config["learners"], quantities.problem(run)), {})
             of_P.setdefault(run.config[setting], []).append(loss)
     return sorted((P, results.lowest(found)) for (P, _), found in cells.items() if len(found) > 1)
 
@@ -162,7 +164,7 @@ def main() -> None:
     given = ", ".join(f"{name} = {getattr(args, name.replace('-', '_')):g}" for name in NUMBERS)
     caption = f"The papers' bounds for {given}; P = 32 for Hier-AVG. Conditions are not checked."
     rows = [[f"{x:g}" for x in row] for row in zip(*predicted.values(), strict=True)]
-    results.finish(args, "theory", figure, caption, {}, [*predicted], rows)
+    output.finish(args, "theory", figure, caption, {}, [*predicted], rows)
 
 
 if __name__ == "__main__":

@@ -12,10 +12,11 @@ import sys
 from time import monotonic, sleep
 from typing import Any, NoReturn
 
-from localavg.cli import RANK, in_flags, launched, prepare, rank, status, theory, train, world
+from localavg.cli import RANK, in_flags, launched, prepare, rank, status, train, world
 from localavg.cli.bench import command as bench
 from localavg.cli.doctor import command as doctor
 from localavg.cli.sweep import command as sweep
+from localavg.cli.theory import command as theory
 from localavg.errors import FAILED, MISTAKE, UserError
 
 LAST_WORDS_S = 0.3  # MPICH's launcher drops what a rank prints immediately before an abort

@@ -9,7 +9,6 @@ if the writer is busy, was killed or met a full disk. The tables and columns are
 from __future__ import annotations
 
 import io
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ import h5py
 import numpy as np
 
 from localavg.errors import UserError
-from localavg.files import atomic
+from localavg.files import atomic, tables
 from localavg.files.hdf5 import clear_errors
 from localavg.files.provenance import now
 from localavg.files.reading import NotARunFile, Run, load, load_many
@@ -42,7 +41,6 @@ __all__ = [
 ]
 
 ENDS = ("finished", "interrupted", "failed")
-CHUNK_ROWS = 1024
 REWRITE_BYTES_PER_S = 4e6  # average rate at which unforced flushes may rewrite the file
 _REQUIRED = {  # columns that a row must have; the others are NaN where they are left out
     group: {name for name, column in table.items() if column[0] != "f8"}
@@ -173,7 +171,7 @@ class Record:
         mode: that of h5py, "w" for an empty file; cut: first cut the tables to `self.rows`.
         """
         start = self._clock()
-        tables = {group: _columns(group, rows) for group, rows in self._rows.items() if rows}
+        new = {group: tables.columns(group, rows) for group, rows in self._rows.items() if rows}
         problem = f"{self.path}: cannot write this run file"
         with clear_errors(problem, "free space or check the file system"):
             if self._mine not in (None, self.path.stat().st_ino):
@@ -188,17 +186,19 @@ class Record:
                         del file[name]
                     file[name] = w  # [d]
                 for name, values in (attrs or {}).items():
-                    _write_attrs(file[name] if name in file else file.create_group(name), values)
+                    tables.write_attrs(
+                        file[name] if name in file else file.create_group(name), values
+                    )
                 if cut:
-                    _cut(file, self.rows)
-                for group, columns in tables.items():
-                    _extend(file, group, columns)
+                    tables.cut(file, self.rows)
+                for group, columns in new.items():
+                    tables.extend(file, group, columns)
             partial = self.path.with_name(f"{self.path.name}.partial")
             with atomic.replacing(self.path, partial):
                 partial.write_bytes(image.getbuffer())
                 inode = partial.stat().st_ino
             self._mine = inode
-        for group in tables:
+        for group in new:
             self.rows[group] += len(self._rows[group])
             self._rows[group].clear()
         self._flushed_s = self._clock()
@@ -218,48 +218,3 @@ def refuse_existing(path: str | os.PathLike[str]) -> None:
         raise UserError(
             f"{path} exists; run files are never overwritten: give another name or move it away"
         )
-
-
-def _columns(group: str, rows: list[Mapping[str, float | str]]) -> dict[str, np.ndarray]:
-    """Turn rows into columns, each [rows]."""
-    return {
-        name: np.array([row.get(name, np.nan) for row in rows], column[0])
-        for name, column in TABLES[group].items()
-    }
-
-
-def _cut(file: h5py.File, rows: Mapping[str, int]) -> None:
-    """Cut every table to at most its number of rows, and forget how the run failed."""
-    file.attrs.pop("failure", None)
-    for group in set(file) & set(TABLES):
-        for column in file[group].values():
-            column.resize(min(len(column), rows[group]), axis=0)
-
-
-def _extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> None:
-    """Append rows to a table of the file, which is made if it is missing."""
-    table = file[group] if group in file else file.create_group(group, track_order=True)
-    for name, values in columns.items():  # [rows]
-        if name in table:
-            table[name].resize(len(table[name]) + len(values), axis=0)
-            table[name][-len(values) :] = values
-        else:
-            column = table.create_dataset(name, data=values, maxshape=(None,), chunks=(CHUNK_ROWS,))
-            _, unit, description = TABLES[group][name]
-            _write_attrs(column, {"unit": unit, "description": description})
-
-
-def _write_attrs(item: h5py.HLObject, attrs: Mapping[str, object]) -> None:
-    for name, value in attrs.items():
-        item.attrs[name] = _encoded(value)
-
-
-def _encoded(value: object) -> object:
-    """Turn a setting into an attribute of HDF5; `reading` turns it back."""
-    if value is None:
-        return "none"
-    if isinstance(value, list | tuple):
-        return json.dumps(value)
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

@@ -6,10 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import curves
 import matplotlib
 import matplotlib.image
 import numpy as np
-import results
+import quantities
 import style
 from mpi import ROOT
 
@@ -163,7 +164,7 @@ def test_repeats_become_their_mean_and_a_band(tmp_path):
         file.finish("finished")
     with matplotlib.rc_context():
         _, (axes,) = style.panels(1, width_in=style.SINGLE_IN)
-        style.curve(axes, load_many(tmp_path), "wall_s", "train_loss", "both")
+        curves.curve(axes, load_many(tmp_path), "wall_s", "train_loss", "both")
     x, mean = axes.lines[0].get_xydata().T
     assert x.tolist() == [0.0, 1.0, 1.5, 2.0, 3.0]  # up to where both were measured
     np.testing.assert_allclose(mean, 10.5 - 2 * x)
@@ -182,5 +183,5 @@ def test_one_shot_has_the_start_and_one_round(tmp_path):
         (late, {1: 500}),
         (four, {0: 0, 1: 150, 2: 250, 3: 400, 4: 500}),
     ):
-        rows = results.by_rounds(run)
+        rows = quantities.by_rounds(run)
         assert dict(zip(rows.rounds, rows.t, strict=True)) == points

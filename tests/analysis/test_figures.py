@@ -10,7 +10,7 @@ import matplotlib.image
 import numpy as np
 import pandas as pd
 import pytest
-import results
+import quantities
 from figures import (
     FIGURES,
     SCRIPTS,
@@ -342,5 +342,5 @@ def test_claims_prints_a_table_and_says_what_is_missing(draw, tmp_path):
 
 def test_the_time_to_a_level_is_interpolated():
     run = made("kavg", 0, loss=0.0, seconds=3.0)
-    assert results.reach(run, 0.35) == pytest.approx(3.0) and results.reach(run, 0.8) == 0.0
-    assert np.isnan(results.reach(run, -1))
+    assert quantities.reach(run, 0.35) == pytest.approx(3.0) and quantities.reach(run, 0.8) == 0.0
+    assert np.isnan(quantities.reach(run, -1))

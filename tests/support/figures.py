@@ -11,7 +11,18 @@ from localavg.cli.sweep import plan
 from localavg.files.record import WORLD, Record
 
 ANALYSIS = ROOT / "analysis"
-SHARED = {"style", "results", "__main__", "claims", "theory", "bench_average", "report"}
+SHARED = {
+    "style",
+    "results",
+    "curves",
+    "output",
+    "quantities",
+    "__main__",
+    "claims",
+    "theory",
+    "bench_average",
+    "report",
+}
 FIGURES = runpy.run_path(str(ANALYSIS / "__main__.py"), run_name="table")["FIGURES"]
 SCRIPTS = sorted(path.stem for path in ANALYSIS.glob("*.py") if path.stem not in SHARED)
 SWEEPS = {name.replace("-", "_"): name for name in FIGURES}

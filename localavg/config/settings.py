@@ -1,20 +1,29 @@
 """The settings of a training run: a frozen dataclass with a help text at every field.
 
-The command line is made from these fields, and the run file stores them, so every setting has one
-name. The rules at a field say where its option has an effect (`only_with`, `not_with`). This file
-imports the standard library only.
+A field also has the check of its value, and the rules that say where its option has an effect.
 """
 
 from __future__ import annotations
 
-import math
 import os
-import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields
-from typing import Any
 
-from localavg.errors import UserError, at_least, bad, check_choice, positive
+from localavg.config.rules import (
+    anything,
+    below_1,
+    in_epochs,
+    not_negative,
+    not_with,
+    only_with,
+    option,
+    positive,
+    time,
+    time_or_updates,
+    whole,
+)
+from localavg.errors import UserError, check_choice
+from localavg.interfaces import Settings
 
 SAMPLING = ("iid", "shuffle", "shard", "block")
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
@@ -22,82 +31,6 @@ STATES = ("keep", "average", "reset")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
-UNITS_S = {"s": 1, "min": 60, "h": 3600}
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Where an option has an effect: with one of these `values` of another `setting`.
-
-    inverted: with any value but these. Without `values`: with any value but None, False, 0 and the
-    like. value: the rule is about this value of the option alone. or_algorithm: an algorithm with
-    which the option has an effect in any case. because: what the error adds about the other
-    setting's value. lenient: whether the option may be given at its default.
-    """
-
-    setting: str
-    values: tuple[object, ...] = ()
-    inverted: bool = False
-    value: object = None
-    or_algorithm: str = ""
-    because: str = ""
-    lenient: bool = False
-
-    def broken(self, c: TrainConfig, value: object, is_default: bool) -> bool:
-        """Return whether the option with this value has no effect under the settings c."""
-        if (self.lenient and is_default) or self.value not in (None, value):
-            return False
-        if c.algorithm == self.or_algorithm:
-            return False
-        beside = getattr(c, self.setting)
-        allowed = (beside in self.values) != self.inverted if self.values else bool(beside)
-        return not allowed
-
-    def error(self, c: TrainConfig, name: str, value: object) -> UserError:
-        """Make the error: what is wrong with the option under the settings c, and what to do."""
-        beside = getattr(c, self.setting)
-        if self.setting == "algorithm":
-            beside = c.algorithm
-        elif beside is True:
-            beside = f"a run with `{self.setting}`"
-        elif not beside:
-            beside = f"a run without `{self.setting}`"
-        else:
-            beside = f"`{self.setting} = {beside}`"
-        remedy = "leave it out"
-        if not self.values:
-            remedy = f"add `{self.setting}`, or {remedy}"
-        elif not self.inverted and self.setting != "algorithm":
-            remedy = f"use `{self.setting} = {self.values[-1]}`, or {remedy}"
-        because = f", {self.because}" if self.because else ""
-        return UserError(f"{said(name, value)} means nothing to {beside}{because}; {remedy}")
-
-
-def only_with(setting: str, *values: object, **more: Any) -> Rule:
-    """Make the rule of an option that needs one of these values of another setting."""
-    return Rule(setting, values, **more)
-
-
-def not_with(setting: str, *values: object, **more: Any) -> Rule:
-    """Make the rule of an option that has no effect with these values of another setting."""
-    return Rule(setting, values, inverted=True, **more)
-
-
-def said(name: str, value: object) -> str:
-    """Return a setting and its value as errors write them."""
-    if value is True:
-        return f"`{name}`"
-    text = " ".join(map(str, value)) if isinstance(value, tuple) else value
-    return f"`{name} = {text}`"
-
-
-def option(default: Any, help: str, *rules: Rule, group: str, **extra: Any) -> Any:
-    """Make a dataclass field with the help text of an option and the rules of its effect.
-
-    group: the group of the option in ``--help``. extra: keyword arguments for argparse.
-    """
-    return field(default=default, metadata={"help": help, "rules": rules, "group": group, **extra})
-
 
 NETWORK = not_with("problem", "logistic")
 STEPS = only_with("lr_schedule", "steps")
@@ -121,7 +54,7 @@ class TrainConfig:
     """
 
     algorithm: str = field(metadata={"help": "which algorithm", "group": ""})
-    options: Mapping[str, Any] = field(
+    options: Settings = field(
         default_factory=dict, metadata={"help": "the algorithm's own options", "group": ""}
     )
 
@@ -139,7 +72,10 @@ class TrainConfig:
         choices=("logistic", "network"),
     )
     l2: float = option(
-        1e-4, "weight λ of the ℓ2 term (λ/2)‖w‖²; for a network, its weight decay", group="data"
+        1e-4,
+        "weight λ of the ℓ2 term (λ/2)‖w‖²; for a network, its weight decay",
+        group="data",
+        valid=not_negative,
     )
     sampling: str = option(
         "iid",
@@ -178,6 +114,7 @@ class TrainConfig:
         "evaluation; 0 keeps the statistics",
         NETWORK,
         group="network",
+        valid=whole(0),
     )
     precision: str = option(
         "float32",
@@ -204,12 +141,14 @@ class TrainConfig:
         None,
         "number of learners P, at least one per rank (default: one per rank)",
         group="learners",
+        valid=whole(1),
     )
     ranks_per_node: int | None = option(
         None,
         "number of ranks of a host that count as one node (default: all ranks of the host)",
         SYNCHRONOUS,
         group="learners",
+        valid=whole(1),
     )
     transport: str = option(
         "auto",
@@ -237,14 +176,19 @@ class TrainConfig:
         None,
         "length T of the run, in local updates per learner (default: --epochs counts)",
         group="training",
+        valid=whole(1),
     )
     epochs: float | None = option(
         None,
         "length of the run, in passes over the data by all learners together (default: 1)",
         group="training",
+        valid=in_epochs(positive),
     )
     batch_size: int = option(
-        128, "size B of a learner's mini-batch, in examples per update", group="training"
+        128,
+        "size B of a learner's mini-batch, in examples per update",
+        group="training",
+        valid=whole(1),
     )
     optimizer: str = option(
         "sgd",
@@ -259,6 +203,7 @@ class TrainConfig:
         not_with("algorithm", "downpour"),
         only_with("optimizer", "nesterov", "momentum", or_algorithm="eamsgd"),
         group="training",
+        valid=below_1,
     )
     state: str = option(
         "keep",
@@ -267,13 +212,16 @@ class TrainConfig:
         group="training",
         choices=STATES,
     )
-    seed: int = option(0, "seed of all random numbers", group="training")
+    seed: int = option(
+        0, "seed of all random numbers", group="training", valid=whole(0, below=2**63)
+    )
 
     lr: float = option(
         0.01,
         "step size γ",
         not_with("lr_schedule", "inverse", because="whose γ_t is 4/(μ(t+a))"),
         group="step size",
+        valid=positive,
     )
     lr_schedule: str = option(
         "constant",
@@ -287,12 +235,14 @@ class TrainConfig:
         "number that multiplies γ at --milestones or every --decay-every epochs",
         STEPS,
         group="step size",
+        valid=positive,
     )
     milestones: tuple[float, ...] = option(
         (),
         "numbers of epochs after which γ is multiplied by --factor (default: none)",
         STEPS,
         group="step size",
+        valid=in_epochs(not_negative),
         metavar="X",
     )
     decay_every: float | None = option(
@@ -300,27 +250,34 @@ class TrainConfig:
         "number of epochs between two multiplications of γ by --factor (default: none)",
         STEPS,
         group="step size",
+        valid=positive,
     )
     warmup_epochs: float = option(
-        0.0, "length of the linear warm-up of γ, in epochs", group="step size"
+        0.0,
+        "length of the linear warm-up of γ, in epochs",
+        group="step size",
+        valid=in_epochs(not_negative),
     )
     warmup_from: float | None = option(
         None,
         "step size at the start of the warm-up (default: --lr / 10)",
         only_with("warmup_epochs"),
         group="step size",
+        valid=positive,
     )
     pl_constant: float | None = option(
         None,
         "PL constant μ of --lr-schedule inverse, which needs it (default: none)",
         INVERSE,
         group="step size",
+        valid=positive,
     )
     shift: float | None = option(
         None,
         "shift a of --lr-schedule inverse, in updates (default: 0)",
         INVERSE,
         group="step size",
+        valid=not_negative,
     )
 
     out: str | None = option(
@@ -346,15 +303,22 @@ class TrainConfig:
         group="output",
     )
     log_every: int | None = option(
-        None, "number of updates between two rows of /train (default: T / 100)", group="output"
+        None,
+        "number of updates between two rows of /train (default: T / 100)",
+        group="output",
+        valid=whole(1),
     )
     eval_every: int | None = option(
-        None, "number of updates between two evaluations (default: T / 20)", group="output"
+        None,
+        "number of updates between two evaluations (default: T / 20)",
+        group="output",
+        valid=whole(1),
     )
     eval_examples: int | None = option(
         None,
         "number of examples of each split to evaluate, spread over the split (default: all)",
         group="output",
+        valid=whole(1),
     )
 
     checkpoint_every: str | None = option(
@@ -363,6 +327,7 @@ class TrainConfig:
         "(default: save only before a stop)",
         *KEPT,
         group="stopping and resuming",
+        valid=time_or_updates,
         metavar="TIME",
     )
     time_limit: str | None = option(
@@ -371,6 +336,7 @@ class TrainConfig:
         "2h or H:MM:SS (default: no limit)",
         *KEPT,
         group="stopping and resuming",
+        valid=time,
         metavar="TIME",
     )
     resume: bool = option(
@@ -435,7 +401,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for f in fields(self):
             check_choice(f.name, getattr(self, f.name), f.metadata.get("choices"))
-        self._check_ranges()
+            f.metadata.get("valid", anything)(f.name, getattr(self, f.name))
         if self.steps is not None and self.epochs is not None:
             raise UserError(
                 f"`steps = {self.steps}` and `epochs = {self.epochs:g}` both set the length: give "
@@ -454,41 +420,8 @@ class TrainConfig:
             if (is_default := value == f.default) and f.name not in given:
                 continue
             for rule in f.metadata.get("rules", ()):
-                if rule.broken(self, value, is_default):
-                    raise rule.error(self, f.name, value)
-
-    def _check_ranges(self) -> None:
-        for name in (
-            "learners",
-            "ranks_per_node",
-            "steps",
-            "batch_size",
-            "log_every",
-            "eval_every",
-        ):
-            at_least(name, getattr(self, name), 1)
-        at_least("eval_examples", self.eval_examples, 1)
-        at_least("seed", self.seed, 0)
-        at_least("calibrate", self.calibrate, 0)
-        for name in ("lr", "epochs", "factor", "decay_every", "warmup_from", "pl_constant"):
-            positive(name, getattr(self, name))
-        lengths = [("milestones", m) for m in self.milestones]
-        lengths.append(("warmup_epochs", self.warmup_epochs))
-        for name, x in [("l2", self.l2), ("shift", self.shift), *lengths]:
-            if x is not None and not 0 <= x < math.inf:
-                raise bad(name, x, "must be a finite number of at least 0")
-        for name, x in [("epochs", self.epochs), *lengths]:
-            if x is not None and x > 1e9:
-                raise bad(name, x, "must be at most 1e9 epochs")
-        if not 0 <= self.momentum < 1:
-            raise bad("momentum", self.momentum, "must lie in [0, 1)")
-        if self.seed >= 2**63:
-            raise bad("seed", self.seed, "must be below 2^63")
-        if self.checkpoint_every and self.checkpoint_every.isdecimal():
-            at_least("checkpoint_every", int(self.checkpoint_every), 1)
-        else:
-            seconds("checkpoint_every", self.checkpoint_every)
-        seconds("time_limit", self.time_limit)
+                if rule.broken(vars(self), value, is_default):
+                    raise rule.error(vars(self), f.name, value)
 
     def _check_lr_schedule(self) -> None:
         decays = bool(self.milestones) + (self.decay_every is not None)
@@ -505,17 +438,3 @@ class TrainConfig:
     def path(self) -> str:
         """The path of the run file."""
         return self.out or os.path.join("runs", f"{self.algorithm}-s{self.seed}.h5")
-
-
-def seconds(name: str, text: str | None) -> float | None:
-    """Return the seconds in an option's text: a number with s, min or h, or H:MM:SS."""
-    if text is None:
-        return None
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h)", text):
-        total = float(match[1]) * UNITS_S[match[2]]
-    elif match := re.fullmatch(r"(\d+):([0-5]?\d):([0-5]?\d)", text):
-        total = int(match[1]) * 3600.0 + int(match[2]) * 60 + int(match[3])
-    else:
-        raise bad(name, text, "must be a time such as 90s, 50min, 2h or 1:30:00")
-    positive(name, total)
-    return total

@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Container, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from localavg.cli import Commands, print_table, world
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
-    from localavg.config import TrainConfig
     from localavg.files.record import Run
-    from localavg.learner.stepsizes import StepSize
-    from localavg.parallel.fleet import Fleet
     from localavg.theory import Constants
 
-PROBLEM = ("problem", "data", "l2", "model", "batch_size", "seed")
-"""settings by which the runs of one problem are known"""
 TABLES = ("kavg", "mavg", "hieravg", "against", "lupa", "adalupa")
 
 
@@ -140,11 +134,12 @@ def _print_for_runs(args: argparse.Namespace) -> None:
     here = world()
     if here.size > 1:
         raise UserError(f"theory on {here.size} ranks: it uses one process; run it without mpirun")
+    from localavg.cli.theory.runs import first_step_size, measured
     from localavg.parallel.fleet import Fleet
 
-    for same in from_runs(runs, Fleet(here), args.delta):
+    for same in measured(runs, Fleet(here), args.delta):
         first = same.runs[0]
-        gamma = args.gamma or _first_step_size(first)
+        gamma = args.gamma or first_step_size(first)
         B, T = args.batch_size or first.config["batch_size"], args.steps or first.config["steps"]
         values = asdict(same.constants) | same.found
         print_table(same.problem, [{"constant": k, "value": v} for k, v in values.items()])
@@ -155,7 +150,7 @@ def _print_for_runs(args: argparse.Namespace) -> None:
                 str(run.path),
                 P=run.config["learners"],
                 B=args.batch_size or run.config["batch_size"],
-                gamma=args.gamma or _first_step_size(run),
+                gamma=args.gamma or first_step_size(run),
                 T=args.steps or run.config["steps"],
                 K1=run.config.get("K1") or 1,
                 S=run.config.get("S") or 1,
@@ -204,40 +199,6 @@ def _print_tables(
             print_table(f"{title} (γ = {gamma:g}, B = {B}, T = {T})", rows())
 
 
-def _settings(run: Run, names: Container[str]) -> TrainConfig:
-    """Return the settings of a run, of which those of `names` are taken from its file."""
-    from localavg.config import TrainConfig
-
-    given: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in run.config.items()
-        if name in names
-    }
-    return TrainConfig(algorithm=run.config["algorithm"], **given)
-
-
-def _step_size(run: Run) -> tuple[StepSize, int]:
-    """Return γ_t of the run, made from its settings, and the first t after its warm-up."""
-    from dataclasses import fields
-
-    from localavg.config import TrainConfig
-    from localavg.learner import stepsizes
-
-    if run.train.empty:
-        raise UserError(f"--from-run {run.path}: it has no row of /train yet; give --gamma")
-    names = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "step size"}
-    config = _settings(run, names)
-    last = run.train.iloc[-1]
-    epoch = float(last.t / last.epoch)  # updates in an epoch
-    return stepsizes.make(config, epoch), 1 + round(config.warmup_epochs * epoch)
-
-
-def _first_step_size(run: Run) -> float:
-    """Return γ at the start of the run, after its warm-up."""
-    gamma, t = _step_size(run)
-    return float(gamma(t))
-
-
 def _print_variance(constants: Constants, run: Run) -> None:
     """Print the weighted variance (9) and bound (8) of adpsgd for a run that recorded V_t.
 
@@ -246,13 +207,14 @@ def _print_variance(constants: Constants, run: Run) -> None:
     import numpy as np
 
     from localavg import theory
+    from localavg.cli.theory.runs import step_size
 
     averages = run.averages
     if averages.empty or averages.mean_variance.isna().any():
         return
     # [T] V_t stands for every Var[W_k] of its period
     variance = np.repeat(averages.mean_variance.to_numpy(), averages.period)
-    gamma = np.array([*map(_step_size(run)[0], range(1, len(variance) + 1))])  # [T]
+    gamma = np.array([*map(step_size(run)[0], range(1, len(variance) + 1))])  # [T]
     bound = theory.adpsgd_bound(
         F1_minus_Fstar=constants.F1_minus_Fstar,
         L=constants.L,
@@ -278,42 +240,3 @@ def _print_prediction(constants: Constants, title: str, **of: Any) -> None:
     print_table(f"predicted for {title}", rows)
     if found["failing"]:
         print_table("conditions that fail there, and by how much", found["failing"])
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The runs of one problem, and its constants.
-
-    found: other values that were found on the way, by name.
-    """
-
-    problem: str
-    runs: list[Run]
-    constants: Constants
-    found: dict[str, float]
-
-
-def from_runs(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[Measured]:
-    """Measure the constants of every problem among the runs."""
-    from localavg.problems.constants import logistic_constants, network_constants
-    from localavg.problems.logistic import Logistic
-    from localavg.training.build import load_data, make_problem
-
-    problems: dict[tuple[Any, ...], list[Run]] = {}
-    for run in runs:
-        problems.setdefault(tuple(run.config.get(name) for name in PROBLEM), []).append(run)
-    measured = []
-    for same in problems.values():
-        visited = [run.weights for run in same if run.weights is not None]
-        # Images are taken as they are: the constants are those of one objective.
-        c = _settings(same[0], PROBLEM)
-        c = c if c.problem == "logistic" else replace(c, no_augment=True)
-        problem = make_problem(c, load_data(c, fleet), fleet)
-        if isinstance(problem, Logistic):
-            title = f"{c.data}, λ = {c.l2:g}"
-            constants, found = logistic_constants(problem, visited, delta)
-        else:
-            title = f"{c.model} on {c.data}, B = {c.batch_size}"
-            constants, found = network_constants(problem, c.seed, c.batch_size, visited, delta)
-        measured.append(Measured(title, same, constants, found))
-    return measured

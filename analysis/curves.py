@@ -1,0 +1,145 @@
+"""Curves over repeated runs: their mean, with a band from the least to the greatest."""
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from localavg.files.record import Run, UserError
+
+X_LABELS = {"epoch": "epochs", "t": "local updates t", "wall_s": "wall clock (s)"}
+
+
+Y_LABELS = {
+    "train_loss": "training loss",
+    "train_accuracy": "training accuracy (%)",
+    "test_accuracy": "test accuracy (%)",
+}
+
+
+def curve(
+    axes: Axes,
+    runs: Sequence[Run],
+    x: str,
+    y: str,
+    label: str,
+    number: int = 0,
+    rows: Callable[[Run], pd.DataFrame] = lambda run: run.eval,
+) -> None:
+    """Draw repeats of one run as their mean, with a band from their minimum to their maximum.
+
+    `x` (rising) and `y` are columns of the table that `rows` returns for a run. Points that are not
+    finite are left out; of points with equal x the last one counts. Repeats with different x are
+    interpolated at all of these x, within their common range. `number` chooses the look from
+    `LINES`.
+    """
+    lines = [line for line in (_clean(rows(run), x, y) for run in runs) if len(line[0])]
+    if not lines:
+        return
+    grid, values = _common(lines)  # [n], [runs, n]
+    look = style.LINES[number % len(style.LINES)]
+    step = max(1, len(grid) // 10)
+    first = min(number % 4 * step // 4, len(grid) - 1)  # lines on top of each other show markers
+    axes.plot(grid, values.mean(axis=0), label=label, markevery=(first, step), **look)
+    if len(lines) > 1:
+        low, high = values.min(axis=0), values.max(axis=0)  # [n]
+        axes.fill_between(grid, low, high, color=look["color"], alpha=0.2, linewidth=0)
+
+
+def points(axes: Axes, cells: Mapping[float, Sequence[float]], label: str, number: int = 0) -> None:
+    """Draw repeats at a few x as their mean, with a band from their minimum to their maximum.
+
+    cells: {x: values of the repeats}. number: as in `curve`.
+    """
+    if not cells:
+        return
+    x, look = list(cells), style.LINES[number % len(style.LINES)]
+    axes.plot(x, [np.mean(cells[at]) for at in x], label=label, **look)
+    if any(len(cells[at]) > 1 for at in x):
+        low, high = [min(cells[at]) for at in x], [max(cells[at]) for at in x]
+        if len(x) > 1:
+            axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        else:
+            axes.vlines(x, low, high, color=look["color"], linewidth=0.8)
+
+
+def rows_of(run: Run) -> pd.DataFrame:
+    """Return /eval with accuracies in percent."""
+    return run.eval.assign(
+        train_accuracy=100 * run.eval.train_accuracy, test_accuracy=100 * run.eval.test_accuracy
+    )
+
+
+def last_fifth(run: Run) -> pd.DataFrame:
+    """Return `rows_of` the last fifth of a run."""
+    rows = rows_of(run)
+    return rows[rows.epoch >= 0.8 * rows.epoch.max() - 1e-9]
+
+
+def curves(
+    groups: Mapping[str, Mapping[Hashable, Sequence[Run]]],
+    columns: Sequence[str],
+    name: Callable[[Hashable], str],
+    x: str = "epoch",
+    log: bool = False,
+    rows: Callable[[Run], pd.DataFrame] = rows_of,
+) -> Figure:
+    """Make a figure with a panel for every column of /eval and every one of `groups`.
+
+    A panel has a curve for every line, labelled by `name`; a line looks alike in all panels.
+    Columns that no run of a panel has are left out. log: draw losses on a logarithmic axis. Axes of
+    accuracies do not show the first part of the curves.
+    """
+    places = [
+        (column, panel)
+        for column in columns
+        for panel, lines in groups.items()
+        if any(run.eval[column].notna().any() for repeats in lines.values() for run in repeats)
+    ]
+    if not places:
+        raise UserError(f"no run here has {' or '.join(columns)}: nothing to draw")
+    across = len(places) // len(columns) if 1 < len(places) // len(columns) <= 4 else 4
+    figure, axes = style.grid(len(places), across)
+    keys = dict.fromkeys(key for lines in groups.values() for key in lines)
+    looks = {key: i for i, key in enumerate(keys)}
+    for at, (column, panel) in zip(axes, places, strict=True):
+        for key, repeats in groups[panel].items():
+            curve(at, repeats, x, column, name(key), looks[key], rows=rows)
+        at.set(
+            xlabel=X_LABELS.get(x, x),
+            ylabel=Y_LABELS[column],
+            title=style.short(panel, 20 if across > 2 else 46),
+        )
+        if column.endswith("loss"):
+            at.set_yscale("log" if log else "linear")
+        else:
+            _focus(at)
+    style.legend(figure)
+    return figure
+
+
+def _focus(axes: Axes) -> None:
+    """Let the y axis cover the curves after the first fifth of the x axis."""
+    points = np.concatenate([line.get_xydata() for line in axes.lines])  # [n, 2]
+    later = points[points[:, 0] >= 0.2 * points[:, 0].max(), 1]
+    room = max(0.15 * np.ptp(later), 0.2)
+    axes.set_ylim(later.min() - room, min(later.max() + room, 100 + room / 2))
+
+
+def _clean(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return the finite points of two columns, x [n] and y [n]; of equal x the last one."""
+    points = rows[[x, y]].to_numpy(float)  # [n, 2]
+    points = points[np.isfinite(points).all(axis=1)]
+    points = points[np.diff(points[:, 0], append=np.inf) > 0]
+    return points[:, 0], points[:, 1]
+
+
+def _common(lines: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolate lines (x, y) at all x of their common range; return x [n], y [lines, n]."""
+    first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
+    grid = np.unique(np.concatenate([x for x, _ in lines]))  # [n]
+    grid = style.grid[(grid >= first) & (grid <= max(first, last))]
+    return grid, np.array([np.interp(grid, x, y) for x, y in lines])  # [n], [runs, n]

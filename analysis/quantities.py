@@ -1,0 +1,150 @@
+"""What one run shows: its names, and the quantities that the figures and claims compare."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from localavg.files.record import WORLD, Run
+from localavg.theory import adpsgd_weighted_variance
+
+NETWORKS = {
+    "vgg": "VGG",
+    "vgg16": "VGG16",
+    "vgg19": "VGG19",
+    "nin": "NiN",
+    "googlenet": "GoogLeNet",
+    "mobilenet": "MobileNet",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "resnet8": "ResNet-8",
+    "alexnet": "AlexNet",
+    "densenet": "DenseNet",
+    "senet18": "SENet",
+    "preactresnet18": "PreActResNet-18",
+    "dpn26": "DPN",
+    "mlp": "MLP",
+}
+
+
+def trained(run: Run) -> str:
+    """Return the name of what is trained; "network" for a network that is not one of ours."""
+    unnamed = "network" if run.config.get("problem") == "network" else "logistic regression"
+    model = run.config.get("model") or unnamed
+    return NETWORKS.get(model, model)
+
+
+def data(run: Run) -> str:
+    """Return the name of the run's data."""
+    return run.config.get("data_name") or Path(str(run.config.get("data"))).stem
+
+
+def problem(run: Run) -> str:
+    """Return the names of what is trained and of the data."""
+    return f"{trained(run)}, {data(run)}"
+
+
+def option(run: Run, *names: str) -> Any:
+    """Return the first of these settings that the run has, or None."""
+    return next((run.config[name] for name in names if run.config.get(name) is not None), None)
+
+
+def kind(run: Run) -> tuple[str, int | None]:
+    """Return the algorithm, and its period K if it has a constant one."""
+    return run.config.get("algorithm"), run.config.get("K")
+
+
+def diverged(run: Run) -> bool:
+    """Return whether the run ended because its loss was not finite."""
+    return run.status == "failed" and "not finite" in str(run.attrs.get("failure", ""))
+
+
+def end(run: Run, column: str) -> float:
+    """Return the last value of a column of /eval, or NaN."""
+    values = run.eval[column].dropna()
+    return float(values.iloc[-1]) if len(values) else np.nan
+
+
+def accuracy(run: Run) -> float:
+    """Return the test accuracy at the end, in percent; of a diverged run that of guessing."""
+    if diverged(run):
+        return 100 / (run.config.get("classes") or 10)
+    return 100 * end(run, "test_accuracy")
+
+
+def best_accuracy(run: Run) -> float:
+    """Return the best test accuracy of all evaluations, in percent."""
+    return 100 * run.eval.test_accuracy.max()
+
+
+def rounds(run: Run) -> int:
+    """Return the number of averages of all learners."""
+    return int((run.averages.scope == WORLD).sum())
+
+
+def wall_s(run: Run) -> float:
+    """Return the wall clock at the end without evaluation; the modelled one if it was simulated."""
+    return float(pd.concat([run.train.wall_s, run.eval.wall_s, run.staleness.wall_s]).max())
+
+
+def reach(run: Run, level: float, column: str = "wall_s") -> float:
+    """Return the value of a column of /eval when the training loss reached `level`, or NaN.
+
+    Between two evaluations it is interpolated linearly.
+    """
+    rows = run.eval.dropna(subset=["train_loss", column])
+    loss, x = rows.train_loss.to_numpy(), rows[column].to_numpy()  # [n]
+    below = np.flatnonzero(loss <= level)
+    if not len(below):
+        return np.nan
+    i = below[0]
+    if i == 0:
+        return float(x[0])
+    return float(np.interp(-level, -loss[i - 1 : i + 1], x[i - 1 : i + 1]))
+
+
+def evaluations(run: Run) -> pd.DataFrame:
+    """Return the rows of /eval with a training loss, and a column `rounds`.
+
+    rounds: the number of averages of all learners up to the evaluation.
+    """
+    rows = run.eval.dropna(subset="train_loss")
+    world = np.sort(run.averages.t[run.averages.scope == WORLD])  # [rounds]
+    return rows.assign(rounds=np.searchsorted(world, rows.t, "right"))
+
+
+def by_rounds(run: Run) -> pd.DataFrame:
+    """Return the first of `evaluations` after each round, and the one at t = 0."""
+    rows = evaluations(run).drop_duplicates("rounds")
+    return rows[(rows.rounds > 0) | (rows.t == 0)]
+
+
+def clock(run: Run) -> str:
+    """Return the names of the problem and of the clock: measured, or modelled with its link."""
+    if not run.config.get("simulate"):
+        return problem(run)
+    return f"{problem(run)}, modelled at {8e-9 * run.config['bandwidth_bytes_per_s']:g} Gbit/s"
+
+
+def sent_MB(run: Run) -> float:
+    """Return the payload of all averages, within nodes and between them, in MB."""
+    return 1e-6 * float((run.averages.bytes_node + run.averages.bytes_cross).sum())
+
+
+def variances(run: Run) -> pd.DataFrame:
+    """Return the averages of all learners with a mean variance V_t above 0."""
+    return run.averages[(run.averages.scope == WORLD) & (run.averages.mean_variance > 0)]
+
+
+def weighted_variance(run: Run) -> float:
+    """Return the weighted average (9) of adpsgd; NaN if V_t was not recorded.
+
+    V_t stands for every Var[W_k] of its period.
+    """
+    rows = run.averages[run.averages.scope == WORLD]
+    if rows.empty or rows.mean_variance.isna().any() or run.train.empty:
+        return np.nan
+    variance = np.repeat(rows.mean_variance.to_numpy(), rows.period)  # [T]
+    gamma = np.interp(np.arange(1, len(variance) + 1), run.train.t, run.train.step_size)  # [T]
+    return float(adpsgd_weighted_variance(gamma=gamma, variance=variance))

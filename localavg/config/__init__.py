@@ -1,0 +1,10 @@
+"""Every setting of a training run.
+
+The command line is made from the fields of `TrainConfig`, and the run file stores them, so every
+setting has one name. This folder imports the standard library only.
+"""
+
+from localavg.config.rules import seconds
+from localavg.config.settings import OPTIMIZERS, SAMPLING, STATES, TrainConfig
+
+__all__ = ["OPTIMIZERS", "SAMPLING", "STATES", "TrainConfig", "seconds"]

@@ -1,0 +1,60 @@
+"""The tables of an open run file: rows appended and cut, and its attributes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+
+import h5py
+import numpy as np
+
+from localavg.files.schema import TABLES
+
+CHUNK_ROWS = 1024
+
+
+def columns(group: str, rows: list[Mapping[str, float | str]]) -> dict[str, np.ndarray]:
+    """Turn rows into columns, each [rows]."""
+    return {
+        name: np.array([row.get(name, np.nan) for row in rows], column[0])
+        for name, column in TABLES[group].items()
+    }
+
+
+def cut(file: h5py.File, rows: Mapping[str, int]) -> None:
+    """Cut every table to at most its number of rows, and forget how the run failed."""
+    file.attrs.pop("failure", None)
+    for group in set(file) & set(TABLES):
+        for column in file[group].values():
+            column.resize(min(len(column), rows[group]), axis=0)
+
+
+def extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> None:
+    """Append rows to a table of the file, which is made if it is missing."""
+    table = file[group] if group in file else file.create_group(group, track_order=True)
+    for name, values in columns.items():  # [rows]
+        if name in table:
+            table[name].resize(len(table[name]) + len(values), axis=0)
+            table[name][-len(values) :] = values
+        else:
+            column = table.create_dataset(name, data=values, maxshape=(None,), chunks=(CHUNK_ROWS,))
+            _, unit, description = TABLES[group][name]
+            write_attrs(column, {"unit": unit, "description": description})
+
+
+def write_attrs(item: h5py.HLObject, attrs: Mapping[str, object]) -> None:
+    """Write attributes, each encoded as text or a number."""
+    for name, value in attrs.items():
+        item.attrs[name] = _encoded(value)
+
+
+def _encoded(value: object) -> object:
+    """Turn a setting into an attribute of HDF5; `reading` turns it back."""
+    if value is None:
+        return "none"
+    if isinstance(value, list | tuple):
+        return json.dumps(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
