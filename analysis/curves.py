@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 from localavg.files.record import Run, UserError
 
 X_LABELS = {"epoch": "epochs", "t": "local updates t", "wall_s": "wall clock (s)"}
-
-
 Y_LABELS = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy (%)",
@@ -141,5 +139,5 @@ def _common(lines: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.
     """Interpolate lines (x, y) at all x of their common range; return x [n], y [lines, n]."""
     first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
     grid = np.unique(np.concatenate([x for x, _ in lines]))  # [n]
-    grid = style.grid[(grid >= first) & (grid <= max(first, last))]
+    grid = grid[(grid >= first) & (grid <= max(first, last))]
     return grid, np.array([np.interp(grid, x, y) for x, y in lines])  # [n], [runs, n]
