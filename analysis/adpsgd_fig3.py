@@ -34,6 +34,8 @@ import quantities
 import results
 import style
 
+from localavg.files.record import WORLD
+
 NAMES = {("adpsgd", None): "ADPSGD", ("kavg", 8): "CPSGD p = 8", ("kavg", 4): "CPSGD p = 4"}
 
 
@@ -43,7 +45,7 @@ def periods(run: results.Run) -> pd.DataFrame:
     The average at the end is left out, because its period may be cut short.
     """
     averages = run.averages
-    return averages[(averages.scope == results.WORLD) & (averages.t < run.config["steps"])]
+    return averages[(averages.scope == WORLD) & (averages.t < run.config["steps"])]
 
 
 def line(run: results.Run) -> tuple[str, int | None] | None:
