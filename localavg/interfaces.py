@@ -36,6 +36,47 @@ class Device(Protocol):
         """Wait until all queued work is done."""
 
 
+class Laps(Protocol):
+    """The clock of work in which computing and meetings of the ranks take turns."""
+
+    def computed(self) -> None:
+        """Count the time since the last call as computing."""
+
+    def met(self) -> None:
+        """Count the time since the last call as a meeting of the ranks."""
+
+
+class Untimed:
+    """Laps that nobody counts."""
+
+    def computed(self) -> None:
+        """Do nothing."""
+
+    def met(self) -> None:
+        """Do nothing."""
+
+
+UNTIMED = Untimed()
+
+
+class Code(Protocol):
+    """A code in which rows travel, made of buckets of entries that are coded together.
+
+    bucket: the number of entries of a bucket.
+    """
+
+    bucket: int
+
+    def nbytes(self, n: int) -> int:
+        """Return the bytes of n coded entries, which begin with a bucket."""
+
+    def encode_(self, x: Array, u: Array, out: Array) -> None:
+        """Code x [n] with the uniform draws u [n] in [0, 1) into the bytes `out`, uint8."""
+
+    def decode(self, coded: Array, n: int) -> Array:
+        """Return the n entries, float32, that these bytes code."""
+
+
 class Transport(Protocol):
     """Means over the rows of all learners, which lie on the ranks as the layout says.
 
@@ -59,6 +100,26 @@ class Transport(Protocol):
         Return S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
         """
 
+    def take_spread_s(self) -> float:
+        """Return the seconds that this rank computed S since the last call."""
+
+    def coded_mean_(
+        self,
+        w: Array,
+        code: Code,
+        draws: Callable[[int, int, int], Array],
+        again: Callable[[int, int], Array],
+        laps: Laps = UNTIMED,
+    ) -> None:
+        """Set every row of w [L, n] to the mean of all rows, which travels in `code`.
+
+        The columns are cut into a slice for each rank. All learners' rows of a slice, coded, go to
+        its rank. This rank decodes them, adds them up in the order of the learners, divides by P,
+        codes the mean again and sends it to all. Both codings are made on one rank too. draws(l,
+        a, b): the uniform draws [b − a] for row l, columns a … b − 1; again(a, b): those for the
+        mean.
+        """
+
     def mean(self, w: Array) -> Array:
         """Return w̄ [n] over all rows of w [L, n], which stay as they are, until the next call."""
 
@@ -74,8 +135,8 @@ class Transport(Protocol):
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
         """Return the bytes that this rank hands over (within nodes, between nodes) in one mean."""
 
-    def gather_bytes(self, nbytes: int) -> tuple[int, int]:
-        """Return the same for a `gather` of nbytes a rank."""
+    def coded_bytes(self, n: int, code: Code) -> tuple[int, int]:
+        """Return the same for one coded mean of rows of n entries."""
 
     def settle(self) -> None:
         """Wait until all queued work on the rows is done."""

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localavg.errors import bad
-from localavg.interfaces import Array, Transport
+from localavg.interfaces import UNTIMED, Array, Code, Laps, Transport
 from localavg.scope import Scope
 
 
@@ -117,27 +117,20 @@ class Exchange(ABC):
     """What learners exchange at every update, before the update is made."""
 
     scope = Scope.NONE  # which learners exchange
-    gathers = False  # whether every learner's row travels, not only their sum
+    code: Code | None = None  # in which gradients travel; None: float32
 
     def start(self, learners: Sequence[int], seed: int) -> None:  # noqa: B027
         """Take the numbers of this rank's learners and the run's seed; called once."""
 
     @abstractmethod
-    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
-        """Exchange the gradients g [L, d] of update t in place."""
-
-    def payload_bytes(self, d: int, L: int) -> int:
-        """Return the bytes that a rank of L learners hands over in one exchange of d floats each.
-
-        By default a rank hands over the sum of its learners' gradients.
-        """
-        return 4 * d
+    def exchange_(self, g: Array, t: int, transport: Transport, laps: Laps = UNTIMED) -> None:
+        """Exchange the gradients g [L, d] of update t in place. laps: the clock of its parts."""
 
 
 class NoExchange(Exchange):
     """Learners keep their gradients to themselves (every algorithm that averages weights)."""
 
-    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport, laps: Laps = UNTIMED) -> None:
         return
 
 

@@ -33,7 +33,11 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
         "step_size": ("f8", "1", "step size of this update"),
         "loss": ("f8", "1", "mini-batch loss of the local models, averaged since the row before"),
         "wall_s": _WALL,
-        "compute_s": ("f8", "s", "time in gradients and local updates since the start of training"),
+        "compute_s": (
+            "f8",
+            "s",
+            "time in gradients, local updates and other work of a rank since the start of training",
+        ),
         "communicate_s": ("f8", "s", "time in communication since the start of training"),
         "wait_s": ("f8", "s", "time waiting for other ranks since the start of training"),
         "data_s": ("f8", "s", "time waiting for training data since the start of training"),
@@ -62,7 +66,8 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
             "bytes",
             "payload handed to communicators spanning nodes, summed over ranks",
         ),
-        "seconds": ("f8", "s", "duration of this one average"),
+        "seconds": ("f8", "s", "duration of this one average, without waiting"),
+        "wait_s": ("f8", "s", "waiting for other ranks in this one average, mean over ranks"),
     },
     "eval": {
         "t": _T,

@@ -35,28 +35,31 @@ class Synchronous:
         self.t, self.now = t, self.now + took
         self.compute_s += float(took.mean())
 
-    def average(self, scope: Scope) -> float:
-        """Let the learners exchange over `scope`; return the duration without the waiting."""
+    def average(self, scope: Scope) -> tuple[float, float]:
+        """Let the learners exchange over `scope`.
+
+        Return the duration without the waiting, and the waiting, a mean over the learners.
+        """
         S, seconds = self.seconds(scope)
         clusters = self.now.reshape(-1, S)  # [P / S, S]
         latest = np.repeat(clusters.max(axis=1), S)  # [P]
-        self.wait_s += float((latest - self.now).mean())
+        waited = float((latest - self.now).mean())
+        self.wait_s += waited
         self.communicate_s += seconds
         self.now = latest + seconds
-        return seconds
+        return seconds, waited
 
 
 def averages(
-    timing: Timing, P: int, nbytes: float, S: int | None = None, gathers: bool = False
+    timing: Timing, P: int, nbytes: float, S: int | None = None
 ) -> Callable[[Scope], tuple[int, float]]:
     """Return scope → (learners, duration) of an exchange of nbytes a learner.
 
-    S: learners in a cluster (None: all P). gathers: whether the exchange is an Allgather, as
-    qsgd's is, in place of a mean.
+    S: learners in a cluster (None: all P). A coded mean takes as long as a mean of as many bytes:
+    its all-to-all and its gather move what the two halves of the mean move.
     """
-    seconds = timing.gather_s if gathers else timing.mean_s
     sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
-    return lambda scope: (sizes[scope], seconds(sizes[scope], nbytes))
+    return lambda scope: (sizes[scope], timing.mean_s(sizes[scope], nbytes))
 
 
 class Modelled:
@@ -70,7 +73,7 @@ class Modelled:
         clock = self.clock
         clock.advance(int(row["t"]))
         if group == "averages":
-            row["seconds"] = clock.average(Scope(int(row["scope"])))
+            row["seconds"], row["wait_s"] = clock.average(Scope(int(row["scope"])))
         else:
             row["wall_s"] = clock.wall_s
         if group == "train":

@@ -55,10 +55,6 @@ class Timing:
         messages_s = 2 * math.log2(n) * self.latency_s
         return messages_s + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
 
-    def gather_s(self, n: int, nbytes: float) -> float:
-        """Return the duration of an Allgather among n learners of nbytes each."""
-        return math.log2(n) * self.latency_s + (n - 1) * nbytes / self.bandwidth_bytes_per_s
-
     def exchange_s(self, nbytes: float, servers: int) -> float:
         """Return how long an exchange keeps each of the servers busy.
 

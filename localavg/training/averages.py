@@ -19,17 +19,17 @@ from localavg.training.payload import Payload
 class Averages:
     """Exchanges of weights or gradients since the last report.
 
-    events: the seconds of each on this rank, with waiting. writes: whether this rank writes the run
-    file and keeps the rows for it. diagnosis_s: the seconds that V_t took so far.
+    writes: whether this rank writes the run file and keeps the rows for it. diagnosis_s: the
+    seconds that V_t took so far.
     """
 
     def __init__(self, fleet: Fleet, payload: Payload, writes: bool) -> None:
         self.writes = writes
-        self.events: list[float] = []
         self.diagnosis_s = 0.0
         self._last = 0  # t of the last exchange
         self._drift: list[float] = []  # Var[W_k] of the updates since then
-        self._rows: list[tuple] = []  # t, scope, period, S, V_t, seconds
+        # t, scope, period, S, V_t, and the numbers of its meetings: the first, and the next one's
+        self._rows: list[tuple[int, Scope, int, float, float, int, int]] = []
         self._bytes = {
             scope: fleet.world.allreduce(np.array(payload.handed_over(scope))).tolist()
             for scope in (Scope.CLUSTER, Scope.WORLD)
@@ -40,20 +40,25 @@ class Averages:
         self._drift.append(variance)
         self.diagnosis_s += seconds
 
-    def note(self, t: int, scope: Scope, S: float, seconds: float) -> None:
-        """Record an exchange over `scope` after update t. S: the variance, NaN if not known."""
+    def note(self, t: int, scope: Scope, S: float, meetings: range) -> None:
+        """Record an exchange over `scope` after update t.
+
+        S: the variance, NaN if not known. meetings: numbers of its meetings since the last report.
+        """
         period, self._last = t - self._last, t
-        self.events.append(seconds)
         V = math.nan
         if self._drift:
             V = sum(self._drift) / len(self._drift)
             self._drift.clear()
         if self.writes:
-            self._rows.append((t, scope, period, S, V, seconds))
+            self._rows.append((t, scope, period, S, V, meetings.start, meetings.stop))
 
-    def write(self, record: Record | Modelled) -> None:
-        """Buffer the rows in the run file."""
-        for t, scope, period, S, V, seconds in self._rows:
+    def write(self, record: Record | Modelled, seconds: np.ndarray, waits: np.ndarray) -> None:
+        """Buffer the rows in the run file.
+
+        seconds, waits [meetings]: communication and waiting in each meeting since the last report.
+        """
+        for t, scope, period, S, V, first, end in self._rows:
             within, across = self._bytes[scope]
             record.append(
                 "averages",
@@ -64,15 +69,15 @@ class Averages:
                 mean_variance=V,
                 bytes_node=within,
                 bytes_cross=across,
-                seconds=seconds,
+                seconds=float(seconds[first:end].sum()),
+                wait_s=float(waits[first:end].sum()),
             )
         self._rows.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a resumed run needs; `averages` has the rows, one after the other."""
-        rows = np.array(self._rows, np.float64).reshape(-1, 6)
+        rows = np.array(self._rows, np.float64).reshape(-1, 7)
         return {
-            "events": self.events,
             "drift": self._drift,
             "averages": rows.ravel(),
             "diagnosis_s": self.diagnosis_s,
@@ -81,9 +86,9 @@ class Averages:
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Resume from `state`."""
-        self.events[:], self._drift[:] = state["events"].tolist(), state["drift"].tolist()
-        rows = state["averages"].reshape(-1, 6).tolist()
+        self._drift[:] = state["drift"].tolist()
         self._rows[:] = [
-            (int(t), Scope(int(scope)), int(period), *rest) for t, scope, period, *rest in rows
+            (int(t), Scope(int(scope)), int(period), S, V, int(first), int(end))
+            for t, scope, period, S, V, first, end in state["averages"].reshape(-1, 7).tolist()
         ]
         self.diagnosis_s, self._last = float(state["diagnosis_s"]), int(state["last"])

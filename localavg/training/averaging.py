@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from localavg.algorithms.base import Algorithm
-from localavg.interfaces import Array, Transport
+from localavg.interfaces import UNTIMED, Array, Laps, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
 
@@ -33,6 +33,7 @@ class Averaging:
     statistics: whether an average includes the columns that are not trained. variance: whether to
     compute S at every average. objective(t, w̄): returns F, for the schedules that need it.
     before(): called before every exchange or average. after(t, scope, S): called right after it.
+    laps: the clock of an exchange that computes and communicates by turns.
     """
 
     def __init__(
@@ -47,9 +48,10 @@ class Averaging:
         objective: Callable[[int, Array], float],
         before: Callable[[], None],
         after: Callable[[int, Scope, float], None],
+        laps: Laps = UNTIMED,
     ) -> None:
         self.algorithm, self.transport, self.flat, self.state = algorithm, transport, flat, state
-        self.objective, self.before, self.after = objective, before, after
+        self.objective, self.before, self.after, self.laps = objective, before, after, laps
         self.schedule, self.exchange = algorithm.schedule, algorithm.exchange
         self.average = algorithm.average
         self.variance = variance or self.schedule.needs == "variance"
@@ -67,7 +69,7 @@ class Averaging:
         """Exchange the gradients g [L, n] of update t in place, if the algorithm does that."""
         if self.exchange.scope:
             self.before()
-            self.exchange.exchange_(g, t, self.transport)
+            self.exchange.exchange_(g, t, self.transport, self.laps)
             self.after(t, self.exchange.scope, math.nan)
 
     def average_(self, t: int, gamma: float, last: bool = False) -> Scope:

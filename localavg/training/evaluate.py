@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from mpi4py import MPI
 
-from localavg.interfaces import Array, Problem
+from localavg.interfaces import UNTIMED, Array, Laps, Problem
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 
@@ -93,19 +93,27 @@ class Evaluator:
             "grad_norm_sq": math.nan if grad is None else float(grad @ grad),
         }
 
-    def objective(self, w: Array) -> float:
-        """Return F at w [d] over all training data."""
-        return self._means(w, self.problem.data.train)[0] + self.problem.regulariser(w)
+    def objective(self, w: Array, laps: Laps = UNTIMED) -> float:
+        """Return F at w [d] over all training data. laps: the clock of its parts."""
+        F = self._means(w, self.problem.data.train, laps=laps)[0]
+        return F + self.problem.regulariser(w)
 
     def _means(
-        self, w: Array, split: Any, examples: int | None = None, gradient: bool = False
+        self,
+        w: Array,
+        split: Any,
+        examples: int | None = None,
+        gradient: bool = False,
+        laps: Laps = UNTIMED,
     ) -> tuple[float, float, Array | None]:
         """Return the mean loss without regulariser, the accuracy and the mean gradient [d]."""
         shares, sums = self.shares, self.problem.sums
         rows = shares.rows(len(split.y), examples)
         mine = {k: [sums(w, split, lo, hi, gradient) for lo, hi in rows[k]] for k in shares.mine}
         n = sum(hi - lo for pieces in rows for lo, hi in pieces)
+        laps.computed()
         found = self._in_order({k: [part[:2] for part in parts] for k, parts in mine.items()})
+        laps.met()
         loss, right = sum(part[0] for part in found) / n, sum(part[1] for part in found) / n
         if not gradient:
             return loss, right, None

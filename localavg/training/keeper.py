@@ -94,6 +94,7 @@ class Keeper:
 
         Every rank raises Interrupted if the run stops.
         """
+        self.monitor.computed()
         now = monotonic()
         late = now - self._started >= self.limit_s
         votes = np.array(
@@ -104,6 +105,7 @@ class Keeper:
             ]
         )
         self.fleet.world.Allreduce(MPI.IN_PLACE, votes, MPI.MAX)
+        self.monitor.met()
         stop, overdue, step_s = votes
         self._stride = max(1, min(GROWTH * self._stride, int(MEET_S / max(step_s, 1e-9))))
         if stop or overdue or (self.every_steps and t % self.every_steps == 0):

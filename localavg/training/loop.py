@@ -63,6 +63,7 @@ def _averaging(e: Experiment, monitor: Monitor) -> Averaging:
         statistics=e.config.statistics == "average",
         variance=monitor.variance != "no",
         objective=monitor.objective,
-        before=monitor.computed,
+        before=monitor.begin_average,
         after=monitor.averaged,
+        laps=monitor,
     )

@@ -2,6 +2,10 @@
 
 For this the ranks exchange a few numbers at every row of /train, about 100 times in a run, and
 nothing in between.
+
+Times: every call in which ranks meet stands between two laps of the clock. The rank that comes last
+to a meeting does not wait, so the least time of a meeting over the ranks is communication, and what
+a rank spends there in addition is waiting.
 """
 
 from __future__ import annotations
@@ -56,6 +60,7 @@ class Monitor:
         self.reported = 0  # t of the last one
         # compute_s, data_s, communicate_s and wait_s so far, each a mean over the ranks
         self._split = np.zeros(4)
+        self._begun = 0  # number of meetings before the average that is under way
         self.progress = Progress(length.T) if record is not None else None
 
     def start(self, begun: int, w: Array) -> None:
@@ -67,17 +72,30 @@ class Monitor:
         self.clock.start(before)
 
     def computed(self) -> None:
-        """Wait until the gradients and updates are computed, and record the time they took."""
+        """Wait until all queued work is done, and record the time that it took as computing."""
         self.transport.settle()
         self.clock.lap("compute")
+
+    def met(self) -> None:
+        """Record the time since the last lap as a meeting of the ranks."""
+        self.transport.settle()
+        self.clock.met()
+
+    def begin_average(self) -> None:
+        """Record what was computed before an average of weights or gradients."""
+        self.computed()
+        self._begun = len(self.clock.meetings)
 
     def averaged(self, t: int, scope: Scope, S: float = math.nan) -> None:
         """Record an average of weights or gradients over `scope` after update t.
 
-        S: the variance, NaN if it is not known.
+        S: the variance, NaN if it is not known. The time that this rank took to compute it counts
+        as computing.
         """
         self.transport.settle()
-        self.averages.note(t, scope, S, self.clock.lap("communicate"))
+        self.clock.book("compute", self.transport.take_spread_s())
+        self.clock.met()
+        self.averages.note(t, scope, S, range(self._begun, len(self.clock.meetings)))
 
     def drifted(self, w: Array) -> None:
         """Record Var[W_k], the variance of the learners' weights before update k + 1.
@@ -85,6 +103,8 @@ class Monitor:
         It is 0 right after an average.
         """
         self.computed()
+        self.fleet.world.Barrier()
+        self.met()
         variance = self.transport.variance(w)
         self.averages.drifted(variance, self.clock.lap("outside"))
 
@@ -93,7 +113,7 @@ class Monitor:
 
         This is a part of the algorithm, so its time counts as computing.
         """
-        F = self.evaluator.objective(w)
+        F = self.evaluator.objective(w, self)
         self.clock.lap("compute")
         if not math.isfinite(F):
             raise Diverged(f"the objective after step {t} is not finite; lower `lr`")
@@ -105,11 +125,12 @@ class Monitor:
         Every rank raises Diverged if a loss was not finite.
         """
         self.computed()
-        self.clock.lap("rest")
+        self.fleet.world.Barrier()
+        self.met()
         wall_s, length = self.clock.wall_s, self.length
-        loss, where = self._exchange_interval(t)
+        loss, where, seconds, waits = self._exchange_interval(t)
         if self.record is not None:
-            self.averages.write(self.record)
+            self.averages.write(self.record, seconds, waits)
         if where is not None:
             raise Diverged(
                 f"the loss at step {where[0]} of learner {where[1]} is not finite; lower `lr` (now "
@@ -121,7 +142,7 @@ class Monitor:
         evaluating = t == length.T or t % length.eval_every == 0
         following = (t + n - t % n for n in (length.log_every, length.eval_every))
         self.due = min(length.T, *following)
-        self.clock.lap("rest")
+        self.clock.lap("compute")
         if evaluating:
             self._evaluate(t, w, wall_s)
 
@@ -158,28 +179,36 @@ class Monitor:
         self.record.flush()
         self.progress.step(t, loss, samples / wall_s)
 
-    def _exchange_interval(self, t: int) -> tuple[float, tuple[int, int] | None]:
-        """Return the mean loss since the last report, and (t, j) of the first loss not finite."""
-        P, steps, events = self.fleet.P, t - self.reported, self.averages.events
+    def _exchange_interval(
+        self, t: int
+    ) -> tuple[float, tuple[int, int] | None, np.ndarray, np.ndarray]:
+        """Exchange losses and times since the last report.
+
+        Return the mean loss, (t, j) of the first loss not finite, and the seconds of communication
+        and of waiting of every meeting, each [meetings].
+        """
+        P, steps = self.fleet.P, t - self.reported
+        meetings = np.array(self.clock.meetings)  # [meetings] this rank's
+        self.clock.meetings.clear()
         losses = numbers(self.losses).reshape(steps, self.fleet.L)
         self.losses.clear()
         loss, first = losses.sum(), math.inf
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
             step, l = bad[0]
             first = float((self.reported + 1 + step) * P + self.fleet.learners[l])
-        # The rank that comes last to an exchange does not wait: the minimum is the exchange's cost.
-        fastest = np.array([first, *events])
+        fastest = np.array([first, *meetings])
         self.fleet.world.Allreduce(MPI.IN_PLACE, fastest, MPI.MIN)
-        communicate = fastest[1:].sum()
+        seconds = fastest[1:]  # [meetings]
         now = self.clock.seconds
-        sums = np.array([loss, now["compute"], now["data"], communicate, sum(events) - communicate])
-        events.clear()
+        sums = np.array([loss, now["compute"], now["data"], *(meetings - seconds)])
         self.fleet.world.Allreduce(MPI.IN_PLACE, sums)
         sums[1:] /= self.fleet.ranks
+        waits = sums[3:]  # [meetings]
         self._split[:2] = sums[1:3]
-        self._split[2:] += sums[3:]
+        self._split[2:] += seconds.sum(), waits.sum()
+        self.met()
         where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None
-        return sums[0] / (steps * P), where
+        return sums[0] / (steps * P), where, seconds, waits
 
     def _evaluate(self, t: int, w: Array, wall_s: float = 0.0) -> None:
         """Evaluate the averaged model w̄ of w [L, d], and write a row of /eval."""
@@ -206,6 +235,7 @@ class Monitor:
             # [L, updates since the last report]
             "losses": numbers(self.losses).reshape(-1, self.fleet.L).T,
             "seconds": list(self.clock.seconds.values()),
+            "meetings": self.clock.meetings,
             "split": self._split,
             **averages,
             "t": [self.due, self.reported, last],
@@ -215,6 +245,7 @@ class Monitor:
         """Resume from `state`."""
         self.losses[:] = state["losses"].T.ravel().tolist()
         self.clock.start(state["seconds"].tolist())
+        self.clock.meetings[:] = state["meetings"].tolist()
         self._split[:] = state["split"]
         self.due, self.reported, last = state["t"].tolist()
         self.averages.load_state_dict({**state, "last": last})

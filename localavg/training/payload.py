@@ -24,17 +24,20 @@ class Payload:
     state: State
     statistics: bool = True
 
-    def nbytes(self, L: int) -> int:
-        """Return the bytes that L learners of one rank hand over in an exchange."""
+    @property
+    def nbytes(self) -> int:
+        """The bytes of what an exchange averages, of one learner: coded, if it travels coded."""
         flat, exchange = self.flat, self.algorithm.exchange
+        if exchange.code:
+            return exchange.code.nbytes(flat.d_trained)
         if exchange.scope:
-            return exchange.payload_bytes(flat.d_trained, L)
+            return 4 * flat.d_trained
         d = flat.d if self.statistics else flat.d_trained
         return 4 * (d + self.state.averaged * flat.d_trained)
 
     def handed_over(self, scope: Scope) -> tuple[int, int]:
         """Return the bytes of an exchange over `scope` on this rank: (in its node, to others)."""
-        nbytes = self.nbytes(len(self.flat.w))
-        if self.algorithm.exchange.gathers:
-            return self.transport.gather_bytes(nbytes)
-        return self.transport.payload_bytes(nbytes, scope)
+        code = self.algorithm.exchange.code
+        if code:
+            return self.transport.coded_bytes(self.flat.d_trained, code)
+        return self.transport.payload_bytes(self.nbytes, scope)

@@ -83,9 +83,7 @@ def watched(e: Experiment, file: Record | None) -> tuple[Monitor, Keeper]:
     payload = Payload(e.algorithm, e.transport, e.flat, e.optimizer, c.statistics == "average")
     rows: Record | Modelled | None = file
     if file is not None and e.timing:
-        durations = averages(
-            e.timing, fleet.P, payload.nbytes(1), e.algorithm.S, e.algorithm.exchange.gathers
-        )
+        durations = averages(e.timing, fleet.P, payload.nbytes, e.algorithm.S)
         rows = Modelled(file, Synchronous(e.timing, fleet.P, c.seed, durations))
     evaluator = Evaluator(
         e.problem, fleet.world, by_learner(fleet), examples=c.eval_examples, grad_norm=c.grad_norm

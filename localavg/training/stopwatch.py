@@ -1,17 +1,23 @@
-"""The seconds of a rank by purpose."""
+"""The seconds of a rank by purpose, and those of its meetings with other ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from time import perf_counter
 
-NAMES = ("data", "compute", "communicate", "rest", "outside")
+NAMES = ("data", "compute", "communicate", "wait", "outside")
 
 
 class Stopwatch:
-    """Seconds by purpose: every `lap` adds the time since the last lap to a name."""
+    """Seconds by purpose: every `lap` adds the time since the last lap to a name.
+
+    meetings: the seconds of every meeting of the ranks since the list was last cleared, with
+    waiting. A rank does not know by itself how long it waited: that shows when all ranks compare
+    their meetings, so until then they count as "communicate".
+    """
 
     def __init__(self) -> None:
+        self.meetings: list[float] = []
         self.start()
 
     def start(self, seconds: Sequence[float] = (0.0,) * len(NAMES)) -> None:
@@ -25,6 +31,10 @@ class Stopwatch:
         seconds, self._last = now - self._last, now
         self.seconds[name] += seconds
         return seconds
+
+    def met(self) -> None:
+        """Add the time since the last lap as a meeting: a collective call of all ranks."""
+        self.meetings.append(self.lap("communicate"))
 
     def book(self, name: str, seconds: float) -> None:
         """Add `seconds` of the time since the last lap to `name`; the next lap gets the rest."""

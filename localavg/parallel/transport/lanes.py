@@ -8,7 +8,7 @@ their chunks in turn, so that all lanes travel at once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
 import numpy as np
@@ -30,7 +30,7 @@ class Lanes:
     here: the group's ranks on this node, if there are several. mine: the numbers of this rank's
     lanes, each with the communicators of its ranks on all nodes, which the chunks use in turn (no
     communicator where the whole group is on this node). P: learners of the group on all nodes.
-    scratch [DEPTH or 1, SENT or CHUNK]: memory for sums.
+    scratch [DEPTH or 1, SENT or CHUNK]: memory for sums. spread(rows, mean): Σ ‖w̄ − w_j‖².
     """
 
     def __init__(
@@ -41,8 +41,9 @@ class Lanes:
         mine: Sequence[tuple[int, Sequence[MPI.Comm]]],
         P: int,
         scratch: np.ndarray,
+        spread: Callable[[Sequence[np.ndarray], np.ndarray], float],
     ) -> None:
-        self.here, self.P, self.scratch = here, P, scratch
+        self.here, self.P, self.scratch, self.spread = here, P, scratch, spread
         self.summed: list[Chunk] = []
         sent: list[list[tuple[MPI.Comm, np.ndarray]]] = []
         for lane, comms in mine if P > 1 else ():  # one learner is its own mean
@@ -96,7 +97,7 @@ class Lanes:
         """Divide a chunk's sum and write it to every row; return Σ ‖w̄ − w_j‖² if `variance`."""
         rows, parts, mean = chunk
         mean /= self.P
-        spread = sum_of_squares(parts, mean) if variance else 0.0
+        spread = self.spread(parts, mean) if variance else 0.0
         rows[...] = mean
         return spread
 
@@ -109,8 +110,3 @@ def add_up(rows: Sequence[np.ndarray], total: np.ndarray) -> None:
     np.add(rows[0], rows[1], total)
     for row in rows[2:]:
         np.add(total, row, total)
-
-
-def sum_of_squares(rows: Sequence[np.ndarray], mean: np.ndarray) -> float:
-    """Return Σ ‖w̄ − w_j‖² over some rows [n]."""
-    return sum(float(off @ off) for off in (row - mean for row in rows))

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
+from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
 from numpy.typing import DTypeLike
 
+from localavg.interfaces import UNTIMED, Code, Laps
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.scope import Scope
 
 CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
+CACHED = 1 << 15  # elements whose squares are added up at a time, in a core's cache
+MOST_BYTES = 1 << 31  # that MPI counts in a call
 
 
 class HostMPI:
@@ -39,6 +44,7 @@ class HostMPI:
             Scope.CLUSTER: fleet.groups(S) if S else [],
         }
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
+        self._spread_s = 0.0  # seconds in which S was computed, not yet taken
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
         """Make zero rows [L, n] that will be averaged. Collective."""
@@ -92,15 +98,78 @@ class HostMPI:
         digests = set(self.world.allgather(digest))
         return len(digests) == 1 and None not in digests
 
-    def gather(self, x: np.ndarray) -> np.ndarray:
-        """Return the rows x [L, n] of all learners, [P, n] in their order, on every rank."""
+    def take_spread_s(self) -> float:
+        """Return the seconds that this rank computed S since the last call."""
+        seconds, self._spread_s = self._spread_s, 0.0
+        return seconds
+
+    def coded_mean_(
+        self,
+        w: np.ndarray,
+        code: Code,
+        draws: Callable[[int, int, int], np.ndarray],
+        again: Callable[[int, int], np.ndarray],
+        laps: Laps = UNTIMED,
+    ) -> None:
+        """Set every row of w [L, n] to the mean of all, in `code`; see `Transport.coded_mean_`."""
+        for lo, hi in self._pieces(w.shape[1], code):
+            ends = [lo + end for end in self._slices(hi - lo, code)]
+            slices = list(zip(ends, ends[1:], strict=False))  # of every rank
+            sizes = [code.nbytes(b - a) for a, b in slices]
+            sent = np.empty(len(w) * sum(sizes), np.uint8)  # [ranks][L] coded slices
+            place = 0
+            for (a, b), size in zip(slices, sizes, strict=True):
+                for l, row in enumerate(w):
+                    code.encode_(row[a:b], draws(l, a, b), sent[place : place + size])
+                    place += size
+            laps.computed()
+            a, b = slices[self.world.rank]
+            size = sizes[self.world.rank]
+            coded = self._exchange_slices(sent, [len(w) * s for s in sizes], size)  # [P, size]
+            laps.met()
+            mean = np.zeros(b - a, np.float32)
+            for each in coded:  # in the order of the learners
+                mean += code.decode(each, b - a)
+            mean /= np.float32(self.P)
+            mine = np.empty(size, np.uint8)
+            code.encode_(mean, again(a, b), mine)
+            laps.computed()
+            everyone = self._gather_slices(mine, sizes)
+            laps.met()
+            place = 0
+            for (a, b), size in zip(slices, sizes, strict=True):
+                w[:, a:b] = code.decode(everyone[place : place + size], b - a)
+                place += size
+            laps.computed()
+
+    def _pieces(self, n: int, code: Code) -> Iterator[tuple[int, int]]:
+        """Yield pieces lo, hi of n columns, of which MPI can count the bytes of all learners."""
+        most = max(1, MOST_BYTES // (2 * self.P) // code.bucket) * code.bucket
+        return ((lo, min(lo + most, n)) for lo in range(0, n, most))
+
+    def _slices(self, n: int, code: Code) -> list[int]:
+        """Return where the ranks' slices of n columns begin, and n; all begin with a bucket."""
+        buckets, R = -(-n // code.bucket), self.world.size
+        return [min(n, buckets * r // R * code.bucket) for r in range(R + 1)]
+
+    def _exchange_slices(self, sent: np.ndarray, sizes: list[int], size: int) -> np.ndarray:
+        """Send each rank its coded slices, and return the own slice of all learners [P, size].
+
+        sizes: the bytes for every rank. size: the bytes of one learner's own slice.
+        """
         if self.world.size == 1:
-            return x
-        everyone = np.empty((self.P, x.shape[1]), x.dtype)
-        row = MPI.BYTE.Create_contiguous(everyone[0].nbytes).Commit()  # MPI counts rows, not bytes
-        mine = [np.ascontiguousarray(x), len(x), row]
-        self.world.Allgatherv(mine, [everyone, self.layout.counts, None, row])
-        row.Free()
+            return sent.reshape(self.P, size)
+        coded = np.empty((self.P, size), np.uint8)
+        counts = [size * L for L in self.layout.counts]
+        self.world.Alltoallv([sent, sizes], [coded, counts])
+        return coded
+
+    def _gather_slices(self, mine: np.ndarray, sizes: list[int]) -> np.ndarray:
+        """Return the coded slices of all ranks, one after the other."""
+        if self.world.size == 1:
+            return mine
+        everyone = np.empty(sum(sizes), np.uint8)
+        self.world.Allgatherv(mine, [everyone, sizes])
         return everyone
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
@@ -111,9 +180,19 @@ class HostMPI:
         spans = [group.nodes > 1 for group in self.groups[scope] if group.comm is not None]
         return nbytes * (len(spans) - sum(spans)), nbytes * sum(spans)
 
-    def gather_bytes(self, nbytes: int) -> tuple[int, int]:
-        """Return the same for a `gather` of nbytes a rank."""
-        return HostMPI.payload_bytes(self, nbytes, Scope.WORLD)
+    def coded_bytes(self, n: int, code: Code) -> tuple[int, int]:
+        """Return the same for one coded mean of rows of n entries."""
+        rank, layout = self.world.rank, self.layout
+        sent = [0, 0]  # within the node, across nodes
+        for lo, hi in self._pieces(n, code) if layout.ranks > 1 else ():
+            ends = self._slices(hi - lo, code)
+            sizes = [code.nbytes(b - a) for a, b in zip(ends, ends[1:], strict=False)]
+            for other, size in enumerate(sizes):
+                if other != rank:
+                    across = layout.node_of[other] != layout.node_of[rank]
+                    sent[across] += layout.counts[rank] * size
+            sent[layout.nodes > 1] += sizes[rank]  # the slice of the mean, to all
+        return sent[0], sent[1]
 
     def _mean(self, rows: np.ndarray, group: Group) -> np.ndarray:
         n = rows.shape[1]
@@ -124,8 +203,20 @@ class HostMPI:
         mean /= group.learners
         return mean
 
-    def _spread(self, rows: np.ndarray, mean: np.ndarray) -> float:
-        return sum(float(off @ off) for off in (row - mean for row in rows))
+    def _spread(self, rows: Sequence[np.ndarray], mean: np.ndarray) -> float:
+        """Return Σ ‖w̄ − w_j‖² over some rows [n], added up in float64, and count its time."""
+        start = perf_counter()
+        spread = self._sum_of_squares(rows, mean)
+        self._spread_s += perf_counter() - start
+        return spread
+
+    def _sum_of_squares(self, rows: Sequence[np.ndarray], mean: np.ndarray) -> float:
+        total = 0.0
+        for row in rows:
+            for i in range(0, len(mean), CACHED):
+                off = (row[i : i + CACHED] - mean[i : i + CACHED]).astype(np.float64)
+                total += float(off @ off)
+        return total
 
     def _sum_over_ranks_(self, x: np.ndarray, group: Group) -> None:
         if group.comm is not None:

@@ -7,11 +7,13 @@ stream before every MPI call; no other code does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
-from localavg.interfaces import Array
+from localavg.interfaces import UNTIMED, Array, Code, Laps
 from localavg.parallel import kernels
-from localavg.parallel.device import Cuda, on_host
+from localavg.parallel.device import Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.scope import Scope
@@ -54,9 +56,18 @@ class OnDevice(HostMPI):
             kernels.finish_(self.xp, total, group.learners, rows)
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
-    def gather(self, x: Array) -> np.ndarray:
-        """Return the rows of all learners [P, n] in their order, on the host of every rank."""
-        return super().gather(on_host(x))
+    def coded_mean_(
+        self,
+        w: Array,
+        code: Code,
+        draws: Callable[[int, int, int], np.ndarray],
+        again: Callable[[int, int], np.ndarray],
+        laps: Laps = UNTIMED,
+    ) -> None:
+        """Set every row of w [L, n] to the mean of all, coded on the host."""
+        host = on_host(w)
+        super().coded_mean_(host, code, draws, again, laps)
+        put_(w, host)
 
     def _total(self, rows: Array, group: Group, in_place: bool = False) -> Array:
         """Return the sum [n] over a group's rows; `in_place`: over a single row in its place."""
@@ -78,6 +89,10 @@ class OnDevice(HostMPI):
         return mean
 
     def _spread(self, rows: Array, mean: Array) -> float:
+        self.settle()  # the time of work that is queued already is not that of S
+        return super()._spread(rows, mean)
+
+    def _sum_of_squares(self, rows: Array, mean: Array) -> float:
         return kernels.spread(self.xp, rows, mean)
 
     def _sum_over_ranks_(self, x: Array, group: Group) -> None:

@@ -143,7 +143,9 @@ class SharedMemory(HostMPI):
         """
         if part.slots is not None and rows.shape[1] <= self.width:
             return part.slots.way(w[part.mine])
-        return Lanes(rows, part.here, part.lanes, part.handled, part.learners, self._scratch).mean_
+        return Lanes(
+            rows, part.here, part.lanes, part.handled, part.learners, self._scratch, self._spread
+        ).mean_
 
     def _parts(self, S: int, copies: np.ndarray) -> list[Part]:
         """Return this rank's parts of the clusters of S learners, in the order of the clusters.
@@ -174,7 +176,12 @@ class SharedMemory(HostMPI):
         slots = None
         if together is not None and len(by_node) == 1:
             first = layout.first_row(rank) - rows.start  # the group's row where my matrix begins
-            slots = Slots(together, copies[:, rows], slice(first + mine.start, first + mine.stop))
+            slots = Slots(
+                together,
+                copies[:, rows],
+                slice(first + mine.start, first + mine.stop),
+                self._spread,
+            )
         return Part(rows, together, len(lanes), tuple(handled), mine, len(cluster), slots)
 
     def _communicator(self, ranks: list[int]) -> MPI.Comm | None:

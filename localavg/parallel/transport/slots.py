@@ -6,13 +6,11 @@ before and after the rows are overwritten. Copies that are used in turn need one
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from mpi4py import MPI
 from numpy import add, divide, nan
-
-from localavg.parallel.transport.lanes import sum_of_squares
 
 
 class Slots:
@@ -21,11 +19,17 @@ class Slots:
     Averages use the two halves in turn. Every rank copies its rows to this turn's half; after the
     barrier every rank sums all copies, in the order of the learners. Every average has a barrier,
     so no rank is two averages ahead of another: no rank still reads a half when it is overwritten.
-    mine: this rank's rows of the group.
+    mine: this rank's rows of the group. spread(rows, mean): Σ ‖w̄ − w_j‖².
     """
 
-    def __init__(self, here: MPI.Comm, memory: np.ndarray, mine: slice) -> None:
-        self.here, self.memory, self.mine = here, memory, mine
+    def __init__(
+        self,
+        here: MPI.Comm,
+        memory: np.ndarray,
+        mine: slice,
+        spread: Callable[[Sequence[np.ndarray], np.ndarray], float],
+    ) -> None:
+        self.here, self.memory, self.mine, self.spread = here, memory, mine, spread
         self.turn = 0
 
     def way(self, w: np.ndarray) -> Callable[..., float]:
@@ -35,6 +39,7 @@ class Slots:
         `variance`, else NaN. All objects that it uses lie together, because between averages every
         object leaves the cache, and fetching a dozen of them costs more than the sum.
         """
+        spread = self.spread
         n, P, several = w.shape[1], self.memory.shape[1], len(w) > 1
         turns = [
             (
@@ -62,6 +67,6 @@ class Slots:
             divide(mean, P, mean)
             if several:
                 others[...] = mean
-            return sum_of_squares(copies, mean) if variance else nan
+            return spread(copies, mean) if variance else nan
 
         return mean_
