@@ -14,6 +14,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import options
+
 HERE = Path(__file__).parent
 SWEEPS = HERE.parent / "jobs" / "sweeps"
 
@@ -43,18 +45,8 @@ def main() -> int:
         default=Path("runs"),
         help="read the sweeps' folders from this folder (default: %(default)s)",
     )
-    parser.add_argument(
-        "--scale",
-        default="laptop",
-        choices=("laptop", "paper"),
-        help="draw the runs of sweeps at this scale (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("figures"),
-        help="write the figures into this folder (default: %(default)s)",
-    )
+    options.add_scale(parser, "draw")
+    options.add_figures(parser, "--out", "write the figures into")
     args = parser.parse_args()
     if bool(args.ids) == args.all:
         parser.error(f"name figures, or give --all: {', '.join(FIGURES)}")

@@ -9,6 +9,8 @@ Cost: about 2 s for 18 runs.
     python analysis/adpsgd_fig6.py runs/adpsgd-fig6-laptop --out figures
 """
 
+from collections.abc import Sequence
+
 import curves
 import numpy as np
 import output
@@ -30,6 +32,12 @@ def an_example_s(run: Run) -> float:
     return quantities.wall_s(run) / run.train.samples.iloc[-1]
 
 
+def speed_ups(runs: Sequence[Run], alone_s: float) -> dict[int, list[float]]:
+    """Return the speed-ups of runs on P nodes, by P, over a wall clock per example on one."""
+    times = results.values(results.by(runs, "learners"), an_example_s)
+    return {P: [alone_s / s for s in seconds] for P, seconds in times.items()}
+
+
 def main() -> None:
     args = results.arguments(__doc__)
     groups = results.gather(
@@ -47,9 +55,7 @@ def main() -> None:
         alone = [an_example_s(run) for run in lines.pop("sgd", [])]
         nodes = {1}
         for key, repeats in lines.items() if alone else ():
-            times = results.values(results.by(repeats, "learners"), an_example_s)
-            base = float(np.mean(alone))
-            cells = {P: [base / s for s in seconds] for P, seconds in times.items()}
+            cells = speed_ups(repeats, float(np.mean(alone)))
             curves.points(axes, {1: [1.0], **cells}, NAMES[key], list(NAMES).index(key) - 1)
             nodes |= cells.keys()
             for P, found in cells.items():

@@ -91,14 +91,7 @@ def curves(
     Columns that no run of a panel has are left out. log: draw losses on a logarithmic axis. Axes of
     accuracies do not show the first part of the curves.
     """
-    places = [
-        (column, panel)
-        for column in columns
-        for panel, lines in groups.items()
-        if any(run.eval[column].notna().any() for repeats in lines.values() for run in repeats)
-    ]
-    if not places:
-        raise UserError(f"no run here has {' or '.join(columns)}: nothing to draw")
+    places = _places(groups, columns)
     across = len(places) // len(columns) if 1 < len(places) // len(columns) <= 4 else 4
     figure, axes = style.grid(len(places), across)
     keys = dict.fromkeys(key for lines in groups.values() for key in lines)
@@ -117,6 +110,21 @@ def curves(
             _focus(at)
     style.legend(figure)
     return figure
+
+
+def _places(
+    groups: Mapping[str, Mapping[Hashable, Sequence[Run]]], columns: Sequence[str]
+) -> list[tuple[str, str]]:
+    """Return (column, group) for every panel that some run has data for; UserError if none is."""
+    places = [
+        (column, panel)
+        for column in columns
+        for panel, lines in groups.items()
+        if any(run.eval[column].notna().any() for repeats in lines.values() for run in repeats)
+    ]
+    if not places:
+        raise UserError(f"no run here has {' or '.join(columns)}: nothing to draw")
+    return places
 
 
 def _focus(axes: Axes) -> None:

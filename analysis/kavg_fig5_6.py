@@ -9,6 +9,8 @@ Cost: about 2 s for 30 runs.
     python analysis/kavg_fig5_6.py runs/kavg-fig5-6-laptop --out figures
 """
 
+from collections.abc import Mapping
+
 import curves
 import output
 import quantities
@@ -16,6 +18,33 @@ import results
 import style
 
 PAPER = {8: 32, 64: 2, 128: 4}  # K_opt of vgg
+HEADER = (
+    "problem",
+    "P",
+    "best K",
+    "test accuracy (%)",
+    "with K = 1",
+    "with the largest K",
+    "K of least training loss",
+    "paper's best K, VGG",
+)
+
+
+def numbers(
+    cells: Mapping[int, list[float]], losses: Mapping[int, list[float]]
+) -> tuple[str, str, str, str, str]:
+    """Write the best K, the accuracies at it, at 1 and at the largest K, and the K of least loss.
+
+    cells, losses: the accuracies and the training losses of the repeats, by K.
+    """
+    best, largest = results.highest(cells), max(cells)
+    return (
+        str(best),
+        output.spread(cells[best]),
+        output.spread(cells.get(1, [])),
+        f"{output.spread(cells[largest])} (K = {largest})",
+        str(results.lowest(losses)),
+    )
 
 
 def main() -> None:
@@ -34,19 +63,7 @@ def main() -> None:
             cells = results.values(by_K, quantities.accuracy)
             losses = results.values(by_K, lambda run: quantities.end(run, "train_loss"))
             curves.points(axes, cells, f"P = {P}", number)
-            best, least = results.highest(cells), results.lowest(losses)
-            rows.append(
-                (
-                    panel,
-                    str(P),
-                    str(best),
-                    output.spread(cells[best]),
-                    output.spread(cells.get(1, [])),
-                    f"{output.spread(cells[max(cells)])} (K = {max(cells)})",
-                    str(least),
-                    str(PAPER.get(P, "-")),
-                )
-            )
+            rows.append((panel, str(P), *numbers(cells, losses), str(PAPER.get(P, "-"))))
         style.doubling(axes, [K for repeats in lines.values() for K in results.by(repeats, "K")])
         axes.set(
             xlabel="period K (local updates)",
@@ -54,18 +71,8 @@ def main() -> None:
             title=style.short(panel),
         )
     style.legend(figure, ncols=5)
-    header = (
-        "problem",
-        "P",
-        "best K",
-        "test accuracy (%)",
-        "with K = 1",
-        "with the largest K",
-        "K of least training loss",
-        "paper's best K, VGG",
-    )
     caption = "Test accuracy of the averaged model at the end."
-    output.finish(args, "kavg_fig5_6", figure, caption, groups, header, rows)
+    output.finish(args, "kavg_fig5_6", figure, caption, groups, HEADER, rows)
 
 
 if __name__ == "__main__":

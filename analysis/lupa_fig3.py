@@ -38,6 +38,11 @@ def numbers(cells: Mapping[int, list[float]], P: int, runs: int, x: str) -> tupl
     return f"{len(cells[P])}/{runs}", mean, f"{speed:.2f}"
 
 
+def print_missing(panel: str, P: int) -> None:
+    """Print that P machines did not reach the loss."""
+    print(f"missing: {panel}, P = {P}: no run reached a loss of {LEVEL}; train longer")
+
+
 def main() -> None:
     args = results.arguments(__doc__)
     groups = results.gather(
@@ -63,10 +68,7 @@ def main() -> None:
                     if P in cells:
                         rows.append((panel, label, str(P), *numbers(cells, P, len(some), x)))
                     elif x == "t":
-                        print(
-                            f"missing: {panel}, P = {P}: no run reached a loss of {LEVEL}; train "
-                            "longer"
-                        )
+                        print_missing(panel, P)
             axes.set(
                 xlabel="machines P",
                 ylabel=label,

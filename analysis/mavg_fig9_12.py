@@ -9,6 +9,8 @@ Cost: about 2 s for 60 runs.
     python analysis/mavg_fig9_12.py runs/mavg-fig9-12-laptop --out figures
 """
 
+from collections.abc import Mapping
+
 import curves
 import output
 import quantities
@@ -16,6 +18,27 @@ import results
 import style
 
 PAPER = {6: "0.7", 48: "0.9"}
+HEADER = (
+    "problem",
+    "P",
+    "best μ",
+    "test accuracy (%)",
+    "paper's best μ",
+    "μ of least loss",
+    "training loss",
+)
+
+
+def best(accuracies: Mapping[float, list[float]]) -> tuple[str, str]:
+    """Write the μ of the highest mean accuracy, and this accuracy."""
+    mu = results.highest(accuracies)
+    return f"{mu:g}", output.spread(accuracies[mu])
+
+
+def least(losses: Mapping[float, list[float]]) -> tuple[str, str]:
+    """Write the μ of the lowest mean training loss, and this loss."""
+    mu = results.lowest(losses)
+    return f"{mu:g}", output.spread(losses[mu], 4)
 
 
 def main() -> None:
@@ -36,43 +59,17 @@ def main() -> None:
             low = results.values(cells, lambda run: quantities.end(run, "train_loss"))
             curves.points(accuracy, right, f"P = {P}", number)
             curves.points(loss, low, f"P = {P}", number)
-            best, least = results.highest(right), results.lowest(low)
-            rows.append(
-                (
-                    panel,
-                    str(P),
-                    f"{best:g}",
-                    output.spread(right[best]),
-                    PAPER.get(P, "-"),
-                    f"{least:g}",
-                    output.spread(low[least], 4),
-                )
+            rows.append((panel, str(P), *best(right), PAPER.get(P, "-"), *least(low)))
+        for axes, column in ((accuracy, "test_accuracy"), (loss, "train_loss")):
+            axes.set(
+                xlabel="block momentum μ", ylabel=curves.Y_LABELS[column], title=style.short(panel)
             )
-        accuracy.set(
-            xlabel="block momentum μ",
-            ylabel=curves.Y_LABELS["test_accuracy"],
-            title=style.short(panel),
-        )
         top = accuracy.dataLim.y1
         accuracy.set_ylim(max(accuracy.get_ylim()[0], top - 10), top + 0.5)
-        loss.set(
-            xlabel="block momentum μ",
-            ylabel=curves.Y_LABELS["train_loss"],
-            yscale="log",
-            title=style.short(panel),
-        )
+        loss.set_yscale("log")
     style.legend(figure)
-    header = (
-        "problem",
-        "P",
-        "best μ",
-        "test accuracy (%)",
-        "paper's best μ",
-        "μ of least loss",
-        "training loss",
-    )
     caption = "M-AVG's test accuracy (from 10 points below the best) and training loss at the end."
-    output.finish(args, "mavg_fig9_12", figure, caption, groups, header, rows)
+    output.finish(args, "mavg_fig9_12", figure, caption, groups, HEADER, rows)
 
 
 if __name__ == "__main__":

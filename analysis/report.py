@@ -16,10 +16,12 @@ import json
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeAlias
 
 import claims
+import options
 import output
 import quantities
 import style
@@ -49,18 +51,8 @@ def arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="folder of the sweeps' folders")
-    parser.add_argument(
-        "--scale",
-        default="laptop",
-        choices=("laptop", "paper"),
-        help="report the runs of sweeps at this scale (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--figures",
-        type=Path,
-        default=Path("figures"),
-        help="take the figures from this folder (default: %(default)s)",
-    )
+    options.add_scale(parser, "report")
+    options.add_figures(parser, "--figures", "take the figures from")
     parser.add_argument(
         "--out",
         type=Path,
@@ -91,13 +83,7 @@ def main() -> None:
     }
     states = {name: held(folders[name], runs) for name, runs in sweeps.items()}
     everything = [run for runs in sweeps.values() for run in runs]
-    # only the claims of a sweep itself: claims.py also takes runs of other sweeps
-    checked = [
-        (claim, finding)
-        for name, runs in sweeps.items()
-        for claim, finding in claims.findings(runs)
-        if claims.CLAIMS[claim][1] == name
-    ]
+    checked = check(sweeps)
 
     def fill(found: re.Match[str]) -> str:
         name, stems = found.groups()
@@ -119,12 +105,21 @@ def main() -> None:
     print(out)
 
 
+def check(sweeps: dict[str, list[Run]]) -> Checked:
+    """Check the claims of every sweep on its own runs, without those that belong to another."""
+    return [
+        (claim, finding)
+        for name, runs in sweeps.items()
+        for claim, finding in about(claims.findings(runs), name)
+    ]
+
+
 def toml(name: str) -> Path:
     """Return the path of a sweep's file."""
     return SWEEPS / f"{name}.toml"
 
 
-def about(checked: Checked, name: str) -> Checked:
+def about(checked: Iterable[tuple[str, claims.Finding]], name: str) -> Checked:
     """Return the findings of the claims that a sweep is for."""
     return [(claim, finding) for claim, finding in checked if claims.CLAIMS[claim][1] == name]
 

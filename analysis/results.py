@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
+import options
 import quantities
 import style
 
@@ -34,12 +35,7 @@ def arguments(
         nargs="?" if folder else None,
         help=folder or "folder of run files, or one run file",
     )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        default=Path("figures"),
-        help="write the figures into this folder (default: %(default)s)",
-    )
+    options.add_figures(parser, "--out", "write the figures into")
     for name, default in (numbers or {}).items():
         about = "value in the formulas (default: %(default)g)"
         parser.add_argument(f"--{name}", type=float, metavar="X", default=default, help=about)
@@ -79,15 +75,7 @@ def gather(
         raise UserError(
             f"{folder}: no run here belongs to this figure: its sweep is in jobs/sweeps"
         )
-    order = list(names)
-
-    def place(key: Hashable) -> tuple[int, list[Hashable]]:
-        return order.index(key) if key in order else len(order), _natural(key)
-
-    ordered = {
-        name: {key: lines[key] for key in sorted(lines, key=place)}
-        for name, lines in sorted(groups.items())
-    }
+    ordered = _ordered(groups, list(names))
     _print_unequal(ordered, names, over)
     return ordered
 
@@ -103,6 +91,18 @@ def _unfit(run: Run, key: Hashable, needs: str | None, ended: bool) -> str:
     if ended and run.status != "finished" and not quantities.diverged(run):
         return f"is {run.status}, and only the end of a run counts here"
     return ""
+
+
+def _ordered(groups: Groups, order: list[Hashable]) -> Groups:
+    """Sort the panels, and the lines of each: those of `order` first, as they stand there."""
+
+    def place(key: Hashable) -> tuple[int, list[Hashable]]:
+        return order.index(key) if key in order else len(order), _natural(key)
+
+    return {
+        name: {key: lines[key] for key in sorted(lines, key=place)}
+        for name, lines in sorted(groups.items())
+    }
 
 
 def _natural(key: Hashable) -> list[Hashable]:

@@ -106,26 +106,35 @@ class Averager:
         )
         self.flat = Row(tensors, transport.zeros, len(self._parameters))
         self.flat.adopt(tensors)
-        fleet.world.Bcast(self.flat.w[0])
-        for name, b in model.named_buffers():
-            if name not in tensors:
-                b.copy_(fleet.world.bcast(b))
+        self._start_equal_(tensors)
         algorithm.exchange.start(fleet.learners, seed)
         if algorithm.exchange.scope and optimizer is not None:
             self._gradients = Row(self._parameters, transport.zeros)
             optimizer.register_step_pre_hook(self._exchange)
         torch_state = TorchState(state, optimizer, self._parameters, fleet, transport.zeros)
         self._payload = Payload(algorithm, transport, self.flat, torch_state)
-        self._averaging = Averaging(
-            algorithm,
-            transport,
+        self._averaging = self._averages(torch_state)
+        self._averaging.begin(math.nan)
+
+    def _start_equal_(self, averaged: Mapping[str, Tensor]) -> None:
+        """Set the row of the averaged tensors, and the other buffers, to those of rank 0."""
+        world = self.fleet.world
+        world.Bcast(self.flat.w[0])
+        for name, b in self.model.named_buffers():
+            if name not in averaged:
+                b.copy_(world.bcast(b))
+
+    def _averages(self, state: TorchState) -> Averaging:
+        """Return the averages of this run, with what this object does before and after them."""
+        return Averaging(
+            self.algorithm,
+            self.transport,
             self.flat,
-            torch_state,
+            state,
             objective=self._objective,
             before=self._adopt,
             after=self._after,
         )
-        self._averaging.begin(math.nan)
 
     @property
     def period(self) -> int:

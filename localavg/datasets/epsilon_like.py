@@ -149,8 +149,13 @@ def _fill_block(
     inverse = 1 / np.sqrt(norm_sq)  # [BLOCK]
     x *= inverse[part, None]
     margin *= inverse  # [BLOCK] x · w*
+    y[:] = _labels(margin, random)[part]
+
+
+def _labels(margin: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Draw the labels ±1 of a block from the margins x · w* of its rows, both [BLOCK]."""
     probability = 1 / (1 + np.exp(-margin.astype(np.float64)))  # [BLOCK] of the label +1
-    y[:] = np.where(random.random(BLOCK) < probability, 1, -1)[part]
+    return np.where(random.random(BLOCK) < probability, 1, -1)
 
 
 def _generator(seed: int, split: str, block: int) -> np.random.Generator:

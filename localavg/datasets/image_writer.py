@@ -138,11 +138,16 @@ def write_pictures(
                 raise UserError(
                     f"{out}: there are no pictures for /{split}; is it the right archive or folder?"
                 )
-        need_room(part, 3 * 8 * sum(map(len, writer.labels.values())))
-        with h5py.File(part, "r+", locking=False) as file:
-            for split in most_bytes:
-                file[f"{split}/offsets"] = np.asarray(writer.offsets[split])
-                file[f"{split}/y"] = np.asarray(writer.labels[split])
+        _append_labels(part, writer)
+
+
+def _append_labels(part: Path, writer: PictureWriter) -> None:
+    """Append to a file of pictures where each of them begins, and its label."""
+    need_room(part, 3 * 8 * sum(map(len, writer.labels.values())))
+    with h5py.File(part, "r+", locking=False) as file:
+        for split, labels in writer.labels.items():
+            file[f"{split}/offsets"] = np.asarray(writer.offsets[split])
+            file[f"{split}/y"] = np.asarray(labels)
 
 
 def _names(classes: tuple[str, ...]) -> dict[str, tuple[np.ndarray, dict[str, object]]]:

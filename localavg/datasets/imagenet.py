@@ -63,10 +63,8 @@ def prepare_imagenet(
 
     def work() -> None:
         check_out(out)
-        kit, sizes = _devkit(devkit), {}
-        for split, path in (("train", train), ("test", val)):
-            with archives.reading(path), open(path, "rb") as file:
-                sizes[split] = file.seek(0, io.SEEK_END)
+        kit = _devkit(devkit)
+        sizes = {"train": _size(train), "test": _size(val)}
         source = ", ".join(Path(path).name for path in (train, val, devkit))
         attributes = {"name": name, "source": source, "shuffled": False}
         attributes["wnids"] = " ".join(kit.wnids)
@@ -80,6 +78,12 @@ def prepare_imagenet(
             _check_count(val, len(target.labels["test"]), "test", any_count)
 
     on_root(comm, work)
+
+
+def _size(path: str | Path) -> int:
+    """Return the bytes of an archive; UserError unless it can be read."""
+    with archives.reading(path), open(path, "rb") as file:
+        return file.seek(0, io.SEEK_END)
 
 
 def _devkit(path: str | Path) -> Devkit:

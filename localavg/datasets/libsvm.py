@@ -7,7 +7,8 @@ every rank unpacks all of it; unpack it beforehand if many ranks are to gain.
 """
 
 import tempfile
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,7 +48,19 @@ def prepare_libsvm(
     if shuffle is not None and shuffle < 0:
         raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
     files = {"train": Path(train)} | ({"test": Path(test)} if test is not None else {})
-    spools: dict[str, Spool] = {}  # on rank 0
+    with _spools(files, out, comm) as (sizes, spools):
+        for split, path in files.items():
+            _read(path, sizes[split], features, comm, spools.get(split))
+        name = name or files["train"].name.split(".")[0]
+        writer.on_root(comm, lambda: _write(out, spools, features, shuffle, name))
+
+
+@contextmanager
+def _spools(
+    files: dict[str, Path], out: str | Path, comm: Any
+) -> Iterator[tuple[dict[str, int], dict[str, Spool]]]:
+    """Yield the sizes of the files, and on rank 0 an empty Spool of each, beside `out`."""
+    spools: dict[str, Spool] = {}
     with ExitStack() as stack:
 
         def start() -> dict[str, int]:
@@ -58,11 +71,7 @@ def prepare_libsvm(
                 spools[split] = Spool(path, file)
             return sizes
 
-        sizes = writer.on_root(comm, start)
-        for split, path in files.items():
-            _read(path, sizes[split], features, comm, spools.get(split))
-        name = name or files["train"].name.split(".")[0]
-        writer.on_root(comm, lambda: _write(out, spools, features, shuffle, name))
+        yield writer.on_root(comm, start), spools
 
 
 def _read(path: Path, size: int, features: int | None, comm: Any, spool: Spool | None) -> None:

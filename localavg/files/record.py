@@ -181,14 +181,7 @@ class Record:
                 )
             image = io.BytesIO(self.path.read_bytes())
             with h5py.File(image, mode) as file:
-                for name, w in (vectors or {}).items():
-                    if name in file:
-                        del file[name]
-                    file[name] = w  # [d]
-                for name, values in (attrs or {}).items():
-                    tables.write_attrs(
-                        file[name] if name in file else file.create_group(name), values
-                    )
+                _put(file, attrs or {}, vectors or {})
                 if cut:
                     tables.cut(file, self.rows)
                 for group, columns in new.items():
@@ -205,6 +198,18 @@ class Record:
         self._wait_s = max(
             2.0, 300 * (self._flushed_s - start), image.getbuffer().nbytes / REWRITE_BYTES_PER_S
         )
+
+
+def _put(
+    file: h5py.File, attrs: Mapping[str, Mapping[str, object]], vectors: Mapping[str, np.ndarray]
+) -> None:
+    """Write the vectors [d] and the attributes {group: {name: value}} into an open file."""
+    for name, w in vectors.items():
+        if name in file:
+            del file[name]
+        file[name] = w  # [d]
+    for name, values in attrs.items():
+        tables.write_attrs(file[name] if name in file else file.create_group(name), values)
 
 
 def stored(value: object) -> object:

@@ -191,6 +191,12 @@ def _take_gpu(
         )
     index = place % count
     xp.cuda.Device(index).use()
+    _try_kernel(xp, host)
+    return Cuda(xp, index, host)
+
+
+def _try_kernel(xp: ModuleType, host: str) -> None:
+    """Compute on the current GPU for the first time; UserError if it fails."""
     try:
         float(xp.zeros(1, np.float32)[0] + 1)  # the first kernel: CuPy loads CUDA's libraries here
     except (ImportError, OSError, RuntimeError) as e:
@@ -199,4 +205,3 @@ def _take_gpu(
             f"`device = cuda`: CuPy {xp.__version__} cannot compute on {host} ({why}); install the "
             "CuPy of this host's CUDA with its libraries, such as cupy-cuda13x[ctk]"
         ) from e
-    return Cuda(xp, index, host)

@@ -55,10 +55,8 @@ def predict(
         *hieravg_step_conditions(L=c.L, B=B, P=P, T=T),
         *hieravg_conditions(L=c.L, gamma=gamma, K2=K2_opt, delta=1 - c.delta),
         *hieravg_K2_above_1(**of_F, gamma=gamma, S=S, T=T, delta=1 - c.delta),
+        *_of_lupa(c, P, lupa["tau"]),
     ]
-    if c.mu_PL is not None:
-        of_tau = {"tau": lupa["tau"], "alpha": c.alpha, "C1": c.C1}
-        conditions += lupa_conditions(L=c.L, mu_PL=c.mu_PL, P=P, **of_tau)
     rows = [_condition_row(condition) for condition in conditions]
     predicted = row(
         K_opt=K_opt,
@@ -68,6 +66,13 @@ def predict(
         gamma_K2=gamma_K2, K2=K2, K2_opt=K2_opt, tau=lupa["tau"], tau_stich=lupa["tau_stich"],
     )  # fmt: skip
     return predicted | {"conditions": rows, "failing": [r for r in rows if not r["holds"]]}
+
+
+def _of_lupa(c: Constants, P: int, tau: float) -> tuple[Condition, ...]:
+    """Return LUPA-SGD's conditions; none without μ_PL."""
+    if c.mu_PL is None:
+        return ()
+    return lupa_conditions(L=c.L, mu_PL=c.mu_PL, P=P, tau=tau, alpha=c.alpha, C1=c.C1)
 
 
 def _condition_row(x: Condition) -> Row:

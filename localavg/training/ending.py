@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import NamedTuple, Protocol
 
 from mpi4py import MPI
@@ -50,12 +51,7 @@ def ended(
     Return the exit status, and the reason if the run did not finish. Other exceptions than those of
     this file are raised again and end the job. So does a UserError of this rank alone.
     """
-
-    def finish(status: str, **why: str) -> None:
-        if file is not None:
-            log.close()
-            file.finish(status, **why)
-
+    finish = partial(_finish, file, log)
     try:
         work()
         finish("finished")
@@ -78,3 +74,10 @@ def ended(
     finally:
         problem.close()
     return FINISHED, ""
+
+
+def _finish(file: Record | None, log: Closed, status: str, **why: str) -> None:
+    """Write to the run file, on the rank that writes it, how the run ended."""
+    if file is not None:
+        log.close()
+        file.finish(status, **why)

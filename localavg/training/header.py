@@ -46,6 +46,11 @@ def config(task: Task) -> dict[str, Any]:
     }
 
 
+def machine(fleet: Fleet, carrier: Carrier, device: Device) -> dict[str, object]:
+    """Return a part of /provenance: `hosts` and `gpus`. Collective."""
+    return hosts(fleet, carrier) | gpus(fleet, device)
+
+
 def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, Any]:
     """Return a part of /provenance: ranks, hosts, MPI library and transport."""
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,7 +46,8 @@ def run(
     """
     # 1. Look for an earlier run in this file, before anything is read.
     fleet = Fleet(world, c.learners, c.ranks_per_node)
-    before = earlier(c, fleet, writes=world.rank == 0)
+    writes = world.rank == 0
+    before = earlier(c, fleet, writes)
     if before.finished:
         return Outcome(FINISHED, "")
 
@@ -54,27 +56,21 @@ def run(
     _warn_never_steered(e)
 
     # 3. Find the checkpoint to resume from, and open the run file.
-    carried = header.hosts(fleet, e.transport) | header.gpus(fleet, e.device)
-    origin = {**(provenance or {}), **carried}
-    start = resume(
-        c, fleet, before, header.config(e), origin, world.rank == 0, checkpoints=not e.timing
-    )
+    origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device)}
+    start = resume(c, fleet, before, header.config(e), origin, writes, checkpoints=not e.timing)
     monitor, keeper = watched(e, start.file)
 
     # 4. Train.
+    work = partial(_train, e, start, monitor, keeper)
     with nullcontext() if e.timing else keeper.listening():
-        status, why = ended(
-            lambda: _train(e, start, monitor, keeper), start.file, monitor, e.problem, world
-        )
+        status, why = ended(work, start.file, monitor, e.problem, world)
 
     # 5. End.
     if start.file is None:
         return Outcome(status, "")
     if status == FINISHED:
         checkpoint.remove(keeper.folder)
-    modelled = "; times in the run file are modelled" if e.timing else ""
-    took = f"{c.algorithm}: {e.length.T} updates of {fleet.P} learners in "
-    return Outcome(status, why or f"{took}{monitor.summary()}{modelled}")
+    return Outcome(status, why or _summary(e, monitor))
 
 
 def watched(e: Experiment, file: Record | None) -> tuple[Monitor, Keeper]:
@@ -110,6 +106,13 @@ def _train(e: Experiment, start: Start, monitor: Monitor, keeper: Keeper) -> Non
         train(e, monitor, keeper, start.saved)
     if file is not None:
         file.save_weights("weights", on_host(e.flat.w[0]))
+
+
+def _summary(e: Experiment, monitor: Monitor) -> str:
+    """Write what a finished run did, and how long it took."""
+    modelled = "; times in the run file are modelled" if e.timing else ""
+    took = f"{e.config.algorithm}: {e.length.T} updates of {e.fleet.P} learners in "
+    return f"{took}{monitor.summary()}{modelled}"
 
 
 def _warn_never_steered(e: Experiment) -> None:

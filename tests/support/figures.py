@@ -16,6 +16,7 @@ SHARED = {
     "results",
     "curves",
     "output",
+    "options",
     "quantities",
     "__main__",
     "claims",

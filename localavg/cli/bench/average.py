@@ -28,7 +28,7 @@ from localavg.parallel.measure import link_bytes_per_s
 from localavg.parallel.probe import Probe
 from localavg.parallel.transport import nccl
 from localavg.scope import Scope
-from localavg.training.header import gpus, hosts
+from localavg.training.header import machine
 
 RESNET_18, RESNET_50 = 11_173_962, 25_557_032  # floats of a row
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, RESNET_18, RESNET_50)  # 2000: Epsilon
@@ -96,7 +96,7 @@ def new_file(
         "learners": fleet.P,
         "device": device.name,
     }
-    origin = {**provenance, **hosts(fleet, longest), **gpus(fleet, device)}
+    origin = {**provenance, **machine(fleet, longest, device)}
     return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
 
 
@@ -126,13 +126,7 @@ def bench_average(
         row = _time(fleet, ours, n, repeats * (MORE if n < LONG else 1), device, direct)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
-        about: dict[str, float | str] = {
-            "elements": n,
-            "ranks": fleet.ranks,
-            "nodes": fleet.nodes,
-            "learners": fleet.P,
-            "transport": ours.name,
-        }
+        about = _about(n, fleet, ours)
         rows.append({**about, "torch_s": np.nan, **row})
         if file:
             file.append("average", **about, **row)
@@ -140,6 +134,17 @@ def bench_average(
     if file:
         file.finish("finished")
     return rows
+
+
+def _about(n: int, fleet: Fleet, ours: Transport) -> dict[str, float | str]:
+    """Return the columns that say what is averaged, and where."""
+    return {
+        "elements": n,
+        "ranks": fleet.ranks,
+        "nodes": fleet.nodes,
+        "learners": fleet.P,
+        "transport": ours.name,
+    }
 
 
 def _time(

@@ -26,36 +26,12 @@ def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[Ro
     to a file with plain writes and then syncs it.
     """
     w = np.random.default_rng(fleet.rank).standard_normal((fleet.L, d), np.float32)
-    state = {"weights": {"w": w}, "optimizer": {"0": w}}
-
-    def slowest(work: Callable[[], object]) -> float:
-        fleet.world.Barrier()
-        return max(fleet.world.allgather(seconds(work)))
-
     try:
         made = fleet.together(lambda: tempfile.TemporaryDirectory(dir=os.path.abspath(folder)))
     except UserError as e:
         raise UserError(f"--folder {folder}: {e}; give a folder that every rank can write") from e
     with made:
-        place = Path(fleet.world.bcast(made.name))
-        saved, plain = place / "run.ckpt", place / f"plain{fleet.rank}"
-
-        def write() -> None:
-            checkpoint.write(saved, 1, fleet, state)
-
-        def write_plainly() -> None:
-            fleet.together(lambda: _plain(plain, w))
-
-        def read() -> None:
-            checkpoint.read(saved, 1, fleet.rank, fleet.learners)
-
-        write()  # so that every turn finds a checkpoint
-        ways = {
-            "ours_s": lambda: slowest(write),
-            "disk_s": lambda: slowest(write_plainly),
-            "restore_s": lambda: slowest(read),
-        }
-        times = medians(ways, repeats)
+        times = _times(fleet, Path(fleet.world.bcast(made.name)), w, repeats)
         fleet.world.Barrier()
     return [
         {
@@ -66,6 +42,33 @@ def bench_checkpoint(fleet: Fleet, folder: str, d: int, repeats: int) -> list[Ro
             "ours_over_disk": times["disk_s"] / times["ours_s"],
         }
     ]
+
+
+def _times(fleet: Fleet, folder: Path, w: np.ndarray, repeats: int) -> dict[str, float]:
+    """Time writing and reading of w [L, d] and as much momentum, and plain writing. Collective."""
+    state = {"weights": {"w": w}, "optimizer": {"0": w}}
+    saved, plain = folder / "run.ckpt", folder / f"plain{fleet.rank}"
+
+    def write() -> None:
+        checkpoint.write(saved, 1, fleet, state)
+
+    def write_plainly() -> None:
+        fleet.together(lambda: _plain(plain, w))
+
+    def read() -> None:
+        checkpoint.read(saved, 1, fleet.rank, fleet.learners)
+
+    def slowest(work: Callable[[], object]) -> float:
+        fleet.world.Barrier()
+        return max(fleet.world.allgather(seconds(work)))
+
+    write()  # so that every turn finds a checkpoint
+    ways = {
+        "ours_s": lambda: slowest(write),
+        "disk_s": lambda: slowest(write_plainly),
+        "restore_s": lambda: slowest(read),
+    }
+    return medians(ways, repeats)
 
 
 def _plain(path: Path, w: np.ndarray) -> None:

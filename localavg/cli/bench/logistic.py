@@ -51,25 +51,27 @@ def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) ->
         repeats,
     )
     rate = {name: steps * B / times[name] for name in ("ours", "step", "bare")}
-    floor = problem.n / times["floor"]
-    rest_s, add_s = (median(each[name] for each in beside[1:]) for name in ("overhead_s", "add_s"))
-    return [
-        {
-            "problem": "logistic",
-            "model": f"d = {d}, B = {B}, block",
-            "device": "cpu",
-            "ours_samples_per_s": rate["ours"],
-            "bare_samples_per_s": rate["bare"],
-            "floor_samples_per_s": floor,
-            "ours_over_floor": rate["ours"] / floor,
-            "ours_over_bare": rate["ours"] / rate["bare"],
-            "overhead": rate["step"] / rate["ours"] - 1,
-            "recording": median(recorded[1:]),
-            "overhead_s": rest_s,
-            "add_s": add_s,
-            "overhead_over_add": rest_s / add_s,
-        }
-    ]
+    rate["floor"] = problem.n / times["floor"]
+    parts = {name: median(each[name] for each in beside[1:]) for name in ("overhead_s", "add_s")}
+    return [_row(f"d = {d}, B = {B}, block", rate, median(recorded[1:]), parts)]
+
+
+def _row(model: str, rate: dict[str, float], recording: float, parts: dict[str, float]) -> Row:
+    """Return the examples a second, and what the loop costs in addition."""
+    return {
+        "problem": "logistic",
+        "model": model,
+        "device": "cpu",
+        "ours_samples_per_s": rate["ours"],
+        "bare_samples_per_s": rate["bare"],
+        "floor_samples_per_s": rate["floor"],
+        "ours_over_floor": rate["ours"] / rate["floor"],
+        "ours_over_bare": rate["ours"] / rate["bare"],
+        "overhead": rate["step"] / rate["ours"] - 1,
+        "recording": recording,
+        **parts,
+        "overhead_over_add": parts["overhead_s"] / parts["add_s"],
+    }
 
 
 def _settings(data: str, B: int, steps: int) -> TrainConfig:

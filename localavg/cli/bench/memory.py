@@ -11,6 +11,7 @@ from mpi4py import MPI
 from localavg.cli.bench import Row
 from localavg.config import TrainConfig
 from localavg.files.record import load
+from localavg.interfaces import Settings
 from localavg.training.run import run
 
 
@@ -31,18 +32,7 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[Row]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        with tempfile.TemporaryDirectory() as folder:
-            out = world.bcast(os.path.join(folder, "run.h5"))
-            config = TrainConfig(
-                algorithm="kavg",
-                options={"K": 5},
-                data=data,
-                sampling="block",
-                steps=steps,
-                out=out,
-            )
-            run(config, world)
-            c = world.bcast(load(out).config if world.rank == 0 else None)
+        c = _train(world, data, steps)
     finally:
         done.set()
         watcher.join()
@@ -57,6 +47,17 @@ def bench_memory(world: MPI.Intracomm, data: str, steps: int) -> list[Row]:
             "ratio": together / size,
         }
     ]
+
+
+def _train(world: MPI.Intracomm, data: str, steps: int) -> Settings:
+    """Train, and return the settings in the run file on every rank."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = world.bcast(os.path.join(folder, "run.h5"))
+        config = TrainConfig(
+            algorithm="kavg", options={"K": 5}, data=data, sampling="block", steps=steps, out=out
+        )
+        run(config, world)
+        return world.bcast(load(out).config if world.rank == 0 else None)
 
 
 def _pss_bytes() -> int:

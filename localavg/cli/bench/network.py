@@ -61,24 +61,27 @@ def bench_network(
     times = medians(ways, repeats)
     learners = {"ours": fleet.P, "bare": 1, "floor": 1}
     rate = {name: steps * B * learners[name] / took for name, took in times.items()}
-    return [
-        {
-            "problem": "network",
-            "model": model,
-            "side": data.image_shape[0],
-            "batch_size": B,
-            "precision": precision,
-            "device": device.name,
-            "threads": fleet.threads,
-            "learners": fleet.P,
-            "cuda_graphs": cuda_graphs,
-            "ours_samples_per_s": rate["ours"],
-            "bare_samples_per_s": rate["bare"],
-            "floor_samples_per_s": rate["floor"],
-            "ours_over_bare": rate["ours"] / rate["bare"],
-            "ours_over_floor": rate["ours"] / rate["floor"],
-        }
-    ]
+    return [_row(c, data.image_shape[0], fleet, rate)]
+
+
+def _row(c: TrainConfig, side: int, fleet: Fleet, rate: dict[str, float]) -> Row:
+    """Return the settings, the examples a second, and their ratios."""
+    return {
+        "problem": "network",
+        "model": c.model,
+        "side": side,
+        "batch_size": c.batch_size,
+        "precision": c.precision,
+        "device": c.device,
+        "threads": fleet.threads,
+        "learners": fleet.P,
+        "cuda_graphs": c.cuda_graphs,
+        "ours_samples_per_s": rate["ours"],
+        "bare_samples_per_s": rate["bare"],
+        "floor_samples_per_s": rate["floor"],
+        "ours_over_bare": rate["ours"] / rate["bare"],
+        "ours_over_floor": rate["ours"] / rate["floor"],
+    }
 
 
 def _settings(

@@ -59,12 +59,7 @@ def _add_network(s: argparse.ArgumentParser) -> None:
         help="arithmetic of the network; weights stay float32; tf32 needs a GPU "
         "(default: %(default)s)",
     )
-    s.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        help="train the network on this device (default: %(default)s)",
-    )
+    _add_device(s, "train the network")
     s.add_argument(
         "--learners",
         type=at_least_1,
@@ -125,12 +120,7 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         default="auto",
         help="average by this transport (default: %(default)s, the first that can be used)",
     )
-    s.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        help="average rows on this device (default: %(default)s)",
-    )
+    _add_device(s, "average rows")
     _add_repeats(s, 11)
     s.add_argument(
         "--out",
@@ -166,6 +156,16 @@ def add_checkpoint(whats: Commands) -> argparse.ArgumentParser:
     )
     _add_repeats(s, 5)
     return s
+
+
+def _add_device(s: argparse.ArgumentParser, what: str) -> None:
+    """Declare --device, where to do `what`."""
+    s.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help=f"{what} on this device (default: %(default)s)",
+    )
 
 
 def _add_repeats(s: argparse.ArgumentParser, default: int) -> None:

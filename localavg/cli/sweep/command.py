@@ -49,21 +49,13 @@ def add(commands: Commands) -> None:
         "--out", metavar="DIR", help="write the run files here (default: runs/FILE-SCALE)"
     )
     _add_changes(p)
-    p.add_argument(
-        "--retry-failed",
-        action="store_true",
-        help="also run failed runs again (default: leave them)",
-    )
-    p.add_argument(
-        "--keep-going",
-        action="store_true",
-        help="continue after a user's mistake as after a failure (default: stop there)",
-    )
+    _add_failures(p)
     _add_launchers(p)
     p.set_defaults(call=partial(_sweep, train=commands.choices["train"]))
 
 
 def _add_changes(p: argparse.ArgumentParser) -> None:
+    """Declare what changes the runs of the file."""
     p.add_argument(
         "--seeds",
         type=at_least_1,
@@ -85,7 +77,22 @@ def _add_changes(p: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_failures(p: argparse.ArgumentParser) -> None:
+    """Declare what is done about runs that fail."""
+    p.add_argument(
+        "--retry-failed",
+        action="store_true",
+        help="also run failed runs again (default: leave them)",
+    )
+    p.add_argument(
+        "--keep-going",
+        action="store_true",
+        help="continue after a user's mistake as after a failure (default: stop there)",
+    )
+
+
 def _add_launchers(p: argparse.ArgumentParser) -> None:
+    """Declare the options of one launcher or the other."""
     local = p.add_argument_group("--launcher local")
     local.add_argument(
         "--share",

@@ -31,19 +31,7 @@ def submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     if not any(s.kind in kinds for s in states.values()):
         print("nothing to submit")
         return 0
-    jobs = min(args.jobs or 10, len(sweep.runs))
-    ranks = max(run.ranks for run in sweep.runs)
-    name = f"{sweep.path.stem}-{sweep.scale}"
-    words, more = _words(args, folder), shlex.split(args.submit)
-    env = {"PYTHON": sys.executable}
-    if args.launcher == "slurm":
-        template = JOBS / "slurm" / "sweep.sbatch"
-        options = _sbatch(template, name, jobs, ranks, more)
-        command = [*options, str(template), *words]
-    else:  # bsub reads #BSUB lines only from its standard input, so the environment has the words
-        template = JOBS / "lsf" / "sweep.lsf"
-        command = _bsub(template, name, jobs, ranks, more)
-        env["SWEEP"] = shlex.join(words)
+    template, command, env = _call(args, sweep, folder)
     shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items())
     source = f" < {template}" if args.launcher == "lsf" else ""
     print(f"{shown} {shlex.join(command)}{source}", flush=True)
@@ -63,6 +51,25 @@ def submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
             f"--launcher {args.launcher}: no {command[0]} here; use a login node of the cluster"
         ) from None
     return int(done.returncode != 0)
+
+
+def _call(
+    args: argparse.Namespace, sweep: Sweep, folder: Path
+) -> tuple[Path, list[str], dict[str, str]]:
+    """Return the template, the command that submits it, and what its environment adds."""
+    jobs = min(args.jobs or 10, len(sweep.runs))
+    ranks = max(run.ranks for run in sweep.runs)
+    name = f"{sweep.path.stem}-{sweep.scale}"
+    words, more = _words(args, folder), shlex.split(args.submit)
+    env = {"PYTHON": sys.executable}
+    if args.launcher == "slurm":
+        template = JOBS / "slurm" / "sweep.sbatch"
+        options = _sbatch(template, name, jobs, ranks, more)
+        return template, [*options, str(template), *words], env
+    # bsub reads #BSUB lines only from its standard input, so the environment has the words
+    template = JOBS / "lsf" / "sweep.lsf"
+    env["SWEEP"] = shlex.join(words)
+    return template, _bsub(template, name, jobs, ranks, more), env
 
 
 def _words(args: argparse.Namespace, folder: Path) -> list[str]:

@@ -43,6 +43,11 @@ def choose(
     """
     if isinstance(device, Cuda):
         return _on_device(name, fleet, S, device, aware)
+    return _on_host(name, fleet, S, learner_bytes)
+
+
+def _on_host(name: str, fleet: Fleet, S: int | None, learner_bytes: int) -> HostMPI:
+    """Make a transport of the host's memory; the node's shared memory if it has the room."""
     if name in ON_DEVICE:
         raise UserError(
             f"`transport = {name}`: it averages a GPU's memory; add `device = cuda`, or use auto, "
@@ -71,6 +76,7 @@ def choose(
 def _on_device(
     name: str, fleet: Fleet, S: int | None, device: Cuda, aware: Probe | None
 ) -> HostMPI:
+    """Make a transport of a GPU's memory."""
     from localavg.parallel.transport import nccl
     from localavg.parallel.transport.cuda_aware import CudaAware
     from localavg.parallel.transport.staged import Staged
