@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 Array: TypeAlias = "np.ndarray"  # NumPy's, or a GPU's by CuPy, which has the same methods
 Settings: TypeAlias = Mapping[str, Any]  # by name: numbers, text, bool, None and lists
+Rows: TypeAlias = Any  # rows [l, n]: one array, or a list of them
 Batch: TypeAlias = Any  # a mini-batch: what a problem's feed gives and its gradient_ takes
 
 
@@ -60,12 +61,11 @@ UNTIMED = Untimed()
 
 
 class Code(Protocol):
-    """A code in which rows travel, made of buckets of entries that are coded together.
+    """A code in which rows travel, made of buckets of entries that are coded together."""
 
-    bucket: the number of entries of a bucket.
-    """
-
-    bucket: int
+    @property
+    def bucket(self) -> int:
+        """The number of entries of a bucket."""
 
     def nbytes(self, n: int) -> int:
         """Return the bytes of n coded entries, which begin with a bucket."""
@@ -82,11 +82,13 @@ class Transport(Protocol):
 
     Every mean sums in the order of the learners and divides once, by their number P (or S in a
     cluster). Every method but `ordinary` and `settle` is collective over the ranks of its
-    scope. name and why: which transport this is, and why it was chosen.
+    scope. name and why: which transport this is, and why it was chosen. laps: the clock of a coded
+    mean, in which computing and communication take turns.
     """
 
     name: str
     why: str
+    laps: Laps
 
     def zeros(self, shape: tuple[int, int]) -> Array:
         """Make zero rows [L, n] that will be averaged, in the memory that suits the transport."""
@@ -109,7 +111,6 @@ class Transport(Protocol):
         code: Code,
         draws: Callable[[int, int, int], Array],
         again: Callable[[int, int], Array],
-        laps: Laps = UNTIMED,
     ) -> None:
         """Set every row of w [L, n] to the mean of all rows, which travels in `code`.
 
@@ -128,9 +129,6 @@ class Transport(Protocol):
 
     def equal(self, w: Array) -> bool:
         """Return whether all learners' rows of w [L, n] are the same; one digest a rank travels."""
-
-    def gather(self, x: Array) -> Array:
-        """Return the rows of all learners [P, n] in their order, on the host of every rank."""
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
         """Return the bytes that this rank hands over (within nodes, between nodes) in one mean."""

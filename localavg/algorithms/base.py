@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localavg.errors import bad
-from localavg.interfaces import UNTIMED, Array, Code, Laps, Transport
+from localavg.interfaces import Array, Code, Transport
 from localavg.scope import Scope
 
 
@@ -123,14 +123,14 @@ class Exchange(ABC):
         """Take the numbers of this rank's learners and the run's seed; called once."""
 
     @abstractmethod
-    def exchange_(self, g: Array, t: int, transport: Transport, laps: Laps = UNTIMED) -> None:
-        """Exchange the gradients g [L, d] of update t in place. laps: the clock of its parts."""
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
+        """Exchange the gradients g [L, d] of update t in place."""
 
 
 class NoExchange(Exchange):
     """Learners keep their gradients to themselves (every algorithm that averages weights)."""
 
-    def exchange_(self, g: Array, t: int, transport: Transport, laps: Laps = UNTIMED) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         return
 
 

@@ -13,7 +13,7 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never
 from localavg.errors import UserError
-from localavg.interfaces import UNTIMED, Array, Laps, Transport
+from localavg.interfaces import Array, Transport
 from localavg.parallel.wires.int8 import Int8
 from localavg.scope import Scope
 from localavg.streams import Stream, uniform
@@ -49,16 +49,16 @@ class QuantisedGradient(Exchange):
             )
         if self.bucket < 1:
             raise UserError(f"`bucket = {self.bucket}`: must be at least 1 entry")
-        self.code = Int8(2 ** (self.bits - 1) - 1, self.bucket)
+        self.code = self.int8 = Int8(2 ** (self.bits - 1) - 1, self.bucket)
 
     def start(self, learners: Sequence[int], seed: int) -> None:
         self.learners, self.seed = learners, seed
 
-    def exchange_(self, g: Array, t: int, transport: Transport, laps: Laps = UNTIMED) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         def draws(l: int, start: int, stop: int) -> Array:
             return uniform(self.seed, self.learners[l], t, Stream.ROUNDING, start, stop)
 
         def again(start: int, stop: int) -> Array:
             return uniform(self.seed, 0, t, Stream.MEAN_ROUNDING, start, stop)
 
-        transport.coded_mean_(g, self.code, draws, again, laps)
+        transport.coded_mean_(g, self.int8, draws, again)

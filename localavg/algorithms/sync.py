@@ -8,7 +8,7 @@ momentum.
 from __future__ import annotations
 
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never, NoExchange
-from localavg.interfaces import UNTIMED, Array, Laps, Transport
+from localavg.interfaces import Array, Transport
 from localavg.scope import Scope
 
 
@@ -27,5 +27,5 @@ class MeanGradient(Exchange):
 
     scope = Scope.WORLD
 
-    def exchange_(self, g: Array, t: int, transport: Transport, laps: Laps = UNTIMED) -> None:
+    def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         transport.mean_(g, Scope.WORLD)

@@ -122,10 +122,14 @@ def _read_table(file: h5py.File, group: str) -> dict[str, np.ndarray]:
         return {name: np.empty(0, column[0]) for name, column in TABLES[group].items()}
     rows = min(len(column) for column in file[group].values())
     found = {name: file[group][name] for name in TABLES[group] if name in file[group]}
-    return {
+    columns = {
         name: (column.asstr() if h5py.check_string_dtype(column.dtype) else column)[:rows]
         for name, column in found.items()
     }
+    for name, (dtype, *_) in TABLES[group].items():
+        if dtype == "f8":  # NaN: files of earlier versions do not have every column
+            columns.setdefault(name, np.full(rows, np.nan))
+    return {name: columns[name] for name in TABLES[group] if name in columns}
 
 
 def _read_attrs(item: h5py.HLObject) -> Settings:

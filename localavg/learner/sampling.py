@@ -65,13 +65,18 @@ class IID(Sampler):
 class Block(Sampler):
     """B consecutive rows at a random place; needs data that was shuffled when it was prepared.
 
-    A mini-batch is then a view of the data and nothing is gathered.
+    A mini-batch is then a view of the data and nothing is gathered. A block that begins in the last
+    B − 1 rows continues at the first row, so every row is equally likely.
     """
 
     def draw(self, j: int, window: int) -> list[Batch]:
         random = generator(self.seed, j, window, Stream.SAMPLING)
-        starts = random.integers(0, self.n - self.B + 1, self.length)
-        return [slice(s, s + self.B) for s in starts.tolist()]
+        return [self._block(start) for start in random.integers(0, self.n, self.length).tolist()]
+
+    def _block(self, start: int) -> Batch:
+        if start + self.B <= self.n:
+            return slice(start, start + self.B)
+        return np.arange(start, start + self.B) % self.n
 
 
 class Shuffle(Sampler):

@@ -88,6 +88,8 @@ class Fleet:
         self.P, self.node_of, self.nodes = layout.P, layout.node_of, layout.nodes
         self.learners = layout.learners(self.rank)
         self.L = len(self.learners)
+        # the learners of this host in memory that a node shares, those of artificial nodes too
+        self.sharing = host.allreduce(self.L if self.node.size > 1 else 0)
         self.hosts = world.allgather(MPI.Get_processor_name())  # [R]
         self.threads = threads_per_rank(host)
         threadpool_limits(self.threads)
@@ -168,11 +170,7 @@ def _shared_file(nbytes: int) -> str:
     """Make a file of nbytes in shared memory, else in the temporary folder; return its path."""
     places = [SHARED_MEMORY, tempfile.gettempdir()]
     for place in places:
-        # Check first: a page that tmpfs cannot give later is a SIGBUS, not an error.
-        if os.path.isdir(place) and shutil.disk_usage(place).free > nbytes:
-            handle, path = tempfile.mkstemp(prefix="localavg-", dir=place)
-            os.ftruncate(handle, nbytes)
-            os.close(handle)
+        if path := _reserved(nbytes, place):
             if place != places[0]:
                 print(
                     f"localavg: {nbytes / 1e9:.2f} GB do not fit in {places[0]}; this node shares "
@@ -185,6 +183,25 @@ def _shared_file(nbytes: int) -> str:
         f"{' nor '.join(places)} has room; enlarge /dev/shm (mount -o remount,size=…), set TMPDIR, "
         "or use one rank a node"
     )
+
+
+def _reserved(nbytes: int, folder: str) -> str:
+    """Make a file of nbytes whose pages are reserved; return its path, or "" if there is no room.
+
+    A page that tmpfs cannot give later is a SIGBUS and not an error, and another job may take the
+    room between a check and the first use.
+    """
+    if not os.path.isdir(folder):
+        return ""
+    handle, path = tempfile.mkstemp(prefix="localavg-", dir=folder)
+    try:
+        os.posix_fallocate(handle, 0, nbytes)
+    except OSError:
+        os.unlink(path)
+        return ""
+    finally:
+        os.close(handle)
+    return path
 
 
 def check_world_size(size: int, environ: Mapping[str, str]) -> None:

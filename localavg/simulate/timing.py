@@ -104,7 +104,7 @@ def make(c: TrainConfig) -> Timing:
 def fit(runs: Sequence[record.Run]) -> Timing:
     """Fit the timing to measured synchronous runs of one learner a rank, such as K-AVG on 2 ranks.
 
-    step_s: the wall clock without waiting and averaging, per update. step_cv: from the waiting; a
+    step_s: computing and taking data, per update. step_cv: from the waiting; a
     learner waits e_R · step_cv · step_s · √τ on average for the slowest of R over a period of τ
     updates, e_R the mean of the largest of R standard normals. Latency and bandwidth: least squares
     over the runs' mean times of an average; with runs of one size only, the latency is the default
@@ -138,9 +138,13 @@ def _measured(run: record.Run) -> tuple[float, float, tuple[float, float, float]
             "such as K-AVG's"
         )
     spent, count = train.iloc[-1] - train.iloc[0], within.sum()
-    step_s = (spent.wall_s - spent.communicate_s - spent.wait_s) / spent.t
+    step_s = (spent.compute_s + spent.data_s) / spent.t
     normals = generator(0, 0, 0, Stream.TIMES).standard_normal((20000, R))
     e_R = float(np.sort(normals, axis=1)[:, -1].mean())
-    step_cv = spent.wait_s / count / (e_R * step_s * math.sqrt(spent.t / count))
-    average = 2 * math.log2(R), 2 * (R - 1) / R * 4 * c["d"], spent.communicate_s / count
+    rows = run.averages[within]
+    known = rows.wait_s.notna().all()  # files of earlier versions do not have it
+    waited_s = rows.wait_s.sum() if known else spent.wait_s
+    communicate_s = rows.seconds.sum() if known else spent.communicate_s
+    step_cv = waited_s / count / (e_R * step_s * math.sqrt(spent.t / count))
+    average = 2 * math.log2(R), 2 * (R - 1) / R * 4 * c["d"], communicate_s / count
     return step_s, step_cv, average

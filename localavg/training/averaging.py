@@ -33,7 +33,7 @@ class Averaging:
     statistics: whether an average includes the columns that are not trained. variance: whether to
     compute S at every average. objective(t, w̄): returns F, for the schedules that need it.
     before(): called before every exchange or average. after(t, scope, S): called right after it.
-    laps: the clock of an exchange that computes and communicates by turns.
+    laps: the clock of the transport's work in which computing and communication take turns.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Averaging:
         laps: Laps = UNTIMED,
     ) -> None:
         self.algorithm, self.transport, self.flat, self.state = algorithm, transport, flat, state
-        self.objective, self.before, self.after, self.laps = objective, before, after, laps
+        self.objective, self.before, self.after = objective, before, after
+        transport.laps = laps
         self.schedule, self.exchange = algorithm.schedule, algorithm.exchange
         self.average = algorithm.average
         self.variance = variance or self.schedule.needs == "variance"
@@ -69,7 +70,7 @@ class Averaging:
         """Exchange the gradients g [L, n] of update t in place, if the algorithm does that."""
         if self.exchange.scope:
             self.before()
-            self.exchange.exchange_(g, t, self.transport, self.laps)
+            self.exchange.exchange_(g, t, self.transport)
             self.after(t, self.exchange.scope, math.nan)
 
     def average_(self, t: int, gamma: float, last: bool = False) -> Scope:

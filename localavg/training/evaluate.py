@@ -119,10 +119,28 @@ class Evaluator:
             return loss, right, None
         grads = {k: [part[2] for part in parts if part[2] is not None] for k, parts in mine.items()}
         if shares.in_order:
-            return loss, right, sum(self._in_order(grads)) / n
+            return loss, right, self._sum_in_order(grads) / n
         grad = np.asarray(on_host(sum(g for parts in grads.values() for g in parts)))  # [d] float64
         self.world.Allreduce(MPI.IN_PLACE, grad)
         return loss, right, grad / n
+
+    def _sum_in_order(self, mine: dict[int, list[Array]]) -> Array:
+        """Return the sum of all ranks' gradients [d] in the order of the parts, one at a time."""
+        here = {k: [np.ascontiguousarray(on_host(g)) for g in grads] for k, grads in mine.items()}
+        kinds = {k: [(len(g), g.dtype.str) for g in grads] for k, grads in here.items()}
+        owner = {
+            k: (rank, kind)
+            for rank, each in enumerate(self.world.allgather(kinds))
+            for k, kind in each.items()
+        }
+        total = np.zeros((), np.float32)  # the type of the sum is that of the gradients
+        for k in range(self.shares.parts):
+            rank, kind = owner[k]
+            for i, (d, dtype) in enumerate(kind):
+                grad = here[k][i] if rank == self.world.rank else np.empty(d, dtype)
+                self.world.Bcast(grad, rank)
+                total = total + grad
+        return total
 
     def _in_order(self, mine: dict[int, list[Any]]) -> list[Any]:
         """Return the values of all ranks, in the order of the parts."""

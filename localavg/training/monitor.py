@@ -58,7 +58,8 @@ class Monitor:
         self.losses: list[Any] = []
         self.due = min(length.log_every, length.eval_every)  # t of the next report
         self.reported = 0  # t of the last one
-        # compute_s, data_s, communicate_s and wait_s so far, each a mean over the ranks
+        self._wall_s = 0.0  # at the last report, like the following a mean over the ranks
+        # compute_s, data_s, communicate_s and wait_s so far
         self._split = np.zeros(4)
         self._begun = 0  # number of meetings before the average that is under way
         self.progress = Progress(length.T) if record is not None else None
@@ -127,8 +128,9 @@ class Monitor:
         self.computed()
         self.fleet.world.Barrier()
         self.met()
-        wall_s, length = self.clock.wall_s, self.length
+        length = self.length
         loss, where, seconds, waits = self._exchange_interval(t)
+        wall_s = self._wall_s
         if self.record is not None:
             self.averages.write(self.record, seconds, waits)
         if where is not None:
@@ -148,7 +150,7 @@ class Monitor:
 
     def summary(self) -> str:
         """Return one line about the time: shares of the wall clock, means over the ranks."""
-        wall_s = self.clock.wall_s
+        wall_s = self._wall_s
         compute, data, communicate, wait = 100 * self._split / wall_s
         samples = self.length.T * self.length.P * self.length.B
         text = (
@@ -200,11 +202,12 @@ class Monitor:
         self.fleet.world.Allreduce(MPI.IN_PLACE, fastest, MPI.MIN)
         seconds = fastest[1:]  # [meetings]
         now = self.clock.seconds
-        sums = np.array([loss, now["compute"], now["data"], *(meetings - seconds)])
+        own = self.clock.wall_s, now["compute"], now["data"], *(meetings - seconds)
+        sums = np.array([loss, *own])
         self.fleet.world.Allreduce(MPI.IN_PLACE, sums)
         sums[1:] /= self.fleet.ranks
-        waits = sums[3:]  # [meetings]
-        self._split[:2] = sums[1:3]
+        waits = sums[4:]  # [meetings]
+        self._wall_s, self._split[:2] = sums[1], sums[2:4]
         self._split[2:] += seconds.sum(), waits.sum()
         self.met()
         where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None

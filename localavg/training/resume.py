@@ -92,6 +92,7 @@ def resume(
         if not writes:
             return None
         if saved:
+            _check_version(saved)
             print(f"localavg: {c.path} resumes after step {saved.t}", file=sys.stderr)
             rows = {name: int(n) for name, n in saved.state["record"].items()}
             return Record.reopen(c.path, rows, provenance)
@@ -162,6 +163,14 @@ def _found(c: TrainConfig) -> Run | None:
             f"`resume`: {c.path} is finished, but {other}; give the same settings, or another `out`"
         )
     return found
+
+
+def _check_version(saved: Saved) -> None:
+    if "meetings" not in saved.state["monitor"]:
+        raise UserError(
+            f"the checkpoint after step {saved.t} is of an earlier version, which counted times "
+            "otherwise: resume with that version, or give another `out`"
+        )
 
 
 def _check_settings(path: str, run: Run | None, config: Settings) -> None:

@@ -55,14 +55,14 @@ def _on_host(name: str, fleet: Fleet, S: int | None, learner_bytes: int) -> Host
         )
     if name == "mpi":
         return HostMPI(fleet, S, why="asked for")
-    need = learner_bytes * fleet.layout.node_learners(fleet.rank)
+    need = learner_bytes * fleet.sharing
     room, need = fleet.world.allreduce((fleet.shared_memory_room(), need), op=_tightest)
     if need <= room:
         return SharedMemory(
             fleet, S, why="asked for" if name == "shared" else "ranks of a node share its memory"
         )
     short = (
-        f"/dev/shm has {room / 1e9:.2f} GB free and the learners of a node need {need / 1e9:.2f} GB"
+        f"/dev/shm has {room / 1e9:.2f} GB free and the learners of a host need {need / 1e9:.2f} GB"
     )
     if name == "shared":
         raise UserError(

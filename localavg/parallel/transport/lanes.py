@@ -15,6 +15,8 @@ import numpy as np
 from mpi4py import MPI
 from numpy import nan
 
+from localavg.interfaces import Rows
+
 CHUNK = 1 << 15  # elements summed at a time: with its rows it stays in a core's cache
 SENT = 1 << 17  # elements sent at a time between nodes
 DEPTH = 8  # chunks on their way at once, over all lanes of a rank
@@ -41,7 +43,7 @@ class Lanes:
         mine: Sequence[tuple[int, Sequence[MPI.Comm]]],
         P: int,
         scratch: np.ndarray,
-        spread: Callable[[Sequence[np.ndarray], np.ndarray], float],
+        spread: Callable[[Rows, np.ndarray], float],
     ) -> None:
         self.here, self.P, self.scratch, self.spread = here, P, scratch, spread
         self.summed: list[Chunk] = []

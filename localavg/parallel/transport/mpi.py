@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from time import perf_counter
 
@@ -10,7 +10,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import DTypeLike
 
-from localavg.interfaces import UNTIMED, Code, Laps
+from localavg.interfaces import UNTIMED, Code, Laps, Rows
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.scope import Scope
@@ -44,6 +44,7 @@ class HostMPI:
             Scope.CLUSTER: fleet.groups(S) if S else [],
         }
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
+        self.laps: Laps = UNTIMED
         self._spread_s = 0.0  # seconds in which S was computed, not yet taken
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
@@ -109,7 +110,6 @@ class HostMPI:
         code: Code,
         draws: Callable[[int, int, int], np.ndarray],
         again: Callable[[int, int], np.ndarray],
-        laps: Laps = UNTIMED,
     ) -> None:
         """Set every row of w [L, n] to the mean of all, in `code`; see `Transport.coded_mean_`."""
         for lo, hi in self._pieces(w.shape[1], code):
@@ -122,25 +122,25 @@ class HostMPI:
                 for l, row in enumerate(w):
                     code.encode_(row[a:b], draws(l, a, b), sent[place : place + size])
                     place += size
-            laps.computed()
+            self.laps.computed()
             a, b = slices[self.world.rank]
             size = sizes[self.world.rank]
             coded = self._exchange_slices(sent, [len(w) * s for s in sizes], size)  # [P, size]
-            laps.met()
+            self.laps.met()
             mean = np.zeros(b - a, np.float32)
             for each in coded:  # in the order of the learners
                 mean += code.decode(each, b - a)
             mean /= np.float32(self.P)
             mine = np.empty(size, np.uint8)
             code.encode_(mean, again(a, b), mine)
-            laps.computed()
+            self.laps.computed()
             everyone = self._gather_slices(mine, sizes)
-            laps.met()
+            self.laps.met()
             place = 0
             for (a, b), size in zip(slices, sizes, strict=True):
                 w[:, a:b] = code.decode(everyone[place : place + size], b - a)
                 place += size
-            laps.computed()
+            self.laps.computed()
 
     def _pieces(self, n: int, code: Code) -> Iterator[tuple[int, int]]:
         """Yield pieces lo, hi of n columns, of which MPI can count the bytes of all learners."""
@@ -203,14 +203,14 @@ class HostMPI:
         mean /= group.learners
         return mean
 
-    def _spread(self, rows: Sequence[np.ndarray], mean: np.ndarray) -> float:
+    def _spread(self, rows: Rows, mean: np.ndarray) -> float:
         """Return Σ ‖w̄ − w_j‖² over some rows [n], added up in float64, and count its time."""
         start = perf_counter()
         spread = self._sum_of_squares(rows, mean)
         self._spread_s += perf_counter() - start
         return spread
 
-    def _sum_of_squares(self, rows: Sequence[np.ndarray], mean: np.ndarray) -> float:
+    def _sum_of_squares(self, rows: Rows, mean: np.ndarray) -> float:
         total = 0.0
         for row in rows:
             for i in range(0, len(mean), CACHED):

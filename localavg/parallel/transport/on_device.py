@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from localavg.interfaces import UNTIMED, Array, Code, Laps
+from localavg.interfaces import Array, Code, Rows
 from localavg.parallel import kernels
 from localavg.parallel.device import Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet, Group
@@ -62,11 +62,10 @@ class OnDevice(HostMPI):
         code: Code,
         draws: Callable[[int, int, int], np.ndarray],
         again: Callable[[int, int], np.ndarray],
-        laps: Laps = UNTIMED,
     ) -> None:
         """Set every row of w [L, n] to the mean of all, coded on the host."""
         host = on_host(w)
-        super().coded_mean_(host, code, draws, again, laps)
+        super().coded_mean_(host, code, draws, again)
         put_(w, host)
 
     def _total(self, rows: Array, group: Group, in_place: bool = False) -> Array:
@@ -88,11 +87,11 @@ class OnDevice(HostMPI):
         mean /= group.learners
         return mean
 
-    def _spread(self, rows: Array, mean: Array) -> float:
+    def _spread(self, rows: Rows, mean: Array) -> float:
         self.settle()  # the time of work that is queued already is not that of S
         return super()._spread(rows, mean)
 
-    def _sum_of_squares(self, rows: Array, mean: Array) -> float:
+    def _sum_of_squares(self, rows: Rows, mean: Array) -> float:
         return kernels.spread(self.xp, rows, mean)
 
     def _sum_over_ranks_(self, x: Array, group: Group) -> None:

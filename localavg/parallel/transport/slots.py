@@ -6,11 +6,13 @@ before and after the rows are overwritten. Copies that are used in turn need one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from mpi4py import MPI
 from numpy import add, divide, nan
+
+from localavg.interfaces import Rows
 
 
 class Slots:
@@ -27,7 +29,7 @@ class Slots:
         here: MPI.Comm,
         memory: np.ndarray,
         mine: slice,
-        spread: Callable[[Sequence[np.ndarray], np.ndarray], float],
+        spread: Callable[[Rows, np.ndarray], float],
     ) -> None:
         self.here, self.memory, self.mine, self.spread = here, memory, mine, spread
         self.turn = 0
