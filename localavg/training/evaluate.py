@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from mpi4py import MPI
 
+from localavg.datasets import Split
 from localavg.interfaces import Array, Problem
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 
+X = TypeVar("X")
 PIECES = 8  # of a learner's part of a split, where only some examples are evaluated
 PARTS = 16  # of a split, where it is not cut by learners
 
@@ -98,7 +100,7 @@ class Evaluator:
         return self._means(w, self.problem.data.train)[0] + self.problem.regulariser(w)
 
     def _means(
-        self, w: Array, split: Any, examples: int | None = None, gradient: bool = False
+        self, w: Array, split: Split, examples: int | None = None, gradient: bool = False
     ) -> tuple[float, float, Array | None]:
         """Return the mean loss without regulariser, the accuracy and the mean gradient [d]."""
         shares, sums = self.shares, self.problem.sums
@@ -111,12 +113,12 @@ class Evaluator:
             return loss, right, None
         grads = {k: [part[2] for part in parts if part[2] is not None] for k, parts in mine.items()}
         if shares.in_order:
-            return loss, right, sum(self._in_order(grads)) / n
+            return loss, right, np.asarray(sum(self._in_order(grads)) / n)
         grad = np.asarray(on_host(sum(g for parts in grads.values() for g in parts)))  # [d] float64
         self.world.Allreduce(MPI.IN_PLACE, grad)
         return loss, right, grad / n
 
-    def _in_order(self, mine: dict[int, list[Any]]) -> list[Any]:
+    def _in_order(self, mine: dict[int, list[X]]) -> list[X]:
         """Return the values of all ranks, in the order of the parts."""
         parts = {k: values for each in self.world.allgather(mine) for k, values in each.items()}
         return [value for k in range(self.shares.parts) for value in parts[k]]

@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -75,7 +74,7 @@ class Keeper:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _hear(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self.told:  # a second Ctrl-C stops at once
             raise KeyboardInterrupt
         self.told = signal.Signals(number).name
