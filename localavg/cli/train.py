@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
             _add_common(p, f)
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
+def given(args: argparse.Namespace) -> dict[str, object]:
     """Return the settings that a parsed command line gives, by their names."""
     return {name: value for name, value in vars(args).items() if name not in ("command", "call")}
 
@@ -84,7 +84,7 @@ def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
         own = shown.add_argument_group(f"options of {algorithm}")
         for name, option in algorithms.declared(algorithm).items():
             _add_own(own, name, option)
-    groups: dict[str, Any] = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for f in fields(TrainConfig):
         if (group := f.metadata["group"]) and _concerns(f, algorithm):
             if group not in groups:
@@ -138,7 +138,7 @@ def _add(
     to: argparse._ActionsContainer,
     name: str,
     kind: type,
-    default: Any,
+    default: object,
     help: str,
     how: Mapping[str, Any],
 ) -> None:
