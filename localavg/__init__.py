@@ -38,5 +38,5 @@ def __dir__() -> list[str]:
     return sorted(globals().keys() | {*_HOME, *_algorithms()})
 
 
-def _algorithms() -> dict[str, Any]:
+def _algorithms() -> dict[str, object]:
     return import_module("localavg.algorithms").ALGORITHMS

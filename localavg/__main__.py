@@ -10,7 +10,8 @@ import gc
 import os
 import sys
 from time import monotonic, sleep
-from typing import Any, NoReturn
+from types import ModuleType
+from typing import NoReturn
 
 from localavg.cli import RANK, in_flags, launched, prepare, rank, status, train, world
 from localavg.cli.bench import command as bench
@@ -67,7 +68,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
     _leave(code, mistake)
 
 
-def _mpi() -> Any:
+def _mpi() -> ModuleType | None:
     """The module mpi4py.MPI where this is one rank of several, started if need be; else None."""
     if not launched() or ((mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_finalized()):
         return None

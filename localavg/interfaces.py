@@ -7,6 +7,7 @@ is how rows are averaged over ranks, a problem is what is trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from localavg.scope import Scope
@@ -28,7 +29,7 @@ class Device(Protocol):
 
     name: str
     index: int | None
-    xp: Any
+    xp: ModuleType
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Make an array of zeros, float32."""

@@ -50,7 +50,7 @@ def declared(name: str) -> dict[str, Option]:
     return options_of(BOTH[name])
 
 
-def options(name: str) -> dict[str, Any]:
+def options(name: str) -> dict[str, object]:
     """Return the options of an algorithm and their defaults."""
     return {option.name: option.default for option in declared(name).values()}
 

@@ -77,7 +77,7 @@ class Option:
     name: str
     parameter: str
     kind: type
-    default: Any
+    default: object
     help: str
     length: Length | None
 
@@ -96,7 +96,7 @@ def options_of(function: Callable) -> dict[str, Option]:
 
 def arguments(
     function: Callable, given: Settings, T: int, epoch: float, run: Settings
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """Return the arguments of an algorithm's function.
 
     These are its options, `given` or by default, with lengths in updates, and the settings of the
@@ -109,7 +109,7 @@ def arguments(
     return found
 
 
-def _option(p: inspect.Parameter, hint: Any) -> Option:
+def _option(p: inspect.Parameter, hint: object) -> Option:
     note = next(iter(getattr(hint, "__metadata__", ())), "")
     if isinstance(note, Length):
         return Option(note.name, p.name, type(note.default), note.default, note.help, note)

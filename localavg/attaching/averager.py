@@ -16,7 +16,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localavg.algorithms.base import Algorithm
 from localavg.attaching.checks import check, check_same
@@ -186,7 +186,7 @@ class Averager:
         within, across = zip(*self.fleet.world.allgather(mine), strict=True)
         return sum(within), sum(across)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return what a restart needs in addition to the model and the optimiser.
 
         Save all three on every rank: between averages they differ from rank to rank.

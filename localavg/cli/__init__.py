@@ -40,6 +40,16 @@ def in_flags(message: str) -> str:
     )
 
 
+def age_s() -> float:
+    """Return the seconds since this process started; 0 where the system does not tell."""
+    try:
+        with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+            started = int(stat.read().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+            return max(0.0, float(uptime.read().split()[0]) - started)
+    except (OSError, ValueError, IndexError):
+        return 0.0
+
+
 def rank() -> int:
     """Return this process's rank from the launcher's environment, without MPI."""
     return next((int(os.environ[name]) for name in RANK if os.environ.get(name, "").isdigit()), 0)

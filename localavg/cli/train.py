@@ -15,7 +15,7 @@ from typing import Any, get_args, get_type_hints
 
 from localavg import algorithms
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
-from localavg.cli import flag, in_flags, rank, world
+from localavg.cli import age_s, flag, in_flags, rank, world
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.models import MODELS
@@ -45,7 +45,7 @@ def add(commands: argparse._SubParsersAction) -> None:
             _add_common(p, f)
 
 
-def given(args: argparse.Namespace) -> dict[str, Any]:
+def given(args: argparse.Namespace) -> dict[str, object]:
     """Return the settings that a parsed command line gives, by their names."""
     return {name: value for name, value in vars(args).items() if name not in ("command", "call")}
 
@@ -84,7 +84,7 @@ def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
         own = shown.add_argument_group(f"options of {algorithm}")
         for name, option in algorithms.declared(algorithm).items():
             _add_own(own, name, option)
-    groups: dict[str, Any] = {}
+    groups: dict[str, argparse._ArgumentGroup] = {}
     for f in fields(TrainConfig):
         if (group := f.metadata["group"]) and _concerns(f, algorithm):
             if group not in groups:
@@ -138,7 +138,7 @@ def _add(
     to: argparse._ActionsContainer,
     name: str,
     kind: type,
-    default: Any,
+    default: object,
     help: str,
     how: Mapping[str, Any],
 ) -> None:
@@ -179,6 +179,7 @@ def _train(args: argparse.Namespace) -> int:
     else:
         from localavg.training.run import run
 
+        how["age_s"] = age_s()
     outcome = run(config, here, origin, **how)
     if outcome.text:
         print(in_flags(outcome.text), file=sys.stderr)

@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypedDict, TypeVar, Unpack
 
 from localavg import errors
 from localavg.errors import UserError, at_least, bad
 from localavg.interfaces import Settings
 
 Check: TypeAlias = Callable[[str, Any], None]  # of a setting's name and value; raises UserError
+T = TypeVar("T")
 UNITS_S = {"s": 1, "min": 60, "h": 3600}
 
 
@@ -64,12 +65,21 @@ class Rule:
         return UserError(f"{said(name, value)} means nothing to {beside}{because}; {remedy}")
 
 
-def only_with(setting: str, *values: object, **more: Any) -> Rule:
+class Clauses(TypedDict, total=False):
+    """What else a rule may say; the names are those of `Rule`."""
+
+    value: object
+    or_algorithm: str
+    because: str
+    lenient: bool
+
+
+def only_with(setting: str, *values: object, **more: Unpack[Clauses]) -> Rule:
     """Make the rule of an option that needs one of these values of another setting."""
     return Rule(setting, values, **more)
 
 
-def not_with(setting: str, *values: object, **more: Any) -> Rule:
+def not_with(setting: str, *values: object, **more: Unpack[Clauses]) -> Rule:
     """Make the rule of an option that has no effect with these values of another setting."""
     return Rule(setting, values, inverted=True, **more)
 
@@ -140,8 +150,8 @@ def time_or_updates(name: str, text: str | None) -> None:
 
 
 def option(
-    default: Any, help: str, *rules: Rule, group: str, valid: Check = anything, **extra: Any
-) -> Any:
+    default: T, help: str, *rules: Rule, group: str, valid: Check = anything, **extra: object
+) -> T:
     """Make a dataclass field with the help text of an option, its rules and its check.
 
     group: the group of the option in ``--help``. valid: raises UserError for a bad value. extra:

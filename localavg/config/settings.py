@@ -332,8 +332,8 @@ class TrainConfig:
     )
     time_limit: str | None = option(
         None,
-        "time after which to save a checkpoint and stop with exit status 75, such as 90s, 50min, "
-        "2h or H:MM:SS (default: no limit)",
+        "time since the start of the process after which to save a checkpoint and stop with exit "
+        "status 75, such as 90s, 50min, 2h or H:MM:SS (default: no limit)",
         *KEPT,
         group="stopping and resuming",
         valid=time,

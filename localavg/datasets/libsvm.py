@@ -6,19 +6,25 @@ the same message, for any number of ranks. A compressed file must be unpacked fr
 every rank unpacks all of it; unpack it beforehand if many ranks are to gain.
 """
 
+from __future__ import annotations
+
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localavg.datasets import progress, writer
 from localavg.datasets.libsvm_text import Block, blocks
 from localavg.datasets.spool import Spool
+from localavg.datasets.writer import Communicator
 from localavg.errors import UserError
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def prepare_libsvm(
@@ -28,7 +34,7 @@ def prepare_libsvm(
     features: int | None = None,
     shuffle: int | None = None,
     name: str | None = None,
-    comm: Any = None,
+    comm: Communicator | None = None,
 ) -> None:
     """Write the prepared file `out` from LIBSVM text; collective over `comm` (None: no MPI).
 
@@ -57,7 +63,7 @@ def prepare_libsvm(
 
 @contextmanager
 def _spools(
-    files: dict[str, Path], out: str | Path, comm: Any
+    files: dict[str, Path], out: str | Path, comm: Communicator | None
 ) -> Iterator[tuple[dict[str, int], dict[str, Spool]]]:
     """Yield the sizes of the files, and on rank 0 an empty Spool of each, beside `out`."""
     spools: dict[str, Spool] = {}
@@ -74,7 +80,9 @@ def _spools(
         yield writer.on_root(comm, start), spools
 
 
-def _read(path: Path, size: int, features: int | None, comm: Any, spool: Spool | None) -> None:
+def _read(
+    path: Path, size: int, features: int | None, comm: Communicator | None, spool: Spool | None
+) -> None:
     """Fill the Spool of rank 0 with the rows of a file of `size` bytes. Collective."""
     rank, ranks = (0, 1) if comm is None else (comm.rank, comm.size)
     mine, more = blocks(path, size, features, rank, ranks), True
@@ -89,12 +97,14 @@ def _read(path: Path, size: int, features: int | None, comm: Any, spool: Spool |
             more = writer.on_root(comm, partial(_take, spool, found, bar))
 
 
-def _take(spool: Spool | None, found: list[Block | UserError | None], bar: Any) -> bool:
+def _take(
+    spool: Spool | None, found: list[Block | UserError | None] | None, bar: tqdm | None
+) -> bool:
     """Append the blocks of a round of all ranks. Return whether there may be more.
 
     Raises the first mistake that a rank found; blocks after it are not appended.
     """
-    assert spool is not None, "only rank 0, which has the spool, takes"
+    assert spool is not None and found is not None and bar is not None, "only rank 0 takes"
     for block in found:
         if isinstance(block, UserError):
             raise block

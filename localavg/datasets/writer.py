@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeAlias, TypeVar, cast
+from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
 
 import numpy as np
 
@@ -34,8 +34,15 @@ class Communicator(Protocol):
     def rank(self) -> int:
         """The number of this rank."""
 
-    def bcast(self, obj: Any, root: int = 0) -> Any:
+    @property
+    def size(self) -> int:
+        """The number of ranks."""
+
+    def bcast(self, obj: T, root: int = 0) -> T:
         """Return obj of rank `root` on every rank."""
+
+    def gather(self, obj: T, root: int = 0) -> list[T] | None:
+        """Return every rank's obj on rank `root`, None elsewhere."""
 
 
 def on_root(comm: Communicator | None, work: Callable[[], T]) -> T:

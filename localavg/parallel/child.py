@@ -9,7 +9,8 @@ import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any
+
+from localavg.interfaces import Settings
 
 
 def run_child(
@@ -45,7 +46,7 @@ def run_child(
     return status, texts[0].decode(errors="replace"), texts[1].decode(errors="replace")
 
 
-def answer(out: str) -> dict[str, Any] | None:
+def answer(out: str) -> Settings | None:
     """Return the last line of JSON that a child printed, or None."""
     lines = [line for line in out.splitlines() if line.startswith("{")]
     with suppress(ValueError, IndexError):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
 
@@ -25,7 +25,6 @@ from localavg.interfaces import Array, Device
 if TYPE_CHECKING:
     from localavg.parallel.fleet import Fleet
 
-Stream: TypeAlias = Any  # a stream of CuPy's, which has no types
 X = TypeVar("X")
 
 SETTINGS = {  # read when CUDA starts
@@ -33,6 +32,28 @@ SETTINGS = {  # read when CUDA starts
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same bits in every run
 }
 DEFAULT = 4  # cudaMemcpyDefault: the direction follows from the addresses
+
+
+class Event(Protocol):
+    """The part of CuPy's events that is needed here."""
+
+    def synchronize(self) -> None:
+        """Wait until the work before it is done."""
+
+
+class Stream(Protocol):
+    """The part of CuPy's streams that is needed here."""
+
+    ptr: int
+
+    def record(self) -> Event:
+        """Return the event that the work queued so far is done."""
+
+    def wait_event(self, event: Event) -> None:
+        """Let later work wait for an event."""
+
+    def synchronize(self) -> None:
+        """Wait until all queued work is done."""
 
 
 class Cpu(Device):

@@ -22,8 +22,9 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
+from localavg.interfaces import Settings
 from localavg.parallel.child import answer, ended, run_child
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False)
 
     A new Probe is written to the file if it decided whether MPI takes device memory.
     """
-    known: dict[str, Any] = {}
+    known: dict[str, Settings] = {}
     with suppress(OSError, ValueError, TypeError):
         known = dict(json.loads(path.read_text()))
     if not fresh:

@@ -2,8 +2,9 @@
 
 No weights are needed. Every learner computes for the drawn times of its updates. Its message
 reaches the servers after the latency. They serve one exchange after the other in the order of
-arrival, and the reply takes the latency again. All servers serve in the same order and take equally
-long, so they are one queue here.
+arrival, and the reply takes the latency again. A server receives, serves and sends at once: while
+it serves one exchange, the next message comes in and the reply before goes out. All servers serve
+in the same order and take equally long, so they are one queue here.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def exchanges(
 ) -> Iterator[Arrival]:
     """Yield all exchanges of T updates of P learners that push nbytes every K updates.
 
-    The last one's done_s is the wall clock of the run.
+    The last one's done_s is the wall clock of the run: x̃ has all updates then.
     """
-    times, busy_s = StepTimes(timing, seed), timing.exchange_s(nbytes, servers)
+    times, transfer_s = StepTimes(timing, seed), timing.transfer_s(nbytes, servers)
 
     def following(j: int, t: int, pulled_s: float) -> tuple[float, int, int, float]:
         """Return learner j's next exchange, after its pull at update t.
@@ -50,11 +51,14 @@ def exchanges(
 
     under_way = [following(j, 0, 0.0) for j in range(P)]
     heapify(under_way)
-    free_s = 0.0  # time at which the servers have finished all that has arrived
+    # times at which the servers have received, served and answered all that has arrived
+    received_s = served_s = answered_s = 0.0
     while under_way:
         arrived_s, j, t, took_s = heappop(under_way)  # the earliest
-        free_s = max(free_s, arrived_s) + busy_s
-        pulled_s = free_s + timing.latency_s
-        yield Arrival(j, t, free_s, took_s, pulled_s - arrived_s + timing.latency_s)
+        received_s = max(received_s, arrived_s) + transfer_s
+        served_s = max(served_s, received_s) + timing.service_s
+        answered_s = max(answered_s, served_s) + transfer_s
+        pulled_s = answered_s + timing.latency_s
+        yield Arrival(j, t, served_s, took_s, pulled_s - arrived_s + timing.latency_s)
         if t < T:
             heappush(under_way, following(j, t, pulled_s))

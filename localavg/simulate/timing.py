@@ -55,12 +55,9 @@ class Timing:
         messages_s = 2 * math.log2(n) * self.latency_s
         return messages_s + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
 
-    def exchange_s(self, nbytes: float, servers: int) -> float:
-        """Return how long an exchange keeps each of the servers busy.
-
-        Each server receives its part of nbytes, works on it and sends it back.
-        """
-        return self.service_s + 2 * nbytes / servers / self.bandwidth_bytes_per_s
+    def transfer_s(self, nbytes: float, servers: int) -> float:
+        """Return how long a server's part of nbytes keeps its link busy, in one direction."""
+        return nbytes / servers / self.bandwidth_bytes_per_s
 
 
 class StepTimes:

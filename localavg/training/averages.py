@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -74,7 +73,7 @@ class Averages:
             )
         self._rows.clear()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return what a resumed run needs; `averages` has the rows, one after the other."""
         rows = np.array(self._rows, np.float64).reshape(-1, 7)
         return {

@@ -46,7 +46,7 @@ def read(given: Settings) -> TrainConfig:
     return config
 
 
-def all_settings(c: TrainConfig) -> dict[str, Any]:
+def all_settings(c: TrainConfig) -> dict[str, object]:
     """Return all settings of a run, with defaults, by their names in the run file."""
     settings = asdict(c)
     given = settings.pop("options")

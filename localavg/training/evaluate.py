@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 from mpi4py import MPI
 
+from localavg.datasets import Split
 from localavg.interfaces import UNTIMED, Array, Laps, Problem
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 
+X = TypeVar("X")
 PIECES = 8  # of a learner's part of a split, where only some examples are evaluated
 PARTS = 16  # of a split, where it is not cut by learners
 
@@ -101,7 +103,7 @@ class Evaluator:
     def _means(
         self,
         w: Array,
-        split: Any,
+        split: Split,
         examples: int | None = None,
         gradient: bool = False,
         laps: Laps = UNTIMED,
@@ -142,7 +144,7 @@ class Evaluator:
                 total = total + grad
         return total
 
-    def _in_order(self, mine: dict[int, list[Any]]) -> list[Any]:
+    def _in_order(self, mine: dict[int, list[X]]) -> list[X]:
         """Return the values of all ranks, in the order of the parts."""
         parts = {k: values for each in self.world.allgather(mine) for k, values in each.items()}
         return [value for k in range(self.shares.parts) for value in parts[k]]

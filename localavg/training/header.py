@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
-from typing import Any, Protocol
+from typing import Protocol
 
 from mpi4py import MPI
 
@@ -27,7 +27,7 @@ class Carrier(Protocol):
         """Return why it was chosen."""
 
 
-def config(task: Task) -> dict[str, Any]:
+def config(task: Task) -> dict[str, object]:
     """Return /config: every setting as it took effect, in one flat table."""
     c, problem, data = task.config, task.problem, task.problem.data
     # The path of a file is absolute, so that it can be found from any folder.
@@ -51,7 +51,7 @@ def machine(fleet: Fleet, carrier: Carrier, device: Device) -> dict[str, object]
     return hosts(fleet, carrier) | gpus(fleet, device)
 
 
-def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, Any]:
+def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, object]:
     """Return a part of /provenance: ranks, hosts, MPI library and transport."""
     return {
         "mpi_library": MPI.Get_library_version().splitlines()[0].rstrip("\0 "),
@@ -65,7 +65,7 @@ def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, Any]:
     }
 
 
-def gpus(fleet: Fleet, device: Device) -> dict[str, Any]:
+def gpus(fleet: Fleet, device: Device) -> dict[str, object]:
     """Return a part of /provenance: host and PCI address of every rank's GPU. Collective."""
     if not isinstance(device, Cuda):
         return {}

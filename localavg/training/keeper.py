@@ -14,7 +14,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -33,10 +32,11 @@ GROWTH = 8  # the most by which the number of updates between two meetings grows
 
 
 class Keeper:
-    """Saves checkpoints of one run in `folder`, and stops it at a signal or after limit_s seconds.
+    """Saves checkpoints of one run in `folder`, and stops it at a signal or limit_s seconds after began_s.
 
     The run is saved before it stops. every_s, every_steps: seconds and updates between two
-    checkpoints (both None: save only before a stop). record: the run file on rank 0.
+    checkpoints (both None: save only before a stop). record: the run file on rank 0. began_s: by the
+    clock `monotonic`, now by default.
     """
 
     def __init__(
@@ -48,13 +48,15 @@ class Keeper:
         every_s: float | None = None,
         every_steps: int | None = None,
         limit_s: float | None = None,
+        began_s: float | None = None,
     ) -> None:
         self.fleet, self.record, self.folder = fleet, record, folder
         self.every_s, self.every_steps = every_s or math.inf, every_steps
         self.limit_s = limit_s or math.inf
         self.due = math.inf  # t of the next meeting
         self.told = ""  # the name of the signal that asks to stop
-        self._started = self._saved_s = monotonic()
+        self._saved_s = monotonic()
+        self._began_s = self._saved_s if began_s is None else began_s
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -75,7 +77,7 @@ class Keeper:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _hear(self, number: int, frame: Any) -> None:
+    def _hear(self, number: int, frame: object) -> None:
         if number == signal.SIGINT and self.told:  # a second Ctrl-C stops at once
             raise KeyboardInterrupt
         self.told = signal.Signals(number).name
@@ -96,7 +98,7 @@ class Keeper:
         """
         self.monitor.computed()
         now = monotonic()
-        late = now - self._started >= self.limit_s
+        late = now - self._began_s >= self.limit_s
         votes = np.array(
             [
                 bool(self.told) or late,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 from mpi4py import MPI
@@ -55,7 +54,7 @@ class Monitor:
         self.clock = Stopwatch()
         self.averages = Averages(fleet, payload, writes=record is not None)
         # L scalars per update since the last report; a GPU's scalars stay on the GPU
-        self.losses: list[Any] = []
+        self.losses: list[float | Array] = []
         self.due = min(length.log_every, length.eval_every)  # t of the next report
         self.reported = 0  # t of the last one
         self._wall_s = 0.0  # at the last report, like the following a mean over the ranks
@@ -227,7 +226,7 @@ class Monitor:
             self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
         self.clock.lap("outside")
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, object]:
         """Return the state with which a resumed run records the same as an uninterrupted one.
 
         The losses have one row per learner; the rest is this rank's.

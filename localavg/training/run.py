@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from contextlib import nullcontext
 from functools import partial
+from time import monotonic
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -37,13 +38,16 @@ def run(
     world: MPI.Intracomm,
     provenance: Settings | None = None,
     aware: Probe | None = None,
+    age_s: float = 0.0,
 ) -> Outcome:
     """Train with the settings `c` on the ranks of `world`.
 
     Rank 0 writes c.path. provenance: `provenance.provenance()`, made on rank 0 before MPI started.
     aware: the result of doctor's test of MPI on device memory, on rank 0 if the device is cuda.
+    age_s: the seconds since the start of the process, which the time limit counts.
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
+    began_s = monotonic() - age_s
     # 1. Look for an earlier run in this file, before anything is read.
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     writes = world.rank == 0
@@ -58,7 +62,7 @@ def run(
     # 3. Find the checkpoint to resume from, and open the run file.
     origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device)}
     start = resume(c, fleet, before, header.config(e), origin, writes, checkpoints=not e.timing)
-    monitor, keeper = watched(e, start.file)
+    monitor, keeper = watched(e, start.file, began_s)
 
     # 4. Train.
     work = partial(_train, e, start, monitor, keeper)
@@ -73,8 +77,13 @@ def run(
     return Outcome(status, why or _summary(e, monitor))
 
 
-def watched(e: Experiment, file: Record | None) -> tuple[Monitor, Keeper]:
-    """Return the monitor that records a run in `file`, and the keeper that saves it. Collective."""
+def watched(
+    e: Experiment, file: Record | None, began_s: float | None = None
+) -> tuple[Monitor, Keeper]:
+    """Return the monitor that records a run in `file`, and the keeper that saves it. Collective.
+
+    began_s: when the time limit began, by the clock `monotonic`; now by default.
+    """
     c, fleet = e.config, e.fleet
     payload = Payload(e.algorithm, e.transport, e.flat, e.optimizer, c.statistics == "average")
     rows: Record | Modelled | None = file
@@ -94,6 +103,7 @@ def watched(e: Experiment, file: Record | None) -> tuple[Monitor, Keeper]:
         every_steps=steps,
         every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
         limit_s=seconds("time_limit", c.time_limit),
+        began_s=began_s,
     )
     return monitor, keeper
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from localavg.interfaces import Array
 from localavg.training.build import Experiment, Task, assemble
 from localavg.training.loop import train
 from localavg.training.run import watched
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def train_alone(e: Experiment) -> tuple[float, float]:
@@ -45,7 +48,8 @@ def overhead(task: Task) -> dict[str, float]:
     shown.feed = lambda *how: parts.timing(problem.feed(*how))
     e = assemble(replace(task, problem=shown))
     optimizer: Any = e.optimizer
-    update_, add = parts.timing(optimizer.update_), adding.timing(np.add)
+    plus: Callable[[Array, Array, Array], object] = np.add  # of its many types the one used here
+    update_, add = parts.timing(optimizer.update_), adding.timing(plus)
 
     def update_and_add_(w: Array, g: Array, gamma: float) -> None:
         update_(w, g, gamma)
@@ -63,10 +67,10 @@ class Seconds:
     def __init__(self) -> None:
         self.spent = 0.0
 
-    def timing(self, call: Callable) -> Callable:
+    def timing(self, call: Callable[P, R]) -> Callable[P, R]:
         """Return a function that does the same as `call` and adds the time it took."""
 
-        def timed(*args: Any, **named: Any) -> Any:
+        def timed(*args: P.args, **named: P.kwargs) -> R:
             start = perf_counter()
             result = call(*args, **named)
             self.spent += perf_counter() - start
@@ -78,13 +82,13 @@ class Seconds:
 class Timed:
     """Passes calls on and adds up the time they take."""
 
-    def __init__(self, thing: Any) -> None:
+    def __init__(self, thing: object) -> None:
         self._thing, self.seconds = thing, 0.0
 
-    def __getattr__(self, name: str) -> Callable:
+    def __getattr__(self, name: str) -> Callable[..., object]:
         call = getattr(self._thing, name)
 
-        def timed(*args: Any, **named: Any) -> Any:
+        def timed(*args: object, **named: object) -> object:
             start = perf_counter()
             try:
                 return call(*args, **named)

@@ -6,16 +6,12 @@ piece is copied from the device and the previous one is copied back.
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
-
 from mpi4py import MPI
 
 from localavg.interfaces import Array
-from localavg.parallel.device import Cuda, Stream
+from localavg.parallel.device import Cuda, Event, Stream
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.on_device import OnDevice
-
-Event: TypeAlias = Any  # an event of CuPy's, which has no types
 
 # Elements copied and reduced at a time: 4 MB, beyond which copies and Allreduce gain no speed.
 PIECE = 1 << 20

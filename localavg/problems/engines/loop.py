@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any
 
 from localavg.interfaces import Array, Batch, Problem
 
@@ -29,7 +28,7 @@ class Loop:
         self._out: Array | None = None
         self._rows: list[tuple[int, Array, Array]] = []
 
-    def gradients_(self, w: Array, t: int, out: Array) -> list[Any]:
+    def gradients_(self, w: Array, t: int, out: Array) -> list[float | Array]:
         """Compute each learner's gradient of update t at its row of w [L, d], into its row of out.
 
         Returns the L mini-batch losses, scalars of the host or of a GPU.

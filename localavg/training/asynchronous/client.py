@@ -21,6 +21,7 @@ class Pending:
         self.learner, self.roles, self.parts = learner, roles, roles.parts(len(learner.message))
         self.note, self.verdict = np.zeros(len(NOTE)), np.zeros(1, np.int64)
         self.requests: list[MPI.Request] = []
+        self.sends: list[MPI.Request] = []
 
     def begin(self, seconds: dict[str, float]) -> None:
         """Send what the learner pushes, and start to receive what it pulls."""
@@ -32,7 +33,7 @@ class Pending:
             self.learner.losses,
             seconds["compute"],
             seconds["communicate"],
-            seconds["rest"],
+            seconds["wait"],
             seconds["data"],
         )
         self.requests = [notes.Irecv(self.verdict, first, j)]
@@ -40,11 +41,16 @@ class Pending:
             vectors.Irecv(self.learner.reply[part], server, j)
             for server, part in zip(self.roles.servers, self.parts, strict=True)
         ]
-        self.requests += [notes.Isend(self.note, first, j)]
-        self.requests += [
+        self.sends = [notes.Isend(self.note, first, j)]
+        self.sends += [
             vectors.Isend(self.learner.message[part], server, j)
             for server, part in zip(self.roles.servers, self.parts, strict=True)
         ]
+        self.requests += self.sends
+
+    def sent(self) -> bool:
+        """Return whether the whole message is on its way."""
+        return MPI.Request.Testall(self.sends)
 
     def done(self) -> bool:
         """Return whether the whole reply has come."""
@@ -67,6 +73,7 @@ def client(local: Local, center: Array, roles: Roles, clock: Stopwatch) -> None:
             learner = ready.popleft()
             if local.step_(learner):
                 rule.push_(learner)
+                clock.lap("compute")
                 exchanges[learner.j].begin(clock.seconds)
                 clock.lap("communicate")
                 away.append(learner)
@@ -76,16 +83,18 @@ def client(local: Local, center: Array, roles: Roles, clock: Stopwatch) -> None:
             else:
                 ready.append(learner)
         back = [learner for learner in away if exchanges[learner.j].done()]
+        clock.lap("communicate" if ready else "wait")
         for learner in back:
             away.remove(learner)
-            clock.lap("rest")
             if exchanges[learner.j].verdict[0] == APPLY:
                 rule.pull_(learner)
                 if learner.t < T:
                     ready.append(learner)
-            clock.lap("communicate")
+            clock.lap("compute")
         if back:
             nap.woken()
         elif not ready:
+            if not all(exchanges[learner.j].sent() for learner in away):
+                nap.woken()  # MPI sends only while it is called
             nap.sleep()
-            clock.lap("rest")
+            clock.lap("wait")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from localavg.algorithms.center import CenterLearner, CenterRule
 from localavg.interfaces import Array, Batch
@@ -25,13 +24,13 @@ class Local:
         step_size: Callable[[int], float],
         T: int,
         g: Array,
-        lap: Callable[[str], Any] = lambda name: None,
+        lap: Callable[[str], object] = lambda name: None,
     ) -> None:
         self.rule, self.problem, self.feed = rule, problem, feed
         self.step_size, self.T, self.g, self.lap = step_size, T, g, lap
-        self._fetched: tuple[int, int, Any] = -1, -1, None
+        self._fetched: tuple[int, int, Batch] = -1, -1, None
 
-    def fetch(self, learner: CenterLearner) -> Any:
+    def fetch(self, learner: CenterLearner) -> Batch:
         """Return the mini-batch of the learner's next update; it is valid until the next call."""
         key = learner.j, learner.t + 1
         if self._fetched[:2] != key:

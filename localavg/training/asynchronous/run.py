@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -106,7 +106,7 @@ def _build(
     return task, Local(rule, problem, feed, task.step_size, T, scratch, clock.lap), flat.w[0]
 
 
-def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, Any]:
+def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, object]:
     """Return /provenance. Collective."""
     carrier = Carrier("simulated" if task.timing else "messages")
     return {
@@ -155,7 +155,7 @@ def _train(
         file.save_weights("weights", last)
 
 
-def _filled_in(local: Local) -> dict[str, Any]:
+def _filled_in(local: Local) -> dict[str, object]:
     """Return the settings that the rule chooses if they are not given."""
     return {"alpha": local.rule.alpha} if isinstance(local.rule, EAMSGD) else {}
 
