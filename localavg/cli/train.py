@@ -164,7 +164,7 @@ def _train(args: argparse.Namespace) -> int:
     from localavg.files.provenance import provenance
 
     origin = provenance() if rank() == 0 else None  # it runs git, so before MPI starts
-    how = {}
+    how: dict[str, Any] = {}
     if (
         config.device == "cuda"
         and config.algorithm not in ASYNCHRONOUS

@@ -36,7 +36,7 @@ def exchanges(
 ) -> Iterator[Arrival]:
     """Yield all exchanges of T updates of P learners that push nbytes every K updates.
 
-    The last one's done_s is the wall clock of the run: x̃ has all updates then.
+    The last one's done_s is the wall clock of the run.
     """
     times, transfer_s = StepTimes(timing, seed), timing.transfer_s(nbytes, servers)
 
@@ -59,6 +59,6 @@ def exchanges(
         served_s = max(served_s, received_s) + timing.service_s
         answered_s = max(answered_s, served_s) + transfer_s
         pulled_s = answered_s + timing.latency_s
-        yield Arrival(j, t, served_s, took_s, pulled_s - arrived_s + timing.latency_s)
+        yield Arrival(j, t, answered_s, took_s, pulled_s - arrived_s + timing.latency_s)
         if t < T:
             heappush(under_way, following(j, t, pulled_s))

@@ -32,11 +32,11 @@ GROWTH = 8  # the most by which the number of updates between two meetings grows
 
 
 class Keeper:
-    """Saves checkpoints of one run in `folder`, and stops it at a signal or limit_s seconds after began_s.
+    """Saves checkpoints of one run in `folder`, and stops it at a signal or at a time limit.
 
     The run is saved before it stops. every_s, every_steps: seconds and updates between two
-    checkpoints (both None: save only before a stop). record: the run file on rank 0. began_s: by the
-    clock `monotonic`, now by default.
+    checkpoints (both None: save only before a stop). record: the run file on rank 0. limit_s: the
+    seconds after began_s, which is a time of the clock `monotonic`, now by default.
     """
 
     def __init__(

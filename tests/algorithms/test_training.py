@@ -120,7 +120,10 @@ def qsgd(bits=8, bucket=512):
     def uniforms(t, j):
         return generator(0, j, t, Stream.ROUNDING).random(D, np.float32).astype(np.float64)
 
-    return lambda s, T, gamma: oracle.qsgd(s, T, gamma, uniforms, bits, bucket)
+    def again(t):
+        return generator(0, 0, t, Stream.MEAN_ROUNDING).random(D, np.float32).astype(np.float64)
+
+    return lambda s, T, gamma: oracle.qsgd(s, T, gamma, uniforms, again, bits, bucket)
 
 
 def block_step(a, w_tilde, v, mu, nesterov):

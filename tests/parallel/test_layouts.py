@@ -8,15 +8,19 @@ import uuid
 import numpy as np
 import pytest
 from mpi import call, marked, run, train_all
+from mpi4py import MPI
 from samples import D
 
 import localavg.parallel.transport.mpi
 from localavg.errors import UserError
 from localavg.files.record import CLUSTER, WORLD
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.layout import Layout
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.shared import SharedMemory
+from localavg.parallel.wires.int8 import Int8
 from localavg.scope import Scope
+from localavg.streams import Stream, uniform
 
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
 n = 203  # entries in a row of the closed forms
@@ -50,15 +54,52 @@ def closed(P):
     return np.outer(np.arange(1, P + 1), np.arange(1, n + 1)).astype(np.float32)
 
 
+class Wire:
+    """A communicator that counts the bytes which it is given for other ranks."""
+
+    def __init__(self, comm):
+        self.comm, self.nbytes = comm, 0
+
+    def __getattr__(self, name):
+        return getattr(self.comm, name)
+
+    def Alltoallv(self, sent, received):
+        self.nbytes += sum(sent[1]) - sent[1][self.comm.rank]
+        self.comm.Alltoallv(sent, received)
+
+    def Allgatherv(self, mine, everyone):
+        self.nbytes += mine.nbytes
+        self.comm.Allgatherv(mine, everyone)
+
+
+CODE = Int8(7, 8)  # buckets of 8 of n columns
+
+
+def coded(how, fleet, mine):
+    """The rows of this rank after a coded mean; the bytes that are said, and that were sent."""
+
+    def draws(l, start, stop):
+        return uniform(3, fleet.learners[l], 1, Stream.ROUNDING, start, stop)
+
+    def again(start, stop):
+        return uniform(3, 0, 1, Stream.MEAN_ROUNDING, start, stop)
+
+    w, world = mine.copy(), how.world
+    how.world = Wire(world)
+    how.coded_mean_(w, CODE, draws, again)
+    how.world, sent = world, how.world.nbytes
+    return w, how.coded_bytes(n, CODE), sent
+
+
 def averaged(world, settings):
     """On every rank: its rows after each kind of average and what else the transport gives, for
     every setting.
     """
-    found, chunk = [], localavg.parallel.transport.mpi.CHUNK
+    mpi = localavg.parallel.transport.mpi
+    found, chunk, most = [], mpi.CHUNK, mpi.MOST_BYTES
     for name, P, S, ranks_per_node in settings:
-        localavg.parallel.transport.mpi.CHUNK = (
-            64 if name == "chunks" else chunk
-        )  # four calls a row
+        # four calls a row
+        mpi.CHUNK, mpi.MOST_BYTES = (64, 2 * 64 * (P or 4)) if name == "chunks" else (chunk, most)
         fleet = Fleet(world, P, ranks_per_node)
         how = TRANSPORTS[name](fleet, S)
         mine = closed(fleet.P)[fleet.learners.start : fleet.learners.stop]  # [L, n]
@@ -70,11 +111,7 @@ def averaged(world, settings):
                 got[scope, variance] = how.mean_(w, scope, variance), w.copy()
         w[...] = mine
         got["mean"], got["variance"] = how.mean(w).copy(), how.variance(w)
-        got["gather"] = (
-            how.gather(mine),
-            how.gather((mine % 100).astype(np.int8)),
-            how.gather(mine[:, :1]),
-        )
+        got["coded"], got["coded bytes"], got["sent"] = coded(how, fleet, mine)
         got["untouched"] = np.array_equal(w, mine)
         part = w[:, 3:50]
         got["part"] = how.mean_(part, Scope.WORLD), w.copy()
@@ -156,13 +193,28 @@ def test_the_variance_is_that_about_the_mean_of_those_who_average(means):
 
 
 @everywhere
-def test_gather_gives_everyones_rows_in_order_on_every_rank(means):
+def test_a_coded_mean_has_the_same_bits_in_every_layout(means):
     for name, P, _, got in means:
-        for g in got:
-            rows, bytes_, column = g["gather"]
-            assert np.array_equal(rows, closed(P)) and rows.dtype == np.float32, name
-            assert np.array_equal(bytes_, closed(P) % 100) and bytes_.dtype == np.int8, name
-            assert np.array_equal(column, closed(P)[:, :1]), name
+        alone = Fleet(MPI.COMM_SELF, P)
+        wanted = coded(HostMPI(alone), alone, closed(P))[0]
+        assert np.array_equal(stack(got, "coded"), wanted), name
+
+
+@everywhere
+def test_a_coded_mean_is_near_the_mean(means):
+    for name, P, _, got in means:
+        rows, (mean, *_) = stack(got, "coded"), clusters_mean(P, P)
+        norms = np.array([np.linalg.norm(closed(P)[:, i : i + 8], axis=1) for i in range(0, n, 8)])
+        step = np.repeat(norms.max(axis=1) / 7, 8)[:n]  # of the coarsest row's levels
+        assert (np.abs(rows - mean) <= 2.1 * step).all(), name
+
+
+@everywhere
+def test_bytes_of_a_coded_mean_are_those_sent_and_a_quarter_of_floats(means):
+    for name, P, _, got in means:
+        assert [sum(g["coded bytes"]) for g in got] == [g["sent"] for g in got], name
+        if P == len(got) > 1:
+            assert sum(g["sent"] for g in got) == P * CODE.nbytes(n), name
 
 
 @everywhere
@@ -421,34 +473,40 @@ def test_the_run_file_tells_the_layout(layout):
 
 # ------------------------------------------------------------------------------------------------ w
 
-MPI, SHARED, NODES = "--transport mpi", "--transport shared", "--ranks-per-node 2"
-VECTOR, CODES = (
-    4 * D,
-    D + 4 * -(-D // 8),
-)  # bytes of a float32 vector; of an int8 an entry and a float32 a bucket of 8
+BY_MPI, SHARED, NODES = "--transport mpi", "--transport shared", "--ranks-per-node 2"
+VECTOR = 4 * D  # bytes of a float32 vector
+ENDS = [min(D, -(-D // 8) * r // 3 * 8) for r in range(4)]  # slices of whole buckets of 8
+A, B, C = (b - a + 4 * -(-(b - a) // 8) for a, b in zip(ENDS, ENDS[1:], strict=False))
+CODES = A + B + C  # bytes of an int8 an entry and a float32 a bucket, in the slices of three ranks
 # six learners, or as many as it says, on three ranks: (options, {scope: (payload bytes within
 # nodes, across nodes)})
+COUNTS = Layout(7, (0, 0, 0)).counts
+SEVEN = CODES + sum((7 - count) * size for count, size in zip(COUNTS, (A, B, C), strict=True))
 BYTES = {
-    "one node": (f"kavg --K 2 {MPI}", {WORLD: (3 * VECTOR, 0)}),
-    "two nodes": (f"kavg --K 2 {MPI} {NODES}", {WORLD: (0, 3 * VECTOR)}),
-    "gradients": (f"sync {MPI} {NODES}", {WORLD: (0, 3 * VECTOR)}),
+    "one node": (f"kavg --K 2 {BY_MPI}", {WORLD: (3 * VECTOR, 0)}),
+    "two nodes": (f"kavg --K 2 {BY_MPI} {NODES}", {WORLD: (0, 3 * VECTOR)}),
+    "gradients": (f"sync {BY_MPI} {NODES}", {WORLD: (0, 3 * VECTOR)}),
     # clusters of 3 on ranks 0, 1 and on ranks 1, 2: four contributions
     "clusters": (
-        f"hieravg --K1 1 --K2 3 --S 3 {MPI}",
+        f"hieravg --K1 1 --K2 3 --S 3 {BY_MPI}",
         {CLUSTER: (4 * VECTOR, 0), WORLD: (3 * VECTOR, 0)},
     ),
     "clusters across": (
-        f"hieravg --K1 1 --K2 3 --S 3 {MPI} {NODES}",
+        f"hieravg --K1 1 --K2 3 --S 3 {BY_MPI} {NODES}",
         {CLUSTER: (2 * VECTOR, 2 * VECTOR), WORLD: (0, 3 * VECTOR)},
     ),
     "clusters inside": (
-        f"hieravg --K1 1 --K2 3 --S 2 {MPI} {NODES}",
+        f"hieravg --K1 1 --K2 3 --S 2 {BY_MPI} {NODES}",
         {CLUSTER: (0, 0), WORLD: (0, 3 * VECTOR)},
     ),
-    "quantised": (f"qsgd --bucket 8 {MPI}", {WORLD: (6 * CODES, 0)}),
-    "quantised across": (f"qsgd --bucket 8 {MPI} {NODES}", {WORLD: (0, 6 * CODES)}),
-    "seven": (f"kavg --K 2 --learners 7 {MPI}", {WORLD: (3 * VECTOR, 0)}),
-    "seven quantised": (f"qsgd --bucket 8 --learners 7 {MPI}", {WORLD: (7 * CODES, 0)}),
+    # two learners' slices to each of two other ranks, and the mean's slice to all
+    "quantised": (f"qsgd --bucket 8 {BY_MPI}", {WORLD: (2 * 2 * CODES + CODES, 0)}),
+    "quantised across": (
+        f"qsgd --bucket 8 {BY_MPI} {NODES}",
+        {WORLD: (2 * A + 2 * B, 2 * (A + B) + 4 * C + CODES)},
+    ),
+    "seven": (f"kavg --K 2 --learners 7 {BY_MPI}", {WORLD: (3 * VECTOR, 0)}),
+    "seven quantised": (f"qsgd --bucket 8 --learners 7 {BY_MPI}", {WORLD: (SEVEN, 0)}),
     "shared": (f"kavg --K 2 {SHARED}", {WORLD: (3 * VECTOR, 0)}),
     # ranks 0 and 1 share a node and send half a vector each, rank 2 both halves
     "shared across": (f"kavg --K 2 {SHARED} {NODES}", {WORLD: (2 * VECTOR, 2 * VECTOR)}),

@@ -401,9 +401,9 @@ def quantise(g, u, bits=8, bucket=512):
     return decoded
 
 
-def qsgd(setup, T, gamma, uniforms, bits=8, bucket=512):
-    """adpsgd section IV: `sync` on quantised gradients. uniforms(t, j) is learner j's array of
-    length d at update t.
+def qsgd(setup, T, gamma, uniforms, again, bits=8, bucket=512):
+    """adpsgd section IV: `sync` on quantised gradients, whose mean is quantised again. uniforms(t,
+    j) is learner j's array of length d at update t, again(t) the one for the mean.
     """
     w = np.zeros(setup.X.shape[1])
     state = fresh_state(len(w))
@@ -413,6 +413,7 @@ def qsgd(setup, T, gamma, uniforms, bits=8, bucket=512):
             quantise(learner_gradient(setup, j, w), uniforms(t, j), bits, bucket)
             for j in range(setup.P)
         ]
-        w, state = local_step(w, mean(decoded), state, gamma(t), setup.optimiser, setup.m)
+        g = quantise(mean(decoded), again(t), bits, bucket)
+        w, state = local_step(w, g, state, gamma(t), setup.optimiser, setup.m)
         averages.append((t, "global"))
     return w, averages
