@@ -116,12 +116,12 @@ class Averager:
         self._averaging = self._averages(torch_state)
         self._averaging.begin(math.nan)
 
-    def _start_equal_(self, averaged: Mapping[str, Tensor]) -> None:
-        """Set the row of the averaged tensors, and the other buffers, to those of rank 0."""
+    def _start_equal_(self, tensors: Mapping[str, Tensor]) -> None:
+        """Set the row of these tensors, and the buffers that are not in it, to those of rank 0."""
         world = self.fleet.world
         world.Bcast(self.flat.w[0])
         for name, b in self.model.named_buffers():
-            if name not in averaged:
+            if name not in tensors:
                 b.copy_(world.bcast(b))
 
     def _averages(self, state: TorchState) -> Averaging:

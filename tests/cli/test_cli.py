@@ -88,7 +88,7 @@ def test_an_option_of_an_algorithm_has_no_name_of_a_setting():
 
 
 def test_settings_know_which_algorithms_are_asynchronous():
-    assert set(config.ASYNCHRONOUS) == set(algorithms.ASYNCHRONOUS)
+    assert set(config.settings.ASYNCHRONOUS) == set(algorithms.ASYNCHRONOUS)
 
 
 @pytest.mark.parametrize("name", config.TrainConfig.__dataclass_fields__)
