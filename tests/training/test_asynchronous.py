@@ -11,6 +11,7 @@ import math
 import shutil
 import threading
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import h5py
@@ -350,22 +351,15 @@ def test_a_machine_is_fitted_from_what_a_run_recorded():
 
     def made(d):
         clock = Synchronous(truth, 2, 7, averages(truth, 2, 4 * d))
-        rows = []
+        rows, events = [], []
         for t in range(8, 4001, 8):
             clock.advance(t)
-            clock.average(Scope.WORLD)
-            rows.append(
-                {
-                    "t": t,
-                    "wall_s": clock.wall_s,
-                    "communicate_s": clock.communicate_s,
-                    "wait_s": clock.wait_s,
-                }
-            )
+            events.append((t, *clock.average(Scope.WORLD)))
+            rows.append({"t": t, "compute_s": clock.compute_s, "data_s": 0.0})
         return SimpleNamespace(
             path="made.h5",
             train=pd.DataFrame(rows),
-            averages=pd.DataFrame({"t": range(8, 4001, 8)}),
+            averages=pd.DataFrame(events, columns=["t", "seconds", "wait_s"]),
             config={"d": d, "simulate": False},
             provenance={"ranks": 2, "learners_per_rank": 1},
         )
@@ -774,11 +768,17 @@ def greedy(world):
         def Recv(self, buffer, source, tag):
             here.remove(tag)
 
-    served = FirstServer._in_order(
-        SimpleNamespace(roles=SimpleNamespace(notes=Notes()), replay=None, nap=Nap())
-    )
+    class Served(FirstServer):
+        def __init__(self):
+            self.roles = SimpleNamespace(notes=Notes(), servers=range(1, 2))
+            self.replay, self.nap = None, Nap()
+            self._notes, self._parts, self._coming = {}, Counter(), {}
+
+        def arrived(self):
+            return sorted(here)  # with their notes
+
     order = []
-    for j, _ in served:
+    for j, _ in Served()._in_order():
         order.append(j)
         here |= {j}
         if len(order) == 30:
