@@ -2,9 +2,10 @@
 NumPy's, streams that keep count, and kernels whose CUDA text is compiled by the host's C++
 compiler.
 
-Copies between device and pinned memory happen only when somebody waits for their stream, so that a
-missing wait gives wrong numbers; `log` has what was queued and waited for, in order. It says
-nothing about the speed or the faults of a GPU.
+Kernels and copies happen only when somebody waits for their stream, the main one too, so that a
+missing wait gives wrong numbers; `log` has what was queued and waited for, in order. NCCL's sums
+happen when they are queued, after all that was queued before. It says nothing about the speed or
+the faults of a GPU.
 """
 
 import ctypes
@@ -39,11 +40,15 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         raise TypeError("Implicit conversion to a NumPy array is not allowed")
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **how):
-        null.queue(ufunc.__name__)
-        if out is not None:
-            how["out"] = tuple(map(_inside, out))
-        result = getattr(ufunc, method)(*map(_inside, inputs), **how)
-        return out[0] if out is not None else ndarray(np.asarray(result))
+        inputs = [*map(_inside, inputs)]
+        call = getattr(ufunc, method)
+        if out is None:  # zeros tell the shape and the type of the result
+            empty = [np.zeros_like(x) if isinstance(x, np.ndarray) else x for x in inputs]
+            with np.errstate(all="ignore"):
+                out = (ndarray(np.array(call(*empty, **how))),)
+        memory = tuple(map(_inside, out))
+        null.queue(ufunc.__name__, lambda: call(*inputs, out=memory, **how))
+        return out[0]
 
     def __len__(self):
         return len(self.x)
@@ -52,23 +57,23 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         return (self[i] for i in range(len(self)))
 
     def __getitem__(self, key):
-        return ndarray(self.x[key] if np.ndim(self.x[key]) else np.asarray(self.x[key]))
+        keys = key if isinstance(key, tuple) else (key,)
+        return ndarray(self.x[(*keys, ...)])
 
     def __setitem__(self, key, value):
-        null.queue("fill")
-        self.x[key] = _inside(value)
+        value = _inside(value)
+        null.queue("fill", lambda: self.x.__setitem__(key, value))
 
     def __float__(self):
         null.synchronize()
         return float(self.x)
 
     def copy(self):
-        null.queue("copy")
-        return ndarray(self.x.copy())
+        return _later("copy", np.empty_like(self.x), self.x.copy)
 
     def sum(self, *args, **how):
-        null.queue("sum")
-        return ndarray(np.asarray(self.x.sum(*args, **how)))
+        like = np.asarray(np.zeros_like(self.x).sum(*args, **how))
+        return _later("sum", like, lambda: self.x.sum(*args, **how))
 
     def tolist(self):
         return self.get().tolist()
@@ -84,6 +89,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         assert type(value) is np.ndarray and value.dtype == self.dtype and value.shape == self.shape
         if not (self.x.flags.c_contiguous or self.x.flags.f_contiguous):
             raise RuntimeError("Cannot set to non-contiguous array")
+        null.run_all()
         self.x[...] = value
 
 
@@ -91,6 +97,12 @@ def _inside(value):
     if isinstance(value, np.ndarray) and value.ndim:
         raise TypeError("a NumPy array among device arrays")
     return value.x if isinstance(value, ndarray) else value
+
+
+def _later(what, memory, values):
+    """An array in this memory, to which the values are written when the main stream comes to it."""
+    null.queue(what, lambda: memory.__setitem__(..., values()))
+    return ndarray(memory)
 
 
 def zeros(shape, dtype=float):
@@ -123,12 +135,7 @@ class Stream:
 
     def queue(self, what, work=lambda: None):
         log.append((self.name, what))
-        if (
-            self is null
-        ):  # whose work is done by the caller, at once: what it was told to wait for comes first
-            self.run(self.done + len(self.pending))
-        else:
-            self.pending.append(work)
+        self.pending.append(work)
         self.dirty = True
 
     def record(self):
@@ -143,9 +150,12 @@ class Stream:
             self.done += 1
             work()
 
+    def run_all(self):
+        self.run(self.done + len(self.pending))
+
     def synchronize(self):
         log.append((self.name, "synchronize"))
-        self.run(self.done + len(self.pending))
+        self.run_all()
         self.dirty = False
 
 
@@ -185,6 +195,7 @@ class NcclCommunicator:
         assert x == out and (dtype, op) == (7, 0) and n < 2**31 - 1
         null.queue("allReduce")
         assert Stream.known[stream] is null
+        null.run_all()
         self.comm.Allreduce(
             MPI.IN_PLACE,
             np.ctypeslib.as_array(ctypes.cast(x, ctypes.POINTER(ctypes.c_float)), (n,)),
@@ -295,7 +306,9 @@ class ElementwiseKernel:
 
     def __call__(self, *given):
         assert len(given) == len(self.params)
-        null.queue(self.name)
+        null.queue(self.name, lambda: self.work(*given))
+
+    def work(self, *given):
         args, back, kept, size = [], [], [], None
         for ((*kind, _), value), k in zip(
             zip(self.params, given, strict=True), range(len(given)), strict=True
@@ -327,13 +340,11 @@ expm1, logaddexp, negative = np.expm1, np.logaddexp, np.negative  # ufuncs, whic
 
 
 def copyto(to, x):
-    null.queue("copyto")
-    to.x[...] = x.x
+    null.queue("copyto", lambda: to.x.__setitem__(..., x.x))
 
 
 def dot(a, b, out):
-    null.queue("dot")
-    np.dot(a.x, b.x, out=out.x)
+    null.queue("dot", lambda: np.dot(a.x, b.x, out=out.x))
     return out
 
 
@@ -342,11 +353,10 @@ def empty(shape, dtype=float):
 
 
 def take(a, indices, axis=None, out=None):
-    null.queue("take")
-    out.x[...] = np.take(a.x, _inside(indices), axis=axis)
+    null.queue("take", lambda: out.x.__setitem__(..., np.take(a.x, _inside(indices), axis=axis)))
     return out
 
 
 def stack(arrays):
-    null.queue("stack")
-    return ndarray(np.stack([a.x for a in arrays]))
+    like = np.stack([a.x for a in arrays])
+    return _later("stack", np.empty_like(like), lambda: np.stack([a.x for a in arrays]))

@@ -1,7 +1,6 @@
 """Where the time of a run goes: computing, communicating and waiting, measured against sleeps."""
 
 import time
-from statistics import median
 
 import pytest
 from mpi import call
@@ -133,4 +132,4 @@ def test_a_server_is_not_held_up_by_a_learner_that_computes(tmp_path):
     sends only while the rank calls it.
     """
     *_, seconds = call(3, held_up, str(tmp_path), env=TCP)
-    assert len(seconds) == 4 * 5 and median(seconds) < SLOW_S / 5
+    assert len(seconds) == 4 * 5 and sum(s > SLOW_S / 2 for s in seconds) <= 2
