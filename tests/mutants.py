@@ -30,16 +30,19 @@ ALGORITHMS = {
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
-    name: f"localavg/parallel/transport/{name}.py" for name in ("lanes", "slots", "shared", "mpi")
+    name: f"localavg/parallel/transport/{name}.py"
+    for name in ("lanes", "slots", "shared", "mpi", "staged")
 }
-TRAINING = {name: f"localavg/training/{name}.py" for name in ("averaging", "monitor", "resume")}
+TRAINING = {
+    name: f"localavg/training/{name}.py" for name in ("averaging", "monitor", "resume", "stopwatch")
+}
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange"),
         "learner": ("sampling",),
-        "parallel": ("transport", "late_ranks"),
-        "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged"),
+        "parallel": ("transport", "late_ranks", "gpu_logic"),
+        "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
     }.items()
     for name in names
 }
@@ -57,6 +60,8 @@ class Mutant(NamedTuple):
 
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bits"
+WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
+ON_DEVICE = f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once"
 DIVIDED = f"{TESTS['transport']}::test_a_sum_is_divided_by_the_learners_not_by_the_ranks"
 FIRST_BARRIER = """\
             self.here.Barrier()  # everyone's rows are ready
@@ -133,9 +138,9 @@ MUTANTS = [
     ),
     Mutant(
         "rounding to the nearest level in QSGD",
-        ALGORITHMS["qsgd"],
-        "levels = np.floor(np.abs(g) * _spread(scale, bucket, len(g)) + u)",
-        "levels = np.rint(np.abs(g) * _spread(scale, bucket, len(g)))",
+        "localavg/parallel/wires/int8.py",
+        "levels = np.floor(np.abs(x) * self._spread(scale, len(x)) + u)",
+        "levels = np.rint(np.abs(x) * self._spread(scale, len(x)))",
         f"{TESTS['exchange']}::test_rounding_by_hand",
     ),
     # how a mean travels
@@ -268,6 +273,85 @@ MUTANTS = [
         "        reply *= self.alpha\n        center += reply",
         "        reply *= self.alpha",
         f"{TESTS['asynchronous']}::test_an_elastic_exchange_conserves_the_sum",
+    ),
+    # where the time goes
+    Mutant(
+        "data counted as computing",
+        TRAINING["stopwatch"],
+        "        self.seconds[name] += seconds\n        self._last += seconds",
+        "        self._last += 0",
+        WAITS,
+    ),
+    Mutant(
+        "communication is the maximum over ranks",
+        TRAINING["monitor"],
+        "fastest, MPI.MIN)",
+        "fastest, MPI.MAX)",
+        WAITS,
+    ),
+    Mutant(
+        "S counted as communication",
+        TRAINING["monitor"],
+        'self.clock.book("compute", self.transport.take_spread_s())',
+        "self.transport.take_spread_s()",
+        WAITS,
+    ),
+    Mutant(
+        "the evaluation counted in wall_s",
+        TRAINING["monitor"],
+        """            self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
+        self.clock.lap("outside")""",
+        """            self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
+        self.clock.lap("compute")""",
+        f"{TESTS['monitor']}::test_the_next_row_does_not_count_the_evaluation",
+    ),
+    Mutant(
+        "meetings forgotten at resume",
+        TRAINING["monitor"],
+        '        self.clock.meetings[:] = state["meetings"].tolist()\n',
+        '        self.clock.meetings[:] = [0.0] * len(state["meetings"])\n',
+        f"{TESTS['monitor']}::test_a_resumed_run_counts_what_was_before_it",
+    ),
+    Mutant(
+        "settle dropped before a lap",
+        TRAINING["monitor"],
+        """        self.transport.settle()
+        self.clock.met()
+
+    def begin""",
+        """        self.clock.met()
+
+    def begin""",
+        f"{TESTS['monitor']}::test_queued_work_is_waited_for_before_its_time_is_taken",
+    ),
+    Mutant(
+        "a copy that does not wait for its buffer",
+        TRANSPORT["staged"],
+        "                self.down.wait_event(returned[k - 2])  # the buffer is free",
+        "                pass",
+        ON_DEVICE,
+    ),
+    Mutant(
+        "a copy that does not wait for the kernels",
+        TRANSPORT["staged"],
+        "        self.down.wait_event(main.record())",
+        "        main.record()",
+        ON_DEVICE,
+    ),
+    # what travels coded
+    Mutant(
+        "the mean coded with a learner's draws",
+        ALGORITHMS["qsgd"],
+        "uniform(self.seed, 0, t, Stream.MEAN_ROUNDING, start, stop)",
+        "uniform(self.seed, 0, t, Stream.ROUNDING, start, stop)",
+        f"{TESTS['exchange']}::test_rounding_is_drawn_anew_by_learner_step_and_seed_and_for_the_mean",
+    ),
+    Mutant(
+        "draws of a slice from its own beginning",
+        "localavg/streams.py",
+        "    bits.advance(start // DRAWN)\n",
+        "",
+        f"{TESTS['exchange']}::test_any_part_of_the_draws_is_the_part_of_all",
     ),
 ]
 

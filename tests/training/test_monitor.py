@@ -1,0 +1,154 @@
+"""What a row of /train says of the time, by hand: this rank's clock is moved, the other rank's
+numbers are given.
+"""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from mpi4py import MPI
+
+from localavg.scope import Scope
+from localavg.training import stopwatch
+from localavg.training.monitor import Monitor
+
+
+class Clock:
+    """A clock that stands still until it is moved."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+
+class Pair:
+    """The communicator of two ranks: `meetings` are the other's, whose computing takes 7 s and
+    whose data 1 s in all.
+    """
+
+    rank, size = 0, 2
+
+    def __init__(self, meetings, clock):
+        self.meetings, self.clock = meetings, clock
+
+    def Barrier(self):
+        self.clock.now += 0.25
+
+    def allreduce(self, x):
+        return 2 * x
+
+    def Allreduce(self, place, x, op=MPI.SUM):
+        if op == MPI.MIN:  # the first loss that is not finite, and the meetings
+            x[1:] = self.fastest = np.minimum(x[1:], self.meetings)
+        else:  # loss, wall clock, computing, data, waits
+            x += [3.0, 13.0, 7.0, 1.0, *(np.array(self.meetings) - self.fastest)]
+
+
+class Rows(list):
+    """A run file that keeps its rows."""
+
+    def append(self, group, **row):
+        super().append((group, row))
+
+    def flush(self):
+        pass
+
+
+class Evaluator:
+    """Takes 50 s."""
+
+    def __init__(self, clock):
+        self.clock = clock
+
+    def row(self, w):
+        self.clock.now += 50
+        return dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), 0.5)
+
+
+def made(clock, world, rows):
+    fleet = SimpleNamespace(world=world, P=2, L=1, ranks=2, learners=range(1))
+    transport = SimpleNamespace(settle=lambda: None, take_spread_s=lambda: 0.5, mean=lambda w: w)
+    length = SimpleNamespace(T=9, B=4, P=2, epoch=10.0, log_every=3, eval_every=3)
+    payload = SimpleNamespace(handed_over=lambda scope: (8, 0))
+    monitor = Monitor(fleet, transport, Evaluator(clock), rows, length, payload)
+    monitor.progress = SimpleNamespace(step=lambda *_: None, evaluated=lambda *_: None)
+    return monitor
+
+
+def work(monitor, clock):
+    """Three updates with an average, in which this rank is early by 2 s and computes S for 0.5."""
+    clock.now += 4  # of which 1.5 for data
+    monitor.clock.book("data", 1.5)
+    monitor.begin_average()
+    clock.now += 3.5
+    monitor.averaged(3, Scope.WORLD, 1.0)
+    monitor.losses += [1.0, 1.0, 1.0]
+
+
+def report(monitor, clock):
+    clock.now += 1
+    monitor.report(3, 0.1, None)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(stopwatch, "perf_counter", clock)
+    return clock
+
+
+def check(rows):
+    """Meetings: the average (ours 3 s, the other's 1 s), and the barrier (ours 0.25, theirs 0.75)."""
+    (train,) = [row for group, row in rows if group == "train"]
+    (average,) = [row for group, row in rows if group == "averages"]
+    (evaluation,) = [row for group, row in rows if group == "eval"]
+    assert train["compute_s"] == (4 - 1.5 + 0.5 + 1 + 7) / 2
+    assert train["data_s"] == (1.5 + 1) / 2
+    assert train["communicate_s"] == 1 + 0.25
+    assert train["wait_s"] == (2 + 0.5) / 2
+    assert train["wall_s"] == evaluation["wall_s"] == (4 + 3.5 + 1 + 0.25 + 13) / 2
+    assert (average["seconds"], average["wait_s"]) == (1, 1)
+    assert train["loss"] == (3 + 3) / 6
+
+
+def test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come(clock):
+    rows = Rows()
+    monitor = made(clock, Pair([1.0, 0.75], clock), rows)
+    work(monitor, clock)
+    report(monitor, clock)
+    check(rows)
+
+
+def test_the_next_row_does_not_count_the_evaluation(clock):
+    monitor = made(clock, Pair([1.0, 0.75], clock), Rows())
+    work(monitor, clock)
+    before = clock.now
+    report(monitor, clock)
+    assert clock.now - before > 50 and monitor.clock.wall_s == 4 + 3.5 + 1 + 0.25
+
+
+def test_a_resumed_run_counts_what_was_before_it(clock):
+    first = made(clock, Pair([1.0, 0.75], clock), Rows())
+    work(first, clock)
+    state = {name: np.array(value) for name, value in first.state_dict().items()}
+    clock.now += 1000
+    rows = Rows()
+    monitor = made(clock, Pair([1.0, 0.75], clock), rows)
+    monitor.load_state_dict(state)
+    report(monitor, clock)
+    check(rows)
+
+
+def test_queued_work_is_waited_for_before_its_time_is_taken(clock):
+    """On a GPU: the work lasts until somebody waits for it."""
+    monitor = made(clock, Pair([], clock), Rows())
+
+    def settle():
+        clock.now += 2
+
+    monitor.transport.settle = settle
+    monitor.computed()
+    monitor.met()
+    assert monitor.clock.seconds["compute"] == 2 and monitor.clock.meetings == [2]
