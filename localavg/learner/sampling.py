@@ -74,6 +74,8 @@ class Block(Sampler):
         return [self._block(start) for start in random.integers(0, self.n, self.length).tolist()]
 
     def _block(self, start: int) -> Batch:
+        if self.B == self.n:
+            return slice(0, self.n)
         if start + self.B <= self.n:
             return slice(start, start + self.B)
         return np.arange(start, start + self.B) % self.n

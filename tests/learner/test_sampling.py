@@ -95,8 +95,9 @@ def test_streams_keep_their_numbers_or_old_runs_could_not_be_repeated():
         "IMAGES",
         "NETWORK",
         "TIMES",
+        "MEAN_ROUNDING",
     ]
-    assert list(map(int, sorted(Stream))) == [0, 1, 2, 3, 4]
+    assert list(map(int, sorted(Stream))) == [0, 1, 2, 3, 4, 5]
 
 
 @pytest.mark.parametrize("kind", ["iid", "block"])
@@ -212,21 +213,28 @@ def test_only_shards_of_exactly_b_rows_are_taken_whole():
 
 
 def test_a_block_is_consecutive_rows_anywhere_with_equal_chances():
-    """χ² over the 9 places of a block of 4 in 12 rows, and over the joint places of two steps. Errs
-    with 1e-6 each.
+    """χ² over the 12 places of a block of 4 in 12 rows, and over the joint places of two steps.
+    Errs with 1e-6 each.
     """
     sampler = SAMPLERS["block"](12, 2, 4, seed=0)
-    batches = [[sampler.batch(j, t) for t in range(1, 3001)] for j in range(2)]
-    assert all(
-        type(b) is slice and b.stop - b.start == 4 and b.step is None
-        for row in batches
-        for b in row
-    )
-    starts = np.array([[b.start for b in row] for row in batches])  # [P, steps]
-    assert (starts.min(), starts.max()) == (0, 8)
-    assert uniform(np.bincount(starts[0], minlength=9))
-    assert uniform(np.bincount(starts[0] * 9 + starts[1], minlength=81))
-    assert uniform(np.bincount(starts[0, :-1] * 9 + starts[0, 1:], minlength=81))
+    batches = [[rows(sampler.batch(j, t)) for t in range(1, 3001)] for j in range(2)]
+    starts = np.array([[b[0] for b in row] for row in batches])  # [P, steps]
+    assert (np.array(batches) == (starts[..., None] + np.arange(4)) % 12).all()
+    assert uniform(np.bincount(starts[0], minlength=12))
+    assert uniform(np.bincount(starts[0] * 12 + starts[1], minlength=144))
+    assert uniform(np.bincount(starts[0, :-1] * 12 + starts[0, 1:], minlength=144))
+
+
+def test_every_row_is_as_likely_as_any_other_in_a_block():
+    sampler = SAMPLERS["block"](40, 1, 30, seed=0)
+    drawn = np.concatenate([rows(sampler.batch(0, t)) for t in range(1, 3001)])
+    counts = np.bincount(drawn, minlength=40)
+    assert counts == pytest.approx(np.full(40, counts.mean()), rel=0.05)
+
+
+def test_a_block_inside_the_data_is_a_view():
+    sampler = SAMPLERS["block"](1000, 1, 4, seed=0)
+    assert sum(type(sampler.batch(0, t)) is slice for t in range(1, 101)) > 90
 
 
 def test_a_block_of_all_rows_is_all_rows():

@@ -9,6 +9,8 @@ from unittest import mock
 import pytest
 from mpi import call, run
 
+from localavg.parallel.fleet import _reserved, _shared_file
+
 # --------------------------------------------------------------------------------------- what needs
 
 SIZES = [  # (environment, ranks that MPI sees, words of the error or None)
@@ -143,6 +145,7 @@ def on_four_ranks(world):
     from localavg.parallel.fleet import Fleet
 
     seen = {"nodes": {}}
+    seen["sharing"] = {n: Fleet(world, 12, n).sharing for n in (None, 1, 2, 3)}
     for n in NODES:
         fleet = Fleet(world, ranks_per_node=n)
         seen["nodes"][n] = fleet.node_of, fleet.nodes, fleet.node.rank, fleet.node.size
@@ -192,6 +195,37 @@ def test_artificial_nodes(four_ranks, n):
     node_of, place, ranks = NODES[n]
     for r, seen in enumerate(four_ranks):
         assert seen["nodes"][n] == (tuple(node_of), max(node_of) + 1, place[r], ranks[r])
+
+
+def test_the_learners_of_all_artificial_nodes_share_the_memory_of_one_machine(four_ranks):
+    """A rank alone on its node shares nothing: with three ranks a node that is the fourth."""
+    assert all(seen["sharing"] == {None: 12, 1: 0, 2: 12, 3: 9} for seen in four_ranks)
+
+
+def test_shared_memory_is_reserved_and_not_promised():
+    path = _reserved(3_000_000, "/dev/shm")
+    try:
+        assert os.stat(path).st_blocks * 512 >= 3_000_000
+    finally:
+        os.unlink(path)
+
+
+def test_where_shared_memory_has_no_room_a_file_is_shared(monkeypatch, tmp_path, capsys):
+    """Whoever takes the room after it was looked at: the reservation decides."""
+    really = os.posix_fallocate
+
+    def full(handle, start, nbytes):
+        if os.readlink(f"/proc/self/fd/{handle}").startswith("/dev/shm"):
+            raise OSError(28, "No space left on device")
+        really(handle, start, nbytes)
+
+    before = set(os.listdir("/dev/shm"))
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    path = _shared_file(4096)
+    assert os.path.dirname(path) == str(tmp_path) and os.path.getsize(path) == 4096
+    assert "do not fit in /dev/shm" in capsys.readouterr().err
+    assert set(os.listdir("/dev/shm")) - before == set()
 
 
 def test_learners_lie_over_the_ranks_in_order(four_ranks):

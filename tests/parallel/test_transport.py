@@ -128,8 +128,22 @@ def test_a_sum_is_divided_by_the_learners_not_by_the_ranks(name, variance):
 def test_slots_divide_by_the_learners_not_by_the_ranks(P):
     rows = values(P, 1001, whole=True)
     w = rows.copy()
-    Slots(MPI.COMM_SELF, np.zeros((2, P, 1001), np.float32), slice(0, P)).way(w)()
+    copies = np.zeros((2, P, 1001), np.float32)
+    Slots(MPI.COMM_SELF, copies, slice(0, P), lambda rows, mean: 0.0).way(w)()
     assert np.array_equal(w, np.tile(ordered(rows), (P, 1)))
+
+
+@pytest.mark.parametrize("name", HOW)
+@pytest.mark.parametrize("how", ["mean_", "variance"])
+def test_S_of_many_equal_deviations_is_exact(name, how):
+    """8 M squares of one number, whose sum in float32 would stop growing: (2 · 2^-13)² / 4 each."""
+    n = 1 << 23
+    transport = HOW[name](Fleet(MPI.COMM_SELF, 2), None)
+    w = transport.zeros((2, n))
+    w[0], w[1] = 1 + 2**-13, 1 - 2**-13
+    S = transport.variance(w) if how == "variance" else transport.mean_(w, Scope.WORLD, True)
+    assert S == pytest.approx(n * 2**-26, rel=1e-12)
+    assert transport.take_spread_s() > 0 and transport.take_spread_s() == 0
 
 
 def long_run(world):
