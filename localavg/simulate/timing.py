@@ -101,11 +101,11 @@ def make(c: TrainConfig) -> Timing:
 def fit(runs: Sequence[record.Run]) -> Timing:
     """Fit the timing to measured synchronous runs of one learner a rank, such as K-AVG on 2 ranks.
 
-    step_s: computing and taking data, per update. step_cv: from the waiting; a
-    learner waits e_R · step_cv · step_s · √τ on average for the slowest of R over a period of τ
-    updates, e_R the mean of the largest of R standard normals. Latency and bandwidth: least squares
-    over the runs' mean times of an average; with runs of one size only, the latency is the default
-    and the bandwidth follows. service_s does not show in such runs and is the default. The first
+    step_s: computing and taking data, per update. step_cv: from the waiting for averages; a learner
+    waits e_R · step_cv · step_s · √τ on average for the slowest of R over a period of τ updates,
+    e_R the mean of the largest of R standard normals. Latency and bandwidth: least squares over the
+    runs' mean times of an average; with runs of one size only, the latency is the default and the
+    bandwidth follows. service_s does not show in such runs and is the default. The first
     row of /train, which contains the warm-up, is left out. Raises UserError for other runs.
     """
     base = Timing()

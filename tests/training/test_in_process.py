@@ -43,3 +43,13 @@ def test_a_run_is_the_oracles(algorithm, optimiser, shards, tmp_path, hooks):
     assert found.averages.t.tolist() == [t for t, _ in averages]
     assert found.averages.scope.tolist() == [scopes[scope] for _, scope in averages]
     assert averages[-1] == (T, "global")
+
+
+@pytest.mark.parametrize("algorithm", ["qsgd", "adpsgd --p-init 2 --Ks 20 --warmup 0"])
+def test_what_is_not_sent_is_no_communication(algorithm, tmp_path):
+    """QSGD's coding and ADPSGD's S are computing (adpsgd §IV-B)."""
+    out = tmp_path / "run.h5"
+    line = f"train {algorithm} --learners 4 --data epsilon-like:200x20000 --steps 40 --out {out}"
+    assert command_lines(MPI.COMM_WORLD, [line.split()]) == [0]
+    last = load(out).train.iloc[-1]
+    assert last.communicate_s + last.wait_s < 0.15 * last.wall_s
