@@ -11,11 +11,14 @@ import importlib
 import io
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 
 from localavg.__main__ import parser
 from localavg.cli import in_flags
 from localavg.errors import UserError
+
+parser = cache(parser)  # which takes as long to make as a short run to train
 
 
 def command_lines(world, lines):

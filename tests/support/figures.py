@@ -2,11 +2,12 @@
 
 import re
 import runpy
+from functools import cache
 
 import numpy as np
+from drive import parser
 from mpi import ROOT
 
-from localavg.__main__ import parser
 from localavg.cli.sweep import plan
 from localavg.files.record import WORLD, Record
 
@@ -94,6 +95,7 @@ def rows_of(config):
     }
 
 
+@cache
 def planned(script, scale="laptop", seeds=None):
     """The runs of a script's sweep, {name: settings}."""
     path = ROOT / "jobs" / "sweeps" / f"{SWEEPS[script]}.toml"

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
+from drive import parser
 from mpi import call, marked, run, train_all
 from samples import N
 
@@ -665,7 +666,6 @@ def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(w
 
 def told(world, lines, folder):
     """(status, line on stderr) of command lines in this process."""
-    from localavg.__main__ import parser
     from localavg.cli import in_flags
     from localavg.errors import UserError
 
