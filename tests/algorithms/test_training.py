@@ -549,7 +549,12 @@ def test_adalupa_goes_through_three_periods(expected):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CASES if name.startswith(("adpsgd", "qsgd", "adalupa-loss"))]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name in UNEVEN))
+        for name in CASES
+        if name.startswith(("adpsgd", "qsgd", "adalupa-loss"))
+    ],
 )
 def test_no_decision_hangs_on_rounding(name, datasets, expected):
     """Data moved by several float32 roundings give the same averages and weights: no comparison in
