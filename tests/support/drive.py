@@ -17,6 +17,7 @@ from pathlib import Path
 from localavg.__main__ import parser
 from localavg.cli import in_flags
 from localavg.errors import UserError
+from localavg.files import provenance
 
 parser = cache(parser)  # which takes as long to make as a short run to train
 
@@ -55,6 +56,8 @@ def main(folder, request, reply):
     """Do what REQUEST says."""
     from mpi4py import MPI  # here, because it starts MPI
 
+    # git and the packages' versions are asked once a process, not once a run
+    provenance._git, provenance._version = cache(provenance._git), cache(provenance._version)
     sys.path.append(folder)
     module, function, args = pickle.loads(Path(request).read_bytes())
     world = MPI.COMM_WORLD
