@@ -24,6 +24,7 @@ import pytest
 from drive import command_lines, told_of
 from mpi import MARK, ROOT, call, kill, marked, need, run
 from mpi4py import MPI
+from samples import write
 
 from localavg.config import TrainConfig, seconds
 from localavg.errors import UserError
@@ -186,40 +187,40 @@ def any_of(folder, *more, names=tuple(ANY)):
     ]
 
 
-@pytest.fixture(scope="module")
-def on_three(tmp_path_factory):
-    """The folder of runs that were stopped in the midst of a period on 3 ranks."""
-    folder = tmp_path_factory.mktemp("three")
-    assert call(3, stopped_at, any_of(folder), 13)[0] == [75] * len(ANY)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def on_one(on_three, tmp_path_factory):
-    """The folders of whole runs, and of those resumed, on one rank: one launch."""
-    whole, again = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("again")
-    shutil.copytree(on_three, again, dirs_exist_ok=True)
-    lines = any_of(whole) + any_of(again, "--resume")
+def on_three_and_one(make_folder, names):
+    """The folders of runs that were stopped in the midst of a period on 3 ranks; on one rank, in
+    one launch, of whole ones and of those resumed.
+    """
+    three, whole, again = (make_folder(name) for name in ("three", "whole", "again"))
+    assert call(3, stopped_at, any_of(three, names=names), 13)[0] == [75] * len(names)
+    shutil.copytree(three, again, dirs_exist_ok=True)
+    lines = any_of(whole, names=names) + any_of(again, "--resume", names=names)
     assert call(1, command_lines, lines)[0] == [0] * len(lines)
-    return whole, again
+    return three, whole, again
+
+
+SOON = tuple(name for name in ANY if name != "network")
 
 
 @pytest.mark.parametrize(
     ("ranks", "names"),
     [
-        pytest.param(1, [*ANY], id="1"),
-        pytest.param(4, [name for name in ANY if name != "network"], id="4"),
-        pytest.param(2, [*ANY], id="2", marks=pytest.mark.long),
-        pytest.param(4, ["network"], id="4-network", marks=pytest.mark.long),
+        pytest.param(1, SOON, id="1"),
+        pytest.param(4, SOON, id="4"),
+        pytest.param(2, SOON, id="2", marks=pytest.mark.long),
+        *(
+            pytest.param(ranks, ("network",), id=f"{ranks}-network", marks=pytest.mark.long)
+            for ranks in (1, 2, 4)
+        ),
     ],
 )
 def test_a_run_of_any_number_of_learners_is_resumed_on_any_number_of_ranks(
-    ranks, names, on_three, on_one, tmp_path
+    ranks, names, once, tmp_path_factory, tmp_path
 ):
     """To the weights of one that was not stopped."""
-    whole, folder = on_one
+    three, whole, folder = once(names, on_three_and_one, tmp_path_factory.mktemp, names)
     if ranks > 1:
-        folder = shutil.copytree(on_three, tmp_path / "again")
+        folder = shutil.copytree(three, tmp_path / "again")
         lines = any_of(folder, "--resume", names=names)
         assert call(ranks, command_lines, lines)[0] == [0] * len(names)
     for name in names:
@@ -702,8 +703,8 @@ def test_another_number_of_ranks_goes_on_and_says_so(halfway, whole, ranks):
     np.testing.assert_allclose(found.train.loss, whole.train.loss, rtol=1e-4)
 
 
-def stopped_limited_and_free(world, folder, data, line):
-    """Data; a whole run; one stopped after update 25; resumed where no file may grow beyond
+def stopped_limited_and_free(world, folder, line):
+    """A whole run; one stopped after update 25; resumed where no file may grow beyond
     0.45 MB; and where any may.
 
     (Exit status, what this rank says) of each, and the checkpoints of the latter before and after
@@ -721,7 +722,7 @@ def stopped_limited_and_free(world, folder, data, line):
             raise Interrupted("stopped")
         self.due = t + 1
 
-    ends = told_of(world, [data, whole])
+    ends = told_of(world, [whole])
     Keeper.visit = stopping
     ends += told_of(world, [part])
     Keeper.visit = visit
@@ -737,16 +738,15 @@ def stopped_limited_and_free(world, folder, data, line):
 
 
 def test_a_checkpoint_that_cannot_be_written_stops_the_run_and_leaves_the_one_before(tmp_path):
-    data = f"prepare epsilon-like --rows 40 --features 50000 --out {tmp_path}/data.h5"
+    write(tmp_path / "data.h5", noise=0.0, n=40, d=50_000)
     # a checkpoint of a rank takes 0.6 MB, the run file 0.3
     line = (
         f"kavg --K 5 --data {tmp_path}/data.h5 --learners 2 --batch-size 4 --steps 40 --lr 0.02 "
         "--optimizer adam --checkpoint-every 10 --ranks-per-node 1"
     )
-    how = str(tmp_path), data.split(), line
-    (first, before, after), (second, *_) = call(2, stopped_limited_and_free, *how)
-    assert [status for status, _ in first] == [status for status, _ in second] == [0, 0, 75, 1, 0]
-    (_, told), (_, silent) = first[3], second[3]
+    (first, before, after), (second, *_) = call(2, stopped_limited_and_free, str(tmp_path), line)
+    assert [status for status, _ in first] == [status for status, _ in second] == [0, 75, 1, 0]
+    (_, told), (_, silent) = first[2], second[2]
     assert "resumes after step 25" in told and "cannot write this checkpoint" in told
     assert silent == ""
     assert before == after and before[0] == 25
