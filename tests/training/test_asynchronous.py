@@ -19,7 +19,7 @@ import pandas as pd
 import psutil
 import pytest
 from drive import parser
-from mpi import call, marked, run, train_all
+from mpi import call, marked, need, run, train_all
 from samples import N
 
 from localavg.algorithms.downpour import Downpour
@@ -557,6 +557,7 @@ ENDLESS = (
     ids=["client", "server", "second"],
 )
 def test_a_killed_rank_ends_the_job_within_seconds(victim, mpi, tmp_path):
+    need(mpi)  # before the thread, which would keep pytest for a minute
     mark, killed = f"{tmp_path.name}-{victim}", []
     rank = "OMPI_COMM_WORLD_RANK" if mpi == "openmpi" else "PMI_RANK"
 
