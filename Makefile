@@ -46,7 +46,7 @@ check: lint      ## make lint, and the tests that launch no MPI, on two cores (u
 test: .venv/test .mpich ## the tests (set-up included)
 	$(BIN)/python -m pytest -q -m 'not root and not long'
 
-test-long: .venv/test .mpich ## more of the slow ones: thirty random kills, four ranks
+test-long: .venv/test .mpich ## more of the slow ones: other ranks, layouts and networks, random kills, every mutant
 	$(BIN)/python -m pytest -q -m long
 
 test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine
