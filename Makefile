@@ -36,17 +36,22 @@ paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' 
 	jobs/local/sweep || test $$? = 1
 	$(BIN)/python analysis --all
 
-CHECK := $(BIN)/python -m pytest -q -m 'not root and not long' --no-launch
+TESTS := $(BIN)/python -m pytest -q -m 'not root and not long'
+# Two halves at once, one a core: $(call halves,COMMAND,FOLDERS) runs these folders beside all others.
+define halves
+mkdir -p .pytest_cache
+$(1) $(2) > .pytest_cache/first 2>&1 & first=$$!; trap "kill $$first" INT TERM; \
+$(1) $(addprefix --ignore ,$(2)); rest=$$?; \
+wait $$first; first=$$?; cat .pytest_cache/first; exit $$((first | rest))
+endef
+
 check: lint      ## make lint, and the tests that launch no MPI, on two cores (under 90 seconds after set-up)
-	mkdir -p .pytest_cache
-	$(CHECK) tests/analysis tests/cli > .pytest_cache/first 2>&1 & first=$$!; \
-	$(CHECK) --ignore tests/analysis --ignore tests/cli; rest=$$?; \
-	wait $$first; first=$$?; cat .pytest_cache/first; exit $$((first | rest))
+	$(call halves,$(TESTS) --no-launch,tests/analysis tests/cli)
 
-test: .venv/test .mpich ## the tests (set-up included)
-	$(BIN)/python -m pytest -q -m 'not root and not long'
+test: .venv/test .mpich ## the tests, on two cores (set-up included)
+	$(call halves,$(TESTS),tests/attaching tests/project tests/simulate tests/theory tests/training)
 
-test-long: .venv/test .mpich ## more of the slow ones: thirty random kills, four ranks
+test-long: .venv/test .mpich ## more of the slow ones: other ranks, layouts and networks, random kills, every mutant
 	$(BIN)/python -m pytest -q -m long
 
 test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine

@@ -10,6 +10,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
+from functools import cache
 from inspect import getdoc
 from typing import Any, get_args, get_type_hints
 
@@ -122,8 +123,13 @@ def _add_own(to: argparse._ActionsContainer, name: str, option: algorithms.Optio
     _add(to, name, option.kind, option.default, option.help, {})
 
 
+@cache
+def _hints() -> dict[str, object]:
+    return get_type_hints(TrainConfig)
+
+
 def _add_common(to: argparse._ActionsContainer, f: Field) -> None:
-    hint = get_type_hints(TrainConfig)[f.name]
+    hint = _hints()[f.name]
     kind = next((t for t in (*get_args(hint), hint) if t in (int, float, str, bool)), str)
     extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
     if isinstance(f.default, tuple):

@@ -439,25 +439,30 @@ FEW = (
 )
 
 
-def cases_in(mpi, ranks):
-    """The names of the cases of a world.
+def cases_in(mpi, ranks, later=False):
+    """The names of the cases of a world; `later`: those left to the long tests there.
 
     On one to three ranks of Open MPI all that can run there, elsewhere some; UNEVEN ones where
-    ranks hold different numbers of learners.
+    ranks hold different numbers of learners. Later: on one rank what two ranks run too, and UNEVEN
+    ones but on three ranks.
     """
     names = [*CASES] if mpi == "openmpi" and ranks < 4 else [*FEW]
     uneven = [*UNEVEN] if mpi == "openmpi" else []
     even = [name for name in names if name not in uneven and CASES[name].P % ranks == 0]
-    return even + [name for name in uneven if CASES[name].P % ranks]
+    soon = [name for name in even if ranks > 1 or name in FEW or CASES[name].P == 1]
+    uneven = [name for name in uneven if CASES[name].P % ranks]
+    if later:
+        return [name for name in even if name not in soon] + uneven * (ranks != 3)
+    return soon + uneven * (ranks == 3)
 
 
 @pytest.fixture
 def runs(request, once, tmp_path_factory, datasets):
     """The runs, by name, of every case that a layout can hold: one launch."""
-    mpi, ranks, transport = request.param
+    mpi, ranks, transport, later = request.param
     lines = {
         name: f"{CASES[name].command(datasets[CASES[name].data])} --transport {transport}"
-        for name in cases_in(mpi, ranks)
+        for name in cases_in(mpi, ranks, later)
     }
     return once(request.param, train_all, tmp_path_factory.getbasetemp(), ranks, lines, mpi=mpi)
 
@@ -465,9 +470,15 @@ def runs(request, once, tmp_path_factory, datasets):
 everywhere = pytest.mark.parametrize(
     ("runs", "name"),
     [
-        pytest.param((mpi, ranks, transport), name, id=f"{mpi}-{ranks}-{transport}-{name}")
+        pytest.param(
+            (mpi, ranks, transport, later),
+            name,
+            id=f"{mpi}-{ranks}-{transport}-{name}",
+            marks=[pytest.mark.long] * later,
+        )
+        for later in (False, True)
         for mpi, ranks, transport in WORLDS
-        for name in cases_in(mpi, ranks)
+        for name in cases_in(mpi, ranks, later)
     ],
     indirect=["runs"],
 )
@@ -541,7 +552,12 @@ def test_adalupa_goes_through_three_periods(expected):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CASES if name.startswith(("adpsgd", "qsgd", "adalupa-loss"))]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.long] * (name in UNEVEN))
+        for name in CASES
+        if name.startswith(("adpsgd", "qsgd", "adalupa-loss"))
+    ],
 )
 def test_no_decision_hangs_on_rounding(name, datasets, expected):
     """Data moved by several float32 roundings give the same averages and weights: no comparison in

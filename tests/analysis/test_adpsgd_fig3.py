@@ -8,9 +8,9 @@ import adpsgd_fig3
 import matplotlib
 import numpy as np
 import style
+from drive import parser
 from mpi import ROOT
 
-from localavg.__main__ import parser
 from localavg.files.record import CLUSTER, WORLD, Record, load
 
 T, EPOCHS = 600, 30

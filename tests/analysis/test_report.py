@@ -8,11 +8,10 @@ import claims
 import numpy as np
 import pytest
 import report
+from drive import parser
 from figures import FIGURES, planned, write
 from mpi import ROOT
 from PIL import Image
-
-from localavg.__main__ import parser
 
 TEMPLATE = report.TEMPLATE.read_text()
 PAGE = ROOT / "RESULTS.md"

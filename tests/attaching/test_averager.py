@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 from mpi import ROOT, call, run
+from mpi4py import MPI
 
 import localavg
 import localavg.algorithms
@@ -444,24 +445,45 @@ LAYOUTS = {
     1: ["sync", "kavg-average", "mavg", "adpsgd"],
     2: list(CASES),
     3: ["sync", "qsgd", "kavg-average", "mavg", "hieravg", "adpsgd", "adalupa-loss"],
-    4: ["hieravg", "hieravg-average"],
+    4: ["sync", "qsgd", "kavg-average", "mavg", "hieravg", "hieravg-average"],
 }
+
+
+def at(P, *more):
+    """Parameters; three ranks are left to the long tests, since two and four are here."""
+    return pytest.param(P, *more, marks=[pytest.mark.long] * (P == 3))
+
+
 everywhere = pytest.mark.parametrize(
-    ("P", "name"), [(P, name) for P, names in LAYOUTS.items() for name in names]
+    ("P", "name"), [at(P, name) for P, names in LAYOUTS.items() for name in names]
 )
 
 
-def cases_and_promises(world):
+def all_of_it(world, folder):
     """What the tests of this file look at, all of it in one launch."""
+    if world.size == 2:
+        examples(world, folder)
     return run_cases(world, LAYOUTS[world.size]), promises(
         world
     ) if world.size in PROMISED else None
 
 
 @pytest.fixture(scope="module")
-def launched(once):
-    """launched(P): what each of P ranks has."""
-    return lambda P: once(P, call, P, cases_and_promises)
+def folder(tmp_path_factory):
+    """Where the example's run files are."""
+    return tmp_path_factory.mktemp("examples")
+
+
+@pytest.fixture(scope="module")
+def launched(once, folder):
+    """launched(P): what each of P ranks has; one rank is this process."""
+
+    def launch(P):
+        if P == 1:
+            return [all_of_it(MPI.COMM_WORLD, str(folder))]
+        return call(P, all_of_it, str(folder))
+
+    return lambda P: once(P, launch, P)
 
 
 @pytest.fixture(scope="module")
@@ -591,7 +613,7 @@ def promises(world):
 PROMISED = (2, 3)  # numbers of ranks
 
 
-@pytest.fixture(scope="module", params=PROMISED)
+@pytest.fixture(scope="module", params=map(at, PROMISED))
 def promised(request, launched):
     return [answer for _, answer in launched(request.param)]
 
@@ -1111,24 +1133,24 @@ EXAMPLES = {
 
 
 def examples(world, folder):
-    """Short runs of the example in one launch."""
+    """Short runs of the example."""
     example = runpy.run_path(str(EXAMPLE), run_name="example")
     for name, (line, _) in EXAMPLES.items():
         words = ["--algorithm", *line.split(), "--epochs", "2", "--out", f"{folder}/{name}.h5"]
         example["train"](example["arguments"](words))
 
 
-def test_the_examples_run_file(tmp_path):
+def test_the_examples_run_file(launched, folder):
     """Of every synchronous algorithm: each average, S for adpsgd, bytes, evaluations of the
     averaged model.
     """
-    call(2, examples, tmp_path)
+    launched(2)
     assert {name.partition("-")[0] for name in EXAMPLES} | {
         "sgd"
     } == localavg.algorithms.ALGORITHMS.keys()
     assert EXAMPLES["hieravg"][0] in " ".join(launch_lines()[1])
     for name, (line, periods) in EXAMPLES.items():
-        found = load(tmp_path / f"{name}.h5")
+        found = load(folder / f"{name}.h5")
         averages, steered = found.averages, name in ("adpsgd", "adalupa-loss")
         assert found.status == "finished" and found.config["learners"] == 2
         for option in line.split()[1:]:

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import h5py
 import numpy as np
 import pytest
-from drive import told_of
+from drive import parser, told_of
 from mpi import alone, call, run
 
 from localavg.cli import in_flags
@@ -328,7 +328,6 @@ def test_the_same_text_without_its_mistake_is_prepared(tmp_path):
 def statuses(world, folder, lines):
     """What each of these training command lines returns."""
     os.chdir(folder)
-    from localavg.__main__ import parser
     from localavg.errors import UserError
 
     found = []

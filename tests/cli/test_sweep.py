@@ -15,9 +15,9 @@ import time
 from contextlib import suppress
 
 import pytest
+from drive import parser
 from mpi import ROOT, alone, need
 
-from localavg.__main__ import parser
 from localavg.cli.sweep import file, launch, plan, state
 from localavg.errors import UserError
 from localavg.files.record import Record, load

@@ -177,7 +177,14 @@ def test_the_work_an_image_takes_is_that_of_the_known_networks(name):
     assert counter.get_total_flops() / 2e6 == pytest.approx(MULTIPLICATIONS[name], rel=5e-3)
 
 
-@pytest.mark.parametrize("name", ["senet18", "googlenet", "densenet", "dpn26"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "googlenet",
+        "dpn26",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("senet18", "densenet")),
+    ],
+)
 def test_where_weights_lie_does_not_change_what_is_computed(name, smooth):
     torch.manual_seed(0)
     plain, flat = (make(name, shape(name), 10) for _ in range(2))
@@ -277,7 +284,7 @@ def digits():
     return x[:1437], y[:1437], x[1437:], y[1437:]
 
 
-@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize("name", ["mlp", "nin", pytest.param("resnet8", marks=pytest.mark.long)])
 def test_the_small_networks_learn_the_digits(name, digits):
     """SGD, momentum 0.9, B = 32, the step size falling to 0 along a line over the epochs."""
     x, y, x_test, y_test = digits

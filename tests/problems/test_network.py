@@ -281,7 +281,9 @@ def alone(tmp_path_factory):
 
 
 def everywhere(names, *worlds):
-    """Parameters `short` and `name`: those of `names` that run in a world."""
+    """Parameters `short` and `name`: those of `names` that run in a world; in the long tests but on
+    two ranks of Open MPI.
+    """
     return pytest.mark.parametrize(
         ("short", "name"),
         [
@@ -289,7 +291,7 @@ def everywhere(names, *worlds):
                 (mpi, ranks),
                 name,
                 id=f"{mpi}-{ranks}-{name}",
-                marks=[pytest.mark.long] * (ranks == 4),
+                marks=[pytest.mark.long] * ((mpi, ranks) != ("openmpi", 2)),
             )
             for (mpi, ranks), there in WORLDS.items()
             for name in names

@@ -11,11 +11,15 @@ import importlib
 import io
 import pickle
 import sys
+from functools import cache
 from pathlib import Path
 
 from localavg.__main__ import parser
 from localavg.cli import in_flags
 from localavg.errors import UserError
+from localavg.files import provenance
+
+parser = cache(parser)  # which takes as long to make as a short run to train
 
 
 def command_lines(world, lines):
@@ -52,6 +56,8 @@ def main(folder, request, reply):
     """Do what REQUEST says."""
     from mpi4py import MPI  # here, because it starts MPI
 
+    # git and the packages' versions are asked once a process, not once a run
+    provenance._git, provenance._version = cache(provenance._git), cache(provenance._version)
     sys.path.append(folder)
     module, function, args = pickle.loads(Path(request).read_bytes())
     world = MPI.COMM_WORLD

@@ -21,14 +21,14 @@ class Data(NamedTuple):
     y: np.ndarray  # [N]
 
 
-def write(path, noise, n=N):
-    """A prepared dataset of n rows, said to be shuffled so that all samplings take it."""
+def write(path, noise, n=N, d=D):
+    """A prepared dataset of n rows of d features, said to be shuffled so that all samplings take it."""
     rng = np.random.default_rng(7)
     X = (
-        rng.normal(size=(n, D)) + 1.5 * np.linspace(-1, 1, n)[:, None] * rng.normal(size=D)
-    ) / np.sqrt(D)
+        rng.normal(size=(n, d)) + 1.5 * np.linspace(-1, 1, n)[:, None] * rng.normal(size=d)
+    ) / np.sqrt(d)
     X = X.astype(np.float32)
-    y = np.where(X @ rng.normal(size=D) + noise * rng.normal(size=n) > 0, 1, -1).astype(np.float32)
+    y = np.where(X @ rng.normal(size=d) + noise * rng.normal(size=n) > 0, 1, -1).astype(np.float32)
     with h5py.File(path, "w") as file:
         file.attrs.update({"schema": 1, "kind": "features", "name": path.stem, "shuffled": True})
         file.attrs["classes"] = [-1.0, 1.0]

@@ -9,6 +9,8 @@ the faults of a GPU.
 """
 
 import ctypes
+import hashlib
+import platform
 import subprocess
 import sys
 import tempfile
@@ -261,24 +263,23 @@ NUMBERS = {"T": "float", "float64": "double"}
 C = {"T": "float", "int64": "long long", "bool": "bool"}
 
 
+COMPILER = ["g++", "-O1", "-ffp-contract=off", "-shared", "-fPIC"]
+COMPILED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "kernels"  # by their texts
+
+
 @cache
 def _compiled(text):
-    folder = Path(tempfile.mkdtemp())
-    (folder / "k.cpp").write_text(f"#include <cmath>\nusing std::sqrt;\ntypedef float T;\n{text}")
-    subprocess.run(
-        [
-            "g++",
-            "-O1",
-            "-ffp-contract=off",
-            "-shared",
-            "-fPIC",
-            "-o",
-            folder / "k.so",
-            folder / "k.cpp",
-        ],
-        check=True,
-    )
-    return ctypes.CDLL(str(folder / "k.so")).kernel
+    text = f"#include <cmath>\nusing std::sqrt;\ntypedef float T;\n{text}"
+    key = hashlib.sha256(" ".join([*COMPILER, platform.machine(), text]).encode()).hexdigest()
+    library = COMPILED / f"{key}.so"
+    if not library.exists():
+        COMPILED.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=COMPILED) as folder:
+            (Path(folder) / "k.cpp").write_text(text)
+            made = Path(folder) / "k.so"
+            subprocess.run([*COMPILER, "-o", made, Path(folder) / "k.cpp"], check=True)
+            made.replace(library)  # other ranks may make it too
+    return ctypes.CDLL(str(library)).kernel
 
 
 class ElementwiseKernel:

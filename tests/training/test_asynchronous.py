@@ -19,7 +19,8 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from mpi import call, marked, run, train_all
+from drive import parser
+from mpi import call, marked, need, run, train_all
 from samples import N
 
 from localavg.algorithms.downpour import Downpour
@@ -550,6 +551,7 @@ ENDLESS = (
     ids=["client", "server", "second"],
 )
 def test_a_killed_rank_ends_the_job_within_seconds(victim, mpi, tmp_path):
+    need(mpi)  # before the thread, which would keep pytest for a minute
     mark, killed = f"{tmp_path.name}-{victim}", []
     rank = "OMPI_COMM_WORLD_RANK" if mpi == "openmpi" else "PMI_RANK"
 
@@ -659,7 +661,6 @@ def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(w
 
 def told(world, lines, folder):
     """(status, line on stderr) of command lines in this process."""
-    from localavg.__main__ import parser
     from localavg.cli import in_flags
     from localavg.errors import UserError
 
