@@ -26,10 +26,14 @@ from mpi import MARK, ROOT, call, kill, marked, need, run
 from mpi4py import MPI
 from samples import write
 
+from localavg.__main__ import parser
+from localavg.cli import age_s
+from localavg.cli.train import given
 from localavg.config import TrainConfig, seconds
 from localavg.errors import UserError
 from localavg.files import checkpoint
 from localavg.files.record import load
+from localavg.training import checks
 
 DATA = "--data epsilon-like:60x9 --sampling shuffle --batch-size 3 --lr 0.3 --lr-schedule steps --milestones 3 --factor 0.5"
 NETWORK = "--data digits --model nin --sampling shuffle --batch-size 8 --lr 0.02 --steps 14"
@@ -315,12 +319,25 @@ def whole(tmp_path_factory):
     return load(out)
 
 
+def limited(world, words):
+    """The exit status of a run whose time limit begins here, not with the process."""
+    return asked(world, words, 0.0)
+
+
+def asked(world, words, age):
+    from localavg.training.run import run
+
+    config = checks.read(given(parser().parse_args(words)))
+    return run(config, world, age_s=age).status
+
+
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
     """The folder of a run file that its time limit stopped, with two checkpoints or one."""
     out = tmp_path_factory.mktemp("half") / "run.h5"
-    done = launch(out, "--time-limit", "0.6s", "--checkpoint-every", "40")
-    assert done.returncode == 75, done.stderr
+    limit = f"--time-limit 0.6s --checkpoint-every 40 --out {out}"
+    words = f"train {LONG} --steps {STEPS} {limit}".split()
+    assert call(2, limited, words) == [75, 75]
     assert load(out).status == "interrupted"
     return out.parent
 
@@ -783,6 +800,15 @@ def test_a_rank_that_raises_ends_the_job_and_the_run_goes_on_from_its_checkpoint
     same(load(out), whole)
 
 
+def test_a_time_limit_counts_from_the_start_of_the_process(tmp_path):
+    """This process is older than half its age; a run in it is not, if it says so."""
+    line = f"{LONG} --steps 40 --time-limit {max(age_s() / 2, 0.01):.2f}s"
+    words = ["train", *line.split(), "--out", str(tmp_path / "old.h5")]
+    assert command_lines(MPI.COMM_WORLD, [words]) == [75]
+    slow = [word if word != "40" else "4" for word in words[:-1]]
+    assert asked(MPI.COMM_WORLD, [*slow, str(tmp_path / "young.h5")], -1e6) == 0
+
+
 # ---------------------------------------------------------------------------------------------- the
 
 
@@ -808,8 +834,9 @@ def test_other_checkpoint_intervals_are_refused(text):
 
 def test_checkpoints_by_time(tmp_path):
     out = tmp_path / "run.h5"
-    done = launch(out, "--checkpoint-every", "0.1s", "--time-limit", "1.2s", steps=200_000)
-    assert done.returncode == 75
+    limit = f"--checkpoint-every 0.1s --time-limit 1.2s --out {out}"
+    words = f"train {LONG} --steps 200000 {limit}".split()
+    assert call(2, limited, words) == [75, 75]
     assert len(checkpoint.found(checkpoint.folder_of(out))) == checkpoint.KEPT
 
 
