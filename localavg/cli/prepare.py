@@ -223,7 +223,7 @@ def _prepare_imagenet(args: argparse.Namespace) -> int:
 def _prepare_folder(args: argparse.Namespace) -> int:
     from localavg.datasets.folder import prepare_folder
 
-    prepare_folder(
+    passed_over = prepare_folder(
         args.train,
         args.out,
         test=args.test,
@@ -232,6 +232,8 @@ def _prepare_folder(args: argparse.Namespace) -> int:
         name=args.name,
         comm=world(),
     )
+    if passed_over and rank() == 0:
+        print(f"localavg: {passed_over}", file=sys.stderr)
     return _print_path(args.out)
 
 

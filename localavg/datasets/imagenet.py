@@ -56,9 +56,9 @@ def prepare_imagenet(
     order, which goes by classes for the training set. The file is as large as the archives. Rank 0
     of `comm` works.
 
-    UserError, unless `any_count`, if there are not `COUNTS` pictures; always if a picture does not
-    begin as one or is not where its name belongs, if a label is not in the development kit, if an
-    archive is damaged, or if `out` exists.
+    UserError, unless `any_count`, if there are not `COUNTS` pictures; always if pictures cannot be
+    decoded, which are all listed, if a picture is not where its name belongs, if a label is not in
+    the development kit, if an archive is damaged, or if `out` exists.
     """
 
     def work() -> None:
@@ -68,14 +68,16 @@ def prepare_imagenet(
         source = ", ".join(Path(path).name for path in (train, val, devkit))
         attributes = {"name": name, "source": source, "shuffled": False}
         attributes["wnids"] = " ".join(kit.wnids)
+        sources = {"train": str(train), "test": str(val)}
         with (
-            write_pictures(out, sizes, kit.names, SIDE, attributes) as target,
+            write_pictures(out, sizes, sources, kit.names, SIDE, attributes) as target,
             progress.bar(sum(sizes.values()), f"write {Path(out).name}") as bar,
         ):
             _copy_train(Path(train), kit, target, bar)
-            _check_count(train, len(target.labels["train"]), "train", any_count)
             _copy_validation(Path(val), kit, target, bar)
-            _check_count(val, len(target.labels["test"]), "test", any_count)
+            target.finish()
+            for split, path in (("train", train), ("test", val)):
+                _check_count(path, len(target.labels[split]), split, any_count)
 
     on_root(comm, work)
 
@@ -149,7 +151,8 @@ def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) -> No
                     f"{what}: {member.name} does not belong to class {wnid}; fetch the archive "
                     "again"
                 )
-            _copy(what, inner, member, target, "train", number[wnid], bar)
+            within = f"{group.name}/{member.name}"
+            _copy(what, inner, member, target, ("train", within, number[wnid]), bar)
 
 
 def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) -> None:
@@ -165,7 +168,7 @@ def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) 
                 "that goes with it"
             )
         seen.add(k)
-        _copy(path, tar, member, target, "test", kit.validation[k - 1], bar)
+        _copy(path, tar, member, target, ("test", member.name, kit.validation[k - 1]), bar)
 
 
 def _copy(
@@ -173,13 +176,12 @@ def _copy(
     tar: TarFile,
     member: TarInfo,
     target: PictureWriter,
-    split: str,
-    label: int,
+    place: tuple[str, str, int],
     bar: tqdm,
 ) -> None:
-    """Append one picture of an archive."""
-    packed = archives.content(path, tar, member, MOST_BYTES)
-    target.add(split, packed, label, f"{path}: {member.name}")
+    """Append one picture of an archive; place: its split, name and class."""
+    packed, (split, name, label) = archives.content(path, tar, member, MOST_BYTES), place
+    target.add(split, packed, label, name)
     bar.update(member.size)
 
 

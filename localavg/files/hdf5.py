@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeAlias
 import h5py
 import numpy as np
 
-from localavg.errors import UserError
+from localavg.errors import UserError, shown
 
 Attributes: TypeAlias = Mapping[str, object]  # what h5py takes: numbers, text, lists of them
 
@@ -39,7 +39,8 @@ def laid_out(
     first = {}
     try:
         with h5py.File(path, "w", locking=False) as file:
-            file.attrs.update(attributes)
+            for name, value in attributes.items():
+                file.attrs[name] = shown(value) if isinstance(value, str) else value
             for name, (values, more) in (small or {}).items():
                 file[name] = values
                 file[name].attrs.update(more)
