@@ -54,6 +54,25 @@ def laid_out(
         yield out, first
 
 
+def opened(path: str | os.PathLike[str]) -> h5py.File:
+    """Open a file to read it, also one that this process has open elsewhere, as in a notebook.
+
+    Raises OSError, or UserError where HDF5 cannot open it a second time.
+    """
+    try:  # without a lock, which a shared file system may not have
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "file locking" not in str(error):
+            raise
+        first = error
+    for locking in (None, "best-effort", True):  # a second opening must lock as the first one does
+        with contextlib.suppress(OSError):
+            return h5py.File(path, "r", locking=locking)
+    raise UserError(
+        f"{path} is open elsewhere in this process ({reason(first)}); close it there first"
+    ) from first
+
+
 def put(file: BinaryIO, first: int, values: np.ndarray) -> None:
     """Write an array to the file, from its byte `first` on."""
     file.seek(first)
