@@ -16,7 +16,7 @@ import numpy as np
 
 from localavg.datasets import archives, progress
 from localavg.datasets.image_writer import PictureWriter, write_pictures
-from localavg.datasets.writer import Communicator, check_out, on_root
+from localavg.datasets.writer import Communicator, check_file, check_out, on_root
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,8 +84,10 @@ def prepare_imagenet(
 
 def _size(path: str | Path) -> int:
     """Return the bytes of an archive; UserError unless it can be read."""
-    with archives.reading(path), open(path, "rb") as file:
-        return file.seek(0, io.SEEK_END)
+    with archives.reading(path):
+        check_file(path)
+        with open(path, "rb") as file:
+            return file.seek(0, io.SEEK_END)
 
 
 def _devkit(path: str | Path) -> Devkit:
