@@ -63,12 +63,12 @@ def run(
 
     # 2. Build the pieces.
     e = build(c, fleet, aware)
-    _say_what_is_not_averaged(e)
-    _warn_never_steered(e)
 
     # 3. Find the checkpoint to resume from, and open the run file.
     origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device)}
     start = resume(c, fleet, before, header.config(e), origin, writes, checkpoints=not e.timing)
+    _say_what_is_not_averaged(e)
+    _warn_never_steered(e)
     monitor, keeper = watched(e, start.file, began_s)
 
     # 4. Train.
