@@ -9,6 +9,8 @@ from types import TracebackType
 from localavg.datasets import jpegs
 from localavg.errors import UserError, shown
 
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+"""first bytes of a picture: JPEG, and PNG too, because one of ImageNet's .JPEG files is a PNG"""
 LISTED = 20
 """damaged pictures that an error names; of more, it gives the number"""
 
@@ -42,7 +44,7 @@ class Checker:
     def add(self, name: str, packed: bytes) -> None:
         """Begin to decode a picture that the error calls `name`."""
         self.count += 1
-        self._flight.append((name, self._pool.submit(jpegs.complaint, packed)))
+        self._flight.append((name, self._pool.submit(complaint, packed)))
         if len(self._flight) > self._threads:
             self._take()
 
@@ -65,3 +67,21 @@ class Checker:
             self.damaged += 1
             if len(self._first) < LISTED:
                 self._first.append(f"{shown(name)} ({wrong})")
+
+
+def complaint(packed: bytes) -> str:
+    """Return what is wrong with a packed picture, "" if it can be decoded to its end.
+
+    A JPEG that is whole but has wrong bytes in its middle can be decoded, and is not found.
+    """
+    if not packed:
+        return "empty"
+    if not packed.startswith(MAGIC):
+        return f"it begins with {packed[:4]!r}, not as JPEG or PNG"
+    try:
+        jpegs.decoded(packed, (1, 1))
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        return jpegs.why(error)
+    return ""

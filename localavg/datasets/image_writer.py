@@ -116,9 +116,9 @@ def write_pictures(
     """Yield the PictureWriter of a new file of kind "jpeg".
 
     most_bytes: {split: largest number of bytes}; bytes that a split does not need are a hole at the
-    end of its array, which takes no disk. sources: {split: the folder or archive of its pictures}.
-    The network's images are [size, size, 3]. attributes and errors as in `write_images`; in
-    addition, one UserError lists all pictures that cannot be decoded.
+    end of its array, which takes no disk. sources: {split: folder or archive of its pictures}. The
+    network's images are [size, size, 3]. attributes and errors as in `write_images`; in addition,
+    one UserError lists all pictures that cannot be decoded.
     """
     attributes = {
         "schema": SCHEMA,
@@ -136,8 +136,7 @@ def write_pictures(
     with Checker() as checker, new_file(out, sum(most_bytes.values())) as part:
         with laid_out(part, layout, attributes, _names(classes)) as (file, first):
             starts = {split: first[f"{split}/bytes"] for split in most_bytes}
-            writer = PictureWriter(file, starts, sources, checker)
-            yield writer
+            yield (writer := PictureWriter(file, starts, sources, checker))
             writer.finish()
         for split, labels in writer.labels.items():
             if not labels:

@@ -52,23 +52,22 @@ def prepare_imagenet(
     """Write the prepared file `out` from the archives of ILSVRC2012.
 
     They are ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
-    Classes are numbered in the order of their WordNet ids, as is usual. Pictures keep the archives'
-    order, which goes by classes for the training set. The file is as large as the archives. Rank 0
-    of `comm` works.
+    Classes are numbered in the order of their WordNet ids. Pictures keep the archives' order, which
+    goes by classes for the training set. The file is as large as the archives. Rank 0 works.
 
     UserError, unless `any_count`, if there are not `COUNTS` pictures; always if pictures cannot be
     decoded, which are all listed, if a picture is not where its name belongs, if a label is not in
     the development kit, if an archive is damaged, or if `out` exists.
     """
 
+    sources = {"train": str(train), "test": str(val)}
+
     def work() -> None:
         check_out(out)
         kit = _devkit(devkit)
-        sizes = {"train": _size(train), "test": _size(val)}
-        source = ", ".join(Path(path).name for path in (train, val, devkit))
-        attributes = {"name": name, "source": source, "shuffled": False}
-        attributes["wnids"] = " ".join(kit.wnids)
-        sources = {"train": str(train), "test": str(val)}
+        sizes = {split: _size(path) for split, path in sources.items()}
+        source, wnids = ", ".join(Path(p).name for p in (train, val, devkit)), " ".join(kit.wnids)
+        attributes = {"name": name, "source": source, "shuffled": False, "wnids": wnids}
         with (
             write_pictures(out, sizes, sources, kit.names, SIDE, attributes) as target,
             progress.bar(sum(sizes.values()), f"write {Path(out).name}") as bar,
@@ -76,7 +75,7 @@ def prepare_imagenet(
             _copy_train(Path(train), kit, target, bar)
             _copy_validation(Path(val), kit, target, bar)
             target.finish()
-            for split, path in (("train", train), ("test", val)):
+            for split, path in sources.items():
                 _check_count(path, len(target.labels[split]), split, any_count)
 
     on_root(comm, work)

@@ -22,8 +22,6 @@ from localavg.errors import UserError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-"""first bytes of a picture: JPEG, and PNG too, because one of ImageNet's .JPEG files is a PNG"""
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 """share of the picture, and width / height, of a random crop
 
@@ -97,24 +95,6 @@ class Jpegs:
                 f"{self.path}: picture {self.name(i)} of /{self.split} cannot be decoded "
                 f"({why(error)}); prepare it again from whole pictures"
             ) from error
-
-
-def complaint(packed: bytes) -> str:
-    """Return what is wrong with a packed picture, "" if it can be decoded to its end.
-
-    A JPEG that is whole but has wrong bytes in its middle can be decoded, and is not found.
-    """
-    if not packed:
-        return "empty"
-    if not packed.startswith(MAGIC):
-        return f"it begins with {packed[:4]!r}, not as JPEG or PNG"
-    try:
-        decoded(packed, (1, 1))
-    except (UserError, MemoryError):
-        raise
-    except Exception as error:
-        return why(error)
-    return ""
 
 
 def why(error: Exception) -> str:

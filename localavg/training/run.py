@@ -67,8 +67,7 @@ def run(
     # 3. Find the checkpoint to resume from, and open the run file.
     origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device)}
     start = resume(c, fleet, before, header.config(e), origin, writes, checkpoints=not e.timing)
-    _say_what_is_not_averaged(e)
-    _warn_never_steered(e)
+    _print_notes(e)
     monitor, keeper = watched(e, start.file, began_s)
 
     # 4. Train.
@@ -130,6 +129,12 @@ def _summary(e: Experiment, monitor: Monitor) -> str:
     modelled = "; times in the run file are modelled" if e.timing else ""
     took = f"{e.config.algorithm}: {e.length.T} updates of {e.fleet.P} learners in "
     return f"{took}{monitor.summary()}{modelled}"
+
+
+def _print_notes(e: Experiment) -> None:
+    """Print what the user may not have meant, on rank 0."""
+    _say_what_is_not_averaged(e)
+    _warn_never_steered(e)
 
 
 def _say_what_is_not_averaged(e: Experiment) -> None:

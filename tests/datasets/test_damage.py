@@ -11,7 +11,7 @@ import pytest
 from samples import Fleet, packed, photo
 
 from localavg.datasets import jpegs, load
-from localavg.datasets.damage import Checker
+from localavg.datasets.damage import MAGIC, Checker
 from localavg.datasets.folder import prepare_folder
 from localavg.errors import UserError, shown
 
@@ -65,7 +65,7 @@ def test_grey_of_16_bits_is_scaled_as_colour_of_16_bits_is():
     rows = b"".join(b"\0" + row.tobytes() for row in colours)
     head = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
     parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-    colour = jpegs.decoded(jpegs.MAGIC[1] + parts, (7, 7))
+    colour = jpegs.decoded(MAGIC[1] + parts, (7, 7))
     grey = jpegs.decoded(saved(Image.fromarray(values.astype(np.uint16))), (7, 7))
     np.testing.assert_array_equal(grey, colour)
 
