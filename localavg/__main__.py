@@ -5,7 +5,6 @@ MPI and HDF5 are loaded only when a command needs them.
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import sys
@@ -13,30 +12,28 @@ from time import monotonic, sleep
 from types import ModuleType
 from typing import NoReturn
 
-from localavg.cli import RANK, in_flags, launched, prepare, rank, status, train, world
-from localavg.cli.bench import command as bench
-from localavg.cli.doctor import command as doctor
-from localavg.cli.sweep import command as sweep
-from localavg.cli.theory import command as theory
-from localavg.errors import FAILED, MISTAKE, UserError
+from localavg import __version__
+from localavg.cli import RANK, in_flags, launched, missing, output, rank, world
+from localavg.cli.parser import Parser
+from localavg.errors import FAILED, MISTAKE, UserError, shown
 
 LAST_WORDS_S = 0.3  # MPICH's launcher drops what a rank prints immediately before an abort
 PATIENCE_S = 60.0  # how long a rank that made a mistake waits for the others to end too
 
 
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that raises its errors, so that only rank 0 prints them."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
-        raise UserError(f"{message} (see {self.prog} --help)")
-
-
 def parser() -> Parser:
     """Make the parser of all commands and their options."""
+    # Here, so that `main` can say which library is missing: some of these import NumPy.
+    from localavg.cli import prepare, status, train
+    from localavg.cli.bench import command as bench
+    from localavg.cli.doctor import command as doctor
+    from localavg.cli.sweep import command as sweep
+    from localavg.cli.theory import command as theory
+
     top = Parser(
         prog="localavg", description="SGD with local updates and periodic averaging over MPI."
     )
+    top.add_argument("--version", action="version", version=f"localavg {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in (train, sweep, status, prepare, theory, bench, doctor):
         command.add(commands)
@@ -52,12 +49,12 @@ def main(argv: list[str] | None = None) -> NoReturn:
     if not any(name in os.environ for name in RANK):
         # otherwise Open MPI leaves a file in /dev/shm at every start without a launcher
         os.environ.setdefault("OMPI_MCA_btl", "self")
+    output.set_up()
     mistake = ""
     try:
-        args = parser().parse_args(argv)
-        code = args.call(args)
+        code = _called(argv)
     except UserError as e:
-        mistake, code = f"localavg: {in_flags(str(e))}", MISTAKE
+        mistake, code = f"localavg: {shown(in_flags(str(e)))}", MISTAKE
         if rank() == 0:
             print(mistake, file=sys.stderr, flush=True)
     except Exception:
@@ -68,13 +65,24 @@ def main(argv: list[str] | None = None) -> NoReturn:
     _leave(code, mistake)
 
 
+def _called(argv: list[str] | None) -> int:
+    """Run one command and return its status; a library that is missing is a UserError."""
+    try:
+        args = parser().parse_args(argv)
+        return args.call(args)
+    except ModuleNotFoundError as e:
+        if (mistake := missing(e)) is None:
+            raise
+        raise mistake from e
+
+
 def _mpi() -> ModuleType | None:
     """The module mpi4py.MPI where this is one rank of several, started if need be; else None."""
     if not launched() or ((mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_finalized()):
         return None
     try:
         world()
-    except UserError:  # there is no MPI here, which has been said
+    except (UserError, ModuleNotFoundError):  # there is no MPI here, which has been said
         return None
     return sys.modules["mpi4py.MPI"]
 

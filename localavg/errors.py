@@ -24,6 +24,14 @@ class SharedError(UserError):
     """A UserError raised on every rank alike, so all ranks can exit normally without an abort."""
 
 
+def shown(name: str) -> str:
+    """Return a file's name as text that can be stored and printed.
+
+    Bytes that are not UTF-8 become escapes such as \\xe9.
+    """
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def bad(name: str, value: object, rule: str) -> UserError:
     """Make the error of a setting whose value breaks a rule."""
     return UserError(f"`{name} = {value}`: {rule}")

@@ -40,6 +40,9 @@ TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange"),
+        "cli": ("silence",),
+        "datasets": ("damage", "prepare"),
+        "files": ("record",),
         "learner": ("sampling",),
         "parallel": ("transport", "late_ranks", "gpu_logic"),
         "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
@@ -352,6 +355,55 @@ MUTANTS = [
         "    bits.advance(start // DRAWN)\n",
         "",
         f"{TESTS['exchange']}::test_any_part_of_the_draws_is_the_part_of_all",
+    # nothing goes wrong in silence: data, files and the command line
+    Mutant(
+        "deep grey becomes white",
+        "localavg/datasets/jpegs.py",
+        "(values >> 8).astype(np.uint8)",
+        "values.clip(0, 255).astype(np.uint8)",
+        f"{TESTS['damage']}::test_grey_of_16_bits_keeps_256_levels",
+    ),
+    Mutant(
+        "damaged pictures are prepared",
+        "localavg/datasets/image_writer.py",
+        "        self._checker.finish()",
+        "        pass",
+        f"{TESTS['damage']}::test_every_picture_that_cannot_be_used_is_named_in_one_error",
+    ),
+    Mutant(
+        "hidden files are pictures",
+        "localavg/datasets/folder.py",
+        " and not _hidden(path) and ",
+        " and ",
+        f"{TESTS['damage']}::test_hidden_files_are_skipped_as_hidden_folders_are_and_all_are_counted",
+    ),
+    Mutant(
+        "rows without room are read to the end",
+        "localavg/datasets/libsvm.py",
+        "    check()\n",
+        "",
+        f"{TESTS['prepare']}::test_rows_that_fill_the_disk_are_refused_as_soon_as_they_are_read",
+    ),
+    Mutant(
+        "a file that is open elsewhere is opened with another lock",
+        "localavg/files/hdf5.py",
+        'for locking in (None, "best-effort", True):',
+        "for locking in ():",
+        f"{TESTS['record']}::test_a_file_that_is_open_elsewhere_is_read",
+    ),
+    Mutant(
+        "a closed pipe ends a command",
+        "localavg/cli/output.py",
+        "            return memoryview(data).nbytes",
+        "            raise",
+        f"{TESTS['silence']}::test_a_closed_pipe_is_no_traceback",
+    ),
+    Mutant(
+        "one learner is not told that nothing is averaged",
+        "localavg/training/run.py",
+        "    if P == 1:",
+        "    if P == 0:",
+        f"{TESTS['silence']}::test_one_learner_averages_nothing_which_is_printed",
     ),
 ]
 

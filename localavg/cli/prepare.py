@@ -40,6 +40,17 @@ def _add_libsvm(sets: Commands, name: str, what: str, features: int | None) -> N
         default=features,
         help=f"write N features in every row (default: {default})",
     )
+    s.add_argument(
+        "--zero-based",
+        action="store_true",
+        help="read indices that start at 0 (default: they start at 1)",
+    )
+    s.add_argument(
+        "--any-size",
+        action="store_true",
+        help="accept rows that need more memory than this machine has, for a larger machine "
+        "(default: refuse)",
+    )
     _add_shuffle(s)
     _add_name(s, name)
     _add_out(s)
@@ -174,6 +185,8 @@ def _prepare_libsvm(args: argparse.Namespace) -> int:
         features=args.features,
         shuffle=args.shuffle,
         name=args.name,
+        zero_based=args.zero_based,
+        any_size=args.any_size,
         comm=world(),
     )
     return _print_path(args.out)
@@ -223,7 +236,7 @@ def _prepare_imagenet(args: argparse.Namespace) -> int:
 def _prepare_folder(args: argparse.Namespace) -> int:
     from localavg.datasets.folder import prepare_folder
 
-    prepare_folder(
+    passed_over = prepare_folder(
         args.train,
         args.out,
         test=args.test,
@@ -232,6 +245,8 @@ def _prepare_folder(args: argparse.Namespace) -> int:
         name=args.name,
         comm=world(),
     )
+    if passed_over and rank() == 0:
+        print(f"localavg: {passed_over}", file=sys.stderr)
     return _print_path(args.out)
 
 

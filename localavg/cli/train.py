@@ -22,6 +22,7 @@ from localavg.errors import UserError
 from localavg.models import MODELS
 from localavg.training import checks
 
+ANY = "ALGORITHM"  # stands for the name of an algorithm
 WIDTH = 100  # of the text about the algorithms
 ALSO = {  # other names of options: those of the papers, and earlier ones
     "K": ("--tau",),
@@ -35,10 +36,12 @@ METAVARS = {int: "N", float: "X"}
 
 def add(commands: argparse._SubParsersAction) -> None:
     """Add the command. It takes all algorithms' options, so errors can name the right algorithm."""
-    p = commands.add_parser("train", help="train with one algorithm", add_help=False)
+    p = commands.add_parser(
+        "train", prog=f"localavg train {ANY}", help="train with one algorithm", add_help=False
+    )
     p.set_defaults(call=_train)
     p.add_argument("-h", "--help", action=_Help)
-    p.add_argument("algorithm", metavar="ALGORITHM")
+    p.add_argument("algorithm", metavar=ANY)
     for name, option in {o: x for a in BOTH for o, x in algorithms.declared(a).items()}.items():
         _add_own(p, name, option)
     for f in fields(TrainConfig):
@@ -64,7 +67,7 @@ class _Help(argparse.Action):
         values: object,
         option_string: str | None = None,
     ) -> None:
-        shown = help_of(parser.prog, getattr(namespace, "algorithm", None))
+        shown = help_of(parser.prog.removesuffix(f" {ANY}"), getattr(namespace, "algorithm", None))
         print(shown.format_help(), end="")
         parser.exit()
 
@@ -75,8 +78,8 @@ def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
         raise UserError(f"algorithm {algorithm}: must be one of {', '.join(BOTH)}")
     about = _table() if algorithm is None else _wrapped(getdoc(BOTH[algorithm]) or "")
     shown = argparse.ArgumentParser(
-        f"{prog} {algorithm or 'ALGORITHM'}",
-        usage=f"{prog} {algorithm or 'ALGORITHM'} [OPTION ...]",
+        f"{prog} {algorithm or ANY}",
+        usage=f"{prog} {algorithm or ANY} [OPTION ...]",
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         add_help=False,

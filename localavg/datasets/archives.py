@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
+from localavg.datasets.writer import check_file
 from localavg.errors import UserError
 from localavg.files.hdf5 import reason
 
@@ -37,12 +38,15 @@ def members(
     file: the open archive, if it is not to be opened by its path. Members that were yielded before
     are not kept in memory. UserError if the archive is missing, damaged or cut short.
     """
-    with reading(path), tarfile.open(path if file is None else None, "r", file) as tar:
-        while (member := tar.next()) is not None:
-            if member.isfile():
-                yield tar, member
-            tar.members.clear()  # type: ignore[attr-defined]  # typeshed does not list it
-        _check_end(tar)
+    with reading(path):
+        if file is None:
+            check_file(path)
+        with tarfile.open(path if file is None else None, "r", file) as tar:
+            while (member := tar.next()) is not None:
+                if member.isfile():
+                    yield tar, member
+                tar.members.clear()  # type: ignore[attr-defined]  # typeshed does not list it
+            _check_end(tar)
 
 
 def _check_end(tar: tarfile.TarFile) -> None:
@@ -87,8 +91,10 @@ def md5(path: str | Path) -> str:
 
     It shows whether an archive is the official one; it does not protect against forgery.
     """
-    with reading(path), open(path, "rb") as file:
-        digest = hashlib.md5(usedforsecurity=False)
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-        return digest.hexdigest()
+    digest = hashlib.md5(usedforsecurity=False)
+    with reading(path):
+        check_file(path)
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    return digest.hexdigest()

@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from localavg.datasets import progress
 from localavg.datasets.image_writer import write_pictures
 from localavg.datasets.writer import Communicator, check_out, on_root, shuffled
-from localavg.errors import UserError
+from localavg.errors import UserError, shown
 
 SIDE = 224
 SUFFIXES = (".jpg", ".jpeg", ".png")
+SHOWN = 3
+"""files passed over that are named"""
+
+
+class Found(NamedTuple):
+    """What one folder holds."""
+
+    pictures: list[tuple[Path, int]]
+    """(file, class) of every picture, in the order of class and name"""
+    passed: list[Path]
+    """files and folders that are neither pictures nor folders of a class"""
 
 
 def prepare_folder(
@@ -24,28 +35,29 @@ def prepare_folder(
     shuffle: int | None = None,
     name: str | None = None,
     comm: Communicator | None = None,
-) -> None:
+) -> str:
     """Write the prepared file `out` from folders of .jpg, .jpeg and .png pictures.
 
     They have one subfolder a class. Classes are the subfolders of `train` in the order of their
     names; `test` has some of them. Networks see `size` x `size` pixels. Pictures lie in the order
     of their names, class by class. shuffle: a seed; picture i is then picture
-    numpy.random.default_rng(shuffle).permutation(n)[i] of those of `train`. Other files are
-    ignored. UserError if a class has no pictures, a picture does not begin as one, or `out` exists.
-    Rank 0 of `comm` works.
+    numpy.random.default_rng(shuffle).permutation(n)[i] of those of `train`. Return in one line
+    which other files were passed over, "" if none: hidden ones, those of other suffixes, and those
+    that lie elsewhere than in the folder of a class. UserError if a class has no pictures, if
+    pictures cannot be decoded, which are all listed, or if `out` exists. Rank 0 of `comm` works.
     """
     if size < 1:
         raise UserError(f"`size = {size}` must be at least 1 pixel")
     if shuffle is not None and shuffle < 0:
         raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
     folders = {"train": Path(train)} | ({"test": Path(test)} if test else {})
-    on_root(comm, lambda: _write_folder(folders, out, size, shuffle, name))
+    return on_root(comm, lambda: _write_folder(folders, out, size, shuffle, name))
 
 
 def _write_folder(
     folders: dict[str, Path], out: str | Path, size: int, shuffle: int | None, name: str | None
-) -> None:
-    """Write the pictures of {split: folder}."""
+) -> str:
+    """Write the pictures of {split: folder}; return which files were passed over."""
     check_out(out)
     train = folders["train"]
     classes = sorted(_subfolders(train))
@@ -54,54 +66,71 @@ def _write_folder(
     for folder in folders.values():
         if strange := sorted(_subfolders(folder) - set(classes)):
             raise UserError(f"{folder / strange[0]} is a class that {train} has not")
-    files = {split: _pictures(folder, classes) for split, folder in folders.items()}
+    found = {split: _found(folder, classes) for split, folder in folders.items()}
+    files = {split: here.pictures for split, here in found.items()}
     if shuffle is not None:
         order = np.random.default_rng(shuffle).permutation(len(files["train"]))  # [n]
         files["train"] = [files["train"][i] for i in order]
-    lengths = {
-        split: sum(path.stat().st_size for path, _ in found) for split, found in files.items()
-    }
+    lengths = {split: sum(path.stat().st_size for path, _ in here) for split, here in files.items()}
     attributes = {
         "name": name or train.resolve().name,
         "source": ", ".join(map(str, folders.values())),
         **shuffled(shuffle),
     }
+    sources = {split: str(folder) for split, folder in folders.items()}
     with (
-        write_pictures(out, lengths, tuple(classes), size, attributes) as target,
+        write_pictures(out, lengths, sources, tuple(classes), size, attributes) as target,
         progress.bar(sum(lengths.values()), f"write {Path(out).name}") as bar,
     ):
-        for split, found in files.items():
-            for path, label in found:
+        for split, here in files.items():
+            for path, label in here:
                 packed = path.read_bytes()
-                target.add(split, packed, label, str(path))
+                target.add(split, packed, label, f"{path.parent.name}/{path.name}")
                 bar.update(len(packed))
+    return _passed_over([path for here in found.values() for path in here.passed])
 
 
 def _subfolders(folder: Path) -> set[str]:
     """Return the names of the subfolders that are not hidden."""
     if not folder.is_dir():
         raise UserError(f"{folder} is no folder; give one that has one subfolder a class")
-    return {
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
+    return {entry.name for entry in folder.iterdir() if entry.is_dir() and not _hidden(entry)}
 
 
-def _pictures(folder: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    """Return (file, class) of every picture, in the order of class and name."""
-    found: list[tuple[Path, int]] = []
+def _hidden(path: Path) -> bool:
+    """Return whether the name begins with a dot, as of the files that macOS puts beside others."""
+    return path.name.startswith(".")
+
+
+def _found(folder: Path, classes: list[str]) -> Found:
+    """Return the pictures of a folder, and what else is there."""
+    found = Found([], sorted(entry for entry in folder.iterdir() if entry.name not in classes))
     for label, name in enumerate(classes):
         if not (folder / name).is_dir():
             continue  # a test set may lack a class
-        here = sorted(
-            path
-            for path in (folder / name).iterdir()
-            if path.suffix.lower() in SUFFIXES and path.is_file()
-        )
+        entries = sorted((folder / name).iterdir())
+        here = [path for path in entries if _is_picture(path)]
         if not here:
             raise UserError(
                 f"{folder / name} has no {', '.join(SUFFIXES)} files; remove the folder or fill it"
             )
-        found += [(path, label) for path in here]
+        found.pictures.extend((path, label) for path in here)
+        found.passed.extend(path for path in entries if not _is_picture(path))
     return found
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not _hidden(path) and path.is_file()
+
+
+def _passed_over(paths: list[Path]) -> str:
+    """Return a line on the files and folders that were passed over, "" if there are none."""
+    if not paths:
+        return ""
+    hidden = sum(map(_hidden, paths))
+    named = ", ".join(shown(str(path)) for path in sorted(paths, key=_hidden)[:SHOWN])
+    more = ", …" if len(paths) > SHOWN else ""
+    return (
+        f"passed over {hidden} hidden and {len(paths) - hidden} other files and folders that are "
+        f"no {', '.join(SUFFIXES)} files of a class: {named}{more}"
+    )

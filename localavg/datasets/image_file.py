@@ -3,14 +3,16 @@
 Kind "images": `/train` and, where the set has one, `/test` hold `x` uint8 [n, H, W, C] and `y`
 int64 [n], the number of the class. Kind "jpeg": `bytes` uint8, the packed pictures one after
 another, and perhaps an unused tail; `offsets` int64 [n + 1], picture i being bytes offsets[i] …
-offsets[i + 1] − 1; and `y`. All arrays are uncompressed and contiguous. `/classes` holds the names
-of the classes. The root attributes are `schema`, `kind`, `name`, `source` (file names), `shuffled`,
-`shuffle_seed` if the rows were permuted, and the fields `shape`, `mean`, `std` and `augment`
-(`pad`, `flip`, `resized`) of `Dataset`.
+offsets[i + 1] − 1; `y`; and `names` [n], what each picture was called in its folder or archive,
+which earlier versions did not write. All arrays are uncompressed and contiguous. `/classes` holds
+the names of the classes. The root attributes are `schema`, `kind`, `name`, `source` (file names),
+`shuffled`, `shuffle_seed` if the rows were permuted, and the fields `shape`, `mean`, `std` and
+`augment` (`pad`, `flip`, `resized`) of `Dataset`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -71,9 +73,21 @@ def load(path: str, fleet: Fleet) -> Dataset:
             fleet.together(pillow)
             fill = _filler(path, classes, _read_places)
             places = filled(fleet, (n, 2), (np.int64, np.int64), 1, name, fill)
-            opening = partial(Jpegs, path, name, first_bytes[name], places.x)
+            called = partial(picture_name, path, name)
+            opening = partial(Jpegs, path, name, first_bytes[name], places.x, called)
             splits[name] = Split(fleet.together(opening), places.y)
     return Dataset(train=splits["train"], test=splits.get("test"), **vars(about))
+
+
+def picture_name(path: str, split: str, i: int) -> str:
+    """Return what errors call picture i of a split: its number and, if the file has it, its name.
+
+    It is for errors, so it raises none.
+    """
+    with contextlib.suppress(UserError), opened(path) as file:
+        if f"{split}/names" in file:
+            return f"{i} ({file[f'{split}/names'][i].decode()})"
+    return str(i)
 
 
 def _header(path: str) -> tuple[Header, dict[str, int], dict[str, int]]:

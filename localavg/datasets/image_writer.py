@@ -12,14 +12,13 @@ from typing import BinaryIO
 import h5py
 import numpy as np
 
+from localavg.datasets.damage import Checker
 from localavg.datasets.dataset import Augment
 from localavg.datasets.prepared import SCHEMA
 from localavg.datasets.writer import Layout, need_room, new_file
-from localavg.errors import UserError
+from localavg.errors import UserError, shown
 from localavg.files.hdf5 import laid_out, put
 
-MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
-"""first bytes of a picture: JPEG, and PNG too, because one of ImageNet's .JPEG files is a PNG"""
 IMAGENET_MEAN, IMAGENET_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 """of red, green and blue over ImageNet's training pictures
 
@@ -75,37 +74,41 @@ def moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 class PictureWriter:
-    """Appends pictures to the splits of a new file, one at a time.
+    """Appends pictures to the splits of a new file, one at a time, and has each of them decoded.
 
-    It keeps 16 bytes in memory for each.
+    It keeps the place, the label and the name of each in memory. After the first damaged picture
+    it writes no more.
     """
 
-    def __init__(self, file: BinaryIO, first: dict[str, int]) -> None:
-        self._file, self._first = file, first
+    def __init__(
+        self, file: BinaryIO, first: dict[str, int], sources: Mapping[str, str], checker: Checker
+    ) -> None:
+        self._file, self._first, self._sources, self._checker = file, first, sources, checker
+        self.names: dict[str, list[bytes]] = {split: [] for split in first}
         self.offsets = {split: array("q", [0]) for split in first}
         self.labels = {split: array("q") for split in first}
 
     def add(self, split: str, packed: bytes, label: int, name: str) -> None:
-        """Append a picture of class `label`.
-
-        UserError, in which the picture is called `name`, unless it begins as one.
-        """
-        if not packed.startswith(MAGIC):
-            raise UserError(
-                f"{name} is no picture: it begins with {packed[:4]!r}, not as JPEG or PNG; fetch "
-                "it again"
-            )
+        """Append a picture of class `label`, called `name` within the split's source."""
+        self._checker.add(f"{self._sources[split]}/{name}", packed)
         offsets = self.offsets[split]
-        self._file.seek(self._first[split] + offsets[-1])
-        self._file.write(packed)
+        if not self._checker.damaged:
+            self._file.seek(self._first[split] + offsets[-1])
+            self._file.write(packed)
         offsets.append(offsets[-1] + len(packed))
         self.labels[split].append(label)
+        self.names[split].append(shown(name).encode())
+
+    def finish(self) -> None:
+        """Wait until all pictures are decoded; UserError lists those that cannot be."""
+        self._checker.finish()
 
 
 @contextlib.contextmanager
 def write_pictures(
     out: str | Path,
     most_bytes: dict[str, int],
+    sources: Mapping[str, str],
     classes: tuple[str, ...],
     size: int,
     attributes: Mapping[str, object],
@@ -113,8 +116,9 @@ def write_pictures(
     """Yield the PictureWriter of a new file of kind "jpeg".
 
     most_bytes: {split: largest number of bytes}; bytes that a split does not need are a hole at the
-    end of its array, which takes no disk. The network's images are [size, size, 3]. attributes and
-    errors as in `write_images`.
+    end of its array, which takes no disk. sources: {split: folder or archive of its pictures}. The
+    network's images are [size, size, 3]. attributes and errors as in `write_images`; in addition,
+    one UserError lists all pictures that cannot be decoded.
     """
     attributes = {
         "schema": SCHEMA,
@@ -129,10 +133,11 @@ def write_pictures(
         f"{split}/bytes": ((nbytes,), np.dtype(np.uint8), {})
         for split, nbytes in most_bytes.items()
     }
-    with new_file(out, sum(most_bytes.values())) as part:
+    with Checker() as checker, new_file(out, sum(most_bytes.values())) as part:
         with laid_out(part, layout, attributes, _names(classes)) as (file, first):
-            writer = PictureWriter(file, {split: first[f"{split}/bytes"] for split in most_bytes})
-            yield writer
+            starts = {split: first[f"{split}/bytes"] for split in most_bytes}
+            yield (writer := PictureWriter(file, starts, sources, checker))
+            writer.finish()
         for split, labels in writer.labels.items():
             if not labels:
                 raise UserError(
@@ -142,14 +147,17 @@ def write_pictures(
 
 
 def _append_labels(part: Path, writer: PictureWriter) -> None:
-    """Append to a file of pictures where each of them begins, and its label."""
-    need_room(part, 3 * 8 * sum(map(len, writer.labels.values())))
+    """Append to a file of pictures where each of them begins, its label and its name."""
+    names = {split: np.array(found) for split, found in writer.names.items()}  # [n] of type S
+    named_bytes = sum(found.nbytes for found in names.values())
+    need_room(part, 3 * 8 * sum(map(len, writer.labels.values())) + named_bytes)
     with h5py.File(part, "r+", locking=False) as file:
         for split, labels in writer.labels.items():
             file[f"{split}/offsets"] = np.asarray(writer.offsets[split])
             file[f"{split}/y"] = np.asarray(labels)
+            file[f"{split}/names"] = names[split]
 
 
 def _names(classes: tuple[str, ...]) -> dict[str, tuple[np.ndarray, dict[str, object]]]:
     """Return the array /classes."""
-    return {"classes": (np.array(classes, dtype=h5py.string_dtype()), {})}
+    return {"classes": (np.array([*map(shown, classes)], dtype=h5py.string_dtype()), {})}

@@ -16,7 +16,7 @@ import numpy as np
 
 from localavg.datasets import archives, progress
 from localavg.datasets.image_writer import PictureWriter, write_pictures
-from localavg.datasets.writer import Communicator, check_out, on_root
+from localavg.datasets.writer import Communicator, check_file, check_out, on_root
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,38 +52,41 @@ def prepare_imagenet(
     """Write the prepared file `out` from the archives of ILSVRC2012.
 
     They are ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz.
-    Classes are numbered in the order of their WordNet ids, as is usual. Pictures keep the archives'
-    order, which goes by classes for the training set. The file is as large as the archives. Rank 0
-    of `comm` works.
+    Classes are numbered in the order of their WordNet ids. Pictures keep the archives' order, which
+    goes by classes for the training set. The file is as large as the archives. Rank 0 works.
 
-    UserError, unless `any_count`, if there are not `COUNTS` pictures; always if a picture does not
-    begin as one or is not where its name belongs, if a label is not in the development kit, if an
-    archive is damaged, or if `out` exists.
+    UserError, unless `any_count`, if there are not `COUNTS` pictures; always if pictures cannot be
+    decoded, which are all listed, if a picture is not where its name belongs, if a label is not in
+    the development kit, if an archive is damaged, or if `out` exists.
     """
+
+    sources = {"train": str(train), "test": str(val)}
 
     def work() -> None:
         check_out(out)
         kit = _devkit(devkit)
-        sizes = {"train": _size(train), "test": _size(val)}
-        source = ", ".join(Path(path).name for path in (train, val, devkit))
-        attributes = {"name": name, "source": source, "shuffled": False}
-        attributes["wnids"] = " ".join(kit.wnids)
+        sizes = {split: _size(path) for split, path in sources.items()}
+        source, wnids = ", ".join(Path(p).name for p in (train, val, devkit)), " ".join(kit.wnids)
+        attributes = {"name": name, "source": source, "shuffled": False, "wnids": wnids}
         with (
-            write_pictures(out, sizes, kit.names, SIDE, attributes) as target,
+            write_pictures(out, sizes, sources, kit.names, SIDE, attributes) as target,
             progress.bar(sum(sizes.values()), f"write {Path(out).name}") as bar,
         ):
             _copy_train(Path(train), kit, target, bar)
-            _check_count(train, len(target.labels["train"]), "train", any_count)
             _copy_validation(Path(val), kit, target, bar)
-            _check_count(val, len(target.labels["test"]), "test", any_count)
+            target.finish()
+            for split, path in sources.items():
+                _check_count(path, len(target.labels[split]), split, any_count)
 
     on_root(comm, work)
 
 
 def _size(path: str | Path) -> int:
     """Return the bytes of an archive; UserError unless it can be read."""
-    with archives.reading(path), open(path, "rb") as file:
-        return file.seek(0, io.SEEK_END)
+    with archives.reading(path):
+        check_file(path)
+        with open(path, "rb") as file:
+            return file.seek(0, io.SEEK_END)
 
 
 def _devkit(path: str | Path) -> Devkit:
@@ -149,7 +152,8 @@ def _copy_train(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) -> No
                     f"{what}: {member.name} does not belong to class {wnid}; fetch the archive "
                     "again"
                 )
-            _copy(what, inner, member, target, "train", number[wnid], bar)
+            within = f"{group.name}/{member.name}"
+            _copy(what, inner, member, target, ("train", within, number[wnid]), bar)
 
 
 def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) -> None:
@@ -165,7 +169,7 @@ def _copy_validation(path: Path, kit: Devkit, target: PictureWriter, bar: tqdm) 
                 "that goes with it"
             )
         seen.add(k)
-        _copy(path, tar, member, target, "test", kit.validation[k - 1], bar)
+        _copy(path, tar, member, target, ("test", member.name, kit.validation[k - 1]), bar)
 
 
 def _copy(
@@ -173,13 +177,12 @@ def _copy(
     tar: TarFile,
     member: TarInfo,
     target: PictureWriter,
-    split: str,
-    label: int,
+    place: tuple[str, str, int],
     bar: tqdm,
 ) -> None:
-    """Append one picture of an archive."""
-    packed = archives.content(path, tar, member, MOST_BYTES)
-    target.add(split, packed, label, f"{path}: {member.name}")
+    """Append one picture of an archive; place: its split, name and class."""
+    packed, (split, name, label) = archives.content(path, tar, member, MOST_BYTES), place
+    target.add(split, packed, label, name)
     bar.update(member.size)
 
 

@@ -10,12 +10,17 @@ from __future__ import annotations
 import io
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localavg.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 AREA, ASPECT = (0.08, 1.0), (3 / 4, 4 / 3)
 """share of the picture, and width / height, of a random crop
@@ -35,13 +40,20 @@ THREADS = 8
 class Jpegs:
     """The pictures of one split; len() is their number. Threads may decode at the same time."""
 
-    def __init__(self, path: str, split: str, first_byte: int, places: np.ndarray) -> None:
+    def __init__(
+        self,
+        path: str,
+        split: str,
+        first_byte: int,
+        places: np.ndarray,
+        name: Callable[[int], str] = str,
+    ) -> None:
         """Open the file.
 
         places: [n, 2] int64; picture i is bytes places[i, 0] … places[i, 1] − 1, counted from
-        `first_byte` of the file.
+        `first_byte` of the file. name(i) is what errors call picture i.
         """
-        self.path, self.split = path, split
+        self.path, self.split, self.name = path, split, name
         self._first, self._places = first_byte, places
         self._descriptor = os.open(path, os.O_RDONLY)
 
@@ -58,8 +70,8 @@ class Jpegs:
         found = os.pread(self._descriptor, stop - start, self._first + start)
         if len(found) < stop - start:
             raise UserError(
-                f"{self.path} is cut short: picture {i} of /{self.split} is not all there; prepare "
-                "it again"
+                f"{self.path} is cut short: picture {self.name(i)} of /{self.split} is not all "
+                "there; prepare it again"
             )
         return found
 
@@ -78,12 +90,21 @@ class Jpegs:
             return decoded(packed, size, numbers)
         except (UserError, MemoryError):
             raise
-        # Pillow raises many types: OSError, SyntaxError, struct.error, DecompressionBombError, …
         except Exception as error:
             raise UserError(
-                f"{self.path}: picture {i} of /{self.split} cannot be decoded ({error}); prepare "
-                "it again from whole archives"
+                f"{self.path}: picture {self.name(i)} of /{self.split} cannot be decoded "
+                f"({why(error)}); prepare it again from whole pictures"
             ) from error
+
+
+def why(error: Exception) -> str:
+    """Return in one line why Pillow could not decode a picture.
+
+    It raises many types: OSError, SyntaxError, struct.error, DecompressionBombError, …
+    """
+    if type(error).__name__ == "UnidentifiedImageError":  # its text has the address of an object
+        return "damaged at its beginning"
+    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def pillow() -> ModuleType:
@@ -114,10 +135,23 @@ def decoded(packed: bytes, size: tuple[int, int], numbers: np.ndarray | None = N
             min((left + width) * x, picture.size[0]),
             min((top + height) * y, picture.size[1]),
         )
-        image = picture if picture.mode == "RGB" else picture.convert("RGB")
-        image = image.resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
+        image = in_colour(picture).resize((size[1], size[0]), Image.Resampling.BILINEAR, box)
     array = np.asarray(image)  # [H, W, 3]
     return array[:, ::-1] if numbers is not None and numbers[-1] < 0.5 else array
+
+
+def in_colour(picture: Image) -> Image:
+    """Return a picture in red, green and blue of 8 bits each.
+
+    Deeper grey keeps its upper 8 bits, as Pillow keeps those of deeper colours. Pillow's `convert`
+    would set every value above 255 to 255. ValueError for values beyond 16 bits.
+    """
+    if picture.mode.startswith(("I", "F")):  # one channel of 16 or 32 bits
+        values = np.asarray(picture)  # [H, W]
+        if picture.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
+            raise ValueError(f"its values (Pillow's mode {picture.mode}) do not fit in 16 bits")
+        picture = pillow().fromarray((values >> 8).astype(np.uint8))
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def random_crop(W: int, H: int, numbers: np.ndarray) -> tuple[int, int, int, int]:
@@ -148,6 +182,13 @@ def centre(W: int, H: int, size: tuple[int, int]) -> tuple[float, float, float, 
     scale = min(W / size[1], H / size[0]) / MARGIN  # pixels of the picture in one of the result
     width, height = scale * size[1], scale * size[0]
     return (W - width) / 2, (H - height) / 2, width, height
+
+
+def default_threads() -> int:
+    """Return the number of cores that may be used, at most `THREADS`."""
+    bound = hasattr(os, "sched_getaffinity")
+    cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
+    return min(THREADS, cores)
 
 
 class Pictures:
@@ -185,9 +226,7 @@ class Decoder:
         self, pictures: Jpegs, shape: tuple[int, int, int], threads: int | None = None
     ) -> None:
         self.pictures, self.shape = pictures, shape
-        bound = hasattr(os, "sched_getaffinity")
-        cores = len(os.sched_getaffinity(0)) if bound else os.cpu_count() or 1
-        self._pool = ThreadPoolExecutor(threads or min(THREADS, cores), "decode")
+        self._pool = ThreadPoolExecutor(threads or default_threads(), "decode")
 
     def begin(self, rows: np.ndarray, numbers: np.ndarray | None = None) -> Pictures:
         """Start to decode the pictures rows [B], with random crops if numbers [B, NUMBERS]."""

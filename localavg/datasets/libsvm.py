@@ -9,7 +9,7 @@ every rank unpacks all of it; unpack it beforehand if many ranks are to gain.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from localavg.datasets import progress, writer
-from localavg.datasets.libsvm_text import Block, blocks
+from localavg.datasets.libsvm_text import Block, Indices, blocks, check_kind
 from localavg.datasets.spool import Spool
 from localavg.datasets.writer import Communicator
 from localavg.errors import UserError
@@ -34,18 +34,23 @@ def prepare_libsvm(
     features: int | None = None,
     shuffle: int | None = None,
     name: str | None = None,
+    zero_based: bool = False,
+    any_size: bool = False,
     comm: Communicator | None = None,
 ) -> None:
     """Write the prepared file `out` from LIBSVM text; collective over `comm` (None: no MPI).
 
     features: number of features d; default the largest index in the files. A larger index is an
     error.
+    zero_based: the first feature has index 0, not 1.
+    any_size: write rows too that, dense, are larger than this machine's memory.
     shuffle: seed; output row i is then row numpy.random.default_rng(shuffle).permutation(n)[i] of
     `train`. The test rows keep their order.
     name: name of the dataset; default that of the training file up to its first dot.
 
     Every rank raises the same UserError on a mistake in the text (file, line and rule are named),
-    labels that are not two, a damaged or empty file, or an existing `out`. Memory: tens of MB a
+    labels that are not two, a damaged or empty file, a file of another kind, an existing `out`, or
+    rows that have no room when they are dense, as soon as so many are read. Memory: tens of MB a
     rank, and on rank 0 about a MB for every rank and 5 bytes a row (30 while it writes). Disk: 8
     bytes an entry of the text beside `out`, until the end.
     """
@@ -55,8 +60,10 @@ def prepare_libsvm(
         raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
     files = {"train": Path(train)} | ({"test": Path(test)} if test is not None else {})
     with _spools(files, out, comm) as (sizes, spools):
+        indices = Indices(0 if zero_based else 1, features)
+        check = partial(_check_room, Path(out), spools, features, any_size)
         for split, path in files.items():
-            _read(path, sizes[split], features, comm, spools.get(split))
+            _read(path, sizes[split], indices, comm, spools.get(split), check)
         name = name or files["train"].name.split(".")[0]
         writer.on_root(comm, lambda: _write(out, spools, features, shuffle, name))
 
@@ -71,6 +78,9 @@ def _spools(
 
         def start() -> dict[str, int]:
             writer.check_out(out)
+            for path in files.values():
+                writer.check_file(path)
+                check_kind(path)
             sizes = {split: path.stat().st_size for split, path in files.items()}
             for split, path in files.items():
                 file = stack.enter_context(tempfile.TemporaryFile(dir=Path(out).parent))
@@ -81,11 +91,19 @@ def _spools(
 
 
 def _read(
-    path: Path, size: int, features: int | None, comm: Communicator | None, spool: Spool | None
+    path: Path,
+    size: int,
+    indices: Indices,
+    comm: Communicator | None,
+    spool: Spool | None,
+    check: Callable[[], None],
 ) -> None:
-    """Fill the Spool of rank 0 with the rows of a file of `size` bytes. Collective."""
+    """Fill the Spool of rank 0 with the rows of a file of `size` bytes. Collective.
+
+    check() is called on rank 0 after every round.
+    """
     rank, ranks = (0, 1) if comm is None else (comm.rank, comm.size)
-    mine, more = blocks(path, size, features, rank, ranks), True
+    mine, more = blocks(path, size, indices, rank, ranks), True
     with progress.bar(size, f"read {path.name}") if spool else nullcontext() as bar:
         while more:
             block: Block | UserError | None
@@ -94,11 +112,14 @@ def _read(
             except UserError as error:
                 block = error
             found = [block] if comm is None else comm.gather(block)  # [ranks] on rank 0
-            more = writer.on_root(comm, partial(_take, spool, found, bar))
+            more = writer.on_root(comm, partial(_take, spool, found, bar, check))
 
 
 def _take(
-    spool: Spool | None, found: list[Block | UserError | None] | None, bar: tqdm | None
+    spool: Spool | None,
+    found: list[Block | UserError | None] | None,
+    bar: tqdm | None,
+    check: Callable[[], None],
 ) -> bool:
     """Append the blocks of a round of all ranks. Return whether there may be more.
 
@@ -111,9 +132,21 @@ def _take(
         if block is not None:
             spool.append(block)
             bar.update(block.position - bar.n)
+    check()
     if found[-1] is None and not spool.rows:
         raise UserError(f"{spool.path} holds no rows; is it the right file?")
     return found[-1] is not None
+
+
+def _check_room(out: Path, spools: dict[str, Spool], features: int | None, any_size: bool) -> None:
+    """Raise UserError where the rows read so far have no room when they are dense."""
+    rows = sum(spool.rows for spool in spools.values())
+    d = features or max(spool.features for spool in spools.values())
+    nbytes = writer.dense_bytes(rows, d)
+    what = f"{rows} rows read so far of {d} features, dense, in float32"
+    writer.need_room(out, nbytes, what)
+    if not any_size:
+        writer.need_memory(out, nbytes, what)
 
 
 def _write(out, spools, features, shuffle, name):

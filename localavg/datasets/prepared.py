@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from localavg.errors import UserError
+from localavg.files import hdf5
 from localavg.files.hdf5 import reason
 
 SCHEMA = 1
@@ -62,8 +63,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
             "prepare …`"
         )
     try:
-        # No lock: a prepared file never changes, and shared file systems may have none.
-        with h5py.File(path, "r", locking=False) as file:
+        with hdf5.opened(path) as file:
             yield file
     except (OSError, RuntimeError) as error:
         raise UserError(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import signal
+import stat
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +77,19 @@ def check_out(out: str | Path) -> None:
         raise UserError(f"the folder of `out = {out}` does not exist; create {out.parent} first")
 
 
+def check_file(path: str | Path) -> None:
+    """Raise UserError for a pipe or a device, which cannot be read twice.
+
+    Raises OSError if there is no such file.
+    """
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        what = "a pipe" if stat.S_ISFIFO(mode) else "a device"
+        raise UserError(
+            f"{path} is {what}, which cannot be read twice; write it to a file and give the file"
+        )
+
+
 def shuffled(seed: int | None) -> dict[str, object]:
     """Return the attributes of rows that were permuted with this seed (None: they were not)."""
     return {"shuffled": seed is not None} | ({} if seed is None else {"shuffle_seed": seed})
@@ -116,14 +131,44 @@ def new_file(out: str | Path, need_bytes: int) -> Iterator[Path]:
             ) from error
 
 
-def need_room(out: Path, nbytes: int) -> None:
-    """Raise UserError for an output path on a disk with fewer bytes free."""
+def need_room(out: Path, nbytes: int, what: str = "") -> None:
+    """Raise UserError for an output path on a disk with fewer bytes free; what: what they hold."""
     need, free = nbytes + SLACK_BYTES, shutil.disk_usage(out.parent).free
     if need > free:
         raise UserError(
-            f"{out} needs {need / 1e9:.1f} GB and {out.parent} has {free / 1e9:.1f} GB free; make "
-            "room"
+            f"{out} needs {need / 1e9:.1f} GB{f' ({what})' * bool(what)} and {out.parent} has "
+            f"{free / 1e9:.1f} GB free; make room"
         )
+
+
+def need_memory(out: Path, nbytes: int, what: str) -> None:
+    """Raise UserError for more bytes than a node like this one can hold, where that is known.
+
+    Training holds one copy a node, in memory or, for several ranks, in /dev/shm.
+    """
+    if (room := node_room()) is not None and nbytes > room:
+        raise UserError(
+            f"{out} needs {nbytes / 1e9:.1f} GB ({what}), which training holds once a node, and "
+            f"this machine has {room / 1e9:.1f} GB of memory or /dev/shm; use fewer features, or "
+            "add `any_size` if you train on a larger machine"
+        )
+
+
+def node_room() -> int | None:
+    """Return the bytes of this machine's memory or, if they are more, those free in /dev/shm.
+
+    None where the system does not say.
+    """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        return None
+    return max(memory, shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0)
+
+
+def dense_bytes(rows: int, features: int) -> int:
+    """Return the bytes of x [rows, features] and y [rows]."""
+    return rows * (features + 1) * FLOAT.itemsize
 
 
 @contextlib.contextmanager
@@ -142,7 +187,7 @@ def create(
     layout: Layout = {}
     for split, n in rows.items():
         layout |= {f"{split}/x": ((n, features), FLOAT, {}), f"{split}/y": ((n,), FLOAT, {})}
-    need_bytes = sum(rows.values()) * (features + 1) * FLOAT.itemsize
+    need_bytes = dense_bytes(sum(rows.values()), features)
     root = {"schema": SCHEMA, "kind": "features", **attributes}
     with new_file(out, need_bytes) as part, laid_out(part, layout, root, arrays) as (file, first):
         yield Writer(file, first, features)

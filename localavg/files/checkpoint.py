@@ -99,8 +99,7 @@ def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
     try:
         with ExitStack() as stack:
             files = [
-                stack.enter_context(h5py.File(path, "r", locking=False))
-                for path in sorted(place.glob("rank*.h5"))
+                stack.enter_context(hdf5.opened(path)) for path in sorted(place.glob("rank*.h5"))
             ]
             ranks = int(files[0].attrs["ranks"])
             if len(files) != ranks:

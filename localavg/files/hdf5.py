@@ -15,7 +15,7 @@ from typing import BinaryIO, TypeAlias
 import h5py
 import numpy as np
 
-from localavg.errors import UserError
+from localavg.errors import UserError, shown
 
 Attributes: TypeAlias = Mapping[str, object]  # what h5py takes: numbers, text, lists of them
 
@@ -39,7 +39,8 @@ def laid_out(
     first = {}
     try:
         with h5py.File(path, "w", locking=False) as file:
-            file.attrs.update(attributes)
+            for name, value in attributes.items():
+                file.attrs[name] = shown(value) if isinstance(value, str) else value
             for name, (values, more) in (small or {}).items():
                 file[name] = values
                 file[name].attrs.update(more)
@@ -51,6 +52,25 @@ def laid_out(
         raise OSError(f"{path}: {reason(error)}") from error
     with open(path, "r+b") as out:
         yield out, first
+
+
+def opened(path: str | os.PathLike[str]) -> h5py.File:
+    """Open a file to read it, also one that this process has open elsewhere, as in a notebook.
+
+    Raises OSError, or UserError where HDF5 cannot open it a second time.
+    """
+    try:  # without a lock, which a shared file system may not have
+        return h5py.File(path, "r", locking=False)
+    except OSError as error:
+        if "file locking" not in str(error):
+            raise
+        first = error
+    for locking in (None, "best-effort", True):  # a second opening must lock as the first one does
+        with contextlib.suppress(OSError):
+            return h5py.File(path, "r", locking=locking)
+    raise UserError(
+        f"{path} is open elsewhere in this process ({reason(first)}); close it there first"
+    ) from first
 
 
 def put(file: BinaryIO, first: int, values: np.ndarray) -> None:

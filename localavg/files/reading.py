@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from localavg.errors import UserError
-from localavg.files.hdf5 import clear_errors
+from localavg.files.hdf5 import clear_errors, opened
 from localavg.files.schema import RENAMED, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
 
 if TYPE_CHECKING:
@@ -23,13 +23,17 @@ if TYPE_CHECKING:
 Settings: TypeAlias = dict[str, Any]  # by name: numbers, text, bool, None and lists
 
 
+SHOWN = ("algorithm", "data_name", "model", "learners", "K", "batch_size", "lr", "steps", "seed")
+"""settings in a Run's repr, where the run has them"""
+
+
 class NotARunFile(UserError):
     """An HDF5 file that can be read, but holds something else."""
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """The contents of a run file.
+    """The contents of a run file; printed, it is a few lines.
 
     Tables have the columns of `SCHEMA`, and no rows where the run recorded none.
     """
@@ -47,9 +51,29 @@ class Run:
     attrs: Settings
     rows: DataFrame | None = None  # of a benchmark, with the columns of `BENCHES`
 
+    def __repr__(self) -> str:
+        """Return the file, how the run ended, its main settings, its length and its last row."""
+        given = {name: self.config[name] for name in SHOWN if self.config.get(name) is not None}
+        settings = ", ".join(f"{name}={value}" for name, value in given.items())
+        tables = {group: getattr(self, group) for group in SCHEMA} | {"rows": self.rows}
+        lengths = [f"{len(t)} in .{name}" for name, t in tables.items() if t is not None and len(t)]
+        vectors = [
+            f".{name} [{len(w)}]" for name in WEIGHTS if (w := getattr(self, name)) is not None
+        ]
+        lines = [f"Run {self.path}: {self.status}", settings or "no settings of training"]
+        lines.append(
+            f"rows: {', '.join(lengths) or 'none'}{'; ' * bool(vectors)}{', '.join(vectors)}"
+        )
+        if len(self.eval):
+            last = self.eval.iloc[-1].dropna()
+            lines.append("at the end: " + ", ".join(f"{k} {v:.6g}" for k, v in last.items()))
+        if why := self.attrs.get("failure"):
+            lines.append(f"failure: {why}")
+        return "\n  ".join(lines)
+
 
 def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None = None) -> Run:
-    """Read one run file, also one that is being written.
+    """Read one run file, also one that is being written, here or elsewhere.
 
     weights=False: do not read the weight vectors (None). bench: read the file of this benchmark,
     not one of training. Raises UserError for a file that is missing, damaged or of another schema,
@@ -59,7 +83,7 @@ def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None =
 
     problem = f"{path}: cannot read this run file"
     reading = clear_errors(problem, "check the path, and move damaged files away")
-    with reading, open(path, "rb"), h5py.File(path, "r", locking=False) as file:
+    with reading, open(path, "rb"), opened(path) as file:
         attrs = _read_attrs(file)
         whole = {"schema", "status"} <= attrs.keys() and {"config", "provenance"} <= file.keys()
         if not whole or file["config"].attrs.get("bench") != bench:

@@ -5,6 +5,7 @@ Nothing here writes a file. One process can build the pieces more than once.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from mpi4py import MPI
 from localavg import algorithms, datasets, models
 from localavg.algorithms.base import Algorithm
 from localavg.config import TrainConfig
-from localavg.datasets import Dataset, Split
+from localavg.datasets import Dataset, Split, epsilon_like
 from localavg.errors import UserError
 from localavg.interfaces import Array, Batch, Device, Problem, Transport
 from localavg.learner import optim, stepsizes
@@ -149,6 +150,15 @@ def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
 
     Raises UserError if the settings ask for a sampling that the data does not allow.
     """
+    if c.data == TrainConfig.data and fleet.rank == 0:
+        sizes = epsilon_like.sizes(epsilon_like.ROWS)
+        nbytes = sum(sizes.values()) * epsilon_like.FEATURES * 4
+        print(
+            f"localavg: makes the default data, {c.data}, of {sizes['train']} rows to train on and "
+            f"{sizes['test']} to test, {nbytes / 1e9:.1f} GB a node; --data chooses other data",
+            file=sys.stderr,
+            flush=True,
+        )
     data = datasets.load(c.data, fleet)
     if c.sampling == "block" and not data.shuffled and not c.force_block:
         raise UserError(

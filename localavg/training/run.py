@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from contextlib import nullcontext
 from functools import partial
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from mpi4py import MPI
 
+from localavg import algorithms
 from localavg.config import TrainConfig, seconds
 from localavg.errors import FINISHED
 from localavg.files import checkpoint
@@ -18,6 +20,7 @@ from localavg.files.record import Record
 from localavg.interfaces import Settings
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
+from localavg.scope import Scope
 from localavg.simulate.clock import Modelled, Synchronous, averages
 from localavg.training import header
 from localavg.training.build import Experiment, build
@@ -31,6 +34,9 @@ from localavg.training.resume import Start, earlier, resume
 
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
+
+PERIODS = ("K2", "K", "p_init", "tau0")
+"""options that are the (first) period of averages of all learners"""
 
 
 def run(
@@ -57,11 +63,11 @@ def run(
 
     # 2. Build the pieces.
     e = build(c, fleet, aware)
-    _warn_never_steered(e)
 
     # 3. Find the checkpoint to resume from, and open the run file.
     origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device)}
     start = resume(c, fleet, before, header.config(e), origin, writes, checkpoints=not e.timing)
+    _print_notes(e)
     monitor, keeper = watched(e, start.file, began_s)
 
     # 4. Train.
@@ -123,6 +129,46 @@ def _summary(e: Experiment, monitor: Monitor) -> str:
     modelled = "; times in the run file are modelled" if e.timing else ""
     took = f"{e.config.algorithm}: {e.length.T} updates of {e.fleet.P} learners in "
     return f"{took}{monitor.summary()}{modelled}"
+
+
+def _print_notes(e: Experiment) -> None:
+    """Print what the user may not have meant, on rank 0."""
+    _say_what_is_not_averaged(e)
+    _warn_never_steered(e)
+
+
+def _say_what_is_not_averaged(e: Experiment) -> None:
+    """Print that one learner averages nothing, or that the run ends before its first average."""
+    name, P, T = e.config.algorithm, e.fleet.P, e.length.T
+    if e.fleet.rank > 0 or name == "sgd":
+        return
+    if P == 1:
+        print(
+            f"localavg: {name} with 1 learner: nothing is averaged; use more learners (--learners "
+            "8), or more ranks (mpirun -n 8)",
+            file=sys.stderr,
+        )
+    elif (periods := _too_long(e)) is not None:
+        print(
+            f"localavg: {name}{periods}: there is one average of all learners, after the last of "
+            f"{T} updates; use a shorter period, or train for longer",
+            file=sys.stderr,
+        )
+
+
+def _too_long(e: Experiment) -> str | None:
+    """Return the period that is longer than the run, as " with K = 64"; None if none is.
+
+    The period may be the algorithm's own, without an option: then the text is empty.
+    """
+    given = {**algorithms.options(e.config.algorithm), **e.config.options}
+    if not given or e.algorithm.exchange.scope:
+        return None  # it has no period: one average is what it is for, or gradients travel
+    schedule, T = copy.deepcopy(e.algorithm.schedule), e.length.T
+    if any(schedule.after(t) is Scope.WORLD for t in range(1, T + 1)):
+        return None
+    named = [f"{option} = {given[option]}" for option in PERIODS if option in given]
+    return f" with {named[0]}" if named else ""
 
 
 def _warn_never_steered(e: Experiment) -> None:

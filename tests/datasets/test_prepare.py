@@ -414,6 +414,167 @@ def test_a_pipe_sees_no_progress_bar_and_a_terminal_does(tmp_path):
     os.close(theirs)
 
 
+# Files of another kind
+
+
+def tarred(text):
+    import io
+    import tarfile
+
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        member = tarfile.TarInfo("a.txt")
+        member.size = len(text)
+        archive.addfile(member, io.BytesIO(text))
+    return file.getvalue()
+
+
+def zipped(text):
+    import io
+    import zipfile
+
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("a.txt", text)
+    return file.getvalue()
+
+
+OTHER = {  # what the file holds: (bytes, words of the message)
+    "zip": (zipped(SMALL), "is a .zip archive, not LIBSVM text; unpack it with unzip"),
+    "zstd": (b"\x28\xb5\x2f\xfd" + bytes(9), "is a zstd archive.*unpack it with zstd -d"),
+    "tar": (tarred(SMALL), "is a tar archive.*unpack it with tar -xf"),
+    "tar.gz": (gzip.compress(tarred(SMALL)), "unpacks to a tar archive.*tar -xf"),
+    "zip in xz": (lzma.compress(zipped(SMALL)), "unpacks to a .zip archive"),
+    "UTF-16": (SMALL.decode().encode("utf-16"), "is UTF-16 text.*iconv -f UTF-16 -t UTF-8"),
+    "UTF-16, big": (b"\xfe\xff" + SMALL.decode().encode("utf-16-be"), "is UTF-16 text"),
+    "no mark": (SMALL.decode().encode("utf-16-le"), "is UTF-16 text"),
+    "no mark, big": (SMALL.decode().encode("utf-16-be"), "is UTF-16 text"),
+    "binary": (bytes(range(256)) * 3, "is binary data, not LIBSVM text"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "is an HDF5 file.*to train as `data`"),
+}
+
+
+@pytest.mark.parametrize("kind", OTHER)
+def test_a_file_of_another_kind_is_named_for_what_it_is(tmp_path, kind):
+    content, words = OTHER[kind]
+    (tmp_path / "a.txt").write_bytes(content)
+    (tmp_path / "good.txt").write_bytes(SMALL)
+    for train, test in (("a.txt", None), ("good.txt", "a.txt")):  # before any is read
+        with pytest.raises(UserError, match=f"a.txt {words}") as caught:
+            prepare_libsvm(
+                tmp_path / train, tmp_path / "out.h5", test=test and str(tmp_path / test)
+            )
+        assert "\n" not in str(caught.value) and left_in(tmp_path) == ["a.txt", "good.txt"]
+
+
+def test_a_pipe_is_refused_before_anybody_reads_it(tmp_path):
+    from localavg.datasets import archives, imagenet
+
+    os.mkfifo(tmp_path / "pipe")
+    for read in (
+        lambda path: prepare_libsvm(path, tmp_path / "out.h5"),
+        archives.md5,
+        imagenet._size,
+        lambda path: next(archives.members(path)),
+    ):
+        with pytest.raises(UserError, match=r"pipe is a pipe, which cannot be read twice; .*file"):
+            read(tmp_path / "pipe")
+    with pytest.raises(UserError, match="/dev/null is a device"):
+        prepare_libsvm("/dev/null", tmp_path / "out.h5")
+
+
+@pytest.mark.parametrize("suffix", PACKED)
+def test_a_byte_order_mark_is_skipped(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(libsvm_text, "CHUNK_BYTES", 9)
+    prepare_libsvm(put(tmp_path, b"\xef\xbb\xbf" + SMALL, suffix=suffix), tmp_path / "out.h5")
+    arrays, _ = content(tmp_path / "out.h5")
+    np.testing.assert_array_equal(arrays["train/x"], SMALL_X)
+    broken = put(tmp_path, b"\xef\xbb\xbf1 1:1\n-1 1:x\n", suffix=suffix)
+    with pytest.raises(UserError, match=r"line 2: .*feature 1 is x"):
+        prepare_libsvm(broken, tmp_path / "new.h5")
+    middle = put(tmp_path, b"1 1:1\n\xef\xbb\xbf1 1:1\n", suffix=suffix)
+    with pytest.raises(UserError, match="line 2: label"):
+        prepare_libsvm(middle, tmp_path / "new.h5")
+
+
+# Indices from 0
+
+
+def test_zero_based_indices_give_the_same_rows(tmp_path):
+    text = b"+1 0:0.5 2:-2e-1\n-1 1:1\n-1\n+1 0:-.25 1:3 3:7\n-1 3:1e-3\n"
+    arrays, _ = prepared(text, tmp_path, zero_based=True)
+    np.testing.assert_array_equal(arrays["train/x"], SMALL_X)
+    arrays, _ = prepared(text, tmp_path, zero_based=True, features=6)
+    np.testing.assert_array_equal(arrays["train/x"], np.pad(SMALL_X, ((0, 0), (0, 2))))
+    with pytest.raises(UserError, match=r"line 4: feature index 3 is beyond `features = 3`"):
+        prepared(text, tmp_path, zero_based=True, features=3)
+    with pytest.raises(UserError, match=r"line 1: '0:0.5': .*add `zero_based`; .*from 1 and"):
+        prepared(text, tmp_path)
+    with pytest.raises(UserError, match=r"line 2: '1:2' comes after index 1; .*from 0 and"):
+        prepared(b"1 0:1\n-1 1:1 1:2\n", tmp_path, zero_based=True)
+
+
+# Rows that have no room when they are dense
+
+
+@pytest.fixture
+def sparse(tmp_path, monkeypatch):
+    """40 rows of a million features, 160 MB when they are dense, in chunks of four rows."""
+    monkeypatch.setattr(libsvm_text, "CHUNK_BYTES", 40)
+    return put(tmp_path, b"1 7:1\n-1 7:1 1000000:1\n" * 20)
+
+
+def refused_at(path, out, **options):
+    """How many rows had been read when the file was refused, and what was said."""
+    with pytest.raises(UserError) as caught:
+        prepare_libsvm(path, out, **options)
+    said = str(caught.value)
+    assert "\n" not in said and left_in(path.parent) == [path.name]
+    return int(said.partition(" rows read so far")[0].rpartition("(")[2]), said
+
+
+def test_rows_that_fill_the_disk_are_refused_as_soon_as_they_are_read(
+    tmp_path, sparse, monkeypatch
+):
+    usage = type("Usage", (), {"free": 50_000_000})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    rows, said = refused_at(sparse, tmp_path / "out.h5", any_size=True)
+    assert 12 < rows < 20 and "of 1000000 features" in said
+    assert f"{tmp_path} has 0.1 GB free; make room" in said
+    rows, _ = refused_at(sparse, tmp_path / "out.h5", features=2_000_000)
+    assert 6 < rows < 13
+
+
+def test_rows_that_no_node_can_hold_are_refused_unless_they_are_for_a_larger_one(
+    tmp_path, sparse, monkeypatch
+):
+    from localavg.datasets import writer
+
+    monkeypatch.setattr(writer, "node_room", lambda: 100_000_000)
+    rows, said = refused_at(sparse, tmp_path / "out.h5")
+    assert 24 < rows < 33 and "0.1 GB of memory or /dev/shm" in said and "`any_size`" in said
+    half = put(tmp_path, b"1 7:1\n-1 7:1 1000000:1\n" * 10)
+    assert half == sparse  # train and test together have no room
+    both, _ = refused_at(half, tmp_path / "out.h5", test=half)
+    assert 24 < both < 33
+    prepare_libsvm(half, tmp_path / "out.h5", test=half, any_size=True)
+    (tmp_path / "out.h5").unlink()
+    monkeypatch.setattr(writer, "node_room", lambda: None)
+    prepare_libsvm(half, tmp_path / "out.h5", test=half)
+
+
+def test_the_room_of_a_node_is_its_memory_or_what_is_free_in_shared_memory(monkeypatch):
+    import psutil
+
+    from localavg.datasets import writer
+
+    usage = type("Usage", (), {"free": 1})
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    assert writer.node_room() == psutil.virtual_memory().total
+    usage.free = 1 << 60
+    assert writer.node_room() == (1 << 60 if os.path.isdir("/dev/shm") else writer.node_room())
+
+
 # Several ranks
 
 

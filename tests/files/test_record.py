@@ -429,3 +429,73 @@ def test_the_module_needs_no_pandas_torch_or_mpi_to_write(path):
     code = "import sys, localavg.files.provenance as r; r.provenance(); print({'pandas', 'torch', 'mpi4py'} & set(sys.modules))"
     child = python(code)
     assert child.communicate(timeout=60)[0] == "set()\n"
+
+
+# A file that is open elsewhere in this process, as in a notebook
+
+
+WAYS = [(mode, locking) for mode in ("r", "r+", "a") for locking in (None, False, "best-effort")]
+
+
+@pytest.mark.parametrize(("mode", "locking"), [*WAYS, ("r+", True)])
+def test_a_file_that_is_open_elsewhere_is_read(path, mode, locking):
+    file = Record.create(path, {"K": 4}, {})
+    file.append("train", **row("train", 1))
+    file.finish("finished")
+    with h5py.File(path, mode, locking=locking) as other:
+        if mode != "r":
+            other.attrs["status"] = "failed"  # not yet on disk
+        run = load(path)
+        assert run.config["K"] == 4 and len(run.train) == 1
+        assert run.status == ("finished" if mode == "r" else "failed")
+        assert other["train/t"][:].tolist() == run.train.t.tolist()  # still open
+
+
+def test_a_prepared_file_that_is_open_elsewhere_is_read(tmp_path):
+    from localavg.datasets.prepared import opened
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["x"] = [1.0]
+        file.flush()
+        with opened(tmp_path / "a.h5") as again:
+            assert again["x"][:].tolist() == [1.0]
+
+
+def test_a_file_that_cannot_be_opened_twice_is_said_to_be_open_and_not_damaged(path, monkeypatch):
+    Record.create(path, {}, {}).finish("finished")
+
+    def refuse(*args, **options):
+        raise OSError("Unable to synchronously open file (file locking flag values don't match)")
+
+    monkeypatch.setattr(h5py, "File", refuse)
+    with pytest.raises(
+        UserError, match=r"is open elsewhere in this process .*; close it there"
+    ) as e:
+        load(path)
+    assert "damaged" not in str(e.value) and "\n" not in str(e.value)
+
+
+# A run in a notebook
+
+
+def test_a_run_is_printed_in_a_few_lines(path):
+    config = {"algorithm": "kavg", "K": 4, "learners": 2, "model": None, "lr": 0.1}
+    file = Record.create(path, config, {"command": "x" * 1000})
+    for i in range(1, 400):
+        file.append("train", **row("train", i))
+    file.append("eval", t=399, train_loss=0.25, test_accuracy=0.9)
+    file.save_weights("weights", np.zeros(1000))
+    file.finish("failed", failure="rank 1 raised")
+    assert repr(load(path)).splitlines() == [
+        f"Run {path}: failed",
+        "  algorithm=kavg, learners=2, K=4, lr=0.1",
+        "  rows: 399 in .train, 1 in .eval; .weights [1000]",
+        "  at the end: t 399, train_loss 0.25, test_accuracy 0.9",
+        "  failure: rank 1 raised",
+    ]
+
+
+def test_a_run_that_recorded_nothing_is_printed_too(path):
+    Record.create(path, {}, {})
+    lines = [f"Run {path}: running", "  no settings of training", "  rows: none"]
+    assert repr(load(path)).splitlines() == lines == str(load(path)).splitlines()

@@ -14,6 +14,7 @@ from ctypes.util import find_library
 import numpy as np
 import pytest
 from mpi import ROOT, need, train_all
+from samples import packed, photo
 
 from localavg.parallel.transport import nccl
 
@@ -160,6 +161,7 @@ MISTAKES = [  # of `train` on one rank
     "kavg --learners 8 --sampling shuffle" + DIGITS + " mlp --batch-size 1000",
     "kavg --sampling block --data {folder}/plain.h5 --batch-size 4",
     "kavg --lr 1e9 --steps 40" + DIGITS + " mlp",
+    "kavg --K 64 --learners 2 --steps 40" + SMALL,
 ]
 ONE, TWO = (
     ".venv/bin/python -m mpi4py -m localavg train ",
@@ -169,6 +171,7 @@ KAVG, LONG = (
     ONE + "kavg --out runs/kavg.h5" + SMALL,
     ONE + "kavg --steps 100000000 --out runs/long.h5" + SMALL,
 )
+PREPARE = ".venv/bin/python -m localavg prepare "
 LAUNCHES = [  # (command, what its environment has), in this order
     (KAVG, {"SLURM_STEP_NUM_TASKS": "4"}),
     (KAVG, {"MPI4PY_LIBMPI": "/nowhere/libmpi.so"}),
@@ -184,6 +187,8 @@ LAUNCHES = [  # (command, what its environment has), in this order
     (LONG + " --lr 0.5 --time-limit 1s", {}),
     (LONG + " --lr 0.3 --resume", {}),
     (".venv/bin/python attach.py", {}),
+    (PREPARE + "libsvm train.txt --features 2147483647 --out mine.h5", {}),
+    (PREPARE + "folder photos/train --out photos.h5", {}),
 ]
 ATTACH = """
 import localavg, torch
@@ -199,10 +204,9 @@ def said(folder, tmp_path_factory):
     for name in ("jobs", ".venv", "localavg", "train.txt"):
         (place / name).symlink_to(folder / name)
     (place / "attach.py").write_text(ATTACH)
-    status, text = run(
-        ".venv/bin/python -m localavg prepare libsvm train.txt --test train.txt --out plain.h5",
-        place,
-    )
+    (place / "photos" / "train" / "cats").mkdir(parents=True)
+    (place / "photos" / "train" / "cats" / "0.jpg").write_bytes(packed(photo(64, 64))[:-30])
+    status, text = run(PREPARE + "libsvm train.txt --test train.txt --out plain.h5", place)
     assert status == 0, text
     done = train_all(
         place, 1, {str(i): line.format(folder=place) for i, line in enumerate(MISTAKES)}

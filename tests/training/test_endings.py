@@ -46,6 +46,8 @@ def test_a_folder_that_vanishes_ends_the_job_with_one_line(ranks, tmp_path):
         "train",
         "kavg",
         *SMALL,
+        "--learners",
+        "2",  # one alone would be told that nothing is averaged
         "--steps",
         "100000000",
         "--log-every",

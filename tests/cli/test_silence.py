@@ -1,0 +1,266 @@
+"""What the command line prints where it printed nothing or a traceback: a closed pipe, a library
+that is missing, a misspelt option, a run that averages nothing, data that nobody named.
+"""
+
+import os
+import subprocess
+import sys
+import tomllib
+from types import SimpleNamespace
+
+import pytest
+from mpi import ROOT, alone
+
+import localavg
+from localavg import algorithms
+from localavg.__main__ import parser
+from localavg.cli import DEPENDENCIES, missing
+from localavg.config import TrainConfig
+from localavg.errors import UserError
+from localavg.files.record import Record
+from localavg.training import build, run
+
+THEORY = "theory --F1-minus-Fstar 1 --L 1 --M 1 --gamma 0.1 --batch-size 4 --steps 1000"
+
+
+def command(*words, python=(), **how):
+    """`python -m localavg WORDS` outside any job, with bytes as output."""
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "timeout": 60, **how}
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, *python, "-m", "localavg", *words]
+    return subprocess.run(words, cwd=ROOT, env=env, check=False, **how)
+
+
+# A pipe that nobody reads any more
+
+
+@pytest.mark.parametrize("line", [THEORY, "--help", "train --help", "--version"])
+@pytest.mark.parametrize("both", [False, True], ids=["stdout", "stdout and stderr"])
+def test_a_closed_pipe_is_no_traceback(line, both):
+    ours, theirs = os.pipe()
+    os.close(ours)  # nobody reads
+    try:
+        done = command(*line.split(), stdout=theirs, **({"stderr": theirs} if both else {}))
+    finally:
+        os.close(theirs)
+    assert (done.returncode, done.stderr) == (0, None if both else b"")
+
+
+def test_a_mistake_into_a_closed_pipe_keeps_its_status():
+    ours, theirs = os.pipe()
+    os.close(ours)
+    try:
+        assert command("fly", stderr=theirs).returncode == 2
+    finally:
+        os.close(theirs)
+
+
+def test_output_without_a_stream_is_no_traceback():
+    done = subprocess.run(
+        f"{sys.executable} -m localavg --version >&- 2>&-", shell=True, cwd=ROOT, timeout=60
+    )
+    assert done.returncode == 0
+
+
+# Names that are not UTF-8
+
+
+def test_a_name_that_is_not_utf_8_is_printed_in_its_own_bytes(tmp_path):
+    out = os.fsencode(tmp_path) + b"/caf\xe9.h5"
+    done = command("prepare", "epsilon-like", "--rows", "8", "--features", "2", "--out", out)
+    assert (done.returncode, done.stderr) == (0, b"") and done.stdout == out + b"\n"
+    again = command("prepare", "epsilon-like", "--rows", "8", "--features", "2", "--out", out)
+    assert again.returncode == 2 and rb"/caf\xe9.h5 exists" in again.stderr
+    text = os.fsencode(tmp_path) + b"/\xe9.txt"
+    with open(text, "wb") as file:
+        file.write(b"1 1:1\n-1 1:2\n")
+    done = command("prepare", "libsvm", text, "--out", tmp_path / "text.h5")
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_status_shows_a_run_file_whose_name_is_not_utf_8(tmp_path):
+    Record.create(f"{tmp_path}/caf\udce9.h5", {"steps": 4}, {}).finish("finished")
+    done = command("status", tmp_path)
+    assert done.returncode == 0 and b"caf\xe9" in done.stdout and b"Traceback" not in done.stderr
+
+
+# Libraries that are missing
+
+
+def test_without_its_libraries_it_says_which_and_how_to_install_them():
+    done = command("status", "runs", python=["-S"])
+    said = done.stderr.decode()
+    assert (done.returncode, done.stdout) == (2, b"") and said.count("\n") == 1
+    assert said.startswith("localavg: this Python, ") and sys.executable in said
+    assert "lacks h5py, mpi4py, numpy, " in said
+    assert "-m pip install h5py mpi4py numpy pandas scikit-learn " in said
+
+
+@pytest.mark.parametrize("module", DEPENDENCIES)
+def test_only_what_is_missing_is_named(module, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ModuleNotFoundError) as caught:
+        __import__(f"{module}.part")
+    assert f"lacks {DEPENDENCIES[module]}, which localavg needs" in str(missing(caught.value))
+
+
+def test_a_module_of_ones_own_that_is_missing_is_a_defect():
+    assert (
+        missing(ModuleNotFoundError("No module named 'localavg.none'", name="localavg.none"))
+        is None
+    )
+    assert missing(ModuleNotFoundError("No module named 'torch'", name="torch")) is None
+
+
+def test_a_missing_mpi4py_is_one_of_them(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    from localavg.cli import world
+
+    with pytest.raises(ModuleNotFoundError) as caught:
+        world()
+    assert "pip install mpi4py" in str(missing(caught.value))
+
+
+def test_the_list_of_libraries_is_that_of_the_project():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = {line.partition(">")[0] for line in project["dependencies"]}
+    assert set(DEPENDENCIES.values()) == named
+
+
+# Options and the version
+
+
+@pytest.mark.parametrize(
+    ("line", "hint", "where"),
+    [
+        ("train kavg --leaners 3", "--learners", "train kavg"),
+        ("train kavg --batch_size 3", "--batch-size", "train kavg"),
+        ("train kavg --batchsize=3", "--batch-size", "train kavg"),
+        ("train hieravg --k1 3", "--K1", "train hieravg"),
+        ("train mavg --nestrov", "--nesterov", "train mavg"),
+        ("train --leaners 3 kavg", "--learners", "train ALGORITHM"),
+        ("prepare libsvm folder --zerobased --out b", "--zero-based", "prepare libsvm"),
+        ("theory --gama 3", "--gamma", "theory"),
+        ("train kavg --wings 2", None, "train kavg"),
+        ("train kavg digits", None, "train kavg"),
+    ],
+)
+def test_a_misspelt_option_names_the_nearest_and_where_they_all_are(line, hint, where):
+    with pytest.raises(UserError) as caught:
+        parser().parse_args(line.split())
+    said = str(caught.value)
+    assert said.startswith("unrecognized arguments: ")
+    assert ("did you mean" in said) == (hint is not None)
+    assert f"{f'; did you mean {hint}?' if hint else ''} (see localavg {where} --help)" in said
+
+
+def test_the_nearest_option_is_one_of_the_algorithm():
+    with pytest.raises(UserError) as caught:
+        parser().parse_args(["train", "kavg", "--nestrov"])
+    assert "--nesterov" not in str(caught.value)
+
+
+def test_a_bad_value_points_to_the_help_of_an_algorithm():
+    with pytest.raises(UserError, match=r"see localavg train ALGORITHM --help\)$"):
+        parser().parse_args(["train", "kavg", "--K", "many"])
+
+
+def test_the_version_is_printed():
+    assert command("--version").stdout.decode() == f"localavg {localavg.__version__}\n"
+
+
+# Runs that average nothing, or once
+
+
+def experiment(name, T, P, rank=0, **given):
+    """The parts of an experiment that the notes look at."""
+    return SimpleNamespace(
+        config=TrainConfig(algorithm=name, options=given),
+        fleet=SimpleNamespace(P=P, rank=rank),
+        length=SimpleNamespace(T=T),
+        algorithm=algorithms.make(name, given, T=T, epoch=T),
+    )
+
+
+def noted(capsys, *what, **more):
+    run._say_what_is_not_averaged(experiment(*what, **more))
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == err.count("localavg: ")
+    return err
+
+
+@pytest.mark.parametrize("name", [name for name in algorithms.ALGORITHMS if name != "sgd"])
+def test_one_learner_averages_nothing_which_is_printed(capsys, name):
+    given = {"S": 1} if name == "hieravg" else {}
+    said = noted(capsys, name, 1000, 1, **given)
+    assert said.startswith(f"localavg: {name} with 1 learner: nothing is averaged; ")
+    assert "--learners" in said and "mpirun" in said
+    assert "nothing is averaged" not in noted(capsys, name, 1000, 2, **given)
+
+
+def test_sequential_sgd_is_meant_to_average_nothing(capsys):
+    assert noted(capsys, "sgd", 1000, 1) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "with_"),
+    [
+        ("kavg", {"K": 41}, " with K = 41"),
+        ("mavg", {"K": 64}, " with K = 64"),
+        ("hieravg", {"K1": 4, "K2": 44, "S": 2}, " with K2 = 44"),
+        ("adalupa", {"tau0": 41}, " with tau0 = 41"),
+        ("piecewise", {"pieces": "0:50"}, ""),
+    ],
+)
+def test_a_period_longer_than_the_run_is_one_average_which_is_printed(capsys, name, given, with_):
+    said = noted(capsys, name, 40, 4, **given)
+    assert said.startswith(f"localavg: {name}{with_}: there is one average of all learners, after ")
+    assert "40 updates; use a shorter period" in said
+    assert noted(capsys, name, 40, 4, rank=1, **given) == ""
+    assert noted(capsys, name, 100, 4, **given) == ""
+
+
+@pytest.mark.parametrize("name", ["oneshot", "sync", "qsgd"])
+def test_an_algorithm_without_a_period_has_none_that_is_too_long(capsys, name):
+    assert noted(capsys, name, 40, 4) == ""
+
+
+def test_a_period_as_long_as_the_run_is_what_was_asked_for(capsys):
+    assert noted(capsys, "kavg", 40, 4, K=40) == ""
+
+
+def test_the_look_ahead_leaves_the_schedule_as_it_was():
+    e = experiment("adpsgd", 40, 4, warmup=0.0)
+    before = vars(e.algorithm.schedule).copy()
+    run._too_long(e)
+    assert vars(e.algorithm.schedule) == before
+
+
+def test_a_run_of_one_learner_prints_it_once(tmp_path):
+    words = "train kavg --data epsilon-like:64x8 --batch-size 4 --steps 8 --out run.h5"
+    done = alone(*words.split(), cwd=tmp_path)
+    assert done.returncode == 0 and done.stderr.count("nothing is averaged") == 1
+    assert "default data" not in done.stderr
+    done = alone(*words.replace("run", "two").split(), "--learners", "2", cwd=tmp_path)
+    assert done.stderr.count("with K = 16: there is one average of all learners") == 1
+
+
+# Data that nobody named
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_default_data_is_announced_before_it_is_made(capsys, monkeypatch, rank):
+    def load(spec, fleet):
+        said.append(capsys.readouterr().err)
+        return SimpleNamespace(shuffled=True)
+
+    said = []
+    monkeypatch.setattr(build.datasets, "load", load)
+    fleet = SimpleNamespace(rank=rank)
+    build.load_data(TrainConfig(algorithm="kavg"), fleet)
+    build.load_data(TrainConfig(algorithm="kavg", data="epsilon-like:8x2"), fleet)
+    expected = (
+        "localavg: makes the default data, epsilon-like, of 400000 rows to train on and 100000 to "
+        "test, 4.0 GB a node; --data chooses other data\n"
+    )
+    assert said == [expected if rank == 0 else "", ""]
