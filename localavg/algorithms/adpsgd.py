@@ -83,8 +83,9 @@ class VarianceDriven(Schedule):
     """Algorithm 2. Iteration k = 0, 1, … is update t = warmup_steps + k + 1.
 
     In the first warmup_steps updates everyone averages after every update (§IV-B); Algorithm 2
-    starts after them. `after` has lines 5, 8 and 9, `observe` has lines 11 to 19. Lines 6 and 7 are
-    the local update, and lines 10 to 12 are the average, which returns S_k.
+    starts after them. Line 4 is the loop of `training/loop.py`, and lines 6 and 7 are the local
+    update there. `after` has lines 5, 8 and 9. Lines 10 to 12 are `Transport.mean_`; its result S_k
+    goes to `observe`, which has lines 13 to 19.
     """
 
     p_init: int
@@ -109,7 +110,7 @@ class VarianceDriven(Schedule):
         return Scope.WORLD
 
     def observe(self, t: int, value: float, gamma: float) -> None:
-        S, k = value, t - self.warmup_steps - 1  # line 11: S_k
+        S, k = value, t - self.warmup_steps - 1  # S_k of line 11
         if k < 0:
             return
         if k < self.K_s:  # line 13

@@ -37,7 +37,7 @@ class Schedule(ABC):
 
     @property
     def steered_after(self) -> int:
-        """The last update t after which feedback does not yet change the period."""
+        """The update t up to which feedback never changes the period."""
         return 0
 
     @abstractmethod

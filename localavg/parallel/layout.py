@@ -1,6 +1,6 @@
 """Which rank holds which learners, and what follows from it. Arithmetic alone: no MPI, no arrays.
 
-P learners are numbered 0 … P − 1 and lie over R ranks in this order. Rank r holds the learners
+P learners are numbered 0 … P − 1 and lie on R ranks in this order. Rank r holds the learners
 ⌊P r / R⌋ … ⌊P (r + 1) / R⌋ − 1: a run of consecutive ones, and no rank holds two more than another.
 Nothing else in the package works this out.
 
@@ -61,7 +61,7 @@ class Layout:
         return range(self.P * rank // self.ranks, self.P * (rank + 1) // self.ranks)
 
     def rank_of(self, j: int) -> int:
-        """The rank that holds learner j: the last one whose first learner is not above j."""
+        """The rank r that holds learner j: first learner of r ≤ j < first learner of r + 1."""
         return ((j + 1) * self.ranks - 1) // self.P
 
     @cached_property
@@ -129,7 +129,9 @@ class Layout:
         return sum(self.counts[r] for r in before)
 
     def node_rows(self, rank: int, learners: range) -> slice:
-        """The rows of the matrix of a rank's node that belong to these learners, some of them its.
+        """The rows of these learners in the matrix that the rank's node shares.
+
+        The rank must hold at least one of them.
 
         >>> Layout(7, (0, 0, 1)).node_rows(0, range(1, 6))
         slice(1, 4, None)

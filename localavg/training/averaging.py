@@ -76,7 +76,10 @@ class Averaging:
     def average_(self, t: int, gamma: float, last: bool = False) -> Scope:
         """Average the weights after local update t if the schedule asks for it. Return over whom.
 
-        gamma: the step size of update t. last: t is T. The scope is then the schedule's `final`.
+        The schedule decides over whom. Then the weights are averaged, the optimiser's state is
+        kept, averaged or reset, the average is recorded, and a schedule that learns from averages
+        gets its feedback. gamma: the step size of update t. last: t is T. The scope is then the
+        schedule's `final`.
         """
         schedule = self.schedule
         scope = schedule.final if last else schedule.after(t)
