@@ -355,6 +355,7 @@ MUTANTS = [
         "    bits.advance(start // DRAWN)\n",
         "",
         f"{TESTS['exchange']}::test_any_part_of_the_draws_is_the_part_of_all",
+    ),
     # nothing goes wrong in silence: data, files and the command line
     Mutant(
         "deep grey becomes white",
