@@ -81,7 +81,8 @@ class Log(Recorder):
     def evaluated(self, t: int, row: Mapping[str, float]) -> None:
         """Write a row of /eval, on the rank that writes."""
         if self.file is not None:
-            self.file.append("eval", **{"t": t, "epoch": self._epoch(t), **row})
+            about = {"t": t, "epoch": self._epoch(t), "wall_s": self.clock.wall_s}
+            self.file.append("eval", **{**about, **row})
 
     def _epoch(self, t: int) -> float:
         """Return passes over the data, NaN if `config` does not say what they take."""

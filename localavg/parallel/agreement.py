@@ -35,15 +35,16 @@ class What(IntEnum):
     END = 7
 
 
-TEXTS = {
-    What.AVERAGE: "the average after update {t}",
-    What.EXCHANGE: "the exchange of the gradients of update {t}",
-    What.STEP: "averager.step() of update {t}",
-    What.FINISH: "averager.finish() after update {t}",
-    What.AVERAGED: "averager.averaged() after update {t}",
-    What.BYTES: "averager.payload_bytes() after update {t}",
-    What.END: "the end of its program after update {t}, without averager.finish()",
-}
+TEXTS = (  # of What
+    "",
+    "the average after update {t}",
+    "the exchange of the gradients of update {t}",
+    "averager.step() of update {t}",
+    "averager.finish() after update {t}",
+    "averager.averaged() after update {t}",
+    "averager.payload_bytes() after update {t}",
+    "the end of its program after update {t}, without averager.finish()",
+)
 COUNT = "give every rank the same number of updates, such as by drop_last=True"
 STEPS = "make every step on every rank; a gradient scaler needs averager.exchange() before its step"
 CALLS = "make this call on every rank, not under `if rank == 0`"
@@ -74,10 +75,11 @@ class Agreement:
         clusters = fleet.groups(S) if S and S < fleet.P else []
         cluster = [group.comm for group in clusters if group.comm is not None]
         everyone: list[MPI.Comm] = [fleet.world] if fleet.ranks > 1 else []
-        self._comms: dict[Scope, list[MPI.Comm]] = {
-            Scope.CLUSTER: cluster or everyone,
-            Scope.WORLD: cluster + everyone,
-        }
+        self._comms: list[list[MPI.Comm]] = [
+            [],
+            cluster or everyone,
+            cluster + everyone,
+        ]  # of Scope
 
     def guard(self, owner: object) -> None:
         """Start the watchdog for as long as `owner` exists, and meet at the end of the program."""

@@ -618,3 +618,22 @@ def test_learners_that_draw_the_same_batches_are_told_once(seeded, lr, tmp_path)
     assert len(lines) == 1 and "equal to the bit after update 4" in lines[0]
     assert "the same seed and sampler" in lines[0]
     assert "DistributedSampler(num_replicas=fleet.P, rank=fleet.rank)" in lines[0]
+
+
+def two_optimizers(world):
+    return several(localavg.Fleet(world), explicit=False)
+
+
+def test_the_second_optimizer_exchanges_its_gradients_too():
+    for got, wanted in call(2, two_optimizers):
+        assert got == pytest.approx(wanted, rel=1e-4, abs=1e-6)
+
+
+def part_of_another(world):
+    return told(localavg.Fleet(world), second_for_a_part, localavg.sync())
+
+
+def test_a_new_optimizer_for_a_part_is_told():
+    """It trains with gradients that were not yet exchanged, and the given one after it."""
+    for found in call(2, part_of_another):
+        assert found is not None and "a step of Adam trained the model" in found[1]
