@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Integral
 
 FINISHED, FAILED, MISTAKE, GO_ON = 0, 1, 2, 75
 """Exit statuses. MISTAKE: a UserError. GO_ON (EX_TEMPFAIL): the run was interrupted and saved, and
@@ -35,6 +36,12 @@ def shown(name: str) -> str:
 def bad(name: str, value: object, rule: str) -> UserError:
     """Make the error of a setting whose value breaks a rule."""
     return UserError(f"`{name} = {value}`: {rule}")
+
+
+def whole(name: str, value: object) -> None:
+    """Raise UserError unless a value is a whole number of an integer type."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise bad(name, repr(value), "must be a whole number, such as 4")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:

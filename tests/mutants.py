@@ -44,7 +44,8 @@ TESTS = {
         "datasets": ("damage", "prepare"),
         "files": ("record",),
         "learner": ("sampling",),
-        "parallel": ("transport", "late_ranks", "gpu_logic"),
+        "parallel": ("transport", "late_ranks", "gpu_logic", "agreement"),
+        "attaching": ("even",),
         "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
     }.items()
     for name in names
@@ -61,6 +62,7 @@ class Mutant(NamedTuple):
     test: str
 
 
+ENDS = f"{TESTS['even']}::test_a_job_that_would_hang_ends_with_one_line"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bits"
 WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
@@ -218,6 +220,49 @@ MUTANTS = [
         "list(zip(self.learners, w, out, strict=True))",
         "list(zip(self.learners, w, [out[1], out[0], *out[2:]], strict=True))",
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    # what a user's own loop must not do in silence
+    Mutant(
+        "ranks average although they differ",
+        "localavg/parallel/agreement.py",
+        "if least != -most or least < 0:",
+        "if least < 0:",
+        f"{TESTS['agreement']}::test_ranks_that_differ_get_an_error",
+    ),
+    Mutant(
+        "an average of attach begins without the agreement",
+        "localavg/attaching/averager.py",
+        "        self._meet(What.AVERAGE, scope)\n",
+        "",
+        f"{ENDS}[2-uneven-openmpi]",
+    ),
+    Mutant(
+        "a rank whose program ends early meets nobody",
+        "localavg/parallel/agreement.py",
+        "            atexit.register(self._end)\n",
+        "",
+        f"{ENDS}[2-early end-openmpi]",
+    ),
+    Mutant(
+        "a fleet lets an exception of one rank pass",
+        "localavg/parallel/fleet.py",
+        "            abort_on_exception(world)\n",
+        "            pass\n",
+        f"{ENDS}[2-raises-openmpi]",
+    ),
+    Mutant(
+        "the second optimiser does not exchange",
+        "localavg/attaching/averager.py",
+        "if closure or not self._gradients.used(i):",
+        "if closure or (i == 0 and not self._gradients.used(i)):",
+        f"{TESTS['even']}::test_the_second_optimizer_exchanges_its_gradients_too",
+    ),
+    Mutant(
+        "steps of an optimiser that was not given pass",
+        "localavg/attaching/gradients.py",
+        "            self.stranger = type(optimizer).__name__\n",
+        "            pass\n",
+        f"{TESTS['even']}::test_a_new_optimizer_for_a_part_is_told",
     ),
     # what a run remembers when it is resumed
     Mutant(

@@ -28,7 +28,6 @@ from torch.nn.functional import cross_entropy
 import localavg
 from localavg import algorithms
 from localavg.attaching.averager import Averager
-from localavg.files import provenance, record
 
 
 def train(args: argparse.Namespace) -> None:
@@ -56,23 +55,24 @@ def train(args: argparse.Namespace) -> None:
         optimizer,
         seed=args.seed,
         objective=lambda: evaluate(model, x, y)[0],
+        log=args.out,
+        config=config(args, T, len(x)),
     )
-    log = Log(args, averager, T)
 
     for i in range(1, args.epochs + 1):
         order = torch.randperm(len(x))[: epoch * fleet.P * args.batch_size]  # same on all ranks
         for batch in order.view(epoch, fleet.P, args.batch_size)[:, fleet.rank]:  # [B] this rank's
             optimizer.zero_grad()
-            cross_entropy(model(x[batch]), y[batch]).backward()
+            loss = cross_entropy(model(x[batch]), y[batch])
+            loss.backward()
             optimizer.step()
-            averager.step()  # localavg, line 3 of 3
+            averager.step(loss)  # localavg, line 3 of 3
             step_size.step()
-            log.average(averager.scope)
-        if i == args.epochs:
-            log.average(averager.finish())  # now every rank holds the averaged model
         with averager.averaged():
-            log.evaluation(i, evaluate(model, x, y), evaluate(model, x_test, y_test))
-    log.close()
+            scores = evaluate(model, x, y) + evaluate(model, x_test, y_test)
+        names = ("train_loss", "train_accuracy", "test_loss", "test_accuracy")
+        report(i, args, averager, dict(zip(names, scores, strict=True)))
+    averager.finish()  # now every rank holds the averaged model
 
 
 def digits() -> list[torch.Tensor]:
@@ -91,64 +91,27 @@ def evaluate(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> tuple[float,
     return cross_entropy(z, y).item(), (z.argmax(1) == y).float().mean().item()
 
 
-class Log:
-    """Records the run: lines on rank 0's screen, and a run file with --out."""
+def report(i: int, args: argparse.Namespace, averager: Averager, scores: dict[str, float]) -> None:
+    """Print the averaged model's scores after epoch i, and write them to the run file."""
+    averager.evaluated(epoch=i, **scores)
+    if averager.fleet.rank == 0 and (i % 5 == 0 or i == args.epochs):
+        accuracy = f"test accuracy {100 * scores['test_accuracy']:.2f} %"
+        print(f"epoch {i:3}  training loss {scores['train_loss']:.5f}  {accuracy}", flush=True)
 
-    def __init__(self, args: argparse.Namespace, averager: Averager, T: int) -> None:
-        self.averager, self.world, self.epochs = averager, averager.fleet.world, args.epochs
-        config = {
-            **vars(args),
-            **algorithms.options(args.algorithm),
-            **args.options,
-            "data": "digits",
-            "steps": T,
-            "problem": "network",
-            "learners": averager.fleet.P,
-            "d": averager.flat.d,
-            "lr_schedule": "steps",
-            "factor": 0.1,
-            "milestones": (args.epochs / 2, args.epochs * 3 / 4),
-        }
-        del config["options"]
-        self.file = None
-        if args.out and self.world.rank == 0:
-            self.file = record.Record.create(args.out, config, provenance.provenance())
 
-    def average(self, scope: int) -> None:
-        """Write a row of /averages, if learners averaged after this update."""
-        if scope:
-            node, cross = self.averager.payload_bytes()
-            if self.file:
-                self.file.append(
-                    "averages",
-                    t=self.averager.t,
-                    scope=int(scope),
-                    period=self.averager.period,
-                    variance=self.averager.variance,
-                    bytes_node=node,
-                    bytes_cross=cross,
-                )
-
-    def evaluation(self, i: int, train: tuple[float, float], test: tuple[float, float]) -> None:
-        """Print and write loss and accuracy after epoch i, on the training and the test digits."""
-        if self.world.rank == 0 and (i % 5 == 0 or i == self.epochs):
-            loss, accuracy = f"training loss {train[0]:.5f}", f"test accuracy {100 * test[1]:.2f} %"
-            print(f"epoch {i:3}  {loss}  {accuracy}", flush=True)
-        if self.file:
-            self.file.append(
-                "eval",
-                t=self.averager.t,
-                epoch=i,
-                train_loss=train[0],
-                train_accuracy=train[1],
-                test_loss=test[0],
-                test_accuracy=test[1],
-            )
-
-    def close(self) -> None:
-        """Finish the run file."""
-        if self.file:
-            self.file.finish("finished")
+def config(args: argparse.Namespace, T: int, rows: int) -> dict[str, object]:
+    """Return the settings of the run file, in addition to those that attach knows."""
+    return {
+        **{name: value for name, value in vars(args).items() if name not in ("options", "out")},
+        **algorithms.options(args.algorithm),
+        **args.options,
+        "data": "digits",
+        "rows": rows,
+        "steps": T,
+        "lr_schedule": "steps",
+        "factor": 0.1,
+        "milestones": (args.epochs / 2, args.epochs * 3 / 4),
+    }
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

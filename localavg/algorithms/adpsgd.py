@@ -16,11 +16,12 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
 from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
-from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs
-from localavg.errors import UserError, bad
+from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs, algorithm
+from localavg.errors import UserError, bad, whole
 from localavg.scope import Scope
 
 
+@algorithm
 def adpsgd(
     p_init: Annotated[int, "the first averaging period, in local updates"] = 4,
     Ks: Annotated[
@@ -47,12 +48,13 @@ def adpsgd(
     """
     if 0 < Ks < 1:
         raise bad("Ks", Ks, "a fraction of T needs T; give a number of updates, such as Ks=1000")
-    if not 0 <= Ks < math.inf:
-        raise bad("Ks", Ks, "must be a number of updates")
+    if not 0 <= Ks < math.inf or Ks != int(Ks):
+        raise bad("Ks", Ks, "must be a whole number of updates")
     schedule = VarianceDriven(p_init, int(Ks), low, high, warmup_steps)
     return Algorithm(schedule, mean_or_momentum(mu, nesterov), NoExchange())
 
 
+@algorithm
 def piecewise(
     pieces: Annotated[
         Mapping[int, int] | Sequence[tuple[int, int]],
@@ -70,11 +72,12 @@ def piecewise(
     pieces: {from_t: K}, such as {0: 4, 8000: 8}; the first from_t is 0. On the command line
     --pieces has epochs in place of updates.
     """
-    if isinstance(pieces, str):
-        raise bad(
-            "pieces", pieces, "must be numbers of updates with their K, such as {0: 4, 8000: 8}"
-        )
-    stages = list(pieces.items() if isinstance(pieces, Mapping) else pieces)
+    try:
+        pairs = pieces.items() if isinstance(pieces, Mapping) else pieces
+        stages = [(start, K) for start, K in pairs]
+    except (TypeError, ValueError):
+        rule = "must be numbers of updates with their K, such as {0: 4, 8000: 8}"
+        raise bad("pieces", pieces, rule) from None
     return Algorithm(Piecewise(stages), mean_or_momentum(mu, nesterov), NoExchange())
 
 
@@ -155,6 +158,8 @@ class Piecewise(Schedule):
 
     def __post_init__(self) -> None:
         starts = [start for start, _ in self.pieces]
+        for start in starts:
+            whole("pieces", start)
         rising = all(a < b for a, b in zip(starts, starts[1:], strict=False))
         if not starts or starts[0] != 0 or not rising:
             raise UserError(

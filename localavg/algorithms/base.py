@@ -8,21 +8,31 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from localavg.errors import bad
-from localavg.interfaces import Array, Code, Transport
+from localavg.errors import bad, whole
+from localavg.interfaces import Array, Code, Settings, Transport
 from localavg.scope import Scope
 
 
 @dataclass(frozen=True)
 class Algorithm:
-    """One row of the table, ready to run. S: learners in a cluster, None without clusters."""
+    """One row of the table, ready to run.
+
+    S: learners in a cluster, None without clusters. name, options: the function that made it and
+    the arguments of the function, which `parameters.algorithm` notes; "" and {} without it.
+    """
 
     schedule: Schedule
     average: Average
     exchange: Exchange
     S: int | None = None
+    name: str = ""
+    options: Settings = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        return f"{self.name or type(self.schedule).__name__}({given})"
 
 
 class Schedule(ABC):
@@ -135,6 +145,7 @@ class NoExchange(Exchange):
 
 
 def check_period(name: str, value: int) -> None:
-    """Raise UserError for a period below 1."""
+    """Raise UserError unless a period is a whole number of at least 1."""
+    whole(name, value)
     if value < 1:
         raise bad(name, value, "a period must be at least 1")

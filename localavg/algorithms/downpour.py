@@ -10,9 +10,11 @@ from __future__ import annotations
 from typing import Annotated
 
 from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule
+from localavg.algorithms.parameters import algorithm
 from localavg.interfaces import Array, Batch, Problem
 
 
+@algorithm
 def downpour(
     P: int,
     K: Annotated[int, "local updates between two exchanges of a learner with the servers"] = 16,

@@ -11,10 +11,12 @@ from typing import Annotated
 import numpy as np
 
 from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule
+from localavg.algorithms.parameters import algorithm
 from localavg.errors import bad
 from localavg.interfaces import Array, Batch, Problem
 
 
+@algorithm
 def eamsgd(
     P: int,
     momentum: float,

@@ -13,10 +13,12 @@ from typing import Annotated
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
 from localavg.algorithms.kavg import Every
 from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
+from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
 
 
+@algorithm
 def hieravg(
     K1: Annotated[int, "local updates between two averages of a cluster"] = 4,
     K2: Annotated[int, "local updates between two averages of everyone"] = 16,

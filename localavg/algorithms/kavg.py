@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
+from localavg.algorithms.parameters import algorithm
 from localavg.scope import Scope
 
 
+@algorithm
 def kavg(K: Annotated[int, "local updates between two averages"] = 16) -> Algorithm:
     """K-AVG (kavg Alg. 1): everyone averages every K updates, w_j ← w̄.
 

@@ -14,15 +14,18 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
 from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
+from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
 
 
+@algorithm
 def oneshot() -> Algorithm:
     """One-shot averaging (lupa §6): one average, at T."""
     return Algorithm(OneShot(), Mean(), NoExchange())
 
 
+@algorithm
 def adalupa(
     tau0: Annotated[int, "τ₀, the first averaging period, in local updates"] = 91,
     alpha: Annotated[float, "growth α of the periods (1 + iα)τ₀ of the linear rule"] = 1.09,

@@ -11,6 +11,7 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, Average, Mean, NoExchange
 from localavg.algorithms.kavg import Every
+from localavg.algorithms.parameters import algorithm
 from localavg.errors import bad
 from localavg.interfaces import Array, Transport
 from localavg.parallel import kernels
@@ -21,6 +22,7 @@ MU = "block momentum μ at an average of everyone, in [0, 1); 0 is the plain mea
 NESTEROV = "use Nesterov's form of block momentum"
 
 
+@algorithm
 def mavg(
     K: Annotated[int, "local updates between two averages"] = 16,
     mu: Annotated[float, MU] = 0.7,

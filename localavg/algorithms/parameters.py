@@ -13,12 +13,17 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from typing import Any, get_args, get_type_hints
+from dataclasses import dataclass, replace
+from functools import cache, wraps
+from numbers import Real
+from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
-from localavg.errors import bad, positive
+from localavg.algorithms.base import Algorithm
+from localavg.errors import bad, positive, whole
 from localavg.interfaces import Settings
+
+Given = ParamSpec("Given")
+Made = TypeVar("Made")
 
 FILLED_IN = {"P", "momentum"}  # settings of the run that a function may take; they are no options
 
@@ -109,10 +114,51 @@ def arguments(
     return found
 
 
+def algorithm(function: Callable[Given, Made]) -> Callable[Given, Made]:
+    """Decorate a function of the table: it refuses arguments of another kind than it declares.
+
+    What it makes has its name and its arguments, if that is an `Algorithm`.
+    """
+    signature, hints = inspect.signature(function), get_type_hints(function)
+
+    @wraps(function)
+    def make(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, value in bound.arguments.items():
+            _check_kind(name, value, hints.get(name))
+        made = function(*args, **kwargs)
+        if isinstance(made, Algorithm):
+            return replace(made, name=function.__name__, options=bound.arguments)
+        return made
+
+    return make
+
+
+def _check_kind(name: str, value: object, hint: object) -> None:
+    """Raise UserError if a value is not of the plain kind that its hint declares."""
+    kind = _plain(hint)
+    if kind is None or (value is None and type(None) in get_args(hint)):
+        return
+    if kind is int:
+        whole(name, value)
+    elif kind is float:
+        if not isinstance(value, Real) or isinstance(value, bool):
+            raise bad(name, repr(value), "must be a number, such as 0.5")
+    elif not isinstance(value, kind):
+        raise bad(name, repr(value), f"must be of type {kind.__name__}")
+
+
+def _plain(hint: object) -> type | None:
+    """Return which of bool, int, float and str a hint declares, None for anything else."""
+    kinds = (hint, *get_args(hint))
+    return next((kind for kind in (bool, int, float, str) if kind in kinds), None)
+
+
 def _option(p: inspect.Parameter, hint: object) -> Option:
     note = next(iter(getattr(hint, "__metadata__", ())), "")
     if isinstance(note, Length):
         return Option(note.name, p.name, type(note.default), note.default, note.help, note)
-    plain = getattr(hint, "__origin__", hint)
-    kind = next(t for t in (plain, *get_args(plain)) if t in (bool, int, float, str))
+    kind = _plain(getattr(hint, "__origin__", hint))
+    assert kind is not None, f"{p.name}: declare bool, int, float or str, or a Length"
     return Option(p.name, p.name, kind, p.default, note, None)

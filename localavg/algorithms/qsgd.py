@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never
+from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError
 from localavg.interfaces import Array, Transport
 from localavg.parallel.wires.int8 import Int8
@@ -19,6 +20,7 @@ from localavg.scope import Scope
 from localavg.streams import Stream, uniform
 
 
+@algorithm
 def qsgd(
     bits: Annotated[int, "number of bits of a quantised entry, 2 to 8: a sign and the level"] = 8,
     bucket: Annotated[int, "number of gradient entries that share one norm"] = 512,

@@ -8,15 +8,18 @@ momentum.
 from __future__ import annotations
 
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never, NoExchange
+from localavg.algorithms.parameters import algorithm
 from localavg.interfaces import Array, Transport
 from localavg.scope import Scope
 
 
+@algorithm
 def sgd() -> Algorithm:
     """Sequential mini-batch SGD, P = 1."""
     return Algorithm(Never(), Mean(), NoExchange())
 
 
+@algorithm
 def sync() -> Algorithm:
     """Synchronous SGD (FULLSGD): the mean gradient at every update."""
     return Algorithm(Never(), Mean(), MeanGradient())

@@ -2,32 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from localavg.algorithms.base import Algorithm
 from localavg.attaching.row import averaged, check_tensor
 from localavg.config import STATES
-from localavg.errors import UserError, check_choice
+from localavg.errors import UserError, bad, check_choice, positive
 from localavg.parallel.fleet import Fleet
 
 if TYPE_CHECKING:
-    from torch.nn import Module
+    from torch import Tensor
+    from torch.nn import Module, Parameter
     from torch.optim import Optimizer
 
 
-def check(
-    model: Module,
-    fleet: Fleet,
-    algorithm: Algorithm,
-    optimizer: Optimizer | None,
-    state: str,
-    objective: Callable[[], float] | None,
-) -> None:
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What a user asked `attach` for; the names are its arguments."""
+
+    model: Module
+    fleet: Fleet
+    algorithm: Algorithm
+    optimizers: Sequence[Optimizer]
+    state: str
+    statistics: str
+    objective: Callable[[], float] | None
+    seed: int
+    log: str | None
+    config: Mapping[str, object]
+    warn_after: float
+    hang_limit: float | None
+
+    @property
+    def stepped(self) -> bool:
+        """Whether the steps of the optimisers matter: gradients or states are handled."""
+        return bool(self.algorithm.exchange.scope) or self.state != "keep"
+
+
+def check_kinds(asked: Asked) -> None:
+    """Raise UserError on this rank if an argument is something else than `attach` needs."""
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+    for name, value, kind, remedy in (
+        ("model", asked.model, Module, "a torch.nn.Module"),
+        ("fleet", asked.fleet, Fleet, "a fleet: localavg.Fleet(communicator)"),
+        ("algorithm", asked.algorithm, Algorithm, "made by a function, as localavg.kavg(K=16)"),
+        *(("optimizer", x, Optimizer, "a torch optimizer or several") for x in asked.optimizers),
+    ):
+        if not isinstance(value, kind):
+            text = repr(value).splitlines()[0][:60]
+            raise UserError(f"attach: `{name} = {text}`: must be {remedy}")
+
+
+def check(asked: Asked) -> None:
     """Raise UserError if this rank's model or the options cannot be averaged."""
-    check_choice("state", state, STATES)
-    schedule, exchange = algorithm.schedule, algorithm.exchange
+    check_choice("state", asked.state, STATES)
+    check_choice("statistics", asked.statistics, ("average", "keep"))
+    _check_seconds("warn_after", asked.warn_after)
+    _check_seconds("hang_limit", asked.hang_limit)
+    fleet, schedule, exchange = asked.fleet, asked.algorithm.schedule, asked.algorithm.exchange
     if fleet.P != fleet.ranks:
         raise UserError(
             f"attach with {fleet.P} learners on {fleet.ranks} ranks: a model is one "
@@ -35,28 +72,84 @@ def check(
         )
     if fleet.P > 1 and not schedule.final and not exchange.scope:
         raise UserError(f"attach: sequential sgd on {fleet.P} ranks; use sync or kavg, or one rank")
-    if optimizer is None and (exchange.scope or schedule.needs == "variance" or state != "keep"):
-        raise UserError(
-            "attach: this algorithm exchanges gradients, steers by the step size or handles the "
-            "optimiser's state; pass optimizer="
-        )
-    if state == "reset" and optimizer is not None and optimizer.state:
-        raise UserError(
-            f"attach with state='reset': {type(optimizer).__name__} has a state already and may "
-            "not start without one; attach before its first step, or use keep or average"
-        )
-    if objective is None and schedule.needs == "objective":
+    if asked.objective is None and schedule.needs == "objective":
         raise UserError(
             "attach: adalupa(rule='loss') is steered by F(w̄); pass objective=, a function that "
             "returns it"
         )
-    _check_tensors(model)
+    _check_tensors(asked.model, asked.statistics == "average")
+    _check_optimizers(asked)
 
 
-def _check_tensors(model: Module) -> None:
+def _check_seconds(name: str, value: float | None) -> None:
+    if value is not None and not isinstance(value, int | float):
+        raise bad(name, repr(value), "must be a number of seconds")
+    positive(name, value)
+
+
+def _check_optimizers(asked: Asked) -> None:
+    """Raise UserError if the optimisers are not those that the algorithm or the state needs."""
+    needed = asked.algorithm.exchange.scope or asked.algorithm.schedule.needs == "variance"
+    if not asked.optimizers and (needed or asked.state != "keep"):
+        raise UserError(
+            "attach: this algorithm exchanges gradients, steers by the step size or handles the "
+            "optimiser's state; pass optimizer="
+        )
+    for optimizer in asked.optimizers:
+        if asked.state == "reset" and optimizer.state:
+            raise UserError(
+                f"attach with state='reset': {type(optimizer).__name__} has a state already and "
+                "may not start without one; attach before its first step, or use keep or average"
+            )
+    parts(dict(asked.model.named_parameters()), asked.optimizers)
+    if asked.stepped and (fault := uncovered(asked.model, covered(asked.optimizers))):
+        raise UserError(fault)
+
+
+def parts(
+    parameters: Mapping[str, Parameter], optimizers: Sequence[Optimizer]
+) -> list[dict[str, Parameter]]:
+    """Return the model's parameters that each optimiser has, by name.
+
+    Raises UserError for a parameter that two optimisers have.
+    """
+    held = [covered([optimizer]) for optimizer in optimizers]
+    for name, p in parameters.items():
+        if sum(id(p) in ids for ids in held) > 1:
+            raise UserError(
+                f"attach: {name} is in two of the optimizers given; leave it in one of them"
+            )
+    return [{name: p for name, p in parameters.items() if id(p) in ids} for ids in held]
+
+
+def covered(optimizers: Sequence[Optimizer]) -> set[int]:
+    """Return the identities of the parameters that some optimiser has."""
+    return {id(p) for x in optimizers for group in x.param_groups for p in group["params"]}
+
+
+def uncovered(model: Module, known: set[int]) -> str:
+    """Return what is wrong if a trainable parameter is not among the `known` ones, else ""."""
+    for name, p in model.named_parameters():
+        if p.requires_grad and id(p) not in known:
+            return (
+                f"attach: {name} is trainable and in none of the optimizers given at attach; give "
+                "all of them when the model is complete, or freeze it (requires_grad_(False))"
+            )
+    return ""
+
+
+def _check_tensors(model: Module, statistics: bool) -> None:
     """Raise UserError if a tensor is not float32 on the CPU, or two of them share memory."""
+    from torch.nn.parameter import is_lazy
+
     places: dict[int, str] = {}
-    for name, x in averaged(model).items():
+    tensors: dict[str, Tensor] = averaged(model, statistics)
+    for name, x in tensors.items():
+        if is_lazy(x):
+            raise UserError(
+                f"attach: {name} has no shape yet, because its module is lazy; run one batch "
+                "through the model before attach"
+            )
         check_tensor(name, x)
         if x.numel() and (other := places.setdefault(x.data_ptr(), name)) != name:
             raise UserError(

@@ -1,8 +1,8 @@
-"""What an average does to the state of a torch optimiser."""
+"""What an average does to the state of torch optimisers."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localavg.attaching.row import Row
@@ -16,21 +16,24 @@ if TYPE_CHECKING:
 
 
 class TorchState:
-    """Keeps, averages or resets the optimiser's tensors that have the shape of their parameter.
+    """Keeps, averages or resets the optimisers' tensors that have the shape of their parameter.
 
-    policy: keep, average or reset.
+    policy: keep, average or reset. parts: the parameters of each optimiser, by name.
     """
 
     def __init__(
         self,
         policy: str,
-        optimizer: Optimizer | None,
-        parameters: Mapping[str, Tensor],
+        optimizers: Sequence[Optimizer],
+        parts: Sequence[Mapping[str, Tensor]],
         fleet: Fleet,
         allocate: Callable[[tuple[int, int]], Array],
     ) -> None:
-        self.policy, self.parameters = policy, parameters
-        self.optimizer = optimizer
+        self.policy = policy
+        self.parameters = {name: p for part in parts for name, p in part.items()}
+        self._optimizer = {
+            name: x for x, part in zip(optimizers, parts, strict=True) for name in part
+        }
         self.fleet, self.allocate = fleet, allocate
         self.rows: dict[str, Row] = {}  # by the state's key, from its first average on
 
@@ -43,14 +46,15 @@ class TorchState:
         """Apply the policy when the weights average over `scope`. Collective."""
         if self.policy == "average":
             self._average_(scope, transport)
-        elif self.policy == "reset" and self.optimizer is not None:
-            for p in self.parameters.values():
+        elif self.policy == "reset":
+            for name, p in self.parameters.items():
                 # The optimiser makes a new state, as at its first step.
-                self.optimizer.state.pop(p, None)
+                self._optimizer[name].state.pop(p, None)
 
     def _average_(self, scope: Scope, transport: Transport) -> None:
-        assert self.optimizer is not None, "attach refuses this policy without an optimiser"
-        states = {name: self.optimizer.state.get(p, {}) for name, p in self.parameters.items()}
+        states = {
+            name: self._optimizer[name].state.get(p, {}) for name, p in self.parameters.items()
+        }
         shaped = {
             key
             for name, state in states.items()

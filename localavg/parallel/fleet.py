@@ -12,12 +12,8 @@ import os
 import shutil
 import sys
 import tempfile
-import threading
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from time import sleep
-from types import TracebackType
 from typing import TypeVar
 
 import numpy as np
@@ -26,13 +22,12 @@ from numpy.typing import DTypeLike
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from localavg.errors import SharedError, UserError
+from localavg.parallel.abort import abort_on_exception
 from localavg.parallel.layout import Layout
 
 T = TypeVar("T")
 
 SHARED_MEMORY = "/dev/shm"
-# before an abort: MPICH's launcher drops what a rank printed immediately before it
-LAST_WORDS_S = 0.3
 
 # environment variable with the number of ranks -> who sets it; the innermost launcher first
 LAUNCHERS = {
@@ -68,6 +63,8 @@ class Fleet:
     layout: which rank holds which learners. learners: those of this rank, the rows of its matrices
     [L, n]. Their number L may differ by one between ranks.
 
+    With several ranks, an exception that nobody catches ends the whole job from now on.
+
     Raises UserError where P is below the number of ranks, or where the launcher started another
     number of ranks than MPI sees.
     """
@@ -78,6 +75,8 @@ class Fleet:
         check_world_size(MPI.COMM_WORLD.size, os.environ)  # `world` may be a part of it
         self.world = world
         self.rank, self.ranks = world.rank, world.size
+        if world.size > 1:
+            abort_on_exception(world)
 
         host = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
         self.place = host.rank  # among the ranks of this host
@@ -235,19 +234,3 @@ def threads_per_rank(host: MPI.Comm) -> int:
         return int(asked)
     bound = len(cores) < (os.cpu_count() or 1)
     return max(1, len(cores) // sharing) if bound else 1
-
-
-def abort_on_exception(world: MPI.Intracomm) -> None:
-    """Make an uncaught exception, in any thread, end the whole job with status 1 from now on."""
-
-    def hook(
-        kind: type[BaseException], value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        sys.stderr.write(f"rank {world.rank} failed; ending the job\n")
-        traceback.print_exception(kind, value, trace)
-        sys.stderr.flush()
-        sleep(LAST_WORDS_S)
-        world.Abort(1)
-
-    sys.excepthook = hook
-    threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)

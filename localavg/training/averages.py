@@ -29,8 +29,13 @@ class Averages:
         self._drift: list[float] = []  # Var[W_k] of the updates since then
         # t, scope, period, S, V_t, and the numbers of its meetings: the first, and the next one's
         self._rows: list[tuple[int, Scope, int, float, float, int, int]] = []
+        self._fleet, self._payload = fleet, payload
+        self.count()
+
+    def count(self) -> None:
+        """Add up over the ranks the bytes of an exchange as it is now. Collective."""
         self._bytes = {
-            scope: fleet.world.allreduce(np.array(payload.handed_over(scope))).tolist()
+            scope: self._fleet.world.allreduce(np.array(self._payload.handed_over(scope))).tolist()
             for scope in (Scope.CLUSTER, Scope.WORLD)
         }
 

@@ -32,7 +32,8 @@ class Averaging:
     All rows of all ranks must be equal at the start. state: the state of the local optimiser.
     statistics: whether an average includes the columns that are not trained. variance: whether to
     compute S at every average. objective(t, w̄): returns F, for the schedules that need it.
-    before(): called before every exchange or average. after(t, scope, S): called right after it.
+    before(t, scope): called before every exchange or average. after(t, scope, S): called right
+    after it.
     laps: the clock of the transport's work in which computing and communication take turns.
     """
 
@@ -46,7 +47,7 @@ class Averaging:
         statistics: bool = True,
         variance: bool = False,
         objective: Callable[[int, Array], float],
-        before: Callable[[], None],
+        before: Callable[[int, Scope], None],
         after: Callable[[int, Scope, float], None],
         laps: Laps = UNTIMED,
     ) -> None:
@@ -69,7 +70,7 @@ class Averaging:
     def exchange_(self, g: Array, t: int) -> None:
         """Exchange the gradients g [L, n] of update t in place, if the algorithm does that."""
         if self.exchange.scope:
-            self.before()
+            self.before(t, self.exchange.scope)
             self.exchange.exchange_(g, t, self.transport)
             self.after(t, self.exchange.scope, math.nan)
 
@@ -84,7 +85,7 @@ class Averaging:
         schedule = self.schedule
         scope = schedule.final if last else schedule.after(t)
         if scope:
-            self.before()
+            self.before(t, scope)
             S = self.average.average_(self.w, scope, self.transport, variance=self.variance)
             self.state.at_average_(scope, self.transport)
             self.after(t, scope, S)

@@ -4,6 +4,7 @@ import math
 import random
 from fractions import Fraction
 
+import numpy as np
 import pytest
 
 from localavg import algorithms
@@ -365,3 +366,49 @@ def test_a_bad_value_is_refused_by_name(make, words):
 def test_limits_are_taken():
     Every(1), Hierarchical(1, 1), Linear(1, 0.0), Piecewise([(0, 1), (1, 1)]), LossDriven(1)
     VarianceDriven(4, 4, low=1.0, high=1.0)
+
+
+WHOLE = [  # every length of every algorithm's function
+    (name, parameter)
+    for name, parameters in {
+        "kavg": "K", "mavg": "K", "hieravg": "K1 K2 S", "adpsgd": "p_init warmup_steps Ks", "adalupa": "tau0",
+        "qsgd": "bits bucket", "downpour": "K servers", "eamsgd": "K servers",
+    }.items()
+    for parameter in parameters.split()
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", ["4", 4.5, None, True])
+@pytest.mark.parametrize(("name", "parameter"), WHOLE)
+def test_a_length_that_is_not_whole_is_refused_by_name(name, parameter, value):
+    run = {"eamsgd": {"P": 2, "momentum": 0.9}, "downpour": {"P": 2}}.get(name, {})
+    with pytest.raises(UserError, match=f"`{parameter} = .*must be a (whole )?number"):
+        algorithms.BOTH[name](**run, **{parameter: value})
+
+
+@pytest.mark.parametrize("pieces", [{0: 2.5}, {0: "4"}, {"0": 4}, [(0, 4), (2.5, 8)], [4, 8], 4])
+def test_stages_that_are_not_whole_are_refused(pieces):
+    with pytest.raises(UserError, match="`pieces = "):
+        piecewise(pieces)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: algorithms.BOTH["mavg"](mu="0.7"), "`mu = '0.7'`: must be a number"),
+        (lambda: algorithms.BOTH["mavg"](nesterov=1), "`nesterov = 1`: must be of type bool"),
+        (lambda: algorithms.BOTH["adalupa"](rule=3), "`rule = 3`: must be of type str"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused(make, words):
+    with pytest.raises(UserError, match=words):
+        make()
+
+
+def test_an_algorithm_knows_its_name_and_its_arguments():
+    made = algorithms.BOTH["mavg"](K=np.int64(8))
+    assert (made.name, made.options) == ("mavg", {"K": 8, "mu": 0.7, "nesterov": False})
+    assert (
+        str(algorithms.BOTH["kavg"](K=4)) == "kavg(K=4)"
+        and str(algorithms.BOTH["sync"]()) == "sync()"
+    )

@@ -813,16 +813,16 @@ def test_statistics_are_averaged_or_every_learners_own(promised):
 
 
 class Odd(nn.Module):
-    """A frozen layer, one that the optimiser has not got, and one that rank 0 does not use."""
+    """A frozen layer, one that an optimiser of its own has, and one that rank 0 does not use."""
 
     def __init__(self):
         super().__init__()
-        self.frozen, self.left_out, self.elsewhere = (nn.Linear(D, D, bias=False) for _ in range(3))
+        self.frozen, self.apart, self.elsewhere = (nn.Linear(D, D, bias=False) for _ in range(3))
         self.frozen.weight.requires_grad_(False)
         self.trained = nn.Linear(D, C)
 
     def forward(self, x, elsewhere):
-        x = self.left_out(self.frozen(x))
+        x = self.apart(self.frozen(x))
         return self.trained(self.elsewhere(x) if elsewhere else x)
 
 
@@ -837,11 +837,12 @@ def odd_tensors(world):
     ):
         torch.manual_seed(1)
         net = Odd()
-        has = [p for name, p in net.named_parameters() if "left_out" not in name]
+        has = [p for name, p in net.named_parameters() if "apart" not in name]
         optimiser = torch.optim.SGD(
             has, lr, momentum=0.9, weight_decay=0.1 if policy == "keep" else 0
         )
-        averager = localavg.attach(net, fleet, algorithm, optimiser, state=policy)
+        second = torch.optim.SGD([net.apart.weight], lr=0)
+        averager = localavg.attach(net, fleet, algorithm, [optimiser, second], state=policy)
         for _ in range(3):
             net.zero_grad()
             x, y = batch(world.rank, 0)
@@ -850,6 +851,7 @@ def odd_tensors(world):
                 name: None if p.grad is None else p.grad.numpy().copy()
                 for name, p in net.named_parameters()
             }
+            second.step()
             optimiser.step()
             averager.step()
         exchanged = {name: p.grad for name, p in net.named_parameters()}
@@ -862,7 +864,7 @@ def test_a_gradient_that_a_rank_has_not_counts_as_zero_and_frozen_weights_stay(p
     torch.manual_seed(1)
     frozen = Odd().frozen.weight.detach().numpy()
     for (_, exchanged, net), (_, _, unmoved) in (answer["odd_tensors"] for answer in promised):
-        for name in ("left_out.weight", "elsewhere.weight", "trained.weight"):
+        for name in ("apart.weight", "elsewhere.weight", "trained.weight"):
             gradients = [answer["odd_tensors"][0][0][name] for answer in promised]
             mean = sum((g for g in gradients if g is not None), np.zeros_like(exchanged[name])) / P
             np.testing.assert_allclose(exchanged[name], mean, rtol=1e-5, atol=1e-8)

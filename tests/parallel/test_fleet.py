@@ -271,7 +271,7 @@ import threading
 
 from mpi4py import MPI
 
-from localavg.parallel.fleet import abort_on_exception
+from localavg.parallel.abort import abort_on_exception
 
 
 def work():

@@ -782,7 +782,7 @@ def fails_on_one_rank(world, out, line):
         return gradient_(self, w, batch, out)
 
     Logistic.gradient_ = failing
-    from localavg.parallel.fleet import abort_on_exception
+    from localavg.parallel.abort import abort_on_exception
 
     abort_on_exception(world)
     command_lines(world, [["train", *line.split(), "--out", out]])

@@ -1,0 +1,135 @@
+"""The run file of a user's own loop."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from localavg.algorithms.base import Algorithm
+from localavg.attaching.checks import Asked
+from localavg.files.provenance import provenance
+from localavg.files.record import Record
+from localavg.interfaces import Transport
+from localavg.scope import Scope
+from localavg.training import header
+from localavg.training.payload import Payload
+from localavg.training.recorder import Recorder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SPACING = 100  # a row of /train comes when t has grown by 1 / SPACING, as 100 rows of a run do
+
+
+class Log(Recorder):
+    """Writes what `localavg train` writes, as far as a user's loop shows it.
+
+    A row of /train follows the first average of everyone from `due` on: then all ranks are here.
+    The length of the run is not known, so the rows are 1 % of t apart. What the user's code does
+    between two calls of the averager counts as computing.
+    """
+
+    def __init__(self, asked: Asked, transport: Transport, payload: Payload, d: int) -> None:
+        fleet = asked.fleet
+        about = {**header.hosts(fleet, transport)}
+        file = fleet.together(
+            lambda: (
+                Record.create(asked.log or "", _config(asked, d), {**provenance(), **about})
+                if fleet.rank == 0
+                else None
+            )
+        )
+        super().__init__(fleet, transport, file, payload)
+        self.file, self.end = file, partial(_end, file)  # `end` does not keep the rest alive
+        self.due, self._noted = 1, 0  # t of the next row, and of the last exchange of gradients
+        self._rows, self._examples = (_number(asked.config, x) for x in ("rows", "batch_size"))
+        fleet.world.Barrier()
+        self.clock.start()
+
+    def exchanging(self, t: int) -> None:
+        """Record what was computed before an exchange of some gradients of update t."""
+        if self._noted == t:
+            self.computed()
+        else:
+            self.begin_average(t, Scope.WORLD)
+        self._noted = t
+
+    def exchanged(self, t: int) -> None:
+        """Record that all gradients of update t were exchanged, in one meeting or in several."""
+        self.averages.note(t, Scope.WORLD, math.nan, range(self._begun, len(self.clock.meetings)))
+
+    def step(self, t: int, scope: Scope, gamma: float, loss: float | Tensor | None) -> None:
+        """Record update t. Collective where everyone averaged and a row is due."""
+        self.losses.append(math.nan if loss is None else float(loss))
+        if scope is Scope.WORLD and t >= self.due:
+            self.row(t, gamma)
+
+    def row(self, t: int, gamma: float) -> None:
+        """Write a row of /train, unless t has one, and the rows of /averages. Collective."""
+        new = t > self.reported
+        self.averages.count()
+        loss, _ = self.compare(t)
+        samples = t * self.fleet.P * self._examples
+        if new:
+            self.write(t, self._epoch(t), int(samples), gamma, loss)
+        self.due = t + max(1, t // SPACING)
+        self.clock.lap("compute")
+
+    def evaluated(self, t: int, row: Mapping[str, float]) -> None:
+        """Write a row of /eval, on the rank that writes."""
+        if self.file is not None:
+            about = {"t": t, "epoch": self._epoch(t), "wall_s": self.clock.wall_s}
+            self.file.append("eval", **{**about, **row})
+
+    def _epoch(self, t: int) -> float:
+        """Return passes over the data, NaN if `config` does not say what they take."""
+        if not self._rows or not self._examples:
+            return math.nan
+        return t * self.fleet.P * self._examples / self._rows
+
+
+def _end(file: Record | None, status: str, why: str = "") -> None:
+    """Write how the run ended, on the rank that writes."""
+    if file is not None:
+        file.finish(status, **({"failure": why} if why else {}))
+
+
+def _number(config: Mapping[str, object], name: str) -> float:
+    """Return a setting that is a number; 0 if it is not there."""
+    value = config.get(name)
+    return value if isinstance(value, int | float) else 0
+
+
+def _config(asked: Asked, d: int) -> dict[str, object]:
+    """Return /config: what `attach` knows of the run, and what the user adds."""
+    first = asked.optimizers[0] if asked.optimizers else None
+    return {
+        "algorithm": asked.algorithm.name or str(asked.algorithm),
+        **_options(asked.algorithm),
+        "learners": asked.fleet.P,
+        "problem": "network",
+        "model": type(asked.model).__name__,
+        "d": d,
+        "optimizer": "none" if first is None else type(first).__name__.lower(),
+        "lr": None if first is None else float(first.param_groups[0]["lr"]),
+        "state": asked.state,
+        "statistics": asked.statistics,
+        "seed": asked.seed,
+        "out": os.path.abspath(asked.log or ""),
+        **asked.config,
+    }
+
+
+def _options(algorithm: Algorithm) -> dict[str, object]:
+    """Return the arguments of the algorithm's function, each as text, a number or None."""
+    found = {}
+    for name, value in algorithm.options.items():
+        if isinstance(value, Mapping):
+            value = value.items()
+        if isinstance(value, Iterable) and not isinstance(value, str):
+            value = ",".join(f"{start}:{K}" for start, K in value)
+        found[name] = value
+    return found

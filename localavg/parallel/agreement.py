@@ -1,0 +1,168 @@
+"""The ranks agree on what comes next, before a meeting that would hang or mix where they differ.
+
+A collective call that one rank never makes hangs without a word. If ranks make different ones, MPI
+may average the numbers of different updates. So every meeting begins with one reduction of two
+integers, which costs about a microsecond within a node.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable
+from enum import IntEnum
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.errors import MISTAKE, SharedError, UserError
+from localavg.parallel.abort import end_job
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.watchdog import Watchdog
+from localavg.scope import Scope
+
+LAST_S = 60.0  # how long a rank whose program ends waits for the others
+
+
+class What(IntEnum):
+    """What the ranks are about to do."""
+
+    AVERAGE = 1
+    EXCHANGE = 2
+    STEP = 3
+    FINISH = 4
+    AVERAGED = 5
+    BYTES = 6
+    END = 7
+
+
+TEXTS = (  # of What
+    "",
+    "the average after update {t}",
+    "the exchange of the gradients of update {t}",
+    "averager.step() of update {t}",
+    "averager.finish() after update {t}",
+    "averager.averaged() after update {t}",
+    "averager.payload_bytes() after update {t}",
+    "the end of its program after update {t}, without averager.finish()",
+)
+COUNT = "give every rank the same number of updates, such as by drop_last=True"
+STEPS = "make every step on every rank; a gradient scaler needs averager.exchange() before its step"
+CALLS = "make this call on every rank, not under `if rank == 0`"
+
+Place = tuple[int, What, int, int, str]  # rank, what, t, mark, fault
+
+
+class Agreement:
+    """What all ranks do next, and at which update.
+
+    t: the number of updates so far, which its owner counts here. finished: t at the last `finish`.
+    ended(status, why): called on this rank when the ranks differ, or the program ends too early.
+    S: learners in a cluster, None without clusters.
+
+    A rank whose program ends without `finish` meets the others too: they may end alike, but a rank
+    that waits elsewhere gets the error.
+    """
+
+    def __init__(
+        self, fleet: Fleet, S: int | None, warn_after: float, hang_limit: float | None
+    ) -> None:
+        self.world, self.t, self.finished, self.failed = fleet.world, 0, -1, False
+        self.ended: Callable[[str, str], None] = lambda status, why: None
+        self.watchdog = Watchdog(fleet.world, warn_after, hang_limit)
+        self._both = np.zeros(2, np.int64)  # a code and its negative: their minima show max and min
+        self._buffer = [self._both, 2, MPI.INT64_T]
+        # A cluster meets before all meet: then its members cannot wait for each other elsewhere.
+        clusters = fleet.groups(S) if S and S < fleet.P else []
+        cluster = [group.comm for group in clusters if group.comm is not None]
+        everyone: list[MPI.Comm] = [fleet.world] if fleet.ranks > 1 else []
+        self._comms: list[list[MPI.Comm]] = [
+            [],
+            cluster or everyone,
+            cluster + everyone,
+        ]  # of Scope
+
+    def guard(self, owner: object) -> None:
+        """Start the watchdog for as long as `owner` exists, and meet at the end of the program."""
+        if self.world.size > 1:
+            self.watchdog.start(owner)
+            atexit.register(self._end)
+
+    def meet(
+        self, what: What, t: int, scope: Scope = Scope.WORLD, mark: int = 0, fault: str = ""
+    ) -> None:
+        """Return when all ranks of `scope` are about to do the same at the same t.
+
+        Otherwise every rank that meets raises UserError. mark: a number below 2^16 that must be the
+        same too. fault: what is wrong on this rank. Call `leave` after the meeting.
+        """
+        self.watchdog.here = TEXTS[what], t
+        code = -1 if fault else t << 24 | mark << 8 | what
+        both = self._both
+        for comm in self._comms[scope]:
+            both[0], both[1] = code, -code
+            comm.Allreduce(MPI.IN_PLACE, self._buffer, MPI.MIN)
+            least, most = both.tolist()
+            if least != -most or least < 0:
+                self._fail((self.world.rank, what, t, mark, fault), comm)
+        if fault:
+            self._fail((self.world.rank, what, t, mark, fault), MPI.COMM_SELF)
+
+    def leave(self) -> None:
+        """Note that the meeting is over."""
+        self.watchdog.here = None
+
+    def _fail(self, mine: Place, comm: MPI.Comm) -> None:
+        """Raise the error that the ranks of `comm` share."""
+        places = comm.allgather(mine)
+        self.leave()
+        self.failed, message = True, _differ(places)
+        self.ended("failed", message)
+        everyone = comm.size == self.world.size
+        raise SharedError(message) if everyone else UserError(message)
+
+    def _end(self) -> None:
+        """Meet the others at the end of the program; end the job if they are elsewhere."""
+        if self.failed or self.finished == self.t or MPI.Is_finalized():
+            return
+        limit_s = self.watchdog.limit_s
+        self.watchdog.limit_s = LAST_S if limit_s is None else min(LAST_S, limit_s)
+        self.watchdog.start(self)
+        try:
+            self.meet(What.END, self.t)
+        except UserError as e:
+            end_job(self.world, f"localavg: {e}", MISTAKE, isinstance(e, SharedError))
+        self.leave()
+        self.ended("interrupted", "the program ended without averager.finish()")
+
+
+def _differ(places: list[Place]) -> str:
+    """Write where the ranks are, in one line, and what to do."""
+    if faults := [(rank, fault) for rank, *_, fault in places if fault]:
+        rank, fault = faults[0]
+        alone = fault.removeprefix("attach: ")
+        return fault if len(faults) == len(places) else f"attach: on rank {rank}, {alone}"
+    where: dict[str, list[int]] = {}
+    # which optimisers it is about shows only where nothing else differs
+    marks = len({(what, t) for _, what, t, *_ in places}) == 1
+    for rank, what, t, mark, _ in places:
+        text = TEXTS[what].format(t=t)
+        steps = ", ".join(str(i) for i in range(16) if mark >> i & 1) or "none"
+        where.setdefault(text + (f" (stepped optimisers: {steps})" if marks else ""), []).append(
+            rank
+        )
+    parts = [f"{_ranks(ranks)} in {text}" for text, ranks in where.items()]
+    whats, counts = {what for _, what, *_ in places}, {t for _, _, t, *_ in places}
+    if whats & {What.AVERAGED, What.BYTES} and len(whats) > 1:
+        remedy = CALLS
+    elif whats & {What.EXCHANGE, What.STEP} and len(counts) == 1:
+        remedy = STEPS
+    else:
+        remedy = COUNT
+    return f"attach: {', but '.join(parts)}; {remedy}"
+
+
+def _ranks(ranks: list[int]) -> str:
+    """Write some ranks: the first ones, and how many more."""
+    shown = ", ".join(map(str, ranks[:4]))
+    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
+    return f"rank {shown} is" if len(ranks) == 1 else f"ranks {shown}{more} are"
