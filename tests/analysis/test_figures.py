@@ -26,6 +26,10 @@ from mpi import ROOT
 
 from localavg.files.record import SCHEMA, WORLD, Record, Run
 
+# every script draws a whole sweep; of the other tests of all scripts a few are enough in between
+FEW = ("adpsgd_fig4_5", "adpsgd_table1", "hieravg_fig5", "kavg_fig3_4", "lupa_fig2", "mavg_fig9_12")
+MANY = [pytest.param(s, marks=() if s in FEW else pytest.mark.long) for s in SCRIPTS]
+
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_a_whole_sweep_is_drawn(script, draw, tmp_path):
@@ -62,7 +66,7 @@ def test_a_whole_sweep_is_drawn(script, draw, tmp_path):
         assert {path.suffix for path in written} >= {".txt", ".png"}
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MANY)
 def test_a_partial_sweep_is_drawn_and_what_is_missing_is_said(script, draw, tmp_path):
     names = planned(script, seeds=1)
     held = list(names)[: max(1, 2 * len(names) // 3)]
@@ -90,7 +94,7 @@ def test_a_single_run_is_drawn(script, draw, tmp_path):
     assert (status, err) == (0, "") and bool(figures) == (script not in TABLES)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", MANY)
 def test_runs_of_the_papers_settings_are_drawn(script, draw, tmp_path):
     names = planned(script, "paper", seeds=1)
     for name in list(names)[:: max(1, len(names) // 8)]:

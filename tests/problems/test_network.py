@@ -562,6 +562,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, network.d)
 """
 
 
+@pytest.mark.long
 def test_a_learner_takes_its_weights_gradients_and_momentum_and_nothing_more():
     def peak(L):
         words = [sys.executable, "-c", MEMORY, str(L)]
