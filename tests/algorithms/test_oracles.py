@@ -413,7 +413,7 @@ def test_quantise_has_no_level_above_the_highest():
 def test_qsgd_by_hand_on_one_weight():
     # a single weight is always exact: its norm is itself, whatever the random numbers
     close(
-        oracle.qsgd(TINY, 9, decaying, lambda t, j: np.array([0.73]))[0],
+        oracle.qsgd(TINY, 9, decaying, lambda t, j: np.array([0.73]), lambda t: np.array([0.2]))[0],
         oracle.sync(TINY, 9, decaying)[0],
     )
 
@@ -429,6 +429,13 @@ def test_qsgd_first_step_by_hand():
             math.copysign(math.floor(abs(g[i]) / norm * 127 + u[1, j][i]), g[i]) for i in range(5)
         ]
         decoded.append([norm * level / 127 for level in levels])
-    w, averages = oracle.qsgd(s, 1, constant(0.5), lambda t, j: u[t, j])
-    close(w, -0.5 * (np.array(decoded[0]) + np.array(decoded[1])) / 2)
+    again = np.linspace(0.3, 0.7, 5)
+    w, averages = oracle.qsgd(s, 1, constant(0.5), lambda t, j: u[t, j], lambda t: again)
+    mean = (np.array(decoded[0]) + np.array(decoded[1])) / 2
+    norm = math.sqrt(sum(x * x for x in mean))
+    levels = [
+        math.copysign(math.floor(abs(x) / norm * 127 + a), x)
+        for x, a in zip(mean, again, strict=True)
+    ]
+    close(w, [-0.5 * norm * level / 127 for level in levels])
     assert averages == [(1, "global")]

@@ -369,7 +369,7 @@ CASES = {
     "qsgd-buckets": Case("qsgd --bucket 8", qsgd(bucket=8), "momentum"),
     "qsgd-4-bits": Case("qsgd --bits 4 --bucket 6", qsgd(4, 6), "adam", step=ADAM, T=55),
     "qsgd-12": Case(
-        "qsgd --bucket 16", qsgd(bucket=16), "nesterov", step=constant(0.4), P=12, T=50
+        "qsgd --bucket 16", qsgd(bucket=16), "nesterov", step=constant(0.45), P=12, T=50
     ),
 }
 ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
