@@ -34,7 +34,8 @@ TRANSPORT = {
     for name in ("lanes", "slots", "shared", "mpi", "staged")
 }
 TRAINING = {
-    name: f"localavg/training/{name}.py" for name in ("averaging", "monitor", "resume", "stopwatch")
+    name: f"localavg/training/{name}.py"
+    for name in ("averaging", "monitor", "recorder", "resume", "stopwatch")
 }
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
@@ -332,14 +333,14 @@ MUTANTS = [
     ),
     Mutant(
         "communication is the maximum over ranks",
-        TRAINING["monitor"],
+        TRAINING["recorder"],
         "fastest, MPI.MIN)",
         "fastest, MPI.MAX)",
         WAITS,
     ),
     Mutant(
         "S counted as communication",
-        TRAINING["monitor"],
+        TRAINING["recorder"],
         'self.clock.book("compute", self.transport.take_spread_s())',
         "self.transport.take_spread_s()",
         WAITS,
@@ -362,7 +363,7 @@ MUTANTS = [
     ),
     Mutant(
         "settle dropped before a lap",
-        TRAINING["monitor"],
+        TRAINING["recorder"],
         """        self.transport.settle()
         self.clock.met()
 

@@ -67,7 +67,7 @@ class Monitor(Recorder):
     def objective(self, t: int, w: Array) -> float:
         """Return F at w [d] over all training data, for the schedule that it steers.
 
-        This is a part of the algorithm, so its time counts as computing.
+        This is a part of the algorithm, so its time is in wall_s.
         """
         F = self.evaluator.objective(w, self)
         self.clock.lap("compute")

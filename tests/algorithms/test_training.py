@@ -389,7 +389,7 @@ ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
         adpsgd(4, 16, 3),
         {"step": FALLING, "T": 90},
     ),
-    "qsgd": ("qsgd --bucket 8", qsgd(bucket=8), {"step": FALLING}),
+    "qsgd": ("qsgd --bucket 12", qsgd(bucket=12), {"step": FALLING}),
 }
 UNEVEN = {
     f"{name}-{P}": Case(*ANY[name][:2], **ANY[name][2], P=P, data=data)

@@ -282,7 +282,7 @@ def sync(all_):
 
 def qsgd(bits, bucket):
     """adpsgd §IV: the mean of gradients quantised with unbiased rounding, the parameters one after
-    the other.
+    the other, quantised again.
     """
     s = 2 ** (bits - 1) - 1
 
@@ -290,26 +290,26 @@ def qsgd(bits, bucket):
         levels = torch.floor(s * g.abs() / g.norm() + u).clamp(max=s)
         return g.norm() / s * g.sign() * levels
 
-    def steps(all_, t):
-        def travelled(j, g):
-            random = np.random.Generator(np.random.Philox(key=[SEED, j], counter=[0, 0, t, 1]))
-            u = torch.from_numpy(random.random(len(g), np.float32)).double()
-            buckets = zip(g.double().split(bucket), u.split(bucket), strict=True)
-            return torch.cat([quantise(*b) for b in buckets]).float()
+    def coded(g, who, t, stream):
+        random = np.random.Generator(np.random.Philox(key=[SEED, who], counter=[0, 0, t, stream]))
+        u = torch.from_numpy(random.random(len(g), np.float32)).double()
+        buckets = zip(g.double().split(bucket), u.split(bucket), strict=True)
+        return torch.cat([quantise(*b) for b in buckets]).float()
 
-        exchange(all_, t, travelled)
+    def steps(all_, t):
+        exchange(all_, t, lambda j, g: coded(g, j, t, 1), lambda g: coded(g, 0, t, 5))
 
     return lambda all_: steps
 
 
-def exchange(all_, t, travelled):
-    """Every learner steps with the mean over the learners j of travelled(j, g_j), g_j all its
-    gradients in a row.
+def exchange(all_, t, travelled, again=lambda g: g):
+    """Every learner steps with again(g), g the mean over the learners j of travelled(j, g_j), g_j
+    all its gradients in a row.
     """
     all_.gradients(t)
     shapes = [p.shape for p in all_.nets[0].parameters()]
     gradients = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in all_.nets]
-    g = sum(travelled(j, g) for j, g in enumerate(gradients)) / all_.P
+    g = again(sum(travelled(j, g) for j, g in enumerate(gradients)) / all_.P)
     for net in all_.nets:
         parts = g.split([shape.numel() for shape in shapes])
         for p, part, shape in zip(net.parameters(), parts, shapes, strict=True):

@@ -81,7 +81,7 @@ def work(monitor, clock):
     """Three updates with an average, in which this rank is early by 2 s and computes S for 0.5."""
     clock.now += 4  # of which 1.5 for data
     monitor.clock.book("data", 1.5)
-    monitor.begin_average()
+    monitor.begin_average(3, Scope.WORLD)
     clock.now += 3.5
     monitor.averaged(3, Scope.WORLD, 1.0)
     monitor.losses += [1.0, 1.0, 1.0]
