@@ -20,7 +20,7 @@ from torch import nn  # noqa: E402
 from torch.nn.functional import mse_loss  # noqa: E402
 
 D = 4
-RANKS = (2, 3)
+RANKS = [2, pytest.param(3, marks=pytest.mark.long)]
 
 
 def net(seed=0):
@@ -554,7 +554,7 @@ CASES = [
     for name in ENDING
 ] + [
     pytest.param(3, "uneven", "openmpi", marks=pytest.mark.long),
-    (3, "early end", "openmpi"),
+    pytest.param(3, "early end", "openmpi", marks=pytest.mark.long),
     (2, "early end", "mpich"),
     pytest.param(2, "uneven", "mpich", marks=pytest.mark.long),
 ]
