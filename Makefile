@@ -49,7 +49,7 @@ check: lint      ## make lint, and the tests that launch no MPI, on two cores (u
 	$(call halves,$(TESTS) --no-launch,tests/analysis tests/cli tests/files tests/learner tests/theory)
 
 test: .venv/test .mpich ## the tests, on two cores (set-up included)
-	$(call halves,$(TESTS),tests/attaching tests/project tests/simulate tests/theory tests/training)
+	$(call halves,$(TESTS),tests/attaching tests/project tests/training)
 
 test-long: .venv/test .mpich ## more of the slow ones: other ranks, layouts and networks, random kills, every mutant
 	$(BIN)/python -m pytest -q -m long
