@@ -46,7 +46,7 @@ wait $$first; first=$$?; cat .pytest_cache/first; exit $$((first | rest))
 endef
 
 check: lint      ## make lint, and the tests that launch no MPI, on two cores (under 90 seconds after set-up)
-	$(call halves,$(TESTS) --no-launch,tests/analysis tests/cli tests/files tests/learner tests/theory)
+	$(call halves,$(TESTS) --no-launch,tests/analysis tests/attaching tests/cli tests/files tests/learner tests/theory)
 
 test: .venv/test .mpich ## the tests, on two cores (set-up included)
 	$(call halves,$(TESTS),tests/attaching tests/project tests/training)
