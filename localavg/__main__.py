@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> NoReturn:
         mistake, code = f"localavg: {shown(in_flags(str(e)))}", MISTAKE
         if rank() == 0:
             print(mistake, file=sys.stderr, flush=True)
-    except Exception:
+    except Exception:  # whatever it is, the other ranks must not wait for this one
         if _mpi() is None:
             raise
         sys.excepthook(*sys.exc_info())  # which ends the job

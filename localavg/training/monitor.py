@@ -62,6 +62,7 @@ class Monitor(Recorder):
         self.fleet.world.Barrier()
         self.met()
         variance = self.transport.variance(w)
+        self.transport.take_spread_s()  # it is outside, and no part of the next average
         self.averages.drifted(variance, self.clock.lap("outside"))
 
     def objective(self, t: int, w: Array) -> float:

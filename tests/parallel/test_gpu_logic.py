@@ -311,7 +311,9 @@ def test_work_of_the_device_is_waited_for_before_the_time_of_V_t_is_left_out():
     monitor = object.__new__(Monitor)
     monitor.clock, monitor.averages = Stopwatch(), SimpleNamespace(drifted=lambda *_: None)
     monitor.transport = SimpleNamespace(
-        settle=lambda: told.append("settle"), variance=lambda w: told.append("V") or 1.0
+        settle=lambda: told.append("settle"),
+        variance=lambda w: told.append("V") or 1.0,
+        take_spread_s=lambda: 0.0,
     )
     barrier = SimpleNamespace(Barrier=lambda: told.append("meet"))
     monitor.fleet = SimpleNamespace(world=barrier)

@@ -152,3 +152,25 @@ def test_queued_work_is_waited_for_before_its_time_is_taken(clock):
     monitor.computed()
     monitor.met()
     assert monitor.clock.seconds["compute"] == 2 and monitor.clock.meetings == [2]
+
+
+def test_the_time_of_V_t_is_no_part_of_the_next_average(clock):
+    monitor = made(clock, Pair([], clock), Rows())
+    spent = [0.0]
+
+    def variance(w):
+        clock.now += 8
+        spent[0] += 8
+        return 1.0
+
+    def take():
+        seconds, spent[0] = spent[0], 0.0
+        return seconds
+
+    monitor.transport.variance, monitor.transport.take_spread_s = variance, take
+    monitor.drifted(None)
+    monitor.begin_average(1, Scope.WORLD)
+    clock.now += 2
+    monitor.averaged(1, Scope.WORLD, 1.0)
+    assert monitor.clock.seconds["outside"] == 8 and monitor.clock.seconds["compute"] == 0
+    assert monitor.clock.meetings == [0.25, 2]
