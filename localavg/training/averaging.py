@@ -34,7 +34,7 @@ class Averaging:
     compute S at every average. objective(t, w̄): returns F, for the schedules that need it.
     before(t, scope): called before every exchange or average. after(t, scope, S): called right
     after it.
-    laps: the clock of the transport's work in which computing and communication take turns.
+    laps: the clock of all other work in which computing and communication take turns.
     """
 
     def __init__(
@@ -53,7 +53,7 @@ class Averaging:
     ) -> None:
         self.algorithm, self.transport, self.flat, self.state = algorithm, transport, flat, state
         self.objective, self.before, self.after = objective, before, after
-        transport.laps = laps
+        self.laps = transport.laps = laps
         self.schedule, self.exchange = algorithm.schedule, algorithm.exchange
         self.average = algorithm.average
         self.variance = variance or self.schedule.needs == "variance"
@@ -104,9 +104,14 @@ class Averaging:
         for columns, each_its_own in zip(self.columns, apart, strict=True):
             if each_its_own:
                 self.transport.mean_(columns, Scope.WORLD)
+                self.laps.met()
         return Scope.WORLD if apart[0] else Scope.NONE
 
     def mean(self) -> Array:
         """Return w̄ [d], to be read only; it is the first row if all are equal. Collective."""
         w = self.flat.w
-        return w[0] if self.transport.equal(w) else self.transport.mean(w)
+        if self.transport.equal(w):
+            return w[0]
+        mean = self.transport.mean(w)
+        self.laps.met()
+        return mean

@@ -33,6 +33,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     }
     begun = restore_(saved, e.fleet, w, parts)
     if not begun:
+        monitor.clock.start()
         averaging.begin(e.step_size(1))
     keeper.start(begun, w, monitor, parts)
     monitor.start(begun, w)
@@ -47,11 +48,12 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         averaging.exchange_(g_trained, t)  # sync SGD and QSGD only
         update_(w_trained, g_trained, gamma)
         averaging.average_(t, gamma, last=t == T)  # kavg Alg. 1: w_j ← w̄
+        if t == T:
+            averaging.finish_()
         if t == monitor.due:
             monitor.report(t, gamma, w)
         if t == keeper.due:
             keeper.visit(t)
-    averaging.finish_()
 
 
 def _averaging(e: Experiment, monitor: Monitor) -> Averaging:

@@ -133,3 +133,45 @@ def test_a_server_is_not_held_up_by_a_learner_that_computes(tmp_path):
     """
     *_, seconds = call(3, held_up, str(tmp_path), env=TCP)
     assert len(seconds) == 4 * 5 and sum(s > SLOW_S / 2 for s in seconds) <= 2
+
+
+PAUSE_S = 0.4
+COMPARED = {"after the last row": ("kavg", {"K": 2}), "loss": ("adalupa", CASES["loss"][1])}
+
+
+def compared(world, folder):
+    """Runs in which rank 1 is late whenever the ranks compare their rows, and set-up takes long.
+
+    Return how often they compared the rows.
+    """
+    from localavg.parallel.transport.mpi import HostMPI
+    from localavg.training import loop, run
+
+    equal, restore_, counts = HostMPI.equal, loop.restore_, {}
+
+    def late(transport, w):
+        counts[name] += 1
+        time.sleep(PAUSE_S * world.rank)
+        return equal(transport, w)
+
+    def slow(*args):
+        time.sleep(4 * PAUSE_S)
+        return restore_(*args)
+
+    HostMPI.equal, loop.restore_ = late, slow
+    for name, (algorithm, options) in COMPARED.items():
+        counts[name] = 0
+        run.run(
+            TrainConfig(algorithm=algorithm, options=options, data="epsilon-like:400x20",
+                        batch_size=4, learners=2, steps=4, out=f"{folder}/{name}.h5"),
+            world,
+        )  # fmt: skip
+    return counts
+
+
+def test_whoever_compares_its_rows_early_waits(tmp_path):
+    counts = call(2, compared, str(tmp_path))[0]
+    for name, count in counts.items():
+        last = record.load(tmp_path / f"{name}.h5").train.iloc[-1]
+        assert count >= 2 and last.wait_s == pytest.approx(count * PAUSE_S / 2, rel=0.2)
+        assert last.compute_s == pytest.approx(count * PAUSE_S / 2, rel=0.3)
