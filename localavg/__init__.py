@@ -18,7 +18,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Fleet": "parallel.fleet",
-    "attach": "attaching.averager",
+    "attach": "attaching.attach",
     "load": "files.record",
     "UserError": "errors",
 }

@@ -83,8 +83,8 @@ class Transport(Protocol):
 
     Every mean sums in the order of the learners and divides once, by their number P (or S in a
     cluster). Every method but `ordinary` and `settle` is collective over the ranks of its
-    scope. name and why: which transport this is, and why it was chosen. laps: the clock of `equal` and
-    of a coded mean, in which computing and communication take turns.
+    scope. name and why: which transport this is, and why it was chosen. laps: the clock of `equal`
+    and of a coded mean, in which computing and communication take turns.
     """
 
     name: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
@@ -102,6 +102,8 @@ def _check_optimizers(asked: Asked) -> None:
                 "may not start without one; attach before its first step, or use keep or average"
             )
     parts(dict(asked.model.named_parameters()), asked.optimizers)
+    if fault := foreign(asked.model, asked.optimizers):
+        raise UserError(fault)
     if asked.stepped and (fault := uncovered(asked.model, covered(asked.optimizers))):
         raise UserError(fault)
 
@@ -135,6 +137,26 @@ def uncovered(model: Module, known: set[int]) -> str:
                 f"attach: {name} is trainable and in none of the optimizers given at attach; give "
                 "all of them when the model is complete, or freeze it (requires_grad_(False))"
             )
+    return ""
+
+
+def foreign(model: Module, optimizers: Sequence[Optimizer], known: Collection[int] = ()) -> str:
+    """Return what is wrong if an optimiser trains a tensor that is not in the model, else "".
+
+    known: the identities of tensors that are left out.
+    """
+    mine = {id(p) for p in model.parameters()}
+    for optimizer in optimizers:
+        for number, group in enumerate(optimizer.param_groups):
+            names = group.get("param_names") or [""] * len(group["params"])
+            for p, name in zip(group["params"], names, strict=True):
+                if p.requires_grad and id(p) not in mine and id(p) not in known:
+                    what = name or f"a tensor {tuple(p.shape)}"
+                    return (
+                        f"attach: {type(optimizer).__name__} trains {what} (group {number}), which "
+                        "is not in the model and would never be averaged; attach one module that "
+                        "has everything, as nn.ModuleList([model, head])"
+                    )
     return ""
 
 

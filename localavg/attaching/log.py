@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Mapping
-from functools import partial
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from localavg.algorithms.base import Algorithm
 from localavg.attaching.checks import Asked
+from localavg.errors import UserError
 from localavg.files.provenance import provenance
 from localavg.files.record import Record
 from localavg.interfaces import Transport
+from localavg.parallel.abort import on_exception
 from localavg.scope import Scope
 from localavg.training import header
 from localavg.training.payload import Payload
@@ -43,7 +45,8 @@ class Log(Recorder):
             )
         )
         super().__init__(fleet, transport, file, payload)
-        self.file, self.end = file, partial(_end, file)  # `end` does not keep the rest alive
+        self.file, self.end = file, End(file)  # `end` does not keep the rest alive
+        on_exception(self.end.failed)
         self.due, self._noted = 1, 0  # t of the next row, and of the last exchange of gradients
         self._rows, self._examples = (_number(asked.config, x) for x in ("rows", "batch_size"))
         fleet.world.Barrier()
@@ -58,7 +61,11 @@ class Log(Recorder):
         self._noted = t
 
     def exchanged(self, t: int) -> None:
-        """Record that all gradients of update t were exchanged, in one meeting or in several."""
+        """Record that all gradients of update t were exchanged, in one meeting or in several.
+
+        The last one has just ended.
+        """
+        self.met()
         self.averages.note(t, Scope.WORLD, math.nan, range(self._begun, len(self.clock.meetings)))
 
     def step(self, t: int, scope: Scope, gamma: float, loss: float | Tensor | None) -> None:
@@ -70,7 +77,9 @@ class Log(Recorder):
     def row(self, t: int, gamma: float) -> None:
         """Write a row of /train, unless t has one, and the rows of /averages. Collective."""
         new = t > self.reported
+        self.computed()
         self.averages.count()
+        self.met()
         loss, _ = self.compare(t)
         samples = t * self.fleet.P * self._examples
         if new:
@@ -91,10 +100,24 @@ class Log(Recorder):
         return t * self.fleet.P * self._examples / self._rows
 
 
-def _end(file: Record | None, status: str, why: str = "") -> None:
-    """Write how the run ended, on the rank that writes."""
-    if file is not None:
-        file.finish(status, **({"failure": why} if why else {}))
+class End:
+    """Writes how the run ended, on the rank that writes. The first end counts, or `finished`."""
+
+    def __init__(self, file: Record | None) -> None:
+        self.file, self.written = file, False
+
+    def __call__(self, status: str, why: str = "") -> None:
+        """Write the status, and why the run did not finish."""
+        if self.file is not None and (status == "finished" or not self.written):
+            self.written = True
+            self.file.finish(status, **({"failure": why} if why else {}))
+
+    def failed(self, e: BaseException) -> None:
+        """Write that an exception that nobody caught ended the run."""
+        stopped = isinstance(e, KeyboardInterrupt)
+        why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
+        with suppress(UserError):  # the first error counts, not one that follows from it
+            self("interrupted" if stopped else "failed", why)
 
 
 def _number(config: Mapping[str, object], name: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Callable
 from time import sleep
 from types import TracebackType
 
@@ -43,6 +44,23 @@ def abort_on_exception(world: MPI.Intracomm) -> None:
     setattr(hook, MARK, True)
     sys.excepthook = hook
     threading.excepthook = lambda args: hook(args.exc_type, args.exc_value, args.exc_traceback)
+
+
+def on_exception(tell: Callable[[BaseException], None]) -> None:
+    """Call `tell` with the exception that nobody caught, before it ends the program or the job."""
+    show = sys.excepthook
+    ends_job = hasattr(show, MARK)
+
+    def hook(kind: type[BaseException], value: BaseException, trace: TracebackType | None) -> None:
+        tell(value)
+        show(kind, value, trace)
+
+    sys.excepthook = hook
+    if ends_job:  # and so does one in another thread
+        setattr(hook, MARK, True)
+        threading.excepthook = lambda args: hook(
+            args.exc_type, args.exc_value or args.exc_type(), args.exc_traceback
+        )
 
 
 def end_job(world: MPI.Intracomm, line: str, status: int, shared: bool = False) -> None:

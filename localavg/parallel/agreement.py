@@ -33,6 +33,8 @@ class What(IntEnum):
     AVERAGED = 5
     BYTES = 6
     END = 7
+    OVER = 8
+    ATTACH = 9
 
 
 TEXTS = (  # of What
@@ -44,6 +46,8 @@ TEXTS = (  # of What
     "averager.averaged() after update {t}",
     "averager.payload_bytes() after update {t}",
     "the end of its program after update {t}, without averager.finish()",
+    "the end of its program, after averager.finish() after update {t}",
+    "localavg.attach() of the same model again after update {t}",
 )
 COUNT = "give every rank the same number of updates, such as by drop_last=True"
 STEPS = "make every step on every rank; a gradient scaler needs averager.exchange() before its step"
@@ -56,17 +60,19 @@ class Agreement:
     """What all ranks do next, and at which update.
 
     t: the number of updates so far, which its owner counts here. finished: t at the last `finish`.
+    detached: whether the model was attached again, so that this agreement is no longer used.
     ended(status, why): called on this rank when the ranks differ, or the program ends too early.
     S: learners in a cluster, None without clusters.
 
-    A rank whose program ends without `finish` meets the others too: they may end alike, but a rank
-    that waits elsewhere gets the error.
+    A rank whose program ends meets the others too: they may end alike, but a rank that waits
+    elsewhere gets the error. Only without `finish` does this meeting have a time limit.
     """
 
     def __init__(
         self, fleet: Fleet, S: int | None, warn_after: float, hang_limit: float | None
     ) -> None:
-        self.world, self.t, self.finished, self.failed = fleet.world, 0, -1, False
+        self.world, self.t, self.finished = fleet.world, 0, -1
+        self.failed = self.detached = False
         self.ended: Callable[[str, str], None] = lambda status, why: None
         self.watchdog = Watchdog(fleet.world, warn_after, hang_limit)
         self._both = np.zeros(2, np.int64)  # a code and its negative: their minima show max and min
@@ -83,9 +89,22 @@ class Agreement:
 
     def guard(self, owner: object) -> None:
         """Start the watchdog for as long as `owner` exists, and meet at the end of the program."""
+        atexit.register(self._end)
         if self.world.size > 1:
             self.watchdog.start(owner)
-            atexit.register(self._end)
+
+    def detach(self) -> None:
+        """Note that the model was attached again: all that follows here is refused."""
+        if not self.detached and self.finished != self.t:
+            self.ended("interrupted", f"the model was attached again after update {self.t}")
+        self.detached = True
+
+    def refuse_detached(self) -> None:
+        """Raise UserError if the model was attached again. All ranks do, where all attached it."""
+        if self.detached:
+            raise SharedError(
+                "attach: this model was attached again; use the averager of the last attach alone"
+            )
 
     def meet(
         self, what: What, t: int, scope: Scope = Scope.WORLD, mark: int = 0, fault: str = ""
@@ -95,6 +114,7 @@ class Agreement:
         Otherwise every rank that meets raises UserError. mark: a number below 2^16 that must be the
         same too. fault: what is wrong on this rank. Call `leave` after the meeting.
         """
+        self.refuse_detached()
         self.watchdog.here = TEXTS[what], t
         code = -1 if fault else t << 24 | mark << 8 | what
         both = self._both
@@ -122,17 +142,20 @@ class Agreement:
 
     def _end(self) -> None:
         """Meet the others at the end of the program; end the job if they are elsewhere."""
-        if self.failed or self.finished == self.t or MPI.Is_finalized():
+        if self.failed or self.detached or MPI.Is_finalized() or not self.world:
             return
-        limit_s = self.watchdog.limit_s
-        self.watchdog.limit_s = LAST_S if limit_s is None else min(LAST_S, limit_s)
-        self.watchdog.start(self)
+        over = self.finished == self.t
+        if not over and self.world.size > 1:
+            limit_s = self.watchdog.limit_s
+            self.watchdog.limit_s = LAST_S if limit_s is None else min(LAST_S, limit_s)
+            self.watchdog.start(self)
         try:
-            self.meet(What.END, self.t)
+            self.meet(What.OVER if over else What.END, self.t)
         except UserError as e:
             end_job(self.world, f"localavg: {e}", MISTAKE, isinstance(e, SharedError))
         self.leave()
-        self.ended("interrupted", "the program ended without averager.finish()")
+        if not over:
+            self.ended("interrupted", "the program ended without averager.finish()")
 
 
 def _differ(places: list[Place]) -> str:
@@ -152,7 +175,7 @@ def _differ(places: list[Place]) -> str:
         )
     parts = [f"{_ranks(ranks)} in {text}" for text, ranks in where.items()]
     whats, counts = {what for _, what, *_ in places}, {t for _, _, t, *_ in places}
-    if whats & {What.AVERAGED, What.BYTES} and len(whats) > 1:
+    if whats & {What.AVERAGED, What.BYTES, What.ATTACH} and len(whats) > 1:
         remedy = CALLS
     elif whats & {What.EXCHANGE, What.STEP} and len(counts) == 1:
         remedy = STEPS

@@ -94,7 +94,7 @@ def attached(world):
     """A model of one parameter, apart on every rank and averaged elastically; what it ends with."""
     import torch
 
-    from localavg.attaching.averager import attach
+    from localavg.attaching.attach import attach
 
     model = torch.nn.Linear(1, 1, bias=False)
     averager = attach(model, Fleet(world), elastic(K=2))

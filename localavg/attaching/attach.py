@@ -1,0 +1,85 @@
+"""Local updates and periodic averaging in a user's own torch loop.
+
+    fleet = localavg.Fleet(MPI.COMM_WORLD)
+    averager = localavg.attach(model, fleet, localavg.mavg(K=16, mu=0.7))
+    ...
+    optimizer.step(); averager.step()        # in the loop; averager.finish() after it
+
+The model's parameters and floating-point buffers become views into one flat row, so an average
+copies no tensor. The modules and their optimiser do not change. `jobs/examples/attach.py` is a
+complete program.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from localavg.algorithms.base import Algorithm
+from localavg.attaching.averager import Averager
+from localavg.attaching.checks import Asked, check, check_kinds
+from localavg.attaching.meetings import meet_again
+from localavg.parallel.fleet import Fleet
+
+if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
+
+def attach(
+    model: Module,
+    fleet: Fleet,
+    algorithm: Algorithm,
+    optimizer: Optimizer | Sequence[Optimizer] | None = None,
+    *,
+    state: str = "keep",
+    statistics: str = "average",
+    objective: Callable[[], float] | None = None,
+    seed: int = 0,
+    log: str | None = None,
+    config: Mapping[str, object] | None = None,
+    warn_after: float = 300.0,
+    hang_limit: float | None = None,
+) -> Averager:
+    """Average `model` over the fleet with `algorithm`, one learner per rank. Collective.
+
+    All ranks start from the weights of rank 0. Parameters and floating-point buffers (BatchNorm's
+    running statistics) are averaged; other buffers (num_batches_tracked) are not. From now on torch
+    uses at most fleet.threads threads. To resume from a checkpoint, attach first, then load the
+    model, the optimiser and the averager.
+
+    optimizer: one or several, needed in three cases. sync and qsgd exchange gradients at the start
+    of its step, so clipping before the step clips each rank's own gradient, and a parameter without
+    gradient counts as zero. adpsgd takes the lr of its first group as γ. `state` other than keep
+    changes its state. In the first and last case every trainable parameter must be in one of them.
+    state: what an average does to the optimiser's tensors that have the shape of their parameter:
+    keep, average or reset. statistics: average the floating-point buffers, or keep every learner's
+    own. objective: returns F on this rank's data at the model's present weights, for
+    adalupa(rule="loss"), which uses the mean over the ranks. seed: the seed of qsgd's rounding.
+
+    log: a new run file, as `localavg train` writes it. config: more settings for its /config, such
+    as data, batch_size and rows (training examples); the last two give epochs and samples.
+    warn_after: print where a rank waits for the others after this many seconds. hang_limit: end the
+    job after this many seconds of waiting; never if it is None.
+
+    Every rank must make the same calls at the same updates. Raises UserError on every rank where
+    they differ, for several learners on a rank, for models that differ between ranks or are not
+    float32 on the CPU, and for an argument that is wrong, or needed and missing.
+    """
+    asked = Asked(
+        model, fleet, copy.deepcopy(algorithm), _several(optimizer), state, statistics, objective,
+        seed,
+        log, config or {}, warn_after, hang_limit,
+    )  # fmt: skip
+    check_kinds(asked)
+    meet_again(model)
+    fleet.together(lambda: check(asked))
+    return Averager(asked)
+
+
+def _several(optimizer: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:
+    """Return the optimisers that were given."""
+    if optimizer is None:
+        return ()
+    return tuple(optimizer) if isinstance(optimizer, Sequence) else (optimizer,)
