@@ -16,6 +16,7 @@ from localavg.attaching.row import averaged
 from localavg.attaching.saved import check_state, saved
 from localavg.attaching.start import row_bytes, start_equal_
 from localavg.attaching.state import TorchState
+from localavg.errors import UserError
 from localavg.interfaces import UNTIMED, Array, Settings
 from localavg.parallel.agreement import What
 from localavg.parallel.transport import choose
@@ -42,6 +43,7 @@ class Averager:
         torch.set_num_threads(min(fleet.threads, torch.get_num_threads()))
         self.model, self.fleet, self.algorithm = asked.model, fleet, algorithm
         self.optimizers, self.objective = asked.optimizers, asked.objective
+        self._evaluating = False  # whether the model holds w̄ for a while
         self._start = 0  # t at which the period began
         self.scope, self.variance = Scope.NONE, math.nan
         tensors = averaged(self.model, asked.statistics == "average")
@@ -117,6 +119,11 @@ class Averager:
         CLUSTER or WORLD.
         """
         self._agreement.refuse_detached()
+        if self._evaluating:
+            raise UserError(
+                "attach: averager.step() inside averaged(), whose end brings the weights from "
+                "before it back; train outside of it"
+            )
         if self.scope:
             self._start = self.t
         self._agreement.t += 1
@@ -158,9 +165,11 @@ class Averager:
         own = self.flat.w.copy()  # [1, d]
         self.flat.w[0] = self.transport.mean(self.flat.w)
         self._agreement.leave()
+        self._evaluating = True
         try:
             yield
         finally:
+            self._evaluating = False
             self.flat.w[...] = own
             if self._log is not None:
                 self._log.clock.lap("outside")
@@ -171,9 +180,9 @@ class Averager:
             self._log.evaluated(self.t, row)
 
     def payload_bytes(self) -> tuple[int, int]:
-        """Return the bytes of all ranks at the last exchange: (in nodes, across). Collective."""
+        """Return the bytes of all ranks at the last step: (in nodes, across). Collective."""
         self._meet(What.BYTES)
-        mine = self._payload.handed_over(self.scope)
+        mine = self._payload.handed_over(self.scope) if self.scope else (0, 0)
         within, across = zip(*self.fleet.world.allgather(mine), strict=True)
         self._agreement.leave()
         self._laps.met()

@@ -11,6 +11,7 @@ from localavg.attaching.row import Row
 from localavg.interfaces import Array
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer
 
@@ -106,8 +107,8 @@ class Gradients:
                 g = self.row.tensors[name]
                 if p.grad is None:
                     g.zero_()
-                elif p.grad.data_ptr() != g.data_ptr():
-                    g.copy_(p.grad)
+                elif not _is_at(p.grad, g):
+                    g.copy_(p.grad.to_dense())  # an embedding's may be sparse
                 if p.requires_grad:
                     p.grad = g
 
@@ -119,8 +120,7 @@ class Gradients:
         was, self.fresh = self.fresh >> i & 1, self.fresh & ~(1 << i)
         tensors = self.row.tensors
         return bool(was) and all(
-            p.grad is None or p.grad.data_ptr() == tensors[name].data_ptr()
-            for name, p in self.parts[i].items()
+            p.grad is None or _is_at(p.grad, tensors[name]) for name, p in self.parts[i].items()
         )
 
     def missing(self, t: int) -> str:
@@ -139,3 +139,8 @@ class Gradients:
             "no step; make every step on every rank, or call averager.exchange() before the steps, "
             "as a gradient scaler needs it"
         )
+
+
+def _is_at(gradient: Tensor, view: Tensor) -> bool:
+    """Return whether a gradient is this view into the row."""
+    return not gradient.is_sparse and gradient.data_ptr() == view.data_ptr()

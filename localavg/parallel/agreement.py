@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 from collections.abc import Callable
 from enum import IntEnum
+from itertools import count
 
 import numpy as np
 from mpi4py import MPI
@@ -53,6 +54,9 @@ COUNT = "give every rank the same number of updates, such as by drop_last=True"
 STEPS = "make every step on every rank; a gradient scaler needs averager.exchange() before its step"
 CALLS = "make this call on every rank, not under `if rank == 0`"
 
+NUMBERS = count()  # of the agreements of this process
+ORDER = "call the averagers in the same order on every rank"
+
 Place = tuple[int, What, int, int, str]  # rank, what, t, mark, fault
 
 
@@ -73,6 +77,8 @@ class Agreement:
     ) -> None:
         self.world, self.t, self.finished = fleet.world, 0, -1
         self.failed = self.detached = False
+        # by which an averager differs from others of the same ranks: the same number on all ranks
+        self._number = fleet.world.bcast(next(NUMBERS) % 16)
         self.ended: Callable[[str, str], None] = lambda status, why: None
         self.watchdog = Watchdog(fleet.world, warn_after, hang_limit)
         self._both = np.zeros(2, np.int64)  # a code and its negative: their minima show max and min
@@ -115,8 +121,9 @@ class Agreement:
         same too. fault: what is wrong on this rank. Call `leave` after the meeting.
         """
         self.refuse_detached()
+        mark |= self._number << 16
         self.watchdog.here = TEXTS[what], t
-        code = -1 if fault else t << 24 | mark << 8 | what
+        code = -1 if fault else t << 28 | mark << 8 | what
         both = self._both
         for comm in self._comms[scope]:
             both[0], both[1] = code, -code
@@ -165,17 +172,18 @@ def _differ(places: list[Place]) -> str:
         alone = fault.removeprefix("attach: ")
         return fault if len(faults) == len(places) else f"attach: on rank {rank}, {alone}"
     where: dict[str, list[int]] = {}
+    several = len({mark >> 16 for *_, mark, _ in places}) > 1
     # which optimisers it is about shows only where nothing else differs
-    marks = len({(what, t) for _, what, t, *_ in places}) == 1
+    marks = not several and len({(what, t) for _, what, t, *_ in places}) == 1
     for rank, what, t, mark, _ in places:
-        text = TEXTS[what].format(t=t)
+        text = TEXTS[what].format(t=t) + f" of averager {(mark >> 16) + 1}" * several
         steps = ", ".join(str(i) for i in range(16) if mark >> i & 1) or "none"
-        where.setdefault(text + (f" (stepped optimisers: {steps})" if marks else ""), []).append(
-            rank
-        )
+        where.setdefault(text + f" (stepped optimisers: {steps})" * marks, []).append(rank)
     parts = [f"{_ranks(ranks)} in {text}" for text, ranks in where.items()]
     whats, counts = {what for _, what, *_ in places}, {t for _, _, t, *_ in places}
-    if whats & {What.AVERAGED, What.BYTES, What.ATTACH} and len(whats) > 1:
+    if several:
+        remedy = ORDER
+    elif whats & {What.AVERAGED, What.BYTES, What.ATTACH} and len(whats) > 1:
         remedy = CALLS
     elif whats & {What.EXCHANGE, What.STEP} and len(counts) == 1:
         remedy = STEPS

@@ -275,6 +275,7 @@ def wrong_arguments(fleet):
     model = nn.Linear(D, 1)
     both = [sgd(model.parameters()), sgd([model.bias])]
     few = [sgd([model.weight])]
+    more = sgd([*model.parameters(), nn.Parameter(torch.zeros(3, 2))])
     lazy = nn.Sequential(nn.LazyLinear(2))
     attach, kavg = localavg.attach, localavg.kavg()
     return {
@@ -285,6 +286,7 @@ def wrong_arguments(fleet):
         "optimizer": said(lambda: attach(model, fleet, localavg.sync(), [0.1])),
         "twice": said(lambda: attach(model, fleet, localavg.sync(), both)),
         "uncovered": said(lambda: attach(model, fleet, localavg.sync(), few)),
+        "foreign": said(lambda: attach(model, fleet, kavg, more)),
         "uncovered state": said(lambda: attach(model, fleet, kavg, few, state="average")),
         "lazy": said(lambda: attach(lazy, fleet, kavg)),
         "patience": said(lambda: attach(model, fleet, kavg, warn_after=0)),
@@ -301,6 +303,7 @@ ARGUMENTS = {
     "optimizer": "`optimizer = 0.1`: must be a torch optimizer or several",
     "twice": "bias is in two of the optimizers given",
     "uncovered": "bias is trainable and in none of the optimizers given at attach",
+    "foreign": r"SGD trains a tensor \(3, 2\) \(group 0\), which is not in the model and would never",
     "uncovered state": "bias is trainable and in none of the optimizers given at attach",
     "lazy": "0.weight has no shape yet, because its module is lazy; run one batch",
     "patience": "`warn_after = 0`: must be a finite number above 0",
@@ -337,6 +340,22 @@ LOADED = {
     "optimizer": "this is no averager's state",
     "text": "this is no averager's state",
 }
+
+
+def sparse(fleet):
+    """An embedding's sparse gradients, exchanged by a step and by `exchange`."""
+    model = nn.Embedding(5, 2, sparse=True)
+    nn.init.zeros_(model.weight)
+    optimizer = sgd(model.parameters(), 1.0)
+    averager = localavg.attach(model, fleet, localavg.sync(), optimizer)
+    for explicit in (False, True):
+        model.zero_grad()
+        model(torch.tensor([fleet.rank])).sum().backward()
+        if explicit:
+            averager.exchange()
+        optimizer.step()
+        averager.step()
+    return model.weight[:, 0].tolist()
 
 
 def shown(fleet):
@@ -386,6 +405,30 @@ def uneven_calls(fleet):
     loop("another K", localavg.kavg(K=5 if last else 4), 26)
     loop("rank 0 evaluates", localavg.kavg(K=4), 8, evaluate)
     loop("the last rank counts", localavg.kavg(K=4), 8, count)
+
+    def again(everyone):
+        """Attach a model again, on all ranks or on some, and use the first averager after it."""
+        model = net()
+        first = localavg.attach(model, fleet, localavg.kavg(K=2))
+        if everyone or not last:
+            localavg.attach(model, fleet, localavg.kavg(K=2))
+        first.step()
+        first.step()
+
+    def inside():
+        averager = localavg.attach(net(), fleet, localavg.kavg(K=2))
+        with averager.averaged():
+            averager.step()
+
+    def in_turn():
+        one, other = (localavg.attach(net(), fleet, localavg.kavg(K=1)) for _ in range(2))
+        for averager in (other, one) if last else (one, other):
+            averager.step()
+
+    found["attached twice"] = said(lambda: again(everyone=True))
+    found["attached again by some"] = said(lambda: again(everyone=False))
+    found["in averaged"] = said(inside)
+    found["two averagers"] = said(in_turn)
     return found
 
 
@@ -396,6 +439,10 @@ UNEVEN = {
     "22, 23, no average between": r"finish\(\) after update 22, but rank \d is in averager.finish\(\) after update 23; give",
     "another K": r"in the average after update 4, but rank \d is in the average after update 5; give every",
     "rank 0 evaluates": r"rank 0 is in averager.averaged\(\) after update 8, but .* in averager.finish\(\) .*not under `if rank == 0`",
+    "attached twice": "this model was attached again; use the averager of the last attach alone",
+    "attached again by some": r"in localavg.attach.. of the same model again after update 0, but .*on every rank",
+    "in averaged": r"averager.step\(\) inside averaged\(\)",
+    "two averagers": "after update 1 of averager .*, but .* of averager .*; call the averagers in the same order",
     "the last rank counts": r"finish\(\) after update 8, but rank \d is in averager.payload_bytes\(\)",
 }
 
@@ -412,6 +459,7 @@ def everything(world):
         "expanded": expanded(fleet),
         "arguments": wrong_arguments(fleet),
         "loaded": other_states(fleet),
+        "sparse": sparse(fleet),
         "shown": shown(fleet),
         "uneven": uneven_calls(fleet),
     }
@@ -470,6 +518,12 @@ def test_all_ranks_skip_the_step_of_a_scaler_alike(answers, name):
 def test_buffers_that_no_average_touches_may_be_of_any_kind(answers):
     for answer in answers:
         assert answer["expanded"] == ([[0, 1, 2]] * 4, [1.0, 1.0], "torch.float64")
+
+
+def test_sparse_gradients_are_exchanged(answers):
+    P = len(answers)
+    for answer in answers:
+        assert answer["sparse"] == pytest.approx([-2 / P] * P + [0] * (5 - P))
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)

@@ -1,10 +1,12 @@
 """`attach(…, log=…)` writes the run file of `localavg train`."""
 
 import math
+import time
 
 import numpy as np
 import pytest
 from mpi import call
+from mpi import run as launch
 
 import localavg
 from localavg.errors import SharedError
@@ -139,3 +141,87 @@ def test_a_run_that_does_not_finish_says_so_in_its_file(tmp_path):
     assert early.status == "interrupted" and "without averager.finish" in early.attrs["failure"]
     assert early.train.t.tolist() == [4, 8, 12, 16, 20]
     assert differ.status == "failed" and differ.attrs["failure"] == said
+
+
+ENDS = """\
+import sys, threading
+import torch, localavg
+from mpi4py import MPI
+fleet = localavg.Fleet(MPI.COMM_WORLD)
+model = torch.nn.Linear(2, 1)
+averager = localavg.attach(model, fleet, localavg.kavg(K=1), log=sys.argv[1])
+torch.nn.init.constant_(model.weight, fleet.rank)
+averager.step()
+def fail():
+    raise {error}
+{end}
+"""
+ERROR = "RuntimeError('made to fail')"
+ENDINGS = {  # ranks, the error, the last lines, the status
+    "raises": (2, ERROR, "if fleet.rank == 0: fail()\naverager.finish()", "failed"),
+    "raises alone": (1, ERROR, "fail()", "failed"),
+    "in a thread": (2, ERROR, "thread = threading.Thread(target=fail)\nthread.start(); thread.join()", "failed"),
+    "Ctrl-C": (1, "KeyboardInterrupt", "fail()", "interrupted"),
+    "ends alone": (1, ERROR, "", "interrupted"),
+    "raises after finish": (1, ERROR, "averager.finish()\nfail()", "finished"),
+    "attached again": (1, ERROR, "localavg.attach(model, fleet, localavg.kavg())", "interrupted"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_however_a_program_ends_its_file_says_it(name, tmp_path):
+    ranks, error, end, status = ENDINGS[name]
+    script, path = tmp_path / "loop.py", tmp_path / "run.h5"
+    script.write_text(ENDS.format(error=error, end=end))
+    launch(ranks, script, path, program=("python",), timeout=120)
+    found = load(path)
+    assert found.status == status
+    assert ("made to fail" in found.attrs.get("failure", "")) == (status == "failed")
+
+
+def late(world, folder):
+    """Rank 1 is late at every call in which the ranks meet, but for the averages."""
+    fleet, model = localavg.Fleet(world), nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+
+    def wait():
+        time.sleep(PAUSE_S * world.rank)
+
+    def objective():
+        wait()
+        return 1.0
+
+    for name, algorithm in MEETINGS.items():
+        averager = localavg.attach(
+            model, fleet, algorithm(), optimizer, objective=objective, log=f"{folder}/{name}.h5"
+        )
+        model(torch.ones(1, 2)).sum().backward()
+        if name == "step":
+            optimizer.step()
+            wait()
+        averager.step()
+        if name == "calls":
+            wait()
+            assert averager.payload_bytes() == (0, 0)  # nothing travelled at this step
+            wait()
+            with averager.averaged():
+                pass
+        if name == "finish":
+            wait()
+        averager.finish()
+
+
+PAUSE_S = 0.6
+MEETINGS = {
+    "step": localavg.sync,
+    "calls": lambda: localavg.kavg(K=2),
+    "finish": lambda: localavg.kavg(K=2),
+    "objective": lambda: localavg.adalupa(rule="loss", tau0=1),
+}
+
+
+def test_whoever_is_early_at_a_call_waits(tmp_path):
+    call(2, late, str(tmp_path))
+    for name, pauses in {"step": 1, "calls": 2, "finish": 1, "objective": 2}.items():
+        last = load(tmp_path / f"{name}.h5").train.iloc[-1]
+        assert last.wait_s == pytest.approx(pauses * PAUSE_S / 2, rel=0.3), name

@@ -26,8 +26,11 @@ class World:
         assert place is MPI.IN_PLACE and operation is MPI.MIN
         self.reductions += 1
         what, t, mark, fault = self.other
-        code = -1 if fault else t << 24 | mark << 8 | what
+        code = -1 if fault else t << 28 | mark << 8 | what
         buffer[0][:] = [min(buffer[0][0], code), min(buffer[0][1], -code)]
+
+    def bcast(self, number):
+        return 0
 
     def allgather(self, mine):
         return [mine, (1, *self.other)]
@@ -46,6 +49,7 @@ DIFFERENT = [
     ((What.FINISH, 24, 0, ""), "but rank 1 is in averager.finish.. after update 24"),
     ((What.AVERAGED, 24, 0, ""), "averager.averaged.. after update 24; make this call on every rank"),
     ((What.AVERAGE, 24, 3, ""), "stepped optimisers: none., but .*stepped optimisers: 0, 1"),
+    ((What.AVERAGE, 24, 3 << 16, ""), "rank 0 is in the average after update 24 of averager 1, but rank 1 .* of averager 4; call the averagers in the same order"),
     ((What.AVERAGE, 24, 0, "attach: it is broken"), "attach: on rank 1, it is broken"),
 ]  # fmt: skip
 
