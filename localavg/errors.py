@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from numbers import Integral
 
 FINISHED, FAILED, MISTAKE, GO_ON = 0, 1, 2, 75
 """Exit statuses. MISTAKE: a UserError. GO_ON (EX_TEMPFAIL): the run was interrupted and saved, and
 the same command resumes it.
 """
+LARGEST = 2**63 - 1
+"""largest integer of a setting: larger ones do not fit into a run file"""
 
 
 class UserError(Exception):
@@ -28,9 +31,11 @@ class SharedError(UserError):
 def shown(name: str) -> str:
     """Return a file's name as text that can be stored and printed.
 
-    Bytes that are not UTF-8 become escapes such as \\xe9.
+    Bytes that are not UTF-8 become escapes such as \\xe9, and so do line breaks and other control
+    characters, which would spoil a line or a terminal.
     """
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
 def bad(name: str, value: object, rule: str) -> UserError:
@@ -39,15 +44,19 @@ def bad(name: str, value: object, rule: str) -> UserError:
 
 
 def whole(name: str, value: object) -> None:
-    """Raise UserError unless a value is a whole number of an integer type."""
+    """Raise UserError unless a value is a whole number of an integer type, below 2^63."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         raise bad(name, repr(value), "must be a whole number, such as 4")
+    if abs(int(value)) > LARGEST:
+        raise bad(name, value, "must be below 2^63")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:
-    """Raise UserError if an integer is below `least`."""
+    """Raise UserError if an integer is below `least`, or not below 2^63."""
     if value is not None and value < least:
         raise bad(name, value, f"must be at least {least}")
+    if value is not None and value > LARGEST:
+        raise bad(name, value, "must be below 2^63")
 
 
 def positive(name: str, value: float | None) -> None:

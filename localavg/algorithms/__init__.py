@@ -13,6 +13,7 @@ updates; the command line takes some lengths in epochs or as a fraction of the r
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Any
 
 from localavg.algorithms import adpsgd, downpour, eamsgd, hieravg, kavg, lupa, mavg, qsgd, sync
@@ -55,6 +56,13 @@ def options(name: str) -> dict[str, object]:
     return {option.name: option.default for option in declared(name).values()}
 
 
+def unknown(name: str) -> UserError:
+    """Make the error of a name that no algorithm has, with the name that it is like."""
+    like = get_close_matches(name, BOTH, 1)
+    hint = f"; did you mean {like[0]}?" if like else ""
+    return UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}{hint}")
+
+
 def check(name: str, given: Settings) -> None:
     """Raise the UserError of `make` for any mistake that does not depend on the run's length."""
     make(name, given, **LONG)
@@ -69,7 +77,7 @@ def make(
     unknown name, an option that the algorithm does not have, or a value that breaks a rule.
     """
     if name not in BOTH:
-        raise UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}")
+        raise unknown(name)
     known = declared(name)
     if stray := [option for option in given if option not in known]:
         takes = ", ".join(f"`{option}`" for option in known) or "no options of its own"

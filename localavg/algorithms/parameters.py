@@ -19,7 +19,7 @@ from numbers import Real
 from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
 
 from localavg.algorithms.base import Algorithm
-from localavg.errors import bad, positive, whole
+from localavg.errors import LARGEST, bad, positive, whole
 from localavg.interfaces import Settings
 
 Given = ParamSpec("Given")
@@ -41,12 +41,19 @@ class Length(ABC):
         """Return `value` in local updates; the run has T of them, an epoch has `epoch`."""
 
 
+MOST_EPOCHS = 1e9
+"""largest number of epochs: no run is as long"""
+
+
 class FractionOfT(Length):
-    """A fraction of T below 1, or a number of updates."""
+    """A fraction of T below 1, or a whole number of updates."""
 
     def updates(self, value: float, T: int, epoch: float) -> int:
         positive(self.name, value)
         # 0.29 · 100 is 29, not 28.999999999999996
+        if value >= 1 and (value > LARGEST or int(value) != value):
+            rule = "must be a whole number of updates below 2^63, or a fraction of the run below 1"
+            raise bad(self.name, value, rule)
         return int(round(value * T, 9)) if value < 1 else int(value)
 
 
@@ -54,8 +61,9 @@ class Epochs(Length):
     """A number of epochs, rounded up to whole updates."""
 
     def updates(self, value: float, T: int, epoch: float) -> int:
-        if not 0 <= value < math.inf:
-            raise bad(self.name, value, "must be a number of epochs of at least 0")
+        if not 0 <= value <= MOST_EPOCHS:
+            rule = f"must be a number of epochs of at least 0 and at most {MOST_EPOCHS:g}"
+            raise bad(self.name, value, rule)
         return math.ceil(round(value * epoch, 9))
 
 
@@ -65,10 +73,17 @@ class StagesInEpochs(Length):
     def updates(self, value: str, T: int, epoch: float) -> list[tuple[int, int]]:
         try:
             pairs = [stage.split(":") for stage in value.split(",")]
-            return [(round(float(start) * epoch), int(number)) for start, number in pairs]
-        except (ValueError, OverflowError):
+            stages = [(float(start), int(K)) for start, K in pairs]
+        except ValueError:
+            stages = []
+        starts = [start for start, _ in stages]
+        if not stages or not all(0 <= start <= MOST_EPOCHS for start in starts):
             rule = "must read FROM_EPOCH:K,FROM_EPOCH:K,… such as 0:4,80:8"
-            raise bad(self.name, value, rule) from None
+            raise bad(self.name, value, rule)
+        if starts[0] != 0 or sorted(set(starts)) != starts:
+            rule = "the first stage must begin at epoch 0, and each other one after the one before"
+            raise bad(self.name, value, rule)
+        return [(round(start * epoch), K) for start, K in stages]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
@@ -111,6 +112,14 @@ def at_least_1(text: str) -> int:
     if not (number := int(text)) >= 1:
         raise ValueError(text)
     return number
+
+
+def shell_words(option: str, text: str) -> list[str]:
+    """Split the text of an option as a shell does; UserError where a quotation does not end."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise UserError(f"--{option} {text}: {error}; quote it as for a shell") from error
 
 
 def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from difflib import get_close_matches
 from typing import Any, NoReturn
 
-from localavg.errors import UserError
+from localavg.errors import LARGEST, UserError
 
 ALIKE = 0.7
 """least likeness, from 0 to 1, of an option that is suggested"""
+KINDS = {"int": "a whole number", "float": "a number", "at_least_1": "a whole number of at least 1"}
+"""what a type of argparse takes, in words"""
 
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that raises its errors, so that only rank 0 prints them."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError."""
+        """Raise UserError; where a value is of the wrong type, name the value and the type."""
+        if found := re.fullmatch(r"argument (\S+): invalid (\w+) value: (.*)", message, re.DOTALL):
+            option, kind, value = found.groups()
+            message = f"{option.split('/')[0]} {value}: must be {KINDS.get(kind, kind)}"
         raise UserError(f"{message} (see {self.prog} --help)")
 
     def parse_args(  # type: ignore[override]
@@ -28,6 +34,22 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             refuse(self, found, unknown)
         return found
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Convert an option's words; refuse what no option takes: empty words, huge integers.
+
+        An empty word is what a shell makes of a variable that is not set.
+        """
+        values = super()._get_values(action, arg_strings)
+        if action.nargs == argparse.PARSER:  # the words of a subcommand, which has its own parser
+            return values
+        name = action.option_strings[0] if action.option_strings else action.metavar
+        if "" in arg_strings:
+            self.error(f"{name} is empty: give a value, or leave it out")
+        for value in values if isinstance(values, list) else [values]:
+            if isinstance(value, int) and abs(value) > LARGEST:
+                self.error(f"{name} {value}: must be below 2^63")
+        return values
 
 
 def refuse(top: Parser, found: argparse.Namespace, unknown: list[str]) -> NoReturn:

@@ -18,7 +18,6 @@ from localavg import algorithms
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
 from localavg.cli import age_s, flag, in_flags, rank, world
 from localavg.config import TrainConfig
-from localavg.errors import UserError
 from localavg.models import MODELS
 from localavg.training import checks
 
@@ -74,8 +73,8 @@ class _Help(argparse.Action):
 
 def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
     """Make the parser for --help: with one algorithm's options, or with a list of algorithms."""
-    if algorithm not in (None, *BOTH):
-        raise UserError(f"algorithm {algorithm}: must be one of {', '.join(BOTH)}")
+    if algorithm is not None and algorithm not in BOTH:
+        raise algorithms.unknown(algorithm)
     about = _table() if algorithm is None else _wrapped(getdoc(BOTH[algorithm]) or "")
     shown = argparse.ArgumentParser(
         f"{prog} {algorithm or ANY}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -74,6 +75,10 @@ def _load_epsilon_like(size: str | None, fleet: Fleet) -> Dataset:
                 f"`data = epsilon-like:{size}` must read epsilon-like:ROWSxFEATURES, as in "
                 "20000x200"
             )
+    lengths = epsilon_like.sizes(rows)
+    _check_room(
+        f"epsilon-like:{rows}x{features}", sum(lengths.values()) * (features + 1) * 4, fleet
+    )
     teacher = epsilon_like.teacher(features)  # [d]
 
     def fill(split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
@@ -81,10 +86,24 @@ def _load_epsilon_like(size: str | None, fleet: Fleet) -> Dataset:
 
     splits = {
         name: filled(fleet, (n, features), (np.float32, np.float32), epsilon_like.BLOCK, name, fill)
-        for name, n in epsilon_like.sizes(rows).items()
+        for name, n in lengths.items()
     }
     name, train, test = f"epsilon-like:{rows}x{features}", splits["train"], splits.get("test")
     return Dataset(name, "features", train, test, (-1.0, 1.0), shuffled=True)
+
+
+def _check_room(spec: str, nbytes: int, fleet: Fleet) -> None:
+    """Raise UserError on every rank for a named set that no machine of this size can hold."""
+    from localavg.datasets.writer import node_room
+
+    def check() -> None:
+        if (room := node_room()) is not None and nbytes > room:
+            raise UserError(
+                f"`data = {spec}` needs {nbytes / 1e9:.1f} GB a node, and this machine has "
+                f"{room / 1e9:.1f} GB of memory or /dev/shm; ask for less data"
+            )
+
+    fleet.together(check)
 
 
 def _load_digits(size: str | None, fleet: Fleet) -> Dataset:
@@ -117,13 +136,15 @@ def _load_cifar10_like(size: str | None, fleet: Fleet) -> Dataset:
             f"`data = cifar10-like:{size}` must read cifar10-like:ROWS, as in cifar10-like:5000"
         )
     rows = like.ROWS if size is None else int(size)
+    lengths = like.sizes(rows)
+    _check_room(f"cifar10-like:{rows}", sum(lengths.values()) * math.prod(like.SHAPE), fleet)
 
     def fill(split: str, x: np.ndarray, y: np.ndarray, start: int, stop: int) -> None:
         like.generate(x[start:stop], y[start:stop], start, split=split)
 
     splits = {
         name: filled(fleet, (n, *like.SHAPE), (np.uint8, np.int64), like.BLOCK, name, fill)
-        for name, n in like.sizes(rows).items()
+        for name, n in lengths.items()
     }
     classes = tuple(f"pattern {k}" for k in range(like.CLASSES))
     return Dataset(

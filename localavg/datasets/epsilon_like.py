@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from localavg.datasets import progress, writer
-from localavg.errors import UserError
+from localavg.errors import UserError, at_least
 
 ROWS, FEATURES = 400_000, 2000
 RHO, MARGIN = 0.98, 5.0
@@ -180,18 +180,20 @@ def prepare_epsilon_like(
     (of E[x xᵀ]) and `largest_eigenvalue`. UserError on a bad size or parameter, an existing `out`,
     or a full disk.
     """
-    if rows < 1 or features < 1:
-        raise UserError(f"{rows} rows x {features} features: both must be at least 1")
+    at_least("rows", rows, 1)
+    at_least("features", features, 1)
+    at_least("seed", seed, 0)
     if not 0 <= rho < 1:
         raise UserError(f"rho {rho} must be at least 0 and below 1")
     if not (margin > 0 and math.isfinite(margin)):
         raise UserError(f"margin {margin} must be positive")
-    if seed < 0:
-        raise UserError(f"seed {seed} must not be negative")
     writer.on_root(comm, lambda: _write(out, rows, features, seed, rho, margin))
 
 
 def _write(out: str | Path, rows: int, features: int, seed: int, rho: float, margin: float) -> None:
+    writer.check_out(out)
+    # before the teacher, which may be as large as a row
+    writer.need_room(Path(out), writer.dense_bytes(sum(sizes(rows).values()), features))
     weights = teacher(features, seed, rho, margin)  # [d]
     attributes = {
         "name": f"epsilon-like:{rows}x{features}",

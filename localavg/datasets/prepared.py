@@ -80,8 +80,8 @@ def header(path: str | os.PathLike[str]) -> Header:
         schema = file.attrs.get("schema")
         if schema is None or "train/x" not in file:
             raise UserError(
-                f"{path} holds no prepared dataset (a `schema` and /train/x); use `localavg "
-                "prepare …`"
+                f"{path} holds no prepared dataset (an attribute schema, and /train/x); use "
+                "`localavg prepare …`"
             )
         if schema != SCHEMA:
             raise UserError(

@@ -20,6 +20,8 @@ from localavg.streams import Stream, generator
 
 WINDOW = 256
 """updates whose times are drawn at once"""
+MOST = 1e9
+"""largest duration in seconds, and largest ratio of two: sums of larger ones are not finite"""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,12 @@ class Timing:
         for name in ("step_cv", "latency_s", "service_s"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise bad(name, getattr(self, name), "must be a finite number of at least 0")
+        if self.bandwidth_bytes_per_s < 1:
+            rule = "must be at least 1 byte per second"
+            raise bad("bandwidth_bytes_per_s", self.bandwidth_bytes_per_s, rule)
+        for name in ("step_s", "step_cv", "latency_s", "service_s"):
+            if getattr(self, name) > MOST:
+                raise bad(name, getattr(self, name), f"must be at most {MOST:g}")
 
     def mean_s(self, n: int, nbytes: float) -> float:
         """Return the duration of an average over n learners of nbytes each.

@@ -190,6 +190,7 @@ def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Logistic:
             f"`cuda_graphs`: `data = {c.data}` calls for logistic regression, which has no "
             "graphs; leave it out"
         )
+    replace(c, problem="logistic")  # which refuses settings that mean nothing to it
     if not isinstance(device, Cuda):
         return Logistic(data, c.l2)
     train = Split(device.holding(data.train.x), device.holding(data.train.y))
@@ -204,7 +205,7 @@ def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Net
         raise UserError(
             f"`model = {c.model}`: networks need torch ({e}); pip install 'localavg[torch]'"
         ) from e
-    if c.model is None:
+    if c.model is None and data.kind != "features":
         raise UserError(
             f"`data = {c.data}`: images need a network; add `model` with one of "
             f"{', '.join(models.MODELS)}"
@@ -212,7 +213,7 @@ def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Net
     set_up_torch(fleet.threads, device, c.precision)
     return Network(
         data,
-        c.model,
+        c.model or "",
         c.l2,
         c.seed,
         augment=not c.no_augment,

@@ -2,6 +2,7 @@
 by name if bad.
 """
 
+import argparse
 import contextlib
 import io
 import math
@@ -15,7 +16,7 @@ from mpi import alone
 from localavg import algorithms, config
 from localavg.__main__ import parser
 from localavg.algorithms import ALGORITHMS, options
-from localavg.cli import flag, in_flags, train
+from localavg.cli import at_least_1, flag, in_flags, train
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files.record import load
@@ -172,10 +173,12 @@ def test_only_what_is_given_is_passed_on():
         ("", "COMMAND"),
         ("fly", "'fly'"),
         ("train", "ALGORITHM"),
-        ("train kavg --K many", "--K/--tau: invalid int value: 'many'"),
-        ("train kavg --lr much", "--lr: invalid float value: 'much'"),
+        ("train kavg --K many", "--K 'many': must be a whole number"),
+        ("train kavg --lr much", "--lr 'much': must be a number"),
         ("train kavg --sampling some", "--sampling: invalid choice: 'some'"),
         ("train kavg --optimizer lion", "--optimizer: invalid choice: 'lion'"),
+        ("train kavg --K 2.5", "--K '2.5': must be a whole number"),
+        ("bench average --repeats 0", "--repeats '0': must be a whole number of at least 1"),
         ("train kavg --wings 2", "--wings 2"),
         ("prepare", "SET"),
         ("prepare libsvm", "TRAIN"),
@@ -186,6 +189,43 @@ def test_a_line_that_does_not_parse_is_a_users_mistake_that_points_to_help(line,
     with pytest.raises(UserError) as e:
         parser().parse_args(line.split())
     assert words in str(e.value) and str(e.value).endswith("--help)") and "\n" not in str(e.value)
+
+
+HUGE = str(2**63)  # which no integer of HDF5 holds
+
+
+def all_options():
+    """(parser, option) of every option that takes a value, of every command."""
+    parsers = [((), parser())]
+    for words, p in parsers:
+        for action in p._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                parsers += [((*words, name), sub) for name, sub in action.choices.items()]
+            elif action.option_strings and action.nargs != 0:
+                yield p, action
+
+
+def test_no_option_takes_an_empty_word():
+    found = list(all_options())
+    assert len(found) > 100
+    for p, action in found:
+        with pytest.raises(UserError) as e:
+            p.parse_args([action.option_strings[0], ""])
+        assert action.option_strings[0] in str(e.value)
+
+
+def test_no_option_takes_an_integer_that_a_run_file_cannot_hold():
+    for p, action in all_options():
+        if action.type in (int, at_least_1):
+            with pytest.raises(UserError) as e:
+                p.parse_args([action.option_strings[0], HUGE])
+            assert f"{action.option_strings[0]} {HUGE}: must be below 2^63" in str(e.value)
+
+
+def test_an_argument_of_the_library_is_below_2_63_too():
+    with pytest.raises(UserError, match="must be below"):
+        algorithms.ALGORITHMS["kavg"](K=2**63)
+    assert algorithms.ALGORITHMS["kavg"](K=2**63 - 1)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -447,7 +487,13 @@ def test_settings_do_not_change():
             ("piecewise", {"pieces": x}, f"--pieces {x}: must read FROM_EPOCH:K")
             for x in ("", "4", "0:4,8", "0:x", "nan:4", "inf:4", "0:4:8", "0:2.5")
         ],
-        ("piecewise", {"pieces": "1:4"}, "--pieces with starts [100]: they must begin at 0"),
+        ("piecewise", {"pieces": "1:4"}, "--pieces 1:4: the first stage must begin at epoch 0"),
+        ("piecewise", {"pieces": "0:4,-3:8"}, "--pieces 0:4,-3:8: must read FROM_EPOCH:K"),
+        ("piecewise", {"pieces": "0:4,1e300:8"}, "--pieces 0:4,1e300:8: must read FROM_EPOCH:K"),
+        ("piecewise", {"pieces": "0:4,5:8,5:9"}, "--pieces 0:4,5:8,5:9: the first stage must"),
+        ("adpsgd", {"Ks": 1000.5}, "--Ks 1000.5: must be a whole number of updates"),
+        ("adpsgd", {"Ks": 1e300}, "--Ks 1e+300: must be a whole number of updates"),
+        ("adpsgd", {"warmup": 1e308}, "--warmup 1e+308: must be a number of epochs"),
         ("piecewise", {"pieces": "0:4,0.001:8"}, "--pieces with starts [0, 0]"),
         ("qsgd", {"bits": 1}, "--bits 1: must lie in 2 … 8"),
         ("qsgd", {"bucket": 0}, "--bucket 0: must be at least 1"),
@@ -462,3 +508,10 @@ def test_a_bad_option_of_an_algorithm_is_refused_by_name(name, given, words):
         algorithms.make(name, given, T=1000, epoch=100)
     assert in_flags(str(e.value)).startswith(words) and "\n" not in str(e.value)
     assert name in ALGORITHMS or all(known in str(e.value) for known in ALGORITHMS)
+
+
+@pytest.mark.parametrize(("name", "like"), [("kvag", "kavg"), ("hieraavg", "hieravg")])
+def test_a_misspelt_algorithm_names_the_nearest(name, like):
+    for refuse in (lambda: algorithms.check(name, {}), lambda: train.help_of("", name)):
+        with pytest.raises(UserError, match=f"did you mean {like}"):
+            refuse()

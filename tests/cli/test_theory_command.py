@@ -250,3 +250,10 @@ def test_the_weighted_variance_takes_the_step_size_of_every_update(tmp_path):
     gamma = np.where(np.arange(1, 401) <= 125, 1.0, 0.1)  # 25 updates an epoch
     expected = float((gamma * np.repeat(V.mean_variance, V.period)).sum() / gamma.sum())
     assert printed == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize("words", ["--gamma 0", "--gamma nan", "--steps 0", "--batch-size 0"])
+def test_a_zero_is_refused_and_not_replaced_by_the_runs_value(words):
+    done = alone("theory", "--from-run", "none.h5", *words.split())
+    assert done.returncode == 2 and words.split()[0] in done.stderr
+    assert done.stderr.count("\n") == 1

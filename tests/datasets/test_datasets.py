@@ -375,3 +375,24 @@ def test_a_bad_parameter_of_the_generator_is_refused_by_name(tmp_path, wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         prepare_epsilon_like(tmp_path / "e.h5", **({"rows": 8, "features": 4} | wrong))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "epsilon-like:2x100000000000",
+        "epsilon-like:999999999999x9999999",
+        f"epsilon-like:{10**30}x{10**30}",
+        "cifar10-like:99999999999999",
+    ],
+)
+def test_a_named_set_that_no_machine_can_hold_is_refused_before_it_is_made(name):
+    fleet = Fleet()
+    with pytest.raises(UserError, match=f"`data = {name}` needs .* GB a node, and this machine"):
+        load(name, fleet)
+    assert not fleet.asked
+
+
+def test_a_made_set_without_room_is_refused_before_its_teacher_is_drawn(tmp_path):
+    with pytest.raises(UserError, match="GB free"):
+        prepare_epsilon_like(tmp_path / "f.h5", rows=4, features=10**15)

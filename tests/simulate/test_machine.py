@@ -241,3 +241,11 @@ def test_single_options_are_put_on_top_of_a_measured_run(tmp_path):
     assert (got.step_s, got.latency_s) == (measured.step_s, measured.latency_s)
     assert (got.step_cv, got.bandwidth_bytes_per_s) == (0, 7)
     assert timing.make(TrainConfig(algorithm="kavg", simulate=True)) == Timing()
+
+
+@pytest.mark.parametrize("name", ["step_s", "step_cv", "latency_s", "service_s"])
+def test_times_whose_sums_are_not_finite_are_refused(name):
+    with pytest.raises(UserError, match=f"`{name} = 1e.200`: must be at most 1e"):
+        Timing(**{name: 1e200})
+    with pytest.raises(UserError, match="bandwidth_bytes_per_s = 1e-300`: must be at least 1"):
+        Timing(bandwidth_bytes_per_s=1e-300)

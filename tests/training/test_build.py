@@ -1,10 +1,13 @@
 """The pieces of a run: built twice in one process, without a file, they give the same run."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from mpi4py import MPI
 
 from localavg.config import TrainConfig
+from localavg.errors import UserError
 from localavg.files.checkpoint import Saved
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import build
@@ -26,6 +29,14 @@ def config(shards):
         optimizer="momentum",
         lr=0.3,
     )
+
+
+@pytest.mark.parametrize(
+    "given", [{"calibrate": 4}, {"no_augment": True}, {"statistics": "keep"}, {"precision": "bf16"}]
+)
+def test_a_networks_setting_is_refused_where_the_data_call_for_logistic_regression(given, config):
+    with pytest.raises(UserError, match=f"`{next(iter(given))}.* means nothing to"):
+        trained(replace(config, **given))
 
 
 def trained(config, saved=None):

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from localavg.cli import Commands, print_table, world
-from localavg.errors import UserError
+from localavg.errors import UserError, at_least, positive
 
 if TYPE_CHECKING:
     from localavg.files.record import Run
@@ -103,6 +103,9 @@ def _add_ranges(g: argparse._ArgumentGroup) -> None:
 
 
 def _theory(args: argparse.Namespace) -> int:
+    positive("gamma", args.gamma)
+    at_least("batch_size", args.batch_size, 1)
+    at_least("steps", args.steps, 1)
     if args.from_run:
         _print_for_runs(args)
     else:
