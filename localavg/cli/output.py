@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
 from typing import Any, TextIO
 
 
@@ -23,8 +24,12 @@ class _Out(io.FileIO):
 def set_up() -> None:
     """Let standard output and errors outlive their reader; print names that are not UTF-8.
 
+    Of Pillow's warnings, the one on large pictures is not printed.
+
     Streams that were replaced, as in a test, are left as they are.
     """
+    # Pillow's word on pictures of 89 to 179 million pixels, which are taken; larger ones it refuses
+    warnings.filterwarnings("ignore", "Image size .* exceeds limit")
     if sys.stdout is sys.__stdout__ and sys.stdout is not None:
         # A file's name is printed in its own bytes, so that it can be read back by a script.
         sys.stdout = _outliving(sys.stdout, "surrogateescape")

@@ -131,7 +131,8 @@ def _add_folder(sets: Commands) -> None:
     s = sets.add_parser(
         "folder",
         help="any folder of images",
-        description="Prepare a folder of images with one subfolder a class.",
+        description="Prepare a folder of images with one subfolder a class. The orientation that a "
+        "camera writes into a picture is not applied, and transparency is dropped.",
     )
     s.add_argument("train", metavar="DIR", help="folder of the training set")
     s.add_argument(

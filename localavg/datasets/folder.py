@@ -11,9 +11,12 @@ from localavg.datasets import progress
 from localavg.datasets.image_writer import write_pictures
 from localavg.datasets.writer import Communicator, check_out, on_root, shuffled
 from localavg.errors import UserError, shown
+from localavg.files.hdf5 import clear_errors
 
 SIDE = 224
 SUFFIXES = (".jpg", ".jpeg", ".png")
+LARGEST_SIDE = 65_500
+"""pixels: no JPEG is larger"""
 SHOWN = 3
 """files passed over that are named"""
 
@@ -40,14 +43,16 @@ def prepare_folder(
 
     They have one subfolder a class. Classes are the subfolders of `train` in the order of their
     names; `test` has some of them. Networks see `size` x `size` pixels. Pictures lie in the order
-    of their names, class by class. shuffle: a seed; picture i is then picture
+    of their names, class by class. The orientation that a camera writes into a picture (EXIF) is
+    not applied, and transparency is dropped. shuffle: a seed; picture i is then picture
     numpy.random.default_rng(shuffle).permutation(n)[i] of those of `train`. Return in one line
     which other files were passed over, "" if none: hidden ones, those of other suffixes, and those
-    that lie elsewhere than in the folder of a class. UserError if a class has no pictures, if
-    pictures cannot be decoded, which are all listed, or if `out` exists. Rank 0 of `comm` works.
+    that lie elsewhere than in the folder of a class. UserError if there is one class only, if a
+    class has no pictures, if pictures cannot be decoded, which are all listed, or if `out` exists.
+    Rank 0 of `comm` works.
     """
-    if size < 1:
-        raise UserError(f"`size = {size}` must be at least 1 pixel")
+    if not 1 <= size <= LARGEST_SIDE:
+        raise UserError(f"`size = {size}` must be from 1 to {LARGEST_SIDE} pixels")
     if shuffle is not None and shuffle < 0:
         raise UserError(f"`shuffle = {shuffle}` is a seed and must not be negative")
     folders = {"train": Path(train)} | ({"test": Path(test)} if test else {})
@@ -63,6 +68,11 @@ def _write_folder(
     classes = sorted(_subfolders(train))
     if not classes:
         raise UserError(f"{train} has no subfolders; pictures must lie in one subfolder a class")
+    if len(classes) == 1:
+        raise UserError(
+            f"{train} has one class only ({classes[0]}), and there is nothing to tell apart; give "
+            "the folder that holds one subfolder a class"
+        )
     for folder in folders.values():
         if strange := sorted(_subfolders(folder) - set(classes)):
             raise UserError(f"{folder / strange[0]} is a class that {train} has not")
@@ -84,7 +94,8 @@ def _write_folder(
     ):
         for split, here in files.items():
             for path, label in here:
-                packed = path.read_bytes()
+                with clear_errors(f"{path} cannot be read", "make it readable, or remove it"):
+                    packed = path.read_bytes()
                 target.add(split, packed, label, f"{path.parent.name}/{path.name}")
                 bar.update(len(packed))
     return _passed_over([path for here in found.values() for path in here.passed])

@@ -151,6 +151,8 @@ def in_colour(picture: Image) -> Image:
         if picture.mode == "F" or values.min() < 0 or values.max() > 0xFFFF:
             raise ValueError(f"its values (Pillow's mode {picture.mode}) do not fit in 16 bits")
         picture = pillow().fromarray((values >> 8).astype(np.uint8))
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # the same colours; Pillow warns of the direct way
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 

@@ -1018,7 +1018,7 @@ def test_the_command_says_whether_the_archive_is_an_official_one(tmp_path):
 
 
 def test_the_command_prepares_a_folder(tmp_path):
-    folder = folder_of(tmp_path / "photos", {"cat": 2})
+    folder = folder_of(tmp_path / "photos", {"cat": 2, "dog": 1})
     done = command("folder", folder, "--size", "32", "--name", "cats", "--out", tmp_path / "f.h5")
     assert done.returncode == 0, done.stderr
     data = load(str(tmp_path / "f.h5"), Fleet())

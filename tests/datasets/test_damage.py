@@ -85,6 +85,15 @@ def test_values_beyond_16_bits_are_refused_and_never_clipped(mode, value):
         jpegs.in_colour(Image.new(mode, (2, 2), value))
 
 
+def test_a_palette_with_transparency_keeps_its_colours_without_a_warning(recwarn):
+    image = Image.fromarray(photo(8, 8)).convert("P")
+    opaque = jpegs.decoded(saved(image), (7, 7))
+    file = io.BytesIO()
+    image.save(file, "PNG", transparency=bytes(range(256)))
+    np.testing.assert_array_equal(jpegs.decoded(file.getvalue(), (7, 7)), opaque)
+    assert not recwarn.list
+
+
 # What cannot be decoded
 
 
@@ -136,9 +145,33 @@ def test_no_more_than_a_picture_a_thread_is_held(monkeypatch):
 
 
 def test_prepare_asks_for_pillow_before_it_works(tmp_path, monkeypatch):
-    train = photos(tmp_path / "train", ["cat/0.jpg"])
+    train = photos(tmp_path / "train", ["cat/0.jpg", "dog/0.jpg"])
     monkeypatch.setitem(__import__("sys").modules, "PIL", None)
     assert "pip install pillow" in refusal(lambda: prepare_folder(train, tmp_path / "f.h5"))
+
+
+def test_a_picture_that_cannot_be_read_is_named_and_not_the_output(tmp_path, monkeypatch):
+    train = photos(tmp_path / "train", ["cat/0.jpg", "dog/0.jpg"])
+
+    def read(path):
+        raise PermissionError(13, "Permission denied")  # which root would not meet
+
+    monkeypatch.setattr(type(train), "read_bytes", read)
+    said = refusal(lambda: prepare_folder(train, tmp_path / "f.h5"))
+    assert said.startswith(f"{train}/cat/0.jpg cannot be read (Permission denied)")
+
+
+def test_one_class_is_nothing_to_learn(tmp_path):
+    train = photos(tmp_path / "photos", ["cat/1.jpg", "cat/2.jpg"])
+    said = refusal(lambda: prepare_folder(train, tmp_path / "f.h5"))
+    assert said.startswith(f"{train} has one class only (cat)")
+
+
+@pytest.mark.parametrize("size", [0, 65_501, 10**30])
+def test_a_size_that_no_picture_has_is_refused(size, tmp_path):
+    train = photos(tmp_path / "photos", ["cat/1.jpg", "dog/2.jpg"])
+    said = refusal(lambda: prepare_folder(train, tmp_path / "f.h5", size=size))
+    assert f"`size = {size}` must be from 1 to 65500 pixels" in said
 
 
 # Names in the file
@@ -186,13 +219,14 @@ def test_a_file_of_before_has_no_names_and_is_read(prepared):
 def test_hidden_files_are_skipped_as_hidden_folders_are_and_all_are_counted(tmp_path):
     macos = bytes([0, 5, 22, 7]) + bytes(60)
     names = ["cat/1.jpg", "cat/._1.jpg", ".git/2.jpg", "cat/notes.txt", "cat/more/3.jpg", "top.png"]
+    names += ["dog/1.jpg"]
     train = photos(tmp_path / "photos", names, {"cat/._1.jpg": macos})
     (train / "cat" / "gone.jpg").symlink_to("nowhere")
     said = prepare_folder(train, tmp_path / "f.h5")
     assert said.startswith("passed over 2 hidden and 4 other files and folders that are no .jpg")
     assert f"{train}/top.png, {train}/cat/gone.jpg, {train}/cat/more, …" in said
-    assert len(load(str(tmp_path / "f.h5"), Fleet()).train.x) == 1
-    assert prepare_folder(photos(tmp_path / "b", ["x/1.jpg"]), tmp_path / "b.h5") == ""
+    assert len(load(str(tmp_path / "f.h5"), Fleet()).train.x) == 2
+    assert prepare_folder(photos(tmp_path / "b", ["x/1.jpg", "y/1.jpg"]), tmp_path / "b.h5") == ""
 
 
 def test_a_class_with_hidden_files_only_is_empty(tmp_path):
@@ -226,6 +260,13 @@ def test_an_error_names_a_file_that_is_not_utf_8(tmp_path, latin):
     photos(latin, ["caf\udce9/\udce9.jpg"], {"caf\udce9/\udce9.jpg": b""})
     said = refusal(lambda: prepare_folder(latin, tmp_path / "f.h5"))
     assert f"{tmp_path}/\\xe9/caf\\xe9/\\xe9.jpg (empty)" in said
+
+
+def test_a_line_break_in_a_name_does_not_break_the_line_of_an_error(tmp_path):
+    names = ["cat/1.jpg", "dog/1\n2\x1b[31m.jpg"]
+    train = photos(tmp_path / "photos", names, {names[1]: b""})
+    said = refusal(lambda: prepare_folder(train, tmp_path / "f.h5"))
+    assert r"dog/1\n2\x1b[31m.jpg (empty)" in said
 
 
 def test_text_that_is_utf_8_is_shown_as_it_is():
