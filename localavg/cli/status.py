@@ -38,9 +38,20 @@ def add(commands: Commands) -> None:
 
 
 def _status(args: argparse.Namespace) -> int:
-    from localavg.cli.sweep import state
+    from localavg.files.hdf5 import clear_errors
 
     where = Path(args.where)
+    with clear_errors(f"{where}: cannot look into it", "make it readable, or name another"):
+        title, states = _found(where)
+    print_states(title or str(where), states, every=True)
+    kinds = {s.kind for s in states.values()}
+    return FINISHED if kinds == {"finished"} else GO_ON if "interrupted" in kinds else FAILED
+
+
+def _found(where: Path) -> tuple[str, dict[str, State]]:
+    """Return the title of a folder or run file, "" if it has none, and its states by name."""
+    from localavg.cli.sweep import state
+
     if where.is_dir():
         names = {path.stem for path in where.glob("*.h5")}
         names |= {path.name.removesuffix(".h5.lock") for path in where.glob("*.h5.lock")}
@@ -55,9 +66,7 @@ def _status(args: argparse.Namespace) -> int:
         raise UserError(
             f"{where}: no such folder or run file: give the folder of a sweep, or a run file"
         )
-    print_states(title or str(where), states, every=True)
-    kinds = {s.kind for s in states.values()}
-    return FINISHED if kinds == {"finished"} else GO_ON if "interrupted" in kinds else FAILED
+    return title, states
 
 
 def _planned(path: Path) -> tuple[str, list[str]]:
@@ -67,8 +76,10 @@ def _planned(path: Path) -> tuple[str, list[str]]:
     try:
         plan = json.loads(path.read_text())
         title = f"{plan.get('title', plan['file'])} ({plan['scale']}), in {path.parent}"
+        if not all(isinstance(name, str) for name in plan["runs"]):
+            raise TypeError("its runs are no names")
         return title, list(plan["runs"])
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
         raise UserError(
             f"{path}: cannot read this list of runs ({e}): start its sweep again"
         ) from e

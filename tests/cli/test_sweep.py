@@ -18,6 +18,7 @@ import pytest
 from drive import parser
 from mpi import ROOT, alone, need
 
+from localavg.cli import status
 from localavg.cli.sweep import file, launch, plan, state
 from localavg.errors import UserError
 from localavg.files.record import Record, load
@@ -255,9 +256,20 @@ grid.milestones = [[1, 2], [3]]
             "[[runs]]\nalgorithm = 'kavg'\n[laptop]\nbatch_size = 2",
             ["[laptop]", "batch_size", "write it batch-size"],
         ),
+        ("[[runs]]\nalgorithm = 'kavg'\nlerners = 2", ["lerners", "write it learners"]),
+        (
+            "[[runs]]\nalgorithm = 'kavg'\nK = 3\ngrid.K = [1, 2]",
+            ["[runs 1 kavg]", "grid.K = [1, 2]", "also has K"],
+        ),
+        (
+            "[[runs]]\nalgorithm = 'kavg'\n[laptop]\nK = 3\ntau = 2",
+            ["[laptop]", "tau = 2", "also has K"],
+        ),
+        ("[sweep]\ntitel = 'x'\n[[runs]]\nalgorithm = 'kavg'", ["[sweep]", "titel", "title"]),
+        ("[sweep]\ntitle = 3\n[[runs]]\nalgorithm = 'kavg'", ["[sweep]", "title = 3", "quotes"]),
         (
             "[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = [1, 'many']",
-            ["[grid]", "K = 'many'", "invalid int"],
+            ["[grid]", "K = 'many'", "must be a whole number"],
         ),
         ("[[runs]]\nalgorithm = 'kavg'\n[grid]\nK = 4", ["[grid]", "K = 4", "needs a list"]),
         ("[[runs]]\nalgorithm = 'kavg'\nout = 'a.h5'", ["out", "sets this itself"]),
@@ -282,6 +294,11 @@ def test_a_mistake_is_one_line_that_names_file_section_and_option(text, told, tm
     assert all(
         word in str(e.value) for word in [str(tmp_path / "some.toml"), *told]
     ) and "\n" not in str(e.value)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    runs = sweep_of(tmp_path, "\ufeff[[runs]]\nalgorithm = 'kavg'\ngrid.K = [1, 2]").runs
+    assert len(runs) == 2
 
 
 # ------------------------------------------------------------------------------------------- the sw
@@ -785,6 +802,10 @@ def test_the_template_says_how_many_ranks_a_node_takes(
         ("sweep FILE --share 3", "--share 3"),
         ("sweep FILE --share 3/2", "--share 3/2"),
         ("sweep FILE --set lr", "--set lr"),
+        ("sweep FILE --mpirun '", "--mpirun ': No closing quotation"),
+        ("sweep FILE --mpirun nowhere", "nowhere: cannot start this launcher"),
+        ("sweep FILE --out FILE", "cannot write into this folder"),
+        ("sweep FILE --launcher slurm --submit '", "--submit ': No closing quotation"),
         ("sweep FILE --set wings=1", "wings"),
         ("sweep FILE --launcher slurm --share 1/2", "--share 1/2"),
         ("status .", "no run files"),
@@ -810,3 +831,20 @@ def test_status_tells_by_its_exit_status(kinds, code, tmp_path):
     assert done.returncode == code and all(
         kind in done.stdout.replace("done", "finished") for kind in kinds
     )
+
+
+@pytest.mark.parametrize("text", ["[]", "3", "null", "{", '{"file": "a", "scale": "b", "runs": 3}'])
+def test_a_list_of_runs_that_is_none_is_told_in_one_line(text, tmp_path):
+    (tmp_path / "sweep.json").write_text(text)
+    done = alone("status", tmp_path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "sweep.json: cannot read this list of runs" in done.stderr
+
+
+def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch):
+    def stat(*_, **__):
+        raise PermissionError(13, "Permission denied")  # which root would not meet
+
+    monkeypatch.setattr("localavg.cli.status._planned", stat)
+    with pytest.raises(UserError, match=f"^{tmp_path}: cannot look into it .Permission denied"):
+        status._status(argparse.Namespace(where=str(tmp_path)))

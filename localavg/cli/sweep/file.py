@@ -11,6 +11,7 @@ from localavg.errors import UserError
 SCALES = ("paper", "laptop")
 Table: TypeAlias = dict[str, Any]  # a section of TOML
 SECTIONS = {"sweep", "common", "grid", "runs", *SCALES}
+ABOUT = {"title", "paper", "figure"}  # what [sweep] says
 
 
 def tables(path: Path) -> Table:
@@ -19,7 +20,7 @@ def tables(path: Path) -> Table:
     Raises UserError if the file cannot be read or is not a sweep.
     """
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise UserError(
             f"{path}: cannot read this sweep ({e.strerror}): give the path of a .toml file"
@@ -40,6 +41,10 @@ def tables(path: Path) -> Table:
             for name in (*SCALES, "sweep", "common", "grid"):
                 if not isinstance(part.get(name, {}), dict):
                     raise UserError(f"{path}: {name} = {part[name]}: must be a section [{name}]")
+    for name, text in table.get("sweep", {}).items():
+        if name not in ABOUT or not isinstance(text, str):
+            rule = f"must be one of {', '.join(sorted(ABOUT))}, with a text in quotes"
+            raise UserError(f"{path}: [sweep] {name} = {text!r}: {rule}")
     for block in blocks:
         if not isinstance(block["algorithm"], str):
             raise UserError(f"{path}: algorithm = {block['algorithm']}: must be a name in quotes")

@@ -11,6 +11,7 @@ from localavg.cli.sweep.plan import Planned, Sweep
 from localavg.cli.sweep.state import State
 from localavg.errors import UserError
 from localavg.files import atomic
+from localavg.files.hdf5 import clear_errors
 from localavg.training.checks import difference
 
 
@@ -37,12 +38,14 @@ def states_of(runs: Sequence[Planned], folder: Path) -> dict[str, State]:
 
 def write_plan(sweep: Sweep, folder: Path) -> None:
     """Write the names of all runs into the folder, for `localavg status` to find missing runs."""
-    folder.mkdir(parents=True, exist_ok=True)
     plan = {
         **sweep.about,
         "file": str(sweep.path),
         "scale": sweep.scale,
         "runs": [run.name for run in sweep.runs],
     }
-    with atomic.replacing(folder / "sweep.json") as part:
-        part.write_text(json.dumps(plan, indent=1) + "\n")
+    problem = f"{folder}: cannot write into this folder of run files"
+    with clear_errors(problem, "give another --out, or make room"):
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic.replacing(folder / "sweep.json") as part:
+            part.write_text(json.dumps(plan, indent=1) + "\n")

@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from localavg.cli import shell_words
 from localavg.cli.sweep import state
 from localavg.cli.sweep.plan import Planned
 from localavg.errors import FAILED, FINISHED, GO_ON, MISTAKE, UserError
+from localavg.files.hdf5 import clear_errors
 
 # Signals that a batch system sends ahead of the time limit.
 STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
@@ -30,7 +32,7 @@ def command(run: Planned, path: Path, mpirun: str | None = None) -> list[str]:
     train = ["-m", "localavg", *run.words, "--out", str(path), "--resume"]
     if mpirun is None and run.ranks == 1 and "SLURM_JOB_ID" not in os.environ:
         return [sys.executable, *train]  # quicker than with a launcher
-    launcher, n = shlex.split(mpirun) if mpirun else [_mpirun()], str(run.ranks)
+    launcher, n = shell_words("mpirun", mpirun or "") or [_mpirun()], str(run.ranks)
     if any("{ranks}" in word for word in launcher):
         launcher = [word.replace("{ranks}", n) for word in launcher]
     else:
@@ -125,12 +127,13 @@ class Queue:
     def _start(self, run: Planned, path: Path, log: Path, lock: Path) -> int:
         """Start a run, whose output goes to `log`, and return its status when it has ended."""
         with log.open("ab") as out:
-            words = command(run, path, self.mpirun)
-            out.write(f"$ {shlex.join(words)}\n".encode())
+            line = command(run, path, self.mpirun)
+            out.write(f"$ {shlex.join(line)}\n".encode())
             out.flush()
-            child = self._child = subprocess.Popen(
-                words, env=_env(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
-            )
+            with clear_errors(f"{line[0]}: cannot start this launcher", "give another --mpirun"):
+                child = self._child = subprocess.Popen(
+                    line, env=_env(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                )
             if self._stopped:  # by a signal that came before there was a child
                 self._stop()
         state.sign(lock, child.pid)

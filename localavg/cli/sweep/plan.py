@@ -23,9 +23,11 @@ import argparse
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from localavg import algorithms
+from localavg.cli.parser import ALIKE
 from localavg.cli.sweep.file import SCALES, Table, tables
 from localavg.cli.sweep.names import Value, named
 from localavg.cli.train import given as settings
@@ -173,6 +175,7 @@ class _Reader:
         chosen: dict[str, _Choice] = {}
         seeds, ranks = 1, 1
         for section, level in levels:
+            self.refuse_twice(section, level)
             for option, value in level.items():
                 if option == "grid":
                     for name, values in value.items():
@@ -184,6 +187,21 @@ class _Reader:
                 elif option not in ("algorithm", "only", *SCALES) or level is not block:
                     self.choose(chosen, option, value, section, grid=False)
         return chosen, seeds, ranks
+
+    def refuse_twice(self, section: str, level: Table) -> None:
+        """Raise UserError for an option that a section gives twice: in its grid too, or as --tau.
+
+        One of the two would have no effect.
+        """
+        given: dict[str, str] = {}  # argparse's dest -> how the section writes it
+        grid = level.get("grid", {})
+        for option, value in [*level.items(), *((f"grid.{name}", x) for name, x in grid.items())]:
+            action = self.flags.get(f"--{option.removeprefix('grid.')}")
+            if action is not None and action.dest in given:
+                rule = f"the section also has {given[action.dest]}: leave one out"
+                raise self.fail(section, option, value, rule)
+            if action is not None:
+                given[action.dest] = option
 
     def number(self, option: str, value: Value, section: str) -> int:
         """Return the value of `seeds` or `ranks`, or raise UserError."""
@@ -203,7 +221,8 @@ class _Reader:
                 section, option, value, f"the sweep sets this itself: leave it out{more}"
             )
         if (action := self.flags.get(f"--{option}")) is None:
-            hint = f" (write it {option.replace('_', '-')})" if "_" in option else ""
+            like = get_close_matches(f"--{option.replace('_', '-')}", self.flags, 1, ALIKE)
+            hint = f" (write it {like[0].removeprefix('--')})" if like else ""
             rule = f"localavg train has no option --{option}{hint}; see its --help"
             raise self.fail(section, option, value, rule)
         values = value if grid else [value]

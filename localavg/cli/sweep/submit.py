@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from localavg.cli import shell_words
 from localavg.cli.status import print_states
 from localavg.cli.sweep import state
 from localavg.cli.sweep.folder import states_of, title, write_plan
@@ -60,7 +61,7 @@ def _call(
     jobs = min(args.jobs or 10, len(sweep.runs))
     ranks = max(run.ranks for run in sweep.runs)
     name = f"{sweep.path.stem}-{sweep.scale}"
-    words, more = _words(args, folder), shlex.split(args.submit)
+    words, more = _words(args, folder), shell_words("submit", args.submit)
     env = {"PYTHON": sys.executable}
     if args.launcher == "slurm":
         template = JOBS / "slurm" / "sweep.sbatch"
