@@ -18,6 +18,7 @@ from localavg.cli.parser import Parser
 from localavg.errors import FAILED, MISTAKE, UserError, shown
 
 LAST_WORDS_S = 0.3  # MPICH's launcher drops what a rank prints immediately before an abort
+INTERRUPTED = 130  # the status of a command that Ctrl-C ended, as in a shell
 PATIENCE_S = 60.0  # how long a rank that made a mistake waits for the others to end too
 
 
@@ -57,11 +58,24 @@ def main(argv: list[str] | None = None) -> NoReturn:
         mistake, code = f"localavg: {shown(in_flags(str(e)))}", MISTAKE
         if rank() == 0:
             print(mistake, file=sys.stderr, flush=True)
+    except SystemExit as end:
+        if end.code:
+            raise
+        code = 0  # of --help and --version
+    except KeyboardInterrupt:
+        if launched() or "localavg.parallel.fleet" in sys.modules:
+            raise  # the hook ends the job; a run at work takes Ctrl-C as a signal to save itself
+        print("localavg: interrupted", file=sys.stderr, flush=True)
+        code = INTERRUPTED
     except Exception:  # whatever it is, the other ranks must not wait for this one
         if _mpi() is None:
             raise
         sys.excepthook(*sys.exc_info())  # which ends the job
         code = FAILED
+    if error := output.lost():
+        if rank() == 0:
+            print(f"localavg: output was lost ({error.strerror}); make room", file=sys.stderr)
+        code = code or FAILED
     _leave(code, mistake)
 
 

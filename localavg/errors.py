@@ -38,6 +38,15 @@ def shown(name: str) -> str:
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
 
 
+def amount(nbytes: float) -> str:
+    """Return a number of bytes in the unit that leaves 1 to 999 of it, such as 1.4 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if nbytes < 999.95 or unit == "GB":
+            break
+        nbytes /= 1000
+    return f"{nbytes:.0f} {unit}" if unit == "bytes" else f"{nbytes:.1f} {unit}"
+
+
 def bad(name: str, value: object, rule: str) -> UserError:
     """Make the error of a setting whose value breaks a rule."""
     return UserError(f"`{name} = {value}`: {rule}")

@@ -41,7 +41,7 @@ TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange"),
-        "cli": ("silence",),
+        "cli": ("cli", "silence", "sweep"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
         "learner": ("sampling",),
@@ -437,6 +437,48 @@ MUTANTS = [
         "        self._checker.finish()",
         "        pass",
         f"{TESTS['damage']}::test_every_picture_that_cannot_be_used_is_named_in_one_error",
+    ),
+    Mutant(
+        "an unreadable picture is blamed on the output",
+        "localavg/datasets/folder.py",
+        'with clear_errors(f"{path} cannot be read", "make it readable, or remove it"):',
+        "if True:",
+        f"{TESTS['damage']}::test_a_picture_that_cannot_be_read_is_named_and_not_the_output",
+    ),
+    Mutant(
+        "an empty word is a value",
+        "localavg/cli/parser.py",
+        'if "" in arg_strings:',
+        "if False:",
+        f"{TESTS['cli']}::test_no_option_takes_an_empty_word",
+    ),
+    Mutant(
+        "a run file is to hold any integer",
+        "localavg/cli/parser.py",
+        "abs(value) > LARGEST",
+        "False",
+        f"{TESTS['cli']}::test_no_option_takes_an_integer_that_a_run_file_cannot_hold",
+    ),
+    Mutant(
+        "a fraction of an update is cut off",
+        "localavg/algorithms/parameters.py",
+        " or int(value) != value",
+        "",
+        f"{TESTS['cli']}::test_a_bad_option_of_an_algorithm_is_refused_by_name",
+    ),
+    Mutant(
+        "of an option given twice in a section one has no effect",
+        "localavg/cli/sweep/plan.py",
+        "            self.refuse_twice(section, level)\n",
+        "",
+        f"{TESTS['sweep']}::test_a_mistake_is_one_line_that_names_file_section_and_option",
+    ),
+    Mutant(
+        "output that is lost is a success",
+        "localavg/cli/output.py",
+        "            _Out.error = error\n",
+        "",
+        f"{TESTS['silence']}::test_output_on_a_full_disk_is_one_line_and_no_success",
     ),
     Mutant(
         "hidden files are pictures",

@@ -11,14 +11,28 @@ from typing import Any, TextIO
 class _Out(io.FileIO):
     """A file that drops what is written once its reader has ended, as ``head`` does.
 
-    The command goes on: other ranks may wait for it.
+    It drops what cannot be written too, such as on a full disk, and keeps the error for `lost`. The
+    command goes on: other ranks may wait for it.
     """
+
+    error: OSError | None = None
 
     def write(self, data: Any, /) -> int:
         try:
             return super().write(data)
         except BrokenPipeError:
             return memoryview(data).nbytes
+        except OSError as error:
+            _Out.error = error
+            return memoryview(data).nbytes
+
+
+def lost() -> OSError | None:
+    """Return why a part of the output could not be written, None if all was."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+    return _Out.error
 
 
 def set_up() -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from localavg.datasets.dataset import Augment, Dataset, Split, filled
-from localavg.errors import UserError
+from localavg.errors import UserError, amount
 
 if TYPE_CHECKING:
     from localavg.parallel.fleet import Fleet
@@ -99,8 +99,8 @@ def _check_room(spec: str, nbytes: int, fleet: Fleet) -> None:
     def check() -> None:
         if (room := node_room()) is not None and nbytes > room:
             raise UserError(
-                f"`data = {spec}` needs {nbytes / 1e9:.1f} GB a node, and this machine has "
-                f"{room / 1e9:.1f} GB of memory or /dev/shm; ask for less data"
+                f"`data = {spec}` needs {amount(nbytes)} a node, and this machine has "
+                f"{amount(room)} of memory or /dev/shm; ask for less data"
             )
 
     fleet.together(check)

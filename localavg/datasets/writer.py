@@ -16,7 +16,7 @@ from typing import BinaryIO, Protocol, TypeAlias, TypeVar, cast
 import numpy as np
 
 from localavg.datasets.prepared import FLOAT, SCHEMA
-from localavg.errors import UserError
+from localavg.errors import UserError, amount
 from localavg.files import atomic
 from localavg.files.hdf5 import laid_out, put, reason
 
@@ -136,8 +136,8 @@ def need_room(out: Path, nbytes: int, what: str = "") -> None:
     need, free = nbytes + SLACK_BYTES, shutil.disk_usage(out.parent).free
     if need > free:
         raise UserError(
-            f"{out} needs {need / 1e9:.1f} GB{f' ({what})' * bool(what)} and {out.parent} has "
-            f"{free / 1e9:.1f} GB free; make room"
+            f"{out} needs {amount(need)}{f' ({what})' * bool(what)} and {out.parent} has "
+            f"{amount(free)} free; make room"
         )
 
 
@@ -148,8 +148,8 @@ def need_memory(out: Path, nbytes: int, what: str) -> None:
     """
     if (room := node_room()) is not None and nbytes > room:
         raise UserError(
-            f"{out} needs {nbytes / 1e9:.1f} GB ({what}), which training holds once a node, and "
-            f"this machine has {room / 1e9:.1f} GB of memory or /dev/shm; use fewer features, or "
+            f"{out} needs {amount(nbytes)} ({what}), which training holds once a node, and "
+            f"this machine has {amount(room)} of memory or /dev/shm; use fewer features, or "
             "add `any_size` if you train on a larger machine"
         )
 

@@ -55,6 +55,24 @@ def test_a_mistake_into_a_closed_pipe_keeps_its_status():
         os.close(theirs)
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
+@pytest.mark.parametrize("line", [THEORY, "train --help", "status nowhere"])
+def test_output_on_a_full_disk_is_one_line_and_no_success(line):
+    with open("/dev/full", "wb") as full:
+        done = command(*line.split(), stdout=full)
+    status, told = (2, b"nowhere") if "status" in line else (1, b"output was lost (No space left")
+    assert done.returncode == status and told in done.stderr and done.stderr.count(b"\n") == 1
+
+
+def test_ctrl_c_before_there_are_other_ranks_is_one_line():
+    code = "import localavg.cli.status as s; s._found = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)"
+    code += "; from localavg.__main__ import main; main(['status', '.'])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr.count(b"\n")) == (130, 1)
+
+
 def test_output_without_a_stream_is_no_traceback():
     done = subprocess.run(
         f"{sys.executable} -m localavg --version >&- 2>&-", shell=True, cwd=ROOT, timeout=60

@@ -540,7 +540,7 @@ def test_rows_that_fill_the_disk_are_refused_as_soon_as_they_are_read(
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     rows, said = refused_at(sparse, tmp_path / "out.h5", any_size=True)
     assert 12 < rows < 20 and "of 1000000 features" in said
-    assert f"{tmp_path} has 0.1 GB free; make room" in said
+    assert f"{tmp_path} has 50.0 MB free; make room" in said
     rows, _ = refused_at(sparse, tmp_path / "out.h5", features=2_000_000)
     assert 6 < rows < 13
 
@@ -552,7 +552,7 @@ def test_rows_that_no_node_can_hold_are_refused_unless_they_are_for_a_larger_one
 
     monkeypatch.setattr(writer, "node_room", lambda: 100_000_000)
     rows, said = refused_at(sparse, tmp_path / "out.h5")
-    assert 24 < rows < 33 and "0.1 GB of memory or /dev/shm" in said and "`any_size`" in said
+    assert 24 < rows < 33 and "100.0 MB of memory or /dev/shm" in said and "`any_size`" in said
     half = put(tmp_path, b"1 7:1\n-1 7:1 1000000:1\n" * 10)
     assert half == sparse  # train and test together have no room
     both, _ = refused_at(half, tmp_path / "out.h5", test=half)
