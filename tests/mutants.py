@@ -226,9 +226,23 @@ MUTANTS = [
     Mutant(
         "ranks average although they differ",
         "localavg/parallel/agreement.py",
-        "if least != -most or least < 0:",
-        "if least < 0:",
+        "if least != -most or least < 0 or",
+        "if least < 0 or",
         f"{TESTS['agreement']}::test_ranks_that_differ_get_an_error",
+    ),
+    Mutant(
+        "ranks exchange gradients of different parameters",
+        "localavg/parallel/agreement.py",
+        " or first != -last:",
+        ":",
+        f"{TESTS['agreement']}::test_ranks_that_train_different_parameters_get_an_error",
+    ),
+    Mutant(
+        "what takes part in an exchange is not compared",
+        "localavg/attaching/exchange.py",
+        ", taking=gradients.taking)",
+        ")",
+        f"{TESTS['even']}::test_an_update_exchanges_everything_or_says_what_not",
     ),
     Mutant(
         "an average of attach begins without the agreement",

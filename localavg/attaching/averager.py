@@ -18,7 +18,7 @@ from localavg.attaching.start import row_bytes, start_equal_
 from localavg.attaching.state import TorchState
 from localavg.errors import UserError
 from localavg.interfaces import UNTIMED, Array, Settings
-from localavg.parallel.agreement import What
+from localavg.parallel.places import What
 from localavg.parallel.transport import choose
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging

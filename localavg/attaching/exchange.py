@@ -8,7 +8,7 @@ from localavg.attaching.gradients import Gradients, Steps
 from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings
 from localavg.interfaces import Transport
-from localavg.parallel.agreement import What
+from localavg.parallel.places import What
 from localavg.scope import Scope
 
 
@@ -74,7 +74,7 @@ class Exchanging:
         gradients.gather_(which)
         if self.log is not None:
             self.log.exchanging(t)
-        self.meetings.meet(What.EXCHANGE, update=t, mark=which)
+        self.meetings.meet(What.EXCHANGE, update=t, mark=which, taking=gradients.taking)
         self.exchange.exchange_(gradients.columns(which), t, self.transport)
         self.meetings.leave()
         gradients.done |= which

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from localavg.attaching.row import Row
 from localavg.interfaces import Array
+from localavg.parallel.places import NOBODY, Taking, shown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,13 +77,16 @@ class Gradients:
     """The gradients of all given optimisers in one row [1, n], those of an optimiser together.
 
     fresh: the optimisers whose gradients were exchanged and not used yet. done: those exchanged in
-    this update. Both are sets of bits.
+    this update. Both are sets of bits. taking: the parameters that took part in the last
+    `gather_`: those that the step of their optimiser changes.
     """
 
     def __init__(self, parts: Sequence[Mapping[str, Parameter]], allocate: Callable) -> None:
         self.parts = parts
         self.row = Row({name: p for part in parts for name, p in part.items()}, allocate)
         self.fresh = self.done = 0
+        self.taking = NOBODY
+        self._last: dict[int, Taking] = {}  # by the optimisers' bits
         sizes = (sum(p.numel() for p in part.values()) for part in parts)
         ends = [0, *accumulate(sizes)]
         self._columns = [self.row.w[:, a:b] for a, b in zip(ends, ends[1:], strict=False)]
@@ -100,8 +104,10 @@ class Gradients:
         """Move the gradients of these optimisers into the row.
 
         A parameter without gradient counts as zero. Gradients that zero_grad(set_to_none=False)
-        keeps are in the row already.
+        keeps are in the row already. A frozen parameter takes part if it has a gradient, because a
+        step changes it too.
         """
+        names: list[str] = []
         for i, part in enumerate(self.parts):
             for name, p in part.items() if which >> i & 1 else ():
                 g = self.row.tensors[name]
@@ -109,8 +115,13 @@ class Gradients:
                     g.zero_()
                 elif not _is_at(p.grad, g):
                     g.copy_(p.grad.to_dense())  # an embedding's may be sparse
-                if p.requires_grad:
+                if p.requires_grad or p.grad is not None:
                     p.grad = g
+                    names.append(name)
+        last = self._last.get(which, NOBODY)
+        if last.names != (now := tuple(names)):
+            last = self._last[which] = Taking.part(now)
+        self.taking = last
 
     def used(self, i: int) -> bool:
         """Return whether optimiser i may step, and take its exchanged gradients if so.
@@ -133,11 +144,10 @@ class Gradients:
         ]
         if not names:
             return ""
-        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
         return (
-            f"attach: update {t} did not exchange the gradients of {shown}, whose optimizer made "
-            "no step; make every step on every rank, or call averager.exchange() before the steps, "
-            "as a gradient scaler needs it"
+            f"attach: update {t} did not exchange the gradients of {shown(names)}, whose optimizer "
+            "made no step; make every step on every rank, or call averager.exchange() before the "
+            "steps, as a gradient scaler needs it"
         )
 
 

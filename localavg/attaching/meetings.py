@@ -11,7 +11,8 @@ from localavg.attaching.checks import Asked, covered, foreign, uncovered
 from localavg.attaching.gradients import Steps
 from localavg.attaching.row import Row, averaged
 from localavg.errors import UserError
-from localavg.parallel.agreement import Agreement, What
+from localavg.parallel.agreement import Agreement
+from localavg.parallel.places import NOBODY, Taking, What
 from localavg.parallel.transport.mpi import digest
 from localavg.scope import Scope
 
@@ -59,7 +60,12 @@ class Meetings:
         return averaged(self.asked.model, self.asked.statistics == "average")
 
     def meet(
-        self, what: What, scope: Scope = Scope.WORLD, update: int | None = None, mark: int = 0
+        self,
+        what: What,
+        scope: Scope = Scope.WORLD,
+        update: int | None = None,
+        mark: int = 0,
+        taking: Taking = NOBODY,
     ) -> None:
         """Agree with the others on what comes next, on this update or the one that was made.
 
@@ -79,7 +85,7 @@ class Meetings:
         if what is not What.EXCHANGE:
             fault = fault or foreign(self.asked.model, self.asked.optimizers, self._known)
         t = self.agreement.t if update is None else update
-        self.agreement.meet(what, t, scope, mark, fault)
+        self.agreement.meet(what, t, scope, mark, fault, taking)
 
     def leave(self) -> None:
         """Note that the meeting is over."""

@@ -1,7 +1,7 @@
 """The ranks agree on what comes next, before a meeting that would hang or mix where they differ.
 
 A collective call that one rank never makes hangs without a word. If ranks make different ones, MPI
-may average the numbers of different updates. So every meeting begins with one reduction of two
+may average the numbers of different updates. So every meeting begins with one reduction of four
 integers, which costs about a microsecond within a node.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable
-from enum import IntEnum
 from itertools import count
 
 import numpy as np
@@ -18,46 +17,12 @@ from mpi4py import MPI
 from localavg.errors import MISTAKE, SharedError, UserError
 from localavg.parallel.abort import end_job
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.places import NOBODY, TEXTS, Place, Taking, What, differ
 from localavg.parallel.watchdog import Watchdog
 from localavg.scope import Scope
 
 LAST_S = 60.0  # how long a rank whose program ends waits for the others
-
-
-class What(IntEnum):
-    """What the ranks are about to do."""
-
-    AVERAGE = 1
-    EXCHANGE = 2
-    STEP = 3
-    FINISH = 4
-    AVERAGED = 5
-    BYTES = 6
-    END = 7
-    OVER = 8
-    ATTACH = 9
-
-
-TEXTS = (  # of What
-    "",
-    "the average after update {t}",
-    "the exchange of the gradients of update {t}",
-    "averager.step() of update {t}",
-    "averager.finish() after update {t}",
-    "averager.averaged() after update {t}",
-    "averager.payload_bytes() after update {t}",
-    "the end of its program after update {t}, without averager.finish()",
-    "the end of its program, after averager.finish() after update {t}",
-    "localavg.attach() of the same model again after update {t}",
-)
-COUNT = "give every rank the same number of updates, such as by drop_last=True"
-STEPS = "make every step on every rank; a gradient scaler needs averager.exchange() before its step"
-CALLS = "make this call on every rank, not under `if rank == 0`"
-
 NUMBERS = count()  # of the agreements of this process
-ORDER = "call the averagers in the same order on every rank"
-
-Place = tuple[int, What, int, int, str]  # rank, what, t, mark, fault
 
 
 class Agreement:
@@ -81,8 +46,9 @@ class Agreement:
         self._number = fleet.world.bcast(next(NUMBERS) % 16)
         self.ended: Callable[[str, str], None] = lambda status, why: None
         self.watchdog = Watchdog(fleet.world, warn_after, hang_limit)
-        self._both = np.zeros(2, np.int64)  # a code and its negative: their minima show max and min
-        self._buffer = [self._both, 2, MPI.INT64_T]
+        # two numbers and their negatives: the minima show the least and the most of each
+        self._both = np.zeros(4, np.int64)
+        self._buffer = [self._both, 4, MPI.INT64_T]
         # A cluster meets before all meet: then its members cannot wait for each other elsewhere.
         clusters = fleet.groups(S) if S and S < fleet.P else []
         cluster = [group.comm for group in clusters if group.comm is not None]
@@ -113,26 +79,33 @@ class Agreement:
             )
 
     def meet(
-        self, what: What, t: int, scope: Scope = Scope.WORLD, mark: int = 0, fault: str = ""
+        self,
+        what: What,
+        t: int,
+        scope: Scope = Scope.WORLD,
+        mark: int = 0,
+        fault: str = "",
+        taking: Taking = NOBODY,
     ) -> None:
         """Return when all ranks of `scope` are about to do the same at the same t.
 
         Otherwise every rank that meets raises UserError. mark: a number below 2^16 that must be the
-        same too. fault: what is wrong on this rank. Call `leave` after the meeting.
+        same too. fault: what is wrong on this rank. taking: whose gradients travel, the same on all
+        ranks. Call `leave` after the meeting.
         """
         self.refuse_detached()
         mark |= self._number << 16
         self.watchdog.here = TEXTS[what], t
         code = -1 if fault else t << 28 | mark << 8 | what
-        both = self._both
+        both, mine = self._both, (self.world.rank, what, t, mark, fault, taking.names)
         for comm in self._comms[scope]:
-            both[0], both[1] = code, -code
+            both[:] = code, -code, taking.number, -taking.number
             comm.Allreduce(MPI.IN_PLACE, self._buffer, MPI.MIN)
-            least, most = both.tolist()
-            if least != -most or least < 0:
-                self._fail((self.world.rank, what, t, mark, fault), comm)
+            least, most, first, last = both.tolist()
+            if least != -most or least < 0 or first != -last:
+                self._fail(mine, comm)
         if fault:
-            self._fail((self.world.rank, what, t, mark, fault), MPI.COMM_SELF)
+            self._fail(mine, MPI.COMM_SELF)
 
     def leave(self) -> None:
         """Note that the meeting is over."""
@@ -142,7 +115,7 @@ class Agreement:
         """Raise the error that the ranks of `comm` share."""
         places = comm.allgather(mine)
         self.leave()
-        self.failed, message = True, _differ(places)
+        self.failed, message = True, differ(places)
         self.ended("failed", message)
         everyone = comm.size == self.world.size
         raise SharedError(message) if everyone else UserError(message)
@@ -163,37 +136,3 @@ class Agreement:
         self.leave()
         if not over:
             self.ended("interrupted", "the program ended without averager.finish()")
-
-
-def _differ(places: list[Place]) -> str:
-    """Write where the ranks are, in one line, and what to do."""
-    if faults := [(rank, fault) for rank, *_, fault in places if fault]:
-        rank, fault = faults[0]
-        alone = fault.removeprefix("attach: ")
-        return fault if len(faults) == len(places) else f"attach: on rank {rank}, {alone}"
-    where: dict[str, list[int]] = {}
-    several = len({mark >> 16 for *_, mark, _ in places}) > 1
-    # which optimisers it is about shows only where nothing else differs
-    marks = not several and len({(what, t) for _, what, t, *_ in places}) == 1
-    for rank, what, t, mark, _ in places:
-        text = TEXTS[what].format(t=t) + f" of averager {(mark >> 16) + 1}" * several
-        steps = ", ".join(str(i) for i in range(16) if mark >> i & 1) or "none"
-        where.setdefault(text + f" (stepped optimisers: {steps})" * marks, []).append(rank)
-    parts = [f"{_ranks(ranks)} in {text}" for text, ranks in where.items()]
-    whats, counts = {what for _, what, *_ in places}, {t for _, _, t, *_ in places}
-    if several:
-        remedy = ORDER
-    elif whats & {What.AVERAGED, What.BYTES, What.ATTACH} and len(whats) > 1:
-        remedy = CALLS
-    elif whats & {What.EXCHANGE, What.STEP} and len(counts) == 1:
-        remedy = STEPS
-    else:
-        remedy = COUNT
-    return f"attach: {', but '.join(parts)}; {remedy}"
-
-
-def _ranks(ranks: list[int]) -> str:
-    """Write some ranks: the first ones, and how many more."""
-    shown = ", ".join(map(str, ranks[:4]))
-    more = f" and {len(ranks) - 4} more" if len(ranks) > 4 else ""
-    return f"rank {shown} is" if len(ranks) == 1 else f"ranks {shown}{more} are"

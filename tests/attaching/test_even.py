@@ -100,7 +100,22 @@ def closure(fleet, algorithm, optimizer, model, **how):
     return averager, lambda t: optimizer.step(lambda: 0.0)
 
 
+def frozen_on_some(fleet, algorithm, optimizer, model, **how):
+    averager = localavg.attach(model, fleet, algorithm, optimizer, **how)
+
+    def step(t):
+        optimizer.step()
+        optimizer.zero_grad()
+        model[1].bias.requires_grad_(fleet.rank == 0)
+
+    return averager, step
+
+
 FAULTS = {
+    frozen_on_some: (
+        2,
+        "update 2 has gradients of 1.bias on rank 0, but not on .*; train and freeze",
+    ),
     new_optimizer: (1, "a step of AdamW trained the model, which was not given at attach"),
     second_for_a_part: (1, "a step of Adam trained the model, which was not given at attach"),
     replaced: (2, "1.weight is trainable and in none of the optimizers given"),

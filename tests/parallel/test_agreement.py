@@ -5,17 +5,19 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mpi4py import MPI
 
 from localavg.errors import SharedError
-from localavg.parallel.agreement import Agreement, What
+from localavg.parallel.agreement import Agreement
+from localavg.parallel.places import Taking, What
 from localavg.parallel.watchdog import Watchdog
 from localavg.scope import Scope
 
 
 class World:
-    """Rank 0 of two; `other` is what rank 1 does: (what, t, mark, fault)."""
+    """Rank 0 of two; `other` is what rank 1 does: (what, t, mark, fault, names)."""
 
     rank, size = 0, 2
 
@@ -25,15 +27,16 @@ class World:
     def Allreduce(self, place, buffer, operation):
         assert place is MPI.IN_PLACE and operation is MPI.MIN
         self.reductions += 1
-        what, t, mark, fault = self.other
+        what, t, mark, fault, names = (*self.other, ())[:5]
         code = -1 if fault else t << 28 | mark << 8 | what
-        buffer[0][:] = [min(buffer[0][0], code), min(buffer[0][1], -code)]
+        number = Taking.part(names).number if names else 0
+        np.minimum(buffer[0], [code, -code, number, -number], out=buffer[0])
 
     def bcast(self, number):
         return 0
 
     def allgather(self, mine):
-        return [mine, (1, *self.other)]
+        return [mine, (1, *(*self.other, ())[:5])]
 
 
 def agreement(other, S=None):
@@ -71,6 +74,27 @@ def test_ranks_that_differ_get_an_error(other, words):
         made.meet(What.AVERAGE, 24)
     assert made.failed and made.watchdog.here is None
     assert ends == [("failed", str(e.value))]
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "words"),
+    [
+        (("a", "b"), ("a",), "update 4 has gradients of b on rank 0, but not on rank 1; train and"),
+        (("a",), ("a", "c", "d"), "gradients of c, d on rank 1, but not on rank 0"),
+        (("a", "b"), ("c",), "gradients of a, b on rank 0, but not on rank 1"),
+        (("a",), (), "gradients of a on rank 0, but not on rank 1"),
+    ],
+)
+def test_ranks_that_train_different_parameters_get_an_error(mine, theirs, words):
+    made, _ = agreement((What.EXCHANGE, 4, 1, "", theirs))
+    with pytest.raises(SharedError, match=words):
+        made.meet(What.EXCHANGE, 4, mark=1, taking=Taking.part(mine))
+
+
+def test_ranks_that_train_the_same_parameters_meet():
+    made, world = agreement((What.EXCHANGE, 4, 1, "", ("a", "b")))
+    made.meet(What.EXCHANGE, 4, mark=1, taking=Taking.part(("a", "b")))
+    assert world.reductions == 1 and not made.failed
 
 
 def test_a_fault_on_all_ranks_is_told_as_it_is():
