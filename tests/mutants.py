@@ -300,6 +300,13 @@ MUTANTS = [
         "            pass\n",
         f"{TESTS['even']}::test_a_new_optimizer_for_a_part_is_told",
     ),
+    Mutant(
+        "a run whose process is gone counts as running",
+        "localavg/cli/sweep/state.py",
+        "UNLOCKED_STALE_S if gone is None else gone",
+        "UNLOCKED_STALE_S",
+        "tests/cli/test_sweep.py::test_a_running_file_runs_while_the_process_that_wrote_it_lives",
+    ),
     # what a run remembers when it is resumed
     Mutant(
         "the optimiser's state is forgotten at resume",

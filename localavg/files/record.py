@@ -20,6 +20,7 @@ import numpy as np
 from localavg.errors import UserError
 from localavg.files import atomic, tables
 from localavg.files.hdf5 import clear_errors
+from localavg.files.process import identity
 from localavg.files.provenance import now
 from localavg.files.reading import NotARunFile, Run, load, load_many
 from localavg.files.schema import BENCHES, CLUSTER, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS, WORLD
@@ -70,7 +71,8 @@ class Record:
         """Make a new run file with status `running`, and the folders above it.
 
         `config` and `provenance` are flat: str, int, float, bool, None (written as "none"), lists
-        and tuples (written as JSON text). `clock` returns seconds. Raises UserError if `path`
+        and tuples (written as JSON text). /provenance names this process, by which `process.gone`
+        finds out whether it still runs. `clock` returns seconds. Raises UserError if `path`
         cannot be written or exists; if two processes create it at once, one gets this error.
         """
         refuse_existing(path)
@@ -81,7 +83,8 @@ class Record:
             record.path.open("x").close()
         try:
             root = {"schema": SCHEMA_VERSION, "status": "running"}
-            record._rewrite({"/": root, "config": config, "provenance": provenance}, mode="w")
+            origin = {**provenance, "process": identity()}
+            record._rewrite({"/": root, "config": config, "provenance": origin}, mode="w")
         except BaseException:
             record.path.unlink(missing_ok=True)
             raise
@@ -109,6 +112,7 @@ class Record:
             "resumes": before.get("resumes", 0) + 1,
             "resumed": now(),
             "resumed_by": provenance.get("command"),
+            "process": identity(),
         }
         record._rewrite({"/": {"status": "running"}, "provenance": origin}, cut=True)
         return record

@@ -21,6 +21,7 @@ from mpi import ROOT, alone, need
 from localavg.cli import status
 from localavg.cli.sweep import file, launch, plan, state
 from localavg.errors import UserError
+from localavg.files import process, record
 from localavg.files.record import Record, load
 from localavg.training.checks import difference
 
@@ -395,7 +396,37 @@ def test_no_file_is_missing_and_a_damaged_one_failed(tmp_path):
     assert state.look(tmp_path / "a.h5").kind == "failed"
 
 
-def test_a_running_file_without_lock_counts_as_running_while_it_is_fresh(tmp_path):
+def test_a_running_file_runs_while_the_process_that_wrote_it_lives(tmp_path):
+    path = run_file(tmp_path / "a.h5", "running")
+    os.utime(path, (time.time() - 2 * state.UNLOCKED_STALE_S,) * 2)
+    assert state.look(path).kind == "running"  # this process lives, however long it is silent
+    path = tmp_path / "b.h5"
+    code = f"from localavg.files.record import Record; Record.create({str(path)!r}, {{}}, {{}})"
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert state.look(path).kind == "stale" and "its process is gone" in state.look(path).why
+    resumed = Record.reopen(path, {}, {})
+    assert state.look(path).kind == "running"
+    resumed.finish("finished")
+    assert state.look(path).kind == "finished"
+
+
+def test_a_process_is_known_by_more_than_its_number(gone):
+    mine = process.identity()
+    host, space, pid, start = mine.split()
+    assert process.gone(mine) is False
+    assert process.gone(f"{host} {space} {pid} {int(start) - 1}") is True  # its number was reused
+    assert process.gone(f"{host} {space} {gone} {start}") is True
+    assert process.gone(f"elsewhere {space} {gone} {start}") is None
+    assert process.gone(f"{host} pid:[0] {gone} {start}") is None
+    assert process.gone("") is None and process.gone(None) is None
+    zombie = subprocess.Popen(["true"])
+    os.waitid(os.P_PID, zombie.pid, os.WEXITED | os.WNOWAIT)
+    assert process.gone(f"{host} {space} {zombie.pid} {start}") is True
+    zombie.wait()
+
+
+def test_a_running_file_of_another_host_counts_as_running_while_it_is_fresh(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "identity", lambda: "")
     path = run_file(tmp_path / "a.h5", "running")
     assert state.look(path).kind == "running"
     os.utime(path, (time.time() - 2 * state.UNLOCKED_STALE_S,) * 2)

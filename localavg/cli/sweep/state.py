@@ -18,14 +18,15 @@ from pathlib import Path
 
 from localavg.cli import in_flags
 from localavg.errors import UserError
-from localavg.files import atomic, record
+from localavg.files import atomic, process, record
 
 KINDS = ("finished", "running", "missing", "interrupted", "stale", "failed")
 # Kinds of runs that a sweep starts. stale: marked as running, but no process runs it.
 WANTED = ("missing", "interrupted", "stale")
 HEARTBEAT_S = 20.0
 STALE_S = 180.0  # after this time untouched, a lock of another host is stale
-UNLOCKED_STALE_S = 900.0  # the same for the run file of a run that no sweep started
+# the same for the run file of a run that no sweep started, if it may be of another host
+UNLOCKED_STALE_S = 900.0
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def look(path: Path) -> State:
     kind, why = run.status, in_flags(str(run.attrs.get("failure", "")))
     if holder and kind != "finished":
         kind, why = "running", holder
-    elif kind == "running" and (_lock(path).exists() or _age_s(path) >= UNLOCKED_STALE_S):
-        kind, why = "stale", "its process is gone"
+    elif kind == "running" and (_lock(path).exists() or _ended(path, run)):
+        kind, why = "stale", "its process is gone, and did not write how it ended"
     return State(kind, t, run.config.get("steps"), why, run.config)
 
 
@@ -136,6 +137,12 @@ def _holder(path: Path) -> str:
         if requeued:
             return ""
     return who if age_s < STALE_S else ""
+
+
+def _ended(path: Path, run: record.Run) -> bool:
+    """Return whether nobody writes a run file that no sweep holds; by its age if not otherwise."""
+    gone = process.gone(run.provenance.get("process"))
+    return _age_s(path) >= UNLOCKED_STALE_S if gone is None else gone
 
 
 def _lives(pid: int) -> bool:
