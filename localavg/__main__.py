@@ -15,7 +15,7 @@ from typing import NoReturn
 from localavg import __version__
 from localavg.cli import RANK, in_flags, launched, missing, output, rank, world
 from localavg.cli.parser import Parser
-from localavg.errors import FAILED, MISTAKE, UserError, shown
+from localavg.errors import FAILED, FINISHED, MISTAKE, UserError, shown
 
 LAST_WORDS_S = 0.3  # MPICH's launcher drops what a rank prints immediately before an abort
 INTERRUPTED = 130  # the status of a command that Ctrl-C ended, as in a shell
@@ -117,7 +117,13 @@ def _leave(status: int, mistake: str) -> NoReturn:
                 mpi.COMM_WORLD.Abort(status)
             sleep(1e-3)
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
-        mpi.Finalize()
+        try:
+            mpi.Finalize()
+        except mpi.Exception:
+            # The launcher ends the job when the first rank exits with a status, and MPI with it;
+            # all has been written, and printed, by then.
+            if status == FINISHED:
+                raise
     # the interpreter's last search for garbage in torch's modules would take a quarter of a second
     gc.freeze()
     sys.exit(status)

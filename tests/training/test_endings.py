@@ -6,10 +6,12 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 from mpi import ROOT, need, run
 
+from localavg import __main__ as command
 from localavg.files import record
 
 SMALL = ("--data", "epsilon-like:200x5", "--batch-size", "4")
@@ -111,6 +113,29 @@ def test_a_cluster_of_nobody_is_refused(tmp_path):
         "train", "hieravg", "--S", 0, "--learners", 4, *SMALL, "--out", tmp_path / "run.h5"
     )
     assert done.returncode == 2 and "--S 0: a cluster has at least 1 learner" in done.stderr
+
+
+@pytest.mark.parametrize("status", [0, 1, 75])
+def test_an_end_that_the_launcher_cuts_short_keeps_its_status(status, monkeypatch):
+    """The first rank that exits with a status ends the job, also for MPI_Finalize of the others."""
+
+    class CutShort(Exception):
+        pass
+
+    def finalize():
+        raise CutShort
+
+    mpi = SimpleNamespace(
+        Exception=CutShort,
+        Finalize=finalize,
+        Is_initialized=lambda: True,
+        Is_finalized=lambda: False,
+    )
+    monkeypatch.setitem(sys.modules, "mpi4py.MPI", mpi)
+    monkeypatch.setattr(command.gc, "freeze", lambda: None)
+    with pytest.raises(SystemExit if status else CutShort) as e:
+        command._leave(status, "")
+    assert status == 0 or e.value.code == status
 
 
 FAILS = """
