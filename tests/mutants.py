@@ -287,6 +287,13 @@ MUTANTS = [
         "tests/attaching/test_log.py::test_however_a_program_ends_its_file_says_it[raises]",
     ),
     Mutant(
+        "a model that is not finite ends as finished",
+        "localavg/attaching/averager.py",
+        '"failed" if why else "finished"',
+        '"finished"',
+        "tests/attaching/test_log.py::test_a_model_that_is_not_finite_fails_and_says_so_once",
+    ),
+    Mutant(
         "the wait for another rank's rows counted as computing",
         TRANSPORT["mpi"],
         "        digests = set(self.world.allgather(mine))\n        self.laps.met()\n",

@@ -21,6 +21,7 @@ from localavg.attaching.averager import Averager
 from localavg.attaching.checks import Asked, check, check_kinds
 from localavg.attaching.meetings import meet_again
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.watchdog import watched
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -73,9 +74,10 @@ def attach(
         log, config or {}, warn_after, hang_limit,
     )  # fmt: skip
     check_kinds(asked)
-    meet_again(model)
-    fleet.together(lambda: check(asked))
-    return Averager(asked)
+    with watched(fleet.world, "localavg.attach()", *asked.patience):
+        meet_again(model)
+        fleet.together(lambda: check(asked))
+        return Averager(asked)
 
 
 def _several(optimizer: Optimizer | Sequence[Optimizer] | None) -> tuple[Optimizer, ...]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from localavg.attaching.checks import Asked, check_same, parts
+from localavg.attaching.checks import Asked, check_same, diverged, parts
 from localavg.attaching.exchange import Exchanging
 from localavg.attaching.gradients import Gradients
 from localavg.attaching.log import Log
@@ -137,7 +137,8 @@ class Averager:
     def finish(self) -> Scope:
         """Make all models equal to their average; call after the last update.
 
-        Return who averaged, Scope.NONE if the models were equal already.
+        If the model is not finite then, rank 0 prints it, and the log ends as failed. Return who
+        averaged, Scope.NONE if the models were equal already.
         """
         self._meet(What.FINISH)
         self._laps.met()
@@ -149,7 +150,9 @@ class Averager:
         scope = self._averaging.finish_() or scope
         if self._log is not None:
             self._log.row(self.t, self._gamma)
-            self._log.end("finished")
+        why = diverged(self.flat.w[0, : self.flat.d_trained], self.t, self.fleet.rank)
+        if self._log is not None:
+            self._log.end("failed" if why else "finished", why)
         self._agreement.leave()
         self._agreement.finished = self.t
         return scope

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import math
+import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from localavg.algorithms.base import Algorithm
 from localavg.attaching.row import averaged, check_tensor
 from localavg.config import STATES
 from localavg.errors import UserError, bad, check_choice, positive
+from localavg.interfaces import Array
 from localavg.parallel.fleet import Fleet
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module, Parameter
     from torch.optim import Optimizer
+
+
+START_S = 60.0  # how long a rank waits in attach before it prints that others do not come
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +48,18 @@ class Asked:
     def stepped(self) -> bool:
         """Whether the steps of the optimisers matter: gradients or states are handled."""
         return bool(self.algorithm.exchange.scope) or self.state != "keep"
+
+    @property
+    def patience(self) -> tuple[float, float | None]:
+        """The seconds after which a rank that waits in attach prints it, and ends the job.
+
+        The arguments are not checked yet.
+        """
+        warn_after, limit = (
+            x if isinstance(x, int | float) and x > 0 else None
+            for x in (self.warn_after, self.hang_limit)
+        )
+        return min(warn_after or START_S, START_S), limit
 
 
 def check_kinds(asked: Asked) -> None:
@@ -178,6 +198,16 @@ def _check_tensors(model: Module, statistics: bool) -> None:
                 f"attach: {other} and {name} are two tensors in one memory; to tie weights, "
                 "register one Parameter in both places"
             )
+
+
+def diverged(w: Array, t: int, rank: int) -> str:
+    """Return what is wrong if a trained number w [n] is not finite, else "". Rank 0 prints it."""
+    if math.isfinite(w.sum(dtype=np.float64)):
+        return ""
+    why = f"the model is not finite after update {t}; lower the step size"
+    if rank == 0:
+        print(f"localavg: {why}", file=sys.stderr, flush=True)
+    return why
 
 
 def check_same(fleet: Fleet, shapes: dict[str, tuple[int, ...]]) -> None:

@@ -70,6 +70,8 @@ class Log(Recorder):
 
     def step(self, t: int, scope: Scope, gamma: float, loss: float | Tensor | None) -> None:
         """Record update t. Collective where everyone averaged and a row is due."""
+        if loss is not None and not isinstance(loss, float | int):
+            loss = loss.detach()  # torch warns of a number made from a tensor with a graph
         self.losses.append(math.nan if loss is None else float(loss))
         if scope is Scope.WORLD and t >= self.due:
             self.row(t, gamma)

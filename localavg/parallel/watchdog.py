@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from time import monotonic, sleep
 
 from mpi4py import MPI
@@ -50,6 +52,22 @@ class Watchdog:
             return told_s
         print(f"{line} (t = {t}): another rank does not come", file=sys.stderr, flush=True)
         return waited_s
+
+
+@contextmanager
+def watched(
+    world: MPI.Intracomm, place: str, warn_after: float, limit_s: float | None
+) -> Iterator[None]:
+    """Watch all meetings of a piece of code as one place; see `Watchdog`."""
+    owner, dog = threading.Event(), Watchdog(world, warn_after, limit_s)
+    dog.here = place, 0
+    if world.size > 1:
+        dog.start(owner)
+    try:
+        yield
+    finally:
+        dog.here = None
+        del owner
 
 
 def _watch(dog: Watchdog, owner: weakref.ref[object], every_s: float) -> None:

@@ -605,6 +605,8 @@ ENDING = {  # the attach, the loop, what is said, status
                "RuntimeError: made to fail", 1),
     "raises before attach": ("if last: raise RuntimeError('made to fail')\n" + KAVG, "updates(4); averager.finish()",
                              "RuntimeError: made to fail", 1),
+    "rank 0 attaches": ("if not last: " + KAVG.replace("{}", ", hang_limit=2"), "if last: sys.exit(0)",
+                        "rank 0 has been waiting for . s in localavg.attach.. .t = 0.: the limit is 2 s", 1),
     "hangs": (KAVG.replace("{}", ", warn_after=0.5, hang_limit=2"), "updates(6)\nif last: time.sleep(60)\nupdates(10)",
               "rank 0 has been waiting for . s in the average after update 8 .t = 8.: the limit is 2 s", 1),
 }  # fmt: skip
@@ -617,7 +619,7 @@ def ends(ranks, name, folder, **how):
     return run(ranks, script, program=("python",), timeout=60, again=0, **how)
 
 
-SLOW = ("no finish", "rank 0 alone", "raises before attach")
+SLOW = ("no finish", "rank 0 alone", "raises before attach", "rank 0 attaches")
 CASES = [
     pytest.param(2, name, "openmpi", marks=[pytest.mark.long] if name in SLOW else [])
     for name in ENDING

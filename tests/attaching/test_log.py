@@ -1,12 +1,16 @@
 """`attach(…, log=…)` writes the run file of `localavg train`."""
 
 import math
+import sys
+import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
 from mpi import call
 from mpi import run as launch
+from mpi4py import MPI
 
 import localavg
 from localavg.errors import SharedError
@@ -177,6 +181,38 @@ def test_however_a_program_ends_its_file_says_it(name, tmp_path):
     found = load(path)
     assert found.status == status
     assert ("made to fail" in found.attrs.get("failure", "")) == (status == "failed")
+
+
+def one_rank(path, monkeypatch, bad, algorithm):
+    """A loop on one rank whose model is not finite after update 3 if `bad`; its run file."""
+    for place in (sys, threading):
+        monkeypatch.setattr(place, "excepthook", place.excepthook)
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(D, 2), nn.BatchNorm1d(2))
+    net.register_buffer("mask", torch.full((3,), -math.inf))
+    optimizer = torch.optim.SGD(net.parameters(), 0.1)
+    averager = localavg.attach(net, localavg.Fleet(MPI.COMM_SELF), algorithm, optimizer, log=path)
+    for t in range(1, 5):
+        optimizer.zero_grad()
+        x = torch.randn(B, D)
+        loss = net(x * math.inf if bad and t == 3 else x).square().mean()
+        loss.backward()
+        optimizer.step()
+        averager.step(loss)
+    averager.finish()
+    return load(path)
+
+
+@pytest.mark.parametrize("make", [lambda: localavg.kavg(K=2), localavg.sync, localavg.qsgd])
+def test_a_model_that_is_not_finite_fails_and_says_so_once(make, tmp_path, monkeypatch, capfd):
+    with warnings.catch_warnings(action="error"):
+        bad = one_rank(tmp_path / "bad.h5", monkeypatch, True, make())
+        said = capfd.readouterr().err
+        good = one_rank(tmp_path / "good.h5", monkeypatch, False, make())
+    why = "the model is not finite after update 4; lower the step size"
+    assert said == f"localavg: {why}\n"
+    assert (bad.status, bad.attrs["failure"], len(bad.train) > 0) == ("failed", why, True)
+    assert good.status == "finished" and "not finite" not in capfd.readouterr().err
 
 
 def late(world, folder):

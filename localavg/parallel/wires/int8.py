@@ -28,19 +28,22 @@ class Int8:
     def encode_(self, x: Array, u: Array, out: Array) -> None:
         """Code x [n] with the uniform draws u [n] in [0, 1) into the bytes `out`, uint8.
 
-        The level is ⌊s |x_i| / ‖x‖ + u_i⌋, so the mean over u of the decoded value is x_i.
+        The level is ⌊s |x_i| / ‖x‖ + u_i⌋, so the mean over u of the decoded value is x_i. A bucket
+        with an entry that is not finite has such a norm, and all its entries become NaN.
         """
         norms, codes = self._parts(out, len(x))
         starts = np.arange(0, len(x), self.bucket)
-        norms[:] = np.sqrt(np.add.reduceat(np.square(x, dtype=np.float64), starts))
-        scale = np.divide(self.s, norms, out=np.zeros_like(norms), where=norms > 1e-36)
-        levels = np.floor(np.abs(x) * self._spread(scale, len(x)) + u)
-        codes[:] = np.sign(x) * np.minimum(levels, self.s)
+        with np.errstate(over="ignore", invalid="ignore"):
+            norms[:] = np.sqrt(np.add.reduceat(np.square(x, dtype=np.float64), starts))
+            scale = np.divide(self.s, norms, out=np.zeros_like(norms), where=norms > 1e-36)
+            levels = np.floor(np.abs(x) * self._spread(scale, len(x)) + u)
+            codes[:] = np.sign(x) * np.minimum(levels, self.s)
 
     def decode(self, coded: Array, n: int) -> Array:
         """Return the n entries, float32, that the bytes `coded` stand for."""
         norms, codes = self._parts(coded, n)
-        return codes * self._spread(norms / np.float32(self.s), n)
+        with np.errstate(invalid="ignore"):
+            return codes * self._spread(norms / np.float32(self.s), n)
 
     def _buckets(self, n: int) -> int:
         return -(-n // self.bucket)
