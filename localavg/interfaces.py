@@ -6,7 +6,7 @@ is how rows are averaged over ranks, a problem is what is trained.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -19,6 +19,8 @@ Array: TypeAlias = "np.ndarray"  # NumPy's, or a GPU's by CuPy, which has the sa
 Settings: TypeAlias = Mapping[str, Any]  # by name: numbers, text, bool, None and lists
 Rows: TypeAlias = Any  # rows [l, n]: one array, or a list of them
 Batch: TypeAlias = Any  # a mini-batch: what a problem's feed gives and its gradient_ takes
+Feed: TypeAlias = Callable[[int, int], Batch]  # (j, t) → the mini-batch of learner j for update t
+Book: TypeAlias = Callable[[str, float], None]  # (purpose, seconds): counts a part of a lap's time
 
 
 class Device(Protocol):
@@ -141,6 +143,22 @@ class Transport(Protocol):
         """Wait until all queued work on the rows is done."""
 
 
+class Engine(Protocol):
+    """How the gradients of all learners of a rank are computed.
+
+    name: what the command line calls it.
+    """
+
+    name: str
+
+    def gradients_(self, w: Array, t: int, out: Array) -> Sequence[float | Array]:
+        """Compute each learner's gradient of update t at its row of w [L, d], into its row of out.
+
+        Return the L mini-batch losses, scalars of the host or of the device, in the learners'
+        order. `out` is complete for all work that is queued after this call.
+        """
+
+
 class Problem(Protocol):
     """A loss and its gradient with respect to one row of the flat weight matrix.
 
@@ -160,7 +178,7 @@ class Problem(Protocol):
     def initial_(self, w: Array) -> None:
         """Write the starting point into w [d]."""
 
-    def feed(self, sampler: Any, learners: range, T: int) -> Callable[[int, int], Batch]:
+    def feed(self, sampler: Any, learners: range, T: int) -> Feed:
         """Return (j, t) → the mini-batch of learner j for update t.
 
         The loop asks for t = 1 … T, and for the learners in order in each.
@@ -171,6 +189,14 @@ class Problem(Protocol):
 
         Return the loss, a scalar of the host or of the device.
         """
+
+    def engines(self) -> Mapping[str, Callable[[Feed, range, Book], Engine]]:
+        """Return what else than `engines.loop.Loop` computes the gradients, by name.
+
+        Each value makes an engine of (a feed of this problem, the rank's learners, book). It raises
+        UserError if it cannot work for this problem.
+        """
+        return {}
 
     def sums(
         self, w: Array, split: Any, lo: int, hi: int, gradient: bool = False

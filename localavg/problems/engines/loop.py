@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from time import perf_counter
 
-from localavg.interfaces import Array, Batch, Problem
+from localavg.interfaces import Array, Book, Engine, Feed, Problem
 
 
-class Loop:
+class Loop(Engine):
     """Calls problem.gradient_ for each learner in turn.
 
     feed(j, t): learner j's mini-batch of update t. learners: of the rows, in their order.
     book("data", seconds) is called with the time that an update's mini-batches took.
     """
 
-    def __init__(
-        self,
-        problem: Problem,
-        feed: Callable[[int, int], Batch],
-        learners: range,
-        book: Callable[[str, float], None],
-    ) -> None:
+    name = "loop"
+
+    def __init__(self, problem: Problem, feed: Feed, learners: range, book: Book) -> None:
         self.learners, self.calls = learners, (feed, problem.gradient_, book)
         # the matrices that the rows below are views of
         self._w: Array | None = None
@@ -29,10 +24,7 @@ class Loop:
         self._rows: list[tuple[int, Array, Array]] = []
 
     def gradients_(self, w: Array, t: int, out: Array) -> list[float | Array]:
-        """Compute each learner's gradient of update t at its row of w [L, d], into its row of out.
-
-        Returns the L mini-batch losses, scalars of the host or of a GPU.
-        """
+        """Compute the gradients as `interfaces.Engine` describes."""
         if self._w is not w or self._out is not out:
             self._w, self._out = w, out
             self._rows = list(zip(self.learners, w, out, strict=True))
