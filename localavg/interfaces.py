@@ -63,6 +63,10 @@ class Untimed:
 UNTIMED = Untimed()
 
 
+def unbooked(purpose: str, seconds: float) -> None:
+    """Count no time."""
+
+
 class Code(Protocol):
     """A code in which rows travel, made of buckets of entries that are coded together."""
 
@@ -146,10 +150,12 @@ class Transport(Protocol):
 class Engine(Protocol):
     """How the gradients of all learners of a rank are computed.
 
-    name: what the command line calls it.
+    name: what the command line calls it. book: called with ("data", seconds), the time in which an
+    update's mini-batches were made; whoever counts the time sets it.
     """
 
     name: str
+    book: Book
 
     def gradients_(self, w: Array, t: int, out: Array) -> Sequence[float | Array]:
         """Compute each learner's gradient of update t at its row of w [L, d], into its row of out.
@@ -165,6 +171,7 @@ class Problem(Protocol):
     F = mean loss over data.train + regulariser. data: a `datasets.Dataset`; n: its training
     examples; d: the length of a row; shapes: the tensors of a row in their order, parameters first;
     parameters: how many of these tensors are trained (None: all), the others are statistics;
+    align: each tensor begins at a multiple of so many floats in a row, with zeros before it;
     l2: λ.
     """
 
@@ -173,6 +180,7 @@ class Problem(Protocol):
     d: int
     shapes: Mapping[str, tuple[int, ...]]
     parameters: int | None = None
+    align: int = 1
     l2: float
 
     def initial_(self, w: Array) -> None:
@@ -190,10 +198,10 @@ class Problem(Protocol):
         Return the loss, a scalar of the host or of the device.
         """
 
-    def engines(self) -> Mapping[str, Callable[[Feed, range, Book], Engine]]:
+    def engines(self) -> Mapping[str, Callable[[Feed, range], Engine]]:
         """Return what else than `engines.loop.Loop` computes the gradients, by name.
 
-        Each value makes an engine of (a feed of this problem, the rank's learners, book). It raises
+        Each value makes an engine of (a feed of this problem, the rank's learners). It raises
         UserError if it cannot work for this problem.
         """
         return {}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from localavg.errors import UserError
 from localavg.learner.flat import Flat
+from localavg.parallel.device import ALIGN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,7 @@ class Row(Flat):
         import torch
 
         super().__init__(
-            {name: tuple(x.shape) for name, x in like.items()}, 1, parameters, allocate
+            {name: tuple(x.shape) for name, x in like.items()}, 1, parameters, allocate, ALIGN
         )
         self.tensors = {name: torch.from_numpy(view) for name, view in self.views(0).items()}
 

@@ -30,6 +30,7 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
 STATES = ("keep", "average", "reset")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
+ENGINES = ("auto", "loop", "graph", "batch")
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
 
 NETWORK = not_with("problem", "logistic")
@@ -126,6 +127,18 @@ class TrainConfig:
     )
     compile: bool = option(
         False, "compile the network with torch.compile", NETWORK, group="network"
+    )
+    engine: str = option(
+        "auto",
+        "how the gradients of a rank's learners are computed: one learner after the other (loop), "
+        "all in one CUDA graph (graph), all as one batched model (batch), or the fastest of these, "
+        "measured at the start of the run (auto), which on the CPU is loop",
+        SYNCHRONOUS,
+        only_with("device", "cuda", value="graph", because="and graphs are a GPU's"),
+        not_with("compile", True, value="graph", because="which rebuilds the gradient too"),
+        not_with("compile", True, value="batch", because="which compiles one learner's network"),
+        group="learners",
+        choices=ENGINES,
     )
     cuda_graphs: bool = option(
         False,

@@ -11,21 +11,56 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from localavg.interfaces import Array
+from localavg.parallel.device import host_zeros
 
 
-def layout(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, slice]:
-    """Return the place of each named tensor in a row: one after the other."""
-    ends = np.cumsum([0, *(math.prod(shape) for shape in shapes.values())]).tolist()
-    return {name: slice(a, b) for name, a, b in zip(shapes, ends, ends[1:], strict=False)}
+class Places:
+    """Where the tensors of a model lie in a row: one after the other, each at a multiple of align.
+
+    shapes: the tensors in their order, parameters first; a statistic that is averaged but not
+    trained comes after them. parameters: how many of the tensors are trained (None: all). align: in
+    floats. The gaps hold zeros, and every update and average leaves them zero.
+
+    segments: the place of each tensor. d: the length of a row, a multiple of align. d_trained: the
+    columns of the parameters, gaps included. size: the numbers in a row, without gaps.
+    """
+
+    def __init__(
+        self, shapes: Mapping[str, tuple[int, ...]], parameters: int | None = None, align: int = 1
+    ) -> None:
+        self.shapes = dict(shapes)
+        self.segments: dict[str, slice] = {}
+        starts = [0]
+        for name, shape in self.shapes.items():
+            end = starts[-1] + math.prod(shape)
+            self.segments[name] = slice(starts[-1], end)
+            starts.append(-(-end // align) * align)
+        self.d, self.d_trained = starts[-1], starts[-1 if parameters is None else parameters]
+        self.size = sum(map(math.prod, self.shapes.values()))
+
+    def packed(self, row: np.ndarray) -> np.ndarray:
+        """Return the numbers [size] of a row [d] without the gaps."""
+        return row if self.size == self.d else np.concatenate([row[s] for s in self._cuts()])
+
+    def unpacked(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the row [d] of these numbers [size], zero in the gaps."""
+        row = np.zeros(self.d, numbers.dtype)
+        first = 0
+        for segment in self._cuts():
+            n = segment.stop - segment.start
+            row[segment] = numbers[first : first + n]
+            first += n
+        return row
+
+    def _cuts(self) -> list[slice]:
+        return list(self.segments.values())
 
 
-class Flat:
-    """`w` [L, d], the weights of this rank's L learners, and the place of each tensor in a row.
+class Flat(Places):
+    """`w` [L, d], the weights of this rank's L learners, in the places of `Places`.
 
-    shapes: the tensors in the order they are laid out, parameters first; a statistic that is
-    averaged but not trained comes after them. parameters: how many of the tensors are trained
-    (None: all). `allocate(shape)` returns the float32 memory; the default is ordinary memory,
-    transports give a shared window or a device array.
+    `allocate(shape)` returns the float32 memory; the default is ordinary memory, transports give a
+    shared window or a device array.
     """
 
     def __init__(
@@ -34,14 +69,10 @@ class Flat:
         L: int,
         parameters: int | None = None,
         allocate: Callable[[tuple[int, int]], Array] | None = None,
+        align: int = 1,
     ) -> None:
-        self.shapes = dict(shapes)
-        self.segments = layout(self.shapes)
-        ends = [0, *(segment.stop for segment in self.segments.values())]
-        self.d = ends[-1]
-        self.d_trained = ends[-1 if parameters is None else parameters]
-        shape = L, self.d
-        self.w = np.zeros(shape, np.float32) if allocate is None else allocate(shape)  # [L, d]
+        super().__init__(shapes, parameters, align)
+        self.w = (allocate or host_zeros)((L, self.d))  # [L, d]
 
     def view(self, l: int, name: str) -> Array:
         """Return tensor `name` of local learner l, a view into its row."""

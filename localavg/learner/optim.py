@@ -9,11 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-import numpy as np
-
 from localavg.interfaces import Array, Transport
 from localavg.parallel import kernels
-from localavg.parallel.device import put_
+from localavg.parallel.device import host_zeros, put_
 from localavg.scope import Scope
 
 CHUNK = 1 << 15
@@ -49,7 +47,7 @@ class Optimizer(ABC):
         zeros: the transport's, makes state that is averaged. ordinary: makes state that is not
         averaged; the default is NumPy.
         """
-        make = zeros if self.averaged else ordinary or (lambda shape: np.zeros(shape, np.float32))
+        make = zeros if self.averaged else ordinary or host_zeros
         self.state = [make(shape) for _ in range(self.matrices)]
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:

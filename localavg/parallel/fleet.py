@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from localavg.errors import SharedError, UserError
 from localavg.parallel.abort import abort_on_exception
+from localavg.parallel.device import host_zeros
 from localavg.parallel.layout import Layout
 
 T = TypeVar("T")
@@ -118,7 +119,7 @@ class Fleet:
         return Group(rows, comm, len(cluster), nodes)
 
     def node_array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
-        """Allocate an uninitialised array that all ranks of the node share. Collective.
+        """Allocate an array that all ranks of the node share. Collective.
 
         It lies in shared memory or, where /dev/shm is too small, in a file in the temporary folder,
         with a line on stderr. The file has no name when this returns, so nothing stays behind,
@@ -131,7 +132,7 @@ class Fleet:
         )
 
         def allocate() -> np.ndarray:
-            return np.memmap(path, dtype, "r+", shape=shape) if shared else np.empty(shape, dtype)
+            return np.memmap(path, dtype, "r+", shape=shape) if shared else host_zeros(shape, dtype)
 
         try:
             array = self.together(allocate)

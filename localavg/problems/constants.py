@@ -14,7 +14,7 @@ import numpy as np
 
 from localavg.errors import UserError
 from localavg.interfaces import Problem
-from localavg.learner.flat import Flat
+from localavg.learner.flat import Places
 from localavg.learner.sampling import IID
 from localavg.problems.logistic import Logistic
 from localavg.theory import Constants
@@ -95,12 +95,14 @@ def network_constants(
 ) -> tuple[Constants, dict[str, float]]:
     """Estimate the constants of a network on a few mini-batches of unchanged images.
 
-    They are taken at the initial weights and at `visited` [d]. The least loss is taken to be 0. The
-    second value returned is the number of mini-batches and of weights that were used.
+    They are taken at the initial weights and at `visited`, as run files hold them. The least loss
+    is taken to be 0. The second value returned is the number of mini-batches and of weights that
+    were used.
     """
     start = np.zeros(problem.d, np.float32)
     problem.initial_(start)
-    n, g = Flat(problem.shapes, 1, problem.parameters).d_trained, np.zeros(problem.d, np.float32)
+    places = Places(problem.shapes, problem.parameters, problem.align)
+    n, g = places.d_trained, np.zeros(problem.d, np.float32)
     row = start.copy()
 
     def gradient(w: np.ndarray, batch: int) -> tuple[float, np.ndarray]:
@@ -109,7 +111,7 @@ def network_constants(
         return float(problem.gradient_(row, feed(0, batch), out=g)), g[:n].copy()
 
     feed = problem.feed(IID(problem.n, 1, B, seed), range(1), BATCHES)
-    weights = [w[:n] for w in (start, *visited)]
+    weights = [w[:n] for w in (start, *map(places.unpacked, visited))]
     constants = sampled_constants(
         gradient, weights, range(1, BATCHES + 1), B, delta=delta, turns=TURNS
     )

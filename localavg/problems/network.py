@@ -22,7 +22,7 @@ from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device, Problem
 from localavg.learner.sampling import IID, Sampler
-from localavg.parallel.device import address
+from localavg.parallel.device import ALIGN, address
 from localavg.problems.feed import Feed, JpegFeed, examples, make_feed
 from localavg.problems.graphs import Graphs
 from localavg.problems.rows import Bound, Rows, floating
@@ -45,6 +45,8 @@ class Network(Problem):
     averaged model is evaluated (0: evaluate with the averaged ones). cuda_graphs: replay gradients
     as graphs, learners side by side (`graphs.Graphs`), on the device cuda.
     """
+
+    align = ALIGN
 
     def __init__(
         self,

@@ -15,23 +15,23 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from localavg.interfaces import Array
-from localavg.learner.flat import layout
+from localavg.learner.flat import Places
+from localavg.parallel.device import ALIGN
 
 
 class Rows:
     """The places of a module's tensors in a row [d], in the memory of `device`.
 
     shapes: the tensors by name as they lie in a row; parameters: how many of them are trained, the
-    first ones; n: the length of those; d: the length of a row.
+    first ones; n: the columns of those; d: the length of a row.
     """
 
     def __init__(self, module: nn.Module, device: str) -> None:
         self.device = device
         self.shapes = {name: _in_memory(x) for name, x in floating(module).items()}
-        self.segments = layout(self.shapes)
         self.parameters = len(list(module.parameters()))
-        stops = [segment.stop for segment in self.segments.values()]
-        self.n, self.d = stops[self.parameters - 1], stops[-1]
+        places = Places(self.shapes, self.parameters, ALIGN)
+        self.segments, self.n, self.d = places.segments, places.d_trained, places.d
 
     def tensor(self, row: Array | Tensor) -> Tensor:
         """Return a row as a tensor in the same memory.

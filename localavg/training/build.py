@@ -6,7 +6,6 @@ Nothing here writes a file. One process can build the pieces more than once.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from localavg.algorithms.base import Algorithm
 from localavg.config import TrainConfig
 from localavg.datasets import Dataset, Split, epsilon_like
 from localavg.errors import UserError
-from localavg.interfaces import Array, Batch, Device, Problem, Transport
+from localavg.interfaces import Array, Device, Engine, Feed, Problem, Transport
 from localavg.learner import optim, stepsizes
 from localavg.learner.flat import Flat
 from localavg.learner.sampling import SAMPLERS, Sampler
@@ -25,6 +24,7 @@ from localavg.learner.stepsizes import StepSize
 from localavg.parallel.device import Cpu, Cuda, choose_device, on_host, put_
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import choose
+from localavg.problems.engines import choose as engines
 from localavg.simulate import timing
 from localavg.simulate.timing import Timing
 from localavg.training.length import Length
@@ -58,14 +58,19 @@ class Experiment(Task):
     optimizer: optim.Optimizer
     transport: Transport
     flat: Flat
-    feed: Callable[[int, int], Batch]
+    engine: Engine
+    engine_why: str
+    """why this engine was chosen"""
 
 
-def build(c: TrainConfig, fleet: Fleet, aware: Probe | None = None) -> Experiment:
+def build(
+    c: TrainConfig, fleet: Fleet, aware: Probe | None = None, engine: str | None = None
+) -> Experiment:
     """Build everything for a synchronous run of the fleet's learners. Collective.
 
     aware: the result of doctor's test of MPI on device memory, on rank 0 if the device is cuda.
-    Raises UserError on all ranks for anything that cannot be run.
+    engine: the engine of the run that is resumed, which keeps it. Raises UserError on all ranks for
+    anything that cannot be run.
     """
     algorithms.check(c.algorithm, c.options)  # before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
@@ -73,7 +78,7 @@ def build(c: TrainConfig, fleet: Fleet, aware: Probe | None = None) -> Experimen
             f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or `learners = 1` on "
             "one rank"
         )
-    return assemble(load_task(c, fleet, fleet.P, choose_device(c.device, fleet)), aware)
+    return assemble(load_task(c, fleet, fleet.P, choose_device(c.device, fleet)), aware, engine)
 
 
 def load_task(c: TrainConfig, fleet: Fleet, P: int, device: Device | None = None) -> Task:
@@ -108,8 +113,8 @@ def task_of(
     )
 
 
-def assemble(task: Task, aware: Probe | None = None) -> Experiment:
-    """Add the algorithm and what it works on: rows, transport, mini-batches. Collective."""
+def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) -> Experiment:
+    """Add the algorithm and what it works on: rows, transport, engine. Collective."""
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch)
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
@@ -117,9 +122,9 @@ def assemble(task: Task, aware: Probe | None = None) -> Experiment:
     transport = choose(
         c.transport, fleet, algorithm.S, 4 * matrices * problem.d, task.device, aware
     )
-    flat = Flat(problem.shapes, fleet.L, problem.parameters, allocate=transport.zeros)
-    feed = problem.feed(task.sampler, fleet.learners, length.T)
+    flat = Flat(problem.shapes, fleet.L, problem.parameters, transport.zeros, problem.align)
     start_equal_(problem, flat.w, fleet.world)
+    chosen, why = _engine(task, flat, engine)
     algorithm.exchange.start(fleet.learners, c.seed)
     optimizer.start((fleet.L, flat.d_trained), transport.zeros, transport.ordinary)
     return Experiment(
@@ -128,8 +133,30 @@ def assemble(task: Task, aware: Probe | None = None) -> Experiment:
         optimizer=optimizer,
         transport=transport,
         flat=flat,
-        feed=feed,
+        engine=chosen,
+        engine_why=why,
     )
+
+
+def _engine(task: Task, flat: Flat, earlier: str | None) -> tuple[Engine, str]:
+    """Make the engine that the settings name, or that the resumed run had, and say why.
+
+    Collective.
+    """
+    c, fleet, problem, sampler = task.config, task.fleet, task.problem, task.sampler
+    name, why = c.engine, "asked for"
+    if name == "auto" and earlier:
+        name, why = earlier, "that of the run that is resumed"
+
+    def feed(T: int) -> Feed:
+        return problem.feed(sampler, fleet.learners, T)
+
+    if name == "auto":
+        name, why = engines.fastest(
+            problem, feed, fleet.learners, flat.w, flat.d_trained, task.device, fleet.world
+        )
+    made = fleet.together(lambda: engines.make(name, problem, feed(task.length.T), fleet.learners))
+    return made, why
 
 
 def start_equal_(problem: Problem, w: Array, world: MPI.Intracomm) -> None:

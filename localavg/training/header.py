@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import asdict
 from typing import Protocol
@@ -39,7 +40,7 @@ def config(task: Task) -> dict[str, object]:
         "steps": task.length.T,
         "problem": type(problem).__name__.lower(),
         "rows": problem.n,
-        "d": problem.d,
+        "d": sum(map(math.prod, problem.shapes.values())),
         "data_name": data.name,
         "test_rows": 0 if data.test is None else len(data.test.y),
         **(asdict(task.timing) if task.timing else {}),

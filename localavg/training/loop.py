@@ -7,7 +7,6 @@ average, `monitor.py` what is recorded, and `keeper.py` when a checkpoint is sav
 from __future__ import annotations
 
 from localavg.files.checkpoint import Saved
-from localavg.problems.engines.loop import Loop
 from localavg.training.averaging import Averaging
 from localavg.training.build import Experiment
 from localavg.training.keeper import Keeper
@@ -22,7 +21,6 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     rank raises `Diverged` if a loss is not finite, and `Interrupted` if the run is stopped.
     """
     averaging = _averaging(e, monitor)
-    gradients_ = Loop(e.problem, e.feed, e.fleet.learners, monitor.clock.book).gradients_
     w, g = e.flat.w, e.transport.zeros(e.flat.w.shape)  # [L, d]
     w_trained, g_trained = averaging.columns[0], g[:, : e.flat.d_trained]
     parts: dict[str, Part] = {
@@ -38,7 +36,9 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     keeper.start(begun, w, monitor, parts)
     monitor.start(begun, w)
 
+    e.engine.book = monitor.clock.book
     T, step_size, update_ = e.length.T, e.step_size, e.optimizer.update_
+    gradients_ = e.engine.gradients_
     losses, watching = monitor.losses, monitor.variance == "steps"
     for t in range(begun + 1, T + 1):  # t = completed local updates
         gamma = step_size(t)

@@ -35,6 +35,8 @@ class Earlier(NamedTuple):
     """whether there is a run; the same on all ranks"""
     finished: bool
     """whether the run is finished; the same on all ranks"""
+    engine: str | None
+    """what computed its gradients; the same on all ranks"""
 
 
 class Start(NamedTuple):
@@ -67,7 +69,8 @@ def earlier(c: TrainConfig, fleet: Fleet, writes: bool) -> Earlier:
     if finished:
         print(f"{c.path} is finished already", file=sys.stderr)
     there = fleet.world.allreduce(run is not None, MPI.LOR)
-    return Earlier(run, there, fleet.world.allreduce(finished, MPI.LOR))
+    engine = fleet.world.bcast(run.provenance.get("engine") if run else None)
+    return Earlier(run, there, fleet.world.allreduce(finished, MPI.LOR), engine)
 
 
 def resume(
@@ -77,22 +80,23 @@ def resume(
     config: Settings,
     provenance: Settings,
     writes: bool,
-    checkpoints: bool = True,
+    d: int | None = None,
 ) -> Start:
     """Find the checkpoint to resume from, and open the run file on the rank that writes.
 
-    config, provenance: what to write to the run file about this run. checkpoints: whether runs of
-    this kind save checkpoints; if not, the run starts from the beginning. Collective. Raises
-    UserError on every rank if the earlier run has other settings or its file cannot be written.
+    config, provenance: what to write to the run file about this run. d: the length of a row in a
+    checkpoint; None if runs of this kind save none, and start from the beginning. Collective.
+    Raises UserError on every rank if the earlier run has other settings or its file cannot be
+    written.
     """
     fleet.together(lambda: _check_settings(c.path, before.run, config))
-    saved = latest(c, fleet) if checkpoints and before.there else None
+    saved = latest(c, fleet) if d is not None and before.there else None
 
     def opened() -> Record | None:
         if not writes:
             return None
-        if saved:
-            _check_version(saved)
+        if saved and d is not None:
+            _check_version(saved, d)
             print(f"localavg: {c.path} resumes after step {saved.t}", file=sys.stderr)
             rows = {name: int(n) for name, n in saved.state["record"].items()}
             return Record.reopen(c.path, rows, provenance)
@@ -165,11 +169,12 @@ def _found(c: TrainConfig) -> Run | None:
     return found
 
 
-def _check_version(saved: Saved) -> None:
-    if "meetings" not in saved.state["monitor"]:
+def _check_version(saved: Saved, d: int) -> None:
+    """Raise UserError for a checkpoint whose rows or times are not of this version."""
+    if "meetings" not in saved.state["monitor"] or saved.state["weights"]["w"].shape[1] != d:
         raise UserError(
-            f"the checkpoint after step {saved.t} is of an earlier version, which counted times "
-            "otherwise: resume with that version, or give another `out`"
+            f"the checkpoint after step {saved.t} is of an earlier version, which laid out rows or "
+            "counted times otherwise: resume with that version, or give another `out`"
         )
 
 
@@ -177,7 +182,8 @@ def _check_settings(path: str, run: Run | None, config: Settings) -> None:
     if run is None:
         return
     for name, value in config.items():
-        was = run.config.get(name)
+        # An earlier version did not have every setting, and did what the default does.
+        was = run.config.get(name, stored(getattr(TrainConfig, name, None)))
         if name not in FREE and was != stored(value):
             raise UserError(
                 f"`resume`: {path} was made with {name} = {was}, not {stored(value)}; give the "

@@ -62,11 +62,13 @@ def run(
         return Outcome(FINISHED, "")
 
     # 2. Build the pieces.
-    e = build(c, fleet, aware)
+    e = build(c, fleet, aware, before.engine)
 
     # 3. Find the checkpoint to resume from, and open the run file.
-    origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device)}
-    start = resume(c, fleet, before, header.config(e), origin, writes, checkpoints=not e.timing)
+    engine = {"engine": e.engine.name, "engine_why": e.engine_why}
+    origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device), **engine}
+    d = None if e.timing else e.flat.d
+    start = resume(c, fleet, before, header.config(e), origin, writes, d)
     _print_notes(e)
     monitor, keeper = watched(e, start.file, began_s)
 
@@ -117,11 +119,11 @@ def watched(
 def _train(e: Experiment, start: Start, monitor: Monitor, keeper: Keeper) -> None:
     file = start.file if e.config.save_weights else None
     if file is not None and start.saved is None:
-        file.save_weights("initial_weights", on_host(e.flat.w[0]))
+        file.save_weights("initial_weights", e.flat.packed(on_host(e.flat.w[0])))
     with np.errstate(over="ignore", invalid="ignore"):  # the monitor checks the losses
         train(e, monitor, keeper, start.saved)
     if file is not None:
-        file.save_weights("weights", on_host(e.flat.w[0]))
+        file.save_weights("weights", e.flat.packed(on_host(e.flat.w[0])))
 
 
 def _summary(e: Experiment, monitor: Monitor) -> str:

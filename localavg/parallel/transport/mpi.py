@@ -11,7 +11,7 @@ from mpi4py import MPI
 from numpy.typing import DTypeLike
 
 from localavg.interfaces import UNTIMED, Code, Laps, Rows
-from localavg.parallel.device import on_host
+from localavg.parallel.device import host_zeros, on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.scope import Scope
 
@@ -54,11 +54,11 @@ class HostMPI:
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
         """Make zero rows [L, n] that will be averaged. Collective."""
-        return np.zeros(shape, self.dtype)
+        return host_zeros(shape, self.dtype)
 
     def ordinary(self, shape: tuple[int, int]) -> np.ndarray:
         """Make zero rows [L, n] in ordinary memory, for state that is never averaged."""
-        return np.zeros(shape, self.dtype)
+        return host_zeros(shape, self.dtype)
 
     def settle(self) -> None:
         """Wait until all queued work is done; on a host nothing is queued."""

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from time import perf_counter
 
-from localavg.interfaces import Array, Book, Engine, Feed, Problem
+from localavg.interfaces import Array, Book, Engine, Feed, Problem, unbooked
 
 
 class Loop(Engine):
     """Calls problem.gradient_ for each learner in turn.
 
     feed(j, t): learner j's mini-batch of update t. learners: of the rows, in their order.
-    book("data", seconds) is called with the time that an update's mini-batches took.
     """
 
     name = "loop"
 
-    def __init__(self, problem: Problem, feed: Feed, learners: range, book: Book) -> None:
-        self.learners, self.calls = learners, (feed, problem.gradient_, book)
+    def __init__(self, problem: Problem, feed: Feed, learners: range) -> None:
+        self.learners, self.calls = learners, (feed, problem.gradient_)
+        self.book: Book = unbooked
         # the matrices that the rows below are views of
         self._w: Array | None = None
         self._out: Array | None = None
@@ -28,12 +28,12 @@ class Loop(Engine):
         if self._w is not w or self._out is not out:
             self._w, self._out = w, out
             self._rows = list(zip(self.learners, w, out, strict=True))
-        feed, gradient_, book = self.calls
+        feed, gradient_ = self.calls
         losses, data_s = [], 0.0
         for j, w_j, g_j in self._rows:  # [d] each
             start = perf_counter()
             batch = feed(j, t)
             data_s += perf_counter() - start
             losses.append(gradient_(w_j, batch, out=g_j))
-        book("data", data_s)
+        self.book("data", data_s)
         return losses

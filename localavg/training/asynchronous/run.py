@@ -18,7 +18,7 @@ from localavg.algorithms.eamsgd import EAMSGD
 from localavg.config import TrainConfig
 from localavg.errors import FINISHED, UserError
 from localavg.interfaces import Array, Settings
-from localavg.learner.flat import Flat
+from localavg.learner.flat import Flat, Places
 from localavg.parallel.fleet import Fleet
 from localavg.training import header
 from localavg.training.asynchronous.client import client
@@ -61,7 +61,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
     config = header.config(task) | _filled_in(local)
     replay = fleet.together(lambda: _order(c, config, roles.P, local.T, local.rule.K))
     origin = _origin(task, roles, provenance)
-    _, file = resume(c, fleet, before, config, origin, writes, checkpoints=False)
+    _, file = resume(c, fleet, before, config, origin, writes)
     log = Log(task.length, task.step_size, file)
 
     # 4. Train.
@@ -98,7 +98,7 @@ def _build(
     rule = _make(c, roles.P).rule
     task = load_task(c, fleet, roles.P)
     problem, T = task.problem, task.length.T
-    flat = Flat(problem.shapes, 1, problem.parameters)
+    flat = Flat(problem.shapes, 1, problem.parameters, align=problem.align)
     rule.lay_out(flat.d_trained)
     feed = problem.feed(task.sampler, roles.learners or range(1), T)
     start_equal_(problem, flat.w, fleet.world)
@@ -128,9 +128,10 @@ def _train(
 ) -> None:
     """Train with `center` [d], evaluate it on the way, and save what was evaluated last."""
     c, file = task.config, log.file if task.config.save_weights else None
-    world = roles.world
+    world, problem = roles.world, task.problem
+    places = Places(problem.shapes, problem.parameters, problem.align)
     evaluator = Evaluator(
-        task.problem, world, by_rank(world), examples=c.eval_examples, grad_norm=c.grad_norm
+        problem, world, by_rank(world), examples=c.eval_examples, grad_norm=c.grad_norm
     )
     # [d] a network keeps the address of the weights that it evaluates, so always give it these
     last, looked_at = np.empty_like(center), np.empty_like(center)
@@ -144,7 +145,7 @@ def _train(
         look(log.U, log.wall_s, center)
 
     if file is not None:
-        file.save_weights("initial_weights", center)
+        file.save_weights("initial_weights", places.packed(center))
     with np.errstate(over="ignore", invalid="ignore"):  # the log checks the losses
         look(0, 0.0, center)
         if task.timing:
@@ -152,7 +153,7 @@ def _train(
         else:
             _play(local, center, roles, log, clock, replay, look)
     if file is not None:
-        file.save_weights("weights", last)
+        file.save_weights("weights", places.packed(last))
 
 
 def _filled_in(local: Local) -> dict[str, object]:
