@@ -27,6 +27,17 @@ ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
         "raw T rows",
         "const T mean = total / P; for (long long k = 0; k < l; ++k) rows[k * width + i] = mean",
     ),
+    # Loads of eight rows are on their way together: one after the other they wait for memory.
+    "mean": (
+        "T P, int64 l, int64 width",
+        "raw T rows",
+        """T s = rows[i];
+        #pragma unroll 8
+        for (long long k = 1; k < l; ++k) s += rows[k * width + i];
+        s /= P;
+        #pragma unroll 8
+        for (long long k = 0; k < l; ++k) rows[k * width + i] = s""",
+    ),
     "block_momentum": (
         "T mu, bool nesterov, int64 l, int64 width",
         "T w_tilde, T v, raw T w",
@@ -68,6 +79,12 @@ def array_module(x: Array) -> ModuleType | None:
 def sum_rows_(xp: ModuleType, rows: Array, total: Array) -> None:
     """Write the sum of rows [l, n] into total [n]."""
     kernel(xp, "sum")(rows, *rows.shape, total)
+
+
+def mean_(xp: ModuleType, rows: Array) -> None:
+    """Set every row of rows [l, n] to their mean: each number is read once and written once."""
+    l, n = rows.shape
+    kernel(xp, "mean")(np.float32(l), l, n, rows, size=n)
 
 
 def finish_(xp: ModuleType, total: Array, P: int, rows: Array) -> None:

@@ -305,12 +305,12 @@ class ElementwiseKernel:
             f"{{ {' '.join(inner)} {body}; }} }}"
         )
 
-    def __call__(self, *given):
+    def __call__(self, *given, size=None):
         assert len(given) == len(self.params)
-        null.queue(self.name, lambda: self.work(*given))
+        null.queue(self.name, lambda: self.work(*given, size=size))
 
-    def work(self, *given):
-        args, back, kept, size = [], [], [], None
+    def work(self, *given, size):
+        args, back, kept = [], [], []
         for ((*kind, _), value), k in zip(
             zip(self.params, given, strict=True), range(len(given)), strict=True
         ):

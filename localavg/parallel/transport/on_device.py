@@ -1,8 +1,8 @@
 """Means of rows in a GPU's memory: the base of the three transports between GPUs.
 
 One kernel sums the rank's own rows, then the sum travels over the ranks, and one kernel divides it
-and writes the rows. A subclass implements the travel, `_sum_over_ranks_`, and waits there for the
-stream before every MPI call; no other code does.
+and writes the rows. Learners of one rank take one kernel in all. A subclass implements the travel,
+`_sum_over_ranks_`, and waits there for the stream before every MPI call; no other code does.
 """
 
 from __future__ import annotations
@@ -51,6 +51,9 @@ class OnDevice(HostMPI):
                 mean = self._mean(rows, group)
                 spread += self._spread(rows, mean)
                 rows[...] = mean
+                continue
+            if group.comm is None and len(rows) > 1:
+                kernels.mean_(self.xp, rows)
                 continue
             total = self._total(rows, group, in_place=True)
             kernels.finish_(self.xp, total, group.learners, rows)
