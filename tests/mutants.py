@@ -33,6 +33,10 @@ TRANSPORT = {
     name: f"localavg/parallel/transport/{name}.py"
     for name in ("lanes", "slots", "shared", "mpi", "staged")
 }
+PROBLEMS = {
+    name: f"localavg/problems/{name}.py"
+    for name in ("ahead", "device_feed", "device_jpegs", "engines/graph", "engines/dropout")
+}
 TRAINING = {
     name: f"localavg/training/{name}.py"
     for name in ("averaging", "monitor", "recorder", "resume", "stopwatch")
@@ -47,6 +51,7 @@ TESTS = {
         "learner": ("sampling",),
         "parallel": ("transport", "late_ranks", "gpu_logic", "agreement"),
         "attaching": ("even",),
+        "problems": ("graph", "device_feed"),
         "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
     }.items()
     for name in names
@@ -69,6 +74,9 @@ RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bi
 WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
 ON_DEVICE = f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once"
 DIVIDED = f"{TESTS['transport']}::test_a_sum_is_divided_by_the_learners_not_by_the_ranks"
+RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
+SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
+ON_CPU = f"{TESTS['device_feed']}::test_batches_are_those_of_the_feed_on_the_cpu"
 FIRST_BARRIER = """\
             self.here.Barrier()  # everyone's rows are ready
 """
@@ -542,6 +550,86 @@ MUTANTS = [
         "    if P == 1:",
         "    if P == 0:",
         f"{TESTS['silence']}::test_one_learner_averages_nothing_which_is_printed",
+    ),
+    # the learners of one GPU
+    Mutant(
+        "main does not wait for the side streams",
+        PROBLEMS["engines/graph"],
+        "main.wait_stream(side)",
+        "pass",
+        f"{RACES}[mlp-3]",
+    ),
+    Mutant(
+        "side streams do not wait for the batches",
+        PROBLEMS["engines/graph"],
+        "side.wait_stream(main)",
+        "pass",
+        f"{RACES}[mlp-3]",
+    ),
+    Mutant(
+        "learners take the next side stream only after the one before is joined",
+        PROBLEMS["engines/graph"],
+        "self._losses[l].copy_(bound.gradient_(x[l], y[l]))",
+        "self._losses[l].copy_(bound.gradient_(x[l], y[l]))\n"
+        "            for side in self.sides:\n"
+        "                side.wait_stream(self.sides[l % len(self.sides)])",
+        f"{TESTS['graph']}::test_learners_of_a_step_do_not_wait_for_each_other",
+    ),
+    Mutant(
+        "losses are those of the last replay",
+        PROBLEMS["engines/graph"],
+        "list(self._losses.clone())",
+        "list(self._losses)",
+        f"{TESTS['graph']}::test_losses_that_are_kept_do_not_change_with_later_replays",
+    ),
+    Mutant(
+        "all learners have the masks of the first",
+        PROBLEMS["engines/graph"],
+        "masks.draw_(seed)",
+        "masks.draw_(self.seed_of(self.learners[0], t))",
+        f"{SAME}[drawing-float32]",
+    ),
+    Mutant(
+        "a dropout takes the mask of the one before",
+        PROBLEMS["engines/dropout"],
+        "self.place = (self.place + 1) % len(self.drops)",
+        "self.place = 0",
+        f"{SAME}[drawing-float32]",
+    ),
+    Mutant(
+        "the feed on a GPU is one update late",
+        PROBLEMS["device_feed"],
+        "divmod(t - 1, self.length)",
+        "divmod(max(0, t - 2), self.length)",
+        f"{ON_CPU}[iid-both-3]",
+    ),
+    Mutant(
+        "numbers are drawn again while the GPU may still read them",
+        PROBLEMS["ahead"],
+        "window.copied.synchronize()",
+        "pass",
+        f"{TESTS['device_feed']}::test_numbers_are_drawn_again_only_when_the_gpu_has_read_them",
+    ),
+    Mutant(
+        "pictures are copied over those that the GPU still reads",
+        PROBLEMS["device_jpegs"],
+        "self._side.wait_event(slot.used)",
+        "pass",
+        f"{TESTS['device_feed']}::test_pictures_on_the_gpu_are_those_of_the_feed_on_the_cpu",
+    ),
+    Mutant(
+        "pictures are read before they are copied",
+        PROBLEMS["device_jpegs"],
+        "self.cuda.current_stream().wait_event(slot.copied)",
+        "pass",
+        f"{TESTS['device_feed']}::test_pictures_on_the_gpu_are_those_of_the_feed_on_the_cpu",
+    ),
+    Mutant(
+        "pictures are decoded over those that are not yet copied",
+        PROBLEMS["device_jpegs"],
+        "self.copied.synchronize()",
+        "pass",
+        f"{TESTS['device_feed']}::test_pictures_on_the_gpu_are_those_of_the_feed_on_the_cpu",
     ),
 ]
 

@@ -30,8 +30,8 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
 STATES = ("keep", "average", "reset")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
-ENGINES = ("auto", "loop", "graph", "batch")
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
+ENGINES = ("auto", "loop", "graph", "batch")
 
 NETWORK = not_with("problem", "logistic")
 STEPS = only_with("lr_schedule", "steps")
@@ -128,28 +128,6 @@ class TrainConfig:
     compile: bool = option(
         False, "compile the network with torch.compile", NETWORK, group="network"
     )
-    engine: str = option(
-        "auto",
-        "how the gradients of a rank's learners are computed: one learner after the other (loop), "
-        "all in one CUDA graph (graph), all as one batched model (batch), or the fastest of these, "
-        "measured at the start of the run (auto), which on the CPU is loop",
-        SYNCHRONOUS,
-        only_with("device", "cuda", value="graph", because="and graphs are a GPU's"),
-        not_with("compile", True, value="graph", because="which rebuilds the gradient too"),
-        not_with("compile", True, value="batch", because="which compiles one learner's network"),
-        group="learners",
-        choices=ENGINES,
-    )
-    cuda_graphs: bool = option(
-        False,
-        "compute gradients by CUDA graphs, with the learners of a GPU in parallel; not yet tested "
-        "on a GPU",
-        NETWORK,
-        only_with("device", "cuda", because="and graphs are a GPU's"),
-        not_with("compile", True, because="which rebuilds the gradient too"),
-        group="network",
-    )
-
     learners: int | None = option(
         None,
         "number of learners P, at least one per rank (default: one per rank)",
@@ -183,6 +161,24 @@ class TrainConfig:
         ),
         group="learners",
         choices=("cpu", "cuda"),
+    )
+    engine: str = option(
+        "auto",
+        "how the gradients of a rank's learners are computed: one learner after the other (loop), "
+        "all in one CUDA graph (graph), all as one batched model (batch), or by the fastest of "
+        "those that work, which is measured at the start of the run (auto) and is loop on the CPU",
+        not_with(
+            "algorithm",
+            *ASYNCHRONOUS,
+            lenient=True,
+            because="whose learners compute one gradient at a time",
+        ),
+        not_with("problem", "logistic", value="graph"),
+        only_with("device", "cuda", value="graph", because="and graphs are a GPU's"),
+        not_with("compile", True, value="graph", because="which rebuilds the gradient too"),
+        not_with("compile", True, value="batch", because="which compiles one learner's network"),
+        group="learners",
+        choices=ENGINES,
     )
 
     steps: int | None = option(

@@ -11,7 +11,7 @@ import io
 import math
 import os
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -217,6 +217,11 @@ class Pictures:
         for future in self._futures:
             future.cancel()
 
+    def end(self) -> None:
+        """Cancel the images, and wait until nothing is written to their memory any more."""
+        self.cancel()
+        wait(self._futures)
+
 
 class Decoder:
     """Threads that decode pictures to uint8 images of one shape.
@@ -230,9 +235,14 @@ class Decoder:
         self.pictures, self.shape = pictures, shape
         self._pool = ThreadPoolExecutor(threads or default_threads(), "decode")
 
-    def begin(self, rows: np.ndarray, numbers: np.ndarray | None = None) -> Pictures:
-        """Start to decode the pictures rows [B], with random crops if numbers [B, NUMBERS]."""
-        images = np.empty((len(rows), *self.shape), np.uint8)
+    def begin(
+        self, rows: np.ndarray, numbers: np.ndarray | None = None, out: np.ndarray | None = None
+    ) -> Pictures:
+        """Start to decode the pictures rows [B], with random crops if numbers [B, NUMBERS].
+
+        out [B, H, W, 3] uint8: the memory for the images (default: new memory).
+        """
+        images = np.empty((len(rows), *self.shape), np.uint8) if out is None else out
 
         def work(k: int, row: int) -> None:
             own = None if numbers is None else numbers[k]  # [NUMBERS]

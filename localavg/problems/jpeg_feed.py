@@ -52,6 +52,17 @@ class JpegFeed:
 
     def __call__(self, j: int, t: int) -> tuple[Tensor, Tensor]:
         """Return learner j's mini-batch for update t = 1, 2, …."""
+        pictures, y = self._next(j, t)
+        x = moved(torch.from_numpy(pictures.result()), self.device)
+        return self._normalise(x).permute(0, 3, 1, 2), moved(torch.from_numpy(y), self.device)
+
+    def close(self) -> None:
+        """End the threads; pictures that are not decoded yet are dropped."""
+        self._cancel()
+        self._decoder.close()
+
+    def _next(self, j: int, t: int) -> tuple[Pictures, np.ndarray]:
+        """Return the batch of learner j for update t, and begin those that follow."""
         if not self._flight or self._flight[0][0] != (j, t):
             self._cancel()
             self._flight.append(self._begin(j, t))
@@ -60,13 +71,7 @@ class JpegFeed:
         while len(self._flight) < self.ahead and (following := self._after(*last)):
             self._flight.append(self._begin(*following))
             last = following
-        x = moved(torch.from_numpy(pictures.result()), self.device)
-        return self._normalise(x).permute(0, 3, 1, 2), moved(torch.from_numpy(y), self.device)
-
-    def close(self) -> None:
-        """End the threads; pictures that are not decoded yet are dropped."""
-        self._cancel()
-        self._decoder.close()
+        return pictures, y
 
     def _after(self, j: int, t: int) -> tuple[int, int] | None:
         """Return the (learner, update) that follows (j, t), None after the last."""
@@ -81,7 +86,11 @@ class JpegFeed:
         numbers = None  # [B, NUMBERS]
         if self.change:
             numbers = generator(self.seed, j, t, Stream.IMAGES).random((len(rows), NUMBERS))
-        return (j, t), self._decoder.begin(rows, numbers), self.y[rows]
+        return (j, t), self._decoded(rows, numbers), self.y[rows]
+
+    def _decoded(self, rows: np.ndarray, numbers: np.ndarray | None) -> Pictures:
+        """Start to decode the pictures rows [B]; numbers [B, NUMBERS] of their random crops."""
+        return self._decoder.begin(rows, numbers)
 
     def _cancel(self) -> None:
         for _, pictures, _ in self._flight:

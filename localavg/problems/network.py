@@ -8,8 +8,9 @@ ever copied between torch and the flat matrix.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -20,18 +21,18 @@ from torch.overrides import TorchFunctionMode
 from localavg import models
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
-from localavg.interfaces import Array, Device, Problem
+from localavg.interfaces import Array, Device, Engine, Feed, Problem
 from localavg.learner.sampling import IID, Sampler
 from localavg.parallel.device import ALIGN, address
-from localavg.problems.feed import Feed, JpegFeed, examples, make_feed
-from localavg.problems.graphs import Graphs
+from localavg.problems.batches import Batch, Batches
+from localavg.problems.device_feed import make_device_feed
+from localavg.problems.engines.dropout import DROPOUTS, Dropouts, masked_
+from localavg.problems.engines.graph import Graph
+from localavg.problems.engines.loop import Loop
+from localavg.problems.feed import examples, make_feed
 from localavg.problems.rows import Bound, Rows, floating
-from localavg.streams import Stream, generator
 
-Batch = tuple[Tensor, Tensor, int | None]
-"""x [B, C, H, W], y [B], and the seed of what the network draws itself (None: it draws nothing)"""
-
-NORMS, DROPOUTS = (nn.BatchNorm1d, nn.BatchNorm2d), (nn.Dropout, nn.Dropout2d)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 PIXELS = {"cpu": 256 * 32 * 32, "cuda": 4096 * 32 * 32}
 """pixels of the images that are evaluated at a time, by device"""
 
@@ -42,8 +43,9 @@ class Network(Problem):
     l2 is weight decay as in torch.optim: its gradient is added, its value is not part of the loss,
     as in the papers' figures. precision: bf16 for autocast with float32 weights; the others are set
     by torch's flags. calibrate: re-estimate BatchNorm's statistics from N mini-batches before the
-    averaged model is evaluated (0: evaluate with the averaged ones). cuda_graphs: replay gradients
-    as graphs, learners side by side (`graphs.Graphs`), on the device cuda.
+    averaged model is evaluated (0: evaluate with the averaged ones).
+
+    cuda: torch.cuda where the learners compute on a GPU, None on the CPU; tests set a stand-in.
     """
 
     align = ALIGN
@@ -59,7 +61,6 @@ class Network(Problem):
         precision: str = "float32",
         calibrate: int = 0,
         compiled: bool = False,
-        cuda_graphs: bool = False,
         device: str = "cpu",
     ) -> None:
         if data.kind == "features":
@@ -69,7 +70,8 @@ class Network(Problem):
             )
         self.data, self.model, self.l2, self.seed = data, model, l2, seed
         self.augment, self.calibrate, self.device = augment, calibrate, device
-        self.compiled, self.cuda_graphs = compiled, cuda_graphs
+        self.compiled = compiled
+        self.cuda: ModuleType | None = None if device == "cpu" else torch.cuda
         self.n = len(data.train.y)
         self.autocast: AbstractContextManager[object] = nullcontext()
         if precision == "bf16":
@@ -81,8 +83,7 @@ class Network(Problem):
         self._draws = any(isinstance(m, DROPOUTS) and m.p for m in self._skeleton.modules())
         self._normalises = any(isinstance(m, NORMS) for m in self._skeleton.modules())
         self._bound: dict[tuple[int, bool], Bound] = {}  # by the address of w and whether it trains
-        self._feed: Feed | JpegFeed | None = None
-        self._graphs: Graphs | None = None
+        self._batches: Batches | None = None
 
     def initial_(self, w: Array) -> None:
         """Write the model's own initialisation, drawn with the run's seed, into w [d]."""
@@ -92,25 +93,27 @@ class Network(Problem):
             for name, view in self.views(w).items():
                 view.copy_(tensors[name])
 
-    def feed(self, sampler: Sampler, learners: range, T: int) -> Callable[[int, int], Batch]:
+    def feed(self, sampler: Sampler, learners: range, T: int) -> Batches:
         if sampler.B < 2 and self._normalises:
             raise UserError(
                 f"`batch_size = {sampler.B}`: {self.model} has BatchNorm, which needs at least 2 "
                 "examples a batch"
             )
+        self.close()
         self.B = sampler.B
-        if self.cuda_graphs:
-            self._graphs = Graphs(len(learners), self._draws)
-        self._feed = draw = make_feed(
-            self.data, sampler, self.seed, learners, T, self.device, self.augment
-        )
+        how = self.data, sampler, self.seed, learners, T, self.device, self.augment
+        feed = make_device_feed(*how, self.cuda) if self.cuda else make_feed(*how)
+        self._batches = Batches(feed, self._draws, self.seed)
+        return self._batches
 
-        def seed(j: int, t: int) -> int | None:
-            if not self._draws:
-                return None
-            return int(generator(self.seed, j, t, Stream.NETWORK).integers(2**63))
+    def engines(self) -> Mapping[str, Callable[[Feed, range], Engine]]:
+        if self.cuda is None or self.compiled:
+            return {}
+        return {Graph.name: self._graph}
 
-        return lambda j, t: (*draw(j, t), seed(j, t))
+    def _graph(self, feed: Feed, learners: range) -> Graph:
+        assert self.cuda is not None and isinstance(feed, Batches)
+        return Graph(self.bind, feed, learners, Loop(self, feed, learners), self.cuda)
 
     def gradient_(self, w: Array, batch: Batch, out: Array) -> float | Tensor:
         """Write the gradient of the mini-batch loss and the weight decay at w [d] into `out` [d].
@@ -120,8 +123,6 @@ class Network(Problem):
         not used.
         """
         bound = self._at(w, out)
-        if self._graphs is not None:
-            return self._graphs.gradient_(bound, *batch)
         x, y, seed = batch
         if seed is not None:
             torch.manual_seed(seed)
@@ -173,8 +174,8 @@ class Network(Problem):
         draw.close()
 
     def close(self) -> None:
-        if self._feed is not None:
-            self._feed.close()
+        if self._batches is not None:
+            self._batches.feed.close()
 
     def views(self, row: Array) -> dict[str, Tensor]:
         """Return the tensors of a row [d] by name, in the model's shapes."""
@@ -190,9 +191,15 @@ class Network(Problem):
         """
         key = address(w), g is not None
         if key not in self._bound:
-            module = copy.deepcopy(self._skeleton)
-            self._bound[key] = Bound(module, self.rows, w, g, self.l2, self.autocast, self.compiled)
+            self._bound[key] = self.bind(w, g)
         return self._bound[key]
+
+    def bind(self, w: Array, g: Array | None = None, masks: Dropouts | None = None) -> Bound:
+        """Make a module whose weights are w [d], as `_at` describes; masks: of its dropouts."""
+        module = copy.deepcopy(self._skeleton)
+        if masks is not None:
+            masked_(module, masks)
+        return Bound(module, self.rows, w, g, self.l2, self.autocast, self.compiled)
 
 
 def set_up_torch(threads: int, device: Device, precision: str) -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from localavg.datasets import Dataset
+
+ALIGNED = 64
+"""floats in 256 bytes"""
 
 
 class Normalise:
@@ -24,17 +30,35 @@ class Normalise:
         )
         self._out = torch.empty((0, *shape), device=device)
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """Return the normalised images, in a buffer.
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the normalised images, in `out` float32 or in a buffer.
 
-        The next call with as many images overwrites them.
+        The next call with as many images overwrites those in a buffer.
         """
-        if len(self._out) != len(x):
-            self._out = torch.empty(x.shape, device=x.device)
-        self._out.copy_(x)
-        return torch.addcmul(self._shift, self._out, self._scale, out=self._out)
+        if out is None:
+            if len(self._out) != len(x):
+                self._out = torch.empty(x.shape, device=x.device)
+            out = self._out
+        out.copy_(x)
+        return torch.addcmul(self._shift, out, self._scale, out=out)
+
+
+def batches(L: int, B: int, shape: tuple[int, int, int], device: str) -> Tensor:
+    """Make memory for the images of L learners, float32 [L, B, H, W, C].
+
+    Each learner's begin at a multiple of 256 bytes, as cuDNN and vectorised kernels want it.
+    """
+    n = B * math.prod(shape)
+    return torch.empty((L, -(-n // ALIGNED) * ALIGNED), device=device)[:, :n].view(L, B, *shape)
 
 
 def moved(x: Tensor, device: str) -> Tensor:
     """Return x on the device; it goes to a GPU by pinned memory, so that no copy has to wait."""
     return x if device == "cpu" else x.pin_memory().to(device, non_blocking=True)
+
+
+def stacked(made: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return x [L, B, C, H, W], y [L, B] of batches each of which is valid until the next."""
+    copies = [(x.permute(0, 2, 3, 1).clone(), y.clone()) for x, y in made]
+    x, y = zip(*copies, strict=True)
+    return torch.stack(x).permute(0, 1, 4, 2, 3), torch.stack(y)

@@ -145,13 +145,13 @@ def _engine(task: Task, flat: Flat, earlier: str | None) -> tuple[Engine, str]:
     """
     c, fleet, problem, sampler = task.config, task.fleet, task.problem, task.sampler
     name, why = c.engine, "asked for"
-    if name == "auto" and earlier:
+    if name == engines.AUTO and earlier:
         name, why = earlier, "that of the run that is resumed"
 
     def feed(T: int) -> Feed:
         return problem.feed(sampler, fleet.learners, T)
 
-    if name == "auto":
+    if name == engines.AUTO:
         name, why = engines.fastest(
             problem, feed, fleet.learners, flat.w, flat.d_trained, task.device, fleet.world
         )
@@ -200,23 +200,22 @@ def make_problem(
 ) -> Problem:
     """Make the problem that the settings ask for, on the host if no device is given.
 
-    Raises UserError if data, `problem` and `model` do not fit together, or if torch cannot use the
-    device.
+    Raises UserError if data, `problem` and `model` do not fit together, if torch cannot use the
+    device, or if the problem does not have the engine.
     """
     called_for = "network" if c.model or data.kind != "features" else "logistic"
+    problem: Problem
     if (c.problem or called_for) == "logistic":
-        return _logistic(c, data, device or Cpu())
-    return _network(c, data, fleet, device or Cpu())
+        problem = _logistic(c, data, device or Cpu())
+    else:
+        problem = _network(c, data, fleet, device or Cpu())
+    engines.check(c.engine, problem)
+    return problem
 
 
 def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Logistic:
     from localavg.problems.logistic import Logistic
 
-    if c.cuda_graphs:
-        raise UserError(
-            f"`cuda_graphs`: `data = {c.data}` calls for logistic regression, which has no "
-            "graphs; leave it out"
-        )
     replace(c, problem="logistic")  # which refuses settings that mean nothing to it
     if not isinstance(device, Cuda):
         return Logistic(data, c.l2)
@@ -247,6 +246,5 @@ def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Net
         precision=c.precision,
         calibrate=c.calibrate,
         compiled=c.compile,
-        cuda_graphs=c.cuda_graphs,
         device=c.device,
     )

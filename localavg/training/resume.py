@@ -25,6 +25,9 @@ from localavg.parallel.device import put_
 from localavg.parallel.fleet import Fleet
 from localavg.training.checks import FREE, all_settings, difference
 
+LACKING = {"engine": ("loop", "auto")}
+"""settings that run files of earlier versions lack: what they meant, and what else is like it"""
+
 
 class Earlier(NamedTuple):
     """The run that is in the file `out` already."""
@@ -182,8 +185,10 @@ def _check_settings(path: str, run: Run | None, config: Settings) -> None:
     if run is None:
         return
     for name, value in config.items():
-        # An earlier version did not have every setting, and did what the default does.
-        was = run.config.get(name, stored(getattr(TrainConfig, name, None)))
+        like = LACKING.get(name, (None,))
+        if name not in run.config and value in like:
+            continue
+        was = run.config.get(name, like[0])
         if name not in FREE and was != stored(value):
             raise UserError(
                 f"`resume`: {path} was made with {name} = {was}, not {stored(value)}; give the "

@@ -41,7 +41,7 @@ COLUMNS = {
         "device",
         "threads",
         "learners",
-        "cuda_graphs",
+        "engine",
         *RATES,
         "ours_over_bare",
         "ours_over_floor",
@@ -66,7 +66,7 @@ MISTAKES = {
     "FOLDER/nowhere": "--folder .*nowhere.*No such file.*give a folder that every rank can write",
     f"train {DATA} --steps 2 --repeats 1 --json "
     "FOLDER/nowhere/rows.json": "rows.json: No such file or directory",
-    "train --model mlp --cuda-graphs": "--cuda-graphs .* --device cuda",
+    "train --model mlp --engine graph": "--engine graph .* --device cuda",
     f"train {DATA} --learners "
     "2": "logistic regression measures one learner on the CPU; give --model for a network",
     f"memory {DATA} --steps 0": "argument --steps: invalid",
@@ -153,9 +153,9 @@ def test_a_row_of_training_says_what_was_trained(one_rank):
     assert logistic["overhead_over_add"] == pytest.approx(
         logistic["overhead_s"] / logistic["add_s"]
     )
-    names = "model", "side", "batch_size", "precision", "learners", "cuda_graphs"
+    names = "model", "side", "batch_size", "precision", "learners", "engine"
     said = [[row[name] for name in names] for (row,) in networks]
-    assert said == [["mlp", 8, 4, "float32", 1, False], ["mlp", 9, 4, "float32", 2, False]]
+    assert said == [["mlp", 8, 4, "float32", 1, "auto"], ["mlp", 9, 4, "float32", 2, "auto"]]
 
 
 def test_a_checkpoint_is_compared_with_plain_writing(either):

@@ -1,6 +1,8 @@
 """The pieces of a run: built twice in one process, without a file, they give the same run."""
 
+from contextlib import nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files.checkpoint import Saved
 from localavg.parallel.fleet import Fleet
+from localavg.training import resume
 from localavg.training.build import build
 from localavg.training.loop import train
 from localavg.training.run import watched
@@ -73,3 +76,11 @@ def test_new_pieces_go_on_from_the_state_of_others(config, monkeypatch):
     train(e, monitor, keeper)
     resumed, _ = trained(config, kept["saved"])
     assert np.array_equal(resumed.flat.w, whole.flat.w)
+
+
+@pytest.mark.parametrize(("engine", "same"), [("auto", True), ("loop", True), ("graph", False)])
+def test_a_run_file_of_before_there_were_engines_is_of_the_loop(engine, same):
+    with nullcontext() if same else pytest.raises(UserError, match="made with engine = loop, not"):
+        resume._check_settings(
+            "run.h5", SimpleNamespace(config={"lr": 0.5}), {"lr": 0.5, "engine": engine}
+        )

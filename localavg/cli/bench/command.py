@@ -64,9 +64,8 @@ def _network(args: argparse.Namespace, fleet: Fleet) -> list[Row]:
     from localavg.cli.bench.network import bench_network
     from localavg.parallel.device import choose_device
 
-    if args.device == "cpu" and (args.cuda_graphs or args.precision == "tf32"):
-        option = "--cuda-graphs" if args.cuda_graphs else "--precision tf32"
-        raise UserError(f"{option} is for GPUs: add --device cuda")
+    if args.device == "cpu" and args.precision == "tf32":
+        raise UserError("--precision tf32 is for GPUs: add --device cuda")
     return bench_network(
         fleet,
         args.model,
@@ -76,7 +75,7 @@ def _network(args: argparse.Namespace, fleet: Fleet) -> list[Row]:
         args.repeats,
         args.precision,
         choose_device(args.device, fleet),
-        args.cuda_graphs,
+        args.engine,
     )
 
 

@@ -36,7 +36,7 @@ def bench_network(
     repeats: int,
     precision: str,
     device: Device,
-    cuda_graphs: bool = False,
+    engine: str = "auto",
 ) -> list[Row]:
     """Time `steps` local updates on random images of `side` pixels (None: the model's own).
 
@@ -49,7 +49,7 @@ def bench_network(
     if model not in models.MODELS:
         raise UserError(f"--model {model}: must be one of {', '.join(models.MODELS)}")
     data = _random_images(side or models.MODELS[model].side, B)
-    c = _settings(model, B, steps, precision, device, cuda_graphs)
+    c = _settings(model, B, steps, precision, device, engine)
     problem = make_problem(c, data, fleet, device)
     assert isinstance(problem, Network)
     task = task_of(c, fleet, fleet.P, device, problem)
@@ -75,7 +75,7 @@ def _row(c: TrainConfig, side: int, fleet: Fleet, rate: dict[str, float]) -> Row
         "device": c.device,
         "threads": fleet.threads,
         "learners": fleet.P,
-        "cuda_graphs": c.cuda_graphs,
+        "engine": c.engine,
         "ours_samples_per_s": rate["ours"],
         "bare_samples_per_s": rate["bare"],
         "floor_samples_per_s": rate["floor"],
@@ -85,7 +85,7 @@ def _row(c: TrainConfig, side: int, fleet: Fleet, rate: dict[str, float]) -> Row
 
 
 def _settings(
-    model: str, B: int, steps: int, precision: str, device: Device, cuda_graphs: bool
+    model: str, B: int, steps: int, precision: str, device: Device, engine: str
 ) -> TrainConfig:
     return TrainConfig(
         algorithm="sgd",
@@ -98,7 +98,7 @@ def _settings(
         log_every=LOG_EVERY,
         eval_every=steps,
         precision=precision,
-        cuda_graphs=cuda_graphs,
+        engine=engine,
         device=device.name,
     )
 

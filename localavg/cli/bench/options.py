@@ -68,9 +68,11 @@ def _add_network(s: argparse.ArgumentParser) -> None:
         help="train N learners of a network, against a bare loop of one (default: %(default)s)",
     )
     s.add_argument(
-        "--cuda-graphs",
-        action="store_true",
-        help="replay gradients as CUDA graphs, as in training (default: do not)",
+        "--engine",
+        choices=("auto", "loop", "graph", "batch"),
+        default="auto",
+        help="compute the gradients of a network's learners by this engine, as in training "
+        "(default: %(default)s)",
     )
 
 

@@ -18,6 +18,10 @@ from localavg.problems.engines.loop import Loop
 
 Maker: TypeAlias = Callable[[Feed, range], Engine]
 
+AUTO = "auto"
+"""the name that leaves the choice to this file"""
+
+
 WARM_UP, STEPS, REPEATS = 5, 5, 3
 """updates before the clock starts, updates timed together, and how often"""
 TRIAL = WARM_UP + STEPS * REPEATS
@@ -26,13 +30,18 @@ TRIAL = WARM_UP + STEPS * REPEATS
 
 def make(name: str, problem: Problem, feed: Feed, learners: range) -> Engine:
     """Make the engine `name`. Raises UserError if it cannot work for this problem."""
+    check(name, problem)
+    return _makers(problem)[name](feed, learners)
+
+
+def check(name: str, problem: Problem) -> None:
+    """Raise UserError unless the problem has the engine `name` on its device."""
     makers = _makers(problem)
-    if name not in makers:
+    if name not in (AUTO, *makers):
         raise UserError(
             f"`engine = {name}`: {type(problem).__name__.lower()} on this device has "
-            f"{', '.join(makers)}; choose one of these, or auto"
+            f"{', '.join(makers)}; use one of these, or `engine = auto`"
         )
-    return makers[name](feed, learners)
 
 
 def fastest(

@@ -13,6 +13,7 @@ from localavg.training.checks import FREE
 
 IDLE = FREE | {  # settings that do not change the weights
     "replay",
+    "engine",
     "servers",
     "log_every",
     "eval_every",

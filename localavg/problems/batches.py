@@ -1,0 +1,36 @@
+"""The mini-batches of a network: images, labels and the seed of what the network draws."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from localavg.problems.device_feed import DeviceFeed
+from localavg.problems.device_jpegs import DeviceJpegFeed
+from localavg.problems.feed import Feed
+from localavg.problems.jpeg_feed import JpegFeed
+from localavg.streams import Stream, generator
+
+Batch = tuple[Tensor, Tensor, int | None]
+"""x [B, C, H, W], y [B], and the seed of what the network draws itself (None: it draws nothing)"""
+
+
+class Batches:
+    """(j, t) → learner j's mini-batch for update t.
+
+    draws: whether the network draws numbers, as dropout does; seed: the run's.
+    """
+
+    def __init__(
+        self, feed: Feed | JpegFeed | DeviceFeed | DeviceJpegFeed, draws: bool, seed: int
+    ) -> None:
+        self.feed, self.draws, self.seed = feed, draws, seed
+
+    def __call__(self, j: int, t: int) -> Batch:
+        """Return learner j's mini-batch, valid until the next call."""
+        return (*self.feed(j, t), self.seed_of(j, t))
+
+    def seed_of(self, j: int, t: int) -> int | None:
+        """Return the seed of what the network draws for learner j's update t; None: it does not."""
+        if not self.draws:
+            return None
+        return int(generator(self.seed, j, t, Stream.NETWORK).integers(2**63))

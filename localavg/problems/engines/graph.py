@@ -1,0 +1,158 @@
+"""The gradients of all learners of a rank on a GPU, replayed from one CUDA graph.
+
+A graph launches the thousands of small kernels of a step at once, and kernels in different streams
+run side by side, so that several learners on a GPU take little more time than their arithmetic.
+Written against `torch.cuda` or a stand-in with its names.
+
+Main is the stream that all other work runs in. The step makes the batches in main, forks into side
+streams, which take the learners in turn, and joins them. One rule keeps memory safe: what main and
+a side stream both use is allocated in main, and main releases it, or writes to it, only after the
+join. What a side stream allocates, the activations of a learner, only this stream uses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import perf_counter
+from types import ModuleType
+
+import torch
+
+from localavg.errors import UserError
+from localavg.interfaces import Array, Book, Engine, unbooked
+from localavg.problems.batches import Batches
+from localavg.problems.device_feed import DeviceFeed
+from localavg.problems.device_jpegs import DeviceJpegFeed
+from localavg.problems.engines.dropout import Dropouts
+from localavg.problems.rows import Bound
+
+WARM_UP = 3
+"""eager steps before the capture
+
+A capture must not contain what libraries set up at their first kernels.
+"""
+SIDES = 8
+"""largest number of side streams
+
+The kernels of more learners rarely run side by side, and every stream keeps the activations of a
+learner.
+"""
+
+Bind = Callable[[Array, Array, Dropouts | None], Bound]
+"""(w [d], g [d], masks) → a module of its own over these rows"""
+
+
+class Graph(Engine):
+    """Replays one CUDA graph a step.
+
+    The first steps run eagerly, in the same streams as later in the graph. Steps whose batches are
+    not all of the sampler's size are left to `loop`, the engine that takes one learner after the
+    other.
+
+    A network with dropout draws nothing in the graph: the masks of each learner are drawn in main
+    before the step, from the seed of (learner, update), and the graph reads them (`Dropouts`). It
+    cannot read those of another step, since main draws the next ones after it has joined the side
+    streams.
+    """
+
+    name = "graph"
+
+    def __init__(
+        self, bind: Bind, feed: Batches, learners: range, loop: Engine, cuda: ModuleType
+    ) -> None:
+        assert isinstance(feed.feed, DeviceFeed | DeviceJpegFeed)
+        self.feed, self.seed_of, self.learners = feed.feed, feed.seed_of, learners
+        self.book: Book = unbooked
+        self.loop, self.cuda, self._bind = loop, cuda, bind
+        L = len(learners)
+        self.masks = [Dropouts() for _ in learners] if feed.draws else []
+        # torch has 32 streams, which it gives in turn: those made one after the other differ
+        self.sides = [cuda.Stream() for _ in range(min(L, SIDES))]
+        self._capturing = cuda.Stream()
+        self._losses = torch.zeros(L, device=feed.feed.batches[0].device)
+        # the matrices that the modules below are views of
+        self._w: Array | None = None
+        self._out: Array | None = None
+        self._bounds: list[Bound] = []
+        self._eager = WARM_UP  # steps that remain until the capture
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def gradients_(self, w: Array, t: int, out: Array) -> list[float | Array]:
+        """Compute the gradients as `interfaces.Engine` describes.
+
+        Raises UserError where the network's gradient cannot be captured.
+        """
+        start = perf_counter()
+        fits = self.feed.ready(t)
+        self.book("data", perf_counter() - start)
+        if not fits:
+            self.loop.book = self.book
+            return list(self.loop.gradients_(w, t, out))
+        if self._w is not w or self._out is not out:
+            self._begin(w, out)
+        self._draw(t)
+        if self._graph is None and not self._eager:
+            self._graph = self._captured()
+        if self._graph is None:
+            self._step(t)
+            self._eager -= 1
+        else:
+            self._graph.replay()
+        return list(self._losses.clone())  # before another step
+
+    def _begin(self, w: Array, out: Array) -> None:
+        """Bind the learners' modules to their rows of w [L, d] and out [L, d]."""
+        self._w, self._out, self._graph, self._eager = w, out, None, WARM_UP
+        masks: list[Dropouts] | list[None] = self.masks or [None] * len(self.learners)
+        self._bounds = [self._bind(*rows) for rows in zip(w, out, masks, strict=True)]
+
+    def _draw(self, t: int) -> None:
+        """Draw the masks of all learners for update t, in main."""
+        for j, masks in zip(self.learners, self.masks, strict=False):  # maybe none
+            seed = self.seed_of(j, t)
+            if masks.recorded and seed is not None:
+                masks.draw_(seed)
+
+    def _step(self, t: int | None = None) -> None:
+        """Queue the work of one step, eagerly for update t or in a capture.
+
+        The current stream is main.
+        """
+        main = self.cuda.current_stream()
+        self.feed.gather_()
+        x, y = self.feed.batches  # [L, B, C, H, W], [L, B]
+        for side in self.sides:
+            side.wait_stream(main)
+        for l, bound in enumerate(self._bounds):
+            self._seed_first_pass(l, t)
+            with self.cuda.stream(self.sides[l % len(self.sides)]):
+                self._losses[l].copy_(bound.gradient_(x[l], y[l]))
+        for side in self.sides:
+            main.wait_stream(side)
+        for masks in self.masks:
+            if not masks.recorded:
+                masks.record(x.device)
+
+    def _seed_first_pass(self, l: int, t: int | None) -> None:
+        """Seed torch if it draws itself in learner l's next pass, since no mask is made yet."""
+        if t is not None and self.masks and not self.masks[l].recorded:
+            seed = self.seed_of(self.learners[l], t)
+            assert seed is not None
+            torch.manual_seed(seed)
+
+    def _captured(self) -> torch.cuda.CUDAGraph:
+        """Capture a step; nothing is computed yet."""
+        graph, main = self.cuda.CUDAGraph(), self.cuda.current_stream()
+        try:
+            # thread_local: MPI, NCCL and a feed's thread may call CUDA meanwhile
+            with self.cuda.graph(graph, stream=self._capturing, capture_error_mode="thread_local"):
+                self._step()
+        except RuntimeError as e:
+            self.cuda.set_stream(main)
+            cause = e.__context__ or e  # the end of a capture that failed raises once more
+            why = str(cause).partition("\n")[0]
+            raise UserError(
+                f"`engine = graph`: the network's gradient cannot be captured ({why}); use "
+                "`engine = loop`"
+            ) from e
+        return graph
