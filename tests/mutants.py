@@ -51,7 +51,7 @@ TESTS = {
         "learner": ("sampling",),
         "parallel": ("transport", "late_ranks", "gpu_logic", "agreement"),
         "attaching": ("even",),
-        "problems": ("graph", "device_feed"),
+        "problems": ("batch", "graph", "device_feed"),
         "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
     }.items()
     for name in names
@@ -229,6 +229,20 @@ MUTANTS = [
         "list(zip(self.learners, w, out, strict=True))",
         "list(zip(self.learners, w, [out[1], out[0], *out[2:]], strict=True))",
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "the batch engine forgets BatchNorm's running variance",
+        "localavg/problems/engines/norms.py",
+        "        var.lerp_(square[:, 0] * (m / (m - 1)), momentum)\n",
+        "",
+        f"{TESTS['batch']}::test_every_model_has_the_gradients_of_the_loop_and_trains_alike[nin]",
+    ),
+    Mutant(
+        "the batch engine gives every learner the dropout of its neighbour",
+        "localavg/problems/engines/masks.py",
+        "for l, seed in enumerate(seeds):",
+        "for l, seed in enumerate([*seeds[1:], seeds[0]]):",
+        f"{TESTS['batch']}::test_any_module_is_computed_though_the_engine_knows_few_layers",
     ),
     # what a user's own loop must not do in silence
     Mutant(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from localavg.problems.device_feed import DeviceFeed
@@ -15,7 +16,7 @@ Batch = tuple[Tensor, Tensor, int | None]
 
 
 class Batches:
-    """(j, t) → learner j's mini-batch for update t.
+    """(j, t) → learner j's mini-batch for update t, and `step` for those of several learners.
 
     draws: whether the network draws numbers, as dropout does; seed: the run's.
     """
@@ -24,10 +25,26 @@ class Batches:
         self, feed: Feed | JpegFeed | DeviceFeed | DeviceJpegFeed, draws: bool, seed: int
     ) -> None:
         self.feed, self.draws, self.seed = feed, draws, seed
+        self.B: int = feed.sampler.B
 
     def __call__(self, j: int, t: int) -> Batch:
         """Return learner j's mini-batch, valid until the next call."""
         return (*self.feed(j, t), self.seed_of(j, t))
+
+    def step(self, learners: range, t: int) -> tuple[Tensor, Tensor, list[int] | None]:
+        """Return x [L, B, C, H, W], y [L, B] and the seeds of learners, valid until the next call.
+
+        An image lies in memory with its channels last.
+        """
+        seeds = [seed for j in learners if (seed := self.seed_of(j, t)) is not None] or None
+        if isinstance(self.feed, Feed | DeviceJpegFeed):
+            return *self.feed.step(learners, t), seeds
+        x, y = [], []
+        for j in learners:
+            images, labels = self.feed(j, t)
+            x.append(images.permute(0, 2, 3, 1).clone())  # the next call overwrites them
+            y.append(labels)
+        return torch.stack(x).permute(0, 1, 4, 2, 3), torch.stack(y), seeds
 
     def seed_of(self, j: int, t: int) -> int | None:
         """Return the seed of what the network draws for learner j's update t; None: it does not."""

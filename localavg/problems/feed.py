@@ -62,9 +62,21 @@ class Feed:
             x, y = self._gathered(batch)
         if not self._ready:
             if self.change:
-                x = self._changed(x, generator(self.seed, j, t, Stream.IMAGES))
+                x = self._changed(x, self._changes(j, t, len(y)))
             x = self._normalise(x)
         return x.permute(0, 3, 1, 2), y
+
+    def step(self, learners: range, t: int) -> tuple[Tensor, Tensor]:
+        """Return the mini-batches x [L, B, C, H, W], y [L, B] of L learners for update t."""
+        batches = [self.sampler.batch(j, t) for j in learners]
+        rows = [np.arange(b.start, b.stop) if isinstance(b, slice) else b for b in batches]
+        L, B = len(rows), len(rows[0])
+        x, y = self._gathered(np.concatenate(rows))
+        if not self._ready:
+            if self.change:
+                x = self._changed(x, np.concatenate([self._changes(j, t, B) for j in learners]))
+            x = self._normalise(x)
+        return x.unflatten(0, (L, B)).permute(0, 1, 4, 2, 3), y.view(L, B)
 
     def close(self) -> None:
         """Do nothing: no thread runs."""
@@ -87,14 +99,19 @@ class Feed:
             torch.index_select(self.y, 0, where, out=self._y)
         return self._x, self._y
 
-    def _changed(self, x: Tensor, random: np.random.Generator) -> Tensor:
+    def _changes(self, j: int, t: int, B: int) -> np.ndarray:
+        """Return the numbers [B] of the changes of learner j's images for update t."""
+        places = 2 * self.change.pad + 1
+        return generator(self.seed, j, t, Stream.IMAGES).integers(0, 2 * places**2, B)
+
+    def _changed(self, x: Tensor, changes: np.ndarray) -> Tensor:
         """Return images [B, H, W, C] uint8, each cropped from its padded self and flipped or not.
 
-        x is not changed.
+        x is not changed. changes: a number [B] for each image.
         """
         B, H, W, C = x.shape
         p, places = self.change.pad, 2 * self.change.pad + 1
-        place, flip = np.divmod(random.integers(0, 2 * places**2, B), 2)  # [B], [B]
+        place, flip = np.divmod(changes, 2)  # [B], [B]
         if p:
             padded = torch.zeros((B, H + 2 * p, W + 2 * p, C), dtype=x.dtype, device=self.device)
             padded[:, p:-p, p:-p] = x

@@ -26,6 +26,7 @@ from localavg.learner.sampling import IID, Sampler
 from localavg.parallel.device import ALIGN, address
 from localavg.problems.batches import Batch, Batches
 from localavg.problems.device_feed import make_device_feed
+from localavg.problems.engines import batch as engine
 from localavg.problems.engines.dropout import DROPOUTS, Dropouts, masked_
 from localavg.problems.engines.graph import Graph
 from localavg.problems.engines.loop import Loop
@@ -107,13 +108,19 @@ class Network(Problem):
         return self._batches
 
     def engines(self) -> Mapping[str, Callable[[Feed, range], Engine]]:
-        if self.cuda is None or self.compiled:
+        if self.compiled:  # which rebuilds the gradient of one learner
             return {}
-        return {Graph.name: self._graph}
+        graph = {} if self.cuda is None else {Graph.name: self._graph}
+        return {**graph, engine.Batch.name: self._batch}
 
-    def _graph(self, feed: Feed, learners: range) -> Graph:
+    def _graph(self, feed: Feed, learners: range) -> Engine:
         assert self.cuda is not None and isinstance(feed, Batches)
         return Graph(self.bind, feed, learners, Loop(self, feed, learners), self.cuda)
+
+    def _batch(self, feed: Feed, learners: range) -> Engine:
+        assert isinstance(feed, Batches)
+        net = engine.Net(self.model, self._skeleton, self.rows, self.l2, self.autocast)
+        return engine.Batch(net, feed, learners)
 
     def gradient_(self, w: Array, batch: Batch, out: Array) -> float | Tensor:
         """Write the gradient of the mini-batch loss and the weight decay at w [d] into `out` [d].

@@ -45,9 +45,12 @@ class Rows:
 
     def views(self, row: Array | Tensor) -> dict[str, Tensor]:
         """Return the tensors of a row [d] by name, in the module's shapes."""
-        flat = self.tensor(row)
+        return {name: _as_seen(x) for name, x in self.lying(self.tensor(row)).items()}
+
+    def lying(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the tensors of rows [d] or [L, d] by name, as they lie in a row."""
         return {
-            name: _as_seen(flat[segment].view(self.shapes[name]))
+            name: rows[..., segment].view((*rows.shape[:-1], *self.shapes[name]))
             for name, segment in self.segments.items()
         }
 

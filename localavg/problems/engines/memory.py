@@ -1,0 +1,89 @@
+"""The memory that gradients of several learners at once take, and how many of them fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from localavg.errors import UserError
+
+CACHE_BYTES = 36 << 20
+"""what the learners of a chunk keep on a CPU: of more, little is in a cache when it is needed"""
+PART = 0.8
+"""largest part of the free memory that a chunk takes"""
+MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
+LIMITS = (
+    ("memory.max", "memory.current"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+)
+"""a group's limit and what it uses, in versions 2 and 1 of control groups"""
+
+
+def kept_bytes(compute: Callable[[], object], known: list[Tensor]) -> int:
+    """Return the bytes that autograd keeps while `compute` runs, without those of known tensors."""
+    sizes: dict[int, int] = {}
+    kept: list[Tensor] = []  # alive, or another tensor could have the address of one
+
+    def keep(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        kept.append(x)
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        compute()
+    for x in known:
+        sizes.pop(x.untyped_storage().data_ptr(), None)
+    return sum(sizes.values())
+
+
+def free_bytes(device: str) -> int:
+    """Return the memory that this process may still take, on the host or on its GPU."""
+    if device == "cuda":
+        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+        return torch.cuda.mem_get_info()[0] + unused
+    free = [1 << 62]
+    if MEMINFO.exists():
+        lines = (line.split() for line in MEMINFO.read_text().splitlines())
+        free += [1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"]
+    for limit, used in LIMITS:
+        if (CGROUP / limit).exists() and (most := (CGROUP / limit).read_text().strip()) != "max":
+            free.append(int(most) - int((CGROUP / used).read_text()))
+    return max(0, min(free))
+
+
+def chunk(L: int, each: int, free: int, device: str, B: int) -> int:
+    """Return how many of L learners to compute at once, if each keeps so many bytes.
+
+    On a CPU as many as a cache holds, on a GPU all of them; fewer where memory is short. Raises
+    UserError if not even one fits. B: the batch size, for its message.
+    """
+    if each > PART * free:
+        most = int(B * PART * free / each)
+        raise UserError(
+            f"`engine = batch`: one learner's gradient takes about {each / 1e9:.2g} GB of memory, "
+            f"and {free / 1e9:.2g} GB are free; "
+            + (f"use `batch_size = {most}`" if most else "use a smaller network")
+        )
+    wished = CACHE_BYTES // max(1, each) if device == "cpu" else L
+    most = max(1, min(L, wished, int(PART * free / max(1, each))))
+    return -(-L // -(-L // most))  # chunks of about equal size
+
+
+def is_shortage(e: BaseException) -> bool:
+    """Return whether an error is that memory is used up."""
+    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
+
+
+def used_up(L: int, each: int, device: str, B: int) -> UserError:
+    """Make the error of gradients of L learners, `each` bytes each, for which no memory is left."""
+    free = free_bytes(device)
+    most = max(1, min(B // 2, int(B * PART * free / max(1, L * each))))
+    return UserError(
+        f"`engine = batch`: memory is used up. The gradients of {L} learners at once take about "
+        f"{L * each / 1e9:.2g} GB, and {free / 1e9:.2g} GB are free; use `batch_size = {most}`, or "
+        "`engine = loop`"
+    )
