@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from localavg.errors import UserError
 from localavg.learner.flat import Flat
-from localavg.parallel.device import ALIGN
+from localavg.parallel.aligned import ALIGN
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from localavg.interfaces import Array
-from localavg.parallel.device import host_zeros
+from localavg.parallel.aligned import host_zeros
 
 
 class Places:

@@ -11,7 +11,8 @@ from collections.abc import Callable
 
 from localavg.interfaces import Array, Transport
 from localavg.parallel import kernels
-from localavg.parallel.device import host_zeros, put_
+from localavg.parallel.aligned import host_zeros
+from localavg.parallel.device import put_
 from localavg.scope import Scope
 
 CHUNK = 1 << 15

@@ -21,10 +21,9 @@ import numpy as np
 
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device
+from localavg.parallel.aligned import host_zeros
 
 if TYPE_CHECKING:
-    from numpy.typing import DTypeLike
-
     from localavg.parallel.fleet import Fleet
 
 X = TypeVar("X")
@@ -33,12 +32,6 @@ SETTINGS = {  # read when CUDA starts
     "CUDA_DEVICE_MAX_CONNECTIONS": "32",  # streams that need not wait for each other
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # the same bits in every run
 }
-ALIGN = 64
-"""floats between the places in a row where a network's tensors may begin: 256 bytes
-
-cuDNN and vectorised kernels fault at addresses that are not multiples of 16 bytes, tensor cores are
-fastest at multiples of 128, and CUDA's own allocations begin at multiples of 256.
-"""
 DEFAULT = 4  # cudaMemcpyDefault: the direction follows from the addresses
 
 
@@ -129,15 +122,6 @@ class Cuda(Device):
             found = import_module(f"{self.xp.__name__}.cuda.nccl")
             return found if found.available else None
         return None
-
-
-def host_zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
-    """Make zeros in the host's memory that begin at a multiple of 4 ALIGN bytes."""
-    nbytes, dtype = 4 * ALIGN, np.dtype(dtype)
-    size = math.prod(shape) * dtype.itemsize
-    memory = np.zeros(size + nbytes, np.uint8)
-    first = -memory.ctypes.data % nbytes
-    return memory[first : first + size].view(dtype).reshape(shape)
 
 
 def _on_gpu(x: object) -> bool:

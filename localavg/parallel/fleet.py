@@ -23,7 +23,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from localavg.errors import SharedError, UserError
 from localavg.parallel.abort import abort_on_exception
-from localavg.parallel.device import host_zeros
+from localavg.parallel.aligned import host_zeros
 from localavg.parallel.layout import Layout
 
 T = TypeVar("T")

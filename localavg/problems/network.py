@@ -23,7 +23,8 @@ from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device, Engine, Feed, Problem
 from localavg.learner.sampling import IID, Sampler
-from localavg.parallel.device import ALIGN, address
+from localavg.parallel.aligned import ALIGN
+from localavg.parallel.device import address
 from localavg.problems.batches import Batch, Batches
 from localavg.problems.device_feed import make_device_feed
 from localavg.problems.engines import batch as engine

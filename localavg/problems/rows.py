@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 
 from localavg.interfaces import Array
 from localavg.learner.flat import Places
-from localavg.parallel.device import ALIGN
+from localavg.parallel.aligned import ALIGN
 
 
 class Rows:

@@ -152,9 +152,7 @@ def _engine(task: Task, flat: Flat, earlier: str | None) -> tuple[Engine, str]:
         return problem.feed(sampler, fleet.learners, T)
 
     if name == engines.AUTO:
-        name, why = engines.fastest(
-            problem, feed, fleet.learners, flat.w, flat.d_trained, task.device, fleet.world
-        )
+        name, why = engines.fastest(problem, feed, flat.w, flat.d_trained, task.device, fleet)
     made = fleet.together(lambda: engines.make(name, problem, feed(task.length.T), fleet.learners))
     return made, why
 

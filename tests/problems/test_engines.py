@@ -16,6 +16,7 @@ from localavg.errors import UserError
 from localavg.files import record
 from localavg.interfaces import unbooked
 from localavg.parallel.device import Cpu
+from localavg.parallel.fleet import Fleet
 from localavg.problems.engines import choose
 from localavg.problems.engines.loop import Loop
 from localavg.problems.network import Network
@@ -75,7 +76,8 @@ class Toy:
 def choice(toy, device=None, world=MPI.COMM_SELF):
     w = np.arange(2.0 * D, dtype=np.float32).reshape(2, D)
     before, state = w.copy(), torch.get_rng_state()
-    name, why = choose.fastest(toy, toy.feed, range(2), w, TRAINED, device or Card(), world)
+    fleet = Fleet(world, 2 * world.size)
+    name, why = choose.fastest(toy, toy.feed, w, TRAINED, device or Card(), fleet)
     assert np.array_equal(w, before) and torch.equal(torch.get_rng_state(), state)
     assert toy.open == 0
     return name, why
@@ -153,8 +155,6 @@ def test_the_run_file_names_the_engine_and_a_resumed_run_keeps_it(tmp_path, monk
         raise AssertionError("tried again")
 
     monkeypatch.setattr(build.engines, "fastest", never)
-    from localavg.parallel.fleet import Fleet
-
     e = build.build(settings(tmp_path), Fleet(MPI.COMM_SELF, 2), engine="loop")
     assert e.engine.name == "loop" and "resumed" in e.engine_why
     e = build.build(settings(tmp_path, engine="loop"), Fleet(MPI.COMM_SELF, 2))

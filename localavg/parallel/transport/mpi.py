@@ -11,7 +11,8 @@ from mpi4py import MPI
 from numpy.typing import DTypeLike
 
 from localavg.interfaces import UNTIMED, Code, Laps, Rows
-from localavg.parallel.device import host_zeros, on_host
+from localavg.parallel.aligned import host_zeros
+from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.scope import Scope
 

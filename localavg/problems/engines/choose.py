@@ -10,10 +10,9 @@ from statistics import median
 from time import perf_counter
 from typing import TypeAlias
 
-from mpi4py import MPI
-
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device, Engine, Feed, Problem
+from localavg.parallel.fleet import Fleet
 from localavg.problems.engines.loop import Loop
 
 Maker: TypeAlias = Callable[[Feed, range], Engine]
@@ -47,11 +46,10 @@ def check(name: str, problem: Problem) -> None:
 def fastest(
     problem: Problem,
     feed: Callable[[int], Feed],
-    learners: range,
     w: Array,
     trained: int,
     device: Device,
-    world: MPI.Intracomm,
+    fleet: Fleet,
 ) -> tuple[str, str]:
     """Try every engine for some updates at w [L, d]. Return the fastest, and why it is.
 
@@ -65,9 +63,9 @@ def fastest(
         return Loop.name, "auto: loop on the CPU" if device.name == "cpu" else "auto: the only one"
     seconds, words = {}, []
     for name, maker in makers.items():
-        took, fault = _tried(problem, maker, feed, learners, w, trained, device)
-        seconds[name] = world.allreduce(took, MPI.MAX)
-        fault = next(filter(None, world.allgather(fault)), "")
+        took, fault = _tried(problem, maker, feed, fleet.learners, w, trained, device)
+        seconds[name] = max(fleet.world.allgather(took))
+        fault = next(filter(None, fleet.world.allgather(fault)), "")
         words.append(f"{name} {1e3 * seconds[name]:.3g} ms" if not fault else f"{name}: {fault}")
     name = min(seconds, key=lambda name: seconds[name])
     if math.isinf(seconds[name]):
