@@ -27,10 +27,12 @@ from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import address
 from localavg.problems.batches import Batch, Batches
 from localavg.problems.device_feed import make_device_feed
-from localavg.problems.engines import batch as engine
+from localavg.problems.engines.batch import Batch as Batched
+from localavg.problems.engines.batch import Net
 from localavg.problems.engines.dropout import DROPOUTS, Dropouts, masked_
 from localavg.problems.engines.graph import Graph
 from localavg.problems.engines.loop import Loop
+from localavg.problems.engines.replayed_batch import ReplayedBatch
 from localavg.problems.feed import examples, make_feed
 from localavg.problems.rows import Bound, Rows, floating
 
@@ -112,7 +114,7 @@ class Network(Problem):
         if self.compiled:  # which rebuilds the gradient of one learner
             return {}
         graph = {} if self.cuda is None else {Graph.name: self._graph}
-        return {**graph, engine.Batch.name: self._batch}
+        return {**graph, Batched.name: self._batch}
 
     def _graph(self, feed: Feed, learners: range) -> Engine:
         assert self.cuda is not None and isinstance(feed, Batches)
@@ -120,8 +122,10 @@ class Network(Problem):
 
     def _batch(self, feed: Feed, learners: range) -> Engine:
         assert isinstance(feed, Batches)
-        net = engine.Net(self.model, self._skeleton, self.rows, self.l2, self.autocast)
-        return engine.Batch(net, feed, learners)
+        net = Net(self.model, self._skeleton, self.rows, self.l2, self.autocast)
+        if self.cuda is None:
+            return Batched(net, feed, learners)
+        return ReplayedBatch(net, feed, learners, Loop(self, feed, learners), self.cuda)
 
     def gradient_(self, w: Array, batch: Batch, out: Array) -> float | Tensor:
         """Write the gradient of the mini-batch loss and the weight decay at w [d] into `out` [d].

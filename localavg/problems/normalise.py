@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from localavg.datasets import Dataset
-
-ALIGNED = 64
-"""floats in 256 bytes"""
+from localavg.parallel.aligned import ALIGN
 
 
 class Normalise:
@@ -49,7 +47,7 @@ def batches(L: int, B: int, shape: tuple[int, int, int], device: str) -> Tensor:
     Each learner's begin at a multiple of 256 bytes, as cuDNN and vectorised kernels want it.
     """
     n = B * math.prod(shape)
-    return torch.empty((L, -(-n // ALIGNED) * ALIGNED), device=device)[:, :n].view(L, B, *shape)
+    return torch.empty((L, -(-n // ALIGN) * ALIGN), device=device)[:, :n].view(L, B, *shape)
 
 
 def moved(x: Tensor, device: str) -> Tensor:

@@ -56,17 +56,21 @@ class Varied(Fixed):
         return np.random.default_rng((j, t)).integers(0, 24, 2 if (j, t) in self.short else 6)
 
 
-def ignored(purpose, seconds):
-    pass
-
-
 class Trained:
     """T updates of learners of one rank, as the loop makes them; by the graph on a Gpu, or by the
     loop on the CPU.
     """
 
     def __init__(
-        self, model, L=3, T=WARM_UP + 3, replayed=True, short=(), precision="float32", learners=None
+        self,
+        model,
+        L=3,
+        T=WARM_UP + 3,
+        replayed=True,
+        short=(),
+        precision="float32",
+        learners=None,
+        engine="graph",
     ):
         data = random_images((8, 8, 1), 24, augment=Augment(pad=1, flip=True))
         self.network = net = Network(data, model, 0.01, seed=1, precision=precision)
@@ -78,9 +82,8 @@ class Trained:
         self.feed = net.feed(Varied(short), self.learners, T)
         self.losses, self.g, self.T = [], [], T
         with self.gpu or contextlib.nullcontext():
-            self.engine = choose.make(
-                "graph" if replayed else "loop", net, self.feed, self.learners
-            )
+            name = "loop" if engine == "graph" and not replayed else engine
+            self.engine = choose.make(name, net, self.feed, self.learners)
             self.train()
         net.close()
 
@@ -248,6 +251,47 @@ def test_pictures_are_trained_on_by_the_graph_as_by_the_loop(monkeypatch):
     eager, replayed = (Trained("nin", replayed=r, short=[(0, 5)]) for r in (False, True))
     check_same(eager, replayed)
     assert replayed.gpu.races() == 0 and replayed.gpu.graphs[0].replays == 2
+
+
+# ----------------------------------------------------------------------------- the engine batch
+
+
+@pytest.mark.parametrize(
+    ("model", "precision"),
+    [("mlp", "float32"), ("mlp", "bf16"), ("nin", "float32"), ("resnet8", "float32")],
+)
+def test_a_replayed_batch_gives_the_bits_of_the_batch(model, precision):
+    how = {"precision": precision, "engine": "batch"}
+    eager, replayed = (Trained(model, replayed=r, **how) for r in (False, True))
+    check_same(eager, replayed)
+    assert [g.replays for g in replayed.gpu.graphs] == [3]
+    assert replayed.gpu.races() == 0
+
+
+def test_a_replayed_batch_has_each_learners_masks_and_leaves_short_batches_to_the_loop(drawing):
+    how = {"T": 8, "engine": "batch"}
+    eager, replayed = (Trained("drawing", replayed=r, **how) for r in (False, True))
+    check_same(eager, replayed)
+    assert len(set(replayed.losses)) == 8 * 3  # none is that of a later replay
+    short = Trained("mlp", short=[(1, 2), (1, 6)], **how)
+    looped = Trained("mlp", replayed=False, short=[(1, 2), (1, 6)], T=8)
+    assert [g.replays for g in short.gpu.graphs] == [8 - WARM_UP - 2]
+    np.testing.assert_allclose(short.w, looped.w, rtol=1e-5, atol=1e-6)
+    assert short.gpu.races() == replayed.gpu.races() == 0
+
+
+def test_a_batch_that_cannot_be_captured_is_one_clear_line(monkeypatch):
+    from localavg.problems.engines.together import Together
+
+    gradient_ = Together.gradient_
+
+    def read(self, *batch):
+        losses = gradient_(self, *batch)
+        return losses + 0 * losses.sum().item()
+
+    monkeypatch.setattr(Together, "gradient_", read)
+    with pytest.raises(UserError, match=r"^`engine = batch`: .*cannot be captured \(operation not"):
+        Trained("mlp", engine="batch")
 
 
 # ---------------------------------------------------------------------------------------------- mis

@@ -149,7 +149,7 @@ class Gpu(TorchDispatchMode):
         finally:
             capture, Stream.capture = Stream.capture, None
             torch.set_rng_state(random)
-            with _disable_current_modes():
+            with _disable_current_modes(), torch.no_grad():
                 for x, value in capture.before.values():
                     x.copy_(value)
             capture.end()

@@ -18,19 +18,14 @@ from types import ModuleType
 
 import torch
 
-from localavg.errors import UserError
 from localavg.interfaces import Array, Book, Engine, unbooked
 from localavg.problems.batches import Batches
 from localavg.problems.device_feed import DeviceFeed
 from localavg.problems.device_jpegs import DeviceJpegFeed
+from localavg.problems.engines.capture import WARM_UP, captured
 from localavg.problems.engines.dropout import Dropouts
 from localavg.problems.rows import Bound
 
-WARM_UP = 3
-"""eager steps before the capture
-
-A capture must not contain what libraries set up at their first kernels.
-"""
 SIDES = 8
 """largest number of side streams
 
@@ -92,7 +87,7 @@ class Graph(Engine):
             self._begin(w, out)
         self._draw(t)
         if self._graph is None and not self._eager:
-            self._graph = self._captured()
+            self._graph = captured(self.name, self._step, self.cuda, self._capturing)
         if self._graph is None:
             self._step(t)
             self._eager -= 1
@@ -139,20 +134,3 @@ class Graph(Engine):
             seed = self.seed_of(self.learners[l], t)
             assert seed is not None
             torch.manual_seed(seed)
-
-    def _captured(self) -> torch.cuda.CUDAGraph:
-        """Capture a step; nothing is computed yet."""
-        graph, main = self.cuda.CUDAGraph(), self.cuda.current_stream()
-        try:
-            # thread_local: MPI, NCCL and a feed's thread may call CUDA meanwhile
-            with self.cuda.graph(graph, stream=self._capturing, capture_error_mode="thread_local"):
-                self._step()
-        except RuntimeError as e:
-            self.cuda.set_stream(main)
-            cause = e.__context__ or e  # the end of a capture that failed raises once more
-            why = str(cause).partition("\n")[0]
-            raise UserError(
-                f"`engine = graph`: the network's gradient cannot be captured ({why}); use "
-                "`engine = loop`"
-            ) from e
-        return graph

@@ -1,0 +1,97 @@
+"""The engine `batch` on a GPU: its step is one CUDA graph."""
+
+from __future__ import annotations
+
+from time import perf_counter
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from localavg.interfaces import Array, Engine
+from localavg.problems.batches import Batches
+from localavg.problems.device_feed import DeviceFeed
+from localavg.problems.device_jpegs import DeviceJpegFeed
+from localavg.problems.engines.batch import Batch, Net
+from localavg.problems.engines.capture import WARM_UP, captured
+
+
+class ReplayedBatch(Batch):
+    """Replays one CUDA graph a step: the batches of all learners, then the gradients.
+
+    The first steps run eagerly, in the stream of the capture. Steps whose batches are not all of
+    the sampler's size are left to `loop`. The masks of dropouts are drawn before the step, into
+    memory that the graph reads.
+    """
+
+    def __init__(
+        self,
+        net: Net,
+        feed: Batches,
+        learners: range,
+        loop: Engine,
+        cuda: ModuleType,
+        size: int | None = None,
+    ) -> None:
+        super().__init__(net, feed, learners, size)
+        assert isinstance(feed.feed, DeviceFeed | DeviceJpegFeed)
+        self.images, self.loop, self.cuda = feed.feed, loop, cuda
+        self._stream = cuda.Stream()
+        self._losses = torch.zeros(len(learners), device=self.images.batches[0].device)
+        self._drawn_masks: list[list[Tensor]] = []  # of each chunk
+        self._eager = WARM_UP  # steps that remain until the capture
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def gradients_(self, w: Array, t: int, out: Array) -> Any:
+        """Compute the gradients as `interfaces.Engine` describes."""
+        new = self._rows is None or self._rows[0] is not w or self._rows[1] is not out
+        if new:
+            self._bind(w, t, out)
+            self._graph, self._eager, self._drawn_masks = None, WARM_UP, []
+        start = perf_counter()
+        fits = self.images.ready(t)
+        self.book("data", perf_counter() - start)
+        if not fits:
+            self.loop.book = self.book
+            return self.loop.gradients_(w, t, out)
+        self._draw(t)
+        with self._explained():
+            if self._graph is None and not self._eager:
+                self._graph = captured(self.name, self._step, self.cuda, self._stream)
+            if self._graph is None:
+                self._warm_up()
+            else:
+                self._graph.replay()
+        self._works = True
+        return list(self._losses.clone())  # before another step
+
+    def _draw(self, t: int) -> None:
+        """Draw the masks of all learners for update t into memory that stays."""
+        for k, (learners, _) in enumerate(self._chunks):
+            seeds = [seed for j in learners if (seed := self.feed.seed_of(j, t)) is not None]
+            drawn = self._drawn(seeds or None)
+            if k == len(self._drawn_masks):
+                self._drawn_masks.append(drawn)
+            else:
+                for mask, new in zip(self._drawn_masks[k], drawn, strict=True):
+                    mask.copy_(new)
+
+    def _warm_up(self) -> None:
+        """Queue a step eagerly, in the stream of the capture."""
+        main = self.cuda.current_stream()
+        self._stream.wait_stream(main)
+        with self.cuda.stream(self._stream):
+            self._step()
+        main.wait_stream(self._stream)
+        self._eager -= 1
+
+    def _step(self) -> None:
+        """Queue the work of one step in the current stream."""
+        self.images.gather_()
+        x, y = self.images.batches  # [L, B, C, H, W], [L, B]
+        first = 0
+        for (learners, together), masks in zip(self._chunks, self._drawn_masks, strict=True):
+            rows = slice(first, first + len(learners))
+            self._losses[rows].copy_(together.gradient_(x[rows], y[rows], masks))
+            first = rows.stop
