@@ -122,11 +122,13 @@ def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) 
     transport = choose(
         c.transport, fleet, algorithm.S, 4 * matrices * problem.d, task.device, aware
     )
-    flat = Flat(problem.shapes, fleet.L, problem.parameters, transport.zeros, problem.align)
+    shapes, parameters = problem.shapes, problem.parameters
+    flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))
     start_equal_(problem, flat.w, fleet.world)
     chosen, why = _engine(task, flat, engine)
     algorithm.exchange.start(fleet.learners, c.seed)
-    optimizer.start((fleet.L, flat.d_trained), transport.zeros, transport.ordinary)
+    state = fleet.L, flat.d_trained
+    fleet.together(lambda: optimizer.start(state, transport.zeros, transport.ordinary))
     return Experiment(
         **vars(task),
         algorithm=algorithm,

@@ -61,19 +61,33 @@ def ended(
     except Interrupted as e:
         finish("interrupted", failure=str(e))
         return GO_ON, str(e)
-    except BaseException as e:
+    except BaseException as raised:
+        error = short_of_memory(raised) or raised
         with suppress(UserError):  # the first error counts, not one that follows from it
-            interrupted = isinstance(e, KeyboardInterrupt)
-            finish("interrupted" if interrupted else "failed", failure=f"{type(e).__name__}: {e}")
-        if not isinstance(e, UserError):
+            interrupted = isinstance(error, KeyboardInterrupt)
+            why = f"{type(error).__name__}: {error}"
+            finish("interrupted" if interrupted else "failed", failure=why)
+        if not isinstance(error, UserError):
             raise
-        if world.size > 1 and not isinstance(e, SharedError):  # perhaps only this rank knows
-            print(f"localavg: {e}", file=sys.stderr, flush=True)
+        if world.size > 1 and not isinstance(error, SharedError):  # perhaps only this rank knows
+            print(f"localavg: {error}", file=sys.stderr, flush=True)
             world.Abort(FAILED)
-        return FAILED, f"localavg: {e}"
+        return FAILED, f"localavg: {error}"
     finally:
         problem.close()
     return FINISHED, ""
+
+
+def short_of_memory(e: BaseException) -> UserError | None:
+    """Return the clear error of an exception that says that memory is used up, else None."""
+    # torch's and CuPy's errors of a GPU have this name; neither need be installed
+    if not isinstance(e, MemoryError) and type(e).__name__ != "OutOfMemoryError":
+        return None
+    why = str(e).strip().partition("\n")[0] or "no more is said"
+    return UserError(
+        f"memory is used up ({why}); use a smaller `batch_size`, fewer learners on each rank, "
+        "`engine = loop`, or a smaller network"
+    )
 
 
 def _finish(file: Record | None, log: Closed, status: str, **why: str) -> None:

@@ -84,3 +84,24 @@ def test_a_run_file_of_before_there_were_engines_is_of_the_loop(engine, same):
         resume._check_settings(
             "run.h5", SimpleNamespace(config={"lr": 0.5}), {"lr": 0.5, "engine": engine}
         )
+
+
+class OutOfMemoryError(RuntimeError):
+    """As torch names the error of a GPU."""
+
+
+@pytest.mark.parametrize("shortage", [OutOfMemoryError, MemoryError])
+def test_memory_that_is_used_up_in_a_run_is_one_clear_line(config, shortage, tmp_path, monkeypatch):
+    from localavg.files import record
+    from localavg.problems.logistic import Logistic
+    from localavg.training.run import run
+
+    def full(self, w, batch, out):
+        raise shortage("Tried to allocate 2.00 GiB.\nMore of it")
+
+    monkeypatch.setattr(Logistic, "gradient_", full)
+    path = str(tmp_path / "run.h5")
+    done = run(replace(config, out=path), MPI.COMM_SELF)
+    assert done.status == 1
+    assert done.text.startswith("localavg: memory is used up (Tried to allocate 2.00 GiB.); use a")
+    assert record.load(path).status == "failed"

@@ -32,6 +32,8 @@ def captured(
     except RuntimeError as e:
         cuda.set_stream(main)
         cause = e.__context__ or e  # the end of a capture that failed raises once more
+        if isinstance(cause, torch.OutOfMemoryError):
+            raise cause from None
         why = str(cause).partition("\n")[0]
         raise UserError(
             f"`engine = {engine}`: the network's gradient cannot be captured ({why}); use "

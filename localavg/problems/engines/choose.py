@@ -104,8 +104,10 @@ def _tried(
                 device.settle()
                 times.append((perf_counter() - start) / steps)
             return median(times[1:]), ""
-        except (UserError, MemoryError) as e:
-            return math.inf, str(e)
+        except (UserError, MemoryError, RuntimeError) as e:
+            if isinstance(e, RuntimeError) and type(e).__name__ != "OutOfMemoryError":
+                raise
+            return math.inf, str(e).partition("\n")[0]
         finally:
             w[:, trained:] = statistics
             problem.close()
