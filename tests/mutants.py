@@ -35,7 +35,14 @@ TRANSPORT = {
 }
 PROBLEMS = {
     name: f"localavg/problems/{name}.py"
-    for name in ("ahead", "device_feed", "device_jpegs", "engines/graph", "engines/dropout")
+    for name in (
+        "ahead",
+        "device_feed",
+        "device_jpegs",
+        "engines/graph",
+        "engines/masks",
+        "engines/replayed_batch",
+    )
 }
 TRAINING = {
     name: f"localavg/training/{name}.py"
@@ -599,16 +606,23 @@ MUTANTS = [
     Mutant(
         "all learners have the masks of the first",
         PROBLEMS["engines/graph"],
-        "masks.draw_(seed)",
-        "masks.draw_(self.seed_of(self.learners[0], t))",
+        "draw_(self.feed.seeds(self.learners, t), self.masks)",
+        "draw_(self.feed.seeds(self.learners[:1], t) * len(self.learners), self.masks)",
         f"{SAME}[drawing-float32]",
     ),
     Mutant(
         "a dropout takes the mask of the one before",
-        PROBLEMS["engines/dropout"],
-        "self.place = (self.place + 1) % len(self.drops)",
-        "self.place = 0",
+        PROBLEMS["engines/masks"],
+        "turns = cycle(masks)",
+        "turns = cycle(masks[1:])",
         f"{SAME}[drawing-float32]",
+    ),
+    Mutant(
+        "main does not wait for the first steps of a batch",
+        PROBLEMS["engines/replayed_batch"],
+        "main.wait_stream(self._stream)",
+        "pass",
+        f"{TESTS['graph']}::test_a_replayed_batch_gives_the_bits_of_the_batch[mlp-float32]",
     ),
     Mutant(
         "the feed on a GPU is one update late",

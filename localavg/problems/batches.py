@@ -31,12 +31,13 @@ class Batches:
         """Return learner j's mini-batch, valid until the next call."""
         return (*self.feed(j, t), self.seed_of(j, t))
 
-    def step(self, learners: range, t: int) -> tuple[Tensor, Tensor, list[int] | None]:
+    def step(self, learners: range, t: int) -> tuple[Tensor, Tensor, list[int]]:
         """Return x [L, B, C, H, W], y [L, B] and the seeds of learners, valid until the next call.
 
+        There are no seeds where the network draws nothing.
         An image lies in memory with its channels last.
         """
-        seeds = [seed for j in learners if (seed := self.seed_of(j, t)) is not None] or None
+        seeds = self.seeds(learners, t)
         if isinstance(self.feed, Feed | DeviceJpegFeed):
             return *self.feed.step(learners, t), seeds
         x, y = [], []
@@ -51,3 +52,7 @@ class Batches:
         if not self.draws:
             return None
         return int(generator(self.seed, j, t, Stream.NETWORK).integers(2**63))
+
+    def seeds(self, learners: range, t: int) -> list[int]:
+        """Return the seeds of learners; none where the network draws nothing."""
+        return [seed for j in learners if (seed := self.seed_of(j, t)) is not None]

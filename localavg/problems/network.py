@@ -8,7 +8,7 @@ ever copied between torch and the flat matrix.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 
@@ -29,9 +29,9 @@ from localavg.problems.batches import Batch, Batches
 from localavg.problems.device_feed import make_device_feed
 from localavg.problems.engines.batch import Batch as Batched
 from localavg.problems.engines.batch import Net
-from localavg.problems.engines.dropout import DROPOUTS, Dropouts, masked_
 from localavg.problems.engines.graph import Graph
 from localavg.problems.engines.loop import Loop
+from localavg.problems.engines.masks import DROPOUTS, Masks, masked_
 from localavg.problems.engines.replayed_batch import ReplayedBatch
 from localavg.problems.feed import examples, make_feed
 from localavg.problems.rows import Bound, Rows, floating
@@ -118,7 +118,7 @@ class Network(Problem):
 
     def _graph(self, feed: Feed, learners: range) -> Engine:
         assert self.cuda is not None and isinstance(feed, Batches)
-        return Graph(self.bind, feed, learners, Loop(self, feed, learners), self.cuda)
+        return Graph(self.bind, self._masks, feed, learners, Loop(self, feed, learners), self.cuda)
 
     def _batch(self, feed: Feed, learners: range) -> Engine:
         assert isinstance(feed, Batches)
@@ -206,10 +206,13 @@ class Network(Problem):
             self._bound[key] = self.bind(w, g)
         return self._bound[key]
 
-    def bind(self, w: Array, g: Array | None = None, masks: Dropouts | None = None) -> Bound:
+    def _masks(self, w: Array, x: Tensor) -> Masks:
+        return Masks(self._skeleton, self.rows, w, x, self.autocast)
+
+    def bind(self, w: Array, g: Array | None = None, masks: Sequence[Tensor] = ()) -> Bound:
         """Make a module whose weights are w [d], as `_at` describes; masks: of its dropouts."""
         module = copy.deepcopy(self._skeleton)
-        if masks is not None:
+        if masks:
             masked_(module, masks)
         return Bound(module, self.rows, w, g, self.l2, self.autocast, self.compiled)
 

@@ -100,8 +100,10 @@ class Batch(Engine):
         net = self.net
         return Together(self.module, net.rows, w, out, net.l2, net.autocast)
 
-    def _drawn(self, seeds: list[int] | None) -> list[Tensor]:
-        return [] if seeds is None or self.masks is None else self.masks.draw(seeds)
+    def _drawn(self, seeds: list[int]) -> list[Tensor]:
+        if self.masks is None:
+            return []
+        return self.masks.draw_(seeds, self.masks.places(len(seeds)))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -17,13 +17,14 @@ from time import perf_counter
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from localavg.interfaces import Array, Book, Engine, unbooked
 from localavg.problems.batches import Batches
 from localavg.problems.device_feed import DeviceFeed
 from localavg.problems.device_jpegs import DeviceJpegFeed
 from localavg.problems.engines.capture import WARM_UP, captured
-from localavg.problems.engines.dropout import Dropouts
+from localavg.problems.engines.masks import Masks
 from localavg.problems.rows import Bound
 
 SIDES = 8
@@ -33,8 +34,8 @@ The kernels of more learners rarely run side by side, and every stream keeps the
 learner.
 """
 
-Bind = Callable[[Array, Array, Dropouts | None], Bound]
-"""(w [d], g [d], masks) → a module of its own over these rows"""
+Bind = Callable[[Array, Array, list[Tensor]], Bound]
+"""(w [d], g [d], masks) → a module of its own over these rows, whose dropouts use these masks"""
 
 
 class Graph(Engine):
@@ -45,7 +46,7 @@ class Graph(Engine):
     other.
 
     A network with dropout draws nothing in the graph: the masks of each learner are drawn in main
-    before the step, from the seed of (learner, update), and the graph reads them (`Dropouts`). It
+    before the step, from the seed of (learner, update), and the graph reads them (`Masks`). It
     cannot read those of another step, since main draws the next ones after it has joined the side
     streams.
     """
@@ -53,14 +54,22 @@ class Graph(Engine):
     name = "graph"
 
     def __init__(
-        self, bind: Bind, feed: Batches, learners: range, loop: Engine, cuda: ModuleType
+        self,
+        bind: Bind,
+        masks: Callable[[Array, Tensor], Masks],
+        feed: Batches,
+        learners: range,
+        loop: Engine,
+        cuda: ModuleType,
     ) -> None:
         assert isinstance(feed.feed, DeviceFeed | DeviceJpegFeed)
-        self.feed, self.seed_of, self.learners = feed.feed, feed.seed_of, learners
+        self.feed, self.images, self.learners = feed, feed.feed, learners
         self.book: Book = unbooked
         self.loop, self.cuda, self._bind = loop, cuda, bind
         L = len(learners)
-        self.masks = [Dropouts() for _ in learners] if feed.draws else []
+        self._masks_for = masks
+        self._masks: Masks | None = None
+        self.masks: list[Tensor] = []  # [L, …] each
         # torch has 32 streams, which it gives in turn: those made one after the other differ
         self.sides = [cuda.Stream() for _ in range(min(L, SIDES))]
         self._capturing = cuda.Stream()
@@ -78,7 +87,7 @@ class Graph(Engine):
         Raises UserError where the network's gradient cannot be captured.
         """
         start = perf_counter()
-        fits = self.feed.ready(t)
+        fits = self.images.ready(t)
         self.book("data", perf_counter() - start)
         if not fits:
             self.loop.book = self.book
@@ -89,7 +98,7 @@ class Graph(Engine):
         if self._graph is None and not self._eager:
             self._graph = captured(self.name, self._step, self.cuda, self._capturing)
         if self._graph is None:
-            self._step(t)
+            self._step()
             self._eager -= 1
         else:
             self._graph.replay()
@@ -98,39 +107,28 @@ class Graph(Engine):
     def _begin(self, w: Array, out: Array) -> None:
         """Bind the learners' modules to their rows of w [L, d] and out [L, d]."""
         self._w, self._out, self._graph, self._eager = w, out, None, WARM_UP
-        masks: list[Dropouts] | list[None] = self.masks or [None] * len(self.learners)
-        self._bounds = [self._bind(*rows) for rows in zip(w, out, masks, strict=True)]
+        if self.feed.draws:
+            self._masks = self._masks_for(w[0], self.images.batches[0][0])
+            self.masks = self._masks.places(len(self.learners))
+        self._bounds = [
+            self._bind(*rows, [mask[l] for mask in self.masks])
+            for l, rows in enumerate(zip(w, out, strict=True))
+        ]
 
     def _draw(self, t: int) -> None:
         """Draw the masks of all learners for update t, in main."""
-        for j, masks in zip(self.learners, self.masks, strict=False):  # maybe none
-            seed = self.seed_of(j, t)
-            if masks.recorded and seed is not None:
-                masks.draw_(seed)
+        if self._masks is not None:
+            self._masks.draw_(self.feed.seeds(self.learners, t), self.masks)
 
-    def _step(self, t: int | None = None) -> None:
-        """Queue the work of one step, eagerly for update t or in a capture.
-
-        The current stream is main.
-        """
+    def _step(self) -> None:
+        """Queue the work of one step, eagerly or in a capture; the current stream is main."""
         main = self.cuda.current_stream()
-        self.feed.gather_()
-        x, y = self.feed.batches  # [L, B, C, H, W], [L, B]
+        self.images.gather_()
+        x, y = self.images.batches  # [L, B, C, H, W], [L, B]
         for side in self.sides:
             side.wait_stream(main)
         for l, bound in enumerate(self._bounds):
-            self._seed_first_pass(l, t)
             with self.cuda.stream(self.sides[l % len(self.sides)]):
                 self._losses[l].copy_(bound.gradient_(x[l], y[l]))
         for side in self.sides:
             main.wait_stream(side)
-        for masks in self.masks:
-            if not masks.recorded:
-                masks.record(x.device)
-
-    def _seed_first_pass(self, l: int, t: int | None) -> None:
-        """Seed torch if it draws itself in learner l's next pass, since no mask is made yet."""
-        if t is not None and self.masks and not self.masks[l].recorded:
-            seed = self.seed_of(self.learners[l], t)
-            assert seed is not None
-            torch.manual_seed(seed)

@@ -48,7 +48,9 @@ class ReplayedBatch(Batch):
         new = self._rows is None or self._rows[0] is not w or self._rows[1] is not out
         if new:
             self._bind(w, t, out)
-            self._graph, self._eager, self._drawn_masks = None, WARM_UP, []
+            self._graph, self._eager = None, WARM_UP
+            masks, chunks = self.masks, self._chunks
+            self._drawn_masks = [masks.places(len(js)) if masks else [] for js, _ in chunks]
         start = perf_counter()
         fits = self.images.ready(t)
         self.book("data", perf_counter() - start)
@@ -68,14 +70,9 @@ class ReplayedBatch(Batch):
 
     def _draw(self, t: int) -> None:
         """Draw the masks of all learners for update t into memory that stays."""
-        for k, (learners, _) in enumerate(self._chunks):
-            seeds = [seed for j in learners if (seed := self.feed.seed_of(j, t)) is not None]
-            drawn = self._drawn(seeds or None)
-            if k == len(self._drawn_masks):
-                self._drawn_masks.append(drawn)
-            else:
-                for mask, new in zip(self._drawn_masks[k], drawn, strict=True):
-                    mask.copy_(new)
+        for (learners, _), masks in zip(self._chunks, self._drawn_masks, strict=True):
+            if self.masks is not None:
+                self.masks.draw_(self.feed.seeds(learners, t), masks)
 
     def _warm_up(self) -> None:
         """Queue a step eagerly, in the stream of the capture."""
