@@ -20,6 +20,7 @@ from localavg.files.record import Record
 from localavg.interfaces import Settings
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
+from localavg.problems.engines.choose import AUTO
 from localavg.scope import Scope
 from localavg.simulate.clock import Modelled, Synchronous, averages
 from localavg.training import header
@@ -135,6 +136,8 @@ def _summary(e: Experiment, monitor: Monitor) -> str:
 
 def _print_notes(e: Experiment) -> None:
     """Print what the user may not have meant, on rank 0."""
+    if e.fleet.rank == 0 and e.config.engine == AUTO and e.device.name != "cpu":
+        print(f"localavg: engine {e.engine.name}, {e.engine_why}", file=sys.stderr)
     _say_what_is_not_averaged(e)
     _warn_never_steered(e)
 
