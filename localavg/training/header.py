@@ -12,7 +12,7 @@ from mpi4py import MPI
 from localavg.interfaces import Device
 from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
-from localavg.training.build import Task
+from localavg.training.build import Experiment, Task
 from localavg.training.checks import all_settings
 
 
@@ -47,9 +47,10 @@ def config(task: Task) -> dict[str, object]:
     }
 
 
-def machine(fleet: Fleet, carrier: Carrier, device: Device) -> dict[str, object]:
-    """Return a part of /provenance: `hosts` and `gpus`. Collective."""
-    return hosts(fleet, carrier) | gpus(fleet, device)
+def machine(e: Experiment) -> dict[str, object]:
+    """Return a part of /provenance: `hosts`, `gpus` and the engine. Collective."""
+    engine = {"engine": e.engine.name, "engine_why": e.engine_why}
+    return hosts(e.fleet, e.transport) | gpus(e.fleet, e.device) | engine
 
 
 def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, object]:

@@ -35,16 +35,15 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         averaging.begin(e.step_size(1))
     keeper.start(begun, w, monitor, parts)
     monitor.start(begun, w)
-
-    T, step_size, update_ = e.length.T, e.step_size, e.optimizer.update_
-    engine = e.engine
-    engine.book = monitor.clock.book
+    T, step_size = e.length.T, e.step_size
+    gradients_, update_ = e.engine.gradients_, e.optimizer.update_
+    e.engine.book = monitor.clock.book
     losses, watching = monitor.losses, monitor.variance == "steps"
     for t in range(begun + 1, T + 1):  # t = completed local updates
         gamma = step_size(t)
         if watching:
             monitor.drifted(w_trained)
-        losses += engine.gradients_(w, t, out=g)
+        losses += gradients_(w, t, out=g)
         averaging.exchange_(g_trained, t)  # sync SGD and QSGD only
         update_(w_trained, g_trained, gamma)
         averaging.average_(t, gamma, last=t == T)  # kavg Alg. 1: w_j ← w̄

@@ -66,8 +66,7 @@ def run(
     e = build(c, fleet, aware, before.engine)
 
     # 3. Find the checkpoint to resume from, and open the run file.
-    engine = {"engine": e.engine.name, "engine_why": e.engine_why}
-    origin = {**(provenance or {}), **header.machine(fleet, e.transport, e.device), **engine}
+    origin = {**(provenance or {}), **header.machine(e)}
     d = None if e.timing else e.flat.d
     start = resume(c, fleet, before, header.config(e), origin, writes, d)
     _print_notes(e)
@@ -79,11 +78,9 @@ def run(
         status, why = ended(work, start.file, monitor, e.problem, world)
 
     # 5. End.
-    if start.file is None:
-        return Outcome(status, "")
-    if status == FINISHED:
+    if writes and status == FINISHED:
         checkpoint.remove(keeper.folder)
-    return Outcome(status, why or _summary(e, monitor))
+    return Outcome(status, (why or _summary(e, monitor)) if writes else "")
 
 
 def watched(

@@ -28,7 +28,7 @@ from localavg.parallel.measure import link_bytes_per_s
 from localavg.parallel.probe import Probe
 from localavg.parallel.transport import nccl
 from localavg.scope import Scope
-from localavg.training.header import machine
+from localavg.training.header import gpus, hosts
 
 RESNET_18, RESNET_50 = 11_173_962, 25_557_032  # floats of a row
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, RESNET_18, RESNET_50)  # 2000: Epsilon
@@ -96,7 +96,7 @@ def new_file(
         "learners": fleet.P,
         "device": device.name,
     }
-    origin = {**provenance, **machine(fleet, longest, device)}
+    origin = {**provenance, **hosts(fleet, longest), **gpus(fleet, device)}
     return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
 
 
