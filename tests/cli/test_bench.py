@@ -17,15 +17,18 @@ from localavg.cli import bench
 from localavg.cli.bench import checkpoint, memory
 from localavg.parallel.fleet import Fleet
 
-RATES = ["ours_samples_per_s", "bare_samples_per_s", "floor_samples_per_s"]
+RATES = ["ours_samples_per_s", "best_samples_per_s", "floor_samples_per_s"]
 COLUMNS = {
     "logistic": [
         "problem",
         "model",
         "device",
+        "learners",
+        "engine",
+        "best",
         *RATES,
         "ours_over_floor",
-        "ours_over_bare",
+        "ours_over_best",
         "overhead",
         "recording",
         "overhead_s",
@@ -42,8 +45,9 @@ COLUMNS = {
         "threads",
         "learners",
         "engine",
+        "best",
         *RATES,
-        "ours_over_bare",
+        "ours_over_best",
         "ours_over_floor",
     ],
     "checkpoint": ["learners", "ranks", "bytes", "ours_s", "disk_s", "restore_s", "ours_over_disk"],
@@ -56,6 +60,9 @@ LINES = {
     "logistic": f"train --problem logistic {DATA} --batch-size 8 --steps 12 --repeats 1",
     "network": "train --model mlp --batch-size 4 --steps 2 --repeats 1",
     "several": "train --model mlp --side 9 --learners 2 --batch-size 4 --steps 2 --repeats 1",
+    "batch": "train --model resnet8 --learners 2 --batch-size 4 --steps 2 --repeats 1 "
+    "--engine batch",
+    "logistics": f"train --problem logistic {DATA} --learners 3 --batch-size 8 --steps 4 --repeats 1",
     "checkpoint": f"checkpoint --folder FOLDER/disk --floats {FLOATS} --learners {LEARNERS} "
     "--repeats 3",
 }
@@ -67,9 +74,8 @@ MISTAKES = {
     f"train {DATA} --steps 2 --repeats 1 --json "
     "FOLDER/nowhere/rows.json": "rows.json: No such file or directory",
     "train --model mlp --engine graph": "--engine graph .* --device cuda",
-    f"train {DATA} --learners "
-    "2": "logistic regression measures one learner on the CPU; give --model for a network",
-    f"memory {DATA} --steps 0": "argument --steps: invalid",
+    f"train {DATA} --engine batch": "--engine batch.*--problem logistic|has loop",
+    f"memory {DATA} --steps 0": "--steps '0': must be a whole number of at least 1",
 }
 
 
@@ -135,13 +141,15 @@ def check_numbers(row, columns):
             assert math.isfinite(value) and (value > 0 or name == "overhead"), (name, value)
 
 
-@pytest.mark.parametrize("name", ["logistic", "network", "several"])
-def test_training_is_compared_with_a_bare_loop_and_the_floor(name, one_rank):
+@pytest.mark.parametrize("name", ["logistic", "logistics", "network", "several", "batch"])
+def test_training_is_compared_with_the_best_loop_and_the_floor(name, one_rank):
     (row,) = one_rank.rows[name]
-    problem = "logistic" if name == "logistic" else "network"
-    check_numbers(row, COLUMNS[problem])
+    problem = "logistic" if name.startswith("logistic") else "network"
+    columns = COLUMNS[problem]
+    check_numbers(row, columns[:-5] if name == "logistics" else columns)  # of one learner
+    assert row["best"] in ("loop", "vmap") and (row["learners"] > 1 or row["best"] == "loop")
     assert (row["problem"], row["device"]) == (problem, "cpu")
-    for other in ("bare", "floor"):
+    for other in ("best", "floor"):
         assert row[f"ours_over_{other}"] == pytest.approx(
             row["ours_samples_per_s"] / row[f"{other}_samples_per_s"]
         )
@@ -155,7 +163,10 @@ def test_a_row_of_training_says_what_was_trained(one_rank):
     )
     names = "model", "side", "batch_size", "precision", "learners", "engine"
     said = [[row[name] for name in names] for (row,) in networks]
-    assert said == [["mlp", 8, 4, "float32", 1, "auto"], ["mlp", 9, 4, "float32", 2, "auto"]]
+    assert said == [["mlp", 8, 4, "float32", 1, "loop"], ["mlp", 9, 4, "float32", 2, "loop"]]
+    (batch,), (logistics,) = one_rank.rows["batch"], one_rank.rows["logistics"]
+    assert (batch["engine"], batch["learners"]) == ("batch", 2)
+    assert (logistics["engine"], logistics["learners"]) == ("loop", 3)
 
 
 def test_a_checkpoint_is_compared_with_plain_writing(either):

@@ -41,19 +41,15 @@ def _train(args: argparse.Namespace) -> int:
             f"bench train on {here.size} ranks: it measures one rank; run it without mpirun"
         )
     fleet = Fleet(here, args.learners)
-    rows: list[Row]
     if args.problem == "network" or args.model:
         rows = _network(args, fleet)
-    elif args.device == "cuda" or args.learners > 1:
-        raise UserError(
-            "bench train of logistic regression measures one learner on the CPU; give --model for "
-            "a network"
-        )
     else:
         from localavg.cli.bench.logistic import bench_logistic
+        from localavg.parallel.device import choose_device
 
-        B, steps = args.batch_size or 128, args.steps or 21_875
-        rows = bench_logistic(fleet, args.data, B, steps, args.repeats)
+        device, B = choose_device(args.device, fleet), args.batch_size or 128
+        steps = args.steps or (21_875 if device.name == "cpu" else 100)
+        rows = bench_logistic(fleet, args.data, B, steps, args.repeats, device, args.engine)
     return _print("local updates, samples a second", rows, args.json)
 
 

@@ -1,4 +1,4 @@
-"""Time local updates on logistic regression against a bare NumPy loop and the floor.
+"""Time local updates on logistic regression against the best loop by hand and the floor.
 
 The floor is the time to read the data once.
 """
@@ -6,75 +6,125 @@ The floor is the time to read the data once.
 from __future__ import annotations
 
 from statistics import median
+from typing import Any
 
 import numpy as np
 
-from localavg.cli.bench import Row, medians, seconds
+from localavg.cli.bench import Row, best, best_logistic, medians, seconds
 from localavg.cli.bench.loop import overhead, train_alone
 from localavg.config import TrainConfig
+from localavg.interfaces import Device
 from localavg.learner import optim
 from localavg.learner.sampling import Batch
 from localavg.parallel.fleet import Fleet
 from localavg.problems.logistic import Logistic
-from localavg.training.build import assemble, load_task
+from localavg.training.build import Task, assemble, load_task
 
 
-def bench_logistic(fleet: Fleet, data: str, B: int, steps: int, repeats: int) -> list[Row]:
-    """Time `steps` local updates of one learner; medians of `repeats` interleaved turns.
+def bench_logistic(
+    fleet: Fleet, data: str, B: int, steps: int, repeats: int, device: Device, engine: str = "auto"
+) -> list[Row]:
+    """Time `steps` local updates of all learners; medians of `repeats` interleaved turns.
 
-    Sampling is by blocks. Ours is the whole loop; bare is a NumPy loop over the same rows; the
-    floor is X.sum(). overhead: our loop against its row-taking, gradients and updates alone.
-    recording: the share of time in the run file and progress bar. overhead_s, add_s and their
-    ratio: as `loop.overhead` measures them.
+    Sampling is by blocks. Ours is the whole loop; best is the fastest loop by hand over the same
+    rows; the floor is X.sum(). For one learner on the CPU the row also has, overhead: our loop
+    against its row-taking, gradients and updates alone; recording: the share of time in the run
+    file and progress bar; overhead_s, add_s and their ratio: as `loop.overhead` measures them.
     """
-    task = load_task(_settings(data, B, steps), fleet, 1)
-    problem = task.problem
+    c = _settings(data, B, steps, device, engine)
+    task = load_task(c, fleet, fleet.P, device)
+    problem, learners = task.problem, range(fleet.P)
     assert isinstance(problem, Logistic)
-    x, y, d = problem.x, problem.y, problem.d  # [n, d], [n]
-    rows = [task.sampler.batch(0, t) for t in range(1, steps + 1)]
-    recorded: list[float] = []
-    beside: list[dict[str, float]] = []
+    rows = [[task.sampler.batch(j, t) for j in learners] for t in range(1, steps + 1)]
+    by_hand = best.fastest_few(best_logistic.makers(problem, rows, device))
+    inside = Inside(task, [each[0] for each in rows])
+    alone = fleet.P == 1 and device.name == "cpu"
 
-    def ours() -> float:
-        wall_s, share = train_alone(assemble(task))
-        recorded.append(share)
-        return wall_s
+    def read() -> None:
+        problem.x.sum()
+        device.settle()
 
     times = medians(
         {
-            "ours": ours,
-            "step": lambda: _gradients_and_updates(problem, rows),
-            "bare": lambda: _bare(x, y, rows, d),
-            "floor": lambda: seconds(x.sum),
-            "parts": lambda: seconds(lambda: beside.append(overhead(task))),
+            "ours": inside.ours,
+            "floor": lambda: seconds(read),
+            **best.timed(by_hand, steps),
+            **(inside.ways() if alone else {}),
         },
         repeats,
     )
-    rate = {name: steps * B / times[name] for name in ("ours", "step", "bare")}
+    quickest, samples = best.of(times, by_hand), steps * B * fleet.P
+    rate = {"ours": samples / times["ours"], "best": samples / times[quickest]}
     rate["floor"] = problem.n / times["floor"]
-    parts = {name: median(each[name] for each in beside[1:]) for name in ("overhead_s", "add_s")}
-    return [_row(f"d = {d}, B = {B}, block", rate, median(recorded[1:]), parts)]
+    row = _row(f"d = {problem.d}, B = {B}, block", task, quickest, rate)
+    return [{**row, **(inside.numbers(times) if alone else {})}]
 
 
-def _row(model: str, rate: dict[str, float], recording: float, parts: dict[str, float]) -> Row:
-    """Return the examples a second, and what the loop costs in addition."""
+def _row(model: str, task: Task, quickest: str, rate: dict[str, float]) -> Row:
+    """Return the examples a second, and their ratios."""
     return {
         "problem": "logistic",
         "model": model,
-        "device": "cpu",
+        "device": task.device.name,
+        "learners": task.fleet.P,
+        "engine": task.config.engine,
+        "best": quickest,
         "ours_samples_per_s": rate["ours"],
-        "bare_samples_per_s": rate["bare"],
+        "best_samples_per_s": rate["best"],
         "floor_samples_per_s": rate["floor"],
         "ours_over_floor": rate["ours"] / rate["floor"],
-        "ours_over_bare": rate["ours"] / rate["bare"],
-        "overhead": rate["step"] / rate["ours"] - 1,
-        "recording": recording,
-        **parts,
-        "overhead_over_add": parts["overhead_s"] / parts["add_s"],
+        "ours_over_best": rate["ours"] / rate["best"],
     }
 
 
-def _settings(data: str, B: int, steps: int) -> TrainConfig:
+class Inside:
+    """What the loop of one learner costs in addition to its step."""
+
+    def __init__(self, task: Task, rows: list[Batch]) -> None:
+        self.task, self.rows = task, rows
+        self.recorded: list[float] = []
+        self.parts: list[dict[str, float]] = []
+
+    def ours(self) -> float:
+        """Time the whole loop."""
+        wall_s, share = train_alone(assemble(self.task))
+        self.recorded.append(share)
+        return wall_s
+
+    def ways(self) -> dict[str, Any]:
+        """Return what else to time."""
+        return {
+            "step": self._gradients_and_updates,
+            "parts": lambda: seconds(lambda: self.parts.append(overhead(self.task))),
+        }
+
+    def numbers(self, times: dict[str, float]) -> dict[str, float]:
+        """Return the columns, given the median times."""
+        parts = {
+            name: median(each[name] for each in self.parts[1:]) for name in ("overhead_s", "add_s")
+        }
+        return {
+            "overhead": times["ours"] / times["step"] - 1,
+            "recording": median(self.recorded[1:]),
+            **parts,
+            "overhead_over_add": parts["overhead_s"] / parts["add_s"],
+        }
+
+    def _gradients_and_updates(self) -> float:
+        """Time row-taking, gradients and updates alone."""
+        problem: Any = self.task.problem
+        w, g = (np.zeros((1, problem.d), np.float32) for _ in range(2))  # [1, d]
+        w_0, g_0, sgd = w[0], g[0], optim.SGD()
+
+        def loop() -> None:
+            for r in self.rows:
+                problem.gradient_(w_0, problem.fetch(r), out=g_0)
+                sgd.update_(w, g, 0.01)
+
+        return seconds(loop)
+
+
+def _settings(data: str, B: int, steps: int, device: Device, engine: str) -> TrainConfig:
     return TrainConfig(
         algorithm="sgd",
         data=data,
@@ -85,32 +135,6 @@ def _settings(data: str, B: int, steps: int) -> TrainConfig:
         steps=steps,
         log_every=max(1, steps // 100),
         eval_every=steps,
-        engine="loop",  # whose parts are timed
+        engine="loop" if engine == "auto" else engine,  # whose parts are timed
+        device=device.name,
     )
-
-
-def _gradients_and_updates(problem: Logistic, rows: list[Batch]) -> float:
-    """Time row-taking, gradients and updates alone."""
-    w, g = (np.zeros((1, problem.d), np.float32) for _ in range(2))  # [1, d]
-    w_0, g_0, sgd = w[0], g[0], optim.SGD()
-
-    def loop() -> None:
-        for r in rows:
-            problem.gradient_(w_0, problem.fetch(r), out=g_0)
-            sgd.update_(w, g, 0.01)
-
-    return seconds(loop)
-
-
-def _bare(x: np.ndarray, y: np.ndarray, rows: list[Batch], d: int) -> float:
-    """Time the loop that one would write by hand."""
-    w = np.zeros(d, np.float32)  # [d]
-
-    def loop() -> None:
-        nonlocal w
-        for r in rows:
-            xb, yb = x[r], y[r]  # [B, d], [B]
-            slope = -yb / (1 + np.exp(yb * (xb @ w)))
-            w = w - 0.01 * (xb.T @ slope / len(yb) + 1e-4 * w)
-
-    return seconds(loop)
