@@ -7,6 +7,7 @@ import threading
 import pytest
 from mpi import NO_LAUNCH
 from samples import write
+from smooth import smoothed
 from threadpoolctl import threadpool_limits
 
 
@@ -80,16 +81,4 @@ def smooth(monkeypatch):
     """Networks without kinks: another rounding of a unit near 0, or of two equal ones, would switch
     a ReLU or a maximum.
     """
-    from torch import nn
-
-    from localavg.models import dpn, resnet
-
-    for module in (nn.functional, resnet, dpn):
-        monkeypatch.setattr(module, "relu", lambda x, inplace=False: nn.functional.softplus(x))
-    monkeypatch.setattr(
-        nn.functional,
-        "max_pool2d",
-        lambda x, kernel, stride, padding, dilation, ceil_mode, return_indices: (
-            nn.functional.avg_pool2d(x, kernel, stride, padding, ceil_mode)
-        ),
-    )
+    smoothed(monkeypatch.setattr)

@@ -86,8 +86,14 @@ class Cuda(Device):
         self.identity: tuple[str, str] = (host_name, xp.cuda.runtime.deviceGetPCIBusId(index))
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
-        """Make an array of zeros on the GPU, float32."""
-        return self.xp.zeros(shape, np.float32)
+        """Make an array of zeros on the GPU, float32. UserError if there is no memory for it."""
+        try:
+            return self.xp.zeros(shape, np.float32)
+        except MemoryError as e:  # CuPy's is one
+            raise UserError(
+                f"`device = cuda`: {4 * math.prod(shape) / 1e9:.2g} GB more do not fit in the "
+                "GPU's memory; use fewer `learners` per GPU"
+            ) from e
 
     def settle(self) -> None:
         """Wait until all queued kernels and copies are done."""

@@ -27,6 +27,7 @@ from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import address
 from localavg.problems.batches import Batch, Batches
 from localavg.problems.device_feed import make_device_feed
+from localavg.problems.engines import memory
 from localavg.problems.engines.batch import Batch as Batched
 from localavg.problems.engines.batch import Net
 from localavg.problems.engines.graph import Graph
@@ -138,7 +139,8 @@ class Network(Problem):
         x, y, seed = batch
         if seed is not None:
             torch.manual_seed(seed)
-        loss = bound.gradient_(x, y)
+        with memory.explained(Loop.name, "a smaller `batch_size`"):
+            loss = bound.gradient_(x, y)
         return loss.item() if self.device == "cpu" else loss
 
     def sums(

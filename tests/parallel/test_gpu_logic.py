@@ -258,6 +258,16 @@ def test_a_transport_that_was_asked_for_is_taken_or_the_run_ends(chosen):
 # ------------------------------------------------------------------------------------------- what n
 
 
+def test_rows_that_do_not_fit_in_the_gpu_are_one_clear_line(monkeypatch):
+    def full(*_):
+        raise MemoryError("out of memory\nby far")
+
+    device = device_of(One())
+    monkeypatch.setattr(stand_in, "zeros", full)
+    with pytest.raises(UserError, match=r"^`device = cuda`: 2 GB more do not fit .*`learners`"):
+        device.zeros((5, 100_000_000))
+
+
 class One:
     """A fleet of one rank, by place on the machine."""
 

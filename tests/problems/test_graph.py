@@ -237,6 +237,30 @@ def test_a_gradient_that_cannot_be_captured_is_one_clear_line(monkeypatch):
         Trained("mlp")
 
 
+@pytest.mark.parametrize("replayed", [False, True])
+def test_memory_that_is_used_up_is_one_clear_line(replayed, monkeypatch):
+    def none_left(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2 GiB.")
+
+    monkeypatch.setattr(network.Bound, "gradient_", none_left)
+    name = "graph" if replayed else "loop"
+    with pytest.raises(UserError, match=f"^`engine = {name}`: memory is used up; use .*batch_size"):
+        Trained("mlp", replayed=replayed)
+
+
+def test_a_shortage_in_a_capture_is_not_taken_for_what_cannot_be_captured(monkeypatch):
+    gradient_ = network.Bound.gradient_
+
+    def none_left(*args):
+        if Stream.capture:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return gradient_(*args)
+
+    monkeypatch.setattr(network.Bound, "gradient_", none_left)
+    with pytest.raises(UserError, match=r"^`engine = graph`: memory is used up"):
+        Trained("mlp")
+
+
 class Fake:
     """Pictures of one colour each."""
 

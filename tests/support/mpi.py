@@ -15,13 +15,15 @@ import tempfile
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import psutil
 import pytest
 from drive import command_lines
 
 from localavg.files import record
+
+if TYPE_CHECKING:
+    import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 SUPPORT = Path(__file__).resolve().parent
@@ -55,7 +57,7 @@ def run(
     program: Sequence[str] = ("python", "-m", "mpi4py"),
 ) -> subprocess.CompletedProcess:
     """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout `root`, or another
-    `program` with these arguments; mpi is openmpi or mpich.
+    `program` with these arguments; mpi is openmpi, mpich or path, the mpirun on PATH.
 
     env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is
     killed, all its processes, and fails the test; with `check`, so does one that ends with another
@@ -132,6 +134,8 @@ def kill(mark: str) -> None:
 
     The launcher is asked first, because it then removes the shared memory of its ranks.
     """
+    import psutil  # here, so that tests of GPUs can be had without it
+
     found = marked(mark)
     pids = {process.pid for process in found}
     for process in found:
@@ -146,8 +150,10 @@ def kill(mark: str) -> None:
         psutil.wait_procs(found, timeout=5)
 
 
-def marked(mark: str, name: str = MARK) -> list[psutil.Process]:
+def marked(mark: str, name: str = MARK) -> "list[psutil.Process]":
     """The living processes in whose environment `name` is `mark`."""
+    import psutil
+
     found = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):

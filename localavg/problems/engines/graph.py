@@ -23,6 +23,7 @@ from localavg.interfaces import Array, Book, Engine, unbooked
 from localavg.problems.batches import Batches
 from localavg.problems.device_feed import DeviceFeed
 from localavg.problems.device_jpegs import DeviceJpegFeed
+from localavg.problems.engines import memory
 from localavg.problems.engines.capture import WARM_UP, captured
 from localavg.problems.engines.masks import Masks
 from localavg.problems.rows import Bound
@@ -95,6 +96,11 @@ class Graph(Engine):
         if self._w is not w or self._out is not out:
             self._begin(w, out)
         self._draw(t)
+        with memory.explained(self.name, "`engine = loop`, or a smaller `batch_size`"):
+            self._step_or_replay()
+        return list(self._losses.clone())  # before another step
+
+    def _step_or_replay(self) -> None:
         if self._graph is None and not self._eager:
             self._graph = captured(self.name, self._step, self.cuda, self._capturing)
         if self._graph is None:
@@ -102,7 +108,6 @@ class Graph(Engine):
             self._eager -= 1
         else:
             self._graph.replay()
-        return list(self._losses.clone())  # before another step
 
     def _begin(self, w: Array, out: Array) -> None:
         """Bind the learners' modules to their rows of w [L, d] and out [L, d]."""

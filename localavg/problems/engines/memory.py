@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -76,6 +77,17 @@ def chunk(L: int, each: int, free: int, device: str, B: int) -> int:
 def is_shortage(e: BaseException) -> bool:
     """Return whether an error is that memory is used up."""
     return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
+
+
+@contextmanager
+def explained(engine: str, instead: str) -> Iterator[None]:
+    """Raise the error that memory is used up as UserError, with what to use instead."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as e:
+        if not is_shortage(e):
+            raise
+        raise UserError(f"`engine = {engine}`: memory is used up; use {instead}") from e
 
 
 def used_up(L: int, each: int, device: str, B: int) -> UserError:
