@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from near import apart, different_rows, tolerance
 from samples import random_images
 from torch import nn
 
@@ -14,7 +15,7 @@ from localavg.learner.sampling import IID, Block
 from localavg.problems.batches import Batches
 from localavg.problems.engines import memory, together
 from localavg.problems.engines.choose import make
-from localavg.problems.network import NORMS, Network
+from localavg.problems.network import Network
 
 L, B, P = 3, 4, 8
 SIDES = {"mlp": 8, "nin": 8, "resnet8": 8, "alexnet": 63, "resnet50": 64}  # the others: 32
@@ -29,14 +30,6 @@ def network(model, **more):
     shape = side, side, 1 if side == 8 else 3
     change = more.pop("change", Augment())
     return Network(random_images(shape, 50, augment=change), name, 0.01, 5, **more)
-
-
-def different_rows(net):
-    """Other weights for every learner; the statistics stay positive."""
-    w = np.zeros((L, net.d), np.float32)
-    for row in w:
-        net.initial_(row)
-    return w * (1 + 0.1 * np.random.default_rng(1).random(w.shape, np.float32))
 
 
 def engine(name, net, learners=range(L), size=None, sampling=IID):
@@ -75,25 +68,6 @@ def steps(name, net, w, ts, moments=None, **how):
     return w, optimizer.state[0]
 
 
-def apart(net, a, b, scale=None):
-    """The largest difference between rows a and b [d], in units of each tensor's largest entry.
-
-    The unit is a hundredth of the row's largest entry at least, a tenth for the bias of a
-    convolution: before BatchNorm its gradient is 0 but for rounding, and has no size of its own.
-    """
-    scale = b if scale is None else scale
-    convolutions = [k for k, m in net._skeleton.named_modules() if isinstance(m, nn.Conv2d)]
-    most, units = np.abs(scale).max(), dict.fromkeys((f"{k}.bias" for k in convolutions), 0.1)
-    return max(
-        float(np.abs(a[s] - b[s]).max() / max(np.abs(scale[s]).max(), units.get(name, 0.01) * most))
-        for name, s in net.rows.segments.items()
-    )
-
-
-def tolerance(net):
-    return 1e-4 if any(isinstance(m, NORMS) for m in net._skeleton.modules()) else 1e-5
-
-
 def long_unless_default(names):
     mark = pytest.mark.long
     return [pytest.param(name, marks=() if name in DEFAULT else mark) for name in names]
@@ -102,7 +76,7 @@ def long_unless_default(names):
 @pytest.mark.parametrize("model", long_unless_default([*models.MODELS, "nin-32"]))
 def test_every_model_has_the_gradients_of_the_loop_and_trains_alike(model, smooth):
     net = network(model)
-    w, bound = different_rows(net), tolerance(net)
+    w, bound = different_rows(net, L), tolerance(net)
     losses, w_loop, g_loop = gradients("loop", net, w)
     mine, w_batch, g_batch = gradients("batch", net, w)
     np.testing.assert_allclose(mine, losses, rtol=1e-5)
@@ -119,7 +93,7 @@ def test_every_model_has_the_gradients_of_the_loop_and_trains_alike(model, smoot
 @pytest.mark.parametrize("model", ["mlp", "resnet8", "nin-32"])
 def test_a_learners_result_does_not_depend_on_chunks_or_on_who_else_is_on_the_rank(model, smooth):
     net = network(model)
-    w, bound = different_rows(net), tolerance(net)
+    w, bound = different_rows(net, L), tolerance(net)
     _, w_all, g_all = gradients("batch", net, w, size=L)
     for size in (1, 2) if model != "nin-32" else (2,):
         _, w_cut, g_cut = gradients("batch", net, w, size=size)
@@ -132,7 +106,7 @@ def test_a_learners_result_does_not_depend_on_chunks_or_on_who_else_is_on_the_ra
 @pytest.mark.parametrize("model", ["resnet8", "nin-32"])
 def test_a_run_and_one_that_starts_again_in_its_middle_have_the_same_bits(model):
     net = network(model)
-    w = different_rows(net)
+    w = different_rows(net, L)
     through, moments = steps("batch", net, w, range(1, 3))
     half = steps("batch", net, w, range(1, 2))
     again, moments_again = steps("batch", net, half[0], range(2, 3), half[1])
@@ -173,7 +147,7 @@ def test_gaps_between_tensors_are_zero_in_the_gradients_and_stay(smooth):
     gaps = np.ones(net.d, bool)
     for place in net.rows.segments.values():
         gaps[place] = False
-    w = different_rows(net)
+    w = different_rows(net, L)
     assert gaps.sum() > 64
     _, w_loop, g_loop = gradients("loop", net, w)
     _, w_batch, g_batch = gradients("batch", net, w)
@@ -209,7 +183,7 @@ class Own(nn.Module):
 def test_any_module_is_computed_though_the_engine_knows_few_layers(monkeypatch):
     monkeypatch.setattr(models, "make", lambda *a: Own())
     net = network("mlp-16")
-    w = different_rows(net)
+    w = different_rows(net, L)
     _, _, g_loop = gradients("loop", net, w)
     _, _, g_batch = gradients("batch", net, w)
     assert max(apart(net, *pair) for pair in zip(g_batch, g_loop, strict=True)) <= 1e-4
@@ -218,7 +192,7 @@ def test_any_module_is_computed_though_the_engine_knows_few_layers(monkeypatch):
 
 def test_large_convolutions_are_done_learner_by_learner_to_the_same_gradients(monkeypatch, smooth):
     net = network("resnet8")
-    w = different_rows(net)
+    w = different_rows(net, L)
     g = []
     for limit in (-1, 1 << 40):
         monkeypatch.setattr(together, "GATHERED_BYTES", limit)
@@ -229,7 +203,7 @@ def test_large_convolutions_are_done_learner_by_learner_to_the_same_gradients(mo
 
 def test_bf16_is_as_near_to_float32_as_in_the_loop(smooth):
     exact = network("resnet8")
-    w = different_rows(exact)
+    w = different_rows(exact, L)
     _, _, g = gradients("loop", exact, w)
     net = network("resnet8", precision="bf16")
     far = {}
@@ -243,7 +217,7 @@ def test_bf16_is_as_near_to_float32_as_in_the_loop(smooth):
 
 def refusal(net, **how):
     with pytest.raises(UserError) as e:
-        gradients("batch", net, different_rows(net), **how)
+        gradients("batch", net, different_rows(net, L), **how)
     assert "\n" not in str(e.value)
     return str(e.value)
 
@@ -291,6 +265,6 @@ def test_what_is_kept_for_the_gradient_is_counted_once():
 def test_the_time_of_batches_is_booked():
     net = network("mlp")
     computing = engine("batch", net)
-    w = different_rows(net)
+    w = different_rows(net, L)
     computing.gradients_(w, 1, np.zeros_like(w))
     assert list(computing.book) == ["data"] and computing.book["data"] > 0
