@@ -52,7 +52,7 @@ TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange"),
-        "cli": ("cli", "silence", "sweep"),
+        "cli": ("cli", "silence", "sweep", "bench_best"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
         "learner": ("sampling",),
@@ -658,6 +658,28 @@ MUTANTS = [
         "self.copied.synchronize()",
         "pass",
         f"{TESTS['device_feed']}::test_pictures_on_the_gpu_are_those_of_the_feed_on_the_cpu",
+    ),
+    # what ours is measured against
+    Mutant(
+        "the loop by hand does less: no weight decay",
+        "localavg/cli/bench/best_network.py",
+        "weight_decay=self.problem.l2,",
+        "weight_decay=0.0,",
+        f"{TESTS['bench_best']}::test_a_loop_by_hand_has_the_weights_and_statistics_of_ours",
+    ),
+    Mutant(
+        "the graph by hand takes the same batch at every replay",
+        "localavg/cli/bench/best_network.py",
+        "self.place.add_(1).remainder_(len(self.work.rows))",
+        "self.place.add_(0)",
+        f"{TESTS['bench_best']}::test_a_graph_by_hand_has_the_weights_of_ours",
+    ),
+    Mutant(
+        "a shortage of memory in a capture is taken for what cannot be captured",
+        PROBLEMS["engines/graph"],
+        "if memory.is_shortage(cause):",
+        "if False:",
+        f"{TESTS['graph']}::test_a_shortage_in_a_capture_is_not_taken_for_what_cannot_be_captured",
     ),
 ]
 
