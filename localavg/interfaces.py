@@ -160,8 +160,9 @@ class Engine(Protocol):
     def gradients_(self, w: Array, t: int, out: Array) -> Sequence[float | Array]:
         """Compute each learner's gradient of update t at its row of w [L, d], into its row of out.
 
-        Return the L mini-batch losses, scalars of the host or of the device, in the learners'
-        order. `out` is complete for all work that is queued after this call.
+        Return the L mini-batch losses in the learners' order: scalars of the host or of the device,
+        or one vector [L] of the device in a list. `out` is complete for all work that is queued
+        after this call.
         """
 
 

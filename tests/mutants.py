@@ -39,9 +39,11 @@ PROBLEMS = {
         "ahead",
         "device_feed",
         "device_jpegs",
+        "row_numbers",
         "engines/graph",
         "engines/masks",
         "engines/replayed_batch",
+        "engines/stacked",
     )
 }
 TRAINING = {
@@ -58,7 +60,7 @@ TESTS = {
         "learner": ("sampling",),
         "parallel": ("transport", "late_ranks", "gpu_logic", "agreement"),
         "attaching": ("even",),
-        "problems": ("batch", "graph", "device_feed"),
+        "problems": ("batch", "graph", "device_feed", "stacked"),
         "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
     }.items()
     for name in names
@@ -637,6 +639,27 @@ MUTANTS = [
         "window.copied.synchronize()",
         "pass",
         f"{TESTS['device_feed']}::test_numbers_are_drawn_again_only_when_the_gpu_has_read_them",
+    ),
+    Mutant(
+        "row numbers are drawn again while the GPU may still read them",
+        PROBLEMS["row_numbers"],
+        "window.copied = stream.record()",
+        "pass",
+        f"{TESTS['stacked']}::test_pinned_memory_is_written_again_only_when_it_was_copied",
+    ),
+    Mutant(
+        "row numbers of a window are sent only once",
+        PROBLEMS["row_numbers"],
+        "if k != self._window:",
+        "if self._window < 0:",
+        f"{TESTS['stacked']}::test_losses_and_gradients_are_those_of_one_learner_after_the_other",
+    ),
+    Mutant(
+        "every chunk of learners has the row numbers of the first",
+        PROBLEMS["engines/stacked"],
+        "self._gather_(rows[chunk], scratch)",
+        "self._gather_(rows[: chunk.stop - a], scratch)",
+        f"{TESTS['stacked']}::test_chunks_change_only_rounding",
     ),
     Mutant(
         "pictures are copied over those that the GPU still reads",

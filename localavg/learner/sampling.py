@@ -48,7 +48,11 @@ class Sampler:
 
     def draw(self, j: int, window: int) -> list[Batch]:
         """Draw learner j's batches of one window of steps."""
-        raise TypeError("a sampler must define draw")
+        return list(self.table(j, window))
+
+    def table(self, j: int, window: int) -> np.ndarray:
+        """Draw the row numbers [length, B] of these batches, without an object for each."""
+        raise TypeError("a sampler must define table")
 
 
 class IID(Sampler):
@@ -57,9 +61,9 @@ class IID(Sampler):
     The theory of kavg, lupa, mavg and hieravg assumes these.
     """
 
-    def draw(self, j: int, window: int) -> list[Batch]:
+    def table(self, j: int, window: int) -> np.ndarray:
         random = generator(self.seed, j, window, Stream.SAMPLING)
-        return list(random.integers(0, self.n, (self.length, self.B)))
+        return random.integers(0, self.n, (self.length, self.B))
 
 
 class Block(Sampler):
@@ -70,8 +74,17 @@ class Block(Sampler):
     """
 
     def draw(self, j: int, window: int) -> list[Batch]:
+        return [self._block(start) for start in self._starts(j, window).tolist()]
+
+    def table(self, j: int, window: int) -> np.ndarray:
+        starts = self._starts(j, window)
+        if self.B == self.n:
+            starts[:] = 0
+        return (starts[:, None] + np.arange(self.B)) % self.n
+
+    def _starts(self, j: int, window: int) -> np.ndarray:
         random = generator(self.seed, j, window, Stream.SAMPLING)
-        return [self._block(start) for start in random.integers(0, self.n, self.length).tolist()]
+        return random.integers(0, self.n, self.length)
 
     def _block(self, start: int) -> Batch:
         if self.B == self.n:
@@ -97,14 +110,14 @@ class Shuffle(Sampler):
                 f"mini-batches; {_remedy(n // P)} or use `sampling = iid`"
             )
 
-    def draw(self, j: int, window: int) -> list[Batch]:
+    def table(self, j: int, window: int) -> np.ndarray:
         if self._order is None or self._order[0] != window:
             self._order = (
                 window,
                 generator(self.seed, self.P, window, Stream.SAMPLING).permutation(self.n),
             )
         parts = self._order[1][: self.length * self.P * self.B].reshape(self.length, self.P, self.B)
-        return list(parts[:, j])
+        return parts[:, j]
 
 
 class Shard(Sampler):
@@ -124,11 +137,18 @@ class Shard(Sampler):
             )
 
     def draw(self, j: int, window: int) -> list[Batch]:
-        lo, hi = self.n * j // self.P, self.n * (j + 1) // self.P
+        lo, hi = self._shard(j)
+        return [slice(lo, hi)] if self.B == hi - lo else super().draw(j, window)
+
+    def table(self, j: int, window: int) -> np.ndarray:
+        lo, hi = self._shard(j)
         if self.B == hi - lo:
-            return [slice(lo, hi)]
+            return np.arange(lo, hi)[None]
         order = lo + generator(self.seed, j, window, Stream.SAMPLING).permutation(hi - lo)
-        return list(order[: self.length * self.B].reshape(self.length, self.B))
+        return order[: self.length * self.B].reshape(self.length, self.B)
+
+    def _shard(self, j: int) -> tuple[int, int]:
+        return self.n * j // self.P, self.n * (j + 1) // self.P
 
 
 def _remedy(most: int) -> str:

@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import import_module
+from itertools import islice
 from types import ModuleType
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device
@@ -115,11 +117,11 @@ class Cuda(Device):
 
     def pinned(self, n: int) -> np.ndarray:
         """Make n floats of host memory that the GPU copies from and to by itself."""
-        return np.frombuffer(self.xp.cuda.alloc_pinned_memory(4 * n), np.float32, n)
+        return pinned(self.xp, (n,), np.float32)
 
     def copy(self, to: Array, x: Array, stream: Stream) -> None:
         """Queue a copy of contiguous x into `to`, from the GPU to pinned memory or back."""
-        self.xp.cuda.runtime.memcpyAsync(address(to), address(x), x.nbytes, DEFAULT, stream.ptr)
+        queue_copy(self.xp, to, x, stream)
 
     @property
     def nccl(self) -> ModuleType | None:
@@ -140,6 +142,17 @@ def address(x: Array) -> int:
     return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
 
 
+def pinned(xp: ModuleType, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:
+    """Make host memory, of any values, that the GPU copies from and to by itself."""
+    n, dtype = math.prod(shape), np.dtype(dtype)
+    return np.frombuffer(xp.cuda.alloc_pinned_memory(n * dtype.itemsize), dtype, n).reshape(shape)
+
+
+def queue_copy(xp: ModuleType, to: Array, x: Array, stream: Stream) -> None:
+    """Queue a copy of contiguous x into `to`, from the GPU to pinned memory or back."""
+    xp.cuda.runtime.memcpyAsync(address(to), address(x), x.nbytes, DEFAULT, stream.ptr)
+
+
 def on_host(x: X) -> X:
     """Return a NumPy copy of an array that lies on a GPU, and anything else as it is."""
     return x.get() if _on_gpu(x) else x  # type: ignore[attr-defined]  # CuPy has no types
@@ -157,14 +170,20 @@ def put_(to: Array, x: np.ndarray) -> None:
 
 
 def numbers(values: Sequence[float | Array]) -> np.ndarray:
-    """Convert scalars (host or GPU) to a float64 array [n], copying all GPU scalars at once."""
-    there = [k for k, x in enumerate(values) if _on_gpu(x)]
+    """Convert scalars, and vectors of a GPU, to a float64 array [n] in their order.
+
+    What lies on a GPU is copied at once.
+    """
+    there = [x.reshape(-1) for x in values if _on_gpu(x)]  # type: ignore[union-attr]
     if not there:
         return np.array(values, np.float64)
-    module = sys.modules[type(values[there[0]]).__module__.partition(".")[0]]  # cupy or torch
-    everything = np.array([math.nan if _on_gpu(x) else x for x in values], np.float64)
-    everything[there] = module.stack([values[k] for k in there]).tolist()
-    return everything
+    module = sys.modules[type(there[0]).__module__.partition(".")[0]]  # cupy or torch
+    copied = iter(module.concatenate(there).tolist())
+    lengths = iter(map(len, there))
+    everything: list[float] = []
+    for x in values:
+        everything += islice(copied, next(lengths)) if _on_gpu(x) else [float(x)]
+    return np.array(everything, np.float64)
 
 
 def driver() -> None:

@@ -51,6 +51,19 @@ ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
         "for (long long c = i; c < width; c += m) for (long long k = 0; k < l; ++k) "
         "{ const T o = rows[k * width + c] - mean[c]; sum += (double)o * o; } s = sum",
     ),
+    # −m comes first: log(1 + exp(−m)) without overflow, and the slope 1 − exp(−loss).
+    "logistic": (
+        "raw T y, int32 row, T B",
+        "T z, T slope",
+        "const T label = y[row], o = -label * z; "
+        "z = o > 0 ? o + log1p(exp(-o)) : log1p(exp(o)); slope = expm1(-z) * label / B",
+    ),
+    "ridge": (
+        "T w, T l2, raw T total, T B, raw T square, int64 width",
+        "T g, raw T loss",
+        "g += l2 * w; "
+        "if (i % width == 0) loss[i / width] = total[i / width] / B + l2 * square[i / width] / 2",
+    ),
     "sgd": ("T g, T gamma", "T w", "w -= gamma * g"),
     "momentum": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * v"),
     "nesterov": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * (g + m * v)"),
@@ -115,3 +128,18 @@ def update_(
 ) -> None:
     """Do the local update `name` of w [L, n] by g [L, n]; numbers: its parameters in order."""
     kernel(xp, name)(g, *map(np.float32, numbers), w, *state)
+
+
+def logistic_(xp: ModuleType, y: Array, rows: Array, z: Array, slope: Array) -> None:
+    """Replace x·w in z [L, B] by the losses log(1 + exp(−y x·w)), and write the slopes [L, B].
+
+    Those are the derivatives of a learner's mean loss by x·w. rows: int32 [L, B], in the labels y.
+    """
+    kernel(xp, "logistic")(y, rows, np.float32(rows.shape[1]), z, slope)
+
+
+def ridge_(
+    xp: ModuleType, w: Array, l2: float, total: Array, B: int, square: Array, g: Array, loss: Array
+) -> None:
+    """Add λw to g [L, d], and write the losses [L]: total / B + λ/2 square, ‖w‖² each."""
+    kernel(xp, "ridge")(w, np.float32(l2), total, np.float32(B), square, w.shape[1], g, loss)

@@ -4,51 +4,55 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
-import torch
-from torch import Tensor
+
+Numbers = TypeVar("Numbers")
+"""a tensor of torch's or an array, in the host's memory"""
 
 
 class Event(Protocol):
-    """The part of torch.cuda's events that is needed here."""
+    """The part of a GPU's events, by torch or CuPy, that is needed here."""
 
     def synchronize(self) -> None:
         """Wait until the work before it is done."""
 
 
-class Window:
+class Window(Generic[Numbers]):
     """Host memory for the numbers of some updates, which is copied to the GPU as a whole.
 
-    numbers: int32, of `shape` [updates, …], pinned where there is a GPU; fits: whether the numbers
-    of an update are there. copied: the event that the GPU has read the numbers; None before.
+    numbers [updates, …]: pinned where there is a GPU; fits: whether the numbers of an update are
+    there. copied: the event that the GPU has read the numbers; None before.
     """
 
-    def __init__(self, shape: tuple[int, ...], pinned: bool) -> None:
-        self.numbers: Tensor = torch.zeros(shape, dtype=torch.int32, pin_memory=pinned)
-        self.fits = np.zeros(shape[0], bool)
+    def __init__(self, numbers: Numbers, updates: int) -> None:
+        self.numbers = numbers
+        self.fits = np.zeros(updates, bool)
         self.copied: Event | None = None
 
 
-class Ahead:
+class Ahead(Generic[Numbers]):
     """Draws window k + 1 in a thread while window k is in use.
 
-    fill(k, window) writes window k = 0, 1, …; the thread alone calls it. count: the number of
-    windows of the run, after which nothing is drawn ahead. The thread starts with the first `take`.
+    fill(k, window) writes window k = 0, 1, …; the thread alone calls it. windows: two, whose memory
+    is used in turn. count: the number of windows of the run, after which nothing is drawn ahead.
+    The thread starts with the first `take`.
     """
 
     def __init__(
-        self, fill: Callable[[int, Window], None], shape: tuple[int, ...], count: int, pinned: bool
+        self,
+        fill: Callable[[int, Window[Numbers]], None],
+        windows: tuple[Window[Numbers], Window[Numbers]],
+        count: int,
     ) -> None:
         self.closed = False
-        self._fill, self._count = fill, count
-        self._windows = [Window(shape, pinned) for _ in range(2)]
+        self._fill, self._windows, self._count = fill, windows, count
         self._free = 0  # which of the two is not in use
         self._next: tuple[int, Future[None]] | None = None
         self._pool = ThreadPoolExecutor(1, "windows")
 
-    def take(self, k: int) -> Window:
+    def take(self, k: int) -> Window[Numbers]:
         """Wait for window k and return it; it may be used until the next call.
 
         The numbers may be copied by the GPU later: the thread waits for the window's event
@@ -76,7 +80,7 @@ class Ahead:
             self._next[1].cancel()
         self._next = k, self._pool.submit(self._work, k, self._windows[self._free])
 
-    def _work(self, k: int, window: Window) -> None:
+    def _work(self, k: int, window: Window[Numbers]) -> None:
         if window.copied is not None:
             window.copied.synchronize()
         window.fits[:] = False

@@ -63,12 +63,18 @@ class DeviceFeed(Feed):
         self.length = max(1, min(WINDOW, WINDOW_BYTES // (8 * m), T))  # updates in a window
         shape = self.length, 2, m
         self._draws = deepcopy(sampler)  # the thread's own
-        self._ahead = Ahead(self._fill, shape, -(-T // self.length), pinned=device != "cpu")
-        self._window: tuple[int, Window] | None = None  # the one on the GPU, and its number
+        self._ahead = Ahead(
+            self._fill, (self._pinned(shape), self._pinned(shape)), -(-T // self.length)
+        )
+        self._window: tuple[int, Window[Tensor]] | None = None  # the one on the GPU, and its number
         self._numbers = torch.zeros(shape, dtype=torch.int32, device=device)
         self._place = torch.zeros(1, dtype=torch.int64, device=device)
         self._stepped: int | None = None  # the update whose batches are in x and y
         self._allocate(len(learners), data.image_shape)
+
+    def _pinned(self, shape: tuple[int, ...]) -> Window[Tensor]:
+        pinned = self.device != "cpu"
+        return Window(torch.zeros(shape, dtype=torch.int32, pin_memory=pinned), shape[0])
 
     def _allocate(self, L: int, image: tuple[int, int, int]) -> None:
         """Make the memory of a step's images [H, W, C] and labels, which never moves."""
@@ -154,7 +160,7 @@ class DeviceFeed(Feed):
             x = torch.where((change & 1).bool().view(m, 1, 1, 1), x.flip(2), x)
         return x
 
-    def _fill(self, k: int, window: Window) -> None:
+    def _fill(self, k: int, window: Window[Tensor]) -> None:
         """Draw the numbers of window k, in the thread."""
         numbers = window.numbers.numpy().reshape(self.length, 2, len(self.learners), self.B)
         first = k * self.length + 1

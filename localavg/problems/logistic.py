@@ -7,19 +7,55 @@ overflow, the slope is σ(−m_i) = 1 − exp(−b_i): exact at both ends, at |m
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import ModuleType
 
 import numpy as np
 
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
-from localavg.interfaces import Array, Problem
+from localavg.interfaces import Array, Engine, Feed, Problem
 from localavg.learner.sampling import Batch, Sampler
 from localavg.parallel.device import on_host
+from localavg.problems.engines.stacked import Examples, Stacked
+from localavg.problems.row_numbers import DeviceRows, HostRows
 
 ROWS = 4096
 """rows in one step of an evaluation"""
+
+
+class Batches:
+    """(j, t) → the examples of learner j for update t = 1 … T, as `Logistic.fetch` returns them."""
+
+    def __init__(
+        self,
+        fetch: Callable[[Batch], tuple[Array, Array]],
+        xp: ModuleType,
+        sampler: Sampler,
+        T: int,
+    ) -> None:
+        self.fetch, self.xp, self.sampler, self.T = fetch, xp, sampler, T
+        self._rows: HostRows | DeviceRows | None = None
+
+    def __call__(self, j: int, t: int) -> tuple[Array, Array]:
+        """Return the examples x [B, d], y [B], valid until the next call."""
+        return self.fetch(self.sampler.batch(j, t))
+
+    def rows(self, learners: range) -> HostRows | DeviceRows:
+        """Make what gives the row numbers of all learners' mini-batches at once."""
+        self.close()
+        host = self.xp is np
+        self._rows = (
+            HostRows(self.sampler, learners)
+            if host
+            else DeviceRows(self.sampler, learners, self.T, self.xp)
+        )
+        return self._rows
+
+    def close(self) -> None:
+        """End the thread that draws row numbers, if there is one."""
+        if self._rows is not None:
+            self._rows.close()
 
 
 class Logistic(Problem):
@@ -39,17 +75,30 @@ class Logistic(Problem):
         self.x, self.y = data.train.x, data.train.y  # [n, d], [n]
         self.n, self.d = self.x.shape
         self.shapes = {"weights": (self.d,)}
+        self._batches: Batches | None = None
         self._gathered: tuple[Array, Array] | None = None  # [B, d], [B]
 
     def initial_(self, w: Array) -> None:
         """Write the starting point into w [d]: zero weights."""
         w[...] = 0
 
-    def feed(
-        self, sampler: Sampler, learners: range, T: int
-    ) -> Callable[[int, int], tuple[Array, Array]]:
-        """Return (j, t) → the examples of learner j for update t, as `fetch` returns them."""
-        return lambda j, t: self.fetch(sampler.batch(j, t))
+    def feed(self, sampler: Sampler, learners: range, T: int) -> Batches:
+        self.close()
+        self._batches = Batches(self.fetch, self.xp, sampler, T)
+        return self._batches
+
+    def engines(self) -> Mapping[str, Callable[[Feed, range], Engine]]:
+        return {Stacked.name: self._stacked}
+
+    def _stacked(self, feed: Feed, learners: range) -> Engine:
+        assert isinstance(feed, Batches)
+        examples = Examples(self.x, self.y, self.l2, self.xp)
+        B = feed.sampler.B
+        return Stacked(examples, feed.rows(learners), len(learners), B)
+
+    def close(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
 
     def fetch(self, batch: Batch) -> tuple[Array, Array]:
         """Return the examples x [B, d], y [B] of a batch.

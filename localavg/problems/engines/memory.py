@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from localavg.errors import UserError
+
+if TYPE_CHECKING:  # logistic regression needs no torch
+    from torch import Tensor
 
 CACHE_BYTES = 36 << 20
 """what the learners of a chunk keep on a CPU: of more, little is in a cache when it is needed"""
@@ -25,6 +28,8 @@ LIMITS = (
 
 def kept_bytes(compute: Callable[[], object], known: list[Tensor]) -> int:
     """Return the bytes that autograd keeps while `compute` runs, without those of known tensors."""
+    import torch
+
     sizes: dict[int, int] = {}
     kept: list[Tensor] = []  # alive, or another tensor could have the address of one
 
@@ -42,10 +47,22 @@ def kept_bytes(compute: Callable[[], object], known: list[Tensor]) -> int:
 
 
 def free_bytes(device: str) -> int:
-    """Return the memory that this process may still take, on the host or on its GPU."""
-    if device == "cuda":
-        unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-        return torch.cuda.mem_get_info()[0] + unused
+    """Return the memory that this process may still take, on the host or on its GPU by torch."""
+    if device != "cuda":
+        return host_free_bytes()
+    import torch
+
+    unused = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
+    return torch.cuda.mem_get_info()[0] + unused
+
+
+def array_free_bytes(xp: ModuleType) -> int:
+    """Return the memory that this process may still take on its GPU by CuPy."""
+    return xp.cuda.runtime.memGetInfo()[0] + xp.get_default_memory_pool().free_bytes()
+
+
+def host_free_bytes() -> int:
+    """Return the memory that this process may still take on the host."""
     free = [1 << 62]
     if MEMINFO.exists():
         lines = (line.split() for line in MEMINFO.read_text().splitlines())
@@ -63,20 +80,32 @@ def chunk(L: int, each: int, free: int, device: str, B: int) -> int:
     UserError if not even one fits. B: the batch size, for its message.
     """
     if each > PART * free:
-        most = int(B * PART * free / each)
-        raise UserError(
-            f"`engine = batch`: one learner's gradient takes about {each / 1e9:.2g} GB of memory, "
-            f"and {free / 1e9:.2g} GB are free; "
-            + (f"use `batch_size = {most}`" if most else "use a smaller network")
-        )
+        raise too_large(each, free, B)
     wished = CACHE_BYTES // max(1, each) if device == "cpu" else L
-    most = max(1, min(L, wished, int(PART * free / max(1, each))))
-    return -(-L // -(-L // most))  # chunks of about equal size
+    return equal_chunks(L, min(wished, int(PART * free / max(1, each))))
+
+
+def equal_chunks(L: int, most: int) -> int:
+    """Return the size of about equal chunks of L learners, with at most so many of them in each."""
+    most = max(1, min(L, most))
+    return -(-L // -(-L // most))
+
+
+def too_large(each: int, free: int, B: int) -> UserError:
+    """Make the error of one learner's gradient that does not fit into the free bytes."""
+    most = int(B * PART * free / each)
+    return UserError(
+        f"`engine = batch`: one learner's gradient takes about {each / 1e9:.2g} GB of memory, and "
+        f"{free / 1e9:.2g} GB are free; "
+        + (f"use `batch_size = {most}`" if most else "use a smaller model")
+    )
 
 
 def is_shortage(e: BaseException) -> bool:
     """Return whether an error is that memory is used up."""
-    return isinstance(e, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in str(e)
+    torch = sys.modules.get("torch")
+    kinds = (MemoryError, torch.OutOfMemoryError) if torch else MemoryError
+    return isinstance(e, kinds) or "allocate memory" in str(e)
 
 
 @contextmanager
@@ -92,7 +121,11 @@ def explained(engine: str, instead: str) -> Iterator[None]:
 
 def used_up(L: int, each: int, device: str, B: int) -> UserError:
     """Make the error of gradients of L learners, `each` bytes each, for which no memory is left."""
-    free = free_bytes(device)
+    return shortage(L, each, free_bytes(device), B)
+
+
+def shortage(L: int, each: int, free: int, B: int) -> UserError:
+    """Make the same error where `free` bytes are left."""
     most = max(1, min(B // 2, int(B * PART * free / max(1, L * each))))
     return UserError(
         f"`engine = batch`: memory is used up. The gradients of {L} learners at once take about "
