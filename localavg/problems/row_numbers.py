@@ -22,7 +22,10 @@ WINDOW, WINDOW_BYTES = 256, 4 << 20
 
 
 class HostRows:
-    """Row numbers on the host, drawn when an update needs them."""
+    """Row numbers on the host, drawn when an update needs them.
+
+    Those of a whole window of the sampler are kept: 1 kB times B for each learner with `iid`.
+    """
 
     def __init__(self, sampler: Sampler, learners: range) -> None:
         if sampler.n > np.iinfo(np.int32).max:

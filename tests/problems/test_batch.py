@@ -242,7 +242,7 @@ def test_chunks_fit_the_memory_and_a_shortage_is_told_with_what_would_fit(monkey
     with pytest.raises(UserError, match="use `batch_size = 6`"):
         memory.chunk(10, 2 * M, M, "cpu", 16)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 100)
-    assert "use a smaller network" in refusal(network("mlp"))
+    assert "use a smaller model" in refusal(network("mlp"))
 
     def none_left(*a, **k):
         raise MemoryError

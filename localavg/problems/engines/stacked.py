@@ -1,8 +1,14 @@
 """The gradients of logistic regression of many learners at once, each operation for all of them.
 
 A mini-batch of logistic regression has little arithmetic, so that `loop` spends most of its time in
-starting operations: 8 or 9 for each learner. Here they are started once for a chunk of learners.
+starting operations, a dozen for each learner. Here they are started once for a chunk of learners.
 Every mini-batch is gathered, blocks of consecutive rows too, which `loop` does not copy.
+
+When it pays on a CPU, as measured with one thread, d = 20 to 2000, 8 to 4096 learners and batches
+of B = 1 to 128: with 64 learners it was 18 to 32 times as fast as `loop` at d·B ≤ 200, 4 to 9 times
+at d·B = 3200, 1.6 to 1.8 times at 26 000 to 32 000. With 8 learners it was 1.1 to 4.5 times as
+fast up to there. At d·B = 256 000 it was as fast as `loop` with gathered rows, and a quarter slower
+with blocks.
 """
 
 from __future__ import annotations
@@ -17,8 +23,11 @@ from localavg.interfaces import Array, Book, Engine, unbooked
 from localavg.parallel import kernels
 from localavg.problems.engines import memory
 
-CACHE_BYTES = 2 << 20
-"""what the rows of a chunk take at most on a CPU: of more, little is in a cache when it is read"""
+CACHE_BYTES = 4 << 20
+"""what the rows of a chunk take at most on a CPU: of more, little is in a cache when it is read
+
+Of 0.25 to 16 MB this was fastest or near it, for every d and B of the measurement above.
+"""
 
 
 class Examples(NamedTuple):
