@@ -121,7 +121,7 @@ def test_the_batches_of_a_step_are_those_of_each_learner(sampling, change, smoot
     feed = net.feed(sampling(net.n, P, B, 3), range(2, 6), 100)
     for t in (1, 2):
         x, y, seeds = feed.step(range(2, 6), t)
-        assert seeds is None
+        assert seeds == []
         x, y = x.clone(), y.clone()
         for l, j in enumerate(range(2, 6)):
             images, labels, _ = feed(j, t)
