@@ -3,23 +3,29 @@ after the same updates. CUDA graphs are those of a stand-in for torch.cuda.
 """
 
 import contextlib
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from cuda_stand_in import Gpu
+from mpi4py import MPI
 from samples import random_images
 
 from localavg.cli.bench import best, best_logistic, best_network
+from localavg.cli.bench.logistic import _settings
+from localavg.cli.bench.loop import train_alone
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
 from localavg.learner.optim import SGD, Momentum
 from localavg.learner.sampling import IID, Block
 from localavg.parallel.device import Cpu
+from localavg.parallel.fleet import Fleet
 from localavg.problems.engines.choose import make
 from localavg.problems.logistic import Logistic
 from localavg.problems.network import Network
+from localavg.training.build import assemble, load_task
 
 P, B, T = 3, 4, 3
 
@@ -160,6 +166,27 @@ def test_logistic_regression_by_hand_has_the_weights_of_ours():
 def test_on_the_cpu_logistic_regression_is_a_loop():
     problem = logistic()
     assert set(best_logistic.makers(problem, drawn(problem), Cpu())) == {"loop"}
+
+
+# ----------------------------------------------------------------------------------------- ours
+
+
+def test_updates_that_warm_up_are_not_in_the_time_of_ours():
+    """Here the first two take 0.4 s each, as where a graph is captured."""
+
+    def wall_s(warm):
+        fleet = Fleet(MPI.COMM_SELF)
+        e = assemble(load_task(_settings("epsilon-like:60x5", 4, 6, Cpu(), "loop"), fleet, 1))
+        gradients_ = e.engine.gradients_
+
+        def slow(w, t, out):
+            time.sleep(0.4 if t <= 2 else 0)
+            return gradients_(w, t, out)
+
+        e.engine.gradients_ = slow
+        return train_alone(e, warm)[0]
+
+    assert wall_s(2) < 0.4 and wall_s(0) >= 0.8
 
 
 # ---------------------------------------------------------------------------------- which is best
