@@ -63,6 +63,7 @@ LINES = {
     "batch": "train --model resnet8 --learners 2 --batch-size 4 --steps 2 --repeats 1 "
     "--engine batch",
     "logistics": f"train --problem logistic {DATA} --learners 3 --batch-size 8 --steps 4 --repeats 1",
+    "stacked": f"train --problem logistic {DATA} --engine batch --batch-size 8 --steps 4 --repeats 1",
     "checkpoint": f"checkpoint --folder FOLDER/disk --floats {FLOATS} --learners {LEARNERS} "
     "--repeats 3",
 }
@@ -74,7 +75,7 @@ MISTAKES = {
     f"train {DATA} --steps 2 --repeats 1 --json "
     "FOLDER/nowhere/rows.json": "rows.json: No such file or directory",
     "train --model mlp --engine graph": "--engine graph .* --device cuda",
-    f"train {DATA} --engine batch": "--engine batch.*--problem logistic|has loop",
+    f"train {DATA} --engine graph": "--engine graph means nothing to --problem logistic",
     f"memory {DATA} --steps 0": "--steps '0': must be a whole number of at least 1",
 }
 
@@ -165,6 +166,7 @@ def test_a_row_of_training_says_what_was_trained(one_rank):
     said = [[row[name] for name in names] for (row,) in networks]
     assert said == [["mlp", 8, 4, "float32", 1, "loop"], ["mlp", 9, 4, "float32", 2, "loop"]]
     (batch,), (logistics,) = one_rank.rows["batch"], one_rank.rows["logistics"]
+    assert one_rank.rows["stacked"][0]["engine"] == "batch"
     assert (batch["engine"], batch["learners"]) == ("batch", 2)
     assert (logistics["engine"], logistics["learners"]) == ("loop", 3)
 
