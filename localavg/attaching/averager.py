@@ -61,7 +61,7 @@ class Averager:
             algorithm, transport, gradients.row if exchanges else self.flat, state
         )
         self._log = (
-            Log(asked, transport, self._payload, self.flat.d) if asked.log is not None else None
+            Log(asked, transport, self._payload, self.flat.size) if asked.log is not None else None
         )
         self._laps = self._log or UNTIMED
         self._meetings = Meetings(asked, self.flat)
@@ -197,11 +197,11 @@ class Averager:
         Save all three on every rank: between averages they differ from rank to rank.
         """
         about = {"start": self._start, "scope": int(self.scope), "variance": self.variance}
-        return {"t": self.t, **about, **saved(self.algorithm, self.flat.d)}
+        return {"t": self.t, **about, **saved(self.algorithm, self.flat.size)}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume from `state`, which an averager with the same algorithm and model returned."""
-        check_state(state, self.algorithm, self.flat.d)
+        check_state(state, self.algorithm, self.flat.size)
         self._agreement.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
         self.algorithm.schedule.load_state_dict(state["schedule"])

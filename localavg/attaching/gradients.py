@@ -84,11 +84,12 @@ class Gradients:
     def __init__(self, parts: Sequence[Mapping[str, Parameter]], allocate: Callable) -> None:
         self.parts = parts
         self.row = Row({name: p for part in parts for name, p in part.items()}, allocate)
+        self._gaps = self.row.gaps()
         self.fresh = self.done = 0
         self.taking = NOBODY
         self._last: dict[int, Taking] = {}  # by the optimisers' bits
-        sizes = (sum(p.numel() for p in part.values()) for part in parts)
-        ends = [0, *accumulate(sizes)]
+        starts = [segment.start for segment in self.row.segments.values()] + [self.row.d]
+        ends = [starts[n] for n in accumulate(map(len, parts), initial=0)]
         self._columns = [self.row.w[:, a:b] for a, b in zip(ends, ends[1:], strict=False)]
 
     @property
@@ -108,6 +109,7 @@ class Gradients:
         step changes it too.
         """
         names: list[str] = []
+        self.row.w[:, self._gaps] = 0  # of an overflow a code may have left NaN there
         for i, part in enumerate(self.parts):
             for name, p in part.items() if which >> i & 1 else ():
                 g = self.row.tensors[name]

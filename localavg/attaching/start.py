@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from localavg.attaching.checks import Asked
 from localavg.attaching.row import Row
 from localavg.interfaces import Transport
+from localavg.parallel.aligned import ALIGN
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 def row_bytes(asked: Asked, tensors: Mapping[str, Tensor]) -> int:
     """Return the bytes of one learner's rows: weights, gradients, and the state of Adam at most."""
     rows = 1 + bool(asked.algorithm.exchange.scope) + 2 * (asked.state == "average")
-    return 4 * rows * sum(x.numel() for x in tensors.values())
+    return 4 * rows * sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
 
 
 def start_equal_(asked: Asked, tensors: Mapping[str, Tensor], transport: Transport) -> Row:

@@ -38,6 +38,13 @@ class Places:
         self.d, self.d_trained = starts[-1], starts[-1 if parameters is None else parameters]
         self.size = sum(map(math.prod, self.shapes.values()))
 
+    def gaps(self) -> np.ndarray:
+        """Return the columns that no tensor has."""
+        free = np.ones(self.d, bool)
+        for segment in self._cuts():
+            free[segment] = False
+        return np.flatnonzero(free)
+
     def packed(self, row: np.ndarray) -> np.ndarray:
         """Return the numbers [size] of a row [d] without the gaps."""
         return row if self.size == self.d else np.concatenate([row[s] for s in self._cuts()])

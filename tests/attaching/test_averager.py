@@ -288,7 +288,7 @@ def qsgd(bits, bucket):
 
     def quantise(g, u):
         levels = torch.floor(s * g.abs() / g.norm() + u).clamp(max=s)
-        return g.norm() / s * g.sign() * levels
+        return g.norm() / s * g.sign() * levels if g.norm() else g
 
     def coded(g, who, t, stream):
         random = np.random.Generator(np.random.Philox(key=[SEED, who], counter=[0, 0, t, stream]))
@@ -302,18 +302,23 @@ def qsgd(bits, bucket):
     return lambda all_: steps
 
 
+def in_row(x):
+    """A tensor as it lies in a row: its numbers, and zeros up to a multiple of 64."""
+    return torch.nn.functional.pad(x.detach().flatten(), (0, -x.numel() % 64))
+
+
 def exchange(all_, t, travelled, again=lambda g: g):
     """Every learner steps with again(g), g the mean over the learners j of travelled(j, g_j), g_j
-    all its gradients in a row.
+    all its gradients in a row, each at a multiple of 64 floats, with zeros between.
     """
     all_.gradients(t)
     shapes = [p.shape for p in all_.nets[0].parameters()]
-    gradients = [torch.cat([p.grad.flatten() for p in net.parameters()]) for net in all_.nets]
+    gradients = [torch.cat([in_row(p.grad) for p in net.parameters()]) for net in all_.nets]
     g = again(sum(travelled(j, g) for j, g in enumerate(gradients)) / all_.P)
     for net in all_.nets:
-        parts = g.split([shape.numel() for shape in shapes])
+        parts = g.split([len(in_row(p)) for p in net.parameters()])
         for p, part, shape in zip(net.parameters(), parts, shapes, strict=True):
-            p.grad = part.view(shape).clone()
+            p.grad = part[: shape.numel()].view(shape).clone()
     all_.step(t)
     all_.averages.append((t, "global", 1, math.nan))
     all_.last = t
@@ -1168,8 +1173,9 @@ def test_the_examples_run_file(launched, folder):
         assert (
             averages.variance.notna().all() == averages.variance.notna().any() == (name == "adpsgd")
         )
-        n = found.config["d"] - 2 * (16 + 32)  # parameters: without BatchNorm's statistics
-        floats = 4 * n if name == "sync" else 4 * found.config["d"]
+        assert found.config["d"] == 144 + 4608 + 1290 + 4 * (16 + 32)
+        n = 192 + 4608 + 1280 + 64 + 4 * 64  # parameters, each in a multiple of 64 floats
+        floats = 4 * n if name == "sync" else 4 * (n + 4 * 64)  # BatchNorm's statistics
         sent = (
             2 * (n + 4 * math.ceil(n / 512)) if name == "qsgd" else 2 * floats
         )  # a byte an entry, 4 a bucket

@@ -100,13 +100,14 @@ def test_the_rows_of_train(runs):
 
 def test_the_rows_of_averages(runs):
     _, files = runs
-    found, d = files["kavg"].averages, files["kavg"].config["d"]
+    found, d = files["kavg"].averages, 8 * 64  # each of 8 tensors in a multiple of 64 floats
+    assert files["kavg"].config["d"] == 21 + 4 * 3 + 4  # and what they hold
     assert found.t.tolist() == [4, 8, 12, 16, 20, 22] and found.period.tolist() == [4] * 5 + [2]
     assert (found.scope == WORLD).all() and (found.bytes_node == 2 * 4 * d).all()
     assert (found.seconds > 0).all() and (found.wait_s >= 0).all()
     exchanges = files["sync"].averages  # by two optimisers: a row an update, with all bytes
     assert exchanges.t.tolist() == list(range(1, T + 1)) and (exchanges.period == 1).all()
-    assert (exchanges.bytes_node == 2 * 4 * (d - 6)).all()  # without BatchNorm's statistics
+    assert (exchanges.bytes_node == 2 * 4 * (d - 2 * 64)).all()  # without BatchNorm's statistics
 
 
 def test_the_head_and_the_evaluations(runs):
