@@ -252,6 +252,24 @@ def test_chunks_fit_the_memory_and_a_shortage_is_told_with_what_would_fit(monkey
     assert "memory is used up" in message and "use `batch_size = " in message
 
 
+@pytest.mark.parametrize("version", [1, 2])
+def test_memory_that_holds_copies_of_files_is_free(version, tmp_path, monkeypatch):
+    """A job that has read much has filled its control group, and can still take that memory."""
+    names = {
+        1: ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+        2: ("memory.max", "memory.current", "memory.stat"),
+    }
+    total = {1: "total_", 2: ""}[version]
+    stat = f"anon 100\n{total}inactive_file 700\n{total}active_file 150\n"
+    for name, text in zip(names[version], ("1000\n", "950\n", stat), strict=True):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.host_free_bytes() == 1000 - 950 + 850
+    (tmp_path / names[version][2]).unlink()
+    assert memory.host_free_bytes() == 50
+
+
 def test_what_is_kept_for_the_gradient_is_counted_once():
     x, w = torch.ones(10, 4), torch.ones(4, requires_grad=True)
 

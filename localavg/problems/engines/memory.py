@@ -20,10 +20,15 @@ PART = 0.8
 """largest part of the free memory that a chunk takes"""
 MEMINFO, CGROUP = Path("/proc/meminfo"), Path("/sys/fs/cgroup")
 LIMITS = (
-    ("memory.max", "memory.current"),
-    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes"),
+    ("memory.max", "memory.current", "memory.stat", ""),
+    (
+        "memory/memory.limit_in_bytes",
+        "memory/memory.usage_in_bytes",
+        "memory/memory.stat",
+        "total_",
+    ),
 )
-"""a group's limit and what it uses, in versions 2 and 1 of control groups"""
+"""a group's limit, what it uses, how, and what names of that begin with, in versions 2 and 1"""
 
 
 def kept_bytes(compute: Callable[[], object], known: list[Tensor]) -> int:
@@ -67,10 +72,22 @@ def host_free_bytes() -> int:
     if MEMINFO.exists():
         lines = (line.split() for line in MEMINFO.read_text().splitlines())
         free += [1024 * int(words[1]) for words in lines if words[0] == "MemAvailable:"]
-    for limit, used in LIMITS:
+    for limit, used, stat, prefix in LIMITS:
         if (CGROUP / limit).exists() and (most := (CGROUP / limit).read_text().strip()) != "max":
-            free.append(int(most) - int((CGROUP / used).read_text()))
+            cached = _cached_bytes(CGROUP / stat, prefix)
+            free.append(int(most) - int((CGROUP / used).read_text()) + cached)
     return max(0, min(free))
+
+
+def _cached_bytes(stat: Path, prefix: str) -> int:
+    """Return the memory of a control group that holds copies of files.
+
+    The system counts it as used, and gives it to whoever asks for memory.
+    """
+    if not stat.exists():
+        return 0
+    numbers = dict(line.split() for line in stat.read_text().splitlines())
+    return sum(int(numbers.get(f"{prefix}{kind}_file", 0)) for kind in ("inactive", "active"))
 
 
 def chunk(L: int, each: int, free: int, device: str, B: int) -> int:
