@@ -101,17 +101,17 @@ def network_constants(
     """
     start = np.zeros(problem.d, np.float32)
     problem.initial_(start)
-    places = Places(problem.shapes, problem.parameters, problem.align)
-    n, g = places.d_trained, np.zeros(problem.d, np.float32)
+    trained = Places(dict([*problem.shapes.items()][: problem.parameters]), align=problem.align)
+    n, g = trained.d, np.zeros(problem.d, np.float32)
     row = start.copy()
 
     def gradient(w: np.ndarray, batch: int) -> tuple[float, np.ndarray]:
-        row[:n] = w
+        row[:n] = trained.unpacked(w)
         row[n:] = start[n:]  # each gradient updates the statistics, and none depends on them
-        return float(problem.gradient_(row, feed(0, batch), out=g)), g[:n].copy()
+        return float(problem.gradient_(row, feed(0, batch), out=g)), trained.packed(g[:n]).copy()
 
     feed = problem.feed(IID(problem.n, 1, B, seed), range(1), BATCHES)
-    weights = [w[:n] for w in (start, *map(places.unpacked, visited))]
+    weights = [trained.packed(start[:n]), *(w[: trained.size] for w in visited)]
     constants = sampled_constants(
         gradient, weights, range(1, BATCHES + 1), B, delta=delta, turns=TURNS
     )

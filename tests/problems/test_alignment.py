@@ -20,6 +20,7 @@ from localavg.learner.flat import Flat, Places
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.shared import SharedMemory
+from localavg.problems.constants import network_constants
 from localavg.problems.logistic import Logistic
 from localavg.problems.network import Network
 
@@ -140,6 +141,23 @@ def trained(world):
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_the_gaps_stay_zero_under_every_optimizer_exchange_and_average(ranks):
     assert call(ranks, trained) == [{}] * ranks
+
+
+def test_an_estimate_of_constants_leaves_the_gaps_zero(monkeypatch):
+    """They are directions in which a network has no curvature."""
+    network = small("nin")
+    gap, gradient_, seen = gaps(network.rows), network.gradient_, []
+
+    def watched(w, batch, out):
+        seen.append(w[gap].any())
+        return gradient_(w, batch, out)
+
+    monkeypatch.setattr(network, "gradient_", watched)
+    packed = Places(network.shapes, network.parameters, network.align).packed
+    start = np.zeros(network.d, np.float32)
+    network.initial_(start)
+    _, found = network_constants(network, 0, 4, [packed(start)], 0.5)
+    assert found["weights"] == 2 and len(seen) > 100 and not any(seen)
 
 
 @pytest.mark.parametrize("how", [("kavg", {"K": 2}, False), ("eamsgd", {"K": 2}, True)], ids=str)
