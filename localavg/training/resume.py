@@ -72,7 +72,7 @@ def earlier(c: TrainConfig, fleet: Fleet, writes: bool) -> Earlier:
     if finished:
         print(f"{c.path} is finished already", file=sys.stderr)
     there = fleet.world.allreduce(run is not None, MPI.LOR)
-    engine = fleet.world.bcast(run.provenance.get("engine") if run else None)
+    engine = fleet.world.bcast(_engine(run) if run else None)
     return Earlier(run, there, fleet.world.allreduce(finished, MPI.LOR), engine)
 
 
@@ -148,6 +148,11 @@ def restore_(saved: Saved | None, fleet: Fleet, w: Array, parts: Mapping[str, Pa
             file=sys.stderr,
         )
     return t
+
+
+def _engine(run: Run) -> str:
+    """Return the engine of a run; a file of an earlier version does not name it."""
+    return run.provenance.get("engine", LACKING["engine"][0])
 
 
 def _found(c: TrainConfig) -> Run | None:

@@ -3,6 +3,7 @@ trial changes nothing.
 """
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from localavg.parallel.fleet import Fleet
 from localavg.problems.engines import choose
 from localavg.problems.engines.loop import Loop
 from localavg.problems.network import Network
+from localavg.training.resume import earlier
 
 TRAINED, D = 3, 5
 
@@ -159,3 +161,11 @@ def test_the_run_file_names_the_engine_and_a_resumed_run_keeps_it(tmp_path, monk
     assert e.engine.name == "loop" and "resumed" in e.engine_why
     e = build.build(settings(tmp_path, engine="loop"), Fleet(MPI.COMM_SELF, 2))
     assert e.engine_why == "asked for"
+
+
+def test_a_run_of_an_earlier_version_which_names_no_engine_keeps_its_loop(tmp_path):
+    c = settings(tmp_path)
+    file = record.Record.create(c.path, {"algorithm": "kavg"}, {"ranks": 1})
+    file.finish("interrupted")
+    before = earlier(replace(c, resume=True), Fleet(MPI.COMM_SELF, 2), True)
+    assert before.there and before.engine == "loop"
