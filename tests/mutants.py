@@ -42,6 +42,7 @@ PROBLEMS = {
         "row_numbers",
         "engines/graph",
         "engines/masks",
+        "engines/capture",
         "engines/replayed_batch",
         "engines/stacked",
     )
@@ -699,8 +700,8 @@ MUTANTS = [
     ),
     Mutant(
         "a shortage of memory in a capture is taken for what cannot be captured",
-        PROBLEMS["engines/graph"],
-        "if memory.is_shortage(cause):",
+        PROBLEMS["engines/capture"],
+        "if isinstance(cause, torch.OutOfMemoryError):",
         "if False:",
         f"{TESTS['graph']}::test_a_shortage_in_a_capture_is_not_taken_for_what_cannot_be_captured",
     ),

@@ -113,7 +113,7 @@ def test_later_parts_run_though_one_failed_and_the_table_says_all(tmp_path, part
     reached = "reached" if rate >= 900 else "not reached"
     assert rows["nin-1"][1] == "ok"
     assert rows["nin-1"][3:] == [
-        f"{rate}/s", "1,000/s", f"{rate / 1000:.2f}", "0.9", reached, "engine graph, best vmap"
+        f"{rate}/s", "1,000/s", f"{rate / 1000:.2f}", "0.95", reached, "engine graph, best vmap"
     ]  # fmt: skip
     if "test" in rows:
         assert rows["test"][1] == "skipped: see test.txt"

@@ -206,6 +206,8 @@ def said(folder, tmp_path_factory):
     (place / "attach.py").write_text(ATTACH)
     (place / "photos" / "train" / "cats").mkdir(parents=True)
     (place / "photos" / "train" / "cats" / "0.jpg").write_bytes(packed(photo(64, 64))[:-30])
+    (place / "photos" / "train" / "dogs").mkdir()
+    (place / "photos" / "train" / "dogs" / "0.jpg").write_bytes(packed(photo(64, 64)))
     status, text = run(PREPARE + "libsvm train.txt --test train.txt --out plain.h5", place)
     assert status == 0, text
     done = train_all(
