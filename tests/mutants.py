@@ -701,7 +701,7 @@ MUTANTS = [
     Mutant(
         "a shortage of memory in a capture is taken for what cannot be captured",
         PROBLEMS["engines/capture"],
-        "if isinstance(cause, torch.OutOfMemoryError):",
+        "if is_shortage(cause):",
         "if False:",
         f"{TESTS['graph']}::test_a_shortage_in_a_capture_is_not_taken_for_what_cannot_be_captured",
     ),

@@ -13,6 +13,7 @@ from mpi4py import MPI
 from localavg.errors import FAILED, FINISHED, GO_ON, SharedError, UserError
 from localavg.files.record import Record
 from localavg.interfaces import Problem
+from localavg.problems.engines.memory import is_shortage
 
 
 class Diverged(Exception):
@@ -80,8 +81,7 @@ def ended(
 
 def short_of_memory(e: BaseException) -> UserError | None:
     """Return the clear error of an exception that says that memory is used up, else None."""
-    # torch's and CuPy's errors of a GPU have this name; neither need be installed
-    if not isinstance(e, MemoryError) and type(e).__name__ != "OutOfMemoryError":
+    if not is_shortage(e):
         return None
     why = str(e).strip().partition("\n")[0] or "no more is said"
     return UserError(

@@ -75,7 +75,7 @@ def guarded(cases):
     for name, work in cases.items():
         try:
             answers[name] = work()
-        except Exception:
+        except Exception:  # whatever it is: `take` fails the case's own test with it
             answers[name] = Failed(traceback.format_exc(limit=-4))
     return answers
 

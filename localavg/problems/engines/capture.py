@@ -8,6 +8,7 @@ from types import ModuleType
 import torch
 
 from localavg.errors import UserError
+from localavg.problems.engines.memory import is_shortage
 
 WARM_UP = 3
 """eager steps before the capture
@@ -32,7 +33,7 @@ def captured(
     except RuntimeError as e:
         cuda.set_stream(main)
         cause = e.__context__ or e  # the end of a capture that failed raises once more
-        if isinstance(cause, torch.OutOfMemoryError):
+        if is_shortage(cause):
             raise cause from None
         why = str(cause).partition("\n")[0]
         raise UserError(

@@ -14,6 +14,7 @@ from localavg.errors import UserError
 from localavg.interfaces import Array, Device, Engine, Feed, Problem
 from localavg.parallel.fleet import Fleet
 from localavg.problems.engines.loop import Loop
+from localavg.problems.engines.memory import is_shortage
 
 Maker: TypeAlias = Callable[[Feed, range], Engine]
 
@@ -105,7 +106,7 @@ def _tried(
                 times.append((perf_counter() - start) / steps)
             return median(times[1:]), ""
         except (UserError, MemoryError, RuntimeError) as e:
-            if isinstance(e, RuntimeError) and type(e).__name__ != "OutOfMemoryError":
+            if not (isinstance(e, UserError) or is_shortage(e)):
                 raise
             return math.inf, str(e).partition("\n")[0]
         finally:
