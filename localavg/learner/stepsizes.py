@@ -56,3 +56,10 @@ def make(c: TrainConfig, epoch: float) -> StepSize:
         start = c.lr / 10 if c.warmup_from is None else c.warmup_from
         gamma = warmed_up(gamma, start, c.lr, steps)
     return gamma
+
+
+def remedy(c: TrainConfig) -> str:
+    """Return what makes the step size of a run that diverged smaller."""
+    if c.lr_schedule == "inverse":
+        return "raise `shift` or `pl_constant`, which give the step size"
+    return "lower `lr`"

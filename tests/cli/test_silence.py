@@ -64,8 +64,9 @@ def test_output_on_a_full_disk_is_one_line_and_no_success(line):
     assert done.returncode == status and told in done.stderr and done.stderr.count(b"\n") == 1
 
 
-def test_ctrl_c_before_there_are_other_ranks_is_one_line():
-    code = "import localavg.cli.status as s; s._found = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)"
+@pytest.mark.parametrize("before", ["", "import localavg.parallel.fleet; "])
+def test_ctrl_c_where_there_are_no_other_ranks_is_one_line(before):
+    code = f"{before}import localavg.cli.status as s; s._found = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)"
     code += "; from localavg.__main__ import main; main(['status', '.'])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False
