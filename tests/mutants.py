@@ -49,7 +49,7 @@ PROBLEMS = {
 }
 TRAINING = {
     name: f"localavg/training/{name}.py"
-    for name in ("averaging", "monitor", "recorder", "resume", "stopwatch")
+    for name in ("averaging", "loop", "monitor", "recorder", "resume", "stopwatch")
 }
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
@@ -381,6 +381,13 @@ MUTANTS = [
         "            setattr(self, name, state[name])",
         "            pass",
         RESUMED,
+    ),
+    Mutant(
+        "a resumed run chooses the chunks of its learners anew",
+        TRAINING["loop"],
+        '        "engine": e.engine,\n',
+        "",
+        f"{TESTS['stacked']}::test_a_run_is_that_of_loop_and_resumes_to_the_same_bits",
     ),
     Mutant(
         "two learners' rows are swapped at resume",

@@ -20,6 +20,7 @@ from localavg.parallel.device import numbers
 from localavg.problems import row_numbers
 from localavg.problems.engines import memory
 from localavg.problems.engines.choose import make
+from localavg.problems.engines.stacked import Stacked
 from localavg.problems.logistic import Logistic
 from localavg.problems.row_numbers import HostRows
 
@@ -319,7 +320,17 @@ def test_a_run_is_that_of_loop_and_resumes_to_the_same_bits(tmp_path, monkeypatc
 
     loop, batch = trained("loop", "loop"), trained("batch", "batch")
     trained("stopped", "batch", stop=15)
+    one = 4 * 9 * 4  # bytes of a learner's rows
+    monkeypatch.setattr(memory, "host_free_bytes", lambda: 2 * one)
+    sizes, on_host_ = set(), Stacked._on_host_
+
+    def looking(self, w, *others):
+        sizes.add(len(w))
+        on_host_(self, w, *others)
+
+    monkeypatch.setattr(Stacked, "_on_host_", looking)
     resumed = trained("stopped", "batch", resume=True)
+    assert sizes == {4}  # the chunk of the run that was stopped
     assert batch.provenance["engine"] == "batch"
     np.testing.assert_allclose(batch.weights, loop.weights, rtol=1e-4, atol=1e-6)
     np.testing.assert_allclose(batch.train.loss, loop.train.loss, rtol=1e-5)
