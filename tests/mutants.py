@@ -584,16 +584,16 @@ MUTANTS = [
     ),
     # the learners of one GPU
     Mutant(
-        "main does not wait for the side streams",
+        "a step does not wait for its side streams",
         PROBLEMS["engines/graph"],
-        "main.wait_stream(side)",
+        "forking.wait_stream(side)",
         "pass",
         f"{RACES}[mlp-3]",
     ),
     Mutant(
         "side streams do not wait for the batches",
         PROBLEMS["engines/graph"],
-        "side.wait_stream(main)",
+        "side.wait_stream(forking)",
         "pass",
         f"{RACES}[mlp-3]",
     ),
@@ -628,9 +628,16 @@ MUTANTS = [
         f"{SAME}[drawing-float32]",
     ),
     Mutant(
-        "main does not wait for the first steps of a batch",
-        PROBLEMS["engines/replayed_batch"],
+        "main does not wait for the first steps of an engine",
+        PROBLEMS["engines/capture"],
         "main.wait_stream(self._stream)",
+        "pass",
+        f"{TESTS['graph']}::test_a_replayed_batch_gives_the_bits_of_the_batch[mlp-float32]",
+    ),
+    Mutant(
+        "the first steps of an engine do not wait for main",
+        PROBLEMS["engines/capture"],
+        "self._stream.wait_stream(main)",
         "pass",
         f"{TESTS['graph']}::test_a_replayed_batch_gives_the_bits_of_the_batch[mlp-float32]",
     ),
