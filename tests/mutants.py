@@ -26,7 +26,7 @@ BROKEN = ("SyntaxError", "NameError", "ImportError", "ModuleNotFoundError")  # n
 # Where things are.
 ALGORITHMS = {
     name: f"localavg/algorithms/{name}.py"
-    for name in ("base", "kavg", "hieravg", "adpsgd", "mavg", "qsgd", "eamsgd")
+    for name in ("base", "kavg", "hieravg", "adpsgd", "mavg", "qsgd", "qsr", "eamsgd")
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
@@ -137,6 +137,27 @@ MUTANTS = [
         "self.C2 += (S / gamma - self.C2) / self.n_C",
         "self.C2 += (S - self.C2) / self.n_C",
         f"{TESTS['schedules']}::test_the_running_mean_of_the_samples_is_exact_and_then_frozen",
+    ),
+    Mutant(
+        "a round of QSR takes the step size before its first update",
+        ALGORITHMS["qsr"],
+        "self.step_size(begun + 1)",
+        "self.step_size(max(1, begun))",
+        STATIC,
+    ),
+    Mutant(
+        "QSR rounds its periods up",
+        ALGORITHMS["qsr"],
+        "math.floor(round(",
+        "math.ceil(round(",
+        STATIC,
+    ),
+    Mutant(
+        "QSR forgets its power",
+        ALGORITHMS["qsr"],
+        "(self.alpha / gamma) ** self.power, 9",
+        "(self.alpha / gamma) ** 1, 9",
+        STATIC,
     ),
     Mutant(
         "ADPSGD's lower threshold forgets γ",

@@ -58,6 +58,12 @@ def make(c: TrainConfig, epoch: float) -> StepSize:
     return gamma
 
 
+def after_warm_up(c: TrainConfig, epoch: float, step_size: StepSize) -> StepSize:
+    """Return γ_t, and for the updates of a warm-up the step size right after it."""
+    steps = round(c.warmup_epochs * epoch)
+    return lambda t: step_size(max(t, steps + 1))
+
+
 def remedy(c: TrainConfig) -> str:
     """Return what makes the step size of a run that diverged smaller."""
     if c.lr_schedule == "inverse":

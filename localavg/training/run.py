@@ -37,8 +37,8 @@ from localavg.training.resume import Start, earlier, resume
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
 
-PERIODS = ("K2", "K", "p_init", "tau0")
-"""options that are the (first) period of averages of all learners"""
+PERIODS = ("K2", "p_init", "tau0", "alpha", "K")
+"""options that give the (first) period of averages of all learners"""
 
 
 def run(

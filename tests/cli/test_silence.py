@@ -197,7 +197,7 @@ def experiment(name, T, P, rank=0, **given):
         config=TrainConfig(algorithm=name, options=given),
         fleet=SimpleNamespace(P=P, rank=rank),
         length=SimpleNamespace(T=T),
-        algorithm=algorithms.make(name, given, T=T, epoch=T),
+        algorithm=algorithms.make(name, given, T=T, epoch=T, step_size=lambda t: 0.1),
     )
 
 
@@ -210,7 +210,7 @@ def noted(capsys, *what, **more):
 
 @pytest.mark.parametrize("name", [name for name in algorithms.ALGORITHMS if name != "sgd"])
 def test_one_learner_averages_nothing_which_is_printed(capsys, name):
-    given = {"S": 1} if name == "hieravg" else {}
+    given = {"hieravg": {"S": 1}, "qsr": {"alpha": 0.2}}.get(name, {})
     said = noted(capsys, name, 1000, 1, **given)
     assert said.startswith(f"localavg: {name} with 1 learner: nothing is averaged; ")
     assert "--learners" in said and "mpirun" in said
@@ -229,6 +229,7 @@ def test_sequential_sgd_is_meant_to_average_nothing(capsys):
         ("hieravg", {"K1": 4, "K2": 44, "S": 2}, " with K2 = 44"),
         ("adalupa", {"tau0": 41}, " with tau0 = 41"),
         ("piecewise", {"pieces": "0:50"}, ""),
+        ("qsr", {"alpha": 0.65}, " with alpha = 0.65"),
     ],
 )
 def test_a_period_longer_than_the_run_is_one_average_which_is_printed(capsys, name, given, with_):
