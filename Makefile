@@ -6,7 +6,7 @@ DATA   ?= epsilon-like:100000x2000
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run figure paper check test test-long test-root test-gpu gpu-wheels lint bench cifar10 clean
+.PHONY: help run figure paper check test test-long test-root test-gpu gpu-wheels lint bench cifar10 fashion-mnist clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -96,6 +96,10 @@ CIFAR10 := data/cifar10/cifar-10-python.tar.gz
 cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as data/cifar10/cifar10.h5
 	test -s $(CIFAR10) || curl -fL --retry 3 -o $(CIFAR10) https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz
 	$(BIN)/python -m localavg prepare cifar10 $(CIFAR10) --shuffle 0 --out data/cifar10/cifar10.h5
+
+FASHION := data/fashion-mnist/fashion-mnist.h5
+fashion-mnist: .venv/run ## fetch Fashion-MNIST, and prepare it as data/fashion-mnist/fashion-mnist.h5
+	test -s $(FASHION) || (jobs/local/fashion-mnist && $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --name fashion-mnist --out $(FASHION))
 
 clean:           ## remove the environment, caches and results of make run
 	rm -rf .venv .venv-gpu .mpich .wheels runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -25,9 +25,10 @@ PATIENCE_S = 60.0  # how long a rank that made a mistake waits for the others to
 def parser() -> Parser:
     """Make the parser of all commands and their options."""
     # Here, so that `main` can say which library is missing: some of these import NumPy.
-    from localavg.cli import prepare, status, train
+    from localavg.cli import status, train
     from localavg.cli.bench import command as bench
     from localavg.cli.doctor import command as doctor
+    from localavg.cli.prepare import command as prepare
     from localavg.cli.sweep import command as sweep
     from localavg.cli.theory import command as theory
 

@@ -603,6 +603,20 @@ MUTANTS = [
         "    if P == 0:",
         f"{TESTS['silence']}::test_one_learner_averages_nothing_which_is_printed",
     ),
+    Mutant(
+        "images are shuffled and their labels are not",
+        "localavg/datasets/mnist.py",
+        'splits["train"] = x, y = x[order], y[order]',
+        'splits["train"] = x, y = x[order], y',
+        "tests/datasets/test_mnist.py::test_rows_are_shuffled_and_transposed_as_told",
+    ),
+    Mutant(
+        "features are sorted and their labels are not",
+        "localavg/datasets/two_classes.py",
+        "x, y = x[order], y[order]",
+        "x = x[order]",
+        "tests/datasets/test_mnist.py::test_features_are_pixels_of_norm_1_and_the_classes_asked_for_are_positive",
+    ),
     # the learners of one GPU
     Mutant(
         "a step does not wait for its side streams",

@@ -138,7 +138,7 @@ def test_the_order_is_read_from_real_imports():
     assert {"datasets", "parallel.transport"} <= inner(
         MODULES["training.build"]
     )  # `from localavg import datasets`
-    assert "datasets.libsvm" in inner(MODULES["cli.prepare"])  # inside a function
+    assert "datasets.libsvm" in inner(MODULES["cli.prepare.vectors"])  # inside a function
     assert outer(MODULES["parallel.fleet"]) == {"numpy", "mpi4py", "threadpoolctl"}
 
 

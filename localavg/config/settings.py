@@ -61,8 +61,8 @@ class TrainConfig:
 
     data: str = option(
         "epsilon-like",
-        "data to train on: a prepared .h5 file, epsilon-like[:ROWSxFEATURES], digits or "
-        "cifar10-like[:ROWS]",
+        "data to train on: a prepared .h5 file, epsilon-like[:ROWSxFEATURES], digits, "
+        "cifar10-like[:ROWS] or fashion-mnist",
         group="data",
     )
     problem: str | None = option(

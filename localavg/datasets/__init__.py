@@ -161,12 +161,35 @@ def _load_cifar10_like(size: str | None, fleet: Fleet) -> Dataset:
     )
 
 
+FASHION = Path("data/fashion-mnist/fashion-mnist.h5")
+"""where `make fashion-mnist` writes the set, in the checkout"""
+
+
+def _load_fashion_mnist(size: str | None, fleet: Fleet) -> Dataset:
+    def found() -> str:
+        if size is not None:
+            raise UserError(
+                f"`data = fashion-mnist:{size}`: the set comes in one size; write fashion-mnist"
+            )
+        places = FASHION, Path(__file__).resolve().parents[2] / FASHION
+        for path in places:
+            if path.is_file():
+                return str(path)
+        raise UserError(
+            f"`data = fashion-mnist`: there is no {FASHION}, here or in the checkout; run `make "
+            "fashion-mnist` in the checkout, or give a prepared .h5 file"
+        )
+
+    return _load_prepared(fleet.together(found), fleet)
+
+
 NAMED: dict[str, Callable[[str | None, Fleet], Dataset]] = {
     "epsilon-like": _load_epsilon_like,
     "digits": _load_digits,
     "cifar10-like": _load_cifar10_like,
+    "fashion-mnist": _load_fashion_mnist,
 }
-"""sets that need no file: name → loader(size after the colon or None, fleet)"""
+"""sets that are given without a file: name → loader(size after the colon or None, fleet)"""
 
-NAMED_FORMS = ["epsilon-like[:ROWSxFEATURES]", "digits", "cifar10-like[:ROWS]"]
+NAMED_FORMS = ["epsilon-like[:ROWSxFEATURES]", "digits", "cifar10-like[:ROWS]", "fashion-mnist"]
 """the forms of their names, for messages and help"""

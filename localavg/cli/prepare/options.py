@@ -1,0 +1,39 @@
+"""The options that several kinds of datasets share."""
+
+from __future__ import annotations
+
+import argparse
+
+from localavg.cli import rank
+
+
+def add_shuffle(s: argparse.ArgumentParser) -> None:
+    """Declare --shuffle."""
+    s.add_argument(
+        "--shuffle",
+        type=int,
+        metavar="SEED",
+        help="shuffle the training rows with this random seed, as --sampling block needs "
+        "(default: keep their order)",
+    )
+
+
+def add_name(s: argparse.ArgumentParser, name: str | None) -> None:
+    """Declare --name with this default; None: the name of what is read."""
+    s.add_argument(
+        "--name",
+        default=name,
+        help=f"call the dataset this in run files (default: {name or 'the name of DIR'})",
+    )
+
+
+def add_out(s: argparse.ArgumentParser) -> None:
+    """Declare --out."""
+    s.add_argument("--out", required=True, metavar="FILE.h5", help="write the dataset here")
+
+
+def print_path(path: str) -> int:
+    """Print the path on rank 0; return the exit status of success."""
+    if rank() == 0:
+        print(path)
+    return 0

@@ -1,0 +1,95 @@
+"""Make a feature matrix of two classes from a prepared set of images, for logistic regression."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from localavg.datasets import image_file, progress, writer
+from localavg.datasets.prepared import opened, slabs
+from localavg.errors import UserError
+
+
+def prepare_features(
+    images: str | Path,
+    out: str | Path,
+    positive: Sequence[str],
+    sort: bool = False,
+    name: str | None = None,
+    comm: writer.Communicator | None = None,
+) -> None:
+    """Write the prepared file `out` of kind "features" from one of kind "images".
+
+    A row is an image's pixels divided by their Euclidean norm; a black image is a row of zeros.
+    positive: the classes labelled +1, by name or by number; the others are labelled −1. sort: put
+    the training rows in the order of their classes, so that shards hold different ones. Rank 0 of
+    `comm` works. UserError for a file of another kind, a class that the set does not have, no class
+    left on one of the sides, or if `out` exists.
+    """
+    writer.on_root(comm, lambda: _write(str(images), out, positive, sort, name))
+
+
+def _write(
+    images: str, out: str | Path, positive: Sequence[str], sort: bool, name: str | None
+) -> None:
+    writer.check_out(out)
+    if (kind := image_file.kind(images)) != "images":
+        raise UserError(
+            f"{images} is of kind {kind or 'unknown'}, not images; prepare images first"
+        )
+    with opened(images) as file:
+        classes = [str(each) for each in file["classes"].asstr()[()]]
+        chosen = _chosen(positive, classes, images)
+        splits = [split for split in ("train", "test") if split in file]
+        rows = {split: len(file[f"{split}/y"]) for split in splits}
+        features = math.prod(file["train/x"].shape[1:])
+        shuffled = {
+            key: file.attrs[key] for key in ("shuffled", "shuffle_seed") if key in file.attrs
+        }
+        attributes = {
+            "name": name or f"{file.attrs['name']}: {'+'.join(classes[c] for c in chosen)}",
+            "source": Path(images).name,
+            "classes": [-1.0, 1.0],
+            "positive": [classes[c] for c in chosen],
+            "sorted": sort,
+            **({"shuffled": False} if sort else shuffled),
+        }
+        with (
+            writer.create(out, features, rows, attributes) as target,
+            progress.bar(sum(rows.values()), f"write {out}", unit="row") as bar,
+        ):
+            for split in splits:
+                x, y = file[f"{split}/x"][()], file[f"{split}/y"][()]  # [n, H, W, C], [n]
+                if sort and split == "train":
+                    order = np.argsort(y, kind="stable")
+                    x, y = x[order], y[order]
+                signs = np.where(np.isin(y, chosen), 1.0, -1.0)
+                for a, b in slabs(len(y), 4 * features):
+                    target.write(split, a, _unit(x[a:b]), signs[a:b])
+                    bar.update(b - a)
+
+
+def _unit(x: np.ndarray) -> np.ndarray:
+    """Return images [m, H, W, C] as rows [m, d] of norm 1, float32; black images stay zero."""
+    rows = x.reshape(len(x), -1).astype(np.float32)
+    norms = np.sqrt(np.einsum("md,md->m", rows, rows))  # [m]
+    return rows / np.where(norms > 0, norms, 1)[:, None]
+
+
+def _chosen(positive: Sequence[str], classes: list[str], images: str) -> list[int]:
+    """Return the numbers of the classes; UserError if one does not exist or no others are left."""
+    known = ", ".join(f"{i} ({name})" if name != str(i) else name for i, name in enumerate(classes))
+    chosen = set()
+    for each in positive:
+        number = classes.index(each) if each in classes else int(each) if each.isdecimal() else -1
+        if not 0 <= number < len(classes):
+            raise UserError(f"`positive`: {images} has no class {each}; it has {known}")
+        chosen.add(number)
+    if not 0 < len(chosen) < len(classes):
+        raise UserError(
+            f"`positive` must name some of the classes and not all; {images} has {known}"
+        )
+    return sorted(chosen)
