@@ -15,9 +15,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 300  # of a run of pytest
@@ -795,12 +797,18 @@ def tested(tree: Path, tests: Iterable[str]) -> tuple[int | None, str]:
     # No bytecode: its time and size would not tell a mutant from the original.
     env = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": str(tree)}
     words = [sys.executable, "-m", "pytest", "-q", "-x", "--tb=short", "-p", "no:cacheprovider"]
+    running = subprocess.Popen([*words, *tests], cwd=tree, env=env, stdin=subprocess.DEVNULL,
+                               text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
     try:
-        done = subprocess.run([*words, *tests], cwd=tree, env=env, stdin=subprocess.DEVNULL,
-                              text=True, capture_output=True, timeout=LIMIT_S)  # fmt: skip
+        said, _ = running.communicate(timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
+        for process in psutil.Process(running.pid).children(recursive=True):  # launches of MPI
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        running.kill()
+        running.communicate()
         return None, f"still running after {LIMIT_S} s"
-    return done.returncode, done.stdout + done.stderr
+    return running.returncode, said
 
 
 def survived(mutant: Mutant, tree: Path) -> str:
