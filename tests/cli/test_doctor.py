@@ -10,6 +10,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nvml
 import pytest
 from mpi import alone, run
 
@@ -536,8 +537,7 @@ def arange(n, device):
     return np.arange(n).view(Tensor)
 
 
-cuda = SimpleNamespace(device_count=lambda: 1, set_device=int, synchronize=int,
-                       get_device_properties=lambda i: SimpleNamespace(name="Fake GPU", uuid="GPU-7"))
+cuda = SimpleNamespace(device_count=lambda: 1, set_device=int, synchronize=int)
 """
 
 
@@ -547,14 +547,15 @@ def fake_gpu(tmp_path, monkeypatch):
     its own.
     """
     (tmp_path / "torch.py").write_text(TORCH)
-    libm = next(
-        line.split()[-1]
-        for line in Path("/proc/self/maps").read_text().splitlines()
-        if "libm." in line
-    )
-    (tmp_path / "libcuda.so.1").symlink_to(libm)
+    nvml.driver(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    return {**QUIET, "LD_LIBRARY_PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return {
+        **QUIET,
+        "CUDA_VISIBLE_DEVICES": "0",
+        "FAKE_GPUS": "Fake GPU=GPU-7",
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
 
 
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])

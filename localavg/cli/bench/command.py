@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from localavg.cli import Commands, print_table, rank, world
+from localavg.cli import Commands, print_table, probed, rank, world
 from localavg.cli.bench import options
 from localavg.errors import UserError
 
@@ -84,13 +84,10 @@ def _memory(args: argparse.Namespace) -> int:
 
 def _average(args: argparse.Namespace) -> int:
     from localavg.files.provenance import provenance
-    from localavg.parallel.probe import probed
 
     # both start children, so they come before MPI
     origin = provenance() if args.out and rank() == 0 else {}
-    aware = None
-    if args.device == "cuda" and args.transport in ("auto", "cuda_aware") and rank() == 0:
-        aware = probed()
+    aware = probed(args.device == "cuda", args.transport)
     here = world()
     from localavg.cli.bench.average import SIZES, bench_average, floats, new_file
     from localavg.parallel.device import choose_device

@@ -121,7 +121,7 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         "--transport",
         choices=("auto", "shared", "mpi", "cuda_aware", "staged", "nccl"),
         default="auto",
-        help="average by this transport (default: %(default)s, the first that can be used)",
+        help="average by this transport (default: %(default)s, as in training)",
     )
     _add_device(s, "average rows")
     _add_repeats(s, 11)
