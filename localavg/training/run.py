@@ -31,6 +31,7 @@ from localavg.training.keeper import Keeper
 from localavg.training.loop import train
 from localavg.training.monitor import Monitor
 from localavg.training.payload import Payload
+from localavg.training.rehearsal import rehearse
 from localavg.training.resume import Start, earlier, resume
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def run(
 
     # 2. Build the pieces.
     e = build(c, fleet, aware, before.chosen)
+    rehearse(e)
 
     # 3. Find the checkpoint to resume from, and open the run file.
     origin = {**(provenance or {}), **header.machine(e)}
