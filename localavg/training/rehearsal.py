@@ -12,7 +12,7 @@ COLUMNS = 64
 
 
 def rehearse(e: Experiment) -> None:
-    """Do an update, an average of each scope and a mean once, on a few columns of zeros. Collective.
+    """Do an update, an average of each scope and a mean once, on a few columns. Collective.
 
     CuPy compiles a kernel at its first call for rows that are laid out in a new way, or loads it
     from its cache on disk (CUPY_CACHE_DIR). The rows here are laid out as those of the run, whose

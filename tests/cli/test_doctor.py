@@ -16,6 +16,7 @@ from mpi import alone, run
 
 from localavg.cli.doctor.advice import ADVICE, wrong_numbers
 from localavg.cli.doctor.facts import Facts, Rank
+from localavg.parallel import probe
 from localavg.parallel.probe import Probe, cached, tried
 
 GPU = (("Fake GPU", "GPU-0"), ("Fake GPU", "GPU-1"))
@@ -294,6 +295,46 @@ def test_what_the_child_does_is_a_result(name):
     script, works, why = CHILDREN[name]
     found = tried([sys.executable, "-c", f"import sys; {script}"], 30)
     assert found.works is works and why in found.why and not found.cached
+
+
+MET = {"ranks": 4, "nodes": 2}
+BETWEEN = {  # name: (script, works, words of why)
+    "right": (answer(**MET), True, "on two nodes, every number right"),
+    "wrong": (answer(**MET, wrong=3), False, "3 of 10"),
+    "crash after the ranks met": (f"print('{json.dumps(MET)}'); sys.exit(7)", False, "status 7"),
+    "never met": ("raise SystemExit('no slots: error')", None, "no slots"),
+    "all on one": (answer(ranks=4, nodes=1), None, "all ranks are on 1"),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_ranks_that_never_met_on_two_nodes_say_nothing_of_the_path_between(name):
+    script, works, why = BETWEEN[name]
+    found = tried([sys.executable, "-c", f"import sys; {script}"], 30, nodes=2)
+    assert found.works is works and why in found.why
+    assert found.nodes == (1 if works is None else 2)
+
+
+@pytest.mark.parametrize(
+    ("between", "works", "nodes"), [(True, True, 2), (False, False, 2), (None, True, 1)]
+)
+def test_where_two_nodes_cannot_be_tried_one_is(between, works, nodes, tmp_path, monkeypatch):
+    tries = []
+
+    def try_(command, limit_s, nodes=1):
+        tries.append(nodes)
+        return Probe(between if nodes == 2 else True, f"on {nodes}", nodes=nodes)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(probe, "on_two_nodes", lambda *_: ["mpirun", "-n", "4"])
+    monkeypatch.setattr(probe, "which", lambda name: name)
+    monkeypatch.setattr(probe, "tried", try_)
+    found = probe.probe(GPU, "", fresh=False)
+    assert (found.works, found.nodes) == (works, nodes) and "on 2" in found.why
+    assert tries == ([2, 1] if between is None else [2])
+    assert probe.probe(GPU, "", fresh=False) == replace(found, cached=True)
+    monkeypatch.setattr(probe, "on_two_nodes", lambda *_: [])
+    assert probe.probe(GPU, "", fresh=False).nodes == 1 and tries[-1] == 1  # a job on one node
 
 
 def test_a_child_that_hangs_is_ended_with_its_own_children(tmp_path):
