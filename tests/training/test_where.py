@@ -112,6 +112,21 @@ def test_what_is_asked_for_and_what_a_resumed_run_had_is_taken(here, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_the_rank_with_the_most_learners_decides(here):
+    fleet = SimpleNamespace(
+        rank=1,
+        ranks=2,
+        L=1,
+        hosts=["a", "a"],
+        place=0,
+        layout=SimpleNamespace(counts=(2, 1)),
+        world=SimpleNamespace(allgather=lambda x: [x, x]),
+        together=lambda work: work(),
+    )
+    c = settings(learners=3, batch_size=128)
+    assert where.choose(c, fleet, None, lambda: data(1 << 12)).name == "cuda"
+
+
 def on_two(world, folder):
     """The devices of two ranks: where one sees no GPU, where both do, and what a run then records."""
     answers = []
