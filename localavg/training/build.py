@@ -104,10 +104,11 @@ def load_task(
 ) -> Task:
     """Load the data and make the problem for P learners, on the host by default. Collective.
 
-    load: what loads the data, if not `load_data`. The task's settings name its device.
+    load: what loads the data, if not `load_data`. The task's settings name its device, not auto.
     """
     device = device or Cpu()
-    c = replace(c, device=device.name)
+    if c.device == where.AUTO:
+        c = replace(c, device=device.name)
     modelled = fleet.together(lambda: timing.make(c) if c.simulate else None)
     data = load() if load else load_data(c, fleet)
     problem = fleet.together(lambda: make_problem(c, data, fleet, device))
