@@ -560,34 +560,12 @@ def test_a_wrong_mean_on_one_rank_fails(tmp_path):
     assert done.stdout.rstrip().endswith("training will not work here")
 
 
-TORCH = """\
-import os
-from types import SimpleNamespace
-
-import numpy as np
-
-float32 = np.float32
-
-
-class Tensor(np.ndarray):
-    def to(self, dtype):
-        return self.astype(dtype) + dtype(os.environ.get("FAKE_ERROR", 0))
-
-
-def arange(n, device):
-    return np.arange(n).view(Tensor)
-
-
-cuda = SimpleNamespace(device_count=lambda: 1, set_device=int, synchronize=int)
-"""
-
-
 @pytest.fixture
 def fake_gpu(tmp_path, monkeypatch):
     """A host with a driver and a torch that keep a GPU's memory on the host, and a cache folder of
     its own.
     """
-    (tmp_path / "torch.py").write_text(TORCH)
+    (tmp_path / "torch.py").write_text(nvml.TORCH)
     nvml.driver(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     return {

@@ -55,6 +55,28 @@ int nvmlDeviceGetUUID(void* handle, char* to, unsigned size) { return copy(handl
 }
 """
 
+# a torch that keeps a GPU's memory on the host
+TORCH = """\
+import os
+from types import SimpleNamespace
+
+import numpy as np
+
+float32 = np.float32
+
+
+class Tensor(np.ndarray):
+    def to(self, dtype):
+        return self.astype(dtype) + dtype(os.environ.get("FAKE_ERROR", 0))
+
+
+def arange(n, device):
+    return np.arange(n).view(Tensor)
+
+
+cuda = SimpleNamespace(device_count=lambda: 1, set_device=int, synchronize=int)
+"""
+
 
 def driver(folder: Path, nvml: bool = True) -> Path:
     """Put the libraries into `folder`, for LD_LIBRARY_PATH; returns NVML's path."""
