@@ -84,6 +84,7 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(BIN)/python -m localavg bench train --model mlp --batch-size 16 --learners 64 --engine batch --steps 30
 	$(BIN)/python -m localavg bench train --model resnet8 --batch-size 16 --learners 64 --engine batch --steps 3
 	$(BIN)/python -m localavg bench train --model nin --side 8 --batch-size 16 --learners 64 --engine batch --steps 3
+	$(BIN)/python -m localavg bench start
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench memory
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average
 	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 2000 11173962

@@ -26,12 +26,14 @@ Book: TypeAlias = Callable[[str, float], None]  # (purpose, seconds): counts a p
 class Device(Protocol):
     """The memory and the stream that learners compute in.
 
-    name: cpu or cuda; index: the GPU's number on this host, None on a CPU; xp: the array module.
+    name: cpu or cuda; index: the GPU's number on this host, None on a CPU; xp: the array module;
+    why: the reason for the choice.
     """
 
     name: str
     index: int | None
     xp: ModuleType
+    why: str
 
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Make an array of zeros, float32."""

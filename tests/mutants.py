@@ -33,7 +33,7 @@ ALGORITHMS = {
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
     name: f"localavg/parallel/transport/{name}.py"
-    for name in ("lanes", "slots", "shared", "mpi", "staged")
+    for name in ("__init__", "lanes", "slots", "shared", "mpi", "staged", "trial")
 }
 PROBLEMS = {
     name: f"localavg/problems/{name}.py"
@@ -51,20 +51,37 @@ PROBLEMS = {
 }
 TRAINING = {
     name: f"localavg/training/{name}.py"
-    for name in ("averaging", "loop", "monitor", "recorder", "resume", "stopwatch")
+    for name in (
+        "averaging",
+        "loop",
+        "monitor",
+        "recorder",
+        "rehearsal",
+        "resume",
+        "stopwatch",
+        "where",
+    )
 }
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange"),
-        "cli": ("cli", "silence", "sweep", "bench_best"),
+        "cli": ("cli", "silence", "sweep", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
         "learner": ("sampling",),
-        "parallel": ("transport", "late_ranks", "gpu_logic", "agreement"),
+        "parallel": ("transport", "late_ranks", "gpu_logic", "agreement", "fastest_way", "gpus"),
         "attaching": ("even",),
         "problems": ("batch", "graph", "device_feed", "stacked"),
-        "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
+        "training": (
+            "in_process",
+            "checkpoint",
+            "asynchronous",
+            "ends_averaged",
+            "monitor",
+            "where",
+            "rehearsal",
+        ),
     }.items()
     for name in names
 }
@@ -755,6 +772,168 @@ MUTANTS = [
         "if is_shortage(cause):",
         "if False:",
         f"{TESTS['graph']}::test_a_shortage_in_a_capture_is_not_taken_for_what_cannot_be_captured",
+    ),
+    # what is chosen for a GPU, and the start
+    Mutant(
+        "auto between GPUs takes the slowest way",
+        TRANSPORT["trial"],
+        "return min(seconds, key",
+        "return max(seconds, key",
+        f"{TESTS['fastest_way']}::test_auto_takes_the_way_whose_slowest_rank_is_the_fastest",
+    ),
+    Mutant(
+        "auto between GPUs goes by the fastest rank",
+        "localavg/parallel/measure.py",
+        "perf_counter() - start, MPI.MAX)",
+        "perf_counter() - start, MPI.MIN)",
+        f"{TESTS['fastest_way']}::test_auto_takes_the_way_whose_slowest_rank_is_the_fastest",
+    ),
+    Mutant(
+        "the time of shorter rows is not scaled",
+        TRANSPORT["trial"],
+        "times[name].append(took * n / m)",
+        "times[name].append(took)",
+        f"{TESTS['fastest_way']}::test_without_the_memory_shorter_rows_are_timed_and_scaled",
+    ),
+    Mutant(
+        "a resumed run tries the ways again",
+        TRANSPORT["__init__"],
+        "if earlier is not None and earlier in ways:",
+        "if False:",
+        f"{TESTS['fastest_way']}::test_a_resumed_run_keeps_its_way_without_a_trial",
+    ),
+    Mutant(
+        "what was tried on one node is taken between nodes",
+        TRANSPORT["__init__"],
+        "len(set(fleet.hosts)) > 1 and aware.nodes < 2",
+        "aware.nodes < 1",
+        f"{TESTS['fastest_way']}::test_what_was_tried_on_one_node_is_not_taken_between_nodes_unless_it_is_asked_for",
+    ),
+    Mutant(
+        "one rank alone tries the ways",
+        TRANSPORT["__init__"],
+        "if name == AUTO and fleet.ranks == 1:",
+        "if False:",
+        f"{TESTS['fastest_way']}::test_nothing_is_tried_for_one_rank",
+    ),
+    Mutant(
+        "ranks that never met on two nodes count as a failure of the path",
+        "localavg/parallel/probe.py",
+        'if nodes > 1 and found.get("nodes", 0) < nodes:',
+        "if False:",
+        f"{TESTS['doctor']}::test_ranks_that_never_met_on_two_nodes_say_nothing_of_the_path_between",
+    ),
+    Mutant(
+        "a trial on two nodes is taken for one on this node",
+        "localavg/parallel/probe.py",
+        "        key += f",
+        "        f",
+        f"{TESTS['doctor']}::test_where_two_nodes_cannot_be_tried_one_is",
+    ),
+    Mutant(
+        "an mpirun on two nodes does not find the allocation",
+        "localavg/parallel/outside.py",
+        "if not (allocated and prefix in ALLOCATED))",
+        "if True)",
+        f"{TESTS['gpus']}::test_an_mpirun_on_two_nodes_keeps_the_allocation_and_nothing_else_of_the_job",
+    ),
+    Mutant(
+        "a job that srun started is tried by mpirun",
+        "localavg/parallel/outside.py",
+        'if not ranks and int(env.get("SLURM_STEP_NUM_NODES", 1)) > 1:',
+        "if False:",
+        f"{TESTS['gpus']}::test_a_job_on_several_nodes_is_tried_on_two_of_them",
+    ),
+    Mutant(
+        "a wrong word of CUDA_VISIBLE_DEVICES hides nothing after it",
+        "localavg/parallel/gpus.py",
+        "            break\n",
+        "            continue\n",
+        f"{TESTS['gpus']}::test_cuda_visible_devices_is_read_as_cuda_does",
+    ),
+    Mutant(
+        "MPI is tried on device memory for one rank too",
+        "localavg/cli/__init__.py",
+        "if not (device and launched() and",
+        "if not (device and",
+        f"{TESTS['where']}::test_mpi_is_tried_on_device_memory_only_where_a_choice_needs_it",
+    ),
+    Mutant(
+        "auto takes a GPU for small logistic regression",
+        TRAINING["where"],
+        "if read < READ:",
+        "if read < 1:",
+        f"{TESTS['where']}::test_logistic_regression_takes_the_gpu_by_what_an_update_reads",
+    ),
+    Mutant(
+        "each rank reckons its own learners for auto",
+        TRAINING["where"],
+        "max(fleet.layout.counts) * c.batch_size",
+        "fleet.L * c.batch_size",
+        f"{TESTS['where']}::test_the_rank_with_the_most_learners_decides",
+    ),
+    Mutant(
+        "auto does not mind a rank that sees no GPU",
+        TRAINING["where"],
+        "    if reasons:\n        return",
+        "    if False:\n        return",
+        f"{TESTS['where']}::test_all_ranks_take_the_same",
+    ),
+    Mutant(
+        "auto fills the GPU with data",
+        TRAINING["where"],
+        "if 2 * nbytes > free:",
+        "if nbytes > free:",
+        f"{TESTS['where']}::test_data_that_fill_the_gpu_stay_on_the_host",
+    ),
+    Mutant(
+        "auto chooses again for a resumed run",
+        TRAINING["where"],
+        "if c.device != AUTO or earlier:",
+        "if c.device != AUTO:",
+        f"{TESTS['where']}::test_a_run_that_stopped_resumes_on_its_device",
+    ),
+    Mutant(
+        "the run file has auto as its device",
+        "localavg/training/build.py",
+        "    if c.device == where.AUTO:\n",
+        "    if False:\n",
+        f"{TESTS['where']}::test_the_run_file_has_the_device_and_a_resumed_run_keeps_it",
+    ),
+    Mutant(
+        "a finished run on a GPU is another one than auto's",
+        "localavg/training/checks.py",
+        '"problem", "device", *TIMING}',
+        '"problem", *TIMING}',
+        f"{TESTS['where']}::test_the_run_file_has_the_device_and_a_resumed_run_keeps_it",
+    ),
+    Mutant(
+        "the kernels of a run are not rehearsed",
+        "localavg/training/run.py",
+        "    rehearse(e)\n",
+        "",
+        f"{TESTS['rehearsal']}::test_a_run_rehearses_before_its_clock_starts",
+    ),
+    Mutant(
+        "the rehearsal leaves the update out",
+        TRAINING["rehearsal"],
+        "    optimizer.update_(w[:, :n], g[:, :n], 0.0)\n",
+        "",
+        f"{TESTS['rehearsal']}::test_training_compiles_nothing_that_the_rehearsal_did_not",
+    ),
+    Mutant(
+        "the rehearsal steps the run's own optimiser",
+        TRAINING["rehearsal"],
+        "copy.copy(e.optimizer), copy.deepcopy",
+        "e.optimizer, copy.deepcopy",
+        f"{TESTS['rehearsal']}::test_the_rehearsal_leaves_the_run_as_it_was",
+    ),
+    Mutant(
+        "a step of a start counts the steps before it too",
+        "localavg/cli/bench/start.py",
+        "start[step] - start.get(before, 0.0) for",
+        "start[step] for",
+        f"{TESTS['bench_start']}::test_each_step_is_the_median_of_its_own_times",
     ),
 ]
 

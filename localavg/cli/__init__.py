@@ -20,6 +20,8 @@ from localavg.errors import UserError
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from localavg.parallel.probe import Probe
+
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"  # what `add` adds to
 Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 
@@ -105,6 +107,20 @@ def world() -> MPI.Intracomm:
 
     abort_on_exception(MPI.COMM_WORLD)
     return MPI.COMM_WORLD
+
+
+def probed(device: bool, transport: str) -> Probe | None:
+    """Find out whether MPI takes device memory, where the choice of a transport needs it.
+
+    device: whether the run may use GPUs. It starts children, so call it before MPI starts. The
+    result is None if nothing travels between GPUs, if another transport is asked for, and on all
+    ranks but the first.
+    """
+    if not (device and launched() and transport in ("auto", "cuda_aware") and rank() == 0):
+        return None
+    from localavg.parallel import probe
+
+    return probe.probed()
 
 
 def at_least_1(text: str) -> int:

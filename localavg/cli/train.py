@@ -16,7 +16,7 @@ from typing import Any, get_args, get_type_hints
 
 from localavg import algorithms
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
-from localavg.cli import age_s, flag, in_flags, rank, world
+from localavg.cli import age_s, flag, in_flags, probed, rank, world
 from localavg.config import TrainConfig
 from localavg.models import MODELS
 from localavg.training import checks
@@ -173,16 +173,14 @@ def _train(args: argparse.Namespace) -> int:
 
     origin = provenance() if rank() == 0 else None  # it runs git, so before MPI starts
     how: dict[str, Any] = {}
-    if (
-        config.device == "cuda"
-        and config.algorithm not in ASYNCHRONOUS
-        and config.transport in ("auto", "cuda_aware")
-    ):
-        from localavg.parallel.probe import probed
-
-        how["aware"] = probed() if rank() == 0 else None  # a child process, also before MPI starts
+    averages = config.algorithm not in ASYNCHRONOUS
+    if averages:
+        # with auto, logistic regression takes a GPU by its data, which are not known yet
+        asked = config.names_network or config.transport == "cuda_aware"
+        on_device = config.device == "cuda" or (config.device == "auto" and asked)
+        how["aware"] = probed(on_device, config.transport)  # also before MPI starts
     here = world()
-    if config.algorithm in ASYNCHRONOUS:
+    if not averages:
         from localavg.training.asynchronous.run import run
     else:
         from localavg.training.run import run

@@ -31,6 +31,7 @@ STATES = ("keep", "average", "reset")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
+DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("auto", "loop", "graph", "batch")
 
 NETWORK = not_with("problem", "logistic")
@@ -121,7 +122,7 @@ class TrainConfig:
         "float32",
         "arithmetic of the network; the weights are always float32, and tf32 needs a GPU",
         NETWORK,
-        only_with("device", "cuda", value="tf32"),
+        only_with("device", "auto", "cuda", value="tf32"),
         group="network",
         choices=("float32", "tf32", "bf16"),
     )
@@ -145,14 +146,16 @@ class TrainConfig:
         "auto",
         "how a mean travels between ranks: from host memory by shared memory in a node (shared) "
         "or by MPI alone (mpi); from GPU memory by NCCL (nccl), by MPI on GPU memory (cuda_aware) "
-        "or by MPI on copies in host memory (staged); or by the first of these that works (auto)",
+        "or by MPI on copies in host memory (staged); or by the best of these that work (auto): "
+        "between GPUs the fastest, which is measured at the start of the run",
         SYNCHRONOUS,
         group="learners",
         choices=TRANSPORTS,
     )
     device: str = option(
-        "cpu",
-        "where the learners compute",
+        "auto",
+        "where the learners compute: on the CPU (cpu), on GPUs (cuda), or on GPUs if every rank "
+        "sees one and the problem gains by it, else on the CPU (auto), which a resumed run keeps",
         not_with(
             "algorithm",
             *ASYNCHRONOUS,
@@ -160,7 +163,7 @@ class TrainConfig:
             because="whose learners compute on the CPU so far",
         ),
         group="learners",
-        choices=("cpu", "cuda"),
+        choices=DEVICES,
     )
     engine: str = option(
         "auto",
@@ -174,7 +177,7 @@ class TrainConfig:
             because="whose learners compute one gradient at a time",
         ),
         not_with("problem", "logistic", value="graph"),
-        only_with("device", "cuda", value="graph", because="and graphs are a GPU's"),
+        only_with("device", "auto", "cuda", value="graph", because="and graphs are a GPU's"),
         not_with("compile", True, value="graph", because="which rebuilds the gradient too"),
         not_with("compile", True, value="batch", because="which compiles one learner's network"),
         group="learners",
@@ -442,6 +445,11 @@ class TrainConfig:
             raise UserError(
                 "`lr_schedule = inverse` needs `pl_constant`, the μ of γ_t = 4/(μ(t+a))"
             )
+
+    @property
+    def names_network(self) -> bool:
+        """Whether a network is trained, as far as the settings tell without the data."""
+        return self.model is not None or self.problem == "network"
 
     @property
     def path(self) -> str:

@@ -66,6 +66,9 @@ class Cpu(Device):
     index: int | None = None
     xp: ModuleType = np
 
+    def __init__(self, why: str = "asked for") -> None:
+        self.why = why
+
     def zeros(self, shape: tuple[int, ...]) -> Array:
         """Make an array of zeros, float32."""
         return host_zeros(shape)
@@ -83,6 +86,7 @@ class Cuda(Device):
     name: str = "cuda"
 
     def __init__(self, xp: ModuleType, index: int, host_name: str) -> None:
+        self.why = "asked for"
         self.xp: ModuleType = xp
         self.index: int | None = index
         self.identity: tuple[str, str] = (host_name, xp.cuda.runtime.deviceGetPCIBusId(index))
@@ -100,6 +104,10 @@ class Cuda(Device):
     def settle(self) -> None:
         """Wait until all queued kernels and copies are done."""
         self.stream().synchronize()
+
+    def give_back(self) -> None:
+        """Give the memory of arrays that are gone back to the GPU, for torch and other ranks."""
+        self.xp.get_default_memory_pool().free_all_blocks()
 
     def stream(self) -> Stream:
         """Return the stream that kernels are queued in."""

@@ -1,13 +1,27 @@
-"""Measure the rate of the link between nodes."""
+"""Measure the rate of the link between nodes, and the time of work that all ranks do at once."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
 
+from localavg.interfaces import Device
 from localavg.parallel.fleet import Fleet
+
+
+def slowest(fleet: Fleet, work: Callable[[], object], device: Device) -> float:
+    """Do `work` on all ranks at once; return the seconds of the slowest on every rank. Collective.
+
+    Work that it queued on the device counts too.
+    """
+    fleet.world.Barrier()
+    start = perf_counter()
+    work()
+    device.settle()
+    return fleet.world.allreduce(perf_counter() - start, MPI.MAX)
 
 
 def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:

@@ -1,14 +1,11 @@
-"""Find the GPUs of a host, and whether MPI takes their memory, before MPI starts.
+"""Find out whether MPI takes the memory of GPUs, before MPI starts.
 
-The code that uses CUDA runs in child processes (``python -m localavg.parallel.probe list``),
-because a process must not start CUDA before it knows its device, and must not fork after MPI
-has started.
+The trial is a job of its own, because a library that cannot do it may crash, a process must not
+start CUDA before it knows its device, and must not fork after MPI has started.
 """
 
 from __future__ import annotations
 
-import ctypes
-import importlib.util
 import json
 import os
 import platform
@@ -22,37 +19,19 @@ from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from shutil import which
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 from localavg.interfaces import Settings
 from localavg.parallel.child import answer, ended, run_child
+from localavg.parallel.gpus import Gpus, find_gpus
+from localavg.parallel.outside import on_two_nodes, outside
 
 if TYPE_CHECKING:
     import cupy
     import torch
 
-# Prefixes of the environment variables that describe a rank's job; a child that is a job of its own
-# must not inherit them.
-LAUNCHED = ("OMPI_", "PRTE_", "PMI", "HYDI_", "MPI_LOCAL", "JSM_", "LSB_", "SLURM_")
-# Prefixes among these of the user's own settings, which the child does inherit, ...
-SETTINGS = ("OMPI_ALLOW_", "OMPI_MCA_", "PRTE_MCA_")
-# ... and prefixes among the settings that belong to the job after all.
-JOB = (
-    "OMPI_MCA_orte_",
-    "OMPI_MCA_ess",
-    "OMPI_MCA_pmix",
-    "OMPI_MCA_initial_wdir",
-    "OMPI_MCA_num_procs",
-)
-ROOMY = {  # allow the child more ranks than cores, not bound
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PRTE_MCA_hwloc_default_binding_policy": "none",
-    "OMPI_MCA_rmaps_base_oversubscribe": "1",
-    "OMPI_MCA_hwloc_base_binding_policy": "none",
-}
 LIMIT_S = 120  # after which a child is killed
-
-Gpus: TypeAlias = tuple[tuple[str, str], ...]  # (name, identity) of each
+BETWEEN_S = 60  # the same where the child's ranks lie on two nodes: its launcher may wait for ever
 
 
 @dataclass(frozen=True)
@@ -60,27 +39,15 @@ class Probe:
     """Whether MPI reduced device memory in a trial.
 
     works: None if the trial was not possible; why: what the trial found, or why there was none;
-    tried: the day; cached: whether the result was read from the cache.
+    tried: the day; cached: whether the result was read from the cache; nodes: on how many nodes
+    the ranks of the trial were.
     """
 
     works: bool | None
     why: str
     tried: str = ""
     cached: bool = False
-
-
-def find_gpus() -> tuple[Gpus, str]:
-    """Return the GPUs that torch or CuPy sees in a child, and the reason if there are none."""
-    try:
-        ctypes.CDLL("libcuda.so.1")  # loads the driver's library and starts nothing
-    except OSError:
-        return (), "none: no NVIDIA driver (libcuda.so.1) on this host"
-    if not any(map(importlib.util.find_spec, ("torch", "cupy"))):
-        return (), "unknown: neither torch nor CuPy is installed"
-    status, out, err = run_child([sys.executable, "-m", __name__, "list"], os.environ, LIMIT_S)
-    if status != 0 or (found := answer(out)) is None:
-        return (), f"unknown: {ended(status, err, LIMIT_S)}"
-    return tuple((name, identity) for name, identity in found["gpus"]), found["why"]
+    nodes: int = 1
 
 
 def probed() -> Probe:
@@ -99,90 +66,78 @@ def probed() -> Probe:
 def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
     """Find out whether MPI takes device memory on this host, before MPI starts.
 
-    It is tried once for each MPI library and type of host, and cached. gpus and why: as `find_gpus`
-    returns them; fresh: try again.
+    It is tried once for each MPI library and type of host, and cached. In a job on several nodes it
+    is tried on two of them, or if no launcher starts that, on this one. gpus and why: as
+    `find_gpus` returns them; fresh: try again.
     """
     from mpi4py import MPI
 
     if not gpus:
         return Probe(None, f"not tried: GPUs: {why}")
-    if (mpirun := which("mpirun")) is None:
+    mpirun, library = which("mpirun"), MPI.Get_library_version().strip(chr(0))
+    between = on_two_nodes(os.environ, library)
+    if mpirun is None and not between:
         return Probe(None, "not tried: no mpirun on PATH")
-    command = [mpirun, "-n", "2", sys.executable, "-m", "mpi4py", "-m", __name__, "allreduce"]
+    program = [sys.executable, "-m", "mpi4py", "-m", __name__]
+
+    def try_() -> Probe:
+        one = [mpirun or "mpirun", "-n", "2", *program]
+        if not between:
+            return tried(one, LIMIT_S)
+        if (found := tried([*between, *program], BETWEEN_S, nodes=2)).works is not None:
+            return found
+        here = tried(one, LIMIT_S)
+        return replace(here, why=f"{here.why}; between nodes {found.why}")
+
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "localavg")
     cards = counted(name for name, _ in gpus)
-    key = f"{MPI.Get_library_version().strip(chr(0))} on {platform.machine()} with {cards}"
-    return cached(folder / "cuda-aware.json", key, lambda: tried(command, LIMIT_S), fresh)
-
-
-def print_gpus() -> None:
-    """Print the GPUs that torch or CuPy sees, as a line of JSON. Runs in a child."""
-    gpus: list[tuple[str, str]] = []
-    whys = []
-    with suppress(ImportError):
-        import torch
-
-        for i in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(i)
-            gpus.append((properties.name, str(getattr(properties, "uuid", _visible(i)))))
-        whys.append("torch")
-    with suppress(ImportError):
-        if not gpus:
-            import cupy
-
-            whys.append("CuPy")
-            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # no device
-                for i in range(cupy.cuda.runtime.getDeviceCount()):
-                    properties = cupy.cuda.runtime.getDeviceProperties(i)
-                    identity = bytes(properties.get("uuid", _visible(i).encode())).hex()
-                    gpus.append((properties["name"].decode(), identity))
-    why = "" if gpus else f"none: {' and '.join(whys)} see no device"
-    print(json.dumps({"gpus": gpus, "why": why}))
-
-
-def _visible(i: int) -> str:
-    """Return the host's number of the i-th visible device."""
-    names = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    return names[i] if i < len(names) else str(i)
+    key = f"{library} on {platform.machine()} with {cards}"
+    if between:
+        key += f", between nodes by {Path(between[0]).name}"
+    return cached(folder / "cuda-aware.json", key, try_, fresh)
 
 
 def try_allreduce() -> None:
-    """Sum device memory over the ranks in place, and check it. Runs in a child, on two ranks.
+    """Sum device memory over the ranks in place, and check it. Runs in a child, see `tried`.
 
-    The first rank prints {"ranks", "wrong", "numbers"} as a line of JSON.
+    The first rank prints the answers.
     """
     signal.alarm(LIMIT_S)  # ends a rank that hangs where its launcher cannot reach it
     from mpi4py import MPI
 
     world = MPI.COMM_WORLD
     R, wrong = world.size, 0
+    here = world.Split_type(MPI.COMM_TYPE_SHARED)
+    met = {"ranks": R, "nodes": world.allreduce(int(here.rank == 0))}
+    if world.rank == 0:
+        print(json.dumps(met), flush=True)
     sizes = (5, 1 << 20)  # floats: one message sent at once, one by rendezvous or CUDA IPC
     for n in sizes:
-        x, synchronize, to_list = _on_device(n, world.rank)  # [n]
+        x, synchronize, to_list = _on_device(n, world.rank, here.rank)  # [n]
         synchronize()
         world.Allreduce(MPI.IN_PLACE, x)
         wrong += sum(value != R * (1 + i % 61 + R - 1) for i, value in enumerate(to_list(x)))
     wrong = world.allreduce(wrong)
     if world.rank == 0:
-        print(json.dumps({"ranks": R, "wrong": wrong, "numbers": R * sum(sizes)}), flush=True)
+        print(json.dumps({**met, "wrong": wrong, "numbers": R * sum(sizes)}), flush=True)
 
 
 def _on_device(
-    n: int, rank: int
+    n: int, rank: int, place: int
 ) -> tuple[cupy.ndarray | torch.Tensor, Callable[[], None], Callable[..., list[float]]]:
-    """Return x = 1 + i mod 61 + 2·rank, float32 [n] on this rank's device, and two functions.
+    """Return x = 1 + i mod 61 + 2·rank, float32 [n] on the device of this place, and two functions.
 
     The first waits for the device; the second makes a list on the host of x.
     """
     with suppress(ImportError):
         import cupy  # CuPy first: training sends its memory
 
-        cupy.cuda.Device(rank % cupy.cuda.runtime.getDeviceCount()).use()
+        cupy.cuda.Device(place % cupy.cuda.runtime.getDeviceCount()).use()
         x = (cupy.arange(n) % 61 + 1 + 2 * rank).astype(cupy.float32)
         return x, cupy.cuda.get_current_stream().synchronize, cupy.ndarray.tolist
     import torch
 
-    torch.cuda.set_device(rank % torch.cuda.device_count())
+    torch.cuda.set_device(place % torch.cuda.device_count())
     x = (torch.arange(n, device="cuda") % 61 + 1 + 2 * rank).to(torch.float32)
     return x, torch.cuda.synchronize, torch.Tensor.tolist
 
@@ -192,33 +147,34 @@ def counted(names: Iterable[str]) -> str:
     return ", ".join(f"{n} × {name}" for name, n in Counter(names).items())
 
 
-def tried(command: Sequence[str], limit_s: float) -> Probe:
-    """Run `command`, which reduces device memory over two ranks, and judge its answer.
+def tried(command: Sequence[str], limit_s: float, nodes: int = 1) -> Probe:
+    """Run `command`, which reduces device memory over two ranks a node, and judge its answer.
 
-    The command prints {"ranks", "wrong", "numbers"} as a line of JSON. If it fails, crashes or
-    takes more than limit_s seconds, that is the result; nothing is raised.
+    The command prints {"ranks", "nodes"} as a line of JSON when its ranks have met, and "wrong" and
+    "numbers" with them at its end. If it fails, crashes or takes more than limit_s seconds, that is
+    the result; nothing is raised. On several nodes ranks that never met are no result.
     """
-    job = {
-        k
-        for k in os.environ
-        if k.startswith(JOB) or (k.startswith(LAUNCHED) and not k.startswith(SETTINGS))
-    }
-    alone = ("OMPI_MCA_btl", "self")  # set by `__main__` for one process; two could not talk
-    own = {k: v for k, v in os.environ.items() if k not in job and (k, v) != alone}
+    allocated = nodes > 1 and command[0] != "srun"  # which is told the allocation
     try:
-        status, out, err = run_child(command, ROOMY | own, limit_s)
+        status, out, err = run_child(command, outside(os.environ, allocated), limit_s)
     except OSError as e:
         return Probe(None, f"not tried: {e}")
-    found = answer(out)
-    if status != 0 or found is None:
-        return Probe(False, ended(status, err, limit_s))
-    if found["ranks"] != 2:
+    found = answer(out) or {}
+    if nodes > 1 and found.get("nodes", 0) < nodes:
+        on = f"all ranks are on {found['nodes']}" if found else ended(status, err, limit_s)
+        return Probe(None, f"not tried: {command[0]} starts no ranks on {nodes} nodes: {on}")
+    if found.get("ranks", 2 * nodes) != 2 * nodes:
         return Probe(
             None, f"not tried: {command[0]} is not of the MPI that mpi4py loads: each rank is alone"
         )
+    if status != 0 or "wrong" not in found:
+        return Probe(False, ended(status, err, limit_s), nodes=nodes)
     if found["wrong"]:
-        return Probe(False, f"{found['wrong']} of {found['numbers']} numbers were wrong")
-    return Probe(True, "device memory was reduced in place, every number right")
+        wrong = f"{found['wrong']} of {found['numbers']} numbers were wrong"
+        return Probe(False, wrong, nodes=nodes)
+    where = " on two nodes" if nodes > 1 else ""
+    right = f"device memory was reduced in place{where}, every number right"
+    return Probe(True, right, nodes=nodes)
 
 
 def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False) -> Probe:
@@ -243,4 +199,4 @@ def cached(path: Path, key: str, try_: Callable[[], Probe], fresh: bool = False)
 
 
 if __name__ == "__main__":
-    {"list": print_gpus, "allreduce": try_allreduce}[sys.argv[1]]()
+    try_allreduce()

@@ -6,33 +6,46 @@ Nothing here writes a file. One process can build the pieces more than once.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 from mpi4py import MPI
 
-from localavg import algorithms, datasets, models
+from localavg import algorithms, datasets
 from localavg.algorithms.base import Algorithm
 from localavg.config import TrainConfig
-from localavg.datasets import Dataset, Split, epsilon_like
+from localavg.datasets import Dataset, epsilon_like
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device, Engine, Feed, Problem, Transport
 from localavg.learner import optim, stepsizes
 from localavg.learner.flat import Flat
 from localavg.learner.sampling import SAMPLERS, Sampler
 from localavg.learner.stepsizes import StepSize
-from localavg.parallel.device import Cpu, Cuda, choose_device, on_host, put_
+from localavg.parallel.device import Cpu, on_host, put_
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import choose
 from localavg.problems.engines import choose as engines
 from localavg.simulate import timing
 from localavg.simulate.timing import Timing
+from localavg.training import where
 from localavg.training.length import Length
+from localavg.training.problem import make_problem
 
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
-    from localavg.problems.logistic import Logistic
-    from localavg.problems.network import Network
+
+
+class Chosen(NamedTuple):
+    """What the program chose for a run, which keeps it when it is resumed; None: nothing yet."""
+
+    device: str | None = None
+    engine: str | None = None
+    transport: str | None = None
+
+
+NOTHING = Chosen()
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +77,12 @@ class Experiment(Task):
 
 
 def build(
-    c: TrainConfig, fleet: Fleet, aware: Probe | None = None, engine: str | None = None
+    c: TrainConfig, fleet: Fleet, aware: Probe | None = None, earlier: Chosen = NOTHING
 ) -> Experiment:
     """Build everything for a synchronous run of the fleet's learners. Collective.
 
-    aware: the result of doctor's test of MPI on device memory, on rank 0 if the device is cuda.
-    engine: the engine of the run that is resumed, which keeps it. Raises UserError on all ranks for
-    anything that cannot be run.
+    aware: the result of doctor's test of MPI on device memory, on rank 0. earlier: the choices of
+    the run that is resumed. Raises UserError on all ranks for anything that cannot be run.
     """
     algorithms.check(c.algorithm, c.options)  # before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
@@ -78,14 +90,27 @@ def build(
             f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or `learners = 1` on "
             "one rank"
         )
-    return assemble(load_task(c, fleet, fleet.P, choose_device(c.device, fleet)), aware, engine)
+    data = cache(lambda: load_data(c, fleet))  # read once
+    device = where.choose(c, fleet, earlier.device, data)
+    return assemble(load_task(c, fleet, fleet.P, device, data), aware, earlier)
 
 
-def load_task(c: TrainConfig, fleet: Fleet, P: int, device: Device | None = None) -> Task:
-    """Load the data and make the problem for P learners, on the host by default. Collective."""
-    modelled = fleet.together(lambda: timing.make(c) if c.simulate else None)
+def load_task(
+    c: TrainConfig,
+    fleet: Fleet,
+    P: int,
+    device: Device | None = None,
+    load: Callable[[], Dataset] | None = None,
+) -> Task:
+    """Load the data and make the problem for P learners, on the host by default. Collective.
+
+    load: what loads the data, if not `load_data`. The task's settings name its device, not auto.
+    """
     device = device or Cpu()
-    data = load_data(c, fleet)
+    if c.device == where.AUTO:
+        c = replace(c, device=device.name)
+    modelled = fleet.together(lambda: timing.make(c) if c.simulate else None)
+    data = load() if load else load_data(c, fleet)
     problem = fleet.together(lambda: make_problem(c, data, fleet, device))
     return task_of(c, fleet, P, device, problem, modelled)
 
@@ -113,7 +138,7 @@ def task_of(
     )
 
 
-def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) -> Experiment:
+def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) -> Experiment:
     """Add the algorithm and what it works on: rows, transport, engine. Collective."""
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     step_size = stepsizes.after_warm_up(c, length.epoch, task.step_size)
@@ -121,12 +146,19 @@ def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) 
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
     matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
     transport = choose(
-        c.transport, fleet, algorithm.S, 4 * matrices * problem.d, task.device, aware
+        c.transport,
+        fleet,
+        algorithm.S,
+        4 * matrices * problem.d,
+        task.device,
+        aware,
+        n=problem.d,
+        earlier=earlier.transport,
     )
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))
     start_equal_(problem, flat.w, fleet.world)
-    chosen, why = _engine(task, flat, engine)
+    chosen, why = _engine(task, flat, earlier.engine)
     algorithm.exchange.start(fleet.learners, c.seed)
     state = fleet.L, flat.d_trained
     fleet.together(lambda: optimizer.start(state, transport.zeros, transport.ordinary))
@@ -194,58 +226,3 @@ def load_data(c: TrainConfig, fleet: Fleet) -> Dataset:
             "block is no fair sample; prepare the file with `shuffle`, or add `force_block`"
         )
     return data
-
-
-def make_problem(
-    c: TrainConfig, data: Dataset, fleet: Fleet, device: Device | None = None
-) -> Problem:
-    """Make the problem that the settings ask for, on the host if no device is given.
-
-    Raises UserError if data, `problem` and `model` do not fit together, if torch cannot use the
-    device, or if the problem does not have the engine.
-    """
-    called_for = "network" if c.model or data.kind != "features" else "logistic"
-    problem: Problem
-    if (c.problem or called_for) == "logistic":
-        problem = _logistic(c, data, device or Cpu())
-    else:
-        problem = _network(c, data, fleet, device or Cpu())
-    engines.check(c.engine, problem)
-    return problem
-
-
-def _logistic(c: TrainConfig, data: Dataset, device: Device) -> Logistic:
-    from localavg.problems.logistic import Logistic
-
-    replace(c, problem="logistic")  # which refuses settings that mean nothing to it
-    if not isinstance(device, Cuda):
-        return Logistic(data, c.l2)
-    train = Split(device.holding(data.train.x), device.holding(data.train.y))
-    test = data.test and Split(device.holding(data.test.x), device.holding(data.test.y))
-    return Logistic(replace(data, train=train, test=test), c.l2, device.xp)
-
-
-def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Network:
-    try:
-        from localavg.problems.network import Network, set_up_torch
-    except ImportError as e:
-        raise UserError(
-            f"`model = {c.model}`: networks need torch ({e}); pip install 'localavg[torch]'"
-        ) from e
-    if c.model is None and data.kind != "features":
-        raise UserError(
-            f"`data = {c.data}`: images need a network; add `model` with one of "
-            f"{', '.join(models.MODELS)}"
-        )
-    set_up_torch(fleet.threads, device, c.precision)
-    return Network(
-        data,
-        c.model or "",
-        c.l2,
-        c.seed,
-        augment=not c.no_augment,
-        precision=c.precision,
-        calibrate=c.calibrate,
-        compiled=c.compile,
-        device=c.device,
-    )

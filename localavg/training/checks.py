@@ -13,8 +13,8 @@ from localavg.interfaces import Settings
 from localavg.models import MODELS
 
 TIMING = ("timing_from", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
-# The program chooses these if they are not given. They are not compared then.
-FILLED_IN = {"learners", "steps", "problem", *TIMING}
+# The program chooses these if they are not given, or auto. They are not compared then.
+FILLED_IN = {"learners", "steps", "problem", "device", *TIMING}
 FREE = {  # settings that do not change the result
     "out",
     "transport",
@@ -65,7 +65,7 @@ def difference(asked: Settings, recorded: Settings) -> str | None:
         want, have = (list(x) if isinstance(x, tuple) else x for x in (asked[name], recorded[name]))
         if (
             want == have
-            or (want is None and name in FILLED_IN)
+            or (want in (None, "auto") and name in FILLED_IN)
             or (name == "data" and os.path.abspath(str(want)) == have)
         ):
             continue

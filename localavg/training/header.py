@@ -48,9 +48,10 @@ def config(task: Task) -> dict[str, object]:
 
 
 def machine(e: Experiment) -> dict[str, object]:
-    """Return a part of /provenance: `hosts`, `gpus` and the engine. Collective."""
+    """Return a part of /provenance: `hosts`, `gpus`, and why this device and engine. Collective."""
     engine = {"engine": e.engine.name, "engine_why": e.engine_why}
-    return hosts(e.fleet, e.transport) | gpus(e.fleet, e.device) | engine
+    device = {"device_why": e.device.why}
+    return hosts(e.fleet, e.transport) | gpus(e.fleet, e.device) | engine | device
 
 
 def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, object]:

@@ -23,6 +23,7 @@ from localavg.files.record import Record, Run, load, refuse_existing, stored
 from localavg.interfaces import Array, Settings
 from localavg.parallel.device import put_
 from localavg.parallel.fleet import Fleet
+from localavg.training.build import NOTHING, Chosen
 from localavg.training.checks import FREE, all_settings, difference
 
 LACKING = {"engine": ("loop", "auto")}
@@ -38,8 +39,8 @@ class Earlier(NamedTuple):
     """whether there is a run; the same on all ranks"""
     finished: bool
     """whether the run is finished; the same on all ranks"""
-    engine: str | None
-    """what computed its gradients; the same on all ranks"""
+    chosen: Chosen
+    """what it keeps when it is resumed; the same on all ranks"""
 
 
 class Start(NamedTuple):
@@ -72,8 +73,8 @@ def earlier(c: TrainConfig, fleet: Fleet, writes: bool) -> Earlier:
     if finished:
         print(f"{c.path} is finished already", file=sys.stderr)
     there = fleet.world.allreduce(run is not None, MPI.LOR)
-    engine = fleet.world.bcast(_engine(run) if run else None)
-    return Earlier(run, there, fleet.world.allreduce(finished, MPI.LOR), engine)
+    chosen = fleet.world.bcast(_chosen(run) if run else NOTHING)
+    return Earlier(run, there, fleet.world.allreduce(finished, MPI.LOR), chosen)
 
 
 def resume(
@@ -150,9 +151,10 @@ def restore_(saved: Saved | None, fleet: Fleet, w: Array, parts: Mapping[str, Pa
     return t
 
 
-def _engine(run: Run) -> str:
-    """Return the engine of a run; a file of an earlier version does not name it."""
-    return run.provenance.get("engine", LACKING["engine"][0])
+def _chosen(run: Run) -> Chosen:
+    """Return what was chosen for a run; a file of an earlier version does not name its engine."""
+    engine = run.provenance.get("engine", LACKING["engine"][0])
+    return Chosen(run.config.get("device"), engine, run.provenance.get("transport"))
 
 
 def _found(c: TrainConfig) -> Run | None:

@@ -32,6 +32,7 @@ from localavg.training.keeper import Keeper
 from localavg.training.loop import train
 from localavg.training.monitor import Monitor
 from localavg.training.payload import Payload
+from localavg.training.rehearsal import rehearse
 from localavg.training.resume import Start, earlier, resume
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def run(
     """Train with the settings `c` on the ranks of `world`.
 
     Rank 0 writes c.path. provenance: `provenance.provenance()`, made on rank 0 before MPI started.
-    aware: the result of doctor's test of MPI on device memory, on rank 0 if the device is cuda.
+    aware: the result of doctor's test of MPI on device memory, on rank 0 if a choice needs it.
     age_s: the seconds since the start of the process, which the time limit counts.
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
@@ -64,7 +65,8 @@ def run(
         return Outcome(FINISHED, "")
 
     # 2. Build the pieces.
-    e = build(c, fleet, aware, before.engine)
+    e = build(c, fleet, aware, before.chosen)
+    rehearse(e)
 
     # 3. Find the checkpoint to resume from, and open the run file.
     origin = {**(provenance or {}), **header.machine(e)}

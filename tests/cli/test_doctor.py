@@ -10,11 +10,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import nvml
 import pytest
 from mpi import alone, run
 
 from localavg.cli.doctor.advice import ADVICE, wrong_numbers
 from localavg.cli.doctor.facts import Facts, Rank
+from localavg.parallel import probe
 from localavg.parallel.probe import Probe, cached, tried
 
 GPU = (("Fake GPU", "GPU-0"), ("Fake GPU", "GPU-1"))
@@ -295,6 +297,46 @@ def test_what_the_child_does_is_a_result(name):
     assert found.works is works and why in found.why and not found.cached
 
 
+MET = {"ranks": 4, "nodes": 2}
+BETWEEN = {  # name: (script, works, words of why)
+    "right": (answer(**MET), True, "on two nodes, every number right"),
+    "wrong": (answer(**MET, wrong=3), False, "3 of 10"),
+    "crash after the ranks met": (f"print('{json.dumps(MET)}'); sys.exit(7)", False, "status 7"),
+    "never met": ("raise SystemExit('no slots: error')", None, "no slots"),
+    "all on one": (answer(ranks=4, nodes=1), None, "all ranks are on 1"),
+}
+
+
+@pytest.mark.parametrize("name", BETWEEN)
+def test_ranks_that_never_met_on_two_nodes_say_nothing_of_the_path_between(name):
+    script, works, why = BETWEEN[name]
+    found = tried([sys.executable, "-c", f"import sys; {script}"], 30, nodes=2)
+    assert found.works is works and why in found.why
+    assert found.nodes == (1 if works is None else 2)
+
+
+@pytest.mark.parametrize(
+    ("between", "works", "nodes"), [(True, True, 2), (False, False, 2), (None, True, 1)]
+)
+def test_where_two_nodes_cannot_be_tried_one_is(between, works, nodes, tmp_path, monkeypatch):
+    tries = []
+
+    def try_(command, limit_s, nodes=1):
+        tries.append(nodes)
+        return Probe(between if nodes == 2 else True, f"on {nodes}", nodes=nodes)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(probe, "on_two_nodes", lambda *_: ["mpirun", "-n", "4"])
+    monkeypatch.setattr(probe, "which", lambda name: name)
+    monkeypatch.setattr(probe, "tried", try_)
+    found = probe.probe(GPU, "", fresh=False)
+    assert (found.works, found.nodes) == (works, nodes) and "on 2" in found.why
+    assert tries == ([2, 1] if between is None else [2])
+    assert probe.probe(GPU, "", fresh=False) == replace(found, cached=True)
+    monkeypatch.setattr(probe, "on_two_nodes", lambda *_: [])
+    assert probe.probe(GPU, "", fresh=False).nodes == 1 and tries[-1] == 1  # a job on one node
+
+
 def test_a_child_that_hangs_is_ended_with_its_own_children(tmp_path):
     """The grandchild holds the output open, and both ignore the polite request."""
     hang = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
@@ -518,43 +560,21 @@ def test_a_wrong_mean_on_one_rank_fails(tmp_path):
     assert done.stdout.rstrip().endswith("training will not work here")
 
 
-TORCH = """\
-import os
-from types import SimpleNamespace
-
-import numpy as np
-
-float32 = np.float32
-
-
-class Tensor(np.ndarray):
-    def to(self, dtype):
-        return self.astype(dtype) + dtype(os.environ.get("FAKE_ERROR", 0))
-
-
-def arange(n, device):
-    return np.arange(n).view(Tensor)
-
-
-cuda = SimpleNamespace(device_count=lambda: 1, set_device=int, synchronize=int,
-                       get_device_properties=lambda i: SimpleNamespace(name="Fake GPU", uuid="GPU-7"))
-"""
-
-
 @pytest.fixture
 def fake_gpu(tmp_path, monkeypatch):
     """A host with a driver and a torch that keep a GPU's memory on the host, and a cache folder of
     its own.
     """
-    (tmp_path / "torch.py").write_text(TORCH)
-    libm = next(
-        line.split()[-1]
-        for line in Path("/proc/self/maps").read_text().splitlines()
-        if "libm." in line
-    )
-    (tmp_path / "libcuda.so.1").symlink_to(libm)
+    (tmp_path / "torch.py").write_text(nvml.TORCH)
+    nvml.driver(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    return {**QUIET, "LD_LIBRARY_PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    return {
+        **QUIET,
+        "CUDA_VISIBLE_DEVICES": "0",
+        "FAKE_GPUS": "Fake GPU=GPU-7",
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
 
 
 @pytest.mark.parametrize("mpi", ["openmpi", "mpich"])

@@ -16,14 +16,13 @@ LENGTHS = (1, 1000, 300_001)
 
 def means(world, aware):
     """{(transport, rows of a rank): what is wrong, or why the transport is not there}."""
-    from types import SimpleNamespace
-
     from localavg.errors import UserError
+    from localavg.parallel.probe import Probe
     from localavg.parallel.transport import choose
 
     def compared(name, L):
         fleet, device = place(world, L * world.size)
-        found = SimpleNamespace(works=aware[0], why=aware[1])
+        found = Probe(*aware)
         try:
             transport = choose(name, fleet, L, 0, device, found)
         except UserError as e:

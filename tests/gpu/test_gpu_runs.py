@@ -58,7 +58,7 @@ def both_devices(world, folder):
                 world, line, path
             )
             for name, line in ALGORITHMS.items()
-            for device, how in (("cpu", ""), ("cuda", CARD))
+            for device, how in (("cpu", "--device cpu"), ("cuda", CARD))
         }
     )
 

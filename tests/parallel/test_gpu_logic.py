@@ -21,6 +21,7 @@ from localavg.files import checkpoint
 from localavg.parallel import kernels
 from localavg.parallel.device import Cpu, Cuda, choose_device, on_host, put_
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.probe import Probe
 from localavg.parallel.transport import choose
 from localavg.parallel.transport.nccl import Nccl
 from localavg.parallel.transport.staged import Staged
@@ -29,8 +30,8 @@ from localavg.training.keeper import Keeper
 from localavg.training.monitor import Monitor
 from localavg.training.stopwatch import Stopwatch
 
-AWARE = SimpleNamespace(works=True, why="device memory was reduced in place, every number right")
-UNAWARE = SimpleNamespace(works=False, why="the child ended with status 139: signal 11")
+AWARE = Probe(True, "device memory was reduced in place, every number right")
+UNAWARE = Probe(False, "the child ended with status 139: signal 11")
 
 
 def device_of(fleet):
@@ -195,7 +196,7 @@ def choices(world):
                     if fleet.rank == 0
                     else None
                 )
-                for name in ("auto", "nccl", "cuda_aware", "staged", "shared", "mpi"):
+                for name in ("nccl", "cuda_aware", "staged", "shared", "mpi"):
                     try:
                         transport = choose(name, fleet, None, 0, device, aware)
                         answers[available, gpus, known, name] = transport.name, transport.why
@@ -215,20 +216,6 @@ def chosen():
     first, second = call(2, choices)
     assert first == second
     return first
-
-
-def test_auto_takes_the_first_that_can_serve_and_says_why(chosen):
-    assert chosen[True, 4, "unaware", "auto"] == ("nccl", "one GPU a rank")
-    name, why = chosen[True, 1, "aware", "auto"]
-    assert (
-        name == "cuda_aware" and "2 ranks share GPU 0000:00:00.0" in why and "one rank a GPU" in why
-    )
-    name, why = chosen[False, 4, "unaware", "auto"]
-    assert name == "staged" and "without NCCL" in why and "status 139" in why
-    assert (
-        chosen[True, 1, "untried", "auto"][0] == "staged"
-        and "not tried" in chosen[True, 1, "untried", "auto"][1]
-    )
 
 
 def test_a_transport_that_was_asked_for_is_taken_or_the_run_ends(chosen):
@@ -475,8 +462,8 @@ def trained(world, data, folder):
 
     from localavg.config import TrainConfig
     from localavg.files import record
-    from localavg.training import build
     from localavg.training import run as module
+    from localavg.training import where
 
     answers = {}
     for name, (algorithm, options, settings) in RUNS.items():
@@ -495,7 +482,7 @@ def trained(world, data, folder):
             )
             stand_in.gpus[0] = 1
             with mock.patch.object(
-                build,
+                where,
                 "choose_device",
                 lambda name, fleet: Cpu() if name == "cpu" else device_of(fleet),
             ):
@@ -534,7 +521,7 @@ def test_a_run_on_the_device_is_the_run_on_the_cpu(both, name):
     for answers in both:
         status, weights, losses, evaluations, variance, transport = answers[name, "cuda"]
         on_cpu = answers[name, "cpu"]
-        assert status == 0 and transport in ("staged", "nccl")
+        assert status == 0 and transport in ("device", "staged", "nccl")
         np.testing.assert_allclose(weights, on_cpu[1], rtol=2e-4, atol=2e-6)
         np.testing.assert_allclose(losses, on_cpu[2], rtol=1e-4)
         np.testing.assert_allclose(evaluations[:, 3:], on_cpu[3][:, 3:], rtol=1e-3, atol=1e-6)
@@ -549,7 +536,7 @@ def stopped_and_resumed(world, data, folder):
 
     from localavg.config import TrainConfig
     from localavg.files import record
-    from localavg.training import build
+    from localavg.training import build, where
     from localavg.training import run as module
 
     def make(c, epoch):
@@ -580,7 +567,7 @@ def stopped_and_resumed(world, data, folder):
         return module.run(c, world).status
 
     with (
-        mock.patch.object(build, "choose_device", lambda name, fleet: device_of(fleet)),
+        mock.patch.object(where, "choose_device", lambda name, fleet: device_of(fleet)),
         mock.patch.object(build.stepsizes, "make", make),
     ):
         train("whole")

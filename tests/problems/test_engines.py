@@ -157,7 +157,9 @@ def test_the_run_file_names_the_engine_and_a_resumed_run_keeps_it(tmp_path, monk
         raise AssertionError("tried again")
 
     monkeypatch.setattr(build.engines, "fastest", never)
-    e = build.build(settings(tmp_path), Fleet(MPI.COMM_SELF, 2), engine="loop")
+    e = build.build(
+        settings(tmp_path), Fleet(MPI.COMM_SELF, 2), earlier=build.Chosen(engine="loop")
+    )
     assert e.engine.name == "loop" and "resumed" in e.engine_why
     e = build.build(settings(tmp_path, engine="loop"), Fleet(MPI.COMM_SELF, 2))
     assert e.engine_why == "asked for"
@@ -168,4 +170,4 @@ def test_a_run_of_an_earlier_version_which_names_no_engine_keeps_its_loop(tmp_pa
     file = record.Record.create(c.path, {"algorithm": "kavg"}, {"ranks": 1})
     file.finish("interrupted")
     before = earlier(replace(c, resume=True), Fleet(MPI.COMM_SELF, 2), True)
-    assert before.there and before.engine == "loop"
+    assert before.there and before.chosen.engine == "loop"

@@ -10,6 +10,7 @@ import sys
 import time
 
 import numpy as np
+import nvml
 import psutil
 import pytest
 from mpi import ROOT
@@ -247,3 +248,26 @@ def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_p
         assert "resumes after step" in (tmp_path / "kavg-s0.log").read_text()
     finally:
         cluster.run("scancel", number)
+
+
+@pytest.mark.parametrize(
+    "launch", ["srun --mpi=pmix", "mpirun -n 2 --map-by ppr:1:node"], ids=["srun", "mpirun"]
+)
+def test_device_memory_is_tried_between_two_nodes_of_the_job(launch, cluster, tmp_path):
+    """By a job of its own within the job, whose GPUs' memory is the host's."""
+    nvml.driver(tmp_path)
+    (tmp_path / "torch.py").write_text(nvml.TORCH)
+    env = {
+        "FAKE_GPUS": "Fake GPU=GPU-7",
+        "LD_LIBRARY_PATH": str(tmp_path),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+        "PYTHONPATH": f"{tmp_path}:{ROOT}",
+        "PATH": f"{ROOT}/.venv/bin:{cluster.env['PATH']}",
+    }
+    words = " ".join([*(f"{name}={value!r}" for name, value in env.items()), launch])
+    program = f"{sys.executable} -m mpi4py -m localavg doctor"
+    log = tmp_path / "log"
+    line = f"--wrap=export {words.removesuffix(launch)}; {launch} {program}"
+    number = cluster.submit("--nodes=2", f"--output={log}", line)
+    assert cluster.wait(number, over, 240)["JobState"] == "COMPLETED", log.read_text()
+    assert "in place on two nodes, every number right" in log.read_text(), log.read_text()

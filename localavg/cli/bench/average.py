@@ -10,7 +10,6 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
@@ -24,7 +23,7 @@ from localavg.models import MODELS
 from localavg.parallel import transport
 from localavg.parallel.device import Cpu, Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.measure import link_bytes_per_s
+from localavg.parallel.measure import link_bytes_per_s, slowest
 from localavg.parallel.probe import Probe
 from localavg.parallel.transport import nccl
 from localavg.scope import Scope
@@ -160,26 +159,17 @@ def _time(
     }
     if (averager := _torch_averager(fleet, n, device)) is not None:
         ways["torch_s"] = averager
-    timed = {name: partial(_slowest, fleet, way, device) for name, way in ways.items()}
+    timed = {name: partial(slowest, fleet, way, device) for name, way in ways.items()}
     return medians(timed, turns, warm=2)
 
 
 def _allreduce(fleet: Fleet, flat: Array, direct: bool) -> None:
     """Set flat [n] to its mean over the ranks, as one would by hand."""
     x = flat if direct else on_host(flat)
-    fleet.world.Allreduce(MPI.IN_PLACE, x)  # no work is queued: `_slowest` waited for it
+    fleet.world.Allreduce(MPI.IN_PLACE, x)  # no work is queued: `slowest` waited for it
     if x is not flat:
         put_(flat, x)
     flat /= fleet.ranks
-
-
-def _slowest(fleet: Fleet, work: Callable[[], object], device: Device) -> float:
-    """Time `work` on all ranks at once; return the seconds of the slowest."""
-    fleet.world.Barrier()
-    start = perf_counter()
-    work()
-    device.settle()
-    return fleet.world.allreduce(perf_counter() - start, MPI.MAX)
 
 
 def _torch_averager(fleet: Fleet, n: int, device: Device) -> Callable[[], None] | None:

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from localavg.cli import Commands, print_table, rank, world
+from localavg.cli import Commands, launched, print_table, probed, rank, world
 from localavg.cli.bench import options
 from localavg.errors import UserError
 
@@ -23,6 +23,7 @@ def add(commands: Commands) -> None:
     )
     whats = p.add_subparsers(dest="what", required=True, metavar="WHAT")
     options.add_train(whats).set_defaults(call=_train)
+    options.add_start(whats).set_defaults(call=_start)
     options.add_memory(whats).set_defaults(call=_memory)
     options.add_average(whats).set_defaults(call=_average)
     options.add_checkpoint(whats).set_defaults(call=_checkpoint)
@@ -80,6 +81,26 @@ def _network(args: argparse.Namespace, fleet: Fleet) -> list[Row]:
     )
 
 
+def _start(args: argparse.Namespace) -> int:
+    if launched():
+        raise UserError("bench start under mpirun: it measures one rank; run it without mpirun")
+    from localavg.cli.bench.start import bench_start
+
+    settings: dict[str, object] = {
+        "algorithm": "kavg",
+        "K": 16,
+        "data": args.data,
+        "learners": args.learners,
+        "batch_size": 16,
+        "steps": 1,
+        "device": args.device,
+    }
+    if model := args.model or ("nin" if args.data == "digits" else None):
+        settings["model"] = model
+    rows = bench_start(settings, args.repeats)
+    return _print("the start of a run (s)", rows, args.json)
+
+
 def _memory(args: argparse.Namespace) -> int:
     from localavg.cli.bench.memory import bench_memory
 
@@ -89,13 +110,10 @@ def _memory(args: argparse.Namespace) -> int:
 
 def _average(args: argparse.Namespace) -> int:
     from localavg.files.provenance import provenance
-    from localavg.parallel.probe import probed
 
     # both start children, so they come before MPI
     origin = provenance() if args.out and rank() == 0 else {}
-    aware = None
-    if args.device == "cuda" and args.transport in ("auto", "cuda_aware") and rank() == 0:
-        aware = probed()
+    aware = probed(args.device == "cuda", args.transport)
     here = world()
     from localavg.cli.bench.average import SIZES, bench_average, floats, new_file
     from localavg.parallel.device import choose_device

@@ -54,7 +54,13 @@ def _train(world: MPI.Intracomm, data: str, steps: int) -> Settings:
     with tempfile.TemporaryDirectory() as folder:
         out = world.bcast(os.path.join(folder, "run.h5"))
         config = TrainConfig(
-            algorithm="kavg", options={"K": 5}, data=data, sampling="block", steps=steps, out=out
+            algorithm="kavg",
+            options={"K": 5},
+            data=data,
+            sampling="block",
+            steps=steps,
+            device="cpu",  # whose memory it measures
+            out=out,
         )
         run(config, world)
         return world.bcast(load(out).config if world.rank == 0 else None)

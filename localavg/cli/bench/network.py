@@ -17,7 +17,7 @@ from localavg.interfaces import Device
 from localavg.learner.sampling import Sampler
 from localavg.parallel.fleet import Fleet
 from localavg.problems.network import Network
-from localavg.training.build import assemble, make_problem, task_of
+from localavg.training.build import Chosen, assemble, make_problem, task_of
 
 BATCHES = 4  # batches in the data set: few, so that evaluation, which is not timed, is short
 MOMENTUM, DECAY = 0.9, 1e-4
@@ -64,7 +64,7 @@ def bench_network(
     problem.close()
     by_hand = best.fastest_few(best_network.makers(problem, task.sampler, fleet.P, steps, MOMENTUM))
     ways = {
-        "ours": lambda: train_alone(assemble(task, engine=chosen), warm)[0],
+        "ours": lambda: train_alone(assemble(task, earlier=Chosen(engine=chosen)), warm)[0],
         "floor": lambda: _gradients(problem, task.sampler, steps, device),
         **best.timed(by_hand, steps),
     }

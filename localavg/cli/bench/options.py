@@ -77,6 +77,35 @@ def _add_network(s: argparse.ArgumentParser) -> None:
     )
 
 
+def add_start(whats: Commands) -> argparse.ArgumentParser:
+    """Declare `bench start`."""
+    s = whats.add_parser(
+        "start",
+        help="time the start of a small run, step by step, from the shell to the first update",
+    )
+    s.add_argument("--data", default="digits", help="train on these data (default: %(default)s)")
+    s.add_argument(
+        "--model",
+        metavar="NAME",
+        help="train this network (default: nin on digits, else logistic regression)",
+    )
+    s.add_argument(
+        "--learners",
+        type=at_least_1,
+        default=4,
+        metavar="N",
+        help="train N learners (default: %(default)s)",
+    )
+    s.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="train on this device, as in training (default: %(default)s)",
+    )
+    _add_repeats(s, 5)
+    return s
+
+
 def add_memory(whats: Commands) -> argparse.ArgumentParser:
     """Declare `bench memory`."""
     s = whats.add_parser(
@@ -121,7 +150,7 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         "--transport",
         choices=("auto", "shared", "mpi", "cuda_aware", "staged", "nccl"),
         default="auto",
-        help="average by this transport (default: %(default)s, the first that can be used)",
+        help="average by this transport (default: %(default)s, as in training)",
     )
     _add_device(s, "average rows")
     _add_repeats(s, 11)

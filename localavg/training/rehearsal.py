@@ -1,0 +1,37 @@
+"""Compile what a run calls on a GPU before its clock starts, in one place."""
+
+from __future__ import annotations
+
+import copy
+
+from localavg.scope import Scope
+from localavg.training.build import Experiment
+
+COLUMNS = 64
+"""of the rows in a rehearsal, and as many that are not trained"""
+
+
+def rehearse(e: Experiment) -> None:
+    """Do an update, an average of each scope and a mean once, on a few columns. Collective.
+
+    CuPy compiles a kernel at its first call for rows that are laid out in a new way, or loads it
+    from its cache on disk (CUPY_CACHE_DIR). The rows here are laid out as those of the run, whose
+    weights and state stay as they are. On the CPU nothing is done.
+    """
+    if e.device.name == "cpu":
+        return
+    L, n = e.fleet.L, COLUMNS
+    shape = L, n + COLUMNS * (e.flat.d > e.flat.d_trained)
+    w, g = e.transport.zeros(shape), e.transport.zeros(shape)
+    optimizer, average = copy.copy(e.optimizer), copy.deepcopy(e.algorithm.average)
+    optimizer.start((L, n), e.transport.zeros, e.transport.ordinary)
+    optimizer.update_(w[:, :n], g[:, :n], 0.0)
+    covered = w if e.config.statistics == "average" else w[:, :n]
+    average.start(covered, n)
+    variance = e.config.variance != "no" or e.algorithm.schedule.needs == "variance"
+    for scope in (Scope.CLUSTER, Scope.WORLD) if e.algorithm.S else (Scope.WORLD,):
+        average.average_(covered, scope, e.transport, variance=variance)
+        optimizer.at_average_(scope, e.transport)
+    e.transport.mean(w)  # as an evaluation does
+    e.transport.take_spread_s()  # no time of the run
+    e.device.settle()
