@@ -9,8 +9,10 @@ from localavg.attaching.checks import Asked
 from localavg.attaching.row import Row
 from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
+from localavg.parallel.device import on_host, put_
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 
@@ -20,20 +22,31 @@ def row_bytes(asked: Asked, tensors: Mapping[str, Tensor]) -> int:
     return 4 * rows * sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
 
 
-def start_equal_(asked: Asked, tensors: Mapping[str, Tensor], transport: Transport) -> Row:
+def start_equal_(
+    asked: Asked, tensors: Mapping[str, Tensor], transport: Transport, device: torch.device
+) -> Row:
     """Move these tensors of the model into a row, and return the row. Collective.
 
     The row, and the model's buffers that are not in it, get the values of rank 0.
     """
     model, world = asked.model, asked.fleet.world
-    flat = Row(tensors, transport.zeros, len(dict(model.named_parameters())))
+    parameters = len(dict(model.named_parameters()))
+    flat = asked.fleet.together(
+        lambda: Row(tensors, transport.zeros, parameters, device, asked.master)
+    )
     flat.adopt(tensors)
-    world.Bcast(flat.w[0])
+    flat.load_()
+    values = on_host(flat.w[0])
+    world.Bcast(values)
+    put_(flat.w[0], values)
+    flat.store_()
     for name, b in model.named_buffers():
         if name not in tensors:
-            first = world.bcast(b)
+            first = world.bcast(b.cpu())  # whose device may have another number elsewhere
             if any(stride == 0 and n > 1 for n, stride in zip(b.shape, b.stride(), strict=True)):
-                b.data = first  # of an expanded tensor, whose entries cannot be written
+                b.data = first.to(
+                    b.device
+                )  # of an expanded tensor, whose entries cannot be written
             else:
                 b.copy_(first)
     return flat
