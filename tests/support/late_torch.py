@@ -36,14 +36,10 @@ class Late(TorchDispatchMode):
     @contextlib.contextmanager
     def device(self, where):
         self.inside.append(where)
-        yield
-        self.inside.pop()
-
-    @contextlib.contextmanager
-    def stream(self, stream):
-        before, self.now = self.now, stream
-        yield
-        self.now = before
+        try:
+            yield
+        finally:
+            self.inside.pop()
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs, name = kwargs or {}, function._schema.name.partition("::")[2]
