@@ -40,7 +40,7 @@ class Log(Recorder):
     ) -> None:
         fleet = asked.fleet
         about = header.hosts(fleet, transport) | header.gpus(fleet, place.device)
-        config = {**_config(asked, d), "device": place.device.name, **asked.config}
+        config = _config(asked, place, d)
         file = fleet.together(
             lambda: (
                 Record.create(asked.log or "", config, {**provenance(), **about})
@@ -139,7 +139,7 @@ def _number(config: Mapping[str, object], name: str) -> float:
     return value if isinstance(value, int | float) else 0
 
 
-def _config(asked: Asked, d: int) -> dict[str, object]:
+def _config(asked: Asked, place: Place, d: int) -> dict[str, object]:
     """Return /config: what `attach` knows of the run, and what the user adds."""
     first = asked.optimizers[0] if asked.optimizers else None
     return {
@@ -155,7 +155,9 @@ def _config(asked: Asked, d: int) -> dict[str, object]:
         "statistics": asked.statistics,
         "master": asked.master,
         "seed": asked.seed,
+        "device": place.device.name,
         "out": os.path.abspath(asked.log or ""),
+        **asked.config,
     }
 
 
