@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from localavg.attaching.checks import Asked, check_same, diverged, parts
+from localavg.attaching.checks import Asked, check_same, diverged
 from localavg.attaching.exchange import Exchanging
-from localavg.attaching.gradients import Gradients
 from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings
 from localavg.attaching.place import place_of
 from localavg.attaching.row import averaged, by_type
 from localavg.attaching.saved import check_state, load_, saved
-from localavg.attaching.start import row_bytes, start_equal_
-from localavg.attaching.state import TorchState
+from localavg.attaching.start import Rows, start
 from localavg.errors import UserError
 from localavg.interfaces import UNTIMED, Array, Settings
 from localavg.parallel.places import What
-from localavg.parallel.transport import choose
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging
 from localavg.training.payload import Payload
@@ -51,54 +48,37 @@ class Averager:
         check_same(fleet, tensors)
         first = next(iter(tensors.values()), torch.empty(0))
         self._place = place_of(first.device, fleet)
-        with self._place.here():
-            self._set_up(asked, tensors)
-
-    def _set_up(self, asked: Asked, tensors: Mapping[str, Tensor]) -> None:
-        """Move these tensors into a row, and make what works on it. Collective."""
-        fleet, algorithm, place = self.fleet, self.algorithm, self._place
-        need = row_bytes(asked, tensors)
-        self.transport = transport = choose("auto", fleet, algorithm.S, need, place.device)
-        self.flat = start_equal_(asked, tensors, transport, place.where)
-        held = parts(by_type(dict(self.model.named_parameters())), asked.optimizers)
         algorithm.exchange.start(fleet.learners, asked.seed)
-        exchanges = bool(algorithm.exchange.scope)
-        gradients = Gradients(held if exchanges else [], transport, place.where)
-        state = TorchState(asked.state, asked.optimizers, held, fleet, transport, place.where)
-        self._payload = Payload(
-            algorithm, transport, gradients.row if exchanges else self.flat, state
-        )
+        with self._place.here():
+            self._set_up(asked, start(asked, tensors, self._place))
+
+    def _set_up(self, asked: Asked, rows: Rows) -> None:
+        """Make what works on these rows. Collective."""
+        place, exchange = self._place, self.algorithm.exchange
+        self.transport, self.flat, gradients, state = rows
+        transport, travels = self.transport, gradients.row if exchange.scope else self.flat
+        self._payload = Payload(self.algorithm, transport, travels, state)
         self._log = None
         if asked.log is not None:
             self._log = Log(asked, place, transport, self._payload, self.flat.size)
         self._laps = self._log or UNTIMED
         self._meetings = Meetings(asked, self.flat)
         self._exchanging = Exchanging(
-            algorithm.exchange, transport, gradients, self._meetings, self._log, place
+            exchange, transport, gradients, self._meetings, self._log, place
         )
         self._agreement = self._meetings.agreement
         if self._log is not None:
             self._agreement.ended = self._log.end
         self._agreement.guard(self)
-        self._averaging = self._averages(state)
+        self._averaging = Averaging(
+            self.algorithm, transport, self.flat, state, objective=self._objective,
+            before=self._before, after=self._after, laps=self._laps,
+        )  # fmt: skip
         self._averaging.begin(math.nan)
 
     def __repr__(self) -> str:
         return (
             f"Averager({self.algorithm}, t={self.t}, period={self.period}, scope={self.scope.name})"
-        )
-
-    def _averages(self, state: TorchState) -> Averaging:
-        """Return the averages of this run, with what this object does before and after them."""
-        return Averaging(
-            self.algorithm,
-            self.transport,
-            self.flat,
-            state,
-            objective=self._objective,
-            before=self._before,
-            after=self._after,
-            laps=self._laps,
         )
 
     @property

@@ -3,17 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from localavg.attaching.checks import Asked
-from localavg.attaching.row import Row
+from localavg.attaching.checks import Asked, parts
+from localavg.attaching.gradients import Gradients
+from localavg.attaching.place import Place
+from localavg.attaching.row import Row, by_type
+from localavg.attaching.state import TorchState
 from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import on_host, put_
+from localavg.parallel.transport import choose
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """The rows of a model: its tensors, their gradients (none where weights travel), its state."""
+
+    transport: Transport
+    flat: Row
+    gradients: Gradients
+    state: TorchState
+
+
+def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
+    """Move these tensors into a row, equal on all ranks, and make the other rows. Collective."""
+    fleet, algorithm, where = asked.fleet, asked.algorithm, place.where
+    transport = choose("auto", fleet, algorithm.S, row_bytes(asked, tensors), place.device)
+    flat = start_equal_(asked, tensors, transport, where)
+    held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
+    gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)
+    state = TorchState(asked.state, asked.optimizers, held, fleet, transport, where)
+    return Rows(transport, flat, gradients, state)
 
 
 def row_bytes(asked: Asked, tensors: Mapping[str, Tensor]) -> int:
@@ -44,9 +68,8 @@ def start_equal_(
         if name not in tensors:
             first = world.bcast(b.cpu())  # whose device may have another number elsewhere
             if any(stride == 0 and n > 1 for n, stride in zip(b.shape, b.stride(), strict=True)):
-                b.data = first.to(
-                    b.device
-                )  # of an expanded tensor, whose entries cannot be written
+                # of an expanded tensor, whose entries cannot be written
+                b.data = first.to(b.device)
             else:
                 b.copy_(first)
     return flat
