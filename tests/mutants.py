@@ -71,7 +71,7 @@ TESTS = {
         "files": ("record",),
         "learner": ("sampling",),
         "parallel": ("transport", "late_ranks", "gpu_logic", "agreement", "fastest_way", "gpus"),
-        "attaching": ("even",),
+        "attaching": ("averager", "even", "streams", "types"),
         "problems": ("batch", "graph", "device_feed", "stacked"),
         "training": (
             "in_process",
@@ -97,6 +97,8 @@ class Mutant(NamedTuple):
     test: str
 
 
+SMALLER = f"{TESTS['types']}::test_smaller_types_are_averaged_in_float32_and_rounded_once"
+RESTARTED = f"{TESTS['types']}::test_looks_and_a_restart_leave_the_bits_and_addresses_stay"
 ENDS = f"{TESTS['even']}::test_a_job_that_would_hang_ends_with_one_line"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bits"
@@ -322,6 +324,104 @@ MUTANTS = [
         "        self._meetings.meet(What.AVERAGE, scope)\n",
         "",
         f"{ENDS}[2-uneven-openmpi]",
+    ),
+    Mutant(
+        "CuPy's work for an averager is queued in CuPy's own stream",
+        "localavg/attaching/place.py",
+        "            stack.enter_context(self.device.xp.cuda.Stream.from_external(now))\n",
+        "",
+        f"{TESTS['streams']}::test_a_loop_in_any_stream_has_the_bits_of_the_cpu",
+    ),
+    Mutant(
+        "the first average of gradients on a GPU is queued in CuPy's own stream",
+        "localavg/attaching/exchange.py",
+        "            with self.place.here():\n                self._exchange(1 << i)\n",
+        "            self._exchange(1 << i)\n",
+        f"{TESTS['streams']}::test_a_loop_in_any_stream_has_the_bits_of_the_cpu",
+    ),
+    Mutant(
+        "a step in a capture counts as an update",
+        "localavg/attaching/place.py",
+        "if cuda.is_current_stream_capturing():",
+        "if False:",
+        f"{TESTS['streams']}::test_a_step_in_a_capture_is_refused_and_does_not_count",
+    ),
+    Mutant(
+        "a model's GPU is that of its rank's place",
+        "localavg/attaching/place.py",
+        'choose_device("cuda", fleet, place=where.index)',
+        'choose_device("cuda", fleet, place=None)',
+        f"{TESTS['streams']}::test_cupy_takes_the_models_gpu_or_one_line_tells_what_to_install",
+    ),
+    Mutant(
+        "masters forget what rounding cut off",
+        "localavg/attaching/row.py",
+        "                part.add_(change)\n",
+        "                part.copy_(memory)\n",
+        f"{SMALLER}[2-bf16-mavg-master]",
+    ),
+    Mutant(
+        "parameters of a smaller type do not get the average",
+        "localavg/attaching/averager.py",
+        "        self.flat.store_()\n        self._agreement.leave()\n",
+        "        self._agreement.leave()\n",
+        f"{SMALLER}[1-bf16-mavg]",
+    ),
+    Mutant(
+        "an average takes parameters of a smaller type as they were",
+        "localavg/attaching/averager.py",
+        "        self.flat.load_()\n        if scope is",
+        "        if scope is",
+        f"{SMALLER}[1-bf16-mavg]",
+    ),
+    Mutant(
+        "optimizers do not get gradients of a smaller type",
+        "localavg/attaching/exchange.py",
+        "        gradients.row.store_()\n",
+        "",
+        f"{SMALLER}[2-bf16-sync]",
+    ),
+    Mutant(
+        "the averaged state of a smaller type is not written back",
+        "localavg/attaching/state.py",
+        "            row.store_()\n",
+        "",
+        f"{SMALLER}[2-bf16-average]",
+    ),
+    Mutant(
+        "a look at the average adds to the masters twice",
+        "localavg/attaching/averager.py",
+        "            own = flat.copied()\n            flat.load_()\n",
+        "            flat.load_()\n            own = flat.copied()\n",
+        f"{RESTARTED}[1-mixed-mavg-master]",
+    ),
+    Mutant(
+        "a restart begins with rounded masters",
+        "localavg/attaching/saved.py",
+        '        x.copy_(state["master"][name])\n',
+        "        pass\n",
+        f"{RESTARTED}[1-mixed-mavg-master]",
+    ),
+    Mutant(
+        "tensors in a row lose their strides",
+        "localavg/attaching/row.py",
+        'torch.empty_like(like, device="meta").stride()',
+        'torch.empty(like.shape, device="meta").stride()',
+        f"{TESTS['types']}::test_what_users_do_around_a_step_changes_nothing[1]",
+    ),
+    Mutant(
+        "ranks average tensors of other strides",
+        "localavg/attaching/checks.py",
+        ", strides {x.stride()}",
+        "",
+        f"{TESTS['averager']}::test_mistakes_are_told_on_every_rank[2]",
+    ),
+    Mutant(
+        "neighbours of a smaller type are converted one by one",
+        "localavg/attaching/row.py",
+        "groupby(like, lambda name: like[name].dtype)",
+        "((like[name].dtype, [name]) for name in like)",
+        f"{TESTS['types']}::test_an_average_converts_all_tensors_of_a_type_at_once[1]",
     ),
     Mutant(
         "a rank whose program ends early meets nobody",

@@ -5,9 +5,9 @@
     ...
     optimizer.step(); averager.step()        # in the loop; averager.finish() after it
 
-The model's parameters and floating-point buffers become views into one flat row, so an average
-copies no tensor. The modules and their optimiser do not change. `jobs/examples/attach.py` is a
-complete program.
+The model's parameters and floating-point buffers become views into one flat row, on the CPU or on
+the model's GPU, so an average copies no tensor. The modules and their optimiser do not change.
+`jobs/examples/attach.py` is a complete program.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ def attach(
     *,
     state: str = "keep",
     statistics: str = "average",
+    master: bool = False,
     objective: Callable[[], float] | None = None,
     seed: int = 0,
     log: str | None = None,
@@ -50,13 +51,27 @@ def attach(
     uses at most fleet.threads threads. To resume from a checkpoint, attach first, then load the
     model, the optimiser and the averager.
 
+    The model lies on the CPU or on one CUDA GPU, such as GPU fleet.place of its host, which needs
+    CuPy. Its parameters are moved now, with the strides that they have; from then on their
+    addresses stay, for torch.compile and CUDA graphs. State of the optimiser moves at its first
+    average. Work is queued in torch's stream of the moment. Gradient scalers, accumulation and
+    clipping change nothing here.
+
     optimizer: one or several, needed in three cases. sync and qsgd exchange gradients at the start
     of its step, so clipping before the step clips each rank's own gradient, and a parameter without
     gradient counts as zero. adpsgd takes the lr of its first group as γ. `state` other than keep
     changes its state. In the first and last case every trainable parameter must be in one of them.
     state: what an average does to the optimiser's tensors that have the shape of their parameter:
     keep, average or reset. statistics: average the floating-point buffers, or keep every learner's
-    own. objective: returns F on this rank's data at the model's present weights, for
+    own.
+
+    master: for parameters in bfloat16 or float16, which are averaged in float32 and rounded once.
+    With False, an average starts from the parameters as they are. With True, the float32 mean is
+    kept too: at the next average each learner adds to it what its parameters changed since then,
+    these sums are averaged, and the parameters become the rounded mean. So averages and block
+    momentum can move the model by less than a step of the smaller type. state_dict holds the mean.
+
+    objective: returns F on this rank's data at the model's present weights, for
     adalupa(rule="loss"), which uses the mean over the ranks. seed: the seed of qsgd's rounding.
 
     log: a new run file, as `localavg train` writes it. config: more settings for its /config, such
@@ -65,13 +80,13 @@ def attach(
     job after this many seconds of waiting; never if it is None.
 
     Every rank must make the same calls at the same updates. Raises UserError on every rank where
-    they differ, for several learners on a rank, for models that differ between ranks or are not
-    float32 on the CPU, and for an argument that is wrong, or needed and missing.
+    they differ, for several learners on a rank, for models that differ between ranks, lie on
+    several devices or have other types than float32, bfloat16 and float16, and for an argument that
+    is wrong, or needed and missing.
     """
     asked = Asked(
-        model, fleet, copy.deepcopy(algorithm), _several(optimizer), state, statistics, objective,
-        seed,
-        log, config or {}, warn_after, hang_limit,
+        model, fleet, copy.deepcopy(algorithm), _several(optimizer), state, statistics, master,
+        objective, seed, log, config or {}, warn_after, hang_limit,
     )  # fmt: skip
     check_kinds(asked)
     with watched(fleet.world, "localavg.attach()", *asked.patience):

@@ -7,19 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from localavg.attaching.checks import Asked, check_same, diverged, parts
+from localavg.attaching.checks import Asked, check_same, diverged
 from localavg.attaching.exchange import Exchanging
-from localavg.attaching.gradients import Gradients
 from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings
-from localavg.attaching.row import averaged
-from localavg.attaching.saved import check_state, saved
-from localavg.attaching.start import row_bytes, start_equal_
-from localavg.attaching.state import TorchState
+from localavg.attaching.place import place_of
+from localavg.attaching.row import averaged, by_type
+from localavg.attaching.saved import check_state, load_, saved
+from localavg.attaching.start import Rows, start
 from localavg.errors import UserError
 from localavg.interfaces import UNTIMED, Array, Settings
 from localavg.parallel.places import What
-from localavg.parallel.transport import choose
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging
 from localavg.training.payload import Payload
@@ -46,51 +44,41 @@ class Averager:
         self._evaluating = False  # whether the model holds w̄ for a while
         self._start = 0  # t at which the period began
         self.scope, self.variance = Scope.NONE, math.nan
-        tensors = averaged(self.model, asked.statistics == "average")
-        check_same(fleet, {name: tuple(x.shape) for name, x in tensors.items()})
-        self.transport = transport = choose("auto", fleet, algorithm.S, row_bytes(asked, tensors))
-        self.flat = start_equal_(asked, tensors, transport)
-        held = parts(dict(self.model.named_parameters()), asked.optimizers)
+        tensors = by_type(averaged(self.model, asked.statistics == "average"))
+        check_same(fleet, tensors)
+        first = next(iter(tensors.values()), torch.empty(0))
+        self._place = place_of(first.device, fleet)
         algorithm.exchange.start(fleet.learners, asked.seed)
-        exchanges = bool(algorithm.exchange.scope)
-        gradients = (
-            Gradients(held, transport.zeros) if exchanges else Gradients([], transport.ordinary)
-        )
-        state = TorchState(asked.state, asked.optimizers, held, fleet, transport.zeros)
-        self._payload = Payload(
-            algorithm, transport, gradients.row if exchanges else self.flat, state
-        )
-        self._log = (
-            Log(asked, transport, self._payload, self.flat.size) if asked.log is not None else None
-        )
+        with self._place.here():
+            self._set_up(asked, start(asked, tensors, self._place))
+
+    def _set_up(self, asked: Asked, rows: Rows) -> None:
+        """Make what works on these rows. Collective."""
+        place, exchange = self._place, self.algorithm.exchange
+        self.transport, self.flat, gradients, state = rows
+        transport, travels = self.transport, gradients.row if exchange.scope else self.flat
+        self._payload = Payload(self.algorithm, transport, travels, state)
+        self._log = None
+        if asked.log is not None:
+            self._log = Log(asked, place, transport, self._payload, self.flat.size)
         self._laps = self._log or UNTIMED
         self._meetings = Meetings(asked, self.flat)
         self._exchanging = Exchanging(
-            algorithm.exchange, transport, gradients, self._meetings, self._log
+            exchange, transport, gradients, self._meetings, self._log, place
         )
         self._agreement = self._meetings.agreement
         if self._log is not None:
             self._agreement.ended = self._log.end
         self._agreement.guard(self)
-        self._averaging = self._averages(state)
+        self._averaging = Averaging(
+            self.algorithm, transport, self.flat, state, objective=self._objective,
+            before=self._before, after=self._after, laps=self._laps,
+        )  # fmt: skip
         self._averaging.begin(math.nan)
 
     def __repr__(self) -> str:
         return (
             f"Averager({self.algorithm}, t={self.t}, period={self.period}, scope={self.scope.name})"
-        )
-
-    def _averages(self, state: TorchState) -> Averaging:
-        """Return the averages of this run, with what this object does before and after them."""
-        return Averaging(
-            self.algorithm,
-            self.transport,
-            self.flat,
-            state,
-            objective=self._objective,
-            before=self._before,
-            after=self._after,
-            laps=self._laps,
         )
 
     @property
@@ -110,7 +98,8 @@ class Averager:
         the same gradients and skip the same steps. The optimiser's step does not exchange again.
         Return who exchanged.
         """
-        return self._exchanging.everything()
+        with self._place.here():
+            return self._exchanging.everything()
 
     def step(self, loss: float | Tensor | None = None) -> Scope:
         """Average if it is time; call right after every optimizer.step().
@@ -124,14 +113,15 @@ class Averager:
                 "attach: averager.step() inside averaged(), whose end brings the weights from "
                 "before it back; train outside of it"
             )
-        if self.scope:
-            self._start = self.t
-        self._agreement.t += 1
-        exchanged = self._exchanging.made()
-        scope = self._averaging.average_(self.t, self._gamma)
-        self.scope = scope or exchanged
-        if self._log is not None:
-            self._log.step(self.t, self.scope, self._gamma, loss)
+        with self._place.here():
+            if self.scope:
+                self._start = self.t
+            self._agreement.t += 1
+            exchanged = self._exchanging.made()
+            scope = self._averaging.average_(self.t, self._gamma)
+            self.scope = scope or exchanged
+            if self._log is not None:
+                self._log.step(self.t, self.scope, self._gamma, loss)
         return self.scope
 
     def finish(self) -> Scope:
@@ -140,6 +130,10 @@ class Averager:
         If the model is not finite then, rank 0 prints it, and the log ends as failed. Return who
         averaged, Scope.NONE if the models were equal already.
         """
+        with self._place.here():
+            return self._finish()
+
+    def _finish(self) -> Scope:
         self._meet(What.FINISH)
         self._laps.met()
         scope = Scope.NONE
@@ -147,7 +141,9 @@ class Averager:
             if self.scope:
                 self._start = self.t
             scope = self.scope = self._averaging.average_(self.t, self._gamma, last=True)
+        self.flat.load_()
         scope = self._averaging.finish_() or scope
+        self.flat.store_()
         if self._log is not None:
             self._log.row(self.t, self._gamma)
         why = diverged(self.flat.w[0, : self.flat.d_trained], self.t, self.fleet.rank)
@@ -163,19 +159,25 @@ class Averager:
 
         The model has its own weights again after it.
         """
-        self._meet(What.AVERAGED)
-        self._laps.met()
-        own = self.flat.w.copy()  # [1, d]
-        self.flat.w[0] = self.transport.mean(self.flat.w)
-        self._agreement.leave()
+        flat = self.flat
+        with self._place.here():
+            self._meet(What.AVERAGED)
+            self._laps.met()
+            own = flat.copied()
+            flat.load_()
+            flat.w[0] = self.transport.mean(flat.w)
+            flat.store_()
+            self._agreement.leave()
         self._evaluating = True
         try:
             yield
         finally:
             self._evaluating = False
-            self.flat.w[...] = own
-            if self._log is not None:
-                self._log.clock.lap("outside")
+            with self._place.here():
+                flat.restore_(own)
+                if self._log is not None:
+                    self.transport.settle()
+                    self._log.clock.lap("outside")
 
     def evaluated(self, **row: float) -> None:
         """Write a row of /eval to the log: train_loss, test_accuracy, … of the averaged model."""
@@ -197,15 +199,16 @@ class Averager:
         Save all three on every rank: between averages they differ from rank to rank.
         """
         about = {"start": self._start, "scope": int(self.scope), "variance": self.variance}
-        return {"t": self.t, **about, **saved(self.algorithm, self.flat.size)}
+        with self._place.here():
+            return {"t": self.t, **about, **saved(self.algorithm, self.flat)}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume from `state`, which an averager with the same algorithm and model returned."""
-        check_state(state, self.algorithm, self.flat.size)
+        check_state(state, self.algorithm, self.flat)
         self._agreement.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
-        self.algorithm.schedule.load_state_dict(state["schedule"])
-        self.algorithm.average.load_state_dict(state["combine"])
+        with self._place.here():
+            load_(state, self.algorithm, self.flat)
 
     @property
     def _gamma(self) -> float:
@@ -222,11 +225,13 @@ class Averager:
         if self._log is not None:
             self._log.begin_average(t, scope)
         self._meetings.meet(What.AVERAGE, scope)
+        self.flat.load_()
         if scope is Scope.WORLD:
             self._meetings.warn_equal(t)
 
     def _after(self, t: int, scope: Scope, S: float) -> None:
         """Do what comes after an average of the weights."""
+        self.flat.store_()
         self._agreement.leave()
         self.variance = S
         if self._log is not None:

@@ -37,6 +37,7 @@ class Asked:
     optimizers: Sequence[Optimizer]
     state: str
     statistics: str
+    master: bool
     objective: Callable[[], float] | None
     seed: int
     log: str | None
@@ -82,6 +83,8 @@ def check(asked: Asked) -> None:
     """Raise UserError if this rank's model or the options cannot be averaged."""
     check_choice("state", asked.state, STATES)
     check_choice("statistics", asked.statistics, ("average", "keep"))
+    if not isinstance(asked.master, bool):
+        raise bad("master", repr(asked.master), "must be True or False")
     _check_seconds("warn_after", asked.warn_after)
     _check_seconds("hang_limit", asked.hang_limit)
     fleet, schedule, exchange = asked.fleet, asked.algorithm.schedule, asked.algorithm.exchange
@@ -92,6 +95,10 @@ def check(asked: Asked) -> None:
         )
     if fleet.P > 1 and not schedule.final and not exchange.scope:
         raise UserError(f"attach: sequential sgd on {fleet.P} ranks; use sync or kavg, or one rank")
+    if asked.master and exchange.scope:
+        raise UserError(
+            "attach with master=True: sync and qsgd average gradients, not weights; leave it out"
+        )
     if asked.objective is None and schedule.needs == "objective":
         raise UserError(
             "attach: adalupa(rule='loss') is steered by F(w̄); pass objective=, a function that "
@@ -181,11 +188,12 @@ def foreign(model: Module, optimizers: Sequence[Optimizer], known: Collection[in
 
 
 def _check_tensors(model: Module, statistics: bool) -> None:
-    """Raise UserError if a tensor is not float32 on the CPU, or two of them share memory."""
+    """Raise UserError if a tensor cannot lie in a row, or two of them share memory or no device."""
     from torch.nn.parameter import is_lazy
 
     places: dict[int, str] = {}
     tensors: dict[str, Tensor] = averaged(model, statistics)
+    first = next(iter(tensors), "")
     for name, x in tensors.items():
         if is_lazy(x):
             raise UserError(
@@ -193,6 +201,11 @@ def _check_tensors(model: Module, statistics: bool) -> None:
                 "through the model before attach"
             )
         check_tensor(name, x)
+        if x.device != (device := tensors[first].device):
+            raise UserError(
+                f"attach: {name} is on {x.device} and {first} on {device}; put the whole model on "
+                f"one device, as by model.to({str(device)!r})"
+            )
         if x.numel() and (other := places.setdefault(x.data_ptr(), name)) != name:
             raise UserError(
                 f"attach: {other} and {name} are two tensors in one memory; to tie weights, "
@@ -210,12 +223,16 @@ def diverged(w: Array, t: int, rank: int) -> str:
     return why
 
 
-def check_same(fleet: Fleet, shapes: dict[str, tuple[int, ...]]) -> None:
-    """Raise UserError on every rank if any tensors' shapes differ from rank 0's. Collective."""
-    first = fleet.world.bcast(shapes)
+def check_same(fleet: Fleet, tensors: Mapping[str, Tensor]) -> None:
+    """Raise UserError on every rank if any tensors look other than rank 0's. Collective."""
+    own = [
+        f"{name} {tuple(x.shape)} of {x.dtype}, strides {x.stride()}, on {x.device.type}"
+        for name, x in tensors.items()
+    ]
+    first = fleet.world.bcast(own)
 
     def check() -> None:
-        for mine, theirs in zip_longest(shapes.items(), first.items()):
+        for mine, theirs in zip_longest(own, first):
             if mine != theirs:
                 raise UserError(
                     f"attach: rank {fleet.rank}'s model has {mine or 'no more tensors'} where "

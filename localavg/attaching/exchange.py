@@ -7,6 +7,7 @@ from localavg.attaching.checks import parts as parts_of
 from localavg.attaching.gradients import Gradients, Steps
 from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings
+from localavg.attaching.place import Place
 from localavg.interfaces import Transport
 from localavg.parallel.places import What
 from localavg.scope import Scope
@@ -25,8 +26,10 @@ class Exchanging:
         gradients: Gradients,
         meetings: Meetings,
         log: Log | None,
+        place: Place,
     ) -> None:
         self.exchange, self.transport, self.gradients = exchange, transport, gradients
+        self.place = place
         self.meetings, self.agreement, self.log = meetings, meetings.agreement, log
         asked = meetings.asked
         if asked.stepped:
@@ -66,7 +69,8 @@ class Exchanging:
                 "them; call backward() first and step() without a closure"
             )
         if closure or not self.gradients.used(i):
-            self._exchange(1 << i)
+            with self.place.here():
+                self._exchange(1 << i)
 
     def _exchange(self, which: int) -> None:
         """Exchange the gradients of these optimisers, given as bits, for the coming update."""
@@ -76,6 +80,7 @@ class Exchanging:
             self.log.exchanging(t)
         self.meetings.meet(What.EXCHANGE, update=t, mark=which, taking=gradients.taking)
         self.exchange.exchange_(gradients.columns(which), t, self.transport)
+        gradients.row.store_()
         self.meetings.leave()
         gradients.done |= which
         if self.log is not None:

@@ -8,10 +8,11 @@ from itertools import accumulate
 from typing import TYPE_CHECKING
 
 from localavg.attaching.row import Row
-from localavg.interfaces import Array
+from localavg.interfaces import Array, Transport
 from localavg.parallel.places import NOBODY, Taking, shown
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Parameter
     from torch.optim import Optimizer
@@ -81,10 +82,15 @@ class Gradients:
     `gather_`: those that the step of their optimiser changes.
     """
 
-    def __init__(self, parts: Sequence[Mapping[str, Parameter]], allocate: Callable) -> None:
+    def __init__(
+        self, parts: Sequence[Mapping[str, Parameter]], transport: Transport, device: torch.device
+    ) -> None:
+        import torch
+
         self.parts = parts
-        self.row = Row({name: p for part in parts for name, p in part.items()}, allocate)
-        self._gaps = self.row.gaps()
+        tensors = {name: p for part in parts for name, p in part.items()}
+        self.row = Row(tensors, transport.zeros, device=device)
+        self._gaps = torch.from_numpy(self.row.gaps()).to(device)
         self.fresh = self.done = 0
         self.taking = NOBODY
         self._last: dict[int, Taking] = {}  # by the optimisers' bits
@@ -109,7 +115,6 @@ class Gradients:
         step changes it too.
         """
         names: list[str] = []
-        self.row.w[:, self._gaps] = 0  # of an overflow a code may have left NaN there
         for i, part in enumerate(self.parts):
             for name, p in part.items() if which >> i & 1 else ():
                 g = self.row.tensors[name]
@@ -120,6 +125,8 @@ class Gradients:
                 if p.requires_grad or p.grad is not None:
                     p.grad = g
                     names.append(name)
+        self.row.load_()
+        self.row.numbers[self._gaps] = 0  # of an overflow a code may have left NaN there
         last = self._last.get(which, NOBODY)
         if last.names != (now := tuple(names)):
             last = self._last[which] = Taking.part(now)

@@ -6,10 +6,11 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localavg.algorithms.base import Algorithm
 from localavg.attaching.checks import Asked
+from localavg.attaching.place import Place
 from localavg.errors import UserError
 from localavg.files.provenance import provenance
 from localavg.files.record import Record
@@ -34,12 +35,15 @@ class Log(Recorder):
     between two calls of the averager counts as computing.
     """
 
-    def __init__(self, asked: Asked, transport: Transport, payload: Payload, d: int) -> None:
+    def __init__(
+        self, asked: Asked, place: Place, transport: Transport, payload: Payload, d: int
+    ) -> None:
         fleet = asked.fleet
-        about = {**header.hosts(fleet, transport)}
+        about = header.hosts(fleet, transport) | header.gpus(fleet, place.device)
+        config = _config(asked, place, d)
         file = fleet.together(
             lambda: (
-                Record.create(asked.log or "", _config(asked, d), {**provenance(), **about})
+                Record.create(asked.log or "", config, {**provenance(), **about})
                 if fleet.rank == 0
                 else None
             )
@@ -70,9 +74,7 @@ class Log(Recorder):
 
     def step(self, t: int, scope: Scope, gamma: float, loss: float | Tensor | None) -> None:
         """Record update t. Collective where everyone averaged and a row is due."""
-        if loss is not None and not isinstance(loss, float | int):
-            loss = loss.detach()  # torch warns of a number made from a tensor with a graph
-        self.losses.append(math.nan if loss is None else float(loss))
+        self.losses.append(math.nan if loss is None else _kept(loss))
         if scope is Scope.WORLD and t >= self.due:
             self.row(t, gamma)
 
@@ -122,13 +124,22 @@ class End:
             self("interrupted" if stopped else "failed", why)
 
 
+def _kept(loss: float | Tensor) -> Any:
+    """Return a loss as a number, or on its GPU: a number would wait for the GPU at every update."""
+    if isinstance(loss, float | int):
+        return loss
+    loss = loss.detach()  # torch warns of a number made from a tensor with a graph
+    # the next replay of a user's graph writes to the same tensor
+    return loss.float().clone() if loss.is_cuda else float(loss)
+
+
 def _number(config: Mapping[str, object], name: str) -> float:
     """Return a setting that is a number; 0 if it is not there."""
     value = config.get(name)
     return value if isinstance(value, int | float) else 0
 
 
-def _config(asked: Asked, d: int) -> dict[str, object]:
+def _config(asked: Asked, place: Place, d: int) -> dict[str, object]:
     """Return /config: what `attach` knows of the run, and what the user adds."""
     first = asked.optimizers[0] if asked.optimizers else None
     return {
@@ -142,7 +153,9 @@ def _config(asked: Asked, d: int) -> dict[str, object]:
         "lr": None if first is None else float(first.param_groups[0]["lr"]),
         "state": asked.state,
         "statistics": asked.statistics,
+        "master": asked.master,
         "seed": asked.seed,
+        "device": place.device.name,
         "out": os.path.abspath(asked.log or ""),
         **asked.config,
     }

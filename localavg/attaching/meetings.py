@@ -12,6 +12,7 @@ from localavg.attaching.gradients import Steps
 from localavg.attaching.row import Row, averaged
 from localavg.errors import UserError
 from localavg.parallel.agreement import Agreement
+from localavg.parallel.device import on_host
 from localavg.parallel.places import NOBODY, Taking, What
 from localavg.parallel.transport.mpi import digest
 from localavg.scope import Scope
@@ -48,7 +49,8 @@ class Meetings:
         self.steps: Steps | None = None
         self.fault = ""
         self._known = covered(asked.optimizers)
-        self._first: bytes | None = digest(flat.w[0])  # of the start, until learners differ
+        # of the start, until learners differ
+        self._first = digest(on_host(flat.w[0])) if self.fleet.P > 1 else None
         for module in asked.model.modules():
             if (before := ATTACHED.get(module)) is not None:
                 before.detach()
@@ -93,9 +95,9 @@ class Meetings:
 
     def warn_equal(self, t: int) -> None:
         """Print a line if all learners made the same updates, once they made some. Collective."""
-        if self._first is None or self.fleet.P == 1:
+        if self._first is None:
             return
-        mine = digest(self.flat.w[0])
+        mine = digest(on_host(self.flat.w[0]))
         found = self.fleet.world.allgather((mine, mine == self._first))
         if all(unmoved for _, unmoved in found):
             return

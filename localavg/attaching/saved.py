@@ -5,24 +5,40 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from localavg.algorithms.base import Algorithm
+from localavg.attaching.row import Row
 from localavg.errors import UserError
 from localavg.interfaces import Settings
+from localavg.parallel.device import on_host
+from localavg.parallel.places import shown
 
 
-def saved(algorithm: Algorithm, d: int) -> dict[str, object]:
-    """Return the state of an algorithm's parts, and what it belongs to."""
+def saved(algorithm: Algorithm, flat: Row) -> dict[str, object]:
+    """Return the state of an algorithm's parts, what it belongs to, and the row's masters.
+
+    All tensors are copies in the host's memory.
+    """
     import torch
 
+    kept = {name: on_host(x) for name, x in algorithm.average.state_dict().items()}
     return {
         "algorithm": _parts(algorithm),
-        "d": d,
+        "d": flat.size,
         "schedule": algorithm.schedule.state_dict(),
-        "combine": {name: torch.tensor(x) for name, x in algorithm.average.state_dict().items()},
+        "combine": {name: torch.tensor(x) for name, x in kept.items()},
+        "master": {name: x.to("cpu", copy=True) for name, x in flat.masters().items()},
     }
 
 
-def check_state(state: Settings, algorithm: Algorithm, d: int) -> None:
-    """Raise UserError if a state is of another algorithm or of a model of another size."""
+def load_(state: Settings, algorithm: Algorithm, flat: Row) -> None:
+    """Set the algorithm's parts and the row's masters to a state that `check_state` has passed."""
+    algorithm.schedule.load_state_dict(state["schedule"])
+    algorithm.average.load_state_dict({name: x.cpu() for name, x in state["combine"].items()})
+    for name, x in flat.masters().items():
+        x.copy_(state["master"][name])
+
+
+def check_state(state: Settings, algorithm: Algorithm, flat: Row) -> None:
+    """Raise UserError if a state is of another algorithm, or of a model of another size or type."""
     remedy = "load what the state_dict of this algorithm's averager returned"
     names = {"t", "start", "scope", "variance", "schedule", "combine"}
     if not isinstance(state, Mapping) or not names <= state.keys():
@@ -30,9 +46,15 @@ def check_state(state: Settings, algorithm: Algorithm, d: int) -> None:
     made, mine = state.get("algorithm", _parts(algorithm)), _parts(algorithm)
     if made != mine:
         raise UserError(f"attach: the state is of {made}, not of {mine}; {remedy}")
-    if (n := state.get("d", d)) != d:
+    if (n := state.get("d", flat.size)) != flat.size:
         raise UserError(
-            f"attach: the state is of a model with {n} numbers, not {d}; build the same model"
+            f"attach: the state is of a model with {n} numbers, not {flat.size}; build the same "
+            "model"
+        )
+    if (theirs := state.get("master", {}).keys()) != (own := flat.masters().keys()):
+        raise UserError(
+            f"attach: the state keeps float32 values of {shown([*theirs]) or 'no tensor'}, not of "
+            f"{shown([*own]) or 'none'}; attach with the same master= and the same types"
         )
     average, schedule = algorithm.average.state_dict(), algorithm.schedule.state_dict()
     shapes = {name: tuple(x.shape) for name, x in state["combine"].items()}

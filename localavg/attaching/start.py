@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from localavg.attaching.checks import Asked
-from localavg.attaching.row import Row
+from localavg.attaching.checks import Asked, parts
+from localavg.attaching.gradients import Gradients
+from localavg.attaching.place import Place
+from localavg.attaching.row import Row, by_type
+from localavg.attaching.state import TorchState
 from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
+from localavg.parallel.device import on_host, put_
+from localavg.parallel.transport import choose
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """The rows of a model: its tensors, their gradients (none where weights travel), its state."""
+
+    transport: Transport
+    flat: Row
+    gradients: Gradients
+    state: TorchState
+
+
+def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
+    """Move these tensors into a row, equal on all ranks, and make the other rows. Collective."""
+    fleet, algorithm, where = asked.fleet, asked.algorithm, place.where
+    transport = choose("auto", fleet, algorithm.S, row_bytes(asked, tensors), place.device)
+    flat = start_equal_(asked, tensors, transport, where)
+    held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
+    gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)
+    state = TorchState(asked.state, asked.optimizers, held, fleet, transport, where)
+    return Rows(transport, flat, gradients, state)
 
 
 def row_bytes(asked: Asked, tensors: Mapping[str, Tensor]) -> int:
@@ -20,20 +46,30 @@ def row_bytes(asked: Asked, tensors: Mapping[str, Tensor]) -> int:
     return 4 * rows * sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
 
 
-def start_equal_(asked: Asked, tensors: Mapping[str, Tensor], transport: Transport) -> Row:
+def start_equal_(
+    asked: Asked, tensors: Mapping[str, Tensor], transport: Transport, device: torch.device
+) -> Row:
     """Move these tensors of the model into a row, and return the row. Collective.
 
     The row, and the model's buffers that are not in it, get the values of rank 0.
     """
     model, world = asked.model, asked.fleet.world
-    flat = Row(tensors, transport.zeros, len(dict(model.named_parameters())))
+    parameters = len(dict(model.named_parameters()))
+    flat = asked.fleet.together(
+        lambda: Row(tensors, transport.zeros, parameters, device, asked.master)
+    )
     flat.adopt(tensors)
-    world.Bcast(flat.w[0])
+    flat.load_()
+    values = on_host(flat.w[0])
+    world.Bcast(values)
+    put_(flat.w[0], values)
+    flat.store_()
     for name, b in model.named_buffers():
         if name not in tensors:
-            first = world.bcast(b)
+            first = world.bcast(b.cpu())  # whose device may have another number elsewhere
             if any(stride == 0 and n > 1 for n, stride in zip(b.shape, b.stride(), strict=True)):
-                b.data = first  # of an expanded tensor, whose entries cannot be written
+                # of an expanded tensor, whose entries cannot be written
+                b.data = first.to(b.device)
             else:
                 b.copy_(first)
     return flat

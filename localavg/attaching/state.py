@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localavg.attaching.row import Row
-from localavg.interfaces import Array, Transport
+from localavg.interfaces import Transport
 from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.optim import Optimizer
 
@@ -27,14 +28,15 @@ class TorchState:
         optimizers: Sequence[Optimizer],
         parts: Sequence[Mapping[str, Tensor]],
         fleet: Fleet,
-        allocate: Callable[[tuple[int, int]], Array],
+        transport: Transport,
+        device: torch.device,
     ) -> None:
         self.policy = policy
         self.parameters = {name: p for part in parts for name, p in part.items()}
         self._optimizer = {
             name: x for x, part in zip(optimizers, parts, strict=True) for name in part
         }
-        self.fleet, self.allocate = fleet, allocate
+        self.fleet, self.transport, self.device = fleet, transport, device
         self.rows: dict[str, Row] = {}  # by the state's key, from its first average on
 
     @property
@@ -64,9 +66,12 @@ class TorchState:
         # A rank may not have this state yet.
         for key in sorted(set().union(*self.fleet.world.allgather(shaped))):
             if key not in self.rows:
-                self.rows[key] = Row(self.parameters, self.allocate)
+                like = {name: states[name].get(key, p) for name, p in self.parameters.items()}
+                self.rows[key] = Row(like, self.transport.zeros, device=self.device)
             row = self.rows[key]
             row.adopt({name: state[key] for name, state in states.items() if key in state})
             for name in [name for name, state in states.items() if key not in state]:
                 row.tensors[name].zero_()
+            row.load_()
             transport.mean_(row.w, scope)
+            row.store_()

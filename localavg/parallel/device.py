@@ -204,15 +204,17 @@ def choose_device(
     fleet: Fleet,
     load: Callable[[str], ModuleType] = import_module,
     driver: Callable[[], None] = driver,
+    place: int | None = None,
 ) -> Device:
     """Return the device `name` (cpu or cuda) for this rank. Collective.
 
-    A rank takes the GPU of its place on the host; later allocations of CuPy are made on it. Raises
-    UserError on every rank if one rank has no driver, no CuPy or no GPU.
+    A rank takes the GPU of its place on the host, or of another `place`; later allocations of CuPy
+    are made on it. Raises UserError on every rank if one rank has no driver, no CuPy or no GPU.
     """
     if name == "cpu":
         return Cpu()
-    return fleet.together(lambda: _take_gpu(fleet.hosts[fleet.rank], fleet.place, load, driver))
+    place = fleet.place if place is None else place
+    return fleet.together(lambda: _take_gpu(fleet.hosts[fleet.rank], place, load, driver))
 
 
 def _take_gpu(

@@ -34,14 +34,8 @@ class Rows:
         self.segments, self.n, self.d = places.segments, places.d_trained, places.d
 
     def tensor(self, row: Array | Tensor) -> Tensor:
-        """Return a row as a tensor in the same memory.
-
-        NumPy's memory is on the host, CuPy's is found by its __cuda_array_interface__. A tensor is
-        returned as it is.
-        """
-        if isinstance(row, np.ndarray):
-            return torch.from_numpy(row)
-        return torch.as_tensor(row, device=self.device)
+        """Return a row as a tensor in the same memory."""
+        return tensor(row, self.device)
 
     def views(self, row: Array | Tensor) -> dict[str, Tensor]:
         """Return the tensors of a row [d] by name, in the module's shapes."""
@@ -109,6 +103,17 @@ class Bound:
         for name, parameter in self.module.named_parameters():
             parameter.grad = views[name]
         return self.rows.tensor(row)[: self.rows.n]
+
+
+def tensor(row: Array | Tensor, device: str | torch.device) -> Tensor:
+    """Return a row as a tensor in the same memory, which is that of `device`.
+
+    NumPy's memory is on the host, CuPy's is found by its __cuda_array_interface__. A tensor is
+    returned as it is.
+    """
+    if isinstance(row, np.ndarray):
+        return torch.from_numpy(row)
+    return torch.as_tensor(row, device=device)
 
 
 def floating(module: nn.Module) -> dict[str, Tensor]:

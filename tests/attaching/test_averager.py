@@ -1051,6 +1051,11 @@ def mistakes(world):
         net[1].weight.data = net[0].weight.data
         attach(localavg.kavg(), net)
 
+    def turned():
+        net = nn.Linear(D, C)
+        net.weight.data = net.weight.data.t().contiguous().t()
+        return net
+
     adagrad = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))])
     adpsgd, loss = localavg.adpsgd(Ks=25), localavg.adalupa(tau0=5, rule="loss")
     made = {
@@ -1064,17 +1069,23 @@ def mistakes(world):
         "reset": lambda: attach(localavg.kavg(), optimiser=adagrad, state="reset"),
         "state": lambda: attach(localavg.kavg(), state="forget"),
         "objective": lambda: attach(loss),
+        "sync-master": lambda: attach(localavg.sync(), master=True),
+        "master": lambda: attach(localavg.kavg(), master=1),
         "closure": closure, "grown": grown, "half": half, "tied": tied,
     }  # fmt: skip
     if world.size > 1:
         made["sgd"] = lambda: attach(localavg.sgd())
         made["shapes"] = lambda: attach(localavg.kavg(), nn.Linear(D, C + last))
+        made["types"] = lambda: attach(
+            localavg.kavg(), nn.Linear(D, C).half() if last else nn.Linear(D, C)
+        )
+        made["strides"] = lambda: attach(localavg.kavg(), turned() if last else nn.Linear(D, C))
         made["fewer"] = lambda: attach(localavg.kavg(), nn.Linear(D, C, bias=not last))
     return {name: said(make) for name, make in made.items()}
 
 
 SAID = {
-    "float64": "weight is torch.float64 on cpu; weights must be torch.float32 on the CPU",
+    "float64": "weight is torch.float64 on cpu; weights must be torch.float32, bfloat16 or float16",
     "L": "ranks: a model is one learner; use as many learners as ranks",
     "S": "`S = .* a cluster's size must divide P",
     **dict.fromkeys(("sync", "qsgd", "adpsgd", "average"), "pass optimizer="),
@@ -1083,13 +1094,17 @@ SAID = {
     "objective": "pass objective=, a function that returns it",
     "closure": "call backward.. first and step.. without a closure",
     "grown": "1.weight is new or has another shape now; attach when the model is complete",
-    "half": "weight is torch.float16 on cpu; weights must be torch.float32",
+    "half": "weight is torch.float16 on cpu now, and was torch.float32 on cpu; convert and move",
+    "sync-master": "master=True: sync and qsgd average gradients, not weights; leave it out",
+    "master": "`master = 1`: must be True or False",
     "tied": "0.weight and 1.weight are two tensors in one memory; .* register one Parameter in "
     "both places",
     "sgd": "sequential sgd on [23] ranks; use sync or kavg, or one rank",
-    "shapes": r"rank .'s model has .'weight', .4, 6.. where rank 0's has .'weight', .3, 6..; build "
-    r"the same model",
-    "fewer": r"rank .'s model has no more tensors where rank 0's has .'bias'",
+    "shapes": r"rank .'s model has weight .4, 6. .* where rank 0's has weight .3, 6. .*; build the "
+    r"same model",
+    "types": r"rank .'s model has weight .* of torch.float16.* rank 0's has weight .* torch.float32",
+    "strides": r"rank .'s model has weight .* strides .1, 3., .* where .* strides .6, 1.",
+    "fewer": r"rank .'s model has no more tensors where rank 0's has bias",
 }
 
 
@@ -1097,7 +1112,7 @@ def test_mistakes_are_told_on_every_rank(promised):
     for answer in promised:
         told = answer["mistakes"]
         assert told.keys() == SAID.keys() - (
-            () if len(promised) > 1 else ("sgd", "shapes", "fewer")
+            () if len(promised) > 1 else ("sgd", "shapes", "types", "strides", "fewer")
         )
         for name, message in told.items():
             assert re.search(SAID[name], message or "nothing"), (name, message)

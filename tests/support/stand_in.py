@@ -51,7 +51,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
             with np.errstate(all="ignore"):
                 out = (ndarray(np.array(call(*empty, **how))),)
         memory = tuple(map(_inside, out))
-        null.queue(ufunc.__name__, lambda: call(*inputs, out=memory, **how))
+        now().queue(ufunc.__name__, lambda: call(*inputs, out=memory, **how))
         return out[0]
 
     def __len__(self):
@@ -66,10 +66,10 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __setitem__(self, key, value):
         value = _inside(value)
-        null.queue("fill", lambda: self.x.__setitem__(key, value))
+        now().queue("fill", lambda: self.x.__setitem__(key, value))
 
     def __float__(self):
-        null.synchronize()
+        now().synchronize()
         return float(self.x)
 
     def reshape(self, *shape):
@@ -89,14 +89,14 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         return int(float(self))
 
     def get(self):
-        null.synchronize()
+        now().synchronize()
         return self.x.copy()
 
     def set(self, value):
         assert type(value) is np.ndarray and value.dtype == self.dtype and value.shape == self.shape
         if not (self.x.flags.c_contiguous or self.x.flags.f_contiguous):
             raise RuntimeError("Cannot set to non-contiguous array")
-        null.run_all()
+        now().run_all()
         self.x[...] = value
 
 
@@ -108,7 +108,7 @@ def _inside(value):
 
 def _later(what, memory, values):
     """An array in this memory, to which the values are written when the main stream comes to it."""
-    null.queue(what, lambda: memory.__setitem__(..., values()))
+    now().queue(what, lambda: memory.__setitem__(..., values()))
     return ndarray(memory)
 
 
@@ -139,6 +139,20 @@ class Stream:
             1 + len(self.known),
         )
         self.known[self.ptr] = self
+
+    @classmethod
+    def from_external(cls, foreign):
+        """The stream that another library calls its own."""
+        version, ptr = foreign.__cuda_stream__()
+        assert version == 0
+        return cls.known[ptr]
+
+    def __enter__(self):
+        current.append(self)
+        return self
+
+    def __exit__(self, *_):
+        assert current.pop() is self
 
     def queue(self, what, work=lambda: None):
         log.append((self.name, what))
@@ -183,6 +197,12 @@ class Event:
 
 
 null = Stream(name="main")
+current = [null]
+
+
+def now():
+    """The stream in which work is queued."""
+    return current[-1]
 
 
 def _copy(to, x, nbytes, kind, stream):
@@ -202,9 +222,9 @@ class NcclCommunicator:
 
     def allReduce(self, x, out, n, dtype, op, stream):
         assert x == out and (dtype, op) == (7, 0) and n < 2**31 - 1
-        null.queue("allReduce")
-        assert Stream.known[stream] is null
-        null.run_all()
+        now().queue("allReduce")
+        assert Stream.known[stream] is now()
+        now().run_all()
         self.comm.Allreduce(
             MPI.IN_PLACE,
             np.ctypeslib.as_array(ctypes.cast(x, ctypes.POINTER(ctypes.c_float)), (n,)),
@@ -240,7 +260,7 @@ def _count():
 
 
 cuda = SimpleNamespace(
-    get_current_stream=lambda: null,
+    get_current_stream=lambda: now(),
     Stream=Stream,
     Device=Used,
     alloc_pinned_memory=lambda n: log.append(("pinned", n)) or (ctypes.c_char * n)(),
@@ -320,7 +340,7 @@ class ElementwiseKernel:
         assert len(given) == len(self.params)
         shapes = [(len(x.shape), x.flags.c_contiguous) for x in given if isinstance(x, ndarray)]
         compiled.add((self.name, *shapes))
-        null.queue(self.name, lambda: self.work(*given, size=size))
+        now().queue(self.name, lambda: self.work(*given, size=size))
 
     def work(self, *given, size):
         args, back, kept = [], [], []
@@ -361,11 +381,11 @@ expm1, logaddexp, negative, matmul, multiply = (
 
 
 def copyto(to, x):
-    null.queue("copyto", lambda: to.x.__setitem__(..., x.x))
+    now().queue("copyto", lambda: to.x.__setitem__(..., x.x))
 
 
 def dot(a, b, out):
-    null.queue("dot", lambda: np.dot(a.x, b.x, out=out.x))
+    now().queue("dot", lambda: np.dot(a.x, b.x, out=out.x))
     return out
 
 
@@ -374,7 +394,7 @@ def empty(shape, dtype=float):
 
 
 def take(a, indices, axis=None, out=None):
-    null.queue("take", lambda: out.x.__setitem__(..., np.take(a.x, _inside(indices), axis=axis)))
+    now().queue("take", lambda: out.x.__setitem__(..., np.take(a.x, _inside(indices), axis=axis)))
     return out
 
 
