@@ -62,7 +62,14 @@ TESTS = {
         "parallel": ("transport", "late_ranks", "gpu_logic", "agreement"),
         "attaching": ("even",),
         "problems": ("batch", "graph", "device_feed", "stacked"),
-        "training": ("in_process", "checkpoint", "asynchronous", "ends_averaged", "monitor"),
+        "training": (
+            "in_process",
+            "checkpoint",
+            "asynchronous",
+            "asynchronous_device",
+            "ends_averaged",
+            "monitor",
+        ),
     }.items()
     for name in names
 }
@@ -84,6 +91,10 @@ RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bi
 WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
 ON_DEVICE = f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once"
 DIVIDED = f"{TESTS['transport']}::test_a_sum_is_divided_by_the_learners_not_by_the_ranks"
+AROUND = (
+    f"{TESTS['asynchronous_device']}::"
+    "test_the_device_gives_the_center_of_the_cpu_in_the_same_order[over MPI-downpour]"
+)
 RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
 SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
 ON_CPU = f"{TESTS['device_feed']}::test_batches_are_those_of_the_feed_on_the_cpu"
@@ -403,6 +414,33 @@ MUTANTS = [
         "        reply *= self.alpha\n        center += reply",
         "        reply *= self.alpha",
         f"{TESTS['asynchronous']}::test_an_elastic_exchange_conserves_the_sum",
+    ),
+    Mutant(
+        "a message is sent before it has come from the GPU",
+        "localavg/training/asynchronous/mail.py",
+        "stream.record().synchronize()",
+        "stream.record()",
+        AROUND,
+    ),
+    Mutant(
+        "a server takes a GPU",
+        "localavg/training/asynchronous/run.py",
+        'c.device if roles.learners else "cpu"',
+        "c.device",
+        AROUND,
+    ),
+    Mutant(
+        "the GPU's computing before a push counts as communicating",
+        "localavg/training/asynchronous/client.py",
+        """\
+                pushed = local.take_losses(learner)  # a GPU has computed all of it then
+                clock.lap("compute")
+""",
+        """\
+                clock.lap("compute")
+                pushed = local.take_losses(learner)
+""",
+        f"{TESTS['asynchronous_device']}::test_the_time_in_which_the_device_computes_is_computing",
     ),
     # where the time goes
     Mutant(

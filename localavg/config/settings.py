@@ -151,16 +151,7 @@ class TrainConfig:
         choices=TRANSPORTS,
     )
     device: str = option(
-        "cpu",
-        "where the learners compute",
-        not_with(
-            "algorithm",
-            *ASYNCHRONOUS,
-            value="cuda",
-            because="whose learners compute on the CPU so far",
-        ),
-        group="learners",
-        choices=("cpu", "cuda"),
+        "cpu", "where the learners compute", group="learners", choices=("cpu", "cuda")
     )
     engine: str = option(
         "auto",

@@ -246,5 +246,5 @@ def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Net
         precision=c.precision,
         calibrate=c.calibrate,
         compiled=c.compile,
-        device=c.device,
+        device=device.name,
     )
