@@ -142,9 +142,10 @@ def _short(run: Planned) -> Planned:
     """
     given = {name: value for name, value in run.given.items() if name not in OTHER}
     if given["algorithm"] in ASYNCHRONOUS:
-        common = {f.name for f in fields(TrainConfig)} - {"momentum", "servers"}
+        common = {f.name for f in fields(TrainConfig)} - {"momentum"}
         given = {name: value for name, value in given.items() if name in common}
         given |= {"algorithm": "kavg", "engine": "loop"}
+    given |= {"lr": 1e-6} if "lr" in given else {}  # it must not diverge
     given |= {
         "steps": UPDATES,
         "log_every": UPDATES // 2,
@@ -154,8 +155,6 @@ def _short(run: Planned) -> Planned:
     words = ["train", str(given["algorithm"])]
     for name, value in given.items():
         if name != "algorithm":
-            words += [flag(name)]
-            words += (
-                [] if value is True else map(str, value if isinstance(value, list) else [value])
-            )
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [flag(name), *map(str, values)]
     return Planned(run.name, 1, tuple(words), given)
