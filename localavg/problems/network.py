@@ -26,7 +26,7 @@ from localavg.learner.sampling import IID, Sampler
 from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import address
 from localavg.problems.batches import Batch, Batches
-from localavg.problems.device_feed import make_device_feed
+from localavg.problems.device_feed import fitting, make_device_feed
 from localavg.problems.engines import memory
 from localavg.problems.engines.batch import Batch as Batched
 from localavg.problems.engines.batch import Net
@@ -109,7 +109,8 @@ class Network(Problem):
         how = self.data, sampler, self.seed, learners, T, self.device, self.augment
         # A feed of the device makes the batches of all learners for the same update.
         at_once = self.cuda if in_step or len(learners) == 1 else None
-        feed = make_device_feed(*how, at_once) if at_once else make_feed(*how)
+        with fitting(self.data):
+            feed = make_device_feed(*how, at_once) if at_once else make_feed(*how)
         self._batches = Batches(feed, self._draws, self.seed)
         return self._batches
 

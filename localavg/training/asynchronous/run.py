@@ -18,10 +18,11 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg import algorithms
+from localavg.algorithms.center import CenterLearner
 from localavg.algorithms.eamsgd import EAMSGD
 from localavg.config import TrainConfig
 from localavg.errors import FINISHED, UserError
-from localavg.interfaces import Array, Settings
+from localavg.interfaces import Array, Feed, Settings
 from localavg.learner.flat import Flat, Places
 from localavg.parallel.device import choose_device, on_host, put_
 from localavg.parallel.fleet import Fleet
@@ -113,11 +114,13 @@ def _build(
     flat, scratch = fleet.together(rows)
     center = flat.w[0]
     rule.lay_out(flat.d_trained)
-    feed = problem.feed(task.sampler, roles.learners or range(1), T, in_step=False)
     start_equal_(problem, flat.w, fleet.world)
-    learners = fleet.together(
-        lambda: [rule.learner(j, center, device.zeros) for j in roles.learners]
-    )
+
+    def parts() -> tuple[Feed, list[CenterLearner]]:
+        feed = problem.feed(task.sampler, roles.learners or range(1), T, in_step=False)
+        return feed, [rule.learner(j, center, device.zeros) for j in roles.learners]
+
+    feed, learners = fleet.together(parts)
     local = Local(rule, learners, device, problem, feed, task.step_size, T, scratch, clock.lap)
     return task, local, center
 
