@@ -202,10 +202,11 @@ class Problem(Protocol):
     def initial_(self, w: Array) -> None:
         """Write the starting point into w [d]."""
 
-    def feed(self, sampler: Any, learners: range, T: int) -> Feed:
+    def feed(self, sampler: Any, learners: range, T: int, in_step: bool = True) -> Feed:
         """Return (j, t) → the mini-batch of learner j for update t.
 
-        The loop asks for t = 1 … T, and for the learners in order in each.
+        The loop asks for t = 1 … T, and for the learners in order in each. If they are not
+        `in_step`, each learner asks for t = 1 … T by itself.
         """
 
     def gradient_(self, w: Array, batch: Batch, out: Array) -> Any:

@@ -66,7 +66,7 @@ TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange"),
-        "cli": ("cli", "silence", "sweep", "bench_best", "bench_start", "doctor"),
+        "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
         "learner": ("sampling",),
@@ -77,6 +77,7 @@ TESTS = {
             "in_process",
             "checkpoint",
             "asynchronous",
+            "asynchronous_device",
             "ends_averaged",
             "monitor",
             "where",
@@ -105,6 +106,11 @@ RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bi
 WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
 ON_DEVICE = f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once"
 DIVIDED = f"{TESTS['transport']}::test_a_sum_is_divided_by_the_learners_not_by_the_ranks"
+AROUND = (
+    f"{TESTS['asynchronous_device']}::"
+    "test_the_device_gives_the_center_of_the_cpu_in_the_same_order[over MPI-downpour]"
+)
+ON_ONE = f"{TESTS['sweep_gpu']}::test_a_figure_has_the_papers_runs_with_all_learners_on_one_gpu"
 RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
 SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
 ON_CPU = f"{TESTS['device_feed']}::test_batches_are_those_of_the_feed_on_the_cpu"
@@ -550,6 +556,62 @@ MUTANTS = [
         "        reply *= self.alpha\n        center += reply",
         "        reply *= self.alpha",
         f"{TESTS['asynchronous']}::test_an_elastic_exchange_conserves_the_sum",
+    ),
+    Mutant(
+        "a message is sent before it has come from the GPU",
+        "localavg/training/asynchronous/mail.py",
+        "stream.record().synchronize()",
+        "stream.record()",
+        AROUND,
+    ),
+    Mutant(
+        "a server takes a GPU",
+        "localavg/training/asynchronous/run.py",
+        'c.device if roles.learners else "cpu"',
+        "c.device",
+        AROUND,
+    ),
+    Mutant(
+        "the GPU's computing before a push counts as communicating",
+        "localavg/training/asynchronous/client.py",
+        """\
+                pushed = local.take_losses(learner)  # a GPU has computed all of it then
+                clock.lap("compute")
+""",
+        """\
+                clock.lap("compute")
+                pushed = local.take_losses(learner)
+""",
+        f"{TESTS['asynchronous_device']}::test_the_time_in_which_the_device_computes_is_computing",
+    ),
+    # sweeps at scale gpu
+    Mutant(
+        "at scale gpu the paper's ranks count",
+        "localavg/cli/sweep/file.py",
+        'if k != "ranks"} if name != scale',
+        "} if name != scale",
+        ON_ONE,
+    ),
+    Mutant(
+        "at scale gpu a block has not the paper's options",
+        "localavg/cli/sweep/file.py",
+        "_section(block, name, scale)) for name in scales(scale)",
+        "_section(block, name, scale)) for name in [scale]",
+        ON_ONE,
+    ),
+    Mutant(
+        "asynchronous algorithms at scale gpu are measured",
+        "localavg/cli/sweep/file.py",
+        '({"simulate": True} if block["algorithm"] in ASYNCHRONOUS else {})',
+        "{}",
+        ON_ONE,
+    ),
+    Mutant(
+        "hours of one learner's work",
+        "localavg/cli/sweep/gpu.py",
+        ".T * P * c.batch_size",
+        ".T * c.batch_size",
+        f"{TESTS['sweep_gpu']}::test_hours_are_the_examples_of_all_learners_by_the_rate",
     ),
     # where the time goes
     Mutant(

@@ -9,7 +9,10 @@ server may hold any part of x̃, because it works elementwise.
         step_(learner, …)         local update
         if t mod K = 0 or t = T:
             push_(learner)        message  ─────────────►   answer_(x̃, message, reply)
-            pull_(learner)                 ◄─────────────   reply
+            pull_(learner, reply)          ◄─────────────   reply
+
+A learner's vectors lie where it computes, on the host or on a GPU. Where the center lies is the
+business of whoever calls `answer_`: its three vectors lie in one memory.
 
 Statistics are no sums of steps, so every rule treats them alike: the center's statistics move 1/P
 of the way to those of the learner that pushes, s̃ ← s̃ + (s_j − s̃)/P, and learners keep their own.
@@ -19,12 +22,14 @@ The papers do not specify this.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-
-import numpy as np
+from typing import TypeAlias
 
 from localavg.errors import at_least
 from localavg.interfaces import Array, Batch, Problem
+
+Zeros: TypeAlias = Callable[[tuple[int, ...]], Array]  # of a shape, float32
 
 
 @dataclass(frozen=True)
@@ -39,15 +44,18 @@ class Asynchronous:
 
 
 class CenterLearner:
-    """Learner j, which has pulled `center` [d] and made no update."""
+    """Learner j, which has pulled `center` [d] and made no update.
 
-    def __init__(self, j: int, center: Array) -> None:
+    zeros: makes the learner's vectors; `center` lies in the same memory.
+    """
+
+    def __init__(self, j: int, center: Array, zeros: Zeros) -> None:
         self.j, self.t = j, 0
-        self.since, self.losses = 0, 0.0  # updates since the last push, and the sum of their losses
-        self.w = center.copy()  # [d] the point of the gradient, and this learner's statistics
-        self.message = np.zeros_like(center)  # [d] what it sends; not changed until the reply comes
-        self.reply = np.zeros_like(center)  # [d] what it gets
-        self.v = np.zeros(0, center.dtype)  # [n] velocity, where the rule has one
+        self.losses: list[float | Array] = []  # of the updates since the last push
+        self.w = zeros(center.shape)  # [d] the point of the gradient, and the learner's statistics
+        self.w[...] = center
+        self.message = zeros(center.shape)  # [d] what it sends; not changed until the reply comes
+        self.v = zeros((0,))  # [n] velocity, where the rule has one
 
 
 class CenterRule(ABC):
@@ -64,22 +72,25 @@ class CenterRule(ABC):
         """Set how many of the d numbers are trained."""
         self.n = n
 
-    def learner(self, j: int, center: Array) -> CenterLearner:
-        """Return learner j, which starts at `center` [d]."""
-        return CenterLearner(j, center)
+    def learner(self, j: int, center: Array, zeros: Zeros) -> CenterLearner:
+        """Return learner j, which starts at `center` [d], with vectors made by `zeros`."""
+        return CenterLearner(j, center, zeros)
 
     @abstractmethod
     def step_(
         self, learner: CenterLearner, problem: Problem, batch: Batch, g: Array, gamma: float
-    ) -> float:
-        """Make one local update with step size γ. Return the loss. g [d] is scratch memory."""
+    ) -> float | Array:
+        """Make one local update with step size γ. Return the loss. g [d] is scratch memory.
+
+        The loss is a scalar of the memory in which the learner computes.
+        """
 
     def push_(self, learner: CenterLearner) -> None:
         """Add the statistics to the learner's message [d], which has the trained part already."""
         learner.message[self.n :] = learner.w[self.n :]
 
     @abstractmethod
-    def pull_(self, learner: CenterLearner) -> None:
+    def pull_(self, learner: CenterLearner, reply: Array) -> None:
         """Use the reply [d]: set the learner's weights for its next update."""
 
     def answer_(self, center: Array, message: Array, reply: Array, n: int) -> None:

@@ -32,18 +32,18 @@ class Downpour(CenterRule):
 
     def step_(
         self, learner: CenterLearner, problem: Problem, batch: Batch, g: Array, gamma: float
-    ) -> float:
+    ) -> float | Array:
         """x_j ← x_j − γ ∇f(x_j); Δ ← Δ − γ ∇f(x_j)."""
         x, change, g_n = learner.w[: self.n], learner.message[: self.n], g[: self.n]
         loss = problem.gradient_(learner.w, batch, out=g)
         g_n *= gamma
         x -= g_n
         change -= g_n
-        return float(loss)
+        return loss
 
-    def pull_(self, learner: CenterLearner) -> None:
+    def pull_(self, learner: CenterLearner, reply: Array) -> None:
         """x_j ← x̃; Δ ← 0."""
-        learner.w[: self.n] = learner.reply[: self.n]
+        learner.w[: self.n] = reply[: self.n]
         learner.message[: self.n] = 0
 
     def serve_(self, center: Array, change: Array, reply: Array) -> None:

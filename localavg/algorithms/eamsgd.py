@@ -10,7 +10,7 @@ from typing import Annotated
 
 import numpy as np
 
-from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule
+from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule, Zeros
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import bad
 from localavg.interfaces import Array, Batch, Problem
@@ -48,15 +48,15 @@ class EAMSGD(CenterRule):
             raise bad("alpha", alpha, rule)
         self.alpha, self.delta = alpha, delta
 
-    def learner(self, j: int, center: Array) -> CenterLearner:
-        learner = CenterLearner(j, center)
+    def learner(self, j: int, center: Array, zeros: Zeros) -> CenterLearner:
+        learner = CenterLearner(j, center, zeros)
         learner.message[...] = center  # x_j lives here
-        learner.v = np.zeros_like(center[: self.n])
+        learner.v = zeros((self.n,))
         return learner
 
     def step_(
         self, learner: CenterLearner, problem: Problem, batch: Batch, g: Array, gamma: float
-    ) -> float:
+    ) -> float | Array:
         """v ← δ v − γ ∇f(x_j + δ v); x_j ← x_j + v (Nesterov)."""
         x, v, g_n = learner.message[: self.n], learner.v, g[: self.n]
         v *= self.delta
@@ -65,11 +65,11 @@ class EAMSGD(CenterRule):
         g_n *= gamma
         v -= g_n
         x += v
-        return float(loss)
+        return loss
 
-    def pull_(self, learner: CenterLearner) -> None:
+    def pull_(self, learner: CenterLearner, reply: Array) -> None:
         """x_j ← x_j − e."""
-        learner.message[: self.n] -= learner.reply[: self.n]
+        learner.message[: self.n] -= reply[: self.n]
 
     def serve_(self, center: Array, x: Array, reply: Array) -> None:
         """e = α (x_j − x̃); x̃ ← x̃ + e; the reply is e."""

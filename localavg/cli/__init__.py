@@ -7,6 +7,7 @@ command runs, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import re
 import shlex
@@ -126,6 +127,13 @@ def probed(device: bool, transport: str) -> Probe | None:
 def at_least_1(text: str) -> int:
     """Convert the text of an option to an integer of at least 1, as a type of argparse."""
     if not (number := int(text)) >= 1:
+        raise ValueError(text)
+    return number
+
+
+def above_0(text: str) -> float:
+    """Convert the text of an option to a finite number above 0, as a type of argparse."""
+    if not 0 < (number := float(text)) < math.inf:
         raise ValueError(text)
     return number
 

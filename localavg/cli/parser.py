@@ -12,7 +12,12 @@ from localavg.errors import LARGEST, UserError
 
 ALIKE = 0.7
 """least likeness, from 0 to 1, of an option that is suggested"""
-KINDS = {"int": "a whole number", "float": "a number", "at_least_1": "a whole number of at least 1"}
+KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "at_least_1": "a whole number of at least 1",
+    "above_0": "a finite number above 0",
+}
 """what a type of argparse takes, in words"""
 
 

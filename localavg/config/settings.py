@@ -155,13 +155,8 @@ class TrainConfig:
     device: str = option(
         "auto",
         "where the learners compute: on the CPU (cpu), on GPUs (cuda), or on GPUs if every rank "
-        "sees one and the problem gains by it, else on the CPU (auto), which a resumed run keeps",
-        not_with(
-            "algorithm",
-            *ASYNCHRONOUS,
-            value="cuda",
-            because="whose learners compute on the CPU so far",
-        ),
+        "sees one and the problem gains by it, else on the CPU (auto), which a resumed run keeps; "
+        "learners of asynchronous algorithms take GPUs only if told so",
         group="learners",
         choices=DEVICES,
     )

@@ -206,15 +206,13 @@ def choose_device(
     driver: Callable[[], None] = driver,
     place: int | None = None,
 ) -> Device:
-    """Return the device `name` (cpu or cuda) for this rank. Collective.
+    """Return the device `name` (cpu or cuda) for this rank, perhaps not for others. Collective.
 
     A rank takes the GPU of its place on the host, or of another `place`; later allocations of CuPy
     are made on it. Raises UserError on every rank if one rank has no driver, no CuPy or no GPU.
     """
-    if name == "cpu":
-        return Cpu()
-    place = fleet.place if place is None else place
-    return fleet.together(lambda: _take_gpu(fleet.hosts[fleet.rank], place, load, driver))
+    host, place = fleet.hosts[fleet.rank], fleet.place if place is None else place
+    return fleet.together(lambda: Cpu() if name == "cpu" else _take_gpu(host, place, load, driver))
 
 
 def _take_gpu(

@@ -7,6 +7,8 @@ travel in one copy. Written against `torch.cuda` or a stand-in with its names.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from types import ModuleType
 
@@ -25,6 +27,18 @@ from localavg.streams import Stream, generator
 
 WINDOW, WINDOW_BYTES = 256, 4 << 20
 """largest number of updates, and of bytes, whose numbers travel in one copy"""
+
+
+@contextmanager
+def fitting(data: Dataset) -> Iterator[None]:
+    """Raise UserError if the GPU has no memory for the images that are copied to it."""
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as e:
+        raise UserError(
+            f"`device = cuda`: the images of {data.name}, {data.train.x.nbytes / 1e9:.1f} GB, "
+            "do not fit in the GPU's free memory; use fewer ranks per GPU, or `device = cpu`"
+        ) from e
 
 
 class DeviceFeed(Feed):
@@ -50,13 +64,8 @@ class DeviceFeed(Feed):
         augment: bool,
         cuda: ModuleType,
     ) -> None:
-        try:
+        with fitting(data):
             super().__init__(data, sampler, seed, device, augment)
-        except torch.cuda.OutOfMemoryError as e:
-            raise UserError(
-                f"`device = cuda`: the images of {data.name}, {data.train.x.nbytes / 1e9:.1f} GB, "
-                "do not fit in the GPU's free memory; use fewer ranks per GPU, or `device = cpu`"
-            ) from e
         self.learners, self.T, self.cuda = learners, T, cuda
         self.B = sampler.B
         m = len(learners) * self.B

@@ -82,7 +82,7 @@ class Logistic(Problem):
         """Write the starting point into w [d]: zero weights."""
         w[...] = 0
 
-    def feed(self, sampler: Sampler, learners: range, T: int) -> Batches:
+    def feed(self, sampler: Sampler, learners: range, T: int, in_step: bool = True) -> Batches:
         self.close()
         self._batches = Batches(self.fetch, self.xp, sampler, T)
         return self._batches

@@ -26,7 +26,7 @@ from localavg.learner.sampling import IID, Sampler
 from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import address
 from localavg.problems.batches import Batch, Batches
-from localavg.problems.device_feed import make_device_feed
+from localavg.problems.device_feed import fitting, make_device_feed
 from localavg.problems.engines import memory
 from localavg.problems.engines.batch import Batch as Batched
 from localavg.problems.engines.batch import Net
@@ -98,7 +98,7 @@ class Network(Problem):
             for name, view in self.views(w).items():
                 view.copy_(tensors[name])
 
-    def feed(self, sampler: Sampler, learners: range, T: int) -> Batches:
+    def feed(self, sampler: Sampler, learners: range, T: int, in_step: bool = True) -> Batches:
         if sampler.B < 2 and self._normalises:
             raise UserError(
                 f"`batch_size = {sampler.B}`: {self.model} has BatchNorm, which needs at least 2 "
@@ -107,7 +107,10 @@ class Network(Problem):
         self.close()
         self.B = sampler.B
         how = self.data, sampler, self.seed, learners, T, self.device, self.augment
-        feed = make_device_feed(*how, self.cuda) if self.cuda else make_feed(*how)
+        # A feed of the device makes the batches of all learners for the same update.
+        at_once = self.cuda if in_step or len(learners) == 1 else None
+        with fitting(self.data):
+            feed = make_device_feed(*how, at_once) if at_once else make_feed(*how)
         self._batches = Batches(feed, self._draws, self.seed)
         return self._batches
 

@@ -52,9 +52,10 @@ def by_learner(fleet: Fleet) -> Shares:
     return Shares(fleet.P, fleet.learners, PIECES)
 
 
-def by_rank(world: MPI.Intracomm) -> Shares:
-    """Give the ranks PARTS parts in turn: the results are the same for any number of ranks."""
-    return Shares(PARTS, range(world.rank, PARTS, world.size), in_order=True)
+def by_rank(world: MPI.Intracomm, ranks: int) -> Shares:
+    """Give the first `ranks` ranks PARTS parts in turn; the results are the same for any number."""
+    mine = range(world.rank, PARTS, ranks) if world.rank < ranks else range(0)
+    return Shares(PARTS, mine, in_order=True)
 
 
 class Evaluator:
@@ -79,7 +80,8 @@ class Evaluator:
     def row(self, w: Array) -> dict[str, float]:
         """Calibrate the model w [d] in place, and return the columns of /eval for it."""
         problem, data, examples = self.problem, self.problem.data, self.examples
-        problem.calibrate_(w)
+        if self.shares.mine:
+            problem.calibrate_(w)
         ridge = problem.regulariser(w)
         train_loss, train_accuracy, grad = self._means(w, data.train, examples, self.grad_norm)
         test_loss = test_accuracy = math.nan

@@ -69,7 +69,10 @@ def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, object]:
 
 
 def gpus(fleet: Fleet, device: Device) -> dict[str, object]:
-    """Return a part of /provenance: host and PCI address of every rank's GPU. Collective."""
-    if not isinstance(device, Cuda):
-        return {}
-    return {"gpus": [" ".join(identity) for identity in fleet.world.allgather(device.identity)]}
+    """Return a part of /provenance: host and PCI address of the GPU of every rank with one.
+
+    Collective.
+    """
+    mine = device.identity if isinstance(device, Cuda) else None
+    found = [" ".join(identity) for identity in fleet.world.allgather(mine) if identity]
+    return {"gpus": found} if found else {}

@@ -13,6 +13,8 @@ from figures import FIGURES, planned, write
 from mpi import ROOT
 from PIL import Image
 
+from localavg.cli.sweep.file import SCALES
+
 TEMPLATE = report.TEMPLATE.read_text()
 PAGE = ROOT / "RESULTS.md"
 
@@ -52,6 +54,14 @@ def test_without_runs_the_page_says_so(page, tmp_path):
     assert text.count("Runs: none yet.") == len(FIGURES) - 1 and text.count("*Missing: ") == len(
         re.findall(r"\w+", " ".join(stems for _, stems in report.FILL.findall(TEMPLATE)))
     )
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_the_page_takes_the_runs_of_every_scale(scale, page, tmp_path):
+    name, run = next(iter(planned("kavg_fig5_6", scale).items()))
+    write(tmp_path / "runs" / f"kavg-fig5-6-{scale}" / f"{name}.h5", run)
+    status, err, text = page("--scale", scale)
+    assert (status, err) == (0, "") and f"1 runs at {scale} scale" in text
 
 
 def test_a_missing_folder_is_one_line_and_exit_2(page, tmp_path):

@@ -148,10 +148,6 @@ ranks = 2
         ('[[runs]]\nalgorithm = "kavg"\nlaptop = 3\n', "laptop = 3: must be a section"),
         ("[[runs]]\nalgorithm = 3\n", "algorithm = 3: must be a name in quotes"),
         ('[common]\nhelp = true\n[[runs]]\nalgorithm = "kavg"\n', "the sweep sets this itself"),
-        (
-            '[[runs]]\nalgorithm = "downpour"\ndevice = "cuda"\n',
-            "`device = cuda` means nothing to downpour, whose learners compute",
-        ),
     ],
 )
 def test_a_file_of_another_shape_is_told_in_one_line(text, told, tmp_path):

@@ -126,6 +126,9 @@ def test_images_that_do_not_fit_on_the_gpu_are_one_clear_line(gpu, monkeypatch):
     monkeypatch.setattr(Feed, "__init__", full)
     with pytest.raises(UserError, match=r"images of noise, 0\.0 GB, do not fit.*`device = cpu`"):
         pair(gpu)
+    problem = Network(random_images((8, 8, 3), 20), "nin", 0.0, 0)
+    with pytest.raises(UserError, match=r"images of noise, 0\.0 GB, do not fit"):
+        problem.feed(SAMPLERS["iid"](20, 2, 4, 0), range(2), 3, in_step=False)
 
 
 def kernels(gpu, L):

@@ -28,6 +28,7 @@ from localavg.algorithms.eamsgd import EAMSGD
 from localavg.algorithms.hieravg import Hierarchical
 from localavg.algorithms.kavg import Every
 from localavg.files import record
+from localavg.parallel.aligned import host_zeros
 from localavg.scope import Scope
 from localavg.simulate import plan, timing
 from localavg.simulate.arrivals import exchanges
@@ -137,7 +138,8 @@ def test_an_elastic_exchange_conserves_the_sum():
     rule = EAMSGD(4, P, alpha=0.3, delta=0.9)
     rule.lay_out(d)
     center = rng.normal(size=d).astype(np.float32)
-    learners = [rule.learner(j, center) for j in range(P)]
+    learners = [rule.learner(j, center, host_zeros) for j in range(P)]
+    reply = host_zeros((d,))
     for learner in learners:
         learner.message[:] = rng.normal(size=d)  # x_j
 
@@ -146,8 +148,8 @@ def test_an_elastic_exchange_conserves_the_sum():
 
     before, spread = total(), np.ptp([learner.message for learner in learners], axis=0).max()
     for j in rng.integers(0, P, 200):
-        rule.answer_(center, learners[j].message, learners[j].reply, d)
-        rule.pull_(learners[j])
+        rule.answer_(center, learners[j].message, reply, d)
+        rule.pull_(learners[j], reply)
     np.testing.assert_allclose(total(), before, atol=1e-5)
     assert (
         np.ptp([learner.message for learner in learners], axis=0).max() < 0.01 * spread

@@ -31,7 +31,7 @@ def graded(world):
     """A row of /eval by parts, as the asynchronous runs evaluate."""
     problem = Logistic(datasets.load("epsilon-like:300x2000", Fleet(world)), 0.1)
     comm = Small(world)
-    evaluator = Evaluator(problem, comm, by_rank(comm), grad_norm=True)
+    evaluator = Evaluator(problem, comm, by_rank(comm, comm.size), grad_norm=True)
     w = np.random.default_rng(1).normal(size=problem.d).astype(np.float32)
     x, y = problem.data.train.x, problem.data.train.y
     return evaluator.row(w), w, np.array(x), np.array(y)

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localavg.cli import Commands, at_least_1
+from localavg.cli import Commands, above_0, at_least_1
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +31,9 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--scale",
         default="laptop",
-        choices=("paper", "laptop"),
-        help="use the paper's settings or reduced ones (default: %(default)s)",
+        choices=("paper", "laptop", "gpu"),
+        help="use the paper's settings, with a rank a learner (paper) or with all learners on one "
+        "GPU (gpu), or reduced ones (laptop) (default: %(default)s)",
     )
     p.add_argument(
         "--launcher",
@@ -95,6 +96,13 @@ def _add_launchers(p: argparse.ArgumentParser) -> None:
     """Declare the options of one launcher or the other."""
     local = p.add_argument_group("--launcher local")
     local.add_argument(
+        "--rate",
+        type=above_0,
+        metavar="X",
+        help="at scale gpu, print the hours of the runs at this rate, in examples a second of all "
+        "learners together (default: measure it before the sweep starts, for every kind of run)",
+    )
+    local.add_argument(
         "--share",
         metavar="K/N",
         help="do only the K-th of N shares of the runs, as one job of an array does (default: all)",
@@ -110,7 +118,8 @@ def _add_launchers(p: argparse.ArgumentParser) -> None:
         "--jobs",
         type=at_least_1,
         metavar="N",
-        help="share the runs among N batch jobs (default: one a run, at most 10)",
+        help="share the runs among N batch jobs (default: one a run, at most 10; one at scale "
+        "gpu, which is one task with one GPU)",
     )
     batch.add_argument(
         "--submit",
@@ -125,9 +134,11 @@ def _sweep(args: argparse.Namespace, train: argparse.ArgumentParser) -> int:
 
     sweep = plan.read(args.file, args.scale, train, args.seeds, args.ranks, _changes(args.set))
     folder = Path(args.out or f"runs/{Path(args.file).stem}-{args.scale}")
+    if args.rate is not None and args.scale != "gpu":
+        raise UserError(f"--rate {args.rate:g}: only with --scale gpu; leave it out")
     if args.launcher == "local":
         return _run_here(args, sweep, folder)
-    for option in ("share", "mpirun"):
+    for option in ("share", "mpirun", "rate"):
         if getattr(args, option) is not None:
             raise UserError(
                 f"--{option} {getattr(args, option)}: only with --launcher local; leave it out"
@@ -154,13 +165,18 @@ def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     from localavg.cli.status import print_states
     from localavg.cli.sweep import launch, state
     from localavg.cli.sweep.folder import states_of, title, write_plan
+    from localavg.cli.sweep.gpu import check_gpu
 
     runs = _share(sweep.runs, args.share)
     states = states_of(runs, folder)
     todo = [run for run in runs if states[run.name].kind in state.WANTED]
     if args.retry_failed:
         todo += [run for run in runs if states[run.name].kind == "failed"]
+    if args.scale == "gpu" and not args.dry_run:
+        check_gpu(todo)
     print_states(title(sweep, folder), states, every=args.dry_run)
+    if args.scale == "gpu":
+        _print_hours(args, todo)
     if args.dry_run:
         for run in todo:
             print(shlex.join(launch.command(run, folder / f"{run.name}.h5", args.mpirun)))
@@ -171,6 +187,24 @@ def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     states = states_of(runs, folder)
     print_states(f"now in {folder}", states)
     return status or int(any(s.kind != "finished" for s in states.values()))
+
+
+def _print_hours(args: argparse.Namespace, todo: list[Planned]) -> None:
+    """Print the hours of the runs, by a given rate or a measured one. A plan measures nothing."""
+    from localavg.cli.sweep import gpu
+
+    if not todo or (args.dry_run and args.rate is None):
+        return
+    if args.rate is None:
+        print("the rate of every kind of run is measured first:", flush=True)
+    rate_of = gpu.measured_rate(args.mpirun) if args.rate is None else gpu.given_rate(args.rate)
+    total, unknown = 0.0, False
+    for taken, what in gpu.hours(todo, rate_of):
+        unknown |= taken is None
+        total += taken or 0.0
+        print(f"  {'?' if taken is None else f'{taken:.2f}'} h: {what}", flush=True)
+    more = ", and what is not known" if unknown else ""
+    print(f"about {total:.2f} hours in all{more}, without evaluations", flush=True)
 
 
 def _share(runs: tuple[Planned, ...], share: str | None) -> tuple[Planned, ...]:

@@ -1,4 +1,4 @@
-"""Read the TOML file of a sweep and check its sections."""
+"""Read the TOML file of a sweep, check its sections, and put them in the order of strength."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from localavg.algorithms import ASYNCHRONOUS
 from localavg.errors import UserError
 
-SCALES = ("paper", "laptop")
+SCALES = ("paper", "laptop", "gpu")
+INHERITED = {"gpu": "paper"}  # scale: the scale whose sections it has too, weaker than its own
 Table: TypeAlias = dict[str, Any]  # a section of TOML
 SECTIONS = {"sweep", "common", "grid", "runs", *SCALES}
 ABOUT = {"title", "paper", "figure"}  # what [sweep] says
@@ -49,3 +51,31 @@ def tables(path: Path) -> Table:
         if not isinstance(block["algorithm"], str):
             raise UserError(f"{path}: algorithm = {block['algorithm']}: must be a name in quotes")
     return table
+
+
+def scales(scale: str) -> list[str]:
+    """Return the scales whose sections count at a scale, the weakest first."""
+    return [*([INHERITED[scale]] if scale in INHERITED else []), scale]
+
+
+def levels(table: Table, block: Table, where: str, scale: str) -> list[tuple[str, Table]]:
+    """Return the sections that choose the options of a block, by their names, the weakest first.
+
+    where: the name of the block. At scale gpu all learners of a run compute on one GPU, in one
+    process: `ranks` of the paper's scale does not count. Learners that take turns on one GPU would
+    come to a server in another order than those of P GPUs, so the asynchronous algorithms run in
+    simulated time.
+    """
+    found = [("common", table.get("common", {})), ("grid", {"grid": table.get("grid", {})})]
+    on_gpu = {"device": "cuda"} | ({"simulate": True} if block["algorithm"] in ASYNCHRONOUS else {})
+    for name in scales(scale):
+        found += [(name, on_gpu)] if name == "gpu" else []
+        found.append((name, _section(table, name, scale)))
+    found.append((where, block))
+    found += [(f"{where}, {name}", _section(block, name, scale)) for name in scales(scale)]
+    return [*found, ("--set", table["set"])]
+
+
+def _section(table: Table, name: str, scale: str) -> Table:
+    section: Table = table.get(name, {})
+    return {k: v for k, v in section.items() if k != "ranks"} if name != scale else section

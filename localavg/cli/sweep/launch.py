@@ -120,7 +120,7 @@ class Queue:
                 "resumes it from there"
             )
             return GO_ON
-        why = found.why or _last_line(log)
+        why = found.why or last_line(log.read_text(errors="replace"))
         self.report(f"{title}: failed with status {status}: {why} (see {log})")
         return MISTAKE if status == MISTAKE else FAILED
 
@@ -132,7 +132,7 @@ class Queue:
             out.flush()
             with clear_errors(f"{line[0]}: cannot start this launcher", "give another --mpirun"):
                 child = self._child = subprocess.Popen(
-                    line, env=_env(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                    line, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
                 )
             if self._stopped:  # by a signal that came before there was a child
                 self._stop()
@@ -160,15 +160,14 @@ def _wait(child: subprocess.Popen[bytes], lock: Path) -> int:
             raise
 
 
-def _env() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Return the environment without btl = self, which `__main__` sets for a process alone."""
     alone = ("OMPI_MCA_btl", "self")
     return {name: value for name, value in os.environ.items() if (name, value) != alone}
 
 
-def _last_line(log: Path) -> str:
-    """Return the last line of localavg in a log, or else its last line."""
-    text = log.read_text(errors="replace").replace("\r", "\n")
-    lines = [line.strip() for line in text.splitlines()]
+def last_line(log: str) -> str:
+    """Return the last line of localavg in the text of a log, or else its last line."""
+    lines = [line.strip() for line in log.replace("\r", "\n").splitlines()]
     ours = [line.removeprefix("localavg: ") for line in lines if line.startswith("localavg: ")]
     return (ours or [line for line in lines if line] or ["nothing was printed"])[-1]

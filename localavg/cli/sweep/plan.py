@@ -5,16 +5,17 @@ Nothing is started here, and no run file is read.
     [sweep]                         title, paper, figure
     [common]                        options of `localavg train` by their names, for all runs
     [grid]                          option = [values]: every combination is a run
-    [paper] or [laptop]             options and [paper.grid] of this scale; also `ranks` and `seeds`
+    [paper], [laptop] or [gpu]      options and [paper.grid] of this scale; also `ranks` and `seeds`
     [[runs]]                        a line of the figure: algorithm, its options, its own
                                     `grid.option = [values]`
-    [runs.paper] or [runs.laptop]   what differs at this scale
+    [runs.paper], [runs.laptop]     what differs at this scale; also [runs.gpu]
                                     `only = "paper"` next to the algorithm leaves the block out
-                                    at the other scale
+                                    at other scales
 
-A value or a list replaces the one of a section above it in this list. `false` removes an option.
-`seeds` is the number of repeats (seeds 0, 1, …); `ranks` is the largest number of MPI ranks of a
-run, or "learners" for one rank a learner.
+The scale gpu is the paper's with all learners on one GPU: it has the paper's sections, then its
+own, and `file.levels` says what differs. A value or a list replaces the one of a section above it
+in this list. `false` removes an option. `seeds` is the number of repeats (seeds 0, 1, …); `ranks`
+is the largest number of MPI ranks of a run, or "learners" for one rank a learner.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 
 from localavg import algorithms
 from localavg.cli.parser import ALIKE
-from localavg.cli.sweep.file import SCALES, Table, tables
+from localavg.cli.sweep.file import SCALES, Table, levels, scales, tables
 from localavg.cli.sweep.names import Value, named
 from localavg.cli.train import given as settings
 from localavg.errors import UserError
@@ -89,7 +90,7 @@ def read(
         run for i, block in enumerate(table["runs"], 1) for run in reader.block(table, block, i)
     ]
     if not found:
-        raise UserError(f"{path}: no runs at scale {scale}: every block is for the other scale")
+        raise UserError(f"{path}: no runs at scale {scale}: every block is for another scale")
     names = named(str(path), [(run.algorithm, run.options, run.gridded, run.seed) for run in found])
     runs = [
         Planned(name, run.ranks, ("train", *run.words), run.given)
@@ -144,7 +145,7 @@ class _Reader:
         where = f"runs {i} {block['algorithm']}"
         if block.get("only", self.scale) not in SCALES:
             raise self.fail(where, "only", block["only"], f"must be one of {', '.join(SCALES)}")
-        if block.get("only", self.scale) != self.scale:
+        if block.get("only", self.scale) not in scales(self.scale):
             return
         chosen, seeds, ranks = self.choices(table, block, where)
         gridded = {dest for dest, choice in chosen.items() if choice.grid}
@@ -164,17 +165,9 @@ class _Reader:
 
         The sections are read in order of strength: a later one replaces what an earlier one chose.
         """
-        levels = [
-            ("common", table.get("common", {})),
-            ("grid", {"grid": table.get("grid", {})}),
-            (self.scale, table.get(self.scale, {})),
-            (where, block),
-            (f"{where}, {self.scale}", block.get(self.scale, {})),
-            ("--set", table["set"]),
-        ]
         chosen: dict[str, _Choice] = {}
         seeds, ranks = 1, 1
-        for section, level in levels:
+        for section, level in levels(table, block, where, self.scale):
             self.refuse_twice(section, level)
             for option, value in level.items():
                 if option == "grid":

@@ -58,14 +58,16 @@ def _call(
     args: argparse.Namespace, sweep: Sweep, folder: Path
 ) -> tuple[Path, list[str], dict[str, str]]:
     """Return the template, the command that submits it, and what its environment adds."""
-    jobs = min(args.jobs or 10, len(sweep.runs))
+    jobs = min(args.jobs or (1 if sweep.scale == "gpu" else 10), len(sweep.runs))
     ranks = max(run.ranks for run in sweep.runs)
     name = f"{sweep.path.stem}-{sweep.scale}"
     words, more = _words(args, folder), shell_words("submit", args.submit)
     env = {"PYTHON": sys.executable}
     if args.launcher == "slurm":
         template = JOBS / "slurm" / "sweep.sbatch"
-        options = _sbatch(template, name, jobs, ranks, more)
+        # all ranks of a run at scale gpu are on one node and share one GPU
+        one = [f"--ntasks-per-node={ranks}", "--gpus-per-node=1"] if sweep.scale == "gpu" else []
+        options = _sbatch(template, name, jobs, ranks, [*one, *more])
         return template, [*options, str(template), *words], env
     # bsub reads #BSUB lines only from its standard input, so the environment has the words
     template = JOBS / "lsf" / "sweep.lsf"

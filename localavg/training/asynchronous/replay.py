@@ -2,6 +2,7 @@
 
 The weights depend on the settings and the order alone. So a run that replays another one ends with
 the same bits, on any number of ranks and servers, and whether the other was measured or simulated.
+On another device they are the same to rounding.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from localavg.training.checks import FREE
 
 IDLE = FREE | {  # settings that do not change the weights
     "replay",
+    "device",
     "engine",
     "servers",
     "log_every",

@@ -2,10 +2,15 @@
 
 The first server writes the run file, because it decides the order of the exchanges. In simulated
 time one process does everything.
+
+With `device = cuda`, which auto never takes here, the learners compute on the GPUs of their ranks,
+and the servers hold the center in the host's memory and use no GPU. The learners' ranks evaluate
+its copies, on their GPUs. In simulated time the center lies on the GPU, too.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from time import perf_counter
 from typing import NamedTuple
@@ -14,17 +19,21 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg import algorithms
+from localavg.algorithms.center import CenterLearner
 from localavg.algorithms.eamsgd import EAMSGD
 from localavg.config import TrainConfig
 from localavg.errors import FINISHED, UserError
-from localavg.interfaces import Array, Settings
+from localavg.interfaces import Array, Feed, Settings
 from localavg.learner import stepsizes
 from localavg.learner.flat import Flat, Places
+from localavg.parallel.device import choose_device, on_host, put_
 from localavg.parallel.fleet import Fleet
-from localavg.training import header
+from localavg.parallel.gpus import find_gpus
+from localavg.training import header, where
 from localavg.training.asynchronous.client import client
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.log import Log
+from localavg.training.asynchronous.mail import Mail
 from localavg.training.asynchronous.messages import Roles
 from localavg.training.asynchronous.replay import order_of
 from localavg.training.asynchronous.server import FirstServer, Server
@@ -98,14 +107,32 @@ def _build(
     A wrong option is reported before data is read.
     """
     rule = _make(c, roles.P).rule
-    task = load_task(c, fleet, roles.P)
+    device = choose_device("cuda" if roles.learners and c.device == "cuda" else "cpu", fleet)
+    if c.device == where.AUTO and roles.first and find_gpus()[0]:
+        print(
+            f"localavg: device cpu, auto: {c.algorithm} takes a GPU only if it is asked for; "
+            "--device cuda takes it",
+            file=sys.stderr,
+        )
+    task = load_task(c, fleet, roles.P, device)
     problem, T = task.problem, task.length.T
-    flat = Flat(problem.shapes, 1, problem.parameters, align=problem.align)
+
+    def rows() -> tuple[Flat, Array]:
+        places = problem.shapes, 1, problem.parameters
+        return Flat(*places, device.zeros, problem.align), device.zeros((problem.d,))
+
+    flat, scratch = fleet.together(rows)
+    center = flat.w[0]
     rule.lay_out(flat.d_trained)
-    feed = problem.feed(task.sampler, roles.learners or range(1), T)
     start_equal_(problem, flat.w, fleet.world)
-    scratch = np.zeros(problem.d, np.float32)
-    return task, Local(rule, problem, feed, task.step_size, T, scratch, clock.lap), flat.w[0]
+
+    def parts() -> tuple[Feed, list[CenterLearner]]:
+        feed = problem.feed(task.sampler, roles.learners or range(1), T, in_step=False)
+        return feed, [rule.learner(j, center, device.zeros) for j in roles.learners]
+
+    feed, learners = fleet.together(parts)
+    local = Local(rule, learners, device, problem, feed, task.step_size, T, scratch, clock.lap)
+    return task, local, center
 
 
 def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, object]:
@@ -114,6 +141,7 @@ def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, 
     return {
         **(roles.world.bcast(provenance) or {}),
         **header.hosts(task.fleet, carrier),
+        **header.gpus(task.fleet, task.device),
         "learners_per_rank": roles.layout.per_rank,
     }
 
@@ -132,22 +160,23 @@ def _train(
     c, file = task.config, log.file if task.config.save_weights else None
     world, problem = roles.world, task.problem
     places = Places(problem.shapes, problem.parameters, problem.align)
-    evaluator = Evaluator(
-        problem, world, by_rank(world), examples=c.eval_examples, grad_norm=c.grad_norm
-    )
+    on_gpus = c.device == "cuda" and not c.simulate
+    shares = by_rank(world, roles.clients if on_gpus else world.size)
+    evaluator = Evaluator(problem, world, shares, examples=c.eval_examples, grad_norm=c.grad_norm)
     # [d] a network keeps the address of the weights that it evaluates, so always give it these
-    last, looked_at = np.empty_like(center), np.empty_like(center)
+    last, looked_at = np.empty(center.shape, np.float32), center.copy()
 
     def look(U: int, wall_s: float, w: Array) -> None:
         """Evaluate w [d], the center after U updates."""
-        last[:] = looked_at[:] = w
+        last[:] = on_host(w)
+        put_(looked_at, last)
         log.evaluated(U, wall_s, evaluator.row(looked_at))
 
     def look_now() -> None:
         look(log.U, log.wall_s, center)
 
     if file is not None:
-        file.save_weights("initial_weights", places.packed(center))
+        file.save_weights("initial_weights", places.packed(on_host(center)))
     with np.errstate(over="ignore", invalid="ignore"):  # the log checks the losses
         look(0, 0.0, center)
         if task.timing:
@@ -186,11 +215,12 @@ def _play(
     Then all ranks evaluate the copies of the center together, by `look`.
     """
     copies, why = [], ""
+    mails = [Mail(learner.message, local.device) for learner in local.learners]
     roles.meet()
     started = perf_counter()
     clock.start()
     if roles.learners:
-        client(local, center, roles, clock)
+        client(local, mails, roles, clock)
     elif roles.first:
         server = FirstServer(
             local.rule, center, roles, log, lambda: perf_counter() - started, replay
@@ -202,7 +232,7 @@ def _play(
     source = roles.servers[0]
     why, kept = roles.world.bcast((why, [(U, wall_s) for U, wall_s, _ in copies]), source)
     for k, (U, wall_s) in enumerate(kept):
-        w = copies[k][2] if roles.first else np.empty_like(center)  # [d]
+        w = copies[k][2] if roles.first else np.empty(center.shape, np.float32)  # [d]
         roles.world.Bcast(w, source)
         look(U, wall_s, w)
     if why:

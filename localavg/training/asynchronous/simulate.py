@@ -24,20 +24,19 @@ def simulate(
     seed: int,
     evaluate: Callable[[], None],
 ) -> None:
-    """Make T updates of P learners, which change `center` [d] in place.
+    """Make T updates of P learners, which change `center` [d], on their device, in place.
 
     Call `evaluate` when the log asks for it. Everything is a function of the settings, the modelled
     clock, too. Raises Diverged if a loss or the center is not finite.
     """
     rule, compute_s, wait_s = local.rule, 0.0, 0.0
-    learners = [rule.learner(j, center) for j in range(P)]
     for exchange in exchanges(timing, P, rule.K, local.T, seed, center.nbytes, servers):
-        learner = learners[exchange.j]
+        learner = local.learners[exchange.j]
         while not local.step_(learner):
             pass
         rule.push_(learner)
-        rule.answer_(center, learner.message, learner.reply, rule.n)
-        rule.pull_(learner)
+        rule.answer_(center, learner.message, local.g, rule.n)
+        rule.pull_(learner, local.g)
         compute_s, wait_s = compute_s + exchange.compute_s, wait_s + exchange.wait_s
         split = {
             "compute_s": compute_s / P,
@@ -45,8 +44,6 @@ def simulate(
             "wait_s": wait_s / P,
             "data_s": 0.0,
         }
-        if log.exchanged(
-            learner.j, learner.t, learner.since, learner.losses, center, exchange.done_s, split
-        ):
+        steps, losses = local.take_losses(learner)
+        if log.exchanged(learner.j, learner.t, steps, losses, center, exchange.done_s, split):
             evaluate()
-        learner.since, learner.losses = 0, 0.0
