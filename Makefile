@@ -37,6 +37,7 @@ paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' 
 	$(BIN)/python analysis --all
 
 TESTS := $(BIN)/python -m pytest -q -m 'not root and not long and not gpu'
+LONG  := $(BIN)/python -m pytest -q -m 'long and not gpu'
 # Two halves at once, one a core: $(call halves,COMMAND,FOLDERS) runs these folders beside all others.
 define halves
 mkdir -p .pytest_cache
@@ -51,8 +52,8 @@ check: lint      ## make lint, and the tests that launch no MPI, on two cores (u
 test: .venv/test .mpich ## the tests, on two cores (set-up included)
 	$(call halves,$(TESTS),tests/attaching tests/project tests/training)
 
-test-long: .venv/test .mpich ## more of the slow ones: other ranks, layouts and networks, random kills, every mutant
-	$(BIN)/python -m pytest -q -m 'long and not gpu'
+test-long: .venv/test .mpich ## more of the slow ones: other ranks, layouts and networks, random kills, every mutant (on two cores)
+	$(call halves,$(LONG),tests/attaching tests/project)
 
 test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine
 	command -v tc >/dev/null && command -v slurmctld >/dev/null && ls /usr/lib/*/pmix2/lib/libpmix.so >/dev/null 2>&1 || \

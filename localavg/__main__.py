@@ -63,8 +63,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
             raise
         code = 0  # of --help and --version
     except KeyboardInterrupt:
-        if launched() or "localavg.parallel.fleet" in sys.modules:
-            raise  # the hook ends the job; a run at work takes Ctrl-C as a signal to save itself
+        if launched():
+            raise  # the hook ends the job
         print("localavg: interrupted", file=sys.stderr, flush=True)
         code = INTERRUPTED
     except Exception:  # whatever it is, the other ranks must not wait for this one

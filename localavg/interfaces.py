@@ -151,11 +151,13 @@ class Engine(Protocol):
     """How the gradients of all learners of a rank are computed.
 
     name: what the command line calls it. book: called with ("data", seconds), the time in which an
-    update's mini-batches were made; whoever counts the time sets it.
+    update's mini-batches were made; whoever counts the time sets it. size: the learners of a chunk,
+    which are computed together; 0 where it is not chosen yet, or means nothing.
     """
 
     name: str
     book: Book
+    size: int = 0
 
     def gradients_(self, w: Array, t: int, out: Array) -> Sequence[float | Array]:
         """Compute each learner's gradient of update t at its row of w [L, d], into its row of out.
@@ -164,6 +166,17 @@ class Engine(Protocol):
         or one vector [L] of the device in a list. `out` is complete for all work that is queued
         after this call.
         """
+
+    def state_dict(self) -> Settings:
+        """Return what a resumed run needs to get the same bits: the size of a chunk.
+
+        It was chosen by the memory that was free, and products of other sizes round differently.
+        """
+        return {"size": self.size}
+
+    def load_state_dict(self, state: Settings) -> None:
+        """Take over what a checkpoint holds, before the first gradient."""
+        self.size = int(state.get("size", 0)) or self.size
 
 
 class Problem(Protocol):

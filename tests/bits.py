@@ -49,6 +49,7 @@ SYNCHRONOUS = [  # every synchronous row of the algorithm table but sgd
     "adalupa --tau0 4 --alpha 0.5",
     "adalupa --tau0 3 --rule loss --mu 0.3",
     "piecewise --pieces 0:3,2:5",
+    "qsr --alpha 0.9 --K 3",
     "piecewise --pieces 0:8,4:2 --mu 0.4 --nesterov",
 ]
 SAMPLINGS = ["iid", "shuffle", "shard", "block"]

@@ -26,7 +26,7 @@ BROKEN = ("SyntaxError", "NameError", "ImportError", "ModuleNotFoundError")  # n
 # Where things are.
 ALGORITHMS = {
     name: f"localavg/algorithms/{name}.py"
-    for name in ("base", "kavg", "hieravg", "adpsgd", "mavg", "qsgd", "eamsgd")
+    for name in ("base", "kavg", "hieravg", "adpsgd", "mavg", "qsgd", "qsr", "eamsgd")
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
@@ -49,7 +49,7 @@ PROBLEMS = {
 }
 TRAINING = {
     name: f"localavg/training/{name}.py"
-    for name in ("averaging", "monitor", "recorder", "resume", "stopwatch")
+    for name in ("averaging", "loop", "monitor", "recorder", "resume", "stopwatch")
 }
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
@@ -139,6 +139,27 @@ MUTANTS = [
         "self.C2 += (S / gamma - self.C2) / self.n_C",
         "self.C2 += (S - self.C2) / self.n_C",
         f"{TESTS['schedules']}::test_the_running_mean_of_the_samples_is_exact_and_then_frozen",
+    ),
+    Mutant(
+        "a round of QSR takes the step size before its first update",
+        ALGORITHMS["qsr"],
+        "self.step_size(begun + 1)",
+        "self.step_size(max(1, begun))",
+        STATIC,
+    ),
+    Mutant(
+        "QSR rounds its periods up",
+        ALGORITHMS["qsr"],
+        "math.floor(round(",
+        "math.ceil(round(",
+        STATIC,
+    ),
+    Mutant(
+        "QSR forgets its power",
+        ALGORITHMS["qsr"],
+        "(self.alpha / gamma) ** self.power, 9",
+        "(self.alpha / gamma) ** 1, 9",
+        STATIC,
     ),
     Mutant(
         "ADPSGD's lower threshold forgets γ",
@@ -483,6 +504,13 @@ MUTANTS = [
         RESUMED,
     ),
     Mutant(
+        "a resumed run chooses the chunks of its learners anew",
+        TRAINING["loop"],
+        '        "engine": e.engine,\n',
+        "",
+        f"{TESTS['stacked']}::test_a_run_is_that_of_loop_and_resumes_to_the_same_bits",
+    ),
+    Mutant(
         "two learners' rows are swapped at resume",
         TRAINING["resume"],
         'put_(w, state["weights"]["w"])',
@@ -677,16 +705,16 @@ MUTANTS = [
     ),
     # the learners of one GPU
     Mutant(
-        "main does not wait for the side streams",
+        "a step does not wait for its side streams",
         PROBLEMS["engines/graph"],
-        "main.wait_stream(side)",
+        "forking.wait_stream(side)",
         "pass",
         f"{RACES}[mlp-3]",
     ),
     Mutant(
         "side streams do not wait for the batches",
         PROBLEMS["engines/graph"],
-        "side.wait_stream(main)",
+        "side.wait_stream(forking)",
         "pass",
         f"{RACES}[mlp-3]",
     ),
@@ -721,9 +749,16 @@ MUTANTS = [
         f"{SAME}[drawing-float32]",
     ),
     Mutant(
-        "main does not wait for the first steps of a batch",
-        PROBLEMS["engines/replayed_batch"],
+        "main does not wait for the first steps of an engine",
+        PROBLEMS["engines/capture"],
         "main.wait_stream(self._stream)",
+        "pass",
+        f"{TESTS['graph']}::test_a_replayed_batch_gives_the_bits_of_the_batch[mlp-float32]",
+    ),
+    Mutant(
+        "the first steps of an engine do not wait for main",
+        PROBLEMS["engines/capture"],
+        "self._stream.wait_stream(main)",
         "pass",
         f"{TESTS['graph']}::test_a_replayed_batch_gives_the_bits_of_the_batch[mlp-float32]",
     ),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from localavg.algorithms import adpsgd, downpour, eamsgd, hieravg, kavg, lupa, mavg, qsgd, sync
+from localavg.algorithms import adpsgd, downpour, eamsgd, hieravg, kavg, lupa, mavg, qsgd, qsr, sync
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.center import Asynchronous
 from localavg.algorithms.parameters import Option, arguments, options_of
@@ -34,6 +34,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "adpsgd": adpsgd.adpsgd,  # adpsgd Alg. 2
     "adalupa": lupa.adalupa,  # lupa §5–6
     "piecewise": adpsgd.piecewise,  # adpsgd §III-A, §V-B
+    "qsr": qsr.qsr,  # Gu et al. 2024
 }
 
 ASYNCHRONOUS: dict[str, Callable[..., Asynchronous]] = {
@@ -65,16 +66,23 @@ def unknown(name: str) -> UserError:
 
 def check(name: str, given: Settings) -> None:
     """Raise the UserError of `make` for any mistake that does not depend on the run's length."""
-    make(name, given, **LONG)
+    make(name, given, **LONG, step_size=lambda t: 1.0)
 
 
 def make(
-    name: str, given: Settings, T: int, epoch: float, P: int = 1, momentum: float = 0.9
+    name: str,
+    given: Settings,
+    T: int,
+    epoch: float,
+    P: int = 1,
+    momentum: float = 0.9,
+    step_size: Callable[[int], float] | None = None,
 ) -> Any:
     """Make the Algorithm or Asynchronous `name` with the options `given` as on the command line.
 
-    The run has T updates of P learners, and `epoch` updates per epoch. Raises UserError for an
-    unknown name, an option that the algorithm does not have, or a value that breaks a rule.
+    The run has T updates of P learners, and `epoch` updates per epoch. step_size: t → γ of update
+    t, and in a warm-up the one right after it. Raises UserError for an unknown name, an option that
+    the algorithm does not have, or a value that breaks a rule.
     """
     if name not in BOTH:
         raise unknown(name)
@@ -82,5 +90,5 @@ def make(
     if stray := [option for option in given if option not in known]:
         takes = ", ".join(f"`{option}`" for option in known) or "no options of its own"
         raise UserError(f"`{stray[0]}` means nothing to {name}, which takes {takes}")
-    run = {"P": P, "momentum": momentum}
+    run = {"P": P, "momentum": momentum, "step_size": step_size}
     return BOTH[name](**arguments(BOTH[name], given, T, epoch, run))

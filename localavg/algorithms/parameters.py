@@ -25,7 +25,11 @@ from localavg.interfaces import Settings
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
-FILLED_IN = {"P", "momentum"}  # settings of the run that a function may take; they are no options
+FILLED_IN = {
+    "P",
+    "momentum",
+    "step_size",
+}  # settings of the run that a function may take; they are no options
 
 
 @dataclass(frozen=True)
@@ -144,7 +148,8 @@ def algorithm(function: Callable[Given, Made]) -> Callable[Given, Made]:
             _check_kind(name, value, hints.get(name))
         made = function(*args, **kwargs)
         if isinstance(made, Algorithm):
-            return replace(made, name=function.__name__, options=bound.arguments)
+            options = {k: v for k, v in bound.arguments.items() if k not in FILLED_IN}
+            return replace(made, name=function.__name__, options=options)
         return made
 
     return make

@@ -56,3 +56,16 @@ def make(c: TrainConfig, epoch: float) -> StepSize:
         start = c.lr / 10 if c.warmup_from is None else c.warmup_from
         gamma = warmed_up(gamma, start, c.lr, steps)
     return gamma
+
+
+def after_warm_up(c: TrainConfig, epoch: float, step_size: StepSize) -> StepSize:
+    """Return γ_t, and for the updates of a warm-up the step size right after it."""
+    steps = round(c.warmup_epochs * epoch)
+    return lambda t: step_size(max(t, steps + 1))
+
+
+def remedy(c: TrainConfig) -> str:
+    """Return what makes the step size of a run that diverged smaller."""
+    if c.lr_schedule == "inverse":
+        return "raise `shift` or `pl_constant`, which give the step size"
+    return "lower `lr`"

@@ -21,7 +21,7 @@ from mpi4py import MPI
 from numpy.typing import DTypeLike
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from localavg.errors import SharedError, UserError
+from localavg.errors import SharedError, UserError, amount
 from localavg.parallel.abort import abort_on_exception
 from localavg.parallel.aligned import host_zeros
 from localavg.parallel.layout import Layout
@@ -173,13 +173,13 @@ def _shared_file(nbytes: int) -> str:
         if path := _reserved(nbytes, place):
             if place != places[0]:
                 print(
-                    f"localavg: {nbytes / 1e9:.2f} GB do not fit in {places[0]}; this node shares "
+                    f"localavg: {amount(nbytes)} do not fit in {places[0]}; this node shares "
                     f"a file in {place} instead",
                     file=sys.stderr,
                 )
             return path
     raise UserError(
-        f"{nbytes / 1e9:.2f} GB for the node's one copy of the data: neither "
+        f"{amount(nbytes)} for the node's one copy of the data: neither "
         f"{' nor '.join(places)} has room; enlarge /dev/shm (mount -o remount,size=…), set TMPDIR, "
         "or use one rank a node"
     )

@@ -116,7 +116,8 @@ def task_of(
 def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) -> Experiment:
     """Add the algorithm and what it works on: rows, transport, engine. Collective."""
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
-    algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch)
+    step_size = stepsizes.after_warm_up(c, length.epoch, task.step_size)
+    algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch, step_size=step_size)
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
     matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
     transport = choose(

@@ -46,8 +46,9 @@ def ended(
     log: Closed,
     problem: Problem,
     world: MPI.Intracomm,
+    remedy: str,
 ) -> tuple[int, str]:
-    """Do `work`, and write to the run file how it ended.
+    """Do `work`, and write to the run file how it ended. remedy: what helps a run that diverged.
 
     Return the exit status, and the reason if the run did not finish. Other exceptions than those of
     this file are raised again and end the job. So does a UserError of this rank alone.
@@ -57,8 +58,8 @@ def ended(
         work()
         finish("finished")
     except Diverged as e:
-        finish("failed", failure=str(e))
-        return FAILED, str(e)
+        finish("failed", failure=f"{e}; {remedy}")
+        return FAILED, f"{e}; {remedy}"
     except Interrupted as e:
         finish("interrupted", failure=str(e))
         return GO_ON, str(e)

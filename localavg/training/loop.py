@@ -27,6 +27,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         "schedule": e.algorithm.schedule,
         "combine": e.algorithm.average,
         "optimizer": e.optimizer,
+        "engine": e.engine,
         "monitor": monitor,
     }
     begun = restore_(saved, e.fleet, w, parts)

@@ -73,7 +73,7 @@ class Monitor(Recorder):
         F = self.evaluator.objective(w, self)
         self.clock.lap("compute")
         if not math.isfinite(F):
-            raise Diverged(f"the objective after step {t} is not finite; lower `lr`")
+            raise Diverged(f"the objective after step {t} is not finite")
         return F
 
     def report(self, t: int, gamma: float, w: Array) -> None:
@@ -85,7 +85,7 @@ class Monitor(Recorder):
         loss, where = self.compare(t)
         if where is not None:
             raise Diverged(
-                f"the loss at step {where[0]} of learner {where[1]} is not finite; lower `lr` (now "
+                f"the loss at step {where[0]} of learner {where[1]} is not finite (step size now "
                 f"{gamma:g})"
             )
         samples = t * length.P * length.B
@@ -116,9 +116,7 @@ class Monitor(Recorder):
         row = self.evaluator.row(self.transport.mean(w))
         # Before T, the losses that follow show which learner diverged.
         if t == self.length.T and not math.isfinite(row["train_loss"]):
-            raise Diverged(
-                f"the averaged model's loss after step {t}, the last, is not finite; lower `lr`"
-            )
+            raise Diverged(f"the averaged model's loss after step {t}, the last, is not finite")
         if self.record is not None:
             self.record.append("eval", t=t, epoch=t / self.length.epoch, wall_s=wall_s, **row)
         if self.progress is not None:

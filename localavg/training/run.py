@@ -18,6 +18,7 @@ from localavg.errors import FINISHED
 from localavg.files import checkpoint
 from localavg.files.record import Record
 from localavg.interfaces import Settings
+from localavg.learner import stepsizes
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 from localavg.problems.engines.choose import AUTO
@@ -36,8 +37,8 @@ from localavg.training.resume import Start, earlier, resume
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
 
-PERIODS = ("K2", "K", "p_init", "tau0")
-"""options that are the (first) period of averages of all learners"""
+PERIODS = ("K2", "p_init", "tau0", "alpha", "K")
+"""options that give the (first) period of averages of all learners"""
 
 
 def run(
@@ -75,7 +76,7 @@ def run(
     # 4. Train.
     work = partial(_train, e, start, monitor, keeper)
     with nullcontext() if e.timing else keeper.listening():
-        status, why = ended(work, start.file, monitor, e.problem, world)
+        status, why = ended(work, start.file, monitor, e.problem, world, stepsizes.remedy(c))
 
     # 5. End.
     if writes and status == FINISHED:

@@ -13,6 +13,7 @@ from localavg.algorithms.base import Never
 from localavg.algorithms.hieravg import Hierarchical
 from localavg.algorithms.kavg import Every
 from localavg.algorithms.lupa import Linear, LossDriven, OneShot
+from localavg.algorithms.qsr import Quadratic
 from localavg.cli import in_flags
 from localavg.errors import UserError
 from localavg.scope import Scope
@@ -49,6 +50,12 @@ TRUTH = [
     (Every(3), "..W..W..W."),
     (Every(4), "...W...W...W"),
     (Every(9), "........"),
+    (Quadratic(0.3, 1, 2, lambda t: 0.1), "........W" * 2),  # 0.3/0.1 is 2.9999999999999996
+    (Quadratic(0.3, 4, 1, lambda t: 0.1), "...W...W"),
+    (Quadratic(2.0, 2, 2, lambda t: 1.0 if t <= 4 else 0.9), "...W...W...W"),
+    (Quadratic(2.0, 2, 2, lambda t: 1.0 if t <= 4 else 0.7), "...W.......W"),  # ⌊8.16⌋
+    (Quadratic(2.0, 2, 2, lambda t: 1.0 if t <= 4 else 0.0), "...W" + 40 * "."),
+    (Quadratic(2.0, 2, 2, lambda t: 1e-300), 40 * "."),
     (Hierarchical(1, 1), "WWWW"),
     (Hierarchical(3, 3), "..W..W..W"),
     (Hierarchical(1, 4), "CCCWCCCW"),
@@ -169,6 +176,7 @@ STATIC = [
     lambda: Hierarchical(3, 8),
     lambda: Linear(5, 0.3),
     lambda: Piecewise([(0, 4), (30, 9), (70, 2)]),
+    lambda: Quadratic(1.0, 2, 2, lambda t: 30 / (t + 30)),
 ]
 
 
@@ -338,6 +346,14 @@ BAD = [
     (lambda: Linear(4, -0.1), "--alpha -0.1: must be a finite number of at least 0"),
     (lambda: Linear(4, math.nan), "--alpha nan"),
     (lambda: Linear(4, math.inf), "--alpha inf"),
+    (lambda: Quadratic(0.0, 4, 2.0, float), "--alpha 0.0: must be a finite number above 0"),
+    (lambda: Quadratic(1.0, 4, math.inf, float), "--power inf: must be a finite number above 0"),
+    (lambda: Quadratic(1.0, 0, 2.0, float), "--K 0: a period must be at least 1"),
+    (
+        lambda: algorithms.qsr.qsr(step_size=float),
+        "qsr needs --alpha, in the unit of the step size",
+    ),
+    (lambda: algorithms.qsr.qsr(alpha=0.1), "qsr needs step_size=, a function of t"),
     (lambda: Piecewise([]), "--pieces"),
     (lambda: Piecewise([(1, 4)]), "--pieces with starts [1]: they must begin at 0"),
     (lambda: Piecewise([(0, 4), (0, 8)]), "--pieces with starts [0, 0]"),

@@ -223,6 +223,10 @@ def linear(tau0, alpha):
     return lambda s, T, gamma: oracle.adalupa_linear(s, T, gamma, tau0, alpha)
 
 
+def qsr(alpha, K, power=2, peak=0):
+    return lambda s, T, gamma: oracle.qsr(s, T, gamma, alpha, K, power, peak)
+
+
 def piecewise(*pieces):
     return lambda s, T, gamma: oracle.piecewise(s, T, gamma, pieces)
 
@@ -293,6 +297,11 @@ CASES = {
         momentum_at(piecewise((0, 4), (30, 7)), 0.4, nesterov=True),
         T=64,
     ),
+    "qsr": Case("qsr --alpha 1.6 --K 2", qsr(1.6, 2), "momentum", step=FALLING, T=70),
+    "qsr-cubic": Case(
+        "qsr --alpha 2.1 --K 3 --power 3", qsr(2.1, 3, 3), "nesterov", "average", STAIRS
+    ),
+    "qsr-warm-up": Case("qsr --alpha 3 --K 1", qsr(3, 1, peak=40), step=RISING),
     "mavg": Case("mavg --K 7 --mu 0.6", mavg(7, 0.6)),
     "mavg-momentum": Case("mavg --K 7 --mu 0.5", mavg(7, 0.5), "momentum", "keep", FALLING),
     "mavg-adam-reset": Case("mavg --K 4 --mu 0.3", mavg(4, 0.3), "adam", "reset", ADAM, T=54),
@@ -384,6 +393,7 @@ ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
         lambda s, T, gamma: oracle.adalupa_loss(s, T, gamma, 5),
         {"step": constant(3.0)},
     ),
+    "qsr": ("qsr --alpha 1.6 --K 2", qsr(1.6, 2), {"step": FALLING, "T": 70}),
     "adpsgd": (
         "adpsgd --p-init 4 --Ks 16 --warmup 3",
         adpsgd(4, 16, 3),
@@ -430,6 +440,7 @@ FEW = (
     "oneshot-sgd",
     "adalupa-linear",
     "adalupa-loss-reset",
+    "qsr",
     "piecewise-mu",
     "mavg-momentum",
     "hieravg-pairs",
@@ -611,6 +622,7 @@ SAME_BITS = {
     "piecewise --pieces 0:5,2:5": "kavg --K 5",
     "adalupa --tau0 7 --alpha 0": "kavg --K 7",
     "oneshot": "kavg --K 60",
+    "qsr --alpha 0.1 --K 7": "kavg --K 7",
     "adalupa --tau0 60": "oneshot",
     "kavg --K 1000": "oneshot",
     "adpsgd --p-init 7 --Ks 60 --warmup 0": "kavg --K 7",

@@ -70,6 +70,8 @@ LINES = {
 MISTAKES = {
     "train --problem network": "--problem network needs --model NAME",
     "train --model resnet81": "--model resnet81: must be one of mlp, ",
+    "train --problem logistic --model nin": "--model nin: logistic regression has no network",
+    "train --model nin --side 99999999": "--side 99999999: 4 batches of 64 such images do not fit",
     "checkpoint --folder "
     "FOLDER/nowhere": "--folder .*nowhere.*No such file.*give a folder that every rank can write",
     f"train {DATA} --steps 2 --repeats 1 --json "

@@ -126,6 +126,7 @@ def test_the_papers_symbols_are_the_options():
         "adpsgd": {"p_init", "Ks"},
         "qsgd": {"bits", "bucket"},
         "piecewise": {"pieces"},
+        "qsr": {"alpha", "K"},
     }
     for name, own in symbols.items():
         assert own <= set(options(name))

@@ -340,17 +340,22 @@ def statuses(world, folder, lines):
     return found
 
 
-def test_divergence_is_a_failed_run_with_status_1(tmp_path):
-    done = alone(*f"train kavg --lr 1e30 {SMALL} --log-every 1".split(), cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("steps", "remedy"),
+    [
+        ("--lr 1e30", "now 1e+30); lower --lr"),
+        (
+            "--lr-schedule inverse --pl-constant 4e-30 --shift 0",
+            "); raise --shift or --pl-constant",
+        ),
+    ],
+)
+def test_divergence_is_a_failed_run_with_status_1(steps, remedy, tmp_path):
+    done = alone(*f"train kavg {steps} {SMALL} --log-every 1".split(), cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == "run.h5\n"
     lines = [line for line in done.stderr.splitlines() if "not finite" in line]
-    assert (
-        len(lines) == 1
-        and "step 2 of learner 0" in lines[0]
-        and "lower --lr (now" in lines[0]
-        and "1e+30" in lines[0]
-    )
+    assert len(lines) == 1 and "step 2 of learner 0" in lines[0] and remedy in lines[0]
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     found = load(tmp_path / "run.h5")
     assert found.status == "failed" and in_flags(found.attrs["failure"]) == lines[0]
@@ -406,6 +411,7 @@ def test_every_algorithm_diverges_in_the_same_way(tmp_path):
         "adalupa --tau0 2",
         "adalupa --rule loss --tau0 2",
         "piecewise",
+        "qsr --alpha 1e30",
         "kavg --optimizer momentum",
     ]
     words = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --learners 4 --lr 1e30"

@@ -64,8 +64,9 @@ def test_output_on_a_full_disk_is_one_line_and_no_success(line):
     assert done.returncode == status and told in done.stderr and done.stderr.count(b"\n") == 1
 
 
-def test_ctrl_c_before_there_are_other_ranks_is_one_line():
-    code = "import localavg.cli.status as s; s._found = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)"
+@pytest.mark.parametrize("before", ["", "import localavg.parallel.fleet; "])
+def test_ctrl_c_where_there_are_no_other_ranks_is_one_line(before):
+    code = f"{before}import localavg.cli.status as s; s._found = lambda _: (_ for _ in ()).throw(KeyboardInterrupt)"
     code += "; from localavg.__main__ import main; main(['status', '.'])"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, timeout=60, check=False
@@ -196,7 +197,7 @@ def experiment(name, T, P, rank=0, **given):
         config=TrainConfig(algorithm=name, options=given),
         fleet=SimpleNamespace(P=P, rank=rank),
         length=SimpleNamespace(T=T),
-        algorithm=algorithms.make(name, given, T=T, epoch=T),
+        algorithm=algorithms.make(name, given, T=T, epoch=T, step_size=lambda t: 0.1),
     )
 
 
@@ -209,7 +210,7 @@ def noted(capsys, *what, **more):
 
 @pytest.mark.parametrize("name", [name for name in algorithms.ALGORITHMS if name != "sgd"])
 def test_one_learner_averages_nothing_which_is_printed(capsys, name):
-    given = {"S": 1} if name == "hieravg" else {}
+    given = {"hieravg": {"S": 1}, "qsr": {"alpha": 0.2}}.get(name, {})
     said = noted(capsys, name, 1000, 1, **given)
     assert said.startswith(f"localavg: {name} with 1 learner: nothing is averaged; ")
     assert "--learners" in said and "mpirun" in said
@@ -228,6 +229,7 @@ def test_sequential_sgd_is_meant_to_average_nothing(capsys):
         ("hieravg", {"K1": 4, "K2": 44, "S": 2}, " with K2 = 44"),
         ("adalupa", {"tau0": 41}, " with tau0 = 41"),
         ("piecewise", {"pieces": "0:50"}, ""),
+        ("qsr", {"alpha": 0.65}, " with alpha = 0.65"),
     ],
 )
 def test_a_period_longer_than_the_run_is_one_average_which_is_printed(capsys, name, given, with_):

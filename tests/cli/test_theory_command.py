@@ -142,6 +142,7 @@ def test_tables_and_predictions_are_printed():
         word in done.stdout
         for word in ("K-AVG", "M-AVG", "Hier-AVG", "LUPA", "predicted for P = 5", "that fail there")
     )
+    assert done.stdout.count("no rows") == 2 and "4 divides none of --P" in done.stdout
     tau = next(line.split() for line in done.stdout.splitlines() if line.startswith("tau "))
     assert tau == ["tau", "91"]  # lupa §6
 

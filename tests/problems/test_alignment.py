@@ -122,8 +122,8 @@ def trained(world):
         options = {name: how[name] for name in how if name in algorithms.options(how["algorithm"])}
         plain = {name: value for name, value in how.items() if name not in {*options}}
         c = TrainConfig(
-            options=options, data="digits", model="nin", learners=4, steps=7, batch_size=4, lr=0.1,
-            **plain,
+            options=options, data="digits", model="resnet8", learners=4, steps=7, batch_size=4,
+            lr=0.1, eval_examples=16, **plain,
         )  # fmt: skip
         e = build(c, Fleet(world, c.learners))
         monitor, keeper = run.watched(e, None)
@@ -145,7 +145,7 @@ def test_the_gaps_stay_zero_under_every_optimizer_exchange_and_average(ranks):
 
 def test_an_estimate_of_constants_leaves_the_gaps_zero(monkeypatch):
     """They are directions in which a network has no curvature."""
-    network = small("nin")
+    network = small("resnet8")
     gap, gradient_, seen = gaps(network.rows), network.gradient_, []
 
     def watched(w, batch, out):

@@ -114,6 +114,18 @@ def test_a_run_and_one_that_starts_again_in_its_middle_have_the_same_bits(model)
     np.testing.assert_array_equal(moments_again, moments)
 
 
+def test_a_resumed_run_keeps_the_size_of_its_chunks_whatever_memory_is_free_now(monkeypatch):
+    net, free = network("mlp-16"), memory.free_bytes("cpu")
+    w = different_rows(net, L)
+    g, first, resumed = np.zeros_like(w), engine("batch", net), engine("batch", net)
+    first.gradients_(w, 1, g)
+    assert first.size > 1
+    monkeypatch.setattr(memory, "free_bytes", lambda device: free // 10**6)
+    resumed.load_state_dict({name: np.int64(x) for name, x in first.state_dict().items()})
+    resumed.gradients_(w, 2, g)
+    assert resumed.size == first.size
+
+
 @pytest.mark.parametrize("sampling", [IID, Block])
 @pytest.mark.parametrize("change", [Augment(), Augment(pad=2, flip=True)])
 def test_the_batches_of_a_step_are_those_of_each_learner(sampling, change, smooth):

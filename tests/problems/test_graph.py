@@ -22,8 +22,9 @@ from localavg.datasets import Augment
 from localavg.errors import UserError
 from localavg.parallel.fleet import Fleet
 from localavg.problems import network
-from localavg.problems.engines import choose, graph
-from localavg.problems.engines.graph import SIDES, WARM_UP
+from localavg.problems.engines import capture, choose
+from localavg.problems.engines.capture import WARM_UP
+from localavg.problems.engines.graph import SIDES
 from localavg.problems.network import Network
 
 
@@ -145,11 +146,11 @@ class Unjoined(Gpu):
 
 def test_the_stand_in_finds_a_wait_that_is_missing(monkeypatch):
     waits = Stream.wait_stream
-    monkeypatch.setattr(graph, "WARM_UP", 99)  # eager alone
+    monkeypatch.setattr(capture, "WARM_UP", 99)  # eager alone
     monkeypatch.setitem(globals(), "Gpu", Unjoined)
     assert Trained("mlp").gpu.races() > 0
     monkeypatch.undo()
-    monkeypatch.setattr(graph, "WARM_UP", 99)
+    monkeypatch.setattr(capture, "WARM_UP", 99)
     monkeypatch.setattr(
         Stream, "wait_stream", lambda self, other: other.name == "main" or waits(self, other)
     )

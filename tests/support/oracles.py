@@ -223,6 +223,25 @@ def adalupa_linear(setup, T, gamma, tau0, alpha):
     return W[0], averages
 
 
+def qsr(setup, T, gamma, alpha, K_base, p=2, peak=0):
+    """Gu et al. 2024, Algorithm 2: every round takes H = max(K_base, floor((alpha / eta)^p)) local
+    steps, eta the learning rate of its first step, but never more than are left. A round that
+    begins in the first `peak` steps, a warm-up, takes eta of the step after them.
+    """
+    W, states = start(setup)
+    averages, t = [], 0
+    while t < T:
+        eta = Fraction(gamma(max(t, peak) + 1)).limit_denominator(10**6)
+        H = max(K_base, math.floor((Fraction(str(alpha)) / eta) ** p))
+        for _ in range(min(H, T - t)):
+            t += 1
+            W, states = every_learner_steps(setup, W, states, gamma(t))
+        W = [mean(W)] * setup.P
+        states = states_after_average(states, setup.policy)
+        averages.append((t, "global"))
+    return W[0], averages
+
+
 def adalupa_loss(setup, T, gamma, tau0):
     """lupa Algorithm 1 with equation 11 (without F*): tau_i = ceil((F(w_bar_0) / F(w_bar_i))^(1/3))
     tau_0.

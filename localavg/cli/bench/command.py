@@ -41,6 +41,11 @@ def _train(args: argparse.Namespace) -> int:
             f"bench train on {here.size} ranks: it measures one rank; run it without mpirun"
         )
     fleet = Fleet(here, args.learners)
+    if args.problem == "logistic" and args.model:
+        raise UserError(
+            f"--model {args.model}: logistic regression has no network; leave out --problem or "
+            "--model"
+        )
     if args.problem == "network" or args.model:
         rows = _network(args, fleet)
     else:

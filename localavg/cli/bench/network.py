@@ -48,7 +48,14 @@ def bench_network(
     """
     if model not in models.MODELS:
         raise UserError(f"--model {model}: must be one of {', '.join(models.MODELS)}")
-    data, warm = _random_images(side or models.MODELS[model].side, B), WARM[device.name]
+    side, warm = side or models.MODELS[model].side, WARM[device.name]
+    try:
+        data = _random_images(side, B)
+    except MemoryError as e:
+        raise UserError(
+            f"--side {side}: {BATCHES} batches of {B} such images do not fit in memory; use fewer "
+            "pixels or a smaller --batch-size"
+        ) from e
     c = _settings(model, B, steps + warm, precision, device, engine)
     problem = make_problem(c, data, fleet, device)
     assert isinstance(problem, Network)

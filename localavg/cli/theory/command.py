@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from localavg.theory import Constants
 
 TABLES = ("kavg", "mavg", "hieravg", "against", "lupa", "adalupa")
+EMPTY = {  # why a table may have no rows
+    "hieravg": "no K1 is at most a K2 (--K), or no S divides a P",
+    "against": "4 divides none of --P",
+    "adalupa": "no --E of at least 2 periods, each of --tau0 updates or more, fits in T",
+}
 
 
 def add(commands: Commands) -> None:
@@ -199,7 +204,10 @@ def _print_tables(
     for name in args.tables:
         if name in tables:
             title, rows = tables[name]
-            print_table(f"{title} (γ = {gamma:g}, B = {B}, T = {T})", rows())
+            found = rows()
+            print_table(
+                f"{title} (γ = {gamma:g}, B = {B}, T = {T})", found or [{"no rows": EMPTY[name]}]
+            )
 
 
 def _print_variance(constants: Constants, run: Run) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from localavg.errors import UserError
+from localavg.errors import UserError, amount
 from localavg.interfaces import Device
 from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
@@ -61,9 +61,7 @@ def _on_host(name: str, fleet: Fleet, S: int | None, learner_bytes: int) -> Host
         return SharedMemory(
             fleet, S, why="asked for" if name == "shared" else "ranks of a node share its memory"
         )
-    short = (
-        f"/dev/shm has {room / 1e9:.2f} GB free and the learners of a host need {need / 1e9:.2f} GB"
-    )
+    short = f"/dev/shm has {amount(room)} free and the learners of a host need {amount(need)}"
     if name == "shared":
         raise UserError(
             f"`transport = shared`: {short}; enlarge it (mount -o remount,size=…) or use "

@@ -46,7 +46,7 @@ class Batch(Engine):
         self.net, self.feed, self.learners = net, feed, learners
         self.book: Book = unbooked
         self.module = Module(net.skeleton, net.name)
-        self.size = size
+        self.size = size or 0
         self.masks: Masks | None = None
         self._each = 0  # bytes that a learner takes, as measured
         self._works = False
@@ -76,7 +76,7 @@ class Batch(Engine):
             if seeds:
                 net = self.net
                 self.masks = Masks(net.skeleton, net.rows, w[0], x[0], net.autocast)
-            if self.size is None:
+            if not self.size:
                 self.size = self._size(w[:1], x, y, self._drawn(seeds))
         self._chunks = []
         for a in range(0, len(self.learners), self.size):

@@ -1,4 +1,4 @@
-"""The capture of a step as one CUDA graph."""
+"""A step of an engine as one CUDA graph."""
 
 from __future__ import annotations
 
@@ -15,6 +15,40 @@ WARM_UP = 3
 
 A capture must not contain what libraries set up at their first kernels.
 """
+
+
+class Replayed:
+    """A step that is queued eagerly at first, and as one CUDA graph afterwards.
+
+    engine: its name, for errors. step: queues the work in the current stream, and in others that it
+    forks and joins. cuda: torch.cuda or a stand-in. The work before a call comes before the step,
+    and the work after it comes after; the step itself runs in one stream from the first call on, in
+    which the graph is captured.
+    """
+
+    def __init__(self, engine: str, step: Callable[[], None], cuda: ModuleType) -> None:
+        self.engine, self.step, self.cuda = engine, step, cuda
+        self._stream = cuda.Stream()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget the graph, because the step has other memory now."""
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._eager = WARM_UP  # steps that remain until the capture
+
+    def __call__(self) -> None:
+        """Queue the step. Raises UserError if it cannot be captured."""
+        if self._graph is None and not self._eager:
+            self._graph = captured(self.engine, self.step, self.cuda, self._stream)
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        main = self.cuda.current_stream()
+        self._stream.wait_stream(main)
+        with self.cuda.stream(self._stream):
+            self.step()
+        main.wait_stream(self._stream)
+        self._eager -= 1
 
 
 def captured(

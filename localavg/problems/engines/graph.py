@@ -4,10 +4,11 @@ A graph launches the thousands of small kernels of a step at once, and kernels i
 run side by side, so that several learners on a GPU take little more time than their arithmetic.
 Written against `torch.cuda` or a stand-in with its names.
 
-Main is the stream that all other work runs in. The step makes the batches in main, forks into side
-streams, which take the learners in turn, and joins them. One rule keeps memory safe: what main and
-a side stream both use is allocated in main, and main releases it, or writes to it, only after the
-join. What a side stream allocates, the activations of a learner, only this stream uses.
+Main is the stream that all other work runs in. The step runs in a stream of its own, which waits
+for main before it, and main for it after it. It makes the batches, forks into side streams, which
+take the learners in turn, and joins them. One rule keeps memory safe: what main and another stream
+both use is allocated in main, and main releases it, or writes to it, only after the join. What a
+side stream allocates, the activations of a learner, only this stream uses.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from localavg.problems.batches import Batches
 from localavg.problems.device_feed import DeviceFeed
 from localavg.problems.device_jpegs import DeviceJpegFeed
 from localavg.problems.engines import memory
-from localavg.problems.engines.capture import WARM_UP, captured
+from localavg.problems.engines.capture import Replayed
 from localavg.problems.engines.masks import Masks
 from localavg.problems.rows import Bound
 
@@ -42,9 +43,8 @@ Bind = Callable[[Array, Array, list[Tensor]], Bound]
 class Graph(Engine):
     """Replays one CUDA graph a step.
 
-    The first steps run eagerly, in the same streams as later in the graph. Steps whose batches are
-    not all of the sampler's size are left to `loop`, the engine that takes one learner after the
-    other.
+    Steps whose batches are not all of the sampler's size are left to `loop`, the engine that takes
+    one learner after the other.
 
     A network with dropout draws nothing in the graph: the masks of each learner are drawn in main
     before the step, from the seed of (learner, update), and the graph reads them (`Masks`). It
@@ -73,14 +73,12 @@ class Graph(Engine):
         self.masks: list[Tensor] = []  # [L, …] each
         # torch has 32 streams, which it gives in turn: those made one after the other differ
         self.sides = [cuda.Stream() for _ in range(min(L, SIDES))]
-        self._capturing = cuda.Stream()
+        self._replayed = Replayed(self.name, self._step, cuda)
         self._losses = torch.zeros(L, device=feed.feed.batches[0].device)
         # the matrices that the modules below are views of
         self._w: Array | None = None
         self._out: Array | None = None
         self._bounds: list[Bound] = []
-        self._eager = WARM_UP  # steps that remain until the capture
-        self._graph: torch.cuda.CUDAGraph | None = None
 
     def gradients_(self, w: Array, t: int, out: Array) -> list[float | Array]:
         """Compute the gradients as `interfaces.Engine` describes.
@@ -97,21 +95,13 @@ class Graph(Engine):
             self._begin(w, out)
         self._draw(t)
         with memory.explained(self.name, "`engine = loop`, or a smaller `batch_size`"):
-            self._step_or_replay()
+            self._replayed()
         return list(self._losses.clone())  # before another step
-
-    def _step_or_replay(self) -> None:
-        if self._graph is None and not self._eager:
-            self._graph = captured(self.name, self._step, self.cuda, self._capturing)
-        if self._graph is None:
-            self._step()
-            self._eager -= 1
-        else:
-            self._graph.replay()
 
     def _begin(self, w: Array, out: Array) -> None:
         """Bind the learners' modules to their rows of w [L, d] and out [L, d]."""
-        self._w, self._out, self._graph, self._eager = w, out, None, WARM_UP
+        self._w, self._out = w, out
+        self._replayed.begin()
         if self.feed.draws:
             self._masks = self._masks_for(w[0], self.images.batches[0][0])
             self.masks = self._masks.places(len(self.learners))
@@ -126,14 +116,14 @@ class Graph(Engine):
             self._masks.draw_(self.feed.seeds(self.learners, t), self.masks)
 
     def _step(self) -> None:
-        """Queue the work of one step, eagerly or in a capture; the current stream is main."""
-        main = self.cuda.current_stream()
+        """Queue the work of one step, eagerly or in a capture."""
+        forking = self.cuda.current_stream()
         self.images.gather_()
         x, y = self.images.batches  # [L, B, C, H, W], [L, B]
         for side in self.sides:
-            side.wait_stream(main)
+            side.wait_stream(forking)
         for l, bound in enumerate(self._bounds):
             with self.cuda.stream(self.sides[l % len(self.sides)]):
                 self._losses[l].copy_(bound.gradient_(x[l], y[l]))
         for side in self.sides:
-            main.wait_stream(side)
+            forking.wait_stream(side)

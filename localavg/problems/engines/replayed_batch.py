@@ -14,13 +14,13 @@ from localavg.problems.batches import Batches
 from localavg.problems.device_feed import DeviceFeed
 from localavg.problems.device_jpegs import DeviceJpegFeed
 from localavg.problems.engines.batch import Batch, Net
-from localavg.problems.engines.capture import WARM_UP, captured
+from localavg.problems.engines.capture import Replayed
 
 
 class ReplayedBatch(Batch):
     """Replays one CUDA graph a step: the batches of all learners, then the gradients.
 
-    The first steps run eagerly, in the stream of the capture. Steps whose batches are not all of
+    Steps whose batches are not all of
     the sampler's size are left to `loop`. The masks of dropouts are drawn before the step, into
     memory that the graph reads.
     """
@@ -36,19 +36,17 @@ class ReplayedBatch(Batch):
     ) -> None:
         super().__init__(net, feed, learners, size)
         assert isinstance(feed.feed, DeviceFeed | DeviceJpegFeed)
-        self.images, self.loop, self.cuda = feed.feed, loop, cuda
-        self._stream = cuda.Stream()
+        self.images, self.loop = feed.feed, loop
+        self._replayed = Replayed(self.name, self._step, cuda)
         self._losses = torch.zeros(len(learners), device=self.images.batches[0].device)
         self._drawn_masks: list[list[Tensor]] = []  # of each chunk
-        self._eager = WARM_UP  # steps that remain until the capture
-        self._graph: torch.cuda.CUDAGraph | None = None
 
     def gradients_(self, w: Array, t: int, out: Array) -> Any:
         """Compute the gradients as `interfaces.Engine` describes."""
         new = self._rows is None or self._rows[0] is not w or self._rows[1] is not out
         if new:
             self._bind(w, t, out)
-            self._graph, self._eager = None, WARM_UP
+            self._replayed.begin()
             masks, chunks = self.masks, self._chunks
             self._drawn_masks = [masks.places(len(js)) if masks else [] for js, _ in chunks]
         start = perf_counter()
@@ -59,12 +57,7 @@ class ReplayedBatch(Batch):
             return self.loop.gradients_(w, t, out)
         self._draw(t)
         with self._explained():
-            if self._graph is None and not self._eager:
-                self._graph = captured(self.name, self._step, self.cuda, self._stream)
-            if self._graph is None:
-                self._warm_up()
-            else:
-                self._graph.replay()
+            self._replayed()
         self._works = True
         return list(self._losses.clone())  # before another step
 
@@ -73,15 +66,6 @@ class ReplayedBatch(Batch):
         for (learners, _), masks in zip(self._chunks, self._drawn_masks, strict=True):
             if self.masks is not None:
                 self.masks.draw_(self.feed.seeds(learners, t), masks)
-
-    def _warm_up(self) -> None:
-        """Queue a step eagerly, in the stream of the capture."""
-        main = self.cuda.current_stream()
-        self._stream.wait_stream(main)
-        with self.cuda.stream(self._stream):
-            self._step()
-        main.wait_stream(self._stream)
-        self._eager -= 1
 
     def _step(self) -> None:
         """Queue the work of one step in the current stream."""

@@ -63,8 +63,7 @@ class Log:
         if not math.isfinite(losses) or not math.isfinite(center.sum()):
             what = "its loss is" if not math.isfinite(losses) else "the center variable is"
             raise Diverged(
-                f"step {t} of learner {j}: {what} not finite; lower `lr` (now "
-                f"{self.step_size(t):g})"
+                f"step {t} of learner {j}: {what} not finite (step size now {self.step_size(t):g})"
             )
         last = self.U == self.length.P * self.length.T
         if last or self.U >= self._log_due:
@@ -102,7 +101,7 @@ class Log:
         """
         t = U // self.length.P
         if t == self.length.T and not math.isfinite(row["train_loss"]):
-            raise Diverged(f"the center's loss after step {t}, the last, is not finite; lower `lr`")
+            raise Diverged(f"the center's loss after step {t}, the last, is not finite")
         if self.file is not None:
             self.file.append(
                 "eval", t=t, epoch=U / self.length.P / self.length.epoch, wall_s=wall_s, **row

@@ -18,6 +18,7 @@ from localavg.algorithms.eamsgd import EAMSGD
 from localavg.config import TrainConfig
 from localavg.errors import FINISHED, UserError
 from localavg.interfaces import Array, Settings
+from localavg.learner import stepsizes
 from localavg.learner.flat import Flat, Places
 from localavg.parallel.fleet import Fleet
 from localavg.training import header
@@ -71,6 +72,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
         log,
         task.problem,
         world,
+        stepsizes.remedy(c),
     )
     roles.free()
 
