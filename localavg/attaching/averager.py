@@ -13,7 +13,7 @@ from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings
 from localavg.attaching.place import place_of
 from localavg.attaching.row import averaged, by_type
-from localavg.attaching.saved import check_state, load_, saved
+from localavg.attaching.saved import check_state, load_, saved, tell_other_sums
 from localavg.attaching.start import Rows, start
 from localavg.errors import UserError
 from localavg.interfaces import UNTIMED, Array, Settings
@@ -200,11 +200,13 @@ class Averager:
         """
         about = {"start": self._start, "scope": int(self.scope), "variance": self.variance}
         with self._place.here():
-            return {"t": self.t, **about, **saved(self.algorithm, self.flat)}
+            return {"t": self.t, **about, **saved(self.algorithm, self.flat, self.transport.name)}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume from `state`, which an averager with the same algorithm and model returned."""
         check_state(state, self.algorithm, self.flat)
+        if self.fleet.rank == 0:
+            tell_other_sums(state, self.transport.name)
         self._agreement.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
         with self._place.here():

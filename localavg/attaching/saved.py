@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 
 from localavg.algorithms.base import Algorithm
@@ -12,7 +13,7 @@ from localavg.parallel.device import on_host
 from localavg.parallel.places import shown
 
 
-def saved(algorithm: Algorithm, flat: Row) -> dict[str, object]:
+def saved(algorithm: Algorithm, flat: Row, transport: str) -> dict[str, object]:
     """Return the state of an algorithm's parts, what it belongs to, and the row's masters.
 
     All tensors are copies in the host's memory.
@@ -23,6 +24,7 @@ def saved(algorithm: Algorithm, flat: Row) -> dict[str, object]:
     return {
         "algorithm": _parts(algorithm),
         "d": flat.size,
+        "transport": transport,
         "schedule": algorithm.schedule.state_dict(),
         "combine": {name: torch.tensor(x) for name, x in kept.items()},
         "master": {name: x.to("cpu", copy=True) for name, x in flat.masters().items()},
@@ -35,6 +37,16 @@ def load_(state: Settings, algorithm: Algorithm, flat: Row) -> None:
     algorithm.average.load_state_dict({name: x.cpu() for name, x in state["combine"].items()})
     for name, x in flat.masters().items():
         x.copy_(state["master"][name])
+
+
+def tell_other_sums(state: Settings, transport: str) -> None:
+    """Print where a state was made with another transport than this one."""
+    if (was := state.get("transport", transport)) != transport:
+        print(
+            f"localavg: attach: the state was made with transport {was}, and this run has "
+            f"{transport}: sums over ranks may round differently than in an uninterrupted run",
+            file=sys.stderr,
+        )
 
 
 def check_state(state: Settings, algorithm: Algorithm, flat: Row) -> None:

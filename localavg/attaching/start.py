@@ -12,7 +12,8 @@ from localavg.attaching.row import Row, by_type
 from localavg.attaching.state import TorchState
 from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
-from localavg.parallel.device import on_host, put_
+from localavg.parallel.device import Cuda, on_host, put_
+from localavg.parallel.probe import known
 from localavg.parallel.transport import choose
 
 if TYPE_CHECKING:
@@ -32,18 +33,16 @@ class Rows(NamedTuple):
 def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     """Move these tensors into a row, equal on all ranks, and make the other rows. Collective."""
     fleet, algorithm, where = asked.fleet, asked.algorithm, place.where
-    transport = choose("auto", fleet, algorithm.S, row_bytes(asked, tensors), place.device)
+    floats = sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
+    rows = 1 + bool(algorithm.exchange.scope) + 2 * (asked.state == "average")  # Adam's at most
+    between = isinstance(place.device, Cuda) and fleet.ranks > 1
+    aware = known() if between and fleet.rank == 0 else None
+    transport = choose("auto", fleet, algorithm.S, 4 * rows * floats, place.device, aware, n=floats)
     flat = start_equal_(asked, tensors, transport, where)
     held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
     gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)
     state = TorchState(asked.state, asked.optimizers, held, fleet, transport, where)
     return Rows(transport, flat, gradients, state)
-
-
-def row_bytes(asked: Asked, tensors: Mapping[str, Tensor]) -> int:
-    """Return the bytes of one learner's rows: weights, gradients, and the state of Adam at most."""
-    rows = 1 + bool(asked.algorithm.exchange.scope) + 2 * (asked.state == "average")
-    return 4 * rows * sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
 
 
 def start_equal_(

@@ -63,6 +63,14 @@ def probed() -> Probe:
     return found
 
 
+def known() -> Probe:
+    """Return the cached Probe of MPI on device memory. Nothing is tried: MPI may have started."""
+    gpus, why = find_gpus()
+    if not gpus:
+        return Probe(None, f"not tried: GPUs: {why}")
+    return cached(*_case(gpus)[:2], lambda: Probe(None, "not tried yet; localavg doctor tries it"))
+
+
 def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
     """Find out whether MPI takes device memory on this host, before MPI starts.
 
@@ -70,12 +78,9 @@ def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
     is tried on two of them, or if no launcher starts that, on this one. gpus and why: as
     `find_gpus` returns them; fresh: try again.
     """
-    from mpi4py import MPI
-
     if not gpus:
         return Probe(None, f"not tried: GPUs: {why}")
-    mpirun, library = which("mpirun"), MPI.Get_library_version().strip(chr(0))
-    between = on_two_nodes(os.environ, library)
+    mpirun, (path, key, between) = which("mpirun"), _case(gpus)
     if mpirun is None and not between:
         return Probe(None, "not tried: no mpirun on PATH")
     program = [sys.executable, "-m", "mpi4py", "-m", __name__]
@@ -89,12 +94,20 @@ def probe(gpus: Gpus, why: str, fresh: bool) -> Probe:
         here = tried(one, LIMIT_S)
         return replace(here, why=f"{here.why}; between nodes {found.why}")
 
+    return cached(path, key, try_, fresh)
+
+
+def _case(gpus: Gpus) -> tuple[Path, str, list[str]]:
+    """Return the cache, the key of this host there, and what starts ranks on two nodes."""
+    from mpi4py import MPI
+
+    library = MPI.Get_library_version().strip(chr(0))
+    between = on_two_nodes(os.environ, library)
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "localavg")
-    cards = counted(name for name, _ in gpus)
-    key = f"{library} on {platform.machine()} with {cards}"
+    key = f"{library} on {platform.machine()} with {counted(name for name, _ in gpus)}"
     if between:
         key += f", between nodes by {Path(between[0]).name}"
-    return cached(folder / "cuda-aware.json", key, try_, fresh)
+    return folder / "cuda-aware.json", key, between
 
 
 def try_allreduce() -> None:

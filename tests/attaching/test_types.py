@@ -13,6 +13,7 @@ from mpi import call
 from mpi4py import MPI
 
 import localavg
+from localavg.attaching.saved import tell_other_sums
 from localavg.errors import UserError
 
 torch = pytest.importorskip(
@@ -367,3 +368,12 @@ def test_a_compiled_model_is_averaged():
     plain = by_hand(MPI.COMM_SELF, True)
     for a, b in zip(compiled[0], plain[0], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_state_of_another_transport_is_told(capsys):
+    for state in ({}, {"transport": "staged"}):
+        tell_other_sums(state, "staged")
+        assert capsys.readouterr().err == ""
+    tell_other_sums({"transport": "nccl"}, "staged")
+    told = capsys.readouterr().err
+    assert "nccl" in told and "staged" in told and told.count("\n") == 1

@@ -9,6 +9,7 @@ import sys
 import nvml
 import pytest
 
+from localavg.parallel import probe
 from localavg.parallel.gpus import visible
 from localavg.parallel.outside import on_two_nodes, outside
 
@@ -141,3 +142,15 @@ def test_an_mpirun_on_two_nodes_keeps_the_allocation_and_nothing_else_of_the_job
     assert (batch | mine).items() <= there.items()
     assert not {"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "OMPI_MCA_ess"} & there.keys()
     assert there["SLURM_OVERLAP"] == "1"
+
+
+def test_what_is_known_of_device_memory_is_read_and_never_tried(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(probe, "find_gpus", lambda: ((("card", "1"),), ""))
+    monkeypatch.setattr(probe, "run_child", None)
+    assert probe.known().works is None
+    path, key, _ = probe._case((("card", "1"),))
+    found = probe.cached(path, key, lambda: probe.Probe(True, "right"))
+    assert found.works and probe.known().works and probe.known().cached
+    monkeypatch.setattr(probe, "find_gpus", lambda: ((), "none: no driver"))
+    assert probe.known().works is None and "no driver" in probe.known().why
