@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 def row_bytes(asked: Asked, tensors: Mapping[str, Tensor]) -> int:
     """Return the bytes of one learner's rows: weights, gradients, and the state of Adam at most."""
     rows = 1 + bool(asked.algorithm.exchange.scope) + 2 * (asked.state == "average")
-    return 4 * rows * sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
+    share = asked.algorithm.average.kept / max(1, asked.fleet.sharing)  # once for all learners
+    return int(4 * (rows + share) * sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values()))
 
 
 def start_equal_(asked: Asked, tensors: Mapping[str, Tensor], transport: Transport) -> Row:

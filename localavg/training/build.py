@@ -118,9 +118,10 @@ def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) 
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch)
     optimizer = optim.make(c.optimizer, c.momentum, c.state)
-    matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
+    # weights, gradients, state: [L, d] each; and what the average keeps, once for all
+    rows = 2 + optimizer.averaged + algorithm.average.kept / max(1, fleet.sharing)
     transport = choose(
-        c.transport, fleet, algorithm.S, 4 * matrices * problem.d, task.device, aware
+        c.transport, fleet, algorithm.S, int(4 * rows * problem.d), task.device, aware
     )
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))

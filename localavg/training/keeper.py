@@ -127,6 +127,8 @@ class Keeper:
         state = {name: part.state_dict() for name, part in self.parts.items()} | {
             "weights": {"w": self.w}
         }
+        if self.fleet.rank > 0:
+            state["combine"] = {}  # what the average keeps is the same on all ranks
         state["record"] = {}
         if self.record is not None:
             self.record.flush(force=True)
