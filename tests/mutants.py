@@ -26,7 +26,7 @@ BROKEN = ("SyntaxError", "NameError", "ImportError", "ModuleNotFoundError")  # n
 # Where things are.
 ALGORITHMS = {
     name: f"localavg/algorithms/{name}.py"
-    for name in ("base", "kavg", "hieravg", "adpsgd", "mavg", "qsgd", "eamsgd")
+    for name in ("base", "kavg", "hieravg", "adpsgd", "outer", "qsgd", "eamsgd")
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
@@ -84,6 +84,7 @@ RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bi
 WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
 ON_DEVICE = f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once"
 DIVIDED = f"{TESTS['transport']}::test_a_sum_is_divided_by_the_learners_not_by_the_ranks"
+OUTER = f"{TESTS['combine']}::test_outer_steps_are_those_of_the_sources"
 RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
 SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
 ON_CPU = f"{TESTS['device_feed']}::test_batches_are_those_of_the_feed_on_the_cpu"
@@ -154,11 +155,71 @@ MUTANTS = [
     ),
     # what an average does
     Mutant(
-        "block momentum at clusters",
-        ALGORITHMS["mavg"],
-        "if scope is not Scope.WORLD:",
-        "if scope is Scope.NONE:",
+        "an outer step at clusters",
+        ALGORITHMS["outer"],
+        "step = self.step if scope is Scope.WORLD else None",
+        "step = self.step",
         f"{TESTS['combine']}::test_averages_of_clusters_are_plain_means_and_no_block_step",
+    ),
+    *(
+        Mutant(name, ALGORITHMS["outer"], old, new, OUTER)
+        for name, old, new in (
+            ("momentum steps without η", "np.multiply(v, self.lr, mean)", "v"),
+            (
+                "Nesterov looks ahead by v in place of μv",
+                "D += np.multiply(v, self.mu, self._scratch(v))",
+                "D += v",
+            ),
+            (
+                "Nesterov's step takes the momentum before the round",
+                """\
+        v *= self.mu  # v ← μv + D
+        v += D
+        D +=""",
+                """\
+        v *= self.mu
+        D +=""",
+            ),
+            ("Adam weighs D by β₁", "np.multiply(D, 1 - self.mu,", "np.multiply(D, self.mu,"),
+            ("Adam's second moment starts at 0", "first = tau**2", "first = 0.0"),
+            ("Adam forgets τ", "root += self.tau", "root += 0"),
+            ("Yogi's second moment goes the other way", "v -= square", "v += square"),
+            (
+                "Yogi takes the sign of D² − v",
+                "np.subtract(v, square, self._scratch(v))",
+                "np.subtract(square, v, self._scratch(v))",
+            ),
+            ("SlowMo's gradient forgets γ", "G *= 1 / self.gamma", "G *= 1"),
+            ("SlowMo steps with α alone", "self.lr * self.gamma, mean", "self.lr, mean"),
+            (
+                "SlowMo's sign",
+                "G = np.subtract(w_tilde, mean, mean)",
+                "G = np.subtract(mean, w_tilde, mean)",
+            ),
+        )
+    ),
+    Mutant(
+        "SlowMo's step size is that of the round before",
+        TRAINING["averaging"],
+        "self.transport, self.variance, gamma)",
+        "self.transport, self.variance, self.__dict__.setdefault('old', gamma))",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "the step comes before the division",
+        TRANSPORT["lanes"],
+        """\
+        mean /= self.P
+        spread = self.spread(parts, mean) if variance else 0.0
+        rows[...] = mean if step is None else step(mean, columns)
+""",
+        """\
+        new = mean if step is None else step(mean, columns)
+        mean /= self.P
+        spread = self.spread(parts, mean) if variance else 0.0
+        rows[...] = new
+""",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
     ),
     Mutant(
         "rounding to the nearest level in QSGD",
@@ -362,17 +423,17 @@ MUTANTS = [
         RESUMED,
     ),
     Mutant(
-        "block v is forgotten at resume",
-        ALGORITHMS["mavg"],
-        'put_(self.v, state["v"])',
-        "self.v[...] = 0",
+        "the outer moments are forgotten at resume",
+        ALGORITHMS["outer"],
+        "put_(mine, state[name])",
+        'put_(mine, state[name]) if name == "w_tilde" else None',
         RESUMED,
     ),
     Mutant(
-        "the last block's weights are forgotten at resume",
-        ALGORITHMS["mavg"],
-        'put_(self.w_tilde, state["w_tilde"])',
-        "pass",
+        "the last average is forgotten at resume",
+        ALGORITHMS["outer"],
+        "put_(mine, state[name])",
+        'put_(mine, state[name]) if name != "w_tilde" else None',
         RESUMED,
     ),
     Mutant(

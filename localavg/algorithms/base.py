@@ -84,7 +84,7 @@ class Never(Schedule):
 class Average(ABC):
     """What an average does to the weights of the learners that meet.
 
-    What it keeps is the same for all learners. kept: how many rows of parameters that is.
+    kept: how many rows of parameters it keeps for all learners together.
     """
 
     kept = 0
@@ -113,7 +113,10 @@ class Average(ABC):
         """
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what the average keeps from one call to the next."""
+        """Return what the average keeps from one call to the next.
+
+        A matrix has a row a learner; all other values are the same on all ranks.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:  # noqa: B027

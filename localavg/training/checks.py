@@ -82,7 +82,7 @@ def recorded(config: Settings) -> Settings:
 
 
 def _takes_outer(settings: Settings) -> bool:
-    name = settings["algorithm"]
+    name = settings.get("algorithm")
     return name in algorithms.BOTH and "outer" in algorithms.options(name)
 
 

@@ -26,6 +26,7 @@ COLUMNS = [
     "allreduce_s",
     "torch_s",
     "floor_s",
+    "outer_s",
 ]
 
 
@@ -39,8 +40,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench") / "new"
     where = "--out", folder / "a.h5", "--json", folder / "a.json"
     done = bench(
-        2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", *where, check=True
-    )
+        2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", "--outer", "adam",
+        *where, check=True,
+    )  # fmt: skip
     return folder, done
 
 

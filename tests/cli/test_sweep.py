@@ -277,7 +277,7 @@ grid.milestones = [[1, 2], [3]]
         ("[[runs]]\nalgorithm = 'kavg'\nout = 'a.h5'", ["out", "sets this itself"]),
         ("[[runs]]\nalgorithm = 'kavg'\nseed = 3", ["seed = 3", "seeds = HOW_MANY"]),
         ("[[runs]]\nalgorithm = 'kavg'\nK = 0", ["kavg at scale laptop", "`K = 0`"]),
-        ("[[runs]]\nalgorithm = 'kavg'\nmu = 0.5", ["`mu` means nothing to kavg"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nK1 = 5", ["`K1` means nothing to kavg"]),
         ("[[runs]]\nalgorithm = 'fly'", ["algorithm fly"]),
         ("[[runs]]\nalgorithm = 'kavg'\n[[runs]]\nalgorithm = 'kavg'", ["two runs", "kavg-s0"]),
         ("[[runs]]\nalgorithm = 'kavg'\nonly = 'paper'", ["no runs at scale laptop"]),

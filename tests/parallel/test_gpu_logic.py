@@ -445,8 +445,8 @@ def test_the_kernel_of_an_outer_optimiser_does_what_numpy_does(rule):
         for columns in (slice(0, 30), slice(30, 40)):
             given = stand_in.asarray(mean)[columns]
             found, expected = there.step(given, columns), host.step(mean[columns], columns)
-            np.testing.assert_allclose(found.get(), expected, rtol=1e-6, atol=1e-6)
-    np.testing.assert_allclose(there.state.get(), host.state, rtol=2e-6, atol=2e-6)
+            np.testing.assert_allclose(found.get(), expected, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(there.state.get(), host.state, rtol=2e-5, atol=1e-5)
 
 
 def test_a_communicator_of_nccl_is_made_for_each_group_that_spans_ranks():
