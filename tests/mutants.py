@@ -84,6 +84,7 @@ RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bi
 WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
 ON_DEVICE = f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once"
 DIVIDED = f"{TESTS['transport']}::test_a_sum_is_divided_by_the_learners_not_by_the_ranks"
+LEARNER_TESTS = "tests/learner/test_optim.py"
 OUTER = f"{TESTS['combine']}::test_outer_steps_are_those_of_the_sources"
 RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
 SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
@@ -152,6 +153,13 @@ MUTANTS = [
         "elif S > self.high * gamma * self.C2:",
         "elif S > self.high * self.C2:",
         f"{TESTS['schedules']}::test_thresholds_follow_the_step_size",
+    ),
+    Mutant(
+        "AdamW's decay forgets γ",
+        LEARNER["optim"],
+        "self.shrink = 1 - gamma * self.decay",
+        "self.shrink = 1 - self.decay",
+        f"{LEARNER_TESTS}::test_weight_decay_shrinks_the_weights_alone",
     ),
     # what an average does
     Mutant(

@@ -10,7 +10,7 @@ Language Models. 2023, arXiv 2311.08105, Algorithm 1, in the symbols of `outer.p
         Δ ← (1/P) Σ_j (w̃ − w_j)                         the outer gradient, −D
         w̃ ← OuterOpt(w̃, Δ)                              `outer.Nesterov`, η = 0.7, μ = 0.9
 
-The paper's inner optimiser is AdamW, and its H is K here.
+H of the paper is K here. Its inner optimiser is AdamW: optimizer = adamw, weight_decay = 0.1.
 """
 
 from __future__ import annotations

@@ -28,11 +28,10 @@ def kavg(
     outer_lr: OuterLr = None,
     mu: Mu = None,
 ) -> Algorithm:
-    """K-AVG (kavg Alg. 1): everyone averages every K updates, w_j ← w̄.
+    """K-AVG (kavg Alg. 1), Local SGD: everyone averages every K updates, w_j ← w̄.
 
-    The same as CPSGD (adpsgd Alg. 1), LUPA-SGD (lupa Alg. 1, τ = K), Local SGD, and FedAvg with all
-    learners. With all learners FedAvgM, FedAdam and FedYogi are its outer optimisers momentum, adam
-    and yogi.
+    The same as CPSGD (adpsgd Alg. 1), LUPA-SGD (lupa Alg. 1, τ = K), and FedAvg with all learners.
+    With all learners FedAvgM, FedAdam and FedYogi are its outer optimisers momentum, adam and yogi.
     """
     return Algorithm(Every(K), average(outer, outer_lr, mu), NoExchange())
 

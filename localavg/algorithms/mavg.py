@@ -32,8 +32,8 @@ def mavg(
     outer_lr: OuterLr = 1.0,
     mu: Mu = 0.7,
 ) -> Algorithm:
-    """M-AVG (mavg Alg. 1): K-AVG with block momentum μ at the global level.
+    """M-AVG (mavg Alg. 1), BMUF: K-AVG with block momentum μ at the global level.
 
-    The same as BMUF (Chen and Huo 2016), and as kavg with the outer optimiser momentum.
+    BMUF is of Chen and Huo, 2016. The same as kavg with the outer optimiser momentum.
     """
     return Algorithm(Every(K), average(outer, outer_lr, mu), NoExchange())

@@ -97,6 +97,9 @@ ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
         "w -= gamma * m / (sqrt(u) * unbias + eps)",
     ),
 }
+# w shrinks before the step of adam
+_inputs, _outputs, _adam = ELEMENTWISE["adam"]
+ELEMENTWISE["adamw"] = f"{_inputs}, T shrink", _outputs, f"w *= shrink; {_adam}"
 PARTS = 1 << 17  # partial sums of `spread`, one a GPU thread
 
 

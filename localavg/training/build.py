@@ -117,7 +117,7 @@ def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) 
     """Add the algorithm and what it works on: rows, transport, engine. Collective."""
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch)
-    optimizer = optim.make(c.optimizer, c.momentum, c.state)
+    optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
     # weights, gradients, state: [L, d] each; and what the average keeps, once for all
     rows = 2 + optimizer.averaged + algorithm.average.kept / max(1, fleet.sharing)
     transport = choose(

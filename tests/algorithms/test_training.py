@@ -263,6 +263,8 @@ CASES = {
         for optimiser, step in {"momentum": constant(0.7), "nesterov": STAIRS, "adam": ADAM}.items()
         for policy in ("keep", "average", "reset")
     },
+    "kavg-adamw-average": Case("kavg --K 6", kavg(6), "adamw", "average", constant(0.1)),
+    "diloco-adamw": Case("diloco --K 6", outer("nesterov", 0.7, 0.9, kavg(6)), "adamw", step=ADAM),
     "kavg-inverse": Case("kavg --tau 12", kavg(12), step=INVERSE),
     "kavg-longer-than-T": Case("kavg --K 99", kavg(99), T=51),
     "kavg-12": Case("kavg --K 5", kavg(5), "momentum", "average", FALLING, P=12, T=53),

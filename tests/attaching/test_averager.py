@@ -748,11 +748,11 @@ def memory(world):
 
 
 def test_an_average_copies_no_tensor_and_keeps_no_memory(promised):
-    """S takes a row for w̄ − w_j while it is computed."""
+    """S takes rows for w̄ − w_j in float64 while it is computed."""
     for answer in promised:
         for name, (operations, peak, kept) in answer["memory"].items():
             assert operations == []
-            assert peak < (1.1 if name == "adpsgd" else 0.1), name
+            assert peak < (3.1 if name == "adpsgd" else 0.1), name
             assert kept < 0.1, name
 
 
@@ -1103,6 +1103,7 @@ def mistakes(world):
         "sync": lambda: attach(localavg.sync(), optimiser=None),
         "qsgd": lambda: attach(localavg.qsgd(), optimiser=None),
         "adpsgd": lambda: attach(adpsgd, optimiser=None),
+        "slowmo": lambda: attach(localavg.slowmo(), optimiser=None),
         "average": lambda: attach(localavg.kavg(), optimiser=None, state="average"),
         "reset": lambda: attach(localavg.kavg(), optimiser=adagrad, state="reset"),
         "state": lambda: attach(localavg.kavg(), state="forget"),
@@ -1120,7 +1121,7 @@ SAID = {
     "float64": "weight is torch.float64 on cpu; weights must be torch.float32 on the CPU",
     "L": "ranks: a model is one learner; use as many learners as ranks",
     "S": "`S = .* a cluster's size must divide P",
-    **dict.fromkeys(("sync", "qsgd", "adpsgd", "average"), "pass optimizer="),
+    **dict.fromkeys(("sync", "qsgd", "adpsgd", "slowmo", "average"), "pass optimizer="),
     "reset": "'reset': Adagrad has a state already .* use keep or average",
     "state": "`state = forget`: must be one of keep, average, reset",
     "objective": "pass objective=, a function that returns it",
@@ -1174,6 +1175,8 @@ EXAMPLES = {
     "kavg": ("kavg K=8", [8] * 5 + [4]),
     "oneshot": ("oneshot", [44]),
     "mavg": ("mavg K=20 outer=nesterov", [20, 20, 4]),
+    "diloco": ("diloco K=20", [20, 20, 4]),
+    "slowmo": ("slowmo K=20", [20, 20, 4]),
     "hieravg": ("hieravg K1=2 K2=8 S=2", [2] * 22 + [0]),
     "adpsgd": ("adpsgd Ks=8 warmup=0.5", [1] * 11 + [4, 4]),
     "adalupa": ("adalupa tau0=6 alpha=0.5", [6, 9, 12, 15, 2]),

@@ -280,7 +280,7 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     given |= {"algorithm": "mavg", "K": 4, "mu": 0.25, "outer": "momentum", "outer_lr": 1.0}
     assert {name: run.config[name] for name in given} == given
     assert all(run.config[flag] is True for flag in flags)
-    unset = {"epochs", "decay_every", "pl_constant", "shift", "replay"}
+    unset = {"epochs", "weight_decay", "decay_every", "pl_constant", "shift", "replay"}
     other = {
         f.name for f in fields(TrainConfig) if f.metadata["group"] in ("network", "simulated time")
     }
@@ -395,7 +395,10 @@ BAD = [
         )
     ],
     ({"lr_schedule": "cosine"}, "--lr-schedule cosine: must be one of constant, steps, inverse"),
-    ({"optimizer": "lion"}, "--optimizer lion: must be one of sgd, momentum, nesterov, adam"),
+    (
+        {"optimizer": "lion"},
+        "--optimizer lion: must be one of sgd, momentum, nesterov, adam, adamw",
+    ),
     ({"state": "forget"}, "--state forget: must be one of keep, average, reset"),
     ({"sampling": "some"}, "--sampling some: must be one of iid, shuffle, shard, block"),
     ({"variance": "yes"}, "--variance yes: must be one of no, averages, steps"),

@@ -153,7 +153,7 @@ def kernels_alone(world):
     return guarded(cases)
 
 
-UPDATES = ("sgd", "momentum", "nesterov", "adam")
+UPDATES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
 OUTER = tuple(f"outer {rule}" for rule in ("momentum", "nesterov", "adam", "yogi", "slowmo"))

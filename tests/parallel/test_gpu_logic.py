@@ -614,7 +614,7 @@ def test_scalars_of_host_and_device_become_numbers_in_their_order():
     assert numbers(values).tolist() == [0.5, 2, 3, 4] and numbers([]).shape == (0,)
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 def test_the_kernels_of_the_local_updates_do_what_numpy_does(name):
     from localavg.learner import optim
 

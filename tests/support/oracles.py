@@ -37,7 +37,7 @@ class Setup(NamedTuple):
     y: np.ndarray  # (n,), entries -1 or +1
     P: int = 1
     l2: float = 0.0
-    optimiser: str = "sgd"  # sgd | momentum | nesterov | adam
+    optimiser: str = "sgd"  # sgd | momentum | nesterov | adam | adamw
     m: float = 0.9  # momentum coefficient of momentum and nesterov
     policy: str = "keep"  # what an average does to the optimiser's state: keep | average | reset
 
@@ -92,7 +92,9 @@ def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
     if optimiser == "nesterov":
         state["v"] = m * state["v"] + g
         return w - lr * (g + m * state["v"]), state
-    if optimiser == "adam":
+    if optimiser in ("adam", "adamw"):
+        if optimiser == "adamw":  # Loshchilov and Hutter, Algorithm 2, with lambda as torch has it
+            w = w - lr * 0.01 * w
         beta1, beta2, eps = 0.9, 0.999, 1e-8
         state["n"] = state["n"] + 1
         state["a"] = beta1 * state["a"] + (1 - beta1) * g

@@ -228,6 +228,9 @@ def test_a_run_of_any_number_of_learners_is_resumed_on_any_number_of_ranks(
 ):
     """To the weights of one that was not stopped."""
     three, whole, folder = once(names, on_three_and_one, tmp_path_factory.mktemp, names)
+    if "outer adam" in names:  # its state is there once
+        saved = (three / f"outer adam.h5.ckpt/t000000013/rank{r:05d}.h5" for r in range(3))
+        assert ["combine" in h5py.File(path) for path in saved] == [True, False, False]
     if ranks > 1:
         folder = shutil.copytree(three, tmp_path / "again")
         lines = any_of(folder, "--resume", names=names)
