@@ -218,6 +218,7 @@ class TrainConfig:
         None,
         "weight decay λ of --optimizer adamw, which takes w ← (1 − γλ)w before each update, apart "
         "from --l2, which is a part of the gradient (default: 0.01)",
+        SYNCHRONOUS,
         only_with("optimizer", "adamw"),
         group="training",
         valid=not_negative,
