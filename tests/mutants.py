@@ -188,6 +188,36 @@ MUTANTS = [
         v *= self.mu
         D +=""",
             ),
+            (
+                "momentum steps by the momentum before the round",
+                """\
+        v += D
+        w_tilde += v if self.lr == 1 else np.multiply(v, self.lr, mean)""",
+                """\
+        w_tilde += v * self.lr
+        v += D""",
+            ),
+            (
+                "Adam divides by the second moment before the round",
+                """\
+        D *= D
+        self.second_(v, D)
+        root = np.sqrt(v, mean)
+""",
+                """\
+        root = np.sqrt(v)
+        self.second_(v, D * D)
+""",
+            ),
+            (
+                "SlowMo steps by the momentum before the round",
+                """\
+        u += G
+        w_tilde -= np.multiply(u, self.lr * self.gamma, mean)""",
+                """\
+        w_tilde -= u * (self.lr * self.gamma)
+        u += G""",
+            ),
             ("Adam weighs D by β₁", "np.multiply(D, 1 - self.mu,", "np.multiply(D, self.mu,"),
             ("Adam's second moment starts at 0", "first = tau**2", "first = 0.0"),
             ("Adam forgets τ", "root += self.tau", "root += 0"),

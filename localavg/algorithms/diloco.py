@@ -19,15 +19,15 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer import Mu, OuterLr, average
+from localavg.algorithms.outer import MU, OUTER_LR, average
 from localavg.algorithms.parameters import algorithm
 
 
 @algorithm
 def diloco(
     K: Annotated[int, "local updates between two averages, H of the paper"] = 500,
-    outer_lr: OuterLr = 0.7,
-    mu: Mu = 0.9,
+    outer_lr: Annotated[float, OUTER_LR] = 0.7,
+    mu: Annotated[float, MU] = 0.9,
 ) -> Algorithm:
     """DiLoCo (Douillard et al. 2023): K-AVG with Nesterov momentum as the outer optimiser.
 

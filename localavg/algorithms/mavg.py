@@ -21,19 +21,23 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer import Mu, Outer, OuterLr, average
+from localavg.algorithms.outer import MU, OUTER_LR, average
 from localavg.algorithms.parameters import algorithm
+from localavg.errors import check_choice
 
 
 @algorithm
 def mavg(
     K: Annotated[int, "local updates between two averages"] = 16,
-    outer: Outer = "momentum",
-    outer_lr: OuterLr = 1.0,
-    mu: Mu = 0.7,
+    outer: Annotated[
+        str, "form of block momentum: the paper's (momentum) or nesterov"
+    ] = "momentum",
+    outer_lr: Annotated[float, OUTER_LR] = 1.0,
+    mu: Annotated[float, MU] = 0.7,
 ) -> Algorithm:
     """M-AVG (mavg Alg. 1), BMUF: K-AVG with block momentum μ at the global level.
 
     BMUF is of Chen and Huo, 2016. The same as kavg with the outer optimiser momentum.
     """
+    check_choice("outer", outer, ("momentum", "nesterov"))
     return Algorithm(Every(K), average(outer, outer_lr, mu), NoExchange())

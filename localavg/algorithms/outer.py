@@ -37,6 +37,9 @@ from localavg.parallel import kernels
 from localavg.parallel.device import put_
 from localavg.scope import Scope
 
+OUTER_LR = "step size η of the outer optimiser, α of slowmo"
+MU = "momentum μ of the outer optimiser, in [0, 1); β₁ of adam and yogi, β of slowmo"
+# the options of a row without an outer optimiser of its own
 Outer = Annotated[
     str | None,
     "outer optimiser, which steps from the last average of everyone towards the new mean: none, "
@@ -44,15 +47,9 @@ Outer = Annotated[
     "(default: none; momentum if --mu is above 0)",
 ]
 OuterLr = Annotated[
-    float | None,
-    "step size η of the outer optimiser; for slowmo its α (default: momentum and slowmo 1, "
-    "nesterov 0.7, adam and yogi 0.01)",
+    float | None, f"{OUTER_LR} (default: momentum and slowmo 1, nesterov 0.7, adam and yogi 0.01)"
 ]
-Mu = Annotated[
-    float | None,
-    "momentum μ of the outer optimiser, in [0, 1); β₁ of adam and yogi, β of slowmo (default: 0.9, "
-    "slowmo 0.5)",
-]
+Mu = Annotated[float | None, f"{MU} (default: 0.9, slowmo 0.5)"]
 
 
 class OuterStep(Mean):

@@ -21,15 +21,15 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer import Mu, OuterLr, average
+from localavg.algorithms.outer import MU, OUTER_LR, average
 from localavg.algorithms.parameters import algorithm
 
 
 @algorithm
 def slowmo(
     K: Annotated[int, "local updates between two averages, τ of the paper"] = 16,
-    outer_lr: OuterLr = 1.0,
-    mu: Mu = 0.5,
+    outer_lr: Annotated[float, OUTER_LR] = 1.0,
+    mu: Annotated[float, MU] = 0.5,
 ) -> Algorithm:
     """SlowMo (Wang et al. 2020): K-AVG with momentum that follows the step size.
 

@@ -479,6 +479,7 @@ def test_settings_do_not_change():
             for x in (0.0, -1.0, NAN, INF)
         ],
         ("kavg", {"outer": "lion"}, "--outer lion: must be one of none, momentum, nesterov"),
+        ("mavg", {"outer": "adam"}, "--outer adam: must be one of momentum, nesterov"),
         ("kavg", {"outer_lr": 0.5}, "--outer-lr 0.5 means nothing to a run without --outer; add"),
         ("kavg", {"outer": "none", "mu": 0.5}, "--mu 0.5 means nothing to a run without --outer"),
         ("hieravg", {"outer": "yogi", "mu": 1.0}, "--mu 1.0: must lie in [0, 1)"),
