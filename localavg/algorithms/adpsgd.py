@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
-from localavg.algorithms.outer import Mu, Outer, OuterLr, average
+from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs, algorithm
 from localavg.errors import UserError, bad, whole
 from localavg.scope import Scope

@@ -12,7 +12,7 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer import Mu, Outer, OuterLr, average
+from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope

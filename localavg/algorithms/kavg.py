@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
-from localavg.algorithms.outer import Mu, Outer, OuterLr, average
+from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import algorithm
 from localavg.scope import Scope
 

@@ -21,7 +21,7 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer import MU, OUTER_LR, average
+from localavg.algorithms.outer_options import MU, OUTER_LR, average
 from localavg.algorithms.parameters import algorithm
 
 

@@ -120,9 +120,8 @@ def assemble(task: Task, aware: Probe | None = None, engine: str | None = None) 
     optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
     # weights, gradients, state: [L, d] each; and what the average keeps, once for all
     rows = 2 + optimizer.averaged + algorithm.average.kept / max(1, fleet.sharing)
-    transport = choose(
-        c.transport, fleet, algorithm.S, int(4 * rows * problem.d), task.device, aware
-    )
+    nbytes = int(4 * rows * problem.d)
+    transport = choose(c.transport, fleet, algorithm.S, nbytes, task.device, aware)
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))
     start_equal_(problem, flat.w, fleet.world)

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
-from localavg.algorithms import outer
+from localavg.algorithms.outer_options import effective
 from localavg.config import TrainConfig
 from localavg.errors import check_choice
 from localavg.interfaces import Settings
@@ -54,7 +54,7 @@ def all_settings(c: TrainConfig) -> dict[str, object]:
     given = settings.pop("options")
     found = settings | algorithms.options(c.algorithm) | given
     if "outer" in found:
-        numbers = outer.effective(found["outer"], found["outer_lr"], found["mu"])
+        numbers = effective(found["outer"], found["outer_lr"], found["mu"])
         found |= zip(("outer", "outer_lr", "mu"), numbers, strict=True)
     return found
 
