@@ -32,8 +32,8 @@ def effective(
 ) -> tuple[str | None, float | None, float | None]:
     """Return the rule, η and μ that these options stand for; three None for the plain mean.
 
-    An argument that is None was not given. Raises UserError for an unknown rule, for numbers that break theirs, and for numbers that mean
-    nothing.
+    An argument that is None was not given. Raises UserError for an unknown rule, for numbers that
+    break theirs, and for numbers that mean nothing.
     """
     if outer is None:
         outer, mu = ("momentum", mu) if mu else ("none", None)

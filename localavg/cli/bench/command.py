@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Sequence
-from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 from localavg.algorithms.outer import RULES
@@ -143,7 +142,9 @@ def _print(title: str, rows: list[Row], path: str | None, more: Sequence[Row] = 
     """
     if rank() != 0:
         return 0
-    shown: list[Row] = [{**row, **added} for row, added in zip_longest(rows, more, fillvalue={})]
+    shown: list[Row] = [
+        {**row, **added} for row, added in zip(rows, more or [{}] * len(rows), strict=True)
+    ]
     if len(rows) == 1:
         shown = [{"": key, " ": value} for key, value in shown[0].items()]
     print_table(title, shown)
