@@ -179,7 +179,8 @@ class Yogi(Adam):
 
     def second_(self, v: Array, square: Array) -> None:
         sign = np.subtract(v, square, self._scratch(v))
-        np.sign(sign, sign)
+        sign *= 1e30  # what is not 0 is far above 1e-30; np.sign takes 3 times as long
+        np.clip(sign, -1, 1, out=sign)
         square *= 1 - self.beta2
         square *= sign
         v -= square  # v ← v − (1 − β₂)D² sign(v − D²)
