@@ -11,6 +11,7 @@ from typing import Annotated
 from localavg.algorithms.base import Mean
 from localavg.algorithms.outer import RULES
 from localavg.errors import UserError, check_choice
+from localavg.interfaces import Settings
 
 OUTER_LR = "step size η of the outer optimiser, α of slowmo"
 MU = "momentum μ of the outer optimiser, in [0, 1); β₁ of adam and yogi, β of slowmo"
@@ -48,6 +49,14 @@ def effective(
                 f"one of {', '.join(RULES)}, or leave it out"
             )
     return None, None, None
+
+
+def filled_in(options: Settings) -> Settings:
+    """Return the options of a row with those of its outer optimiser as they take effect."""
+    if "outer" not in options:
+        return options
+    names = "outer", "outer_lr", "mu"
+    return {**options, **dict(zip(names, effective(*map(options.get, names)), strict=True))}
 
 
 def average(outer: str | None, lr: float | None, mu: float | None) -> Mean:

@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
-from localavg.algorithms.outer_options import effective
+from localavg.algorithms.outer_options import filled_in
 from localavg.config import TrainConfig
 from localavg.errors import check_choice
 from localavg.interfaces import Settings
@@ -52,11 +52,7 @@ def all_settings(c: TrainConfig) -> dict[str, object]:
     """Return all settings of a run, with defaults, by their names in the run file."""
     settings = asdict(c)
     given = settings.pop("options")
-    found = settings | algorithms.options(c.algorithm) | given
-    if "outer" in found:
-        numbers = effective(found["outer"], found["outer_lr"], found["mu"])
-        found |= zip(("outer", "outer_lr", "mu"), numbers, strict=True)
-    return found
+    return {**settings, **filled_in(algorithms.options(c.algorithm) | given)}
 
 
 def of_today(settings: Settings) -> Settings:
