@@ -20,6 +20,8 @@ Settings: TypeAlias = Mapping[str, Any]  # by name: numbers, text, bool, None an
 Rows: TypeAlias = Any  # rows [l, n]: one array, or a list of them
 Batch: TypeAlias = Any  # a mini-batch: what a problem's feed gives and its gradient_ takes
 Feed: TypeAlias = Callable[[int, int], Batch]  # (j, t) → the mini-batch of learner j for update t
+# (w̄ [m], its columns) → the new numbers [m] of all rows in these columns; w̄ may be overwritten
+Step: TypeAlias = Callable[[Array, slice], Array]
 Book: TypeAlias = Callable[[str, float], None]  # (purpose, seconds): counts a part of a lap's time
 
 
@@ -105,10 +107,20 @@ class Transport(Protocol):
     def ordinary(self, shape: tuple[int, int]) -> Array:
         """Make zero rows [L, n] in ordinary memory, for state that is never averaged."""
 
-    def mean_(self, w: Array, scope: Scope, variance: bool = False) -> float:
+    def common(self, shape: tuple[int, int]) -> Array:
+        """Make zero rows [k, n] of state that all learners have in common. Collective.
+
+        Ranks that share a node's memory share the rows, and a step writes a column on one of them.
+        """
+
+    def mean_(
+        self, w: Array, scope: Scope, variance: bool = False, step: Step | None = None
+    ) -> float:
         """Set every row of w [L, n] to the mean of its group, in place.
 
-        Return S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN.
+        step: what is done with the mean of some columns before the rows get it, once for each
+        column of a copy of `common`. Return S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if
+        `variance`, else NaN; it is about the mean before the step.
         """
 
     def take_spread_s(self) -> float:

@@ -28,7 +28,7 @@ BROKEN = ("SyntaxError", "NameError", "ImportError", "ModuleNotFoundError")  # n
 # Where things are.
 ALGORITHMS = {
     name: f"localavg/algorithms/{name}.py"
-    for name in ("base", "kavg", "hieravg", "adpsgd", "mavg", "qsgd", "qsr", "eamsgd")
+    for name in ("base", "kavg", "hieravg", "adpsgd", "outer", "qsgd", "qsr", "eamsgd")
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
@@ -111,6 +111,8 @@ AROUND = (
     "test_the_device_gives_the_center_of_the_cpu_in_the_same_order[over MPI-downpour]"
 )
 ON_ONE = f"{TESTS['sweep_gpu']}::test_a_figure_has_the_papers_runs_with_all_learners_on_one_gpu"
+LEARNER_TESTS = "tests/learner/test_optim.py"
+OUTER = f"{TESTS['combine']}::test_outer_steps_are_those_of_the_sources"
 RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
 SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
 ON_CPU = f"{TESTS['device_feed']}::test_batches_are_those_of_the_feed_on_the_cpu"
@@ -200,13 +202,110 @@ MUTANTS = [
         "elif S > self.high * self.C2:",
         f"{TESTS['schedules']}::test_thresholds_follow_the_step_size",
     ),
+    Mutant(
+        "AdamW's decay forgets γ",
+        LEARNER["optim"],
+        "self.shrink = 1 - gamma * self.decay",
+        "self.shrink = 1 - self.decay",
+        f"{LEARNER_TESTS}::test_weight_decay_shrinks_the_weights_alone",
+    ),
     # what an average does
     Mutant(
-        "block momentum at clusters",
-        ALGORITHMS["mavg"],
-        "if scope is not Scope.WORLD:",
-        "if scope is Scope.NONE:",
+        "an outer step at clusters",
+        ALGORITHMS["outer"],
+        "step = self.step if scope is Scope.WORLD else None",
+        "step = self.step",
         f"{TESTS['combine']}::test_averages_of_clusters_are_plain_means_and_no_block_step",
+    ),
+    *(
+        Mutant(name, ALGORITHMS["outer"], old, new, OUTER)
+        for name, old, new in (
+            ("momentum steps without η", "np.multiply(v, self.lr, mean)", "v"),
+            (
+                "Nesterov looks ahead by v in place of μv",
+                "D += np.multiply(v, self.mu, self._scratch(v))",
+                "D += v",
+            ),
+            (
+                "Nesterov's step takes the momentum before the round",
+                """\
+        v *= self.mu  # v ← μv + D
+        v += D
+        D +=""",
+                """\
+        v *= self.mu
+        D +=""",
+            ),
+            (
+                "momentum steps by the momentum before the round",
+                """\
+        v += D
+        w_tilde += v if self.lr == 1 else np.multiply(v, self.lr, mean)""",
+                """\
+        w_tilde += v * self.lr
+        v += D""",
+            ),
+            (
+                "Adam divides by the second moment before the round",
+                """\
+        D *= D
+        self.second_(v, D)
+        root = np.sqrt(v, mean)
+""",
+                """\
+        root = np.sqrt(v)
+        self.second_(v, D * D)
+""",
+            ),
+            (
+                "SlowMo steps by the momentum before the round",
+                """\
+        u += G
+        w_tilde -= np.multiply(u, self.lr * self.gamma, mean)""",
+                """\
+        w_tilde -= u * (self.lr * self.gamma)
+        u += G""",
+            ),
+            ("Adam weighs D by β₁", "np.multiply(D, 1 - self.mu,", "np.multiply(D, self.mu,"),
+            ("Adam's second moment starts at 0", "first = tau**2", "first = 0.0"),
+            ("Adam forgets τ", "root += self.tau", "root += 0"),
+            ("Yogi's second moment goes the other way", "v -= square", "v += square"),
+            (
+                "Yogi takes the sign of D² − v",
+                "np.subtract(v, square, self._scratch(v))",
+                "np.subtract(square, v, self._scratch(v))",
+            ),
+            ("SlowMo's gradient forgets γ", "G *= 1 / self.gamma", "G *= 1"),
+            ("SlowMo steps with α alone", "self.lr * self.gamma, mean", "self.lr, mean"),
+            (
+                "SlowMo's sign",
+                "G = np.subtract(w_tilde, mean, mean)",
+                "G = np.subtract(mean, w_tilde, mean)",
+            ),
+        )
+    ),
+    Mutant(
+        "SlowMo's step size is that of the round before",
+        TRAINING["averaging"],
+        "self.transport, self.variance, gamma)",
+        "self.transport, self.variance, self.__dict__.setdefault('old', gamma))",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "the step comes before the division",
+        TRANSPORT["lanes"],
+        """\
+        mean /= self.P
+        spread = self.spread(parts, mean) if variance else 0.0
+        rows[...] = mean if step is None else step(mean, columns)
+""",
+        """\
+        new = mean if step is None else step(mean, columns)
+        mean /= self.P
+        spread = self.spread(parts, mean) if variance else 0.0
+        rows[...] = new
+""",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
     ),
     Mutant(
         "rounding to the nearest level in QSGD",
@@ -508,17 +607,17 @@ MUTANTS = [
         RESUMED,
     ),
     Mutant(
-        "block v is forgotten at resume",
-        ALGORITHMS["mavg"],
-        'put_(self.v, state["v"])',
-        "self.v[...] = 0",
+        "the outer moments are forgotten at resume",
+        ALGORITHMS["outer"],
+        "put_(mine, state[name])",
+        'put_(mine, state[name]) if name == "w_tilde" else None',
         RESUMED,
     ),
     Mutant(
-        "the last block's weights are forgotten at resume",
-        ALGORITHMS["mavg"],
-        'put_(self.w_tilde, state["w_tilde"])',
-        "pass",
+        "the last average is forgotten at resume",
+        ALGORITHMS["outer"],
+        "put_(mine, state[name])",
+        'put_(mine, state[name]) if name != "w_tilde" else None',
         RESUMED,
     ),
     Mutant(

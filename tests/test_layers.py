@@ -134,7 +134,7 @@ def test_folders_that_load_nothing_by_themselves(folder):
 
 
 def test_the_order_is_read_from_real_imports():
-    assert {"errors", "parallel.kernels"} <= inner(MODULES["algorithms.mavg"])
+    assert {"errors", "parallel.kernels"} <= inner(MODULES["algorithms.outer"])
     assert {"datasets", "parallel.transport"} <= inner(
         MODULES["training.build"]
     )  # `from localavg import datasets`

@@ -16,7 +16,20 @@ from collections.abc import Callable
 from difflib import get_close_matches
 from typing import Any
 
-from localavg.algorithms import adpsgd, downpour, eamsgd, hieravg, kavg, lupa, mavg, qsgd, qsr, sync
+from localavg.algorithms import (
+    adpsgd,
+    diloco,
+    downpour,
+    eamsgd,
+    hieravg,
+    kavg,
+    lupa,
+    mavg,
+    qsgd,
+    qsr,
+    slowmo,
+    sync,
+)
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.center import Asynchronous
 from localavg.algorithms.parameters import Option, arguments, options_of
@@ -30,6 +43,8 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "kavg": kavg.kavg,  # kavg Alg. 1, adpsgd Alg. 1, lupa Alg. 1
     "oneshot": lupa.oneshot,  # lupa §6
     "mavg": mavg.mavg,  # mavg Alg. 1
+    "diloco": diloco.diloco,  # Douillard et al. 2023
+    "slowmo": slowmo.slowmo,  # Wang et al. 2020
     "hieravg": hieravg.hieravg,  # hieravg Alg. 1
     "adpsgd": adpsgd.adpsgd,  # adpsgd Alg. 2
     "adalupa": lupa.adalupa,  # lupa §5–6
@@ -44,6 +59,19 @@ ASYNCHRONOUS: dict[str, Callable[..., Asynchronous]] = {
 
 BOTH: dict[str, Callable[..., Algorithm | Asynchronous]] = {**ALGORITHMS, **ASYNCHRONOUS}
 
+KNOWN_AS = {  # names of others, without spaces and hyphens
+    "bmuf": "mavg",
+    "blockmomentum": "mavg",
+    "cpsgd": "kavg",
+    "localsgd": "kavg",
+    "lupasgd": "kavg",
+    "fedavg": "kavg",
+    "fedavgm": "kavg --outer momentum",
+    "fedadam": "kavg --outer adam",
+    "fedyogi": "kavg --outer yogi",
+    "fullsgd": "sync",
+    "syncsgd": "sync",
+}
 LONG = {"T": 10**9, "epoch": 10**6}  # a run that is long enough for all options
 
 
@@ -59,7 +87,8 @@ def options(name: str) -> dict[str, object]:
 
 def unknown(name: str) -> UserError:
     """Make the error of a name that no algorithm has, with the name that it is like."""
-    like = get_close_matches(name, BOTH, 1)
+    plain = name.lower().translate({ord(c): None for c in " -_"})
+    like = [KNOWN_AS[plain]] if plain in KNOWN_AS else get_close_matches(name, BOTH, 1)
     hint = f"; did you mean {like[0]}?" if like else ""
     return UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}{hint}")
 

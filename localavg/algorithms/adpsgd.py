@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
-from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
+from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs, algorithm
 from localavg.errors import UserError, bad, whole
 from localavg.scope import Scope
@@ -38,8 +38,9 @@ def adpsgd(
     warmup_steps: Annotated[
         int, Epochs("warmup", 1.0, "average after every update for the first X epochs")
     ] = 0,
-    mu: Annotated[float, MU] = 0.0,
-    nesterov: Annotated[bool, NESTEROV] = False,
+    outer: Outer = None,
+    outer_lr: OuterLr = None,
+    mu: Mu = None,
 ) -> Algorithm:
     """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period.
 
@@ -51,7 +52,7 @@ def adpsgd(
     if not 0 <= Ks < math.inf or Ks != int(Ks):
         raise bad("Ks", Ks, "must be a whole number of updates")
     schedule = VarianceDriven(p_init, int(Ks), low, high, warmup_steps)
-    return Algorithm(schedule, mean_or_momentum(mu, nesterov), NoExchange())
+    return Algorithm(schedule, average(outer, outer_lr, mu), NoExchange())
 
 
 @algorithm
@@ -64,8 +65,9 @@ def piecewise(
             "the period K of each stage in local updates, as FROM_EPOCH:K,FROM_EPOCH:K,…",
         ),
     ],
-    mu: Annotated[float, MU] = 0.0,
-    nesterov: Annotated[bool, NESTEROV] = False,
+    outer: Outer = None,
+    outer_lr: OuterLr = None,
+    mu: Mu = None,
 ) -> Algorithm:
     """A period K for each stage of training (adpsgd §III-A, §V-B).
 
@@ -78,7 +80,7 @@ def piecewise(
     except (TypeError, ValueError):
         rule = "must be numbers of updates with their K, such as {0: 4, 8000: 8}"
         raise bad("pieces", pieces, rule) from None
-    return Algorithm(Piecewise(stages), mean_or_momentum(mu, nesterov), NoExchange())
+    return Algorithm(Piecewise(stages), average(outer, outer_lr, mu), NoExchange())
 
 
 @dataclass

@@ -6,12 +6,13 @@ exchange says what travels at every update.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from localavg.errors import bad, whole
-from localavg.interfaces import Array, Code, Settings, Transport
+from localavg.interfaces import Array, Code, Settings, Step, Transport
 from localavg.scope import Scope
 
 
@@ -31,7 +32,8 @@ class Algorithm:
     options: Settings = field(default_factory=dict)
 
     def __str__(self) -> str:
-        given = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
+        named = ((name, value) for name, value in self.options.items() if value is not None)
+        given = ", ".join(f"{name}={value!r}" for name, value in named)
         return f"{self.name or type(self.schedule).__name__}({given})"
 
 
@@ -80,25 +82,41 @@ class Never(Schedule):
 
 
 class Average(ABC):
-    """What an average does to the weights of the learners that meet."""
+    """What an average does to the weights of the learners that meet.
 
-    def start(self, w: Array, trained: int) -> None:  # noqa: B027
-        """Take the equal initial weights w [L, d]; called once.
+    kept: how many rows of parameters it keeps for all learners together.
+    """
 
-        The first `trained` columns are parameters, the others are statistics.
+    kept = 0
+    needs_gamma = False  # whether it uses the step size
+
+    def start(self, w: Array, trained: int, transport: Transport) -> None:  # noqa: B027
+        """Take the equal initial weights w [L, d]; called once. Collective.
+
+        The first `trained` columns are parameters, the others are statistics. transport: gives the
+        memory for what is kept.
         """
 
     @abstractmethod
     def average_(
-        self, w: Array, scope: Scope, transport: Transport, variance: bool = False
+        self,
+        w: Array,
+        scope: Scope,
+        transport: Transport,
+        variance: bool = False,
+        gamma: float = math.nan,
     ) -> float:
         """Average w [L, d] over `scope` in place.
 
-        Return S of the parameters if `variance` is true, else NaN.
+        gamma: the step size of the last update. Return S of the parameters if `variance` is true,
+        else NaN.
         """
 
     def state_dict(self) -> dict[str, Array]:
-        """Return what the average keeps from one call to the next."""
+        """Return what the average keeps from one call to the next.
+
+        A matrix has a row a learner; all other values are the same on all ranks.
+        """
         return {}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:  # noqa: B027
@@ -110,15 +128,26 @@ class Mean(Average):
 
     trained: int | None = None
 
-    def start(self, w: Array, trained: int) -> None:
+    def start(self, w: Array, trained: int, transport: Transport) -> None:
         self.trained = trained
 
     def average_(
-        self, w: Array, scope: Scope, transport: Transport, variance: bool = False
+        self,
+        w: Array,
+        scope: Scope,
+        transport: Transport,
+        variance: bool = False,
+        gamma: float = math.nan,
     ) -> float:
-        if not variance or self.trained in (None, w.shape[1]):
-            return transport.mean_(w, scope, variance)
-        S = transport.mean_(w[:, : self.trained], scope, variance)
+        return self._mean_(w, scope, transport, variance)
+
+    def _mean_(
+        self, w: Array, scope: Scope, transport: Transport, variance: bool, step: Step | None = None
+    ) -> float:
+        """Take the mean of all columns; S and the step are of the parameters alone."""
+        if (not variance and step is None) or self.trained in (None, w.shape[1]):
+            return transport.mean_(w, scope, variance, step)
+        S = transport.mean_(w[:, : self.trained], scope, variance, step)
         transport.mean_(w[:, self.trained :], scope)
         return S
 

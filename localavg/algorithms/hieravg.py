@@ -12,7 +12,7 @@ from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
+from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
@@ -25,15 +25,16 @@ def hieravg(
     S: Annotated[
         int, "consecutive learners in a cluster; S must divide the number of learners"
     ] = 4,
-    mu: Annotated[float, MU] = 0.0,
-    nesterov: Annotated[bool, NESTEROV] = False,
+    outer: Outer = None,
+    outer_lr: OuterLr = None,
+    mu: Mu = None,
 ) -> Algorithm:
     """Hier-AVG (hieravg Alg. 1): clusters average every K1 updates, everyone every K2."""
     if S < 1:
         raise bad("S", S, "a cluster has at least 1 learner")
     hierarchical = Hierarchical(K1, K2)
     schedule = hierarchical if S > 1 else Every(K2)  # a cluster of one has nothing to average
-    return Algorithm(schedule, mean_or_momentum(mu, nesterov), NoExchange(), S)
+    return Algorithm(schedule, average(outer, outer_lr, mu), NoExchange(), S)
 
 
 @dataclass(frozen=True)

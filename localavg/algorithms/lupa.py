@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
-from localavg.algorithms.mavg import MU, NESTEROV, mean_or_momentum
+from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
@@ -32,8 +32,9 @@ def adalupa(
     rule: Annotated[
         str, "how the periods grow: linear in i (linear), or by the objective, eq. 11 (loss)"
     ] = "linear",
-    mu: Annotated[float, MU] = 0.0,
-    nesterov: Annotated[bool, NESTEROV] = False,
+    outer: Outer = None,
+    outer_lr: OuterLr = None,
+    mu: Mu = None,
 ) -> Algorithm:
     """ADA-LUPA-SGD (lupa §5–6): periods that grow, linearly or as the objective falls.
 
@@ -42,7 +43,7 @@ def adalupa(
     if rule not in ("linear", "loss"):
         raise bad("rule", rule, "must be linear (lupa §6) or loss (lupa eq. 11)")
     schedule = Linear(tau0, alpha) if rule == "linear" else LossDriven(tau0)
-    return Algorithm(schedule, mean_or_momentum(mu, nesterov), NoExchange())
+    return Algorithm(schedule, average(outer, outer_lr, mu), NoExchange())
 
 
 class OneShot(Schedule):

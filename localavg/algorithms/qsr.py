@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
+from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
+from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
@@ -33,6 +34,9 @@ def qsr(
     K: Annotated[int, "shortest period K_base, in local updates"] = 4,
     power: Annotated[float, "power p of the periods (α/γ)^p"] = 2.0,
     step_size: Callable[[int], float] | None = None,
+    outer: Outer = None,
+    outer_lr: OuterLr = None,
+    mu: Mu = None,
 ) -> Algorithm:
     """QSR (Gu et al. 2024): periods max(K, ⌊(α/γ)²⌋) grow as the step size γ falls.
 
@@ -47,7 +51,9 @@ def qsr(
         raise UserError(
             "qsr needs step_size=, a function of t that returns γ of update t = 1, 2, …"
         )
-    return Algorithm(Quadratic(alpha, K, power, step_size), Mean(), NoExchange())
+    return Algorithm(
+        Quadratic(alpha, K, power, step_size), average(outer, outer_lr, mu), NoExchange()
+    )
 
 
 @dataclass(frozen=True)

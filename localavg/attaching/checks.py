@@ -116,10 +116,12 @@ def _check_seconds(name: str, value: float | None) -> None:
 
 def _check_optimizers(asked: Asked) -> None:
     """Raise UserError if the optimisers are not those that the algorithm or the state needs."""
-    needed = asked.algorithm.exchange.scope or asked.algorithm.schedule.needs == "variance"
+    algorithm = asked.algorithm
+    steered = algorithm.schedule.needs == "variance" or algorithm.average.needs_gamma
+    needed = algorithm.exchange.scope or steered
     if not asked.optimizers and (needed or asked.state != "keep"):
         raise UserError(
-            "attach: this algorithm exchanges gradients, steers by the step size or handles the "
+            "attach: this algorithm exchanges gradients, uses the step size or handles the "
             "optimiser's state; pass optimizer="
         )
     for optimizer in asked.optimizers:

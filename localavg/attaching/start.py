@@ -35,9 +35,11 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     fleet, algorithm, where = asked.fleet, asked.algorithm, place.where
     floats = sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
     rows = 1 + bool(algorithm.exchange.scope) + 2 * (asked.state == "average")  # Adam's at most
+    share = algorithm.average.kept / max(1, fleet.sharing)  # once for all learners
+    nbytes = int(4 * (rows + share) * floats)
     between = isinstance(place.device, Cuda) and fleet.ranks > 1
     aware = known() if between and fleet.rank == 0 else None
-    transport = choose("auto", fleet, algorithm.S, 4 * rows * floats, place.device, aware, n=floats)
+    transport = choose("auto", fleet, algorithm.S, nbytes, place.device, aware, n=floats)
     flat = start_equal_(asked, tensors, transport, where)
     held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
     gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)

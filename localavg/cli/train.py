@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import textwrap
+from argparse import SUPPRESS
 from collections.abc import Mapping, Sequence
 from dataclasses import Field, fields
 from functools import cache
@@ -46,6 +47,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     for f in fields(TrainConfig):
         if f.metadata["group"]:
             _add_common(p, f)
+    # the earlier name of --outer nesterov --outer-lr 1, which `checks.read` translates
+    p.add_argument("--nesterov", action="store_true", default=SUPPRESS, help=SUPPRESS)
 
 
 def given(args: argparse.Namespace) -> dict[str, object]:
@@ -57,7 +60,7 @@ class _Help(argparse.Action):
     """Prints the help of the algorithm named before --help, or of the command, and exits."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, **how: object) -> None:
-        super().__init__(option_strings, argparse.SUPPRESS, nargs=0, default=argparse.SUPPRESS)
+        super().__init__(option_strings, SUPPRESS, nargs=0, default=SUPPRESS)
 
     def __call__(
         self,
@@ -159,12 +162,12 @@ def _add(
         how = {"type": kind, **metavar, **how}
         if default not in (None, ()):
             help += f" (default: {default})"
-    how = {**how, "dest": name, "default": argparse.SUPPRESS}
+    how = {**how, "dest": name, "default": SUPPRESS}
     also = ALSO.get(name, ())
     shown = [flag(name), *(word for word in also if word in SHOWN)]
     to.add_argument(*shown, help=help.replace("%", "%%"), **how)
     if hidden := [word for word in also if word not in SHOWN]:
-        to.add_argument(*hidden, help=argparse.SUPPRESS, **how)
+        to.add_argument(*hidden, help=SUPPRESS, **how)
 
 
 def _train(args: argparse.Namespace) -> int:

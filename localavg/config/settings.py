@@ -26,7 +26,7 @@ from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
 
 SAMPLING = ("iid", "shuffle", "shard", "block")
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam")
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
 STATES = ("keep", "average", "reset")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
@@ -211,6 +211,15 @@ class TrainConfig:
         only_with("optimizer", "nesterov", "momentum", or_algorithm="eamsgd"),
         group="training",
         valid=below_1,
+    )
+    weight_decay: float | None = option(
+        None,
+        "weight decay λ of --optimizer adamw, which takes w ← (1 − γλ)w before each update, apart "
+        "from --l2, which is a part of the gradient (default: 0.01)",
+        SYNCHRONOUS,
+        only_with("optimizer", "adamw"),
+        group="training",
+        valid=not_negative,
     )
     state: str = option(
         "keep",

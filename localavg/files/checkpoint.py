@@ -4,7 +4,7 @@ A checkpoint after update t is a folder such as t000000123, with one HDF5 file a
 under another name, synced and renamed, so a folder of that name is complete. Every array has a
 checksum, so later damage is detected. The contents are {part: state_dict}. An array of two
 dimensions has a row a learner, and its rows are read by whatever rank has the learner now; all
-other values belong to the rank that wrote them.
+other values belong to the rank that wrote them, or to all ranks if rank 0 alone wrote them.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ def found(folder: Path) -> list[int]:
 def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
     """Read what `write` saved after update t for these learners.
 
-    Values that are not a learner's come from this rank's file or, if fewer ranks wrote the
-    checkpoint, from that of rank 0. Raises UserError if a file is missing or damaged.
+    Values that are not a learner's come from this rank's file or, if it lacks them or fewer ranks
+    wrote the checkpoint, from that of rank 0. Raises UserError if a file is missing or damaged.
     """
     place = folder / f"t{t:09d}"
     try:
@@ -105,9 +105,10 @@ def read(folder: Path, t: int, rank: int, learners: range) -> Saved:
             if len(files) != ranks:
                 raise OSError(f"{len(files)} of {ranks} files")
             own = files[rank if rank < ranks else 0]
+            first = files[0]  # rank 0 wrote every value
             state = {
-                part: {name: _read(files, own, f"{part}/{name}", learners) for name in own[part]}
-                for part in own
+                part: {name: _read(files, own, f"{part}/{name}", learners) for name in first[part]}
+                for part in first
             }
             return Saved(t, state, ranks)
     except (OSError, KeyError, ValueError, IndexError, RuntimeError) as e:
@@ -149,6 +150,7 @@ def _write_rank(path: Path, learners: range, ranks: int, state: State) -> None:
 
 def _read(files: list[h5py.File], own: h5py.File, name: str, learners: range) -> np.ndarray:
     """Read the rows of these learners from all files, or a value that has no rows from `own`."""
+    own = own if name in own else files[0]
     if own[name].ndim != 2:
         return _checked(own[name], 0, 1)
     pieces = []

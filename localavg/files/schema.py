@@ -113,6 +113,7 @@ BENCHES: dict[str, dict[str, Column]] = {  # the same of the benchmarks that wri
             "s",
             "what memory must take; between nodes what their link must take, if that is longer",
         ),
+        "outer_s": ("f8", "s", "our average with a step of an outer optimiser"),
     }
 }
 TABLES = SCHEMA | BENCHES

@@ -175,6 +175,30 @@ class Adam(Optimizer):
         self.t = int(state["t"])
 
 
+class AdamW(Adam):
+    """Adam with decoupled weight decay λ as torch has it: w ← (1 − γλ) w, then Adam's update.
+
+    Loshchilov & Hutter 2019, arXiv 1711.05101; the paper multiplies λ by the schedule alone.
+    """
+
+    kernel = "adamw"
+
+    def __init__(self, decay: float = 0.01, policy: str = "keep") -> None:
+        super().__init__(policy)
+        self.decay = decay
+
+    def numbers(self) -> tuple[float, ...]:
+        return *super().numbers(), self.shrink
+
+    def update_(self, w: Array, g: Array, gamma: float) -> None:
+        self.shrink = 1 - gamma * self.decay
+        super().update_(w, g, gamma)
+
+    def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
+        w *= self.shrink
+        super().step_(gamma, w, g, *state)
+
+
 def _pieces(x: Array) -> list[Array]:
     """Cut x [L, n] into views of about CHUNK elements: some rows, or a part of one row, each."""
     L, n = x.shape
@@ -184,10 +208,12 @@ def _pieces(x: Array) -> list[Array]:
     ]
 
 
-def make(name: str, momentum: float, policy: str) -> Optimizer:
+def make(name: str, momentum: float, policy: str, decay: float | None = None) -> Optimizer:
     """Make the local optimiser that the command line calls `name`."""
     if name == "sgd":
         return SGD(policy)
     if name == "adam":
         return Adam(policy)
+    if name == "adamw":
+        return AdamW(0.01 if decay is None else decay, policy)
     return Momentum(momentum, nesterov=name == "nesterov", policy=policy)

@@ -8,7 +8,7 @@ their strides are. Sums add the rows in the order of the learners.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from types import ModuleType
 
@@ -38,11 +38,34 @@ ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
         #pragma unroll 8
         for (long long k = 0; k < l; ++k) rows[k * width + i] = s""",
     ),
-    "block_momentum": (
-        "T mu, bool nesterov, int64 l, int64 width",
-        "T w_tilde, T v, raw T w",
-        "const T d = w[i] - w_tilde; v = mu * v + d; w_tilde += nesterov ? mu * v + d : v; "
-        "for (long long k = 0; k < l; ++k) w[k * width + i] = w_tilde",
+    # the rules of algorithms/outer.py
+    "outer_momentum": (
+        "T mean, T lr, T mu",
+        "T w_tilde, T v",
+        "const T D = mean - w_tilde; v = mu * v + D; w_tilde += lr * v",
+    ),
+    "outer_nesterov": (
+        "T mean, T lr, T mu",
+        "T w_tilde, T v",
+        "const T D = mean - w_tilde; v = mu * v + D; w_tilde += lr * (D + mu * v)",
+    ),
+    "outer_adam": (
+        "T mean, T lr, T beta1, T beta2, T tau",
+        "T w_tilde, T m, T v",
+        "const T D = mean - w_tilde; m = beta1 * m + (1 - beta1) * D; "
+        "v = beta2 * v + (1 - beta2) * D * D; w_tilde += lr * m / (sqrt(v) + tau)",
+    ),
+    "outer_yogi": (
+        "T mean, T lr, T beta1, T beta2, T tau",
+        "T w_tilde, T m, T v",
+        "const T D = mean - w_tilde; m = beta1 * m + (1 - beta1) * D; "
+        "const T s = D * D, sign = (v > s) - (v < s); "
+        "v -= (1 - beta2) * s * sign; w_tilde += lr * m / (sqrt(v) + tau)",
+    ),
+    "outer_slowmo": (
+        "T mean, T alpha, T beta, T gamma",
+        "T w_tilde, T u",
+        "u = beta * u + (w_tilde - mean) / gamma; w_tilde -= alpha * gamma * u",
     ),
     "spread": (
         "raw T rows, raw T mean, int64 l, int64 width, int64 m",
@@ -74,6 +97,9 @@ ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
         "w -= gamma * m / (sqrt(u) * unbias + eps)",
     ),
 }
+# w shrinks before the step of adam
+_inputs, _outputs, _adam = ELEMENTWISE["adam"]
+ELEMENTWISE["adamw"] = f"{_inputs}, T shrink", _outputs, f"w *= shrink; {_adam}"
 PARTS = 1 << 17  # partial sums of `spread`, one a GPU thread
 
 
@@ -113,14 +139,16 @@ def spread(xp: ModuleType, rows: Array, mean: Array) -> float:
     return float(parts.sum())
 
 
-def block_momentum_(
-    xp: ModuleType, w: Array, w_tilde: Array, v: Array, mu: float, nesterov: bool
+def outer_(
+    xp: ModuleType,
+    name: str,
+    mean: Array,
+    numbers: Sequence[float],
+    w_tilde: Array,
+    moments: Sequence[Array],
 ) -> None:
-    """Do the step of mavg Alg. 1 on equal rows w [L, n].
-
-    v ← μv + d, w̃ ← w̃ + v (Nesterov: w̃ + μv + d), every row ← w̃.
-    """
-    kernel(xp, "block_momentum")(np.float32(mu), nesterov, *w.shape, w_tilde, v, w)
+    """Step w̃ [n] and the moments [n] each, given w̄ = mean [n]; numbers: parameters in order."""
+    kernel(xp, name)(mean, *map(np.float32, numbers), w_tilde, *moments)
 
 
 def update_(

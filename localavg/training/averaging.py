@@ -60,7 +60,7 @@ class Averaging:
         n = flat.d_trained
         self.columns = flat.w[:, :n], flat.w[:, n:]  # parameters, statistics
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
-        self.average.start(self.w, n)
+        self.average.start(self.w, n, transport)
 
     def begin(self, gamma: float) -> None:
         """Give the schedule of a new run the objective at the start, if it needs the objective."""
@@ -86,7 +86,7 @@ class Averaging:
         scope = schedule.final if last else schedule.after(t)
         if scope:
             self.before(t, scope)
-            S = self.average.average_(self.w, scope, self.transport, variance=self.variance)
+            S = self.average.average_(self.w, scope, self.transport, self.variance, gamma)
             self.state.at_average_(scope, self.transport)
             self.after(t, scope, S)
             if schedule.needs:

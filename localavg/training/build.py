@@ -143,13 +143,14 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     step_size = stepsizes.after_warm_up(c, length.epoch, task.step_size)
     algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch, step_size=step_size)
-    optimizer = optim.make(c.optimizer, c.momentum, c.state)
-    matrices = 2 + optimizer.averaged  # weights, gradients, state: [L, d] each
+    optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
+    # weights, gradients, state: [L, d] each; and what the average keeps, once for all
+    rows = 2 + optimizer.averaged + algorithm.average.kept / max(1, fleet.sharing)
     transport = choose(
         c.transport,
         fleet,
         algorithm.S,
-        4 * matrices * problem.d,
+        int(4 * rows * problem.d),
         task.device,
         aware,
         n=problem.d,

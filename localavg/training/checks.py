@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
+from localavg.algorithms.outer_options import filled_in
 from localavg.config import TrainConfig
 from localavg.errors import check_choice
 from localavg.interfaces import Settings
@@ -31,6 +32,7 @@ def read(given: Settings) -> TrainConfig:
     Raises UserError for an unknown algorithm, an option that the algorithm does not have, a value
     that breaks its rule, and a setting that has no effect together with the others.
     """
+    given = of_today(given)
     names = {f.name for f in fields(TrainConfig)}
     options = {name: value for name, value in given.items() if name not in names}
     plain: dict[str, Any] = {
@@ -50,19 +52,46 @@ def all_settings(c: TrainConfig) -> dict[str, object]:
     """Return all settings of a run, with defaults, by their names in the run file."""
     settings = asdict(c)
     given = settings.pop("options")
-    return settings | algorithms.options(c.algorithm) | given
+    return {**settings, **filled_in(algorithms.options(c.algorithm) | given)}
 
 
-def difference(asked: Settings, recorded: Settings) -> str | None:
+def of_today(settings: Settings) -> Settings:
+    """Return settings with the outer optimiser where earlier versions had `mu` and `nesterov`.
+
+    `mu` above 0 was block momentum with η = 1, `nesterov` its other form.
+    """
+    if not _takes_outer(settings) or "outer" in settings or "nesterov" not in settings:
+        return settings
+    options = algorithms.options(settings["algorithm"])
+    new = {name: value for name, value in settings.items() if name != "nesterov"}
+    mu = new.pop("mu", options["mu"]) or 0.0
+    if not mu and settings["algorithm"] != "mavg":
+        return new
+    rule = "nesterov" if settings["nesterov"] else "momentum"
+    return {**new, "outer": rule, "outer_lr": 1.0, "mu": mu}
+
+
+def recorded(config: Settings) -> Settings:
+    """Return the settings in a run file, by the names and with the values that they have today."""
+    plain = dict.fromkeys(("outer", "outer_lr", "mu")) if _takes_outer(config) else {}
+    return {**plain, **of_today(config)}
+
+
+def _takes_outer(settings: Settings) -> bool:
+    name = settings.get("algorithm")
+    return name in algorithms.BOTH and "outer" in algorithms.options(name)
+
+
+def difference(asked: Settings, config: Settings) -> str | None:
     """Describe the first setting that differs between a run file and `asked`; None if none does.
 
     A setting that is not given and that the program chooses is not compared.
     """
-    asked = {**asked}
+    asked, there = {**asked}, recorded(config)
     if asked["algorithm"] == "eamsgd" and asked["alpha"] is None:
-        asked["alpha"] = 0.9 / recorded["learners"]
-    for name in asked.keys() & recorded.keys() - FREE:
-        want, have = (list(x) if isinstance(x, tuple) else x for x in (asked[name], recorded[name]))
+        asked["alpha"] = 0.9 / there["learners"]
+    for name in asked.keys() & there.keys() - FREE:
+        want, have = (list(x) if isinstance(x, tuple) else x for x in (asked[name], there[name]))
         if (
             want == have
             or (want in (None, "auto") and name in FILLED_IN)

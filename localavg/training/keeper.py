@@ -127,6 +127,9 @@ class Keeper:
         state = {name: part.state_dict() for name, part in self.parts.items()} | {
             "weights": {"w": self.w}
         }
+        if self.fleet.rank > 0:  # what the average keeps is the same on all ranks, but for rows
+            kept = state["combine"]
+            state["combine"] = {name: x for name, x in kept.items() if len(x.shape) == 2}
         state["record"] = {}
         if self.record is not None:
             self.record.flush(force=True)

@@ -27,10 +27,10 @@ def rehearse(e: Experiment) -> None:
     optimizer.start((L, n), e.transport.zeros, e.transport.ordinary)
     optimizer.update_(w[:, :n], g[:, :n], 0.0)
     covered = w if e.config.statistics == "average" else w[:, :n]
-    average.start(covered, n)
+    average.start(covered, n, e.transport)
     variance = e.config.variance != "no" or e.algorithm.schedule.needs == "variance"
     for scope in (Scope.CLUSTER, Scope.WORLD) if e.algorithm.S else (Scope.WORLD,):
-        average.average_(covered, scope, e.transport, variance=variance)
+        average.average_(covered, scope, e.transport, variance, gamma=1.0)
         optimizer.at_average_(scope, e.transport)
     e.transport.mean(w)  # as an evaluation does
     e.transport.take_spread_s()  # no time of the run

@@ -24,7 +24,7 @@ from localavg.interfaces import Array, Settings
 from localavg.parallel.device import put_
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import NOTHING, Chosen
-from localavg.training.checks import FREE, all_settings, difference
+from localavg.training.checks import FREE, all_settings, difference, recorded
 
 LACKING = {"engine": ("loop", "auto")}
 """settings that run files of earlier versions lack: what they meant, and what else is like it"""
@@ -191,11 +191,12 @@ def _check_version(saved: Saved, d: int) -> None:
 def _check_settings(path: str, run: Run | None, config: Settings) -> None:
     if run is None:
         return
+    there = recorded(run.config)
     for name, value in config.items():
         like = LACKING.get(name, (None,))
-        if name not in run.config and value in like:
+        if name not in there and value in like:
             continue
-        was = run.config.get(name, like[0])
+        was = there.get(name, like[0])
         if name not in FREE and was != stored(value):
             raise UserError(
                 f"`resume`: {path} was made with {name} = {was}, not {stored(value)}; give the "

@@ -227,6 +227,16 @@ def qsr(alpha, K, power=2, peak=0):
     return lambda s, T, gamma: oracle.qsr(s, T, gamma, alpha, K, power, peak)
 
 
+def outer(rule, lr, mu, schedule, S=None):
+    """An outer optimiser at the averages of another oracle; S: learners in a cluster of it."""
+
+    def at(s, T, gamma):
+        return schedule(s, T, gamma)
+
+    at.S = S
+    return lambda s, T, gamma: oracle.outer(s, T, gamma, rule, lr, mu, at)
+
+
 def piecewise(*pieces):
     return lambda s, T, gamma: oracle.piecewise(s, T, gamma, pieces)
 
@@ -257,6 +267,8 @@ CASES = {
         for optimiser, step in {"momentum": constant(0.7), "nesterov": STAIRS, "adam": ADAM}.items()
         for policy in ("keep", "average", "reset")
     },
+    "kavg-adamw-average": Case("kavg --K 6", kavg(6), "adamw", "average", constant(0.1)),
+    "diloco-adamw": Case("diloco --K 6", outer("nesterov", 0.7, 0.9, kavg(6)), "adamw", step=ADAM),
     "kavg-inverse": Case("kavg --tau 12", kavg(12), step=INVERSE),
     "kavg-longer-than-T": Case("kavg --K 99", kavg(99), T=51),
     "kavg-12": Case("kavg --K 5", kavg(5), "momentum", "average", FALLING, P=12, T=53),
@@ -313,6 +325,53 @@ CASES = {
         "average",
         FALLING,
         T=52,
+    ),
+    "diloco": Case("diloco --K 7", outer("nesterov", 0.7, 0.9, kavg(7))),
+    "diloco-adam": Case(
+        "diloco --K 5 --outer-lr 0.4 --mu 0.6",
+        outer("nesterov", 0.4, 0.6, kavg(5)),
+        "adam",
+        "keep",
+        ADAM,
+        T=53,
+    ),
+    "slowmo": Case("slowmo --K 7", outer("slowmo", 1, 0.5, kavg(7)), step=FALLING),
+    "slowmo-reset": Case(
+        "slowmo --K 6 --outer-lr 0.8 --mu 0.7",
+        outer("slowmo", 0.8, 0.7, kavg(6)),
+        "nesterov",
+        "reset",
+        STAIRS,
+        T=57,
+    ),
+    "kavg-outer-momentum": Case(
+        "kavg --K 7 --outer momentum --outer-lr 0.6 --mu 0.8",
+        outer("momentum", 0.6, 0.8, kavg(7)),
+        "momentum",
+        "average",
+    ),
+    "kavg-outer-adam": Case(
+        "kavg --K 7 --outer adam --outer-lr 0.2", outer("adam", 0.2, 0.9, kavg(7)), "momentum"
+    ),
+    "kavg-outer-yogi": Case(
+        "kavg --K 5 --outer yogi --outer-lr 0.3 --mu 0.5", outer("yogi", 0.3, 0.5, kavg(5)), T=58
+    ),
+    "hieravg-outer-adam": Case(
+        "hieravg --K1 3 --K2 8 --S 4 --outer adam",
+        outer("adam", 0.01, 0.9, hieravg(3, 8, 4), 4),
+        "momentum",
+    ),
+    "hieravg-outer-slowmo": Case(
+        "hieravg --K1 2 --K2 7 --S 2 --outer slowmo",
+        outer("slowmo", 1, 0.5, hieravg(2, 7, 2), 2),
+        "momentum",
+        "reset",
+        STAIRS,
+    ),
+    "piecewise-outer-yogi": Case(
+        "piecewise --pieces 0:4,30:7 --outer yogi",
+        outer("yogi", 0.01, 0.9, piecewise((0, 4), (30, 7))),
+        T=64,
     ),
     "hieravg": Case("hieravg --K1 2 --K2 8 --S 4", hieravg(2, 8, 4)),
     "hieravg-pairs": Case(
@@ -386,6 +445,9 @@ ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
     "kavg": ("kavg --K 7", kavg(7), {"optimiser": "adam", "policy": "average", "step": ADAM}),
     "oneshot": ("oneshot", oracle.oneshot, {"step": RISING}),
     "mavg": ("mavg --K 7 --mu 0.5", mavg(7, 0.5), {"optimiser": "nesterov", "policy": "reset"}),
+    "diloco": ("diloco --K 7", outer("nesterov", 0.7, 0.9, kavg(7)), {"optimiser": "momentum"}),
+    "slowmo": ("slowmo --K 7", outer("slowmo", 1, 0.5, kavg(7)), {"step": FALLING}),
+    "yogi": ("kavg --K 7 --outer yogi", outer("yogi", 0.01, 0.9, kavg(7)), {}),
     "piecewise": ("piecewise --pieces 0:3,20:8,41:2", piecewise((0, 3), (20, 8), (41, 2)), {}),
     "adalupa": ("adalupa --tau0 5 --alpha 0.3", linear(5, 0.3), {}),
     "loss": (
@@ -406,6 +468,12 @@ UNEVEN = {
     for P, data in ((5, "fives"), (7, "shards"))
     for name in ANY
 }
+UNEVEN["hieravg-15-outer"] = Case(
+    "hieravg --K1 3 --K2 8 --S 5 --outer adam",
+    outer("adam", 0.01, 0.9, hieravg(3, 8, 5), 5),
+    P=15,
+    data="fives",
+)
 UNEVEN |= {
     f"hieravg-{P}-{S}": Case(
         f"hieravg --K1 3 --K2 8 --S {S}", hieravg(3, 8, S), "momentum", "average", P=P, data=data
@@ -443,6 +511,9 @@ FEW = (
     "qsr",
     "piecewise-mu",
     "mavg-momentum",
+    "diloco-adam",
+    "slowmo-reset",
+    "kavg-outer-adam",
     "hieravg-pairs",
     "hieravg-mu",
     "adpsgd-warm-up",
@@ -629,10 +700,19 @@ SAME_BITS = {
     "adpsgd --p-init 7 --Ks 60 --warmup 99": "kavg --K 1",
     "hieravg --K1 3 --K2 8 --S 2 --mu 0": "hieravg --K1 3 --K2 8 --S 2",
     "hieravg --K1 7 --K2 7 --S 4 --mu 0.5": "mavg --K 7 --mu 0.5",
-}
-SAME_TO_ROUNDING = {
     "mavg --K 7 --mu 0": "kavg --K 7",
     "mavg --K 7 --mu 0 --nesterov": "kavg --K 7",
+    "kavg --K 7 --outer momentum --mu 0": "kavg --K 7",
+    "kavg --K 7 --outer none": "kavg --K 7",
+    "kavg --K 7 --mu 0.5": "mavg --K 7 --mu 0.5",
+    "mavg --K 7 --mu 0.4 --nesterov": "kavg --K 7 --outer nesterov --outer-lr 1 --mu 0.4",
+    "diloco --K 7": "kavg --K 7 --outer nesterov",
+    "slowmo --K 7": "kavg --K 7 --outer slowmo",
+}
+SAME_TO_ROUNDING = {
+    "slowmo --K 7 --mu 0.6": "mavg --K 7 --mu 0.6",  # α = 1, constant γ
+    "kavg --K 7 --mu 1e-9": "kavg --K 7",
+    "kavg --K 7 --outer nesterov --outer-lr 1 --mu 1e-9": "kavg --K 7",
     "kavg --K 1": "sync",
 }
 ONE_LEARNER = [

@@ -350,7 +350,7 @@ def other_states(fleet):
 
 
 LOADED = {
-    "kavg": "the state is of Every . Mean . NoExchange, not of Every . BlockMomentum . NoExchange",
+    "kavg": "the state is of Every . Mean . NoExchange, not of Every . Momentum . NoExchange",
     "adpsgd-like": "the state is of Linear . Mean",
     "shape": "the state is of a model with 10 numbers, not 5; build the same model",
     "optimizer": "this is no averager's state",
@@ -558,7 +558,7 @@ def test_the_state_of_another_algorithm_or_model_is_refused(answers, name):
 
 def test_an_averager_shows_where_it_is(answers):
     texts = answers[0]["shown"]
-    row = "Averager(mavg(K=3, mu=0.7, nesterov=False), t={}, period={}, scope={})"
+    row = "Averager(mavg(K=3, outer='momentum', outer_lr=1.0, mu=0.7), t={}, period={}, scope={})"
     assert texts == [
         row.format(*now)
         for now in ((0, 0, "NONE"), (1, 1, "NONE"), (2, 2, "NONE"), (3, 3, "WORLD"), (4, 1, "NONE"))

@@ -65,7 +65,7 @@ def logs(world, folder):
             ("kavg", localavg.kavg(K=4), 1),
             ("sync", localavg.sync(), 2),
             ("silent", localavg.mavg(K=11), 1),
-            ("piecewise", localavg.piecewise({0: 4, 8: 5}), 1),
+            ("piecewise", localavg.piecewise({0: 4, 8: 5}, outer="yogi"), 1),
         )
     }
     try:
@@ -120,7 +120,9 @@ def test_the_head_and_the_evaluations(runs):
         assert run.eval.t.tolist() == [11] and run.eval.test_accuracy.tolist() == [0.75]
         assert math.isnan(run.eval.test_loss[0]) and math.isfinite(run.eval.wall_s[0])
     assert files["kavg"].config["K"] == 4 and files["silent"].config["mu"] == 0.7
-    assert files["piecewise"].config["pieces"] == "0:4,8:5"
+    piecewise = files["piecewise"].config
+    assert (piecewise["pieces"], piecewise["outer"]) == ("0:4,8:5", "yogi")
+    assert (piecewise["outer_lr"], piecewise["mu"]) == (0.01, 0.9)
     assert files["kavg"].config["lr"] == 0.1 and files["kavg"].config["optimizer"] == "sgd"
 
 

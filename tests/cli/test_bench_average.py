@@ -26,6 +26,7 @@ COLUMNS = [
     "allreduce_s",
     "torch_s",
     "floor_s",
+    "outer_s",
 ]
 
 
@@ -39,8 +40,9 @@ def files(tmp_path_factory):
     folder = tmp_path_factory.mktemp("bench") / "new"
     where = "--out", folder / "a.h5", "--json", folder / "a.json"
     done = bench(
-        2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", *where, check=True
-    )
+        2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", "--outer", "adam",
+        *where, check=True,
+    )  # fmt: skip
     return folder, done
 
 
@@ -48,6 +50,7 @@ def test_the_file_holds_the_rows_of_json(files):
     folder, done = files
     rows = json.loads((folder / "a.json").read_text())
     found = record.load(folder / "a.h5", bench="average")
+    assert "step / its bytes" in done.stdout
     assert list(found.rows) == COLUMNS and found.rows.to_dict("records") == rows
     assert [row["elements"] for row in rows] == average.floats(["2000", "resnet8"])
     assert all((row["ranks"], row["nodes"], row["learners"]) == (2, 1, 4) for row in rows)

@@ -20,6 +20,7 @@ from localavg.cli import at_least_1, flag, in_flags, train
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files.record import load
+from localavg.training import checks
 
 PAPERS = {
     "sgd",
@@ -121,6 +122,8 @@ def test_the_papers_symbols_are_the_options():
     symbols = {
         "kavg": {"K"},
         "mavg": {"K", "mu"},
+        "diloco": {"K", "outer_lr", "mu"},
+        "slowmo": {"K", "outer_lr", "mu"},
         "hieravg": {"K1", "K2", "S"},
         "adalupa": {"tau0", "alpha"},
         "adpsgd": {"p_init", "Ks"},
@@ -139,15 +142,18 @@ def test_every_option_of_an_algorithm_has_its_help(name):
 
 
 def test_the_papers_settings_are_the_defaults():
-    assert options("adpsgd") | {"mu": 0} == {
+    assert options("adpsgd") == {
         "p_init": 4,
         "Ks": 0.25,
         "low": 0.7,
         "high": 1.3,
         "warmup": 1.0,
-        "mu": 0,
-        "nesterov": False,
+        "outer": None,
+        "outer_lr": None,
+        "mu": None,
     }
+    assert options("diloco") == {"K": 500, "outer_lr": 0.7, "mu": 0.9}
+    assert options("slowmo") | {"K": 0} == {"K": 0, "outer_lr": 1, "mu": 0.5}
     assert (options("adalupa")["tau0"], options("adalupa")["alpha"]) == (91, 1.09)
     assert options("qsgd") == {"bits": 8, "bucket": 512}
 
@@ -272,10 +278,10 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
     assert done.stdout == "run.h5\n"
     assert "Traceback" not in done.stderr and "localavg:" not in done.stderr
     run = load(tmp_path / "run.h5")
-    given |= {"algorithm": "mavg", "K": 4, "mu": 0.25, "nesterov": False}
+    given |= {"algorithm": "mavg", "K": 4, "mu": 0.25, "outer": "momentum", "outer_lr": 1.0}
     assert {name: run.config[name] for name in given} == given
     assert all(run.config[flag] is True for flag in flags)
-    unset = {"epochs", "decay_every", "pl_constant", "shift", "replay"}
+    unset = {"epochs", "weight_decay", "decay_every", "pl_constant", "shift", "replay"}
     other = {
         f.name for f in fields(TrainConfig) if f.metadata["group"] in ("network", "simulated time")
     }
@@ -390,7 +396,10 @@ BAD = [
         )
     ],
     ({"lr_schedule": "cosine"}, "--lr-schedule cosine: must be one of constant, steps, inverse"),
-    ({"optimizer": "lion"}, "--optimizer lion: must be one of sgd, momentum, nesterov, adam"),
+    (
+        {"optimizer": "lion"},
+        "--optimizer lion: must be one of sgd, momentum, nesterov, adam, adamw",
+    ),
     ({"state": "forget"}, "--state forget: must be one of keep, average, reset"),
     ({"sampling": "some"}, "--sampling some: must be one of iid, shuffle, shard, block"),
     ({"variance": "yes"}, "--variance yes: must be one of no, averages, steps"),
@@ -463,11 +472,22 @@ def test_settings_do_not_change():
     [
         ("kavg", {"K": 0}, "--K 0: a period must be at least 1"),
         ("mavg", {"K": -1}, "--K -1: a period must be at least 1"),
+        *[("mavg", {"mu": x}, f"--mu {x}: must lie in [0, 1)") for x in (1.0, -0.1, NAN, INF)],
+        ("hieravg", {"mu": NAN}, "--mu nan: must lie in"),
         *[
-            ("mavg", {"mu": x}, f"--mu {x}: block momentum must lie in [0, 1)")
-            for x in (1.0, -0.1, NAN, INF)
+            (name, {"outer_lr": x}, f"--outer-lr {x}: must be a finite number above 0")
+            for name in ("mavg", "diloco", "slowmo")
+            for x in (0.0, -1.0, NAN, INF)
         ],
-        ("hieravg", {"mu": NAN}, "--mu nan: block momentum"),
+        ("kavg", {"outer": "lion"}, "--outer lion: must be one of none, momentum, nesterov"),
+        ("mavg", {"outer": "adam"}, "--outer adam: must be one of momentum, nesterov"),
+        ("kavg", {"outer_lr": 0.5}, "--outer-lr 0.5 means nothing to a run without --outer; add"),
+        ("kavg", {"outer": "none", "mu": 0.5}, "--mu 0.5 means nothing to a run without --outer"),
+        ("hieravg", {"outer": "yogi", "mu": 1.0}, "--mu 1.0: must lie in [0, 1)"),
+        *[
+            (name, {"outer": "nesterov"}, f"--outer means nothing to {name}, which takes")
+            for name in ("sgd", "sync", "qsgd", "oneshot", "downpour", "eamsgd", "diloco")
+        ],
         ("hieravg", {"K1": 5, "K2": 4}, "--K1 5 exceeds --K2 4"),
         ("hieravg", {"K1": 0}, "--K1 0: a period"),
         ("adpsgd", {"p_init": 0}, "--p-init 0: a period"),
@@ -500,7 +520,7 @@ def test_settings_do_not_change():
         ("qsgd", {"bits": 1}, "--bits 1: must lie in 2 … 8"),
         ("qsgd", {"bucket": 0}, "--bucket 0: must be at least 1"),
         ("sync", {"K": 4}, "--K means nothing to sync, which takes no options of its own"),
-        ("kavg", {"mu": 0.5}, "--mu means nothing to kavg, which takes --K"),
+        ("oneshot", {"mu": 0.5}, "--mu means nothing to oneshot, which takes no options"),
         ("kavg", {"p_init": 5}, "--p-init means nothing to kavg"),
         ("flyavg", {}, "algorithm flyavg: must be one of sgd, sync, qsgd, kavg, "),
     ],
@@ -509,11 +529,57 @@ def test_a_bad_option_of_an_algorithm_is_refused_by_name(name, given, words):
     with pytest.raises(UserError) as e:
         algorithms.make(name, given, T=1000, epoch=100)
     assert in_flags(str(e.value)).startswith(words) and "\n" not in str(e.value)
-    assert name in ALGORITHMS or all(known in str(e.value) for known in ALGORITHMS)
+    assert name in algorithms.BOTH or all(known in str(e.value) for known in ALGORITHMS)
 
 
-@pytest.mark.parametrize(("name", "like"), [("kvag", "kavg"), ("hieraavg", "hieravg")])
+@pytest.mark.parametrize(
+    ("name", "like"),
+    [
+        ("kvag", "kavg"),
+        ("hieraavg", "hieravg"),
+        ("BMUF", "mavg"),
+        ("local-sgd", "kavg"),
+        ("FedAdam", "kavg --outer adam"),
+        ("fedavgm", "kavg --outer momentum"),
+    ],
+)
 def test_a_misspelt_algorithm_names_the_nearest(name, like):
     for refuse in (lambda: algorithms.check(name, {}), lambda: train.help_of("", name)):
         with pytest.raises(UserError, match=f"did you mean {like}"):
             refuse()
+
+
+@pytest.mark.parametrize(
+    ("given", "now"),
+    [
+        ({"algorithm": "mavg", "nesterov": True}, ("nesterov", 1.0, 0.7)),
+        ({"algorithm": "mavg", "nesterov": False, "mu": 0.0}, ("momentum", 1.0, 0.0)),
+        ({"algorithm": "hieravg", "mu": 0.4, "nesterov": True}, ("nesterov", 1.0, 0.4)),
+        ({"algorithm": "hieravg", "mu": 0.4, "nesterov": False}, ("momentum", 1.0, 0.4)),
+        ({"algorithm": "hieravg", "mu": 0.0, "nesterov": True}, (None, None, None)),
+        ({"algorithm": "hieravg", "nesterov": True}, (None, None, None)),
+        ({"algorithm": "kavg"}, (None, None, None)),
+    ],
+)
+def test_block_momentum_of_earlier_run_files_and_commands_is_the_same_setting_today(given, now):
+    names = ("outer", "outer_lr", "mu")
+    here = checks.all_settings(checks.read(given))
+    assert tuple(here[name] for name in names) == now and "nesterov" not in here
+    old = {name: value for name, value in here.items() if name not in names}
+    if given["algorithm"] != "kavg":
+        old |= {"mu": 0.7 if given["algorithm"] == "mavg" else 0.0, **given}
+    assert tuple(checks.recorded(old)[name] for name in names) == now
+    assert checks.difference(here, old) is None
+
+
+def test_a_finished_run_without_an_outer_optimiser_is_not_one_with_it():
+    here = checks.all_settings(checks.read({"algorithm": "kavg", "outer": "adam"}))
+    there = {name: x for name, x in here.items() if name not in ("outer", "outer_lr", "mu")}
+    assert checks.difference(here, there) is not None
+
+
+def test_the_earlier_flag_of_nesterovs_form_still_works():
+    config = checks.read(train.given(parser().parse_args(["train", "mavg", "--nesterov"])))
+    assert config.options == {"outer": "nesterov", "outer_lr": 1.0, "mu": 0.7}
+    with pytest.raises(UserError, match="means nothing to sync"):
+        checks.read(train.given(parser().parse_args(["train", "sync", "--nesterov"])))

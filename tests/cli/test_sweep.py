@@ -232,13 +232,14 @@ def test_models_data_and_lists_make_readable_names(tmp_path):
 algorithm = "piecewise"
 grid.pieces = ["0:4,8:2", "0:2"]
 grid.data = ["sets/a.h5", "epsilon-like:20x5"]
-grid.nesterov = [true, false]
+mu = 0.5
+grid.outer = ["nesterov", "momentum"]
 [laptop]
 schedule = "steps"
 grid.milestones = [[1, 2], [3]]
 """
     names = [run.name for run in sweep_of(tmp_path, text).runs]
-    assert len(names) == 16 and "piecewise-a-pieces0_4_8_2-nesterov-milestones1_2-s0" in names
+    assert len(names) == 16 and "piecewise-a-pieces0_4_8_2-outernesterov-milestones1_2-s0" in names
     assert all(re.fullmatch(r"[\w.+-]+", name) for name in names)
 
 
@@ -272,7 +273,7 @@ grid.milestones = [[1, 2], [3]]
         ("[[runs]]\nalgorithm = 'kavg'\nout = 'a.h5'", ["out", "sets this itself"]),
         ("[[runs]]\nalgorithm = 'kavg'\nseed = 3", ["seed = 3", "seeds = HOW_MANY"]),
         ("[[runs]]\nalgorithm = 'kavg'\nK = 0", ["kavg at scale laptop", "`K = 0`"]),
-        ("[[runs]]\nalgorithm = 'kavg'\nmu = 0.5", ["`mu` means nothing to kavg"]),
+        ("[[runs]]\nalgorithm = 'kavg'\nK1 = 5", ["`K1` means nothing to kavg"]),
         ("[[runs]]\nalgorithm = 'fly'", ["algorithm fly"]),
         ("[[runs]]\nalgorithm = 'kavg'\n[[runs]]\nalgorithm = 'kavg'", ["two runs", "kavg-s0"]),
         ("[[runs]]\nalgorithm = 'kavg'\nonly = 'paper'", ["no runs at scale laptop"]),

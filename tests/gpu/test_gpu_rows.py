@@ -98,10 +98,9 @@ def kernels_alone(world):
     """What each kernel gives, and what NumPy gives."""
     import cupy
 
-    from localavg.algorithms.mavg import BlockMomentum
+    from localavg.algorithms.outer import RULES
     from localavg.learner import optim
     from localavg.parallel import kernels
-    from localavg.scope import Scope
 
     place(world, 1)
     n = 100_003
@@ -122,16 +121,17 @@ def kernels_alone(world):
         found = kernels.spread(cupy, cupy.asarray(rows), cupy.asarray(ordered(rows)))
         return found, np.sum((rows.astype(np.float64) - ordered(rows)) ** 2)
 
-    def momentum(nesterov):
-        host = BlockMomentum(0.7, nesterov)
-        w = np.repeat(rng.normal(size=(1, n)).astype(np.float32), 3, axis=0)
-        host.start(w, n)
-        w_tilde, v = cupy.asarray(host.w_tilde), cupy.asarray(host.v)
-        w[...] = rng.normal(size=n).astype(np.float32)
-        there = cupy.asarray(w)
-        host.average_(w, Scope.WORLD, Unmoved())
-        kernels.block_momentum_(cupy, there, w_tilde, v, 0.7, nesterov)
-        return there.get(), w
+    def outer(rule):
+        host, there = (RULES[rule](0.3, 0.7) for _ in range(2))
+        w = rng.normal(size=(1, n)).astype(np.float32)
+        host.start(w, n, Memory(np))
+        there.start(cupy.asarray(w), n, Memory(cupy))
+        for gamma in (0.1, 0.1, 0.01):
+            host.gamma = there.gamma = gamma
+            mean = rng.normal(size=n).astype(np.float32)
+            found = there.step(cupy.asarray(mean), slice(0, n))
+            expected = host.step(mean, slice(0, n))
+        return found.get(), expected
 
     def update(name):
         host, there = (optim.make(name, 0.9, "keep") for _ in range(2))
@@ -146,20 +146,23 @@ def kernels_alone(world):
         return x.get(), w
 
     cases = {f"mean of {l}": lambda l=l: mean(l) for l in ROWS}
-    cases |= {"spread": spread, "block momentum": lambda: momentum(False)}
-    cases |= {"nesterov block momentum": lambda: momentum(True)}
+    cases |= {"spread": spread}
+    cases |= {f"outer {rule}": lambda rule=rule: outer(rule) for rule in RULES}
     cases |= {name: lambda name=name: update(name) for name in UPDATES}
     return guarded(cases)
 
 
-UPDATES = ("sgd", "momentum", "nesterov", "adam")
+UPDATES = ("sgd", "momentum", "nesterov", "adam", "adamw")
 
 
-class Unmoved:
-    """A transport whose rows are equal already."""
+OUTER = tuple(f"outer {rule}" for rule in ("momentum", "nesterov", "adam", "yogi", "slowmo"))
 
-    def mean_(self, *_):
-        return np.nan
+
+class Memory:
+    """The part of a transport that gives memory for state, of the array module xp."""
+
+    def __init__(self, xp):
+        self.common = lambda shape: xp.zeros(shape, np.float32)
 
 
 def begin_computed(folder):
@@ -175,6 +178,6 @@ def test_a_mean_of_a_ranks_own_rows_has_the_bits_of_the_sum_in_order(l, computed
     assert np.array_equal(one, expected) and np.array_equal(other, again)
 
 
-@pytest.mark.parametrize("name", ["spread", "block momentum", "nesterov block momentum", *UPDATES])
+@pytest.mark.parametrize("name", ["spread", *OUTER, *UPDATES])
 def test_a_kernel_does_what_numpy_does(name, computed):
     np.testing.assert_allclose(*take(computed, name), rtol=2e-5, atol=2e-6)

@@ -16,6 +16,8 @@ ALGORITHMS = {
     "qsgd": DATA,
     "kavg": f"--K 3 {DATA} --variance steps",
     "oneshot": DATA,
+    "diloco": f"--K 3 {DATA} --optimizer adam",
+    "slowmo": f"--K 3 {DATA} --optimizer momentum --state reset",
     "mavg": f"--K 3 --mu 0.5 {DATA} --optimizer nesterov --state average",
     "hieravg": f"--K1 2 --K2 4 --S 2 {DATA} --optimizer momentum",
     "adpsgd": f"--p-init 2 --Ks 8 --warmup 0.2 {DATA} --optimizer adam --lr 0.01",

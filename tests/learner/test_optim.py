@@ -12,6 +12,7 @@ OPTIMIZERS = {
     "momentum": lambda torch, w: torch.optim.SGD([w], lr=1.0, momentum=0.9),
     "nesterov": lambda torch, w: torch.optim.SGD([w], lr=1.0, momentum=0.9, nesterov=True),
     "adam": lambda torch, w: torch.optim.Adam([w], lr=1.0),
+    "adamw": lambda torch, w: torch.optim.AdamW([w], lr=1.0),
 }
 
 
@@ -136,6 +137,7 @@ def test_what_the_state_is():
         "momentum": 1,
         "nesterov": 1,
         "adam": 2,
+        "adamw": 2,
     }
     g = gradients(2)
     v = stepped("momentum", g)[0].state[0]
@@ -213,3 +215,13 @@ def test_the_state_in_use_is_what_the_policies_act_on():
         averaged.update_(w, g.copy(), 0.1)
         kept.update_(w_kept, g.copy(), 0.1)
         assert not np.allclose(w, w_kept)
+
+
+def test_weight_decay_shrinks_the_weights_alone():
+    """Without gradient Adam's step is zero, and w falls by γλw."""
+    optimizer, w = optim.make("adamw", 0.9, "keep", 0.5), weights()
+    optimizer.start(w.shape, Recorder().zeros)
+    optimizer.update_(w, np.zeros((L, N), np.float32), 0.1)
+    np.testing.assert_allclose(w, 0.95 * weights(), rtol=1e-6)
+    assert optim.make("adamw", 0.9, "keep").decay == 0.01
+    assert optim.make("adamw", 0.9, "keep", 0.0).decay == 0

@@ -15,7 +15,7 @@ from mpi import call
 from mpi4py import MPI
 from rows import ordered, values
 
-from localavg.algorithms.mavg import BlockMomentum
+from localavg.algorithms.outer import RULES
 from localavg.errors import UserError
 from localavg.files import checkpoint
 from localavg.parallel import kernels
@@ -415,20 +415,25 @@ def test_kernels_for_rows_give_the_bits_of_the_sum_in_order(l):
     )
 
 
-@pytest.mark.parametrize("nesterov", [False, True])
-def test_the_kernel_of_block_momentum_takes_the_steps_of_the_pseudo_code(nesterov):
+@pytest.mark.parametrize("rule", RULES)
+def test_the_kernel_of_an_outer_optimiser_does_what_numpy_does(rule):
     rng = np.random.default_rng(0)
-    host = BlockMomentum(0.7, nesterov)
-    w = np.repeat(rng.normal(size=(1, 50)).astype(np.float32), 3, axis=0)
-    host.start(w, 40)
-    w_tilde, v = stand_in.asarray(host.w_tilde), stand_in.asarray(host.v)
-    for _ in range(5):
-        w[...] = rng.normal(size=50).astype(np.float32)
-        wide = stand_in.asarray(w)
-        host.average_(w, Scope.WORLD, SimpleNamespace(mean_=lambda *_: np.nan))
-        kernels.block_momentum_(stand_in, wide[:, :40], w_tilde, v, 0.7, nesterov)
-        np.testing.assert_allclose(wide.get(), w, rtol=1e-6, atol=1e-6)
-    assert np.array_equal(wide.get()[:, 40:], w[:, 40:])
+    host, there = (RULES[rule](0.3, 0.7) for _ in range(2))
+    w = rng.normal(size=(1, 50)).astype(np.float32)
+    memory = {
+        "host": lambda shape: np.zeros(shape, np.float32),
+        "device": lambda shape: stand_in.zeros(shape, np.float32),
+    }
+    host.start(w, 40, SimpleNamespace(common=memory["host"]))
+    there.start(stand_in.asarray(w), 40, SimpleNamespace(common=memory["device"]))
+    for gamma in (0.1, 0.1, 0.01, 0.02):
+        host.gamma = there.gamma = gamma
+        mean = rng.normal(size=50).astype(np.float32)
+        for columns in (slice(0, 30), slice(30, 40)):
+            given = stand_in.asarray(mean)[columns]
+            found, expected = there.step(given, columns), host.step(mean[columns], columns)
+            np.testing.assert_allclose(found.get(), expected, rtol=2e-5, atol=1e-5)
+    np.testing.assert_allclose(there.state.get(), host.state, rtol=2e-5, atol=1e-5)
 
 
 def test_a_communicator_of_nccl_is_made_for_each_group_that_spans_ranks():
@@ -448,6 +453,8 @@ RUNS = {  # name: (algorithm, its options, settings)
     "kavg": ("kavg", {"K": 3}, {}),
     "mavg": ("mavg", {"K": 3, "mu": 0.5}, {"optimizer": "nesterov", "state": "average"}),
     "hieravg": ("hieravg", {"K1": 2, "K2": 4, "S": 2}, {"optimizer": "momentum"}),
+    "slowmo": ("slowmo", {"K": 3}, {"optimizer": "momentum", "state": "reset"}),
+    "yogi": ("kavg", {"K": 3, "outer": "yogi"}, {"variance": "averages"}),
     "adpsgd": ("adpsgd", {"p_init": 2}, {"optimizer": "adam", "lr": 0.01}),
     "sync": ("sync", {}, {"sampling": "block", "variance": "averages", "grad_norm": True}),
     "qsgd": ("qsgd", {}, {}),
@@ -594,7 +601,7 @@ def test_scalars_of_host_and_device_become_numbers_in_their_order():
     assert numbers(values).tolist() == [0.5, 2, 3, 4] and numbers([]).shape == (0,)
 
 
-@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("name", ["sgd", "momentum", "nesterov", "adam", "adamw"])
 def test_the_kernels_of_the_local_updates_do_what_numpy_does(name):
     from localavg.learner import optim
 

@@ -91,6 +91,26 @@ def coded(how, fleet, mine):
     return w, how.coded_bytes(w.shape[1], CODE), sent
 
 
+def stepped(how, w, mine):
+    """The rows of this rank after a mean with a step, S, and the state that the step adds to."""
+    state = how.common((2, n))
+
+    def step(mean, columns):
+        seen, means = state[:, columns]
+        seen += 1
+        means += mean
+        mean *= 3
+        return means - mean  # the mean so far − 3 times the mean now
+
+    found = []
+    for variance in (False, True, False):
+        w[...] = mine
+        S = how.mean_(w, Scope.WORLD, variance, step)
+        found.append((w.copy(), S))
+    how.world.Barrier()
+    return found, np.array(state)
+
+
 def averaged(world, settings):
     """On every rank: its rows after each kind of average and what else the transport gives, for
     every setting.
@@ -118,6 +138,7 @@ def averaged(world, settings):
         got["part"] = how.mean_(part, Scope.WORLD), w.copy()
         own = mine.copy()  # rows that the transport did not make
         got["own"] = how.mean_(own, Scope.WORLD), own
+        got["stepped"] = stepped(how, w, mine)
         rough = np.random.default_rng(fleet.rank).normal(size=w.shape)
         w[...] = rough
         how.mean_(w, Scope.WORLD)
@@ -161,6 +182,21 @@ def test_everyones_mean_is_exact(means):
             assert np.array_equal(stack(got, (Scope.WORLD, variance)), clusters_mean(P, P)), name
         assert all(np.array_equal(g["mean"], clusters_mean(P, P)[0]) for g in got), name
         assert np.array_equal(stack(got, "own"), clusters_mean(P, P)), name
+
+
+@everywhere
+def test_a_step_is_made_once_for_each_column_of_a_state_and_all_rows_get_it(means):
+    """And S is about the mean before it."""
+    for name, P, _, got in means:
+        mean = clusters_mean(P, P)
+        for k in range(3):
+            rows = np.concatenate([g["stepped"][0][k][0] for g in got])
+            assert np.array_equal(rows, (k + 1) * mean - 3 * mean), name
+        for found, state in (g["stepped"] for g in got):
+            assert (state[0] == 3).all() and np.array_equal(state[1], 3 * mean[0]), name
+            told = [S for _, S in found]
+            assert told[1] == pytest.approx(got[0][Scope.WORLD, True][0], rel=1e-6), name
+            assert np.isnan(told[0]) and np.isnan(told[2]), name
 
 
 @everywhere
@@ -373,6 +409,8 @@ RUNS = {  # name: (algorithm, optimiser, sampling)
     "hieravg": ("hieravg --K1 3 --K2 8 --S {S}", "adam", "iid"),
     "adpsgd": ("adpsgd --p-init 3 --Ks 15 --warmup 1", "sgd", "shuffle"),
     "mavg": ("mavg --K 6 --mu 0.5", "nesterov", "block"),
+    "diloco": ("diloco --K 6", "momentum", "iid"),
+    "yogi": ("hieravg --K1 3 --K2 8 --S {S} --outer yogi", "sgd", "iid"),
     "qsgd": ("qsgd --bucket 8", "sgd", "iid"),
 }
 LAYOUTS = {

@@ -10,6 +10,9 @@ Papers, by the short names used in the comments:
   adpsgd   Jiang and Agrawal, adaptive periodic averaging, Algorithms 1 and 2 (numbered lines)
   mavg     Cong and Liu, block momentum M-AVG, Algorithm 1 (no line numbers)
   hieravg  Zhou and Cong, hierarchical averaging Hier-AVG, Algorithm 1 (no line numbers)
+  diloco   Douillard et al., Algorithm 1 (arXiv 2311.08105)
+  reddi    Reddi et al., adaptive federated optimization, Algorithm 2 (arXiv 2003.00295)
+  slowmo   Wang et al., slow momentum, Algorithm 1 (arXiv 1910.00643)
 
 Conventions:
   t          completed local updates, 1-based: update t uses the step size gamma(t); T updates in all
@@ -34,7 +37,7 @@ class Setup(NamedTuple):
     y: np.ndarray  # (n,), entries -1 or +1
     P: int = 1
     l2: float = 0.0
-    optimiser: str = "sgd"  # sgd | momentum | nesterov | adam
+    optimiser: str = "sgd"  # sgd | momentum | nesterov | adam | adamw
     m: float = 0.9  # momentum coefficient of momentum and nesterov
     policy: str = "keep"  # what an average does to the optimiser's state: keep | average | reset
 
@@ -89,7 +92,9 @@ def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
     if optimiser == "nesterov":
         state["v"] = m * state["v"] + g
         return w - lr * (g + m * state["v"]), state
-    if optimiser == "adam":
+    if optimiser in ("adam", "adamw"):
+        if optimiser == "adamw":  # Loshchilov and Hutter, Algorithm 2, with lambda as torch has it
+            w = w - lr * 0.01 * w
         beta1, beta2, eps = 0.9, 0.999, 1e-8
         state["n"] = state["n"] + 1
         state["a"] = beta1 * state["a"] + (1 - beta1) * g
@@ -367,6 +372,64 @@ def mavg(setup, T, gamma, K, mu, nesterov=False):
             states = states_after_average(states, setup.policy)
             averages.append((t, "global"))
     return w_tilde, averages
+
+
+class OuterState:
+    """The outer optimiser of a source, from w~ on; its moments are those of the pseudo-code."""
+
+    def __init__(self, rule, lr, mu, w_tilde):
+        self.rule, self.lr, self.mu, self.w_tilde = rule, lr, mu, w_tilde
+        self.first = np.zeros(len(w_tilde))
+        self.second = np.full(len(w_tilde), 1e-3**2)  # reddi, Algorithm 2: v_{-1} >= tau^2
+
+    def step(self, W, gamma):
+        """The new w~ after a round that left the learners at W, with the last step size gamma."""
+        x, lr, mu = self.w_tilde, self.lr, self.mu
+        if self.rule in ("momentum", "nesterov"):  # diloco, Algorithm 1; torch.optim.SGD
+            outer_gradient = mean([x - w for w in W])
+            self.first = mu * self.first + outer_gradient
+            direction = self.first
+            if self.rule == "nesterov":
+                direction = outer_gradient + mu * self.first
+            x = x - lr * direction
+        elif self.rule in ("adam", "yogi"):  # reddi, Algorithm 2
+            delta = mean([w - x for w in W])
+            self.first = mu * self.first + (1 - mu) * delta
+            if self.rule == "adam":
+                self.second = 0.99 * self.second + 0.01 * delta**2
+            else:
+                sign = np.sign(self.second - delta**2)
+                self.second = self.second - 0.01 * delta**2 * sign
+            x = x + lr * self.first / (np.sqrt(self.second) + 1e-3)
+        elif self.rule == "slowmo":  # slowmo, Algorithm 1
+            self.first = mu * self.first + (x - mean(W)) / gamma
+            x = x - lr * gamma * self.first
+        else:
+            raise ValueError(f"unknown rule {self.rule!r}")
+        self.w_tilde = x
+        return x
+
+
+def outer(setup, T, gamma, rule, lr, mu, schedule):
+    """An outer optimiser at the global averages of another oracle, `schedule(setup, T, gamma)`.
+
+    Local averages there are plain means over clusters of schedule.S learners.
+    """
+    W, states = start(setup)
+    server = OuterState(rule, lr, mu, np.zeros(setup.X.shape[1]))
+    averages = schedule(setup, T, gamma)[1]
+    scopes = dict(averages)
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+        if scopes.get(t) == "global":
+            W = [server.step(W, gamma(t))] * setup.P
+            states = states_after_average(states, setup.policy)
+        elif scopes.get(t) == "local":
+            for first in range(0, setup.P, schedule.S):
+                cluster = slice(first, first + schedule.S)
+                W[cluster] = [mean(W[cluster])] * schedule.S
+                states[cluster] = states_after_average(states[cluster], setup.policy)
+    return server.w_tilde, averages
 
 
 def hieravg(setup, T, gamma, K1, K2, S):

@@ -44,6 +44,10 @@ LINES = {
     "kavg": f"kavg --K 7 {DATA} --steps 40",
     "oneshot": f"oneshot {DATA} --steps 40",
     "mavg": f"mavg --K 6 --mu 0.6 --nesterov {DATA} --steps 40",
+    "diloco": f"diloco --K 7 {DATA} --steps 40",
+    "outer adam": f"kavg --K 5 --outer adam {DATA} --steps 40",
+    "outer yogi": f"hieravg --K1 3 --K2 7 --S 2 --outer yogi {DATA} --steps 40",
+    "slowmo": f"slowmo --K 6 {DATA} --steps 40 --state reset",
     "hieravg": f"hieravg --K1 3 --K2 7 --S 2 {DATA} --steps 40",
     "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",
     "adalupa": f"adalupa --tau0 3 --alpha 0.5 {DATA} --steps 40",
@@ -65,7 +69,7 @@ def words(line, out, *more):
     return [
         "train",
         *f"{line} {COMMON}".split(),
-        *(ADAM_WORDS if "adam" in line else ()),
+        *(ADAM_WORDS if "optimizer adam" in line else ()),
         "--out",
         str(out),
         *more,
@@ -171,6 +175,7 @@ ANY = {  # name: P learners and what they do
     "kavg": (5, f"kavg --K 7 {DATA} --steps 40 --state average"),
     "qsgd": (5, LINES["qsgd"]),
     "mavg": (7, LINES["mavg"]),
+    "outer adam": (7, LINES["outer adam"]),
     "adpsgd": (7, LINES["adpsgd"]),
     "loss": (7, LINES["loss"]),
     "hieravg": (10, f"hieravg --K1 3 --K2 7 --S 5 {DATA} --steps 40"),
@@ -223,6 +228,9 @@ def test_a_run_of_any_number_of_learners_is_resumed_on_any_number_of_ranks(
 ):
     """To the weights of one that was not stopped."""
     three, whole, folder = once(names, on_three_and_one, tmp_path_factory.mktemp, names)
+    if "outer adam" in names:  # its state is there once
+        saved = (three / f"outer adam.h5.ckpt/t000000013/rank{r:05d}.h5" for r in range(3))
+        assert ["combine" in h5py.File(path) for path in saved] == [True, False, False]
     if ranks > 1:
         folder = shutil.copytree(three, tmp_path / "again")
         lines = any_of(folder, "--resume", names=names)
@@ -265,6 +273,10 @@ def alone(folder, line, stops=(13,)):
 HELD = {  # what a run must remember: a run whose bits depend on it
     "momentum": LINES["kavg"],
     "block momentum": LINES["mavg"],
+    "outer nesterov": LINES["diloco"],
+    "outer adam": LINES["outer adam"],
+    "outer yogi": LINES["outer yogi"],
+    "slow momentum": LINES["slowmo"],
     "Adam": ADAM["adam"],
     "the steered period": LINES["adpsgd"],
     "learners that differ": f"{LINES['oneshot']} --sampling shard",

@@ -10,10 +10,18 @@ from samples import N
 from localavg.files.record import CLUSTER, WORLD, load
 
 P, T, L2, M = 4, 52, 0.01, 0.8
+
+
+def kavg(K):
+    return lambda s, T, gamma: oracle.kavg(s, T, gamma, K)
+
+
 ALGORITHMS = {  # T ends a partial period of each
     "sync": oracle.sync,
     "kavg --K 7": lambda s, T, gamma: oracle.kavg(s, T, gamma, 7),
     "mavg --K 6 --mu 0.5": lambda s, T, gamma: oracle.mavg(s, T, gamma, 6, 0.5, False),
+    "slowmo --K 6": lambda s, T, gamma: oracle.outer(s, T, gamma, "slowmo", 1, 0.5, kavg(6)),
+    "kavg --K 6 --outer yogi": lambda s, T, gamma: oracle.outer(s, T, gamma, "yogi", 0.01, 0.9, kavg(6)),
     "hieravg --K1 3 --K2 8 --S 2": lambda s, T, gamma: oracle.hieravg(s, T, gamma, 3, 8, 2),
     "adpsgd --p-init 3 --Ks 20 --warmup 4":
         lambda s, T, gamma: oracle.adpsgd(s, T, gamma, 3, 20, 4, k_from="warmup"),

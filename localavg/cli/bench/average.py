@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from mpi4py import MPI
 
+from localavg.algorithms.outer import RULES
 from localavg.cli.bench import CIFAR10, Row, images, medians
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
@@ -80,6 +81,7 @@ def new_file(
     provenance: Mapping[str, object],
     device: Device,
     aware: Probe | None = None,
+    outer: str | None = None,
 ) -> Record | None:
     """Create, on rank 0, the file for the rows of `bench_average` with these settings. Collective.
 
@@ -94,6 +96,7 @@ def new_file(
         "transport": name,
         "learners": fleet.P,
         "device": device.name,
+        "outer": outer,
     }
     origin = {**provenance, **hosts(fleet, longest), **gpus(fleet, device)}
     return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
@@ -107,6 +110,7 @@ def bench_average(
     file: Record | None = None,
     device: Device | None = None,
     aware: Probe | None = None,
+    outer: str | None = None,
 ) -> list[Row]:
     """Time averages of rows of every size; return rows with the columns of `schema.BENCHES`.
 
@@ -114,7 +118,8 @@ def bench_average(
     many for rows shorter than LONG), each that of the slowest rank. floor_s: all ranks copy a row
     at once, the memory traffic of any mean in place; or the time of one row over the measured link
     between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
-    device's memory, Allreduce goes through the host. Each row is written to `file` at once.
+    device's memory, Allreduce goes through the host. outer: also time an average with a step of
+    this outer optimiser. Each row is written to `file` at once.
     """
     device = device or Cpu()
     direct = device.name == "cpu" or fleet.world.bcast(bool(aware and aware.works))
@@ -122,11 +127,11 @@ def bench_average(
     rows: list[Row] = []
     for n in sizes:
         ours = transport.choose(name, fleet, None, 4 * n, device, aware)
-        row = _time(fleet, ours, n, repeats * (MORE if n < LONG else 1), device, direct)
+        row = _time(fleet, ours, n, repeats * (MORE if n < LONG else 1), device, direct, outer)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
         about = _about(n, fleet, ours)
-        rows.append({**about, "torch_s": np.nan, **row})
+        rows.append({**about, "torch_s": np.nan, "outer_s": np.nan, **row})
         if file:
             file.append("average", **about, **row)
             file.flush(force=True)
@@ -147,7 +152,13 @@ def _about(n: int, fleet: Fleet, ours: Transport) -> dict[str, float | str]:
 
 
 def _time(
-    fleet: Fleet, ours: Transport, n: int, turns: int, device: Device, direct: bool
+    fleet: Fleet,
+    ours: Transport,
+    n: int,
+    turns: int,
+    device: Device,
+    direct: bool,
+    outer: str | None,
 ) -> dict[str, float]:
     """Return the median seconds of every way to average rows of n floats."""
     w = ours.zeros((fleet.L, n))
@@ -157,6 +168,10 @@ def _time(
         "allreduce_s": lambda: _allreduce(fleet, flat, direct),
         "floor_s": lambda: device.xp.copyto(copy, flat),
     }
+    if outer is not None:
+        step = RULES[outer]()
+        step.start(w, n, ours)
+        ways["outer_s"] = lambda: step.average_(w, Scope.WORLD, ours, gamma=1.0)
     if (averager := _torch_averager(fleet, n, device)) is not None:
         ways["torch_s"] = averager
     timed = {name: partial(slowest, fleet, way, device) for name, way in ways.items()}

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from localavg.algorithms.outer import RULES
 from localavg.cli import Commands, launched, print_table, probed, rank, world
 from localavg.cli.bench import options
 from localavg.errors import UserError
@@ -122,10 +123,25 @@ def _average(args: argparse.Namespace) -> int:
     fleet = Fleet(here, args.learners, args.ranks_per_node)
     device = choose_device(args.device, fleet)
     how = args.transport, floats(args.sizes) if args.sizes else SIZES, args.repeats
-    file = new_file(fleet, *how, args.out, origin, device, aware) if args.out else None
-    rows = bench_average(fleet, *how, file, device, aware)
+    more = device, aware, args.outer
+    file = new_file(fleet, *how, args.out, origin, *more) if args.out else None
+    rows = bench_average(fleet, *how, file, *more)
+    ratios = [_ratios(row, args.outer, fleet) for row in rows]
+    return _print("one average (s), and ours against it", rows, args.json, ratios)
+
+
+def _ratios(row: Row, outer: str | None, fleet: Fleet) -> Row:
+    """Return the times of others divided by ours, and that of an outer step by that of its bytes.
+
+    The bytes are at the mean's rate: the mean reads and writes each row of the node once, the step
+    each row that it keeps.
+    """
     against = ("allreduce_s", "torch_s", "floor_s")
-    return _print("one average (s), and ours against it", rows, args.json, against)
+    found: Row = {name.replace("_s", " / ours"): row[name] / row["ours_s"] for name in against}
+    if outer:
+        its_bytes_s = row["ours_s"] * RULES[outer]().kept / fleet.layout.node_learners(fleet.rank)
+        found["step / its bytes"] = (row["outer_s"] - row["ours_s"]) / its_bytes_s
+    return found
 
 
 def _checkpoint(args: argparse.Namespace) -> int:
@@ -137,17 +153,16 @@ def _checkpoint(args: argparse.Namespace) -> int:
     return _print("one checkpoint (s) against plain writing of as many bytes", rows, args.json)
 
 
-def _print(title: str, rows: list[Row], path: str | None, against: Sequence[str] = ()) -> int:
+def _print(title: str, rows: list[Row], path: str | None, more: Sequence[Row] = ()) -> int:
     """Print rows on rank 0, write them to `path` as JSON, and return the exit status of success.
 
-    A single row is printed as a column. against: columns of seconds to divide by ours_s.
+    A single row is printed as a column. more: columns that are only printed, for each row.
     """
     if rank() != 0:
         return 0
-    shown: list[Row] = []
-    for row in rows:
-        ratios = {name.replace("_s", " / ours"): row[name] / row["ours_s"] for name in against}
-        shown.append({**row, **ratios})
+    shown: list[Row] = [
+        {**row, **added} for row, added in zip(rows, more or [{}] * len(rows), strict=True)
+    ]
     if len(rows) == 1:
         shown = [{"": key, " ": value} for key, value in shown[0].items()]
     print_table(title, shown)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from localavg.algorithms.outer import RULES
 from localavg.cli import Commands, at_least_1
 
 
@@ -151,6 +152,12 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         choices=("auto", "shared", "mpi", "cuda_aware", "staged", "nccl"),
         default="auto",
         help="average by this transport (default: %(default)s, as in training)",
+    )
+    s.add_argument(
+        "--outer",
+        choices=tuple(RULES),
+        help="also time an average with a step of this outer optimiser, and print the time of the "
+        "step divided by that of its bytes at the mean's rate (default: only the mean)",
     )
     _add_device(s, "average rows")
     _add_repeats(s, 11)

@@ -15,15 +15,15 @@ import numpy as np
 from mpi4py import MPI
 from numpy import nan
 
-from localavg.interfaces import Rows
+from localavg.interfaces import Rows, Step
 
 CHUNK = 1 << 15  # elements summed at a time: with its rows it stays in a core's cache
 SENT = 1 << 17  # elements sent at a time between nodes
 DEPTH = 8  # chunks on their way at once, over all lanes of a rank
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
 
-# rows [l, n] of some columns, the same rows one by one, their sum [n]
-Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray]
+# rows [l, n] of some columns, the same rows one by one, their sum [n], these columns
+Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray, slice]
 
 
 class Lanes:
@@ -45,30 +45,27 @@ class Lanes:
         scratch: np.ndarray,
         spread: Callable[[Rows, np.ndarray], float],
     ) -> None:
-        self.here, self.P, self.scratch, self.spread = here, P, scratch, spread
+        self.here, self.P, self.spread = here, P, spread
         self.summed: list[Chunk] = []
-        sent: list[list[tuple[MPI.Comm, np.ndarray]]] = []
-        for lane, comms in mine if P > 1 else ():  # one learner is its own mean
+        sent: list[list[tuple[MPI.Comm, slice]]] = []
+        for lane, comms in mine:
             size = SENT if comms else CHUNK
             lo, hi = (
                 min(rows.shape[1], -(-rows.shape[1] // LINE) * i // lanes * LINE)
                 for i in (lane, lane + 1)
             )
-            cut = [rows[:, a : min(a + size, hi)] for a in range(lo, hi, size)]
+            cut = [slice(a, min(a + size, hi)) for a in range(lo, hi, size)]
             if comms:
                 sent.append([(comms[k % len(comms)], piece) for k, piece in enumerate(cut)])
             else:
-                self.summed += [(piece, list(piece), scratch[0, : piece.shape[1]]) for piece in cut]
+                self.summed += [_chunk(rows, piece, scratch[0]) for piece in cut]
         # Everyone posts chunk k of lane i in the order of (k, i) and waits for the oldest, so
         # nobody waits in a ring.
         turns = enumerate(each for turn in zip_longest(*sent) for each in turn if each is not None)
-        self.sent = [
-            (comm, (piece, list(piece), scratch[i % DEPTH, : piece.shape[1]]))
-            for i, (comm, piece) in turns
-        ]
+        self.sent = [(comm, _chunk(rows, piece, scratch[i % DEPTH])) for i, (comm, piece) in turns]
 
-    def mean_(self, variance: bool = False) -> float:
-        """Set every row to the mean. Collective.
+    def mean_(self, variance: bool = False, step: Step | None = None) -> float:
+        """Set every row to the mean, or to what the step makes of it. Collective.
 
         Return Σ ‖w̄ − w_j‖² over this rank's lanes if `variance`, else NaN.
         """
@@ -76,32 +73,41 @@ class Lanes:
         flying: deque[tuple[Chunk, MPI.Request]] = deque()
         if self.here is not None:
             self.here.Barrier()  # everyone's rows are ready
-        for chunk in self.summed:
+        alone = self.P == 1 and step is None  # one learner is its own mean
+        for chunk in () if alone else self.summed:
             add_up(chunk[1], chunk[2])
-            spread += self._finish(chunk, variance)
+            spread += self._finish(chunk, variance, step)
         for comm, chunk in self.sent:
             if len(flying) == DEPTH:
-                spread += self._land(flying.popleft(), variance)
+                spread += self._land(flying.popleft(), variance, step)
             add_up(chunk[1], chunk[2])
             flying.append((chunk, comm.Iallreduce(MPI.IN_PLACE, chunk[2])))
         while flying:
-            spread += self._land(flying.popleft(), variance)
+            spread += self._land(flying.popleft(), variance, step)
         if self.here is not None:
             self.here.Barrier()  # nobody goes on before all lanes are written
         return spread
 
-    def _land(self, sent: tuple[Chunk, MPI.Request], variance: bool) -> float:
+    def _land(self, sent: tuple[Chunk, MPI.Request], variance: bool, step: Step | None) -> float:
         chunk, request = sent
         request.Wait()
-        return self._finish(chunk, variance)
+        return self._finish(chunk, variance, step)
 
-    def _finish(self, chunk: Chunk, variance: bool) -> float:
-        """Divide a chunk's sum and write it to every row; return Σ ‖w̄ − w_j‖² if `variance`."""
-        rows, parts, mean = chunk
+    def _finish(self, chunk: Chunk, variance: bool, step: Step | None) -> float:
+        """Divide a chunk's sum, take the step, and write the result to every row.
+
+        Return Σ ‖w̄ − w_j‖² if `variance`.
+        """
+        rows, parts, mean, columns = chunk
         mean /= self.P
         spread = self.spread(parts, mean) if variance else 0.0
-        rows[...] = mean
+        rows[...] = mean if step is None else step(mean, columns)
         return spread
+
+
+def _chunk(rows: np.ndarray, columns: slice, scratch: np.ndarray) -> Chunk:
+    piece = rows[:, columns]
+    return piece, list(piece), scratch[: piece.shape[1]], columns
 
 
 def add_up(rows: Sequence[np.ndarray], total: np.ndarray) -> None:

@@ -10,14 +10,14 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import DTypeLike
 
-from localavg.interfaces import UNTIMED, Code, Laps, Rows
+from localavg.interfaces import UNTIMED, Code, Laps, Rows, Step
 from localavg.parallel.aligned import host_zeros
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.scope import Scope
 
 CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
-CACHED = 1 << 15  # elements whose squares are added up at a time, in a core's cache
+CACHED = 1 << 15  # elements of a step, and of squares added up, at a time: in a core's cache
 MOST_BYTES = 1 << 31  # that MPI counts in a call
 
 
@@ -61,27 +61,38 @@ class HostMPI:
         """Make zero rows [L, n] in ordinary memory, for state that is never averaged."""
         return host_zeros(shape, self.dtype)
 
+    def common(self, shape: tuple[int, int]) -> np.ndarray:
+        """Make zero rows [k, n] of state that all learners have in common: each rank its own."""
+        return self.ordinary(shape)
+
     def settle(self) -> None:
         """Wait until all queued work is done; on a host nothing is queued."""
 
-    def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
-        """Set every row of w [L, n] to the mean of its group, in place.
+    def mean_(
+        self, w: np.ndarray, scope: Scope, variance: bool = False, step: Step | None = None
+    ) -> float:
+        """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`.
 
-        Return S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if `variance`, else NaN. Raises
-        TypeError where w is not of dtype.
+        Raises TypeError where w is not of dtype.
         """
         self._check(w)
         spread = 0.0
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
             if len(rows) == 1 and not variance:
-                self._sum_over_ranks_(rows[0], group)
-                rows[0] /= group.learners
-                continue
-            mean = self._mean(rows, group)  # [n]
+                mean = rows[0]  # [n]
+                self._sum_over_ranks_(mean, group)
+                mean /= group.learners
+            else:
+                mean = self._mean(rows, group)
             if variance:
                 spread += self._spread(rows, mean)
-            rows[:] = mean
+            if step is not None:
+                for i in range(0, len(mean), CACHED):
+                    columns = slice(i, i + CACHED)
+                    rows[:, columns] = step(mean[columns], columns)
+            elif len(rows) > 1 or variance:
+                rows[:] = mean
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
     def mean(self, w: np.ndarray) -> np.ndarray:

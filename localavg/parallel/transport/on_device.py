@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from localavg.interfaces import Array, Code, Rows
+from localavg.interfaces import Array, Code, Rows, Step
 from localavg.parallel import kernels
 from localavg.parallel.device import Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet, Group
@@ -41,16 +41,19 @@ class OnDevice(HostMPI):
         """Wait until all queued work of the device is done."""
         self.device.settle()
 
-    def mean_(self, w: Array, scope: Scope, variance: bool = False) -> float:
+    def mean_(
+        self, w: Array, scope: Scope, variance: bool = False, step: Step | None = None
+    ) -> float:
         """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
         self._check(w)
         spread = 0.0
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
-            if variance:
-                mean = self._mean(rows, group)
-                spread += self._spread(rows, mean)
-                rows[...] = mean
+            if variance or step is not None:
+                mean = self._mean(rows, group, in_place=not variance)
+                if variance:
+                    spread += self._spread(rows, mean)
+                rows[...] = mean if step is None else step(mean, slice(0, len(mean)))
                 continue
             if group.comm is None and len(rows) > 1:
                 kernels.mean_(self.xp, rows)
@@ -84,9 +87,9 @@ class OnDevice(HostMPI):
         self._sum_over_ranks_(total, group)
         return total
 
-    def _mean(self, rows: Array, group: Group) -> Array:
-        """Return the mean [n] over a group's rows, which is valid until the next call."""
-        mean = self._total(rows, group)
+    def _mean(self, rows: Array, group: Group, in_place: bool = False) -> Array:
+        """Return the mean [n] over a group's rows, valid until the next call; see `_total`."""
+        mean = self._total(rows, group, in_place)
         mean /= group.learners
         return mean
 

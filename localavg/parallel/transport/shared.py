@@ -17,6 +17,7 @@ import numpy as np
 from mpi4py import MPI
 from numpy.typing import DTypeLike
 
+from localavg.interfaces import Step
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.lanes import CHUNK, DEPTH, SENT, Lanes
 from localavg.parallel.transport.mpi import HostMPI
@@ -24,7 +25,10 @@ from localavg.parallel.transport.slots import Slots
 from localavg.scope import Scope
 
 Work = Callable[..., float]
-"""(variance=False): set one group's rows to their mean; return Σ ‖w̄ − w_j‖² if asked, else NaN"""
+"""(variance=False): set one group's rows to their mean; return Σ ‖w̄ − w_j‖² if asked, else NaN
+
+Where there is a step, it is the second argument.
+"""
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,11 @@ class SharedMemory(HostMPI):
             self.parts[scope] = self._parts(size, pair)
         # address and bytes of this rank's rows, the node's matrix
         self._matrices: list[tuple[int, int, np.ndarray]] = []
-        self._works: dict[tuple[int, int, Scope], list[Work]] = {}
-        # For each scope the rows averaged last, which are most often the same again: the function
-        # that averages them, and its parts, which can return the variance.
+        self._works: dict[tuple[int, int, Scope, bool], list[Work]] = {}
+        # For each scope, without and with a step, the rows averaged last, which are most often the
+        # same again: the function that averages them, and its parts, which can return the variance.
         none: tuple[np.ndarray | None, Work, list[Work]] = None, _in_turn, []
-        self._last = [none] * len(Scope)
+        self._last = {(scope, stepped): none for scope in Scope for stepped in (False, True)}
         self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), dtype)
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
@@ -89,18 +93,30 @@ class SharedMemory(HostMPI):
         self.fleet.node.Barrier()
         return rows
 
-    def mean_(self, w: np.ndarray, scope: Scope, variance: bool = False) -> float:
-        """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
-        last, way, works = self._last[scope]
+    def common(self, shape: tuple[int, int]) -> np.ndarray:
+        """Make zero rows [k, n] that the node shares, for state of all learners. Collective."""
+        return self.fleet.node_array(shape, self.dtype)
+
+    def mean_(
+        self, w: np.ndarray, scope: Scope, variance: bool = False, step: Step | None = None
+    ) -> float:
+        """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`.
+
+        Raises TypeError for a step on rows that `zeros` did not make.
+        """
+        last, way, works = self._last[scope, step is not None]
         if last is w and not variance:
-            return way()
+            return way() if step is None else way(False, step)
         if last is not w:
-            found = self._work(w, scope)
+            found = self._work(w, scope, step is not None)
             if found is None:
+                if step is not None:
+                    raise TypeError("a step needs rows that this transport made")
                 return super().mean_(w, scope, variance)
             works = found
-            self._last[scope] = w, works[0] if len(works) == 1 else partial(_in_turn, works), works
-        spread = sum(work(variance) for work in works)
+            way = works[0] if len(works) == 1 else partial(_in_turn, works)
+            self._last[scope, step is not None] = w, way, works
+        spread = sum(work(variance, *([step] if step else ())) for work in works)
         return self.world.allreduce(spread) / self.P if variance else np.nan
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
@@ -114,13 +130,13 @@ class SharedMemory(HostMPI):
         ]
         return within, sum(nbytes * (lane + 1) // of - nbytes * lane // of for lane, of in lanes)
 
-    def _work(self, w: np.ndarray, scope: Scope) -> list[Work] | None:
+    def _work(self, w: np.ndarray, scope: Scope, stepped: bool) -> list[Work] | None:
         """Return this rank's work in a mean of w [L, n], made at the first mean of these rows.
 
         None for rows that `zeros` did not make.
         """
         address, n = w.__array_interface__["data"][0], w.shape[1]
-        if (key := (address, n, scope)) not in self._works:
+        if (key := (address, n, scope, stepped)) not in self._works:
             found = [
                 (start, matrix)
                 for start, size, matrix in self._matrices
@@ -132,16 +148,19 @@ class SharedMemory(HostMPI):
             first = (address - start) // w.itemsize
             columns = matrix[:, first : first + n]  # [learners of the node, n]
             self._works[key] = [
-                self._way(w, columns[part.rows], part) for part in self.parts[scope]
+                self._way(w, columns[part.rows], part, stepped) for part in self.parts[scope]
             ]
         return self._works[key]
 
-    def _way(self, w: np.ndarray, rows: np.ndarray, part: Part) -> Work:
+    def _way(self, w: np.ndarray, rows: np.ndarray, part: Part, stepped: bool) -> Work:
         """Choose how the mean of a group is taken.
 
         w [L, n] are this rank's rows, `rows` [learners of the group on this node, n] the group's.
+        stepped: whether there is a step, which one rank makes for a column: in lanes. For short
+        rows they are as fast as slots after which each rank steps for itself (2 ranks, 2 000 and
+        15 000 floats: 16 and 37 µs against 16 and 48).
         """
-        if part.slots is not None and rows.shape[1] <= self.width:
+        if part.slots is not None and rows.shape[1] <= self.width and not stepped:
             return part.slots.way(w[part.mine])
         return Lanes(
             rows, part.here, part.lanes, part.handled, part.learners, self._scratch, self._spread
@@ -190,7 +209,7 @@ class SharedMemory(HostMPI):
         return self.world.Create_group(self.world.group.Incl(ranks)) if len(ranks) > 1 else None
 
 
-def _in_turn(works: Sequence[Work] = ()) -> float:
+def _in_turn(works: Sequence[Work] = (), *how: object) -> float:
     for work in works:
-        work()
+        work(*how)
     return np.nan
