@@ -318,8 +318,8 @@ MUTANTS = [
     Mutant(
         "MPI's sum is divided by the ranks",
         TRANSPORT["mpi"],
-        "        mean /= group.learners",
-        "        mean /= self.world.size",
+        "        mean /= group.learners\n        return mean",
+        "        mean /= self.world.size\n        return mean",
         DIVIDED,
     ),
     Mutant(

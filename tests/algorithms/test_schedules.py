@@ -412,7 +412,7 @@ def test_stages_that_are_not_whole_are_refused(pieces):
     ("make", "words"),
     [
         (lambda: algorithms.BOTH["mavg"](mu="0.7"), "`mu = '0.7'`: must be a number"),
-        (lambda: algorithms.BOTH["mavg"](nesterov=1), "`nesterov = 1`: must be of type bool"),
+        (lambda: algorithms.BOTH["kavg"](outer=1), "`outer = 1`: must be of type str"),
         (lambda: algorithms.BOTH["adalupa"](rule=3), "`rule = 3`: must be of type str"),
     ],
 )
@@ -423,7 +423,10 @@ def test_an_argument_of_another_kind_is_refused(make, words):
 
 def test_an_algorithm_knows_its_name_and_its_arguments():
     made = algorithms.BOTH["mavg"](K=np.int64(8))
-    assert (made.name, made.options) == ("mavg", {"K": 8, "mu": 0.7, "nesterov": False})
+    assert (made.name, made.options) == (
+        "mavg",
+        {"K": 8, "outer": "momentum", "outer_lr": 1.0, "mu": 0.7},
+    )
     assert (
         str(algorithms.BOTH["kavg"](K=4)) == "kavg(K=4)"
         and str(algorithms.BOTH["sync"]()) == "sync()"
