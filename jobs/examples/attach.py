@@ -46,8 +46,11 @@ def train(args: argparse.Namespace) -> None:
     drops = [T // 2, T * 3 // 4]  # ×0.1 at each (adpsgd §V)
     step_size = torch.optim.lr_scheduler.MultiStepLR(optimizer, drops)
 
+    def gamma(t: int) -> float:  # γ of update t = 1, 2, …, which qsr asks for
+        return args.lr * 0.1 ** sum(t > drop for drop in drops)
+
     # the default is localavg.mavg(K=16, mu=0.7)
-    algorithm = algorithms.make(args.algorithm, args.options, T, epoch)
+    algorithm = algorithms.make(args.algorithm, args.options, T, epoch, step_size=gamma)
     averager = localavg.attach(  # localavg, line 2 of 3
         model,
         fleet,

@@ -1197,6 +1197,7 @@ EXAMPLES = {
     "adalupa": ("adalupa tau0=6 alpha=0.5", [6, 9, 12, 15, 2]),
     "adalupa-loss": ("adalupa tau0=6 rule=loss", [6]),
     "piecewise": ("piecewise pieces=0:5,1:11", [5, 5, 5, 5, 11, 11, 2]),
+    "qsr": ("qsr alpha=0.05 K=4", [4] * 6 + [20]),  # the step size falls after 22 updates
 }
 
 
