@@ -135,7 +135,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     add("--algorithm", choices=names, default="mavg", help=about)
     add("--out", metavar="FILE.h5", help="write a run file (default: none)")
     args = parser.parse_args(argv)
-    kinds = {name: type(default) for name, default in algorithms.options(args.algorithm).items()}
+    kinds = {name: option.kind for name, option in algorithms.declared(args.algorithm).items()}
     pairs = [option.partition("=")[::2] for option in args.options]
     args.options = {
         name: value == "True" if kinds.get(name) is bool else kinds.get(name, str)(value)
