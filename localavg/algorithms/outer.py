@@ -37,6 +37,8 @@ from localavg.parallel import kernels
 from localavg.parallel.device import put_
 from localavg.scope import Scope
 
+SMALLEST = 1e-37  # step size whose inverse float32 holds with room
+
 
 class OuterStep(Mean):
     """A step of the outer optimiser at averages of everyone. Averages of clusters are plain means.
@@ -202,10 +204,10 @@ class SlowMo(OuterStep):
         variance: bool = False,
         gamma: float = math.nan,
     ) -> float:
-        if scope is Scope.WORLD and not gamma > 0:
+        if scope is Scope.WORLD and not gamma > SMALLEST:  # nor NaN
             raise UserError(
                 f"slowmo divides by the step size of the last update, which is {gamma:g}; let the "
-                "step sizes end above 0, or use `outer = momentum`"
+                "step sizes stay above 0, or use `outer = momentum`"
             )
         return super().average_(w, scope, transport, variance, gamma)
 

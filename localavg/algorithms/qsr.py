@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
@@ -40,14 +40,15 @@ def qsr(
 ) -> Algorithm:
     """QSR (Gu et al. 2024): periods max(K, ⌊(α/γ)²⌋) grow as the step size γ falls.
 
-    A round takes the step size of its first update, and in a warm-up the one right after it.
+    A round takes the step size of its first update, and in a warm-up the one right after it. In
+    Python, step_size: t → γ of update t = 1, 2, …; in a warm-up it returns the γ right after it.
     """
     if alpha is None:
         raise UserError(
             "qsr needs `alpha`, in the unit of the step size: with a power of 2, periods are longer"
             " than K where the step size is below alpha/√K"
         )
-    if step_size is None:
+    if not callable(step_size):
         raise UserError(
             "qsr needs step_size=, a function of t that returns γ of update t = 1, 2, …"
         )
@@ -75,16 +76,36 @@ class Quadratic(Schedule):
             if not 0 < value < math.inf:
                 raise bad(name, value, "must be a finite number above 0")
 
+    def __deepcopy__(self, memo: object) -> Quadratic:
+        """Copy all but the user's function, which may be a part of something larger."""
+        return replace(self, _ends=[])
+
     def after(self, t: int) -> Scope:
         ends = self._ends
         while not ends or ends[-1] < t:
             begun = ends[-1] if ends else 0
-            ends.append(begun + max(self.K, self._grown(self.step_size(begun + 1))))
+            ends.append(begun + max(self.K, self._grown(self._gamma(begun + 1))))
         return Scope.WORLD if ends[bisect_left(ends, t)] == t else Scope.NONE
+
+    def _gamma(self, t: int) -> float:
+        """Return γ of update t. Raises UserError if it cannot be one."""
+        value = self.step_size(t)
+        try:
+            gamma = float(value)
+        except (TypeError, ValueError):
+            gamma = math.nan
+        if not 0 <= gamma < math.inf or (t == 1 and not gamma):
+            raise UserError(
+                f"qsr: step_size({t}) is {value!r}; it must be a finite number of at least 0, and "
+                "above 0 for update 1 (in a warm-up, the step size right after it)"
+            )
+        return gamma
 
     def _grown(self, gamma: float) -> int:
         """Return ⌊(α/γ)^p⌋, or a length that no run reaches."""
-        if gamma <= 0 or self.power * math.log(self.alpha / gamma) > math.log(LONGEST):
+        if gamma and not (ratio := self.alpha / gamma):
+            return 0
+        if not gamma or self.power * math.log(ratio) > math.log(LONGEST):
             return LONGEST
         # (0.3/0.1)² is 9, not 8.999999999999998
         return math.floor(round((self.alpha / gamma) ** self.power, 9))

@@ -15,6 +15,7 @@ from localavg.attaching.place import place_of
 from localavg.attaching.row import averaged, by_type
 from localavg.attaching.saved import check_state, load_, saved, tell_other_sums
 from localavg.attaching.start import Rows, start
+from localavg.attaching.state import step_size
 from localavg.errors import UserError
 from localavg.interfaces import UNTIMED, Array, Settings
 from localavg.parallel.places import What
@@ -44,6 +45,7 @@ class Averager:
         self._evaluating = False  # whether the model holds w̄ for a while
         self._start = 0  # t at which the period began
         self.scope, self.variance = Scope.NONE, math.nan
+        self._gamma = step_size(self.optimizers)  # γ of the last update
         tensors = by_type(averaged(self.model, asked.statistics == "average"))
         check_same(fleet, tensors)
         first = next(iter(tensors.values()), torch.empty(0))
@@ -117,6 +119,7 @@ class Averager:
             if self.scope:
                 self._start = self.t
             self._agreement.t += 1
+            self._gamma = step_size(self.optimizers)
             exchanged = self._exchanging.made()
             scope = self._averaging.average_(self.t, self._gamma)
             self.scope = scope or exchanged
@@ -199,6 +202,7 @@ class Averager:
         Save all three on every rank: between averages they differ from rank to rank.
         """
         about = {"start": self._start, "scope": int(self.scope), "variance": self.variance}
+        about["gamma"] = self._gamma
         with self._place.here():
             return {"t": self.t, **about, **saved(self.algorithm, self.flat, self.transport.name)}
 
@@ -209,13 +213,9 @@ class Averager:
             tell_other_sums(state, self.transport.name)
         self._agreement.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
+        self._gamma = state.get("gamma", self._gamma)
         with self._place.here():
             load_(state, self.algorithm, self.flat)
-
-    @property
-    def _gamma(self) -> float:
-        """The present step size γ of the first optimiser; NaN if none was given."""
-        return float(self.optimizers[0].param_groups[0]["lr"]) if self.optimizers else math.nan
 
     def _meet(self, what: What) -> None:
         """Agree with the others on what comes next; what was before it counts as computing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
     from torch.optim import Optimizer
+
+
+def step_size(optimizers: Sequence[Optimizer]) -> float:
+    """Return the present step size γ of the first optimiser; NaN if there is none."""
+    return float(optimizers[0].param_groups[0]["lr"]) if optimizers else math.nan
 
 
 class TorchState:

@@ -63,7 +63,7 @@ def load(path: str, fleet: Fleet) -> Dataset:
 
     UserError on all ranks if the file is damaged.
     """
-    about, sizes, first_bytes = fleet.together(lambda: _header(path))
+    about, sizes, first_bytes = fleet.together(lambda: header(path))
     splits, classes = {}, len(about.classes)
     for name, n in sizes.items():
         if about.kind == "images":
@@ -90,7 +90,7 @@ def picture_name(path: str, split: str, i: int) -> str:
     return str(i)
 
 
-def _header(path: str) -> tuple[Header, dict[str, int], dict[str, int]]:
+def header(path: str) -> tuple[Header, dict[str, int], dict[str, int]]:
     """Return a file's Header, {split: rows}, and {split: first byte of its pictures in the file}.
 
     UserError unless its attributes and arrays go together.

@@ -12,8 +12,8 @@ from localavg.datasets import idx, progress
 from localavg.datasets.dataset import Augment
 from localavg.datasets.image_writer import write_images
 from localavg.datasets.jpegs import pillow
-from localavg.datasets.writer import Communicator, check_out, on_root, shuffled
-from localavg.errors import UserError, at_least
+from localavg.datasets.writer import Communicator, check_out, node_room, on_root, shuffled
+from localavg.errors import UserError, amount, at_least
 
 FASHION = (
     "T-shirt/top",
@@ -92,6 +92,10 @@ def _write(
     files = _by_role(sources)
     found = {role: idx.read(path, role[1]) for role, path in files.items()}
     _check(files, found)
+    if size is not None:
+        _check_room(
+            size, sum(len(values.values) for role, values in found.items() if role[1] == "images")
+        )
     sums = {role: values.md5 for role, values in found.items()}
     known = next((key for key, official in KNOWN.items() if sums == official), None)
     splits = {}
@@ -158,7 +162,7 @@ def _by_role(sources: list[Path]) -> dict[tuple[str, str], Path]:
 def _idx_files(folder: Path) -> list[Path]:
     """Return the files of a folder whose names are of this format, in order."""
     names = ("ubyte", "idx")
-    files = (path for path in folder.iterdir() if path.is_file())
+    files = (path for path in folder.iterdir() if not path.is_dir())  # a link may lead nowhere
     return sorted(path for path in files if any(word in path.name.lower() for word in names))
 
 
@@ -174,6 +178,11 @@ def _check(files: dict[tuple[str, str], Path], found: dict[tuple[str, str], idx.
     """Raise UserError where counts, sizes or labels do not fit together."""
     classes = int(found["train", "labels"].values.max()) + 1
     shape = found["train", "images"].values.shape[1:]
+    if (ys := found["train", "labels"].values).min() == ys.max():
+        raise UserError(
+            f"{files['train', 'labels']}: all labels are {ys[0]}, and a set has two classes at "
+            "least; is it the right file?"
+        )
     for split in dict.fromkeys(role[0] for role in found):
         x, y = (found[split, kind].values for kind in KINDS)
         images, labels = (files[split, kind] for kind in KINDS)
@@ -192,6 +201,16 @@ def _check(files: dict[tuple[str, str], Path], found: dict[tuple[str, str], idx.
                 f"{labels}: label {largest} of image {int(y.argmax())} is not 0 … {classes - 1}, "
                 "the labels to train on; give the files of one set"
             )
+
+
+def _check_room(size: int, images: int) -> None:
+    """Raise UserError for resized images that this machine cannot hold."""
+    nbytes, room = images * size**2, node_room()
+    if room is not None and nbytes > room:
+        raise UserError(
+            f"`size = {size}`: {images} images of that size take {amount(nbytes)}, and this "
+            f"machine has {amount(room)} of memory; use a smaller size"
+        )
 
 
 def _by(shape: tuple[int, ...]) -> str:

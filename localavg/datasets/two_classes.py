@@ -40,17 +40,15 @@ def _write(
         raise UserError(
             f"{images} is of kind {kind or 'unknown'}, not images; prepare images first"
         )
+    about, rows, _ = image_file.header(images)
+    classes, features = about.classes, math.prod(about.shape)
+    chosen = _chosen(positive, classes, images)
     with opened(images) as file:
-        classes = [str(each) for each in file["classes"].asstr()[()]]
-        chosen = _chosen(positive, classes, images)
-        splits = [split for split in ("train", "test") if split in file]
-        rows = {split: len(file[f"{split}/y"]) for split in splits}
-        features = math.prod(file["train/x"].shape[1:])
         shuffled = {
             key: file.attrs[key] for key in ("shuffled", "shuffle_seed") if key in file.attrs
         }
         attributes = {
-            "name": name or f"{file.attrs['name']}: {'+'.join(classes[c] for c in chosen)}",
+            "name": name or f"{about.name}: {'+'.join(classes[c] for c in chosen)}",
             "source": Path(images).name,
             "classes": [-1.0, 1.0],
             "positive": [classes[c] for c in chosen],
@@ -61,7 +59,7 @@ def _write(
             writer.create(out, features, rows, attributes) as target,
             progress.bar(sum(rows.values()), f"write {out}", unit="row") as bar,
         ):
-            for split in splits:
+            for split in rows:
                 x, y = file[f"{split}/x"][()], file[f"{split}/y"][()]  # [n, H, W, C], [n]
                 if sort and split == "train":
                     order = np.argsort(y, kind="stable")
@@ -79,15 +77,15 @@ def _unit(x: np.ndarray) -> np.ndarray:
     return rows / np.where(norms > 0, norms, 1)[:, None]
 
 
-def _chosen(positive: Sequence[str], classes: list[str], images: str) -> list[int]:
+def _chosen(positive: Sequence[str], classes: Sequence[str], images: str) -> list[int]:
     """Return the numbers of the classes; UserError if one does not exist or no others are left."""
     known = ", ".join(f"{i} ({name})" if name != str(i) else name for i, name in enumerate(classes))
     chosen = set()
     for each in positive:
-        number = classes.index(each) if each in classes else int(each) if each.isdecimal() else -1
-        if not 0 <= number < len(classes):
+        numbers = [i for i, name in enumerate(classes) if each in (name, str(i))]
+        if not numbers:
             raise UserError(f"`positive`: {images} has no class {each}; it has {known}")
-        chosen.add(number)
+        chosen.add(classes.index(each) if each in classes else numbers[0])
     if not 0 < len(chosen) < len(classes):
         raise UserError(
             f"`positive` must name some of the classes and not all; {images} has {known}"

@@ -1,5 +1,6 @@
 """When learners average: every schedule against lists written by hand from the papers."""
 
+import copy
 import math
 import random
 from fractions import Fraction
@@ -335,6 +336,38 @@ def test_the_command_line_counts_epochs_and_fractions_of_the_run():
 
 
 # -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value",
+    [math.nan, math.inf, -0.1, None, "0.1 each"],
+    ids=["nan", "inf", "below 0", "None", "text"],
+)
+def test_what_is_no_step_size_is_refused_by_qsr(value):
+    with pytest.raises(UserError, match=r"qsr: step_size\(5\) is .* a finite number"):
+        averages(Quadratic(1.0, 4, 2.0, lambda t: value if t > 4 else 1.0), 9)
+
+
+def test_qsr_refuses_a_warm_up_from_0_and_takes_any_other_step_size():
+    with pytest.raises(UserError, match=r"step_size\(1\) is 0.0; .*in a warm-up"):
+        averages(Quadratic(1.0, 4, 2.0, lambda t: (t - 1) / 10), 9)
+    assert averages(Quadratic(1e-320, 4, 2.0, lambda t: 1e4), 9) == [4, 8]
+    assert averages(Quadratic(2.0, 1, 2.0, lambda t: np.float32(1)), 9) == [4, 8]
+    with pytest.raises(UserError, match="qsr needs step_size="):
+        algorithms.qsr.qsr(alpha=0.1, step_size=0.1)
+
+
+def test_the_step_size_of_qsr_is_not_copied():
+    class Trainer:
+        def gamma(self, t):
+            return 1.0
+
+        def __deepcopy__(self, memo):
+            raise AssertionError
+
+    schedule = Quadratic(2.0, 1, 2.0, Trainer().gamma)
+    assert averages(copy.deepcopy(schedule), 8) == averages(schedule, 8) == [4, 8]
+
 
 BAD = [
     (lambda: Every(0), "--K 0: a period must be at least 1"),

@@ -377,3 +377,26 @@ def test_a_state_of_another_transport_is_told(capsys):
     tell_other_sums({"transport": "nccl"}, "staged")
     told = capsys.readouterr().err
     assert "nccl" in told and "staged" in told and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("after", [1.0, 0.0])
+def test_finish_takes_the_step_size_of_the_last_update(after):
+    """A scheduler has set that of the next update by then."""
+    torch.manual_seed(0)
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    averager = localavg.attach(
+        model, localavg.Fleet(MPI.COMM_SELF), localavg.slowmo(K=4), optimizer
+    )
+    start = float(model.weight.detach()[0, 0])
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(torch.ones(2, 3)).sum().backward()
+        optimizer.step()
+        averager.step()
+    state = averager.state_dict()
+    optimizer.param_groups[0]["lr"] *= after
+    averager.load_state_dict(state)
+    averager.finish()
+    # t = 4: u = 0.8/γ, w̃ = w_0 − 0.8; at the end u = u/2 + 0.4/γ, w̃ = w̃ − 0.8
+    assert float(model.weight.detach()[0, 0]) == pytest.approx(start - 1.6, rel=1e-6)

@@ -166,6 +166,21 @@ def test_a_wrong_file_is_refused_by_its_name(put, tmp_path, case):
     assert not (tmp_path / "out.h5").exists()
 
 
+def test_labels_of_one_class_and_images_without_room_are_refused(put, tmp_path):
+    with pytest.raises(UserError, match=r"train-labels.*all labels are 7"):
+        prepare_mnist([put(train_labels=packed(np.full(30, 7, np.uint8)))], tmp_path / "out.h5")
+    with pytest.raises(UserError, match=r"`size = 10000000`: 37 images of that size take"):
+        prepare_mnist([put()], tmp_path / "out.h5", size=10**7)
+
+
+def test_a_link_that_leads_nowhere_is_named(put, tmp_path):
+    folder = put()
+    (folder / "train-labels-idx1-ubyte.gz").unlink()
+    (folder / "train-labels-idx1-ubyte").symlink_to(tmp_path / "gone")
+    with pytest.raises(UserError, match=r"train-labels-idx1-ubyte: .*No such file|no such file"):
+        prepare_mnist([folder], tmp_path / "out.h5")
+
+
 def test_a_damaged_compression_is_refused_by_the_files_name(put, tmp_path):
     folder = put()
     path = folder / "train-images-idx3-ubyte.gz"
@@ -244,11 +259,21 @@ def test_features_are_pixels_of_norm_1_and_the_classes_asked_for_are_positive(
         (["cat"], "has no class cat"),
         (["-1"], "has no class -1"),
         (["0", "1", "2", "2"], "not all"),
+        (["0", "1" * 5000], "has no class 111"),
+        ([], "must name some"),
     ],
 )
 def test_classes_that_do_not_exist_or_leave_none_are_refused(images, tmp_path, positive, message):
     with pytest.raises(UserError, match=message):
         prepare_features(images, tmp_path / "out.h5", positive)
+
+
+@pytest.mark.parametrize("missing", ["name", "classes", "train"])
+def test_features_of_a_file_that_lacks_a_part_are_refused(images, tmp_path, missing):
+    with h5py.File(images, "r+") as file:
+        del (file.attrs if missing == "name" else file)[missing]
+    with pytest.raises(UserError, match="prepare it again"):
+        prepare_features(images, tmp_path / "out.h5", ["1"])
 
 
 def test_features_of_features_are_refused(images, tmp_path):

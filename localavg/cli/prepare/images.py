@@ -160,8 +160,9 @@ def _prepare_mnist(args: argparse.Namespace) -> int:
         size = " x ".join(map(str, found.shape))
         print(f"localavg: images of {size} pixels, {counts}{official}", file=sys.stderr)
         if found.empty:
+            some = ", ".join(found.empty[:5]) + ", …" * (len(found.empty) > 5)
             print(
-                f"localavg: no image to train on is of class {', '.join(found.empty)}",
+                f"localavg: {len(found.empty)} classes have no image to train on: {some}",
                 file=sys.stderr,
             )
     return print_path(args.out)

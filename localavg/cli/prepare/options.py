@@ -18,12 +18,14 @@ def add_shuffle(s: argparse.ArgumentParser) -> None:
     )
 
 
-def add_name(s: argparse.ArgumentParser, name: str | None) -> None:
-    """Declare --name with this default; None: the name of what is read."""
+def add_name(
+    s: argparse.ArgumentParser, name: str | None, otherwise: str = "the name of DIR"
+) -> None:
+    """Declare --name with this default; otherwise: what it is if that is None."""
     s.add_argument(
         "--name",
         default=name,
-        help=f"call the dataset this in run files (default: {name or 'the name of DIR'})",
+        help=f"call the dataset this in run files (default: {name or otherwise})",
     )
 
 

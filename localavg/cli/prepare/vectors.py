@@ -99,7 +99,7 @@ def add_features(sets: Commands) -> None:
         help="put the training rows in the order of their classes, so that --sampling shard gives "
         "the learners different classes (default: keep their order)",
     )
-    add_name(s, None)
+    add_name(s, None, "that of the images, and the classes")
     add_out(s)
     s.set_defaults(call=_prepare_features)
 
@@ -133,6 +133,6 @@ def _prepare_epsilon_like(args: argparse.Namespace) -> int:
 def _prepare_features(args: argparse.Namespace) -> int:
     from localavg.datasets.two_classes import prepare_features
 
-    classes = [name.strip() for name in args.positive.split(",")]
+    classes = [name.strip() for name in args.positive.split(",") if name.strip()]
     prepare_features(args.images, args.out, classes, sort=args.sort, name=args.name, comm=world())
     return print_path(args.out)

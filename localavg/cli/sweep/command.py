@@ -203,6 +203,9 @@ def _print_hours(args: argparse.Namespace, todo: list[Planned]) -> None:
         unknown |= taken is None
         total += taken or 0.0
         print(f"  {'?' if taken is None else f'{taken:.2f}'} h: {what}", flush=True)
+    if unknown and not total:
+        print("the hours are not known", flush=True)
+        return
     more = ", and what is not known" if unknown else ""
     print(f"about {total:.2f} hours in all{more}, without evaluations", flush=True)
 
