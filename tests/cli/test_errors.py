@@ -119,7 +119,7 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
     ),
     "an unknown algorithm": (
         f"flyavg {SMALL}",
-        ["flyavg", "sgd, sync, qsgd, kavg, oneshot, mavg, hieravg, adpsgd"],
+        ["flyavg", "sgd, sync, qsgd, kavg, oneshot, mavg, "],
     ),
     "an option of another": (f"sync --K 4 {SMALL}", ["--K", "sync", "no options"]),
     "blocks in file order": (
