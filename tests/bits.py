@@ -42,6 +42,8 @@ SYNCHRONOUS = [  # every synchronous row of the algorithm table but sgd
     "oneshot",
     "mavg --K 6 --mu 0.5",
     "mavg --K 7 --mu 0.4 --nesterov",
+    "diloco --K 3",
+    "slowmo --K 4 --mu 0.6",
     "hieravg --K1 3 --K2 8 --S 2",
     "hieravg --K1 2 --K2 7 --S 4 --mu 0.4",
     "adpsgd --p-init 3 --Ks 12 --warmup 1",
@@ -53,7 +55,13 @@ SYNCHRONOUS = [  # every synchronous row of the algorithm table but sgd
     "piecewise --pieces 0:8,4:2 --mu 0.4 --nesterov",
 ]
 SAMPLINGS = ["iid", "shuffle", "shard", "block"]
-OPTIMISERS = {"sgd": 0.5, "momentum": 0.2, "nesterov": 0.2, "adam": 0.03}  # name: step size
+OPTIMISERS = {
+    "sgd": 0.5,
+    "momentum": 0.2,
+    "nesterov": 0.2,
+    "adam": 0.03,
+    "adamw": 0.03,
+}  # name: step size
 STATES = ["keep", "average", "reset"]
 LOCAL = [(name, state) for name in OPTIMISERS for state in STATES[: 1 if name == "sgd" else 3]]
 STEP_SIZES = [

@@ -16,6 +16,7 @@ import time
 import uuid
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -332,8 +333,18 @@ def whole(tmp_path_factory):
 
 
 def limited(world, words):
-    """The exit status of a run whose time limit begins here, not with the process."""
-    return asked(world, words, 0.0)
+    """The exit status of a run whose time limit is up once it has two checkpoints."""
+    from localavg.training.keeper import Keeper
+
+    save = Keeper.save
+
+    def saving(keeper, t):
+        save(keeper, t)
+        if t >= 80:
+            keeper.limit_s = 0.0
+
+    with mock.patch.object(Keeper, "save", saving):
+        return asked(world, words, 0.0)
 
 
 def asked(world, words, age):
@@ -345,9 +356,9 @@ def asked(world, words, age):
 
 @pytest.fixture(scope="module")
 def half(tmp_path_factory):
-    """The folder of a run file that its time limit stopped, with two checkpoints or one."""
+    """The folder of a run file that its time limit stopped, with two checkpoints."""
     out = tmp_path_factory.mktemp("half") / "run.h5"
-    limit = f"--time-limit 0.6s --checkpoint-every 40 --out {out}"
+    limit = f"--time-limit 1h --checkpoint-every 40 --out {out}"
     words = f"train {LONG} --steps {STEPS} {limit}".split()
     assert call(2, limited, words) == [75, 75]
     assert load(out).status == "interrupted"
