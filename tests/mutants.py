@@ -886,8 +886,8 @@ MUTANTS = [
     Mutant(
         "images are shuffled and their labels are not",
         "localavg/datasets/mnist.py",
-        'splits["train"] = x, y = x[order], y[order]',
-        'splits["train"] = x, y = x[order], y',
+        'splits["train"] = x[order], y[order]',
+        'splits["train"] = x[order], y',
         "tests/datasets/test_mnist.py::test_rows_are_shuffled_and_transposed_as_told",
     ),
     Mutant(

@@ -98,15 +98,8 @@ def _write(
         )
     sums = {role: values.md5 for role, values in found.items()}
     known = next((key for key, official in KNOWN.items() if sums == official), None)
-    splits = {}
-    for split in dict.fromkeys(role[0] for role in found):
-        x, y = found[split, "images"].values, found[split, "labels"].values
-        x = x.transpose(0, 2, 1) if transpose else x
-        splits[split] = (_resized(x, size)[..., None], y.astype(np.int64))  # [n, H, W, 1], [n]
+    splits = _splits(found, size, transpose, shuffle)
     x, y = splits["train"]
-    if shuffle is not None:
-        order = np.random.default_rng(shuffle).permutation(len(y))
-        splits["train"] = x, y = x[order], y[order]
     classes = known[1] if known else tuple(map(str, range(int(y.max()) + 1)))
     attributes = {
         "name": name,
@@ -123,6 +116,22 @@ def _write(
         x.shape[1:3],
         tuple(name for name, n in zip(classes, counts, strict=True) if not n),
     )
+
+
+def _splits(
+    found: dict[tuple[str, str], idx.Idx], size: int | None, transpose: bool, shuffle: int | None
+) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Return the images [n, H, W, 1] and labels [n] of each split as they are written."""
+    splits = {}
+    for split in dict.fromkeys(role[0] for role in found):
+        x, y = found[split, "images"].values, found[split, "labels"].values
+        x = x.transpose(0, 2, 1) if transpose else x
+        splits[split] = _resized(x, size)[..., None], y.astype(np.int64)
+    if shuffle is not None:
+        x, y = splits["train"]
+        order = np.random.default_rng(shuffle).permutation(len(y))
+        splits["train"] = x[order], y[order]
+    return splits
 
 
 def _by_role(sources: list[Path]) -> dict[tuple[str, str], Path]:
