@@ -170,8 +170,8 @@ MUTANTS = [
     Mutant(
         "a round of QSR takes the step size before its first update",
         ALGORITHMS["qsr"],
-        "self.step_size(begun + 1)",
-        "self.step_size(max(1, begun))",
+        "self._gamma(begun + 1)",
+        "self._gamma(max(1, begun))",
         STATIC,
     ),
     Mutant(
@@ -896,6 +896,13 @@ MUTANTS = [
         "x, y = x[order], y[order]",
         "x = x[order]",
         "tests/datasets/test_mnist.py::test_features_are_pixels_of_norm_1_and_the_classes_asked_for_are_positive",
+    ),
+    Mutant(
+        "finish takes the step size of the next update",
+        "localavg/attaching/averager.py",
+        "average_(self.t, self._gamma, last=True)",
+        "average_(self.t, step_size(self.optimizers), last=True)",
+        f"{TESTS['types']}::test_finish_takes_the_step_size_of_the_last_update",
     ),
     # the learners of one GPU
     Mutant(
