@@ -53,7 +53,7 @@ test: .venv/test .mpich ## the tests, on two cores (set-up included)
 	$(call halves,$(TESTS),tests/attaching tests/project tests/training)
 
 test-long: .venv/test .mpich ## more of the slow ones: other ranks, layouts and networks, random kills, every mutant (on two cores)
-	$(call halves,$(LONG),tests/attaching tests/project)
+	$(call halves,$(LONG),tests/project)
 
 test-root: .venv/test ## the checks that need root: emulated hosts, a Slurm of two nodes on this machine
 	command -v tc >/dev/null && command -v slurmctld >/dev/null && ls /usr/lib/*/pmix2/lib/libpmix.so >/dev/null 2>&1 || \
