@@ -213,8 +213,8 @@ MUTANTS = [
     Mutant(
         "an outer step at clusters",
         ALGORITHMS["outer"],
-        "step = self.step if scope is Scope.WORLD else None",
-        "step = self.step",
+        "return self.step if scope is Scope.WORLD else None",
+        "return self.step",
         f"{TESTS['combine']}::test_averages_of_clusters_are_plain_means_and_no_block_step",
     ),
     *(

@@ -139,17 +139,20 @@ class Mean(Average):
         variance: bool = False,
         gamma: float = math.nan,
     ) -> float:
-        return self._mean_(w, scope, transport, variance)
-
-    def _mean_(
-        self, w: Array, scope: Scope, transport: Transport, variance: bool, step: Step | None = None
-    ) -> float:
-        """Take the mean of all columns; S and the step are of the parameters alone."""
+        step = self.step_of(scope, gamma)
+        # S and the step are of the parameters alone
         if (not variance and step is None) or self.trained in (None, w.shape[1]):
             return transport.mean_(w, scope, variance, step)
         S = transport.mean_(w[:, : self.trained], scope, variance, step)
         transport.mean_(w[:, self.trained :], scope)
         return S
+
+    def step_of(self, scope: Scope, gamma: float) -> Step | None:
+        """Return what is done with the mean over `scope` before the rows get it, None for nothing.
+
+        gamma: the step size of the last update.
+        """
+        return None
 
 
 class Exchange(ABC):

@@ -32,7 +32,7 @@ import numpy as np
 
 from localavg.algorithms.base import Mean
 from localavg.errors import UserError, bad, positive
-from localavg.interfaces import Array, Transport
+from localavg.interfaces import Array, Step, Transport
 from localavg.parallel import kernels
 from localavg.parallel.device import put_
 from localavg.scope import Scope
@@ -68,17 +68,9 @@ class OuterStep(Mean):
         self.state[-1] = self.first
         self.state[0] = w[0, :trained]
 
-    def average_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-    ) -> float:
+    def step_of(self, scope: Scope, gamma: float) -> Step | None:
         self.gamma = gamma
-        step = self.step if scope is Scope.WORLD else None
-        return self._mean_(w, scope, transport, variance, step)
+        return self.step if scope is Scope.WORLD else None
 
     def step(self, mean: Array, columns: slice) -> Array:
         """Step w̃ and the moments of these columns, and return w̃ there.
@@ -196,20 +188,13 @@ class SlowMo(OuterStep):
     kernel = "outer_slowmo"
     needs_gamma = True
 
-    def average_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-    ) -> float:
+    def step_of(self, scope: Scope, gamma: float) -> Step | None:
         if scope is Scope.WORLD and not gamma > SMALLEST:  # nor NaN
             raise UserError(
                 f"slowmo divides by the step size of the last update, which is {gamma:g}; let the "
                 "step sizes stay above 0, or use `outer = momentum`"
             )
-        return super().average_(w, scope, transport, variance, gamma)
+        return super().step_of(scope, gamma)
 
     def step_(self, mean: Array, w_tilde: Array, *moments: Array) -> None:
         (u,) = moments
