@@ -25,6 +25,7 @@ from localavg.algorithms import (
     kavg,
     lupa,
     mavg,
+    postlocal,
     qsgd,
     qsr,
     slowmo,
@@ -45,6 +46,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "mavg": mavg.mavg,  # mavg Alg. 1
     "diloco": diloco.diloco,  # Douillard et al. 2023
     "slowmo": slowmo.slowmo,  # Wang et al. 2020
+    "postlocal": postlocal.postlocal,  # Lin et al. 2020
     "hieravg": hieravg.hieravg,  # hieravg Alg. 1
     "adpsgd": adpsgd.adpsgd,  # adpsgd Alg. 2
     "adalupa": lupa.adalupa,  # lupa §5–6
@@ -69,10 +71,11 @@ KNOWN_AS = {  # names of others, without spaces and hyphens
     "fedavgm": "kavg --outer momentum",
     "fedadam": "kavg --outer adam",
     "fedyogi": "kavg --outer yogi",
+    "postlocalsgd": "postlocal",
     "fullsgd": "sync",
     "syncsgd": "sync",
 }
-LONG = {"T": 10**9, "epoch": 10**6}  # a run that is long enough for all options
+LONG = {"T": 10**16, "epoch": 10**6}  # a run that is long enough for all options
 
 
 def declared(name: str) -> dict[str, Option]:

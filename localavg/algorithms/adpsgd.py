@@ -12,10 +12,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
-from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
+from localavg.algorithms.base import Algorithm, Schedule, check_period
+from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs, algorithm
 from localavg.errors import UserError, bad, whole
 from localavg.scope import Scope
@@ -38,9 +38,7 @@ def adpsgd(
     warmup_steps: Annotated[
         int, Epochs("warmup", 1.0, "average after every update for the first X epochs")
     ] = 0,
-    outer: Outer = None,
-    outer_lr: OuterLr = None,
-    mu: Mu = None,
+    **common: Unpack[Common],
 ) -> Algorithm:
     """ADPSGD (adpsgd Alg. 2): the variance of the learners steers the period.
 
@@ -52,7 +50,7 @@ def adpsgd(
     if not 0 <= Ks < math.inf or Ks != int(Ks):
         raise bad("Ks", Ks, "must be a whole number of updates")
     schedule = VarianceDriven(p_init, int(Ks), low, high, warmup_steps)
-    return Algorithm(schedule, average(outer, outer_lr, mu), NoExchange())
+    return composed(schedule, **common)
 
 
 @algorithm
@@ -65,9 +63,7 @@ def piecewise(
             "the period K of each stage in local updates, as FROM_EPOCH:K,FROM_EPOCH:K,…",
         ),
     ],
-    outer: Outer = None,
-    outer_lr: OuterLr = None,
-    mu: Mu = None,
+    **common: Unpack[Common],
 ) -> Algorithm:
     """A period K for each stage of training (adpsgd §III-A, §V-B).
 
@@ -80,7 +76,7 @@ def piecewise(
     except (TypeError, ValueError):
         rule = "must be numbers of updates with their K, such as {0: 4, 8000: 8}"
         raise bad("pieces", pieces, rule) from None
-    return Algorithm(Piecewise(stages), average(outer, outer_lr, mu), NoExchange())
+    return composed(Piecewise(stages), **common)
 
 
 @dataclass

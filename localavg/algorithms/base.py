@@ -44,6 +44,7 @@ class Schedule(ABC):
     """
 
     final = Scope.WORLD  # who averages after update T
+    begins = 0  # the update t after which the schedule begins; learners are equal there
     needs: str | None = None  # the feedback that steers the schedule: variance or objective
     remembers: tuple[str, ...] = ()  # the attributes that a checkpoint saves
 
@@ -96,6 +97,9 @@ class Average(ABC):
         The first `trained` columns are parameters, the others are statistics. transport: gives the
         memory for what is kept.
         """
+
+    def begin(self, w: Array) -> None:  # noqa: B027
+        """Take the equal weights w [L, d] as the last average, where the schedule begins."""
 
     @abstractmethod
     def average_(
@@ -159,10 +163,15 @@ class Exchange(ABC):
     """What learners exchange at every update, before the update is made."""
 
     scope = Scope.NONE  # which learners exchange
+    until = math.inf  # the last update at which they do
     code: Code | None = None  # in which gradients travel; None: float32
 
     def start(self, learners: Sequence[int], seed: int) -> None:  # noqa: B027
         """Take the numbers of this rank's learners and the run's seed; called once."""
+
+    def at(self, t: float) -> Scope:
+        """Return which learners exchange at update t."""
+        return self.scope if t <= self.until else Scope.NONE
 
     @abstractmethod
     def exchange_(self, g: Array, t: int, transport: Transport) -> None:

@@ -15,11 +15,11 @@ H of the paper is K here. Its inner optimiser is AdamW: optimizer = adamw, weigh
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from localavg.algorithms.base import Algorithm, NoExchange
+from localavg.algorithms.base import Algorithm
+from localavg.algorithms.common import MU, OUTER_LR, Others, composed
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer_options import MU, OUTER_LR, average
 from localavg.algorithms.parameters import algorithm
 
 
@@ -28,9 +28,10 @@ def diloco(
     K: Annotated[int, "local updates between two averages, H of the paper"] = 500,
     outer_lr: Annotated[float, OUTER_LR] = 0.7,
     mu: Annotated[float, MU] = 0.9,
+    **others: Unpack[Others],
 ) -> Algorithm:
     """DiLoCo (Douillard et al. 2023): K-AVG with Nesterov momentum as the outer optimiser.
 
     The same as kavg with the outer optimiser nesterov.
     """
-    return Algorithm(Every(K), average("nesterov", outer_lr, mu), NoExchange())
+    return composed(Every(K), outer="nesterov", outer_lr=outer_lr, mu=mu, **others)

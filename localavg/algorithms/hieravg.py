@@ -8,11 +8,11 @@ in the paper is misprinted). K1 need not divide K2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
+from localavg.algorithms.base import Algorithm, Schedule, check_period
+from localavg.algorithms.common import Common, composed
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
@@ -25,16 +25,14 @@ def hieravg(
     S: Annotated[
         int, "consecutive learners in a cluster; S must divide the number of learners"
     ] = 4,
-    outer: Outer = None,
-    outer_lr: OuterLr = None,
-    mu: Mu = None,
+    **common: Unpack[Common],
 ) -> Algorithm:
     """Hier-AVG (hieravg Alg. 1): clusters average every K1 updates, everyone every K2."""
     if S < 1:
         raise bad("S", S, "a cluster has at least 1 learner")
     hierarchical = Hierarchical(K1, K2)
     schedule = hierarchical if S > 1 else Every(K2)  # a cluster of one has nothing to average
-    return Algorithm(schedule, average(outer, outer_lr, mu), NoExchange(), S)
+    return composed(schedule, S, **common)
 
 
 @dataclass(frozen=True)

@@ -13,27 +13,24 @@ Descent Algorithm for Nonconvex Optimization. IJCAI 2018, Algorithm 1.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
-from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
+from localavg.algorithms.base import Algorithm, Schedule, check_period
+from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import algorithm
 from localavg.scope import Scope
 
 
 @algorithm
 def kavg(
-    K: Annotated[int, "local updates between two averages"] = 16,
-    outer: Outer = None,
-    outer_lr: OuterLr = None,
-    mu: Mu = None,
+    K: Annotated[int, "local updates between two averages"] = 16, **common: Unpack[Common]
 ) -> Algorithm:
     """K-AVG (kavg Alg. 1), Local SGD: everyone averages every K updates, w_j ← w̄.
 
     The same as CPSGD (adpsgd Alg. 1), LUPA-SGD (lupa Alg. 1, τ = K), and FedAvg with all learners.
     With all learners FedAvgM, FedAdam and FedYogi are its outer optimisers momentum, adam and yogi.
     """
-    return Algorithm(Every(K), average(outer, outer_lr, mu), NoExchange())
+    return composed(Every(K), **common)
 
 
 @dataclass(frozen=True)

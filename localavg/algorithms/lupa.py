@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Unpack
 
 from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
-from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
+from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
@@ -32,9 +32,7 @@ def adalupa(
     rule: Annotated[
         str, "how the periods grow: linear in i (linear), or by the objective, eq. 11 (loss)"
     ] = "linear",
-    outer: Outer = None,
-    outer_lr: OuterLr = None,
-    mu: Mu = None,
+    **common: Unpack[Common],
 ) -> Algorithm:
     """ADA-LUPA-SGD (lupa §5–6): periods that grow, linearly or as the objective falls.
 
@@ -43,7 +41,7 @@ def adalupa(
     if rule not in ("linear", "loss"):
         raise bad("rule", rule, "must be linear (lupa §6) or loss (lupa eq. 11)")
     schedule = Linear(tau0, alpha) if rule == "linear" else LossDriven(tau0)
-    return Algorithm(schedule, average(outer, outer_lr, mu), NoExchange())
+    return composed(schedule, **common)
 
 
 class OneShot(Schedule):

@@ -17,11 +17,11 @@ v is not rescaled when γ changes. Nesterov's form, outer = nesterov, adds μv +
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from localavg.algorithms.base import Algorithm, NoExchange
+from localavg.algorithms.base import Algorithm
+from localavg.algorithms.common import MU, OUTER_LR, Others, composed
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer_options import MU, OUTER_LR, average
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import check_choice
 
@@ -34,10 +34,11 @@ def mavg(
     ] = "momentum",
     outer_lr: Annotated[float, OUTER_LR] = 1.0,
     mu: Annotated[float, MU] = 0.7,
+    **others: Unpack[Others],
 ) -> Algorithm:
     """M-AVG (mavg Alg. 1), BMUF: K-AVG with block momentum μ at the global level.
 
     BMUF is of Chen and Huo, 2016. The same as kavg with the outer optimiser momentum.
     """
     check_choice("outer", outer, ("momentum", "nesterov"))
-    return Algorithm(Every(K), average(outer, outer_lr, mu), NoExchange())
+    return composed(Every(K), outer=outer, outer_lr=outer_lr, mu=mu, **others)

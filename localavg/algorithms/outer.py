@@ -66,7 +66,10 @@ class OuterStep(Mean):
         super().start(w, trained, transport)
         self.state = transport.common((self.kept, trained))  # [kept, n]: w̃ and the moments
         self.state[-1] = self.first
-        self.state[0] = w[0, :trained]
+        self.begin(w)
+
+    def begin(self, w: Array) -> None:
+        self.state[0] = w[0, : self.trained]
 
     def step_of(self, scope: Scope, gamma: float) -> Step | None:
         self.gamma = gamma

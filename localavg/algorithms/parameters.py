@@ -2,7 +2,10 @@
 
     K: Annotated[int, "local updates between averages"] = 16
     Ks: Annotated[float, FractionOfT("Ks", 0.25, "…")]
+    **common: Unpack[Common]
 
+The last stands for the keys of a TypedDict, options that several algorithms have in common; one
+that is not given is None.
 In Python every length is a number of local updates. A `Length` is one that the command line takes
 in another unit. It is converted to updates when the length of the run is known.
 """
@@ -16,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from numbers import Real
-from typing import Any, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args, get_type_hints
 
 from localavg.algorithms.base import Algorithm
 from localavg.errors import LARGEST, bad, positive, whole
@@ -37,7 +40,7 @@ class Length(ABC):
     """A length on the command line: the option's name, its default, and its help with the unit."""
 
     name: str
-    default: float | str
+    default: float | str | None
     help: str
 
     @abstractmethod
@@ -62,9 +65,11 @@ class FractionOfT(Length):
 
 
 class Epochs(Length):
-    """A number of epochs, rounded up to whole updates."""
+    """A number of epochs, rounded up to whole updates; None stays None."""
 
-    def updates(self, value: float, T: int, epoch: float) -> int:
+    def updates(self, value: float | None, T: int, epoch: float) -> int | None:
+        if value is None:
+            return None
         if not 0 <= value <= MOST_EPOCHS:
             rule = f"must be a number of epochs of at least 0 and at most {MOST_EPOCHS:g}"
             raise bad(self.name, value, rule)
@@ -106,15 +111,35 @@ class Option:
     length: Length | None
 
 
+class Declared(NamedTuple):
+    """A parameter of an algorithm's function, or a key of its `**common`."""
+
+    default: object
+    hint: object
+
+
+@cache
+def declared(function: Callable) -> dict[str, Declared]:
+    """Return what an algorithm's function takes, by name, its common options one by one."""
+    hints = get_type_hints(function, include_extras=True)
+    found: dict[str, Declared] = {}
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.VAR_KEYWORD:
+            (common,) = get_args(hints[p.name])  # of Unpack[Common]
+            keys = get_type_hints(common, include_extras=True)
+            found |= {name: Declared(None, hint) for name, hint in keys.items()}
+        else:
+            found[p.name] = Declared(p.default, hints.get(p.name))
+    return found
+
+
 @cache
 def options_of(function: Callable) -> dict[str, Option]:
     """Return the options of an algorithm's function, by their names on the command line.
 
     These are all its parameters except those in FILLED_IN.
     """
-    hints = get_type_hints(function, include_extras=True)
-    parameters = inspect.signature(function).parameters.values()
-    found = [_option(p, hints[p.name]) for p in parameters if p.name not in FILLED_IN]
+    found = [_option(name, p) for name, p in declared(function).items() if name not in FILLED_IN]
     return {option.name: option for option in found}
 
 
@@ -126,7 +151,7 @@ def arguments(
     These are its options, `given` or by default, with lengths in updates, and the settings of the
     `run` that it takes.
     """
-    found = {name: run[name] for name in inspect.signature(function).parameters if name in run}
+    found = {name: run[name] for name in declared(function) if name in run}
     for option in options_of(function).values():
         value, length = given.get(option.name, option.default), option.length
         found[option.parameter] = length.updates(value, T, epoch) if length else value
@@ -138,17 +163,20 @@ def algorithm(function: Callable[Given, Made]) -> Callable[Given, Made]:
 
     What it makes has its name and its arguments, if that is an `Algorithm`.
     """
-    signature, hints = inspect.signature(function), get_type_hints(function)
+    signature, takes = inspect.signature(function), declared(function)
 
     @wraps(function)
     def make(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+        if stray := [name for name in kwargs if name not in takes]:
+            raise TypeError(f"{function.__name__} takes {', '.join(takes)}, not {stray[0]}")
         bound = signature.bind(*args, **kwargs)
-        bound.apply_defaults()
-        for name, value in bound.arguments.items():
-            _check_kind(name, value, hints.get(name))
+        given = {**{name: p.default for name, p in takes.items()}, **bound.arguments, **kwargs}
+        given = {name: given[name] for name in takes if given[name] is not inspect.Parameter.empty}
+        for name, value in given.items():
+            _check_kind(name, value, _bare(takes[name].hint))
         made = function(*args, **kwargs)
         if isinstance(made, Algorithm):
-            options = {k: v for k, v in bound.arguments.items() if k not in FILLED_IN}
+            options = {k: v for k, v in given.items() if k not in FILLED_IN}
             return replace(made, name=function.__name__, options=options)
         return made
 
@@ -175,10 +203,16 @@ def _plain(hint: object) -> type | None:
     return next((kind for kind in (bool, int, float, str) if kind in kinds), None)
 
 
-def _option(p: inspect.Parameter, hint: object) -> Option:
-    note = next(iter(getattr(hint, "__metadata__", ())), "")
+def _bare(hint: Any) -> object:
+    """Return a hint without its note."""
+    return hint.__origin__ if hasattr(hint, "__metadata__") else hint
+
+
+def _option(name: str, p: Declared) -> Option:
+    note = next(iter(getattr(p.hint, "__metadata__", ())), "")
+    kind = _plain(_bare(p.hint))
     if isinstance(note, Length):
-        return Option(note.name, p.name, type(note.default), note.default, note.help, note)
-    kind = _plain(getattr(hint, "__origin__", hint))
-    assert kind is not None, f"{p.name}: declare bool, int, float or str, or a Length"
-    return Option(p.name, p.name, kind, p.default, note, None)
+        kind = float if note.default is None else type(note.default)
+        return Option(note.name, name, kind, note.default, note.help, note)
+    assert kind is not None, f"{name}: declare bool, int, float or str, or a Length"
+    return Option(name, name, kind, p.default, note, None)

@@ -15,10 +15,10 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from localavg.algorithms.base import Algorithm, NoExchange, Schedule, check_period
-from localavg.algorithms.outer_options import Mu, Outer, OuterLr, average
+from localavg.algorithms.base import Algorithm, Schedule, check_period
+from localavg.algorithms.common import Common, begins, composed
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
 from localavg.scope import Scope
@@ -34,9 +34,7 @@ def qsr(
     K: Annotated[int, "shortest period K_base, in local updates"] = 4,
     power: Annotated[float, "power p of the periods (α/γ)^p"] = 2.0,
     step_size: Callable[[int], float] | None = None,
-    outer: Outer = None,
-    outer_lr: OuterLr = None,
-    mu: Mu = None,
+    **common: Unpack[Common],
 ) -> Algorithm:
     """QSR (Gu et al. 2024): periods max(K, ⌊(α/γ)²⌋) grow as the step size γ falls.
 
@@ -52,9 +50,9 @@ def qsr(
         raise UserError(
             "qsr needs step_size=, a function of t that returns γ of update t = 1, 2, …"
         )
-    return Algorithm(
-        Quadratic(alpha, K, power, step_size), average(outer, outer_lr, mu), NoExchange()
-    )
+    t0 = begins(common)
+    schedule = Quadratic(alpha, K, power, lambda t: step_size(t0 + t))
+    return composed(schedule, **common)
 
 
 @dataclass(frozen=True)

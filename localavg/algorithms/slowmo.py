@@ -17,11 +17,11 @@ keeps those of Adam: `state` is reset or keep. With α = 1 and a constant γ thi
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Unpack
 
-from localavg.algorithms.base import Algorithm, NoExchange
+from localavg.algorithms.base import Algorithm
+from localavg.algorithms.common import MU, OUTER_LR, Others, composed
 from localavg.algorithms.kavg import Every
-from localavg.algorithms.outer_options import MU, OUTER_LR, average
 from localavg.algorithms.parameters import algorithm
 
 
@@ -30,9 +30,10 @@ def slowmo(
     K: Annotated[int, "local updates between two averages, τ of the paper"] = 16,
     outer_lr: Annotated[float, OUTER_LR] = 1.0,
     mu: Annotated[float, MU] = 0.5,
+    **others: Unpack[Others],
 ) -> Algorithm:
     """SlowMo (Wang et al. 2020): K-AVG with momentum that follows the step size.
 
     outer_lr is α, and mu is β. The same as kavg with the outer optimiser slowmo.
     """
-    return Algorithm(Every(K), average("slowmo", outer_lr, mu), NoExchange())
+    return composed(Every(K), outer="slowmo", outer_lr=outer_lr, mu=mu, **others)

@@ -7,6 +7,8 @@ momentum.
 
 from __future__ import annotations
 
+import math
+
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never, NoExchange
 from localavg.algorithms.parameters import algorithm
 from localavg.interfaces import Array, Transport
@@ -26,9 +28,12 @@ def sync() -> Algorithm:
 
 
 class MeanGradient(Exchange):
-    """g_j ← (1/P) Σ g_j."""
+    """g_j ← (1/P) Σ g_j, up to update t = `until`."""
 
     scope = Scope.WORLD
+
+    def __init__(self, until: float = math.inf) -> None:
+        self.until = until
 
     def exchange_(self, g: Array, t: int, transport: Transport) -> None:
         transport.mean_(g, Scope.WORLD)

@@ -58,8 +58,8 @@ class Averager:
         """Make what works on these rows. Collective."""
         place, exchange = self._place, self.algorithm.exchange
         self.transport, self.flat, gradients, state = rows
-        transport, travels = self.transport, gradients.row if exchange.scope else self.flat
-        self._payload = Payload(self.algorithm, transport, travels, state)
+        transport, travels = self.transport, gradients.row.d_trained
+        self._payload = Payload(self.algorithm, transport, self.flat, state, gradients=travels)
         self._log = None
         if asked.log is not None:
             self._log = Log(asked, place, transport, self._payload, self.flat.size)
@@ -76,7 +76,7 @@ class Averager:
             self.algorithm, transport, self.flat, state, objective=self._objective,
             before=self._before, after=self._after, laps=self._laps,
         )  # fmt: skip
-        self._averaging.begin(math.nan)
+        self._averaging.begin(0, math.nan)
 
     def __repr__(self) -> str:
         return (
@@ -140,7 +140,8 @@ class Averager:
         self._meet(What.FINISH)
         self._laps.met()
         scope = Scope.NONE
-        if not self.algorithm.exchange.scope and self.algorithm.schedule.final > self.scope:
+        exchanged = self.algorithm.exchange.at(self.t)
+        if not exchanged and self.algorithm.schedule.final > self.scope:
             if self.scope:
                 self._start = self.t
             scope = self.scope = self._averaging.average_(self.t, self._gamma, last=True)
@@ -190,7 +191,7 @@ class Averager:
     def payload_bytes(self) -> tuple[int, int]:
         """Return the bytes of all ranks at the last step: (in nodes, across). Collective."""
         self._meet(What.BYTES)
-        mine = self._payload.handed_over(self.scope) if self.scope else (0, 0)
+        mine = self._payload.handed_over(self.t, self.scope) if self.scope else (0, 0)
         within, across = zip(*self.fleet.world.allgather(mine), strict=True)
         self._agreement.leave()
         self._laps.met()

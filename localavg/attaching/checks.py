@@ -96,8 +96,11 @@ def check(asked: Asked) -> None:
     if fleet.P > 1 and not schedule.final and not exchange.scope:
         raise UserError(f"attach: sequential sgd on {fleet.P} ranks; use sync or kavg, or one rank")
     if asked.master and exchange.scope:
+        who = (
+            "sync and qsgd" if exchange.until == math.inf else f"the first {exchange.until} updates"
+        )
         raise UserError(
-            "attach with master=True: sync and qsgd average gradients, not weights; leave it out"
+            f"attach with master=True: {who} average gradients, not weights; leave it out"
         )
     if asked.objective is None and schedule.needs == "objective":
         raise UserError(

@@ -38,16 +38,16 @@ class Exchanging:
 
     def everything(self) -> Scope:
         """Exchange all gradients of the coming update. Return who exchanged."""
-        if self.exchange.scope:
+        if scope := self.exchange.at(self.agreement.t + 1):
             self.agreement.refuse_detached()
             self._exchange(self.gradients.everyone)
             self.gradients.fresh = self.gradients.everyone
-        return self.exchange.scope
+        return scope
 
     def made(self) -> Scope:
         """Check that the update exchanged all gradients, and that all ranks made the same steps."""
         steps, gradients, t = self.meetings.steps, self.gradients, self.agreement.t
-        if not self.exchange.scope or steps is None:
+        if not (scope := self.exchange.at(t)) or steps is None:
             return Scope.NONE
         if self.log is not None:
             self.log.computed()
@@ -57,11 +57,11 @@ class Exchanging:
         if self.log is not None:
             self.log.exchanged(t)
         gradients.done = gradients.fresh = steps.made = 0
-        return self.exchange.scope
+        return scope
 
     def _before_step(self, i: int, closure: bool) -> None:
         """Exchange the gradients of optimiser i before its step, unless `everything` did it."""
-        if not self.exchange.scope or self.agreement.detached:
+        if not self.exchange.at(self.agreement.t + 1) or self.agreement.detached:
             return
         if closure:
             self.meetings.fault = (

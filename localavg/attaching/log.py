@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from localavg.algorithms.base import Algorithm
-from localavg.algorithms.outer_options import filled_in
+from localavg.algorithms.common import filled_in
 from localavg.attaching.checks import Asked
 from localavg.attaching.place import Place
 from localavg.errors import UserError

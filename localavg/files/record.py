@@ -178,10 +178,10 @@ class Record:
         new = {group: tables.columns(group, rows) for group, rows in self._rows.items() if rows}
         problem = f"{self.path}: cannot write this run file"
         with clear_errors(problem, "free space or check the file system"):
-            if self._mine not in (None, self.path.stat().st_ino):
+            if self._mine not in (None, _inode(self.path)):
                 raise OSError(
-                    "another run has put its own file there; end one of them, and give each its "
-                    "own `out`"
+                    "another run has put its own file there, or moved this one away; end one of "
+                    "them, and give each its own `out`"
                 )
             image = io.BytesIO(self.path.read_bytes())
             with h5py.File(image, mode) as file:
@@ -202,6 +202,14 @@ class Record:
         self._wait_s = max(
             2.0, 300 * (self._flushed_s - start), image.getbuffer().nbytes / REWRITE_BYTES_PER_S
         )
+
+
+def _inode(path: Path) -> int:
+    """Return the inode of a file, 0 if there is none: another run moves this one's away first."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return 0
 
 
 def _put(

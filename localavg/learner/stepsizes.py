@@ -64,6 +64,11 @@ def after_warm_up(c: TrainConfig, epoch: float, step_size: StepSize) -> StepSize
     return lambda t: step_size(max(t, steps + 1))
 
 
+def first_change(c: TrainConfig) -> float | None:
+    """Return the epoch after which γ is first multiplied by `factor`, None if never."""
+    return None if c.lr_schedule != "steps" else c.decay_every or min(c.milestones)
+
+
 def remedy(c: TrainConfig) -> str:
     """Return what makes the step size of a run that diverged smaller."""
     if c.lr_schedule == "inverse":

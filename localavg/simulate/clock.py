@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,16 +11,16 @@ from localavg.files import record
 from localavg.scope import Scope
 from localavg.simulate.timing import StepTimes, Timing
 
+Seconds: TypeAlias = Callable[[Scope, int], tuple[int, float]]
+
 
 class Synchronous:
     """The clock of P learners that wait for each other: an average starts with the slowest of them.
 
-    seconds: scope → (learners, duration) of an exchange over it.
+    seconds: (scope, t) → (learners, duration) of an exchange over it at update t.
     """
 
-    def __init__(
-        self, timing: Timing, P: int, seed: int, seconds: Callable[[Scope], tuple[int, float]]
-    ) -> None:
+    def __init__(self, timing: Timing, P: int, seed: int, seconds: Seconds) -> None:
         self.P, self.times, self.seconds = P, StepTimes(timing, seed), seconds
         self.t, self.now = 0, np.zeros(P)  # [P] time of each learner
         self.compute_s = self.wait_s = self.communicate_s = 0.0  # means over the learners
@@ -40,7 +41,7 @@ class Synchronous:
 
         Return the duration without the waiting, and the waiting, a mean over the learners.
         """
-        S, seconds = self.seconds(scope)
+        S, seconds = self.seconds(scope, self.t)
         clusters = self.now.reshape(-1, S)  # [P / S, S]
         latest = np.repeat(clusters.max(axis=1), S)  # [P]
         waited = float((latest - self.now).mean())
@@ -51,15 +52,17 @@ class Synchronous:
 
 
 def averages(
-    timing: Timing, P: int, nbytes: float, S: int | None = None
-) -> Callable[[Scope], tuple[int, float]]:
-    """Return scope → (learners, duration) of an exchange of nbytes a learner.
+    timing: Timing, P: int, nbytes: float | Callable[[int], float], S: int | None = None
+) -> Seconds:
+    """Return (scope, t) → (learners, duration) of an exchange of nbytes a learner.
 
-    S: learners in a cluster (None: all P). A coded mean takes as long as a mean of as many bytes:
-    its all-to-all and its gather move what the two halves of the mean move.
+    nbytes: a number, or t → that of update t. S: learners in a cluster (None: all P). A coded mean
+    takes as long as a mean of as many bytes: its all-to-all and its gather move what the two halves
+    of the mean move.
     """
     sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
-    return lambda scope: (sizes[scope], timing.mean_s(sizes[scope], nbytes))
+    at = nbytes if callable(nbytes) else lambda t: nbytes
+    return lambda scope, t: (sizes[scope], timing.mean_s(sizes[scope], at(t)))
 
 
 class Modelled:

@@ -14,6 +14,8 @@ from localavg.scope import Scope
 from localavg.simulate.clock import Modelled
 from localavg.training.payload import Payload
 
+SCOPES = (Scope.CLUSTER, Scope.WORLD)
+
 
 class Averages:
     """Exchanges of weights or gradients since the last report.
@@ -34,10 +36,16 @@ class Averages:
 
     def count(self) -> None:
         """Add up over the ranks the bytes of an exchange as it is now. Collective."""
+        until = self._payload.algorithm.exchange.until
         self._bytes = {
-            scope: self._fleet.world.allreduce(np.array(self._payload.handed_over(scope))).tolist()
-            for scope in (Scope.CLUSTER, Scope.WORLD)
+            (exchanged, scope): self._total(1 if exchanged else until + 1, scope)
+            for exchanged in (True, False)
+            for scope in SCOPES
         }
+
+    def _total(self, t: float, scope: Scope) -> list[int]:
+        mine = np.array(self._payload.handed_over(t, scope), np.int64)
+        return self._fleet.world.allreduce(mine).tolist()
 
     def drifted(self, variance: float, seconds: float) -> None:
         """Record Var[W_k] before an update, and the seconds that computing it took."""
@@ -63,7 +71,8 @@ class Averages:
         seconds, waits [meetings]: communication and waiting in each meeting since the last report.
         """
         for t, scope, period, S, V, first, end in self._rows:
-            within, across = self._bytes[scope]
+            exchanged = bool(self._payload.algorithm.exchange.at(t))
+            within, across = self._bytes[exchanged, scope]
             record.append(
                 "averages",
                 t=t,

@@ -62,17 +62,23 @@ class Averaging:
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
         self.average.start(self.w, n, transport)
 
-    def begin(self, gamma: float) -> None:
-        """Give the schedule of a new run the objective at the start, if it needs the objective."""
-        if self.schedule.needs == "objective":
-            self.schedule.observe(0, self.objective(0, self.mean()), gamma)
+    def begin(self, t: int, gamma: float) -> None:
+        """Begin the schedule after update t, if it begins there.
+
+        The learners are equal. A schedule that needs the objective gets it. gamma: the step size of
+        update t, of update 1 at the start.
+        """
+        if t == self.schedule.begins:
+            self.average.begin(self.w)
+            if self.schedule.needs == "objective":
+                self.schedule.observe(t, self.objective(t, self.mean()), gamma)
 
     def exchange_(self, g: Array, t: int) -> None:
         """Exchange the gradients g [L, n] of update t in place, if the algorithm does that."""
-        if self.exchange.scope:
-            self.before(t, self.exchange.scope)
+        if scope := self.exchange.at(t):
+            self.before(t, scope)
             self.exchange.exchange_(g, t, self.transport)
-            self.after(t, self.exchange.scope, math.nan)
+            self.after(t, scope, math.nan)
 
     def average_(self, t: int, gamma: float, last: bool = False) -> Scope:
         """Average the weights after local update t if the schedule asks for it. Return over whom.
@@ -92,6 +98,8 @@ class Averaging:
             if schedule.needs:
                 steered = schedule.needs == "variance"
                 schedule.observe(t, S if steered else self.objective(t, self.mean()), gamma)
+        elif t == schedule.begins:
+            self.begin(t, gamma)
         return scope
 
     def finish_(self) -> Scope:

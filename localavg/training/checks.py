@@ -7,10 +7,11 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
-from localavg.algorithms.outer_options import filled_in
+from localavg.algorithms.common import COMMON, filled_in
 from localavg.config import TrainConfig
 from localavg.errors import check_choice
 from localavg.interfaces import Settings
+from localavg.learner import stepsizes
 from localavg.models import MODELS
 
 TIMING = ("timing_from", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
@@ -40,8 +41,12 @@ def read(given: Settings) -> TrainConfig:
         for name, value in given.items()
         if name in names
     }
-    algorithms.check(plain["algorithm"], options)
+    if plain["algorithm"] not in algorithms.BOTH:
+        raise algorithms.unknown(plain["algorithm"])
     config = TrainConfig(options=options, **plain)
+    if config.algorithm == "postlocal" and options.get("switch") is None:
+        options["switch"] = stepsizes.first_change(config)  # Lin et al.: the first decay
+    algorithms.check(config.algorithm, options)
     config.refuse_useless(given)
     if config.model is not None:
         check_choice("model", config.model, tuple(MODELS))
@@ -73,7 +78,9 @@ def of_today(settings: Settings) -> Settings:
 
 def recorded(config: Settings) -> Settings:
     """Return the settings in a run file, by the names and with the values that they have today."""
-    plain = dict.fromkeys(("outer", "outer_lr", "mu")) if _takes_outer(config) else {}
+    name = config.get("algorithm")
+    options = algorithms.options(name) if name in algorithms.BOTH else {}
+    plain = {option: None for option in options if option in COMMON}  # what earlier versions lack
     return {**plain, **of_today(config)}
 
 

@@ -33,7 +33,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     begun = restore_(saved, e.fleet, w, parts)
     if not begun:
         monitor.clock.start()
-        averaging.begin(e.step_size(1))
+        averaging.begin(0, e.step_size(1))
     keeper.start(begun, w, monitor, parts)
     monitor.start(begun, w)
     T, step_size = e.length.T, e.step_size

@@ -15,7 +15,8 @@ from localavg.training.averaging import State
 class Payload:
     """What an exchange hands over: gradients, or weights and the state averaged with them.
 
-    statistics: whether an average includes the columns of flat.w that are not trained.
+    statistics: whether an average includes the columns of flat.w that are not trained. gradients:
+    the length of a row of gradients, by default that of the parameters.
     """
 
     algorithm: Algorithm
@@ -23,21 +24,27 @@ class Payload:
     flat: Flat
     state: State
     statistics: bool = True
+    gradients: int | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """The bytes of what an exchange averages, of one learner: coded, if it travels coded."""
+    def nbytes(self, t: float) -> int:
+        """Return the bytes of one learner in an exchange at update t: coded, if it travels so."""
         flat, exchange = self.flat, self.algorithm.exchange
-        if exchange.code:
-            return exchange.code.nbytes(flat.d_trained)
-        if exchange.scope:
-            return 4 * flat.d_trained
+        if exchange.at(t):
+            n = self._gradients
+            return exchange.code.nbytes(n) if exchange.code else 4 * n
         d = flat.d if self.statistics else flat.d_trained
         return 4 * (d + self.state.averaged * flat.d_trained)
 
-    def handed_over(self, scope: Scope) -> tuple[int, int]:
-        """Return the bytes of an exchange over `scope` on this rank: (in its node, to others)."""
-        code = self.algorithm.exchange.code
-        if code:
-            return self.transport.coded_bytes(self.flat.d_trained, code)
-        return self.transport.payload_bytes(self.nbytes, scope)
+    def handed_over(self, t: float, scope: Scope) -> tuple[int, int]:
+        """Return the bytes of an exchange over `scope` at update t on this rank.
+
+        The first number is within the node, the second to others.
+        """
+        exchange = self.algorithm.exchange
+        if exchange.at(t) and exchange.code:
+            return self.transport.coded_bytes(self._gradients, exchange.code)
+        return self.transport.payload_bytes(self.nbytes(t), scope)
+
+    @property
+    def _gradients(self) -> int:
+        return self.flat.d_trained if self.gradients is None else self.gradients

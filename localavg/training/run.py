@@ -167,7 +167,7 @@ def _too_long(e: Experiment) -> str | None:
     The period may be the algorithm's own, without an option: then the text is empty.
     """
     given = {**algorithms.options(e.config.algorithm), **e.config.options}
-    if not given or e.algorithm.exchange.scope:
+    if not given or e.algorithm.exchange.at(e.length.T):
         return None  # it has no period: one average is what it is for, or gradients travel
     schedule, T = copy.deepcopy(e.algorithm.schedule), e.length.T
     if any(schedule.after(t) is Scope.WORLD for t in range(1, T + 1)):

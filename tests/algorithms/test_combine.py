@@ -5,8 +5,8 @@ import oracles as oracle
 import pytest
 
 from localavg.algorithms.base import Mean
+from localavg.algorithms.common import average, effective
 from localavg.algorithms.outer import RULES, Momentum, Nesterov
-from localavg.algorithms.outer_options import average, effective
 from localavg.errors import UserError
 from localavg.scope import Scope
 

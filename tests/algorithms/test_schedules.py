@@ -458,7 +458,7 @@ def test_an_algorithm_knows_its_name_and_its_arguments():
     made = algorithms.BOTH["mavg"](K=np.int64(8))
     assert (made.name, made.options) == (
         "mavg",
-        {"K": 8, "outer": "momentum", "outer_lr": 1.0, "mu": 0.7},
+        {"K": 8, "outer": "momentum", "outer_lr": 1.0, "mu": 0.7, "switch": None},
     )
     assert (
         str(algorithms.BOTH["kavg"](K=4)) == "kavg(K=4)"

@@ -1,0 +1,133 @@
+"""The options that are common to the rows of the table, and how a row is put together from them.
+
+A row says when learners average. What an average does, who takes part in it and what comes before
+the first one is common to all rows. A row's function takes these options by name,
+
+    def kavg(K: … = 16, **common: Unpack[Common]) -> Algorithm:
+        return composed(Every(K), **common)
+
+so they mean the same on the command line, in `attach`, in sweeps and in run files. A row that has
+its own form of the outer optimiser takes `Others` alone, and a row without them refuses them.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, TypedDict
+
+from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule
+from localavg.algorithms.outer import RULES
+from localavg.algorithms.parameters import Epochs
+from localavg.algorithms.switch import Switched
+from localavg.algorithms.sync import MeanGradient
+from localavg.errors import UserError, check_choice, whole
+from localavg.interfaces import Settings
+
+OUTER_LR = "step size η of the outer optimiser, α of slowmo"
+MU = "momentum μ of the outer optimiser, in [0, 1); β₁ of adam and yogi, β of slowmo"
+
+
+class Before(Epochs):
+    """A number of epochs that ends before the run does."""
+
+    def updates(self, value: float | None, T: int, epoch: float) -> int | None:
+        t = super().updates(value, T, epoch)
+        if t is not None and t >= T:
+            raise UserError(
+                f"`{self.name} = {value:g}` epochs are {t} updates, and the run has {T}: nothing "
+                f"would follow; train for longer, lower `{self.name}`, or use sync"
+            )
+        return t
+
+
+class Others(TypedDict, total=False):
+    """The common options beside the outer optimiser's; None stands for one that is not given."""
+
+    switch: Annotated[
+        int | None,
+        Before(
+            "switch",
+            None,
+            "take the mean gradient at every update of the first X epochs, as sync does, and begin "
+            "with local updates and averages of weights after them; the lengths of the algorithm's "
+            "own options count from there (default: 0, for postlocal the first change of the step "
+            "size)",
+        ),
+    ]
+
+
+class Common(Others, total=False):
+    """The common options of a row that has no outer optimiser of its own."""
+
+    outer: Annotated[
+        str | None,
+        "outer optimiser, which steps from the last average of everyone towards the new mean: "
+        "none, momentum (BMUF, FedAvgM), nesterov (DiLoCo), adam (FedAdam), yogi (FedYogi) or "
+        "slowmo (default: none; momentum if --mu is above 0)",
+    ]
+    outer_lr: Annotated[
+        float | None,
+        f"{OUTER_LR} (default: momentum and slowmo 1, nesterov 0.7, adam and yogi 0.01)",
+    ]
+    mu: Annotated[float | None, f"{MU} (default: 0.9, slowmo 0.5)"]
+
+
+COMMON = tuple(Common.__annotations__)
+"""the names of the common options"""
+
+
+def composed(schedule: Schedule, S: int | None = None, **common: Any) -> Algorithm:
+    """Make an algorithm that averages weights by `schedule`, with the options `Common`.
+
+    S: learners in a cluster, None without clusters. Raises UserError for a value that breaks a
+    rule, and for one that means nothing.
+    """
+    made = average(common.get("outer"), common.get("outer_lr"), common.get("mu"))
+    if t0 := begins(common):
+        return Algorithm(Switched(schedule, t0), made, MeanGradient(until=t0), S)
+    return Algorithm(schedule, made, NoExchange(), S)
+
+
+def begins(common: Settings) -> int:
+    """Return t₀ = `switch`, the number of updates before the schedule begins."""
+    t0: int = common.get("switch") or 0
+    whole("switch", t0)
+    return t0
+
+
+def effective(
+    outer: str | None, lr: float | None, mu: float | None
+) -> tuple[str | None, float | None, float | None]:
+    """Return the rule, η and μ that these options stand for; three None for the plain mean.
+
+    An argument that is None was not given. Raises UserError for an unknown rule, for numbers that
+    break theirs, and for numbers that mean nothing.
+    """
+    if outer is None:
+        outer, mu = ("momentum", mu) if mu else ("none", None)
+    check_choice("outer", outer, ("none", *RULES))
+    if outer != "none":
+        rule = RULES[outer](lr, mu)
+        return outer, rule.lr, rule.mu
+    for name, value in (("outer_lr", lr), ("mu", mu)):
+        if value is not None:
+            raise UserError(
+                f"`{name} = {value:g}` means nothing to a run without `outer`; add `outer` with "
+                f"one of {', '.join(RULES)}, or leave it out"
+            )
+    return None, None, None
+
+
+def filled_in(options: Settings) -> Settings:
+    """Return the options of a row with those of its outer optimiser as they take effect."""
+    if "outer" not in options:
+        return options
+    names = "outer", "outer_lr", "mu"
+    return {**options, **dict(zip(names, effective(*map(options.get, names)), strict=True))}
+
+
+def average(outer: str | None, lr: float | None, mu: float | None) -> Mean:
+    """Make what an average of everyone does, for any schedule; the options as in `effective`."""
+    outer, lr, mu = effective(outer, lr, mu)
+    if outer is None or (outer in ("momentum", "nesterov") and (lr, mu) == (1, 0)):
+        return Mean()  # w̃ + (w̄ − w̃) is the mean, with less rounding and no state
+    return RULES[outer](lr, mu)

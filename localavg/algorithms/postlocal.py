@@ -1,0 +1,28 @@
+"""Post-local SGD as a row of its own: K-AVG with `switch`, whose source is in `switch.py`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Unpack
+
+from localavg.algorithms.base import Algorithm
+from localavg.algorithms.common import Common, composed
+from localavg.algorithms.kavg import Every
+from localavg.algorithms.parameters import algorithm
+from localavg.errors import UserError
+
+
+@algorithm
+def postlocal(
+    K: Annotated[int, "local updates between two averages, H of the paper"] = 16,
+    **common: Unpack[Common],
+) -> Algorithm:
+    """Post-local SGD (Lin et al. 2020): sync up to `switch`, K-AVG after it.
+
+    The same as kavg with `switch`, which is needed here: in Python a number of updates.
+    """
+    if not common.get("switch"):
+        raise UserError(
+            "postlocal needs `switch`, the length of its first phase with mean gradients, above 0: "
+            "nothing here changes the step size, as the paper's switch does"
+        )
+    return composed(Every(K), **common)
