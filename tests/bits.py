@@ -44,6 +44,7 @@ SYNCHRONOUS = [  # every synchronous row of the algorithm table but sgd
     "mavg --K 7 --mu 0.4 --nesterov",
     "diloco --K 3",
     "slowmo --K 4 --mu 0.6",
+    "postlocal --K 3 --switch 1",
     "hieravg --K1 3 --K2 8 --S 2",
     "hieravg --K1 2 --K2 7 --S 4 --mu 0.4",
     "adpsgd --p-init 3 --Ks 12 --warmup 1",

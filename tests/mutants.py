@@ -28,7 +28,7 @@ BROKEN = ("SyntaxError", "NameError", "ImportError", "ModuleNotFoundError")  # n
 # Where things are.
 ALGORITHMS = {
     name: f"localavg/algorithms/{name}.py"
-    for name in ("base", "kavg", "hieravg", "adpsgd", "outer", "qsgd", "qsr", "eamsgd")
+    for name in ("base", "kavg", "hieravg", "adpsgd", "outer", "qsgd", "qsr", "eamsgd", "switch")
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
@@ -166,6 +166,27 @@ MUTANTS = [
         "self.C2 += (S / gamma - self.C2) / self.n_C",
         "self.C2 += (S - self.C2) / self.n_C",
         f"{TESTS['schedules']}::test_the_running_mean_of_the_samples_is_exact_and_then_frozen",
+    ),
+    Mutant(
+        "a switch averages one update late",
+        ALGORITHMS["switch"],
+        "self.rest.after(t - self.t0)",
+        "self.rest.after(t - self.t0 - 1) if t > self.t0 + 1 else Scope.NONE",
+        STATIC,
+    ),
+    Mutant(
+        "mean gradients end one update early",
+        ALGORITHMS["base"],
+        "self.scope if t <= self.until",
+        "self.scope if t < self.until",
+        f"{TESTS['exchange']}::test_gradients_are_exchanged_up_to_the_switch",
+    ),
+    Mutant(
+        "the outer optimiser steps from the start, not from the switch",
+        TRAINING["averaging"],
+        "            self.average.begin(self.w)\n",
+        "",
+        f"{TESTS['exchange']}::test_an_outer_optimiser_begins_at_the_switch",
     ),
     Mutant(
         "a round of QSR takes the step size before its first update",

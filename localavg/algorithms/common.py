@@ -19,7 +19,7 @@ from localavg.algorithms.outer import RULES
 from localavg.algorithms.parameters import Epochs
 from localavg.algorithms.switch import Switched
 from localavg.algorithms.sync import MeanGradient
-from localavg.errors import UserError, check_choice, whole
+from localavg.errors import UserError, bad, check_choice, whole
 from localavg.interfaces import Settings
 
 OUTER_LR = "step size η of the outer optimiser, α of slowmo"
@@ -91,6 +91,8 @@ def begins(common: Settings) -> int:
     """Return t₀ = `switch`, the number of updates before the schedule begins."""
     t0: int = common.get("switch") or 0
     whole("switch", t0)
+    if t0 < 0:
+        raise bad("switch", t0, "must be at least 0")
     return t0
 
 

@@ -12,16 +12,19 @@ import pytest
 from mpi4py import MPI
 from scipy.stats import chi2
 
+from localavg import algorithms
 from localavg.algorithms.base import NoExchange
 from localavg.algorithms.qsgd import QuantisedGradient
 from localavg.algorithms.sync import MeanGradient
 from localavg.cli import in_flags
 from localavg.errors import UserError
+from localavg.learner.flat import Flat
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.wires.int8 import Int8
 from localavg.scope import Scope
 from localavg.streams import Stream, generator, uniform
+from localavg.training.averaging import Averaging
 
 BELOW_1 = np.nextafter(np.float32(1), np.float32(0))
 
@@ -336,3 +339,41 @@ def test_a_bad_value_is_refused_by_name(options, words):
     with pytest.raises(UserError) as e:
         QuantisedGradient(**options)
     assert in_flags(str(e.value)).startswith(words)
+
+
+class Stateless:
+    averaged = 0
+
+    def at_average_(self, scope, transport):
+        pass
+
+
+def averaging(algorithm, P=4):
+    """An Averaging on one rank, with a row of 3 parameters for each of P learners, all zero."""
+    transport = together(P)
+    flat = Flat({"w": (3,)}, P, None, transport.zeros)
+    nothing = dict.fromkeys(("before", "after", "objective"), lambda *a: None)
+    made = Averaging(algorithm, transport, flat, Stateless(), **nothing)
+    made.begin(0, 0.1)
+    return made
+
+
+def test_gradients_are_exchanged_up_to_the_switch():
+    made = averaging(algorithms.kavg.kavg(K=2, switch=3))
+    for t in range(1, 6):
+        g = np.arange(12, dtype=np.float32).reshape(4, 3)
+        made.exchange_(g, t)
+        assert (np.ptp(g, axis=0) == 0).all() == (t <= 3)
+        made.flat.w += g
+        scope = made.average_(t, 0.1)
+        assert scope == (Scope.WORLD if t == 5 else Scope.NONE)
+        assert (np.ptp(made.flat.w, axis=0) == 0).all() == (t != 4)
+
+
+def test_an_outer_optimiser_begins_at_the_switch():
+    """Its w̃ is then the weights at the switch, here 2; 6 is the mean of the first round."""
+    made = averaging(algorithms.kavg.kavg(K=1, switch=3, outer="momentum", outer_lr=0.5, mu=0.0))
+    for t, (moved, expected) in enumerate([(1, 1), (2, 2), (2, 2), (6, 4)], start=1):
+        made.flat.w[:] = moved
+        made.average_(t, 0.1)
+        assert (made.flat.w == expected).all()

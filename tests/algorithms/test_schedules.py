@@ -15,6 +15,7 @@ from localavg.algorithms.hieravg import Hierarchical
 from localavg.algorithms.kavg import Every
 from localavg.algorithms.lupa import Linear, LossDriven, OneShot
 from localavg.algorithms.qsr import Quadratic
+from localavg.algorithms.switch import Switched
 from localavg.cli import in_flags
 from localavg.errors import UserError
 from localavg.scope import Scope
@@ -68,6 +69,8 @@ TRUTH = [
     ),  # K1 does not divide K2: the local count restarts at each global average
     (Hierarchical(3, 8), "..C..C.W..C..C.W"),
     (Hierarchical(4, 6), "...C.W...C.W"),
+    (Switched(Every(4), 6), "......" + "...W...W"),
+    (Switched(Hierarchical(2, 6), 3), "..." + ".C.C.W.C"),
     (Linear(4, 0.0), "...W...W...W"),
     (Linear(3, 0.5), "..W....W.....W.......W........W"),  # 3, ⌈4.5⌉ = 5, 6, ⌈7.5⌉ = 8, 9
     (Piecewise([(0, 3)]), "..W..W..W"),
@@ -81,6 +84,22 @@ TRUTH = [
 )
 def test_a_schedule_averages_after_these_updates(schedule, expected):
     assert letters(schedule, len(expected)) == expected
+
+
+def test_a_switched_controller_counts_and_learns_from_the_switch_on():
+    told = [1.0, 3.0, 0.5, 9.0, 2.0, 2.0, 0.1, 0.1]
+    for make in (lambda: VarianceDriven(3, 12), lambda: LossDriven(4)):
+        plain, switched = make(), Switched(make(), 5)
+        if plain.needs == "objective":
+            plain.observe(0, 8.0, 1.0), switched.observe(5, 8.0, 1.0)
+        late = steered(switched, told, 65)
+        assert late == [t + 5 for t in steered(plain, told, 60)] and len(late) > 4
+        assert (switched.needs, switched.final, switched.begins) == (plain.needs, plain.final, 5)
+        other = Switched(make(), 5)
+        other.load_state_dict(switched.state_dict())
+        assert other.state_dict() == switched.state_dict() != Switched(make(), 5).state_dict()
+    assert Switched(VarianceDriven(3, 12), 5).steered_after == 17
+    assert Switched(Every(3), 5).steered_after == 0
 
 
 def test_an_average_is_told_as_a_scope_and_only_averages_are_true():
@@ -386,6 +405,8 @@ BAD = [
         lambda: algorithms.qsr.qsr(step_size=float),
         "qsr needs --alpha, in the unit of the step size",
     ),
+    (lambda: algorithms.postlocal.postlocal(), "postlocal needs --switch, the length of its"),
+    (lambda: algorithms.kavg.kavg(switch=-1), "--switch -1: must be at least 0"),
     (lambda: algorithms.qsr.qsr(alpha=0.1), "qsr needs step_size=, a function of t"),
     (lambda: Piecewise([]), "--pieces"),
     (lambda: Piecewise([(1, 4)]), "--pieces with starts [1]: they must begin at 0"),
@@ -420,7 +441,7 @@ def test_limits_are_taken():
 WHOLE = [  # every length of every algorithm's function
     (name, parameter)
     for name, parameters in {
-        "kavg": "K", "mavg": "K", "hieravg": "K1 K2 S", "adpsgd": "p_init warmup_steps Ks", "adalupa": "tau0",
+        "kavg": "K", "postlocal": "K", "mavg": "K", "hieravg": "K1 K2 S", "adpsgd": "p_init warmup_steps Ks", "adalupa": "tau0",
         "qsgd": "bits bucket", "downpour": "K servers", "eamsgd": "K servers",
     }.items()
     for parameter in parameters.split()
@@ -430,7 +451,8 @@ WHOLE = [  # every length of every algorithm's function
 @pytest.mark.parametrize("value", ["4", 4.5, None, True])
 @pytest.mark.parametrize(("name", "parameter"), WHOLE)
 def test_a_length_that_is_not_whole_is_refused_by_name(name, parameter, value):
-    run = {"eamsgd": {"P": 2, "momentum": 0.9}, "downpour": {"P": 2}}.get(name, {})
+    run = {"eamsgd": {"P": 2, "momentum": 0.9}, "downpour": {"P": 2}, "postlocal": {"switch": 1}}
+    run = run.get(name, {})
     with pytest.raises(UserError, match=f"`{parameter} = .*must be a (whole )?number"):
         algorithms.BOTH[name](**run, **{parameter: value})
 

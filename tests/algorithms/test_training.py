@@ -223,6 +223,10 @@ def linear(tau0, alpha):
     return lambda s, T, gamma: oracle.adalupa_linear(s, T, gamma, tau0, alpha)
 
 
+def postlocal(t0, *due, **outer):
+    return lambda s, T, gamma: oracle.postlocal(s, T, gamma, t0, due, **outer)
+
+
 def qsr(alpha, K, power=2, peak=0):
     return lambda s, T, gamma: oracle.qsr(s, T, gamma, alpha, K, power, peak)
 
@@ -308,6 +312,22 @@ CASES = {
         "piecewise --pieces 0:4,30:7 --mu 0.4 --nesterov",
         momentum_at(piecewise((0, 4), (30, 7)), 0.4, nesterov=True),
         T=64,
+    ),
+    "postlocal": Case(  # up to the first change of the step size
+        "postlocal --K 8", postlocal(21, 29, 37, 45, 53), "momentum", step=FALLING
+    ),
+    "postlocal-average": Case(
+        "kavg --K 7 --switch 19", postlocal(19, 26, 33, 40, 47, 54), "adam", "average", ADAM
+    ),
+    "postlocal-slowmo": Case(
+        "slowmo --K 9 --switch 11",
+        postlocal(11, 20, 29, 38, 47, 56, rule="slowmo", lr=1, mu=0.5),
+        "nesterov",
+        "reset",
+        STAIRS,
+    ),
+    "postlocal-loss": Case(  # F(w_21) is the first F of eq. 11
+        "adalupa --tau0 4 --rule loss --switch 9", postlocal(9, tau0=4), step=constant(3.0)
     ),
     "qsr": Case("qsr --alpha 1.6 --K 2", qsr(1.6, 2), "momentum", step=FALLING, T=70),
     "qsr-cubic": Case(
@@ -456,6 +476,7 @@ ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
         {"step": constant(3.0)},
     ),
     "qsr": ("qsr --alpha 1.6 --K 2", qsr(1.6, 2), {"step": FALLING, "T": 70}),
+    "postlocal": ("postlocal --K 8", postlocal(21, 29, 37, 45, 53), {"step": FALLING}),
     "adpsgd": (
         "adpsgd --p-init 4 --Ks 16 --warmup 3",
         adpsgd(4, 16, 3),
@@ -508,6 +529,7 @@ FEW = (
     "oneshot-sgd",
     "adalupa-linear",
     "adalupa-loss-reset",
+    "postlocal",
     "qsr",
     "piecewise-mu",
     "mavg-momentum",
@@ -708,6 +730,7 @@ SAME_BITS = {
     "mavg --K 7 --mu 0.4 --nesterov": "kavg --K 7 --outer nesterov --outer-lr 1 --mu 0.4",
     "diloco --K 7": "kavg --K 7 --outer nesterov",
     "slowmo --K 7": "kavg --K 7 --outer slowmo",
+    "postlocal --K 7 --switch 5": "kavg --K 7 --switch 5",
 }
 SAME_TO_ROUNDING = {
     "slowmo --K 7 --mu 0.6": "mavg --K 7 --mu 0.6",  # α = 1, constant γ
@@ -750,6 +773,9 @@ def two_ranks(tmp_path_factory, shards):
     lines["S"] = line("kavg --K 7", shards, **whole, more="--variance averages --grad-norm")
     lines["V"] = line("kavg --K 7", shards, **whole, more="--variance steps")
     lines["unwatched"] = line("kavg --K 7", shards, **whole)
+    steps = "--log-every 1"
+    for algorithm in ("sync", "kavg --K 7 --switch 5"):
+        lines[f"{algorithm}: steps"] = line(algorithm, shards, "momentum", more=steps)
     lines["weights not asked for"] = line("kavg --K 7", shards, **whole).replace(
         "--save-weights", ""
     )
@@ -779,6 +805,16 @@ def test_special_cases_have_the_same_bits(two_ranks, a, b):
 @pytest.mark.parametrize(("a", "b"), SAME_TO_ROUNDING.items())
 def test_special_cases_are_the_same_to_rounding(two_ranks, a, b):
     assert distance(two_ranks[a].weights, two_ranks[b].weights) < TOLERANCE
+
+
+def test_a_switch_is_sync_up_to_it(two_ranks):
+    """The losses are to the bit those of sync up to the update after the switch, and then others."""
+    sync, switched = (
+        two_ranks[f"{name}: steps"].train.loss for name in ("sync", "kavg --K 7 --switch 5")
+    )
+    t0 = 21  # 5 epochs of 4.2 updates
+    assert np.array_equal(sync[: t0 + 1], switched[: t0 + 1])
+    assert not np.array_equal(sync[: t0 + 2], switched[: t0 + 2])
 
 
 @pytest.mark.parametrize("optimiser", LINEAR)

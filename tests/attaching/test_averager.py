@@ -1192,6 +1192,7 @@ EXAMPLES = {
     "mavg": ("mavg K=20 outer=nesterov", [20, 20, 4]),
     "diloco": ("diloco K=20", [20, 20, 4]),
     "slowmo": ("slowmo K=20", [20, 20, 4]),
+    "postlocal": ("postlocal K=8 switch=0.5", [1] * 11 + [8] * 4 + [1]),
     "hieravg": ("hieravg K1=2 K2=8 S=2", [2] * 22 + [0]),
     "adpsgd": ("adpsgd Ks=8 warmup=0.5", [1] * 11 + [4, 4]),
     "adalupa": ("adalupa tau0=6 alpha=0.5", [6, 9, 12, 15, 2]),
@@ -1237,7 +1238,8 @@ def test_the_examples_run_file(launched, folder):
         )
         assert found.config["d"] == 144 + 4608 + 1290 + 4 * (16 + 32)
         n = 192 + 4608 + 1280 + 64 + 4 * 64  # parameters, each in a multiple of 64 floats
-        floats = 4 * n if name == "sync" else 4 * (n + 4 * 64)  # BatchNorm's statistics
+        exchanged = averages.t <= {"sync": 44, "postlocal": 11}.get(name, 0)
+        floats = 4 * np.where(exchanged, n, n + 4 * 64)  # BatchNorm's statistics
         sent = (
             2 * (n + 4 * math.ceil(n / 512)) if name == "qsgd" else 2 * floats
         )  # a byte an entry, 4 a bucket

@@ -124,6 +124,7 @@ def test_the_papers_symbols_are_the_options():
         "mavg": {"K", "mu"},
         "diloco": {"K", "outer_lr", "mu"},
         "slowmo": {"K", "outer_lr", "mu"},
+        "postlocal": {"K", "switch"},
         "hieravg": {"K1", "K2", "S"},
         "adalupa": {"tau0", "alpha"},
         "adpsgd": {"p_init", "Ks"},
@@ -142,18 +143,11 @@ def test_every_option_of_an_algorithm_has_its_help(name):
 
 
 def test_the_papers_settings_are_the_defaults():
-    assert options("adpsgd") == {
-        "p_init": 4,
-        "Ks": 0.25,
-        "low": 0.7,
-        "high": 1.3,
-        "warmup": 1.0,
-        "outer": None,
-        "outer_lr": None,
-        "mu": None,
-    }
-    assert options("diloco") == {"K": 500, "outer_lr": 0.7, "mu": 0.9}
-    assert options("slowmo") | {"K": 0} == {"K": 0, "outer_lr": 1, "mu": 0.5}
+    own = {"p_init": 4, "Ks": 0.25, "low": 0.7, "high": 1.3, "warmup": 1.0}
+    assert options("adpsgd") == own | dict.fromkeys(COMMON)
+    others = dict.fromkeys(set(COMMON) - {"outer"})
+    assert options("diloco") == others | {"K": 500, "outer_lr": 0.7, "mu": 0.9}
+    assert options("slowmo") | {"K": 0} == others | {"K": 0, "outer_lr": 1, "mu": 0.5}
     assert (options("adalupa")["tau0"], options("adalupa")["alpha"]) == (91, 1.09)
     assert options("qsgd") == {"bits": 8, "bucket": 512}
 

@@ -412,6 +412,7 @@ def test_every_algorithm_diverges_in_the_same_way(tmp_path):
         "adalupa --rule loss --tau0 2",
         "piecewise",
         "qsr --alpha 1e30",
+        "postlocal --switch 0.1",
         "kavg --optimizer momentum",
     ]
     words = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --learners 4 --lr 1e30"

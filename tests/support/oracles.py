@@ -432,6 +432,35 @@ def outer(setup, T, gamma, rule, lr, mu, schedule):
     return server.w_tilde, averages
 
 
+def postlocal(setup, T, gamma, t0, due=(), tau0=None, rule=None, lr=None, mu=None):
+    """Lin et al. 2020, section 3: the mean gradient up to update t0, with one common optimiser state;
+    then local SGD, which averages after the updates `due`, and at T.
+
+    tau0: lupa's eq. 11 from t0 on says when, in place of `due`. rule, lr, mu: an outer optimiser at
+    these averages, whose first w~ is the weights at t0.
+    """
+    w, state, averages = np.zeros(setup.X.shape[1]), fresh_state(setup.X.shape[1]), []
+    for t in range(1, t0 + 1):
+        g = mean([learner_gradient(setup, j, w) for j in range(setup.P)])
+        w, state = local_step(w, g, state, gamma(t), setup.optimiser, setup.m)
+        averages.append((t, "global"))
+    W, states, due = [w] * setup.P, [state] * setup.P, set(due)
+    server = OuterState(rule, lr, mu, w)
+    F0 = objective(w, setup.X, setup.y, setup.l2)
+    if tau0:
+        due.add(t0 + tau0)
+    for t in range(t0 + 1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+        if t in due or t == T:
+            W = [server.step(W, gamma(t)) if rule else mean(W)] * setup.P
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+            if tau0:
+                F = objective(W[0], setup.X, setup.y, setup.l2)
+                due.add(t + math.ceil((F0 / F) ** (1 / 3)) * tau0)
+    return W[0], averages
+
+
 def hieravg(setup, T, gamma, K1, K2, S):
     """hieravg Algorithm 1 with clusters of S consecutive learners; K1 need not divide K2.
 
