@@ -16,6 +16,7 @@ from mpi import alone
 from localavg import algorithms, config
 from localavg.__main__ import parser
 from localavg.algorithms import ALGORITHMS, options
+from localavg.algorithms.common import COMMON
 from localavg.cli import at_least_1, flag, in_flags, train
 from localavg.config import TrainConfig
 from localavg.errors import UserError

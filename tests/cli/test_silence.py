@@ -210,7 +210,7 @@ def noted(capsys, *what, **more):
 
 @pytest.mark.parametrize("name", [name for name in algorithms.ALGORITHMS if name != "sgd"])
 def test_one_learner_averages_nothing_which_is_printed(capsys, name):
-    given = {"hieravg": {"S": 1}, "qsr": {"alpha": 0.2}, "postlocal": {"switch": 1}}.get(name, {})
+    given = {"hieravg": {"S": 1}, "qsr": {"alpha": 0.2}, "postlocal": {"switch": 0.5}}.get(name, {})
     said = noted(capsys, name, 1000, 1, **given)
     assert said.startswith(f"localavg: {name} with 1 learner: nothing is averaged; ")
     assert "--learners" in said and "mpirun" in said
