@@ -112,6 +112,7 @@ AROUND = (
 )
 ON_ONE = f"{TESTS['sweep_gpu']}::test_a_figure_has_the_papers_runs_with_all_learners_on_one_gpu"
 LEARNER_TESTS = "tests/learner/test_optim.py"
+BY_MOMENT = "test_each_moment_has_its_own_policy"
 OUTER = f"{TESTS['combine']}::test_outer_steps_are_those_of_the_sources"
 RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
 SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
@@ -229,6 +230,23 @@ MUTANTS = [
         "self.shrink = 1 - gamma * self.decay",
         "self.shrink = 1 - self.decay",
         f"{LEARNER_TESTS}::test_weight_decay_shrinks_the_weights_alone",
+    ),
+    *(
+        Mutant(name, LEARNER["optim"], old, new, f"{LEARNER_TESTS}::{BY_MOMENT}")
+        for name, old, new in (
+            ("m takes v's step count", "beta1 ** self.t[0]) * (m", "beta1 ** self.t[1]) * (m"),
+            (
+                "v takes m's step count",
+                "g *= (1 - self.beta2 ** self.t[1])",
+                "g *= (1 - self.beta2 ** self.t[0])",
+            ),
+            ("a moment is reset without its step count", "self.t[i] = 0", "pass"),
+            (
+                "an average takes the first moment for another",
+                "mean_(self.state[i],",
+                "mean_(self.state[0],",
+            ),
+        )
     ),
     # what an average does
     Mutant(
@@ -623,8 +641,8 @@ MUTANTS = [
     Mutant(
         "Adam's t is forgotten at resume",
         LEARNER["optim"],
-        'self.t = int(state["t"])',
-        "self.t = 0",
+        "self.t = [int(t) for t in both]",
+        "self.t = [0, 0]",
         RESUMED,
     ),
     Mutant(

@@ -34,7 +34,7 @@ def attach(
     algorithm: Algorithm,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,
     *,
-    state: str = "keep",
+    state: str | Mapping[str, str] = "keep",
     statistics: str = "average",
     master: bool = False,
     objective: Callable[[], float] | None = None,
@@ -62,8 +62,11 @@ def attach(
     gradient counts as zero. adpsgd takes the lr of its first group as γ. `state` other than keep
     changes its state. In the first and last case every trainable parameter must be in one of them.
     state: what an average does to the optimiser's tensors that have the shape of their parameter:
-    keep, average or reset. statistics: average the floating-point buffers, or keep every learner's
-    own.
+    keep, average or reset, for all of them, or by moment: "m=reset,v=average", or a mapping. m and
+    v are Adam's moments (exp_avg, exp_avg_sq); either is SGD's momentum; other tensors have the
+    names that torch gives them; what is not named is kept. torch counts one step for m and v: it
+    starts again if both are reset. m alone starts from zero without bias correction, and v alone
+    is refused. statistics: average the floating-point buffers, or keep every learner's own.
 
     master: for parameters in bfloat16 or float16, which are averaged in float32 and rounded once.
     With False, an average starts from the parameters as they are. With True, the float32 mean is

@@ -13,7 +13,8 @@ import numpy as np
 
 from localavg.algorithms.base import Algorithm
 from localavg.attaching.row import averaged, check_tensor
-from localavg.config import STATES
+from localavg.attaching.state import as_text, check_moments, words
+from localavg.config.state import by_name
 from localavg.errors import UserError, bad, check_choice, positive
 from localavg.interfaces import Array
 from localavg.parallel.fleet import Fleet
@@ -35,7 +36,7 @@ class Asked:
     fleet: Fleet
     algorithm: Algorithm
     optimizers: Sequence[Optimizer]
-    state: str
+    state: str | Mapping[str, str]
     statistics: str
     master: bool
     objective: Callable[[], float] | None
@@ -48,7 +49,7 @@ class Asked:
     @property
     def stepped(self) -> bool:
         """Whether the steps of the optimisers matter: gradients or states are handled."""
-        return bool(self.algorithm.exchange.scope) or self.state != "keep"
+        return bool(self.algorithm.exchange.scope) or words(self.state) != {"keep"}
 
     @property
     def patience(self) -> tuple[float, float | None]:
@@ -81,7 +82,7 @@ def check_kinds(asked: Asked) -> None:
 
 def check(asked: Asked) -> None:
     """Raise UserError if this rank's model or the options cannot be averaged."""
-    check_choice("state", asked.state, STATES)
+    by_name("state", asked.state)
     check_choice("statistics", asked.statistics, ("average", "keep"))
     if not isinstance(asked.master, bool):
         raise bad("master", repr(asked.master), "must be True or False")
@@ -122,16 +123,18 @@ def _check_optimizers(asked: Asked) -> None:
     algorithm = asked.algorithm
     steered = algorithm.schedule.needs == "variance" or algorithm.average.needs_gamma
     needed = algorithm.exchange.scope or steered
-    if not asked.optimizers and (needed or asked.state != "keep"):
+    if not asked.optimizers and (needed or words(asked.state) != {"keep"}):
         raise UserError(
             "attach: this algorithm exchanges gradients, uses the step size or handles the "
             "optimiser's state; pass optimizer="
         )
     for optimizer in asked.optimizers:
-        if asked.state == "reset" and optimizer.state:
+        check_moments(asked.state, optimizer)
+        if "reset" in words(asked.state) and optimizer.state:
             raise UserError(
-                f"attach with state='reset': {type(optimizer).__name__} has a state already and "
-                "may not start without one; attach before its first step, or use keep or average"
+                f"attach with state={as_text(asked.state)!r}: {type(optimizer).__name__} has a "
+                "state already and may not start without one; attach before its first step, or use "
+                "keep or average"
             )
     parts(dict(asked.model.named_parameters()), asked.optimizers)
     if fault := foreign(asked.model, asked.optimizers):

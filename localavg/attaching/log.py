@@ -12,6 +12,7 @@ from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import filled_in
 from localavg.attaching.checks import Asked
 from localavg.attaching.place import Place
+from localavg.attaching.state import as_text
 from localavg.errors import UserError
 from localavg.files.provenance import provenance
 from localavg.files.record import Record
@@ -152,7 +153,7 @@ def _config(asked: Asked, place: Place, d: int) -> dict[str, object]:
         "d": d,
         "optimizer": "none" if first is None else type(first).__name__.lower(),
         "lr": None if first is None else float(first.param_groups[0]["lr"]),
-        "state": asked.state,
+        "state": as_text(asked.state),
         "statistics": asked.statistics,
         "master": asked.master,
         "seed": asked.seed,

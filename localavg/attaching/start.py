@@ -9,7 +9,7 @@ from localavg.attaching.checks import Asked, parts
 from localavg.attaching.gradients import Gradients
 from localavg.attaching.place import Place
 from localavg.attaching.row import Row, by_type
-from localavg.attaching.state import TorchState
+from localavg.attaching.state import TorchState, words
 from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import Cuda, on_host, put_
@@ -34,7 +34,9 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     """Move these tensors into a row, equal on all ranks, and make the other rows. Collective."""
     fleet, algorithm, where = asked.fleet, asked.algorithm, place.where
     floats = sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
-    rows = 1 + bool(algorithm.exchange.scope) + 2 * (asked.state == "average")  # Adam's at most
+    rows = (
+        1 + bool(algorithm.exchange.scope) + 2 * ("average" in words(asked.state))
+    )  # Adam's at most
     share = algorithm.average.kept / max(1, fleet.sharing)  # once for all learners
     nbytes = int(4 * (rows + share) * floats)
     between = isinstance(place.device, Cuda) and fleet.ranks > 1

@@ -5,6 +5,7 @@ setting has one name. This folder imports the standard library only.
 """
 
 from localavg.config.rules import seconds
-from localavg.config.settings import OPTIMIZERS, SAMPLING, STATES, TrainConfig
+from localavg.config.settings import SAMPLING, TrainConfig
+from localavg.config.state import OPTIMIZERS, STATES
 
 __all__ = ["OPTIMIZERS", "SAMPLING", "STATES", "TrainConfig", "seconds"]

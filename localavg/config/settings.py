@@ -22,12 +22,11 @@ from localavg.config.rules import (
     time_or_updates,
     whole,
 )
+from localavg.config.state import OPTIMIZERS, check_moments, valid_state
 from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
 
 SAMPLING = ("iid", "shuffle", "shard", "block")
-OPTIMIZERS = ("sgd", "momentum", "nesterov", "adam", "adamw")
-STATES = ("keep", "average", "reset")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
@@ -223,10 +222,13 @@ class TrainConfig:
     )
     state: str = option(
         "keep",
-        "what happens to the optimizer's state at an average",
+        "what happens to the optimizer's state at an average: keep, average or reset, for all of "
+        "it or by moment, such as m=reset,v=average; adam and adamw have the moments m and v, "
+        "momentum and nesterov have v; a moment that is not named is kept",
         SYNCHRONOUS,
         group="training",
-        choices=STATES,
+        valid=valid_state,
+        metavar="POLICY",
     )
     seed: int = option(
         0, "seed of all random numbers", group="training", valid=whole(0, below=2**63)
@@ -424,6 +426,7 @@ class TrainConfig:
                 "one of them"
             )
         self.refuse_useless()
+        check_moments(self.state, self.optimizer)
         self._check_lr_schedule()
 
     def refuse_useless(self, given: Collection[str] = ()) -> None:

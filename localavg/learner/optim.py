@@ -1,7 +1,8 @@
 """The local update of all of a rank's rows at once, and the optimiser's state at an average.
 
-Conventions are torch.optim's: v ← m v + g, w ← w − γ v. `state` lists the matrices [L, n] that the
-policies at an average act on: keep (no change), average (like the weights), reset (to zero).
+Conventions are torch.optim's: v ← m v + g, w ← w − γ v. `state` lists the moments, matrices [L, n].
+An average does to each of them what its policy says: keep (no change), average (like the weights),
+reset (to zero). A moment has a step count of its own for its bias correction, reset with it.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
+
+from localavg.config.state import MOMENTS, by_moment
 from localavg.interfaces import Array, Transport
 from localavg.parallel import kernels
 from localavg.parallel.aligned import host_zeros
@@ -20,22 +24,25 @@ CHUNK = 1 << 15
 
 
 class Optimizer(ABC):
-    """The local update of all rows, and its state."""
+    """The local update of all rows, and its state.
 
-    matrices = 0
-    """number of matrices [L, n] of state"""
+    policy: keep, average or reset, or these by moment, as m=reset,v=average.
+    """
+
+    moments: tuple[str, ...] = ()
+    """the names of the moments, which are matrices [L, n] of state"""
     kernel: str
     """name of the GPU kernel that does the whole update"""
 
     def __init__(self, policy: str = "keep") -> None:
-        self.policy = policy
+        self.policies = tuple(by_moment(policy, self.moments).values())  # one a moment
         self.state: list[Array] = []
         self._cut: tuple[Array | None, Array | None, list[tuple[Array, ...]]] = None, None, []
 
     @property
     def averaged(self) -> int:
         """The number of matrices of state that are averaged with the weights."""
-        return self.matrices if self.policy == "average" else 0
+        return self.policies.count("average")
 
     def start(
         self,
@@ -48,8 +55,8 @@ class Optimizer(ABC):
         zeros: the transport's, makes state that is averaged. ordinary: makes state that is not
         averaged; the default is NumPy.
         """
-        make = zeros if self.averaged else ordinary or host_zeros
-        self.state = [make(shape) for _ in range(self.matrices)]
+        made = {"average": zeros}
+        self.state = [made.get(each, ordinary or host_zeros)(shape) for each in self.policies]
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
         """Do one local update of w [L, n] in place; g [L, n] is overwritten."""
@@ -70,19 +77,18 @@ class Optimizer(ABC):
         """Update one piece of the matrices in place; g is overwritten."""
 
     def at_average_(self, scope: Scope, transport: Transport) -> None:
-        """Apply the policy to the state when the weights average over `scope`."""
-        if self.policy == "average":
-            for s in self.state:
-                transport.mean_(s, scope)
-        elif self.policy == "reset":
-            self.reset_()
+        """Apply the policies to the state when the weights average over `scope`."""
+        for i, policy in enumerate(self.policies):
+            if policy == "average":
+                transport.mean_(self.state[i], scope)
+            elif policy == "reset":
+                self.reset_(i)
 
-    def reset_(self) -> None:
-        """Set the state to zero."""
-        for s in self.state:
-            s[...] = 0
+    def reset_(self, i: int) -> None:
+        """Set moment i to zero."""
+        self.state[i][...] = 0
 
-    def state_dict(self) -> dict[str, Array | int]:
+    def state_dict(self) -> dict[str, Array | list[int]]:
         """Return the state matrices [L, n] by number."""
         return {str(i): s for i, s in enumerate(self.state)}
 
@@ -105,7 +111,7 @@ class SGD(Optimizer):
 class Momentum(Optimizer):
     """v ← m v + g; w ← w − γ v, or with Nesterov's look-ahead w ← w − γ (g + m v)."""
 
-    matrices = 1
+    moments = MOMENTS["momentum"]
 
     def __init__(self, m: float, nesterov: bool = False, policy: str = "keep") -> None:
         super().__init__(policy)
@@ -135,44 +141,47 @@ class Adam(Optimizer):
 
     beta1, beta2, eps = 0.9, 0.999, 1e-8
 
-    matrices = 2
+    moments = MOMENTS["adam"]
     kernel = "adam"
-    t = 0
-    """updates since the state was zero"""
+
+    def __init__(self, policy: str = "keep") -> None:
+        super().__init__(policy)
+        self.t = [0, 0]  # updates since m, and since v, was zero
 
     def numbers(self) -> tuple[float, ...]:
-        return self.beta1, self.beta2, (1 - self.beta2**self.t) ** -0.5, self.eps
+        return self.beta1, self.beta2, (1 - self.beta2 ** self.t[1]) ** -0.5, self.eps
 
-    def reset_(self) -> None:
-        super().reset_()
-        self.t = 0
+    def reset_(self, i: int) -> None:
+        super().reset_(i)
+        self.t[i] = 0
 
     def update_(self, w: Array, g: Array, gamma: float) -> None:
-        self.t += 1
+        self.t = [t + 1 for t in self.t]
         on_gpu = kernels.array_module(w) is not None  # its kernel leaves 1 / (1 − β₁^t) to γ
-        super().update_(w, g, gamma / (1 - self.beta1**self.t) if on_gpu else gamma)
+        super().update_(w, g, gamma / (1 - self.beta1 ** self.t[0]) if on_gpu else gamma)
 
     def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
-        m, u = state
+        m, v = state
         m *= self.beta1  # first moment
         m += (1 - self.beta1) * g
         g *= g
         g *= 1 - self.beta2
-        u *= self.beta2  # second moment
-        u += g
-        # γ m̂ / (√û + ε) with m̂ = m / (1 − β₁^t), û = u / (1 − β₂^t)
-        g[...] = u
+        v *= self.beta2  # second moment
+        v += g
+        # γ m̂ / (√v̂ + ε) with m̂ = m / (1 − β₁^t), v̂ = v / (1 − β₂^t), each with its own t
+        g[...] = v
         g **= 0.5
-        g *= (1 - self.beta2**self.t) ** -0.5
+        g *= (1 - self.beta2 ** self.t[1]) ** -0.5
         g += self.eps
-        w -= gamma / (1 - self.beta1**self.t) * (m / g)
+        w -= gamma / (1 - self.beta1 ** self.t[0]) * (m / g)
 
-    def state_dict(self) -> dict[str, Array | int]:
+    def state_dict(self) -> dict[str, Array | list[int]]:
         return {**super().state_dict(), "t": self.t}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
         super().load_state_dict(state)
-        self.t = int(state["t"])
+        both = np.broadcast_to(state["t"], 2)  # checkpoints of earlier versions have one for both
+        self.t = [int(t) for t in both]
 
 
 class AdamW(Adam):

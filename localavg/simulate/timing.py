@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 
 from localavg.config import TrainConfig
+from localavg.config.state import is_averaged
 from localavg.errors import UserError, bad, positive
 from localavg.files import record
 from localavg.streams import Stream, generator
@@ -133,7 +134,7 @@ def _measured(run: record.Run) -> tuple[float, float, tuple[float, float, float]
     R, c, train = run.provenance.get("ranks", 1), run.config, run.train
     alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
     # these average something else than the d floats of everyone
-    others = c.get("algorithm") in ("qsgd", "hieravg") or c.get("state") == "average"
+    others = c.get("algorithm") in ("qsgd", "hieravg") or is_averaged(c.get("state", "keep"))
     t = run.averages.t
     within = (t > train.t.min()) & (t <= train.t.max())  # without the warm-up before the first row
     if R < 2 or not alone or others or len(train) < 2 or not within.any():

@@ -103,16 +103,24 @@ def test_adam_two_steps_by_hand():
     close(w, [-0.1 / (1 + 1e-8) - 0.1 * a_hat / (math.sqrt(b_hat) + 1e-8)])
 
 
+def numbers(states):
+    """Every state's velocity, moments and step counts."""
+    return [(*(float(s[x][0]) for x in ("v", "a", "b")), s["na"], s["nb"]) for s in states]
+
+
 def test_state_policies_by_hand():
     states = [
-        {"v": np.array([x]), "a": np.array([2 * x]), "b": np.array([x * x]), "n": 4}
+        {"v": np.array([x]), "a": np.array([2 * x]), "b": np.array([x * x]), "na": 4, "nb": 4}
         for x in (1.0, 3.0)
     ]
     assert oracle.states_after_average(states, "keep") == states
     averaged = oracle.states_after_average(states, "average")
-    assert [(s["v"][0], s["a"][0], s["b"][0], s["n"]) for s in averaged] == [(2.0, 4.0, 5.0, 4)] * 2
+    assert numbers(averaged) == [(2.0, 4.0, 5.0, 4, 4)] * 2
     reset = oracle.states_after_average(states, "reset")
-    assert [(s["v"][0], s["a"][0], s["b"][0], s["n"]) for s in reset] == [(0.0, 0.0, 0.0, 0)] * 2
+    assert numbers(reset) == [(0.0, 0.0, 0.0, 0, 0)] * 2
+    by_moment = numbers(oracle.states_after_average(states, "m=reset,v=average"))
+    assert by_moment == [(2.0, 0.0, 5.0, 0, 4)] * 2
+    assert numbers(oracle.states_after_average(states, "m=average"))[1] == (2.0, 4.0, 9.0, 4, 4)
 
 
 # ----------------------------------------------------------------------- two learners, one weight,

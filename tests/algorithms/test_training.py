@@ -271,6 +271,11 @@ CASES = {
         for optimiser, step in {"momentum": constant(0.7), "nesterov": STAIRS, "adam": ADAM}.items()
         for policy in ("keep", "average", "reset")
     },
+    **{
+        f"kavg-adam-{policy}": Case("kavg --K 7", kavg(7), "adam", policy, ADAM, T=40)
+        for policy in ("m=reset,v=average", "m=average,v=keep", "m=reset")
+    },
+    "kavg-momentum-m=average": Case("kavg --K 7", kavg(7), "momentum", "m=average", T=40),
     "kavg-adamw-average": Case("kavg --K 6", kavg(6), "adamw", "average", constant(0.1)),
     "diloco-adamw": Case("diloco --K 6", outer("nesterov", 0.7, 0.9, kavg(6)), "adamw", step=ADAM),
     "kavg-inverse": Case("kavg --tau 12", kavg(12), step=INVERSE),

@@ -146,6 +146,8 @@ class Learners:
         if self.case.policy == "reset":
             for j in members:
                 self.optimisers[j] = self.case.make_optimiser(self.nets[j])
+        if isinstance(self.case.policy, dict):
+            return self.by_moment(members)
         if self.case.policy == "average":
             for parameters in zip(*(self.nets[j].parameters() for j in members), strict=True):
                 states = [
@@ -157,11 +159,21 @@ class Learners:
                         sum(state[key] for state in states) / len(states),
                     )
 
+    def by_moment(self, members):
+        """The policy of each tensor of the states; Adam's step count stays."""
+        keys = {"m": ("exp_avg", "momentum_buffer"), "v": ("exp_avg_sq", "momentum_buffer")}
+        for parameters in zip(*(self.nets[j].parameters() for j in members), strict=True):
+            states = [self.optimisers[j].state[p] for j, p in zip(members, parameters, strict=True)]
+            for moment, word in self.case.policy.items():
+                for key in {*keys[moment]} & states[0].keys():
+                    tensors = [state[key] for state in states]
+                    put(tensors, sum(tensors) / len(tensors) if word == "average" else 0)
+
 
 def put(tensors, value):
     with torch.no_grad():
         for x in tensors:
-            x.copy_(value)
+            x.copy_(torch.as_tensor(value))
 
 
 def kavg(K):
@@ -407,6 +419,8 @@ CASES = {
     "kavg-reset": Case(lambda P: localavg.kavg(K=6), kavg(6), policy="reset"),
     "kavg-adam-average": Case(lambda P: localavg.kavg(K=5), kavg(5), "adam", "average"),
     "kavg-adam-reset": Case(lambda P: localavg.kavg(K=7), kavg(7), "adam", "reset"),
+    "kavg-adam-by-moment": Case(lambda P: localavg.kavg(K=7), kavg(7), "adam", {"m": "reset", "v": "average"}),
+    "kavg-by-moment": Case(lambda P: localavg.kavg(K=6), kavg(6), policy={"v": "average"}),
     "mavg": Case(lambda P: localavg.mavg(K=4, mu=0.5), mavg(4, 0.5)),
     "mavg-nesterov": Case(lambda P: localavg.mavg(K=6, mu=0.4, outer="nesterov"), mavg(6, 0.4, True), policy="average"),
     "diloco": Case(lambda P: localavg.diloco(K=5), outer(5, "nesterov", 0.7, 0.9)),
@@ -1100,6 +1114,8 @@ def mistakes(world):
         return net
 
     adagrad = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))])
+    adam_net = nn.Linear(D, C)
+    adam = torch.optim.Adam(adam_net.parameters())
     adpsgd, loss = localavg.adpsgd(Ks=25), localavg.adalupa(tau0=5, rule="loss")
     made = {
         "float64": lambda: attach(localavg.kavg(), nn.Linear(D, C).double() if last else nn.Linear(D, C)),
@@ -1112,6 +1128,9 @@ def mistakes(world):
         "average": lambda: attach(localavg.kavg(), optimiser=None, state="average"),
         "reset": lambda: attach(localavg.kavg(), optimiser=adagrad, state="reset"),
         "state": lambda: attach(localavg.kavg(), state="forget"),
+        "moment": lambda: attach(localavg.kavg(), state="m=forget"),
+        "plain sgd": lambda: attach(localavg.kavg(), state="m=reset"),
+        "v alone": lambda: attach(localavg.kavg(), adam_net, adam, state={"v": "reset"}),
         "objective": lambda: attach(loss),
         "sync-master": lambda: attach(localavg.sync(), master=True),
         "master": lambda: attach(localavg.kavg(), master=1),
@@ -1135,6 +1154,9 @@ SAID = {
     **dict.fromkeys(("sync", "qsgd", "adpsgd", "slowmo", "average"), "pass optimizer="),
     "reset": "'reset': Adagrad has a state already .* use keep or average",
     "state": "`state = forget`: must be one of keep, average, reset",
+    "moment": "`state = m=forget`: must be one of keep, average, reset, or these by moment",
+    "plain sgd": "`state = m=reset`: SGD has neither m nor v",
+    "v alone": "`state = v=reset`: Adam counts one step .* reset m too",
     "objective": "pass objective=, a function that returns it",
     "closure": "call backward.. first and step.. without a closure",
     "grown": "1.weight is new or has another shape now; attach when the model is complete",

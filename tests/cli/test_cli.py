@@ -396,6 +396,19 @@ BAD = [
         "--optimizer lion: must be one of sgd, momentum, nesterov, adam, adamw",
     ),
     ({"state": "forget"}, "--state forget: must be one of keep, average, reset"),
+    *[
+        ({"state": state, "optimizer": "adam"}, f"--state {state}: must be one of keep, average")
+        for state in ("m=forget", "m", "m=keep,", "=keep", "m=keep,m=reset", "m=keep=v", "")
+    ],
+    ({"state": "m=reset"}, "--state m=reset: --optimizer sgd has no moment m; leave it out"),
+    (
+        {"state": "m=reset,u=keep", "optimizer": "adam"},
+        "--state m=reset,u=keep: --optimizer adam has no moment u; it has m and v",
+    ),
+    (
+        {"state": "m=reset,v=keep", "optimizer": "momentum"},
+        "--state m=reset,v=keep: --optimizer momentum has no moment m; it has v",
+    ),
     ({"sampling": "some"}, "--sampling some: must be one of iid, shuffle, shard, block"),
     ({"variance": "yes"}, "--variance yes: must be one of no, averages, steps"),
     (

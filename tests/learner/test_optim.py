@@ -152,7 +152,7 @@ def test_what_the_state_is():
 def test_state_that_will_be_averaged_lies_where_the_transport_wants_it(name, policy):
     optimizer, transport = optim.make(name, 0.9, policy), Recorder()
     optimizer.start((L, N), transport.zeros)
-    assert [s.shape for s in optimizer.state] == [(L, N)] * optimizer.matrices
+    assert [s.shape for s in optimizer.state] == [(L, N)] * len(optimizer.moments)
     assert all(s.dtype == np.float32 and not s.any() for s in optimizer.state)
     if policy == "average":
         assert all(s is given for s, given in zip(optimizer.state, transport.given, strict=True))
@@ -203,6 +203,46 @@ def test_reset_forgets_everything(name):
         optimizer.update_(ours, g.copy(), gamma(t))
         new.update_(fresh, g.copy(), gamma(t))
     assert (ours == fresh).all()
+
+
+def test_each_moment_has_its_own_policy():
+    """m=reset,v=average: m and its step count start over, v is the mean and counts on."""
+    optimizer, transport = optim.make("adam", 0.9, "m=reset,v=average"), Recorder()
+    optimizer.start((L, N), transport.zeros)
+    assert optimizer.averaged == 1
+    assert transport.given[0] is optimizer.state[1]
+    w = weights()
+    for t, g in enumerate(gradients(5), start=1):
+        optimizer.update_(w, g.copy(), gamma(t))
+    before = copies(optimizer)[1]
+    optimizer.at_average_(Scope.WORLD, transport)
+    m, v = optimizer.state
+    assert [x is v for x, _ in transport.asked] == [True]
+    np.testing.assert_allclose(v, np.broadcast_to(before.mean(axis=0), v.shape), rtol=1e-6)
+    assert not m.any()
+    start, g = w.copy(), gradients(6)[5]
+    optimizer.update_(w, g.copy(), 0.5)
+    m_hat = 0.1 * g / (1 - 0.9)  # its first update since then
+    v_hat = (0.999 * before.mean(axis=0) + 0.001 * g.astype(np.float64) ** 2) / (1 - 0.999**6)
+    np.testing.assert_allclose(start - w, 0.5 * m_hat / (np.sqrt(v_hat) + 1e-8), rtol=1e-4)
+
+
+def test_a_moment_that_is_not_named_is_kept_and_a_single_one_has_both_names():
+    for name, policy, effect in [
+        ("adam", "v=reset", ("keep", "reset")),
+        ("adamw", "m=average", ("average", "keep")),
+        ("momentum", "m=reset", ("reset",)),
+        ("nesterov", "v=average", ("average",)),
+        ("sgd", "average", ()),
+    ]:
+        assert optim.make(name, 0.9, policy).policies == effect
+
+
+def test_a_checkpoint_of_an_earlier_version_has_one_step_count():
+    old, new = stepped("adam", gradients(5))[0], optim.make("adam", 0.9, "keep")
+    new.start((L, N), Recorder().zeros)
+    new.load_state_dict({**old.state_dict(), "t": np.array(5)})
+    assert new.t == [5, 5]
 
 
 def test_the_state_in_use_is_what_the_policies_act_on():

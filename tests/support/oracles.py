@@ -39,7 +39,9 @@ class Setup(NamedTuple):
     l2: float = 0.0
     optimiser: str = "sgd"  # sgd | momentum | nesterov | adam | adamw
     m: float = 0.9  # momentum coefficient of momentum and nesterov
-    policy: str = "keep"  # what an average does to the optimiser's state: keep | average | reset
+    policy: str = (
+        "keep"  # of the state at an average: keep | average | reset, or by moment "m=reset,v=keep"
+    )
 
 
 # ---------------------------------------------------------------------------------------------- the
@@ -73,10 +75,10 @@ def learner_gradient(setup, j, w):
 
 
 def fresh_state(d):
-    """The state of a local optimiser that has made no step (v: velocity; a, b, n: Adam's moments
-    and step count).
+    """The state of a local optimiser that has made no step (v: velocity; a, b: Adam's moments; na,
+    nb: the steps since each of them was zero).
     """
-    return {"v": np.zeros(d), "a": np.zeros(d), "b": np.zeros(d), "n": 0}
+    return {"v": np.zeros(d), "a": np.zeros(d), "b": np.zeros(d), "na": 0, "nb": 0}
 
 
 def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
@@ -96,11 +98,11 @@ def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
         if optimiser == "adamw":  # Loshchilov and Hutter, Algorithm 2, with lambda as torch has it
             w = w - lr * 0.01 * w
         beta1, beta2, eps = 0.9, 0.999, 1e-8
-        state["n"] = state["n"] + 1
+        state["na"], state["nb"] = state["na"] + 1, state["nb"] + 1
         state["a"] = beta1 * state["a"] + (1 - beta1) * g
         state["b"] = beta2 * state["b"] + (1 - beta2) * g * g
-        a_hat = state["a"] / (1 - beta1 ** state["n"])
-        b_hat = state["b"] / (1 - beta2 ** state["n"])
+        a_hat = state["a"] / (1 - beta1 ** state["na"])
+        b_hat = state["b"] / (1 - beta2 ** state["nb"])
         return w - lr * a_hat / (np.sqrt(b_hat) + eps), state
     raise ValueError(f"unknown optimiser {optimiser!r}")
 
@@ -108,17 +110,28 @@ def local_step(w, g, state, lr, optimiser="sgd", m=0.9):
 def states_after_average(states, policy):
     """The optimiser states of the learners that have just been averaged together.
 
-    keep leaves them alone; average takes the mean of every array (the step counts agree already);
-    reset makes them fresh, Adam's step count included.
+    keep leaves an array alone; average takes its mean (the step counts agree already); reset makes
+    it zero, its step count too. By moment, m is a, v is b, and either is the velocity; an array
+    that is not named is left alone.
     """
-    if policy == "keep":
-        return states
-    if policy == "average":
-        mean = {name: sum(s[name] for s in states) / len(states) for name in ("v", "a", "b")}
-        return [{**mean, "n": s["n"]} for s in states]
-    if policy == "reset":
-        return [fresh_state(len(s["v"])) for s in states]
-    raise ValueError(f"unknown policy {policy!r}")
+    words = {"m": policy, "v": policy}
+    if "=" in policy:
+        words = dict(pair.split("=") for pair in policy.split(","))
+    of = {"v": words.get("v", words.get("m")), "a": words.get("m"), "b": words.get("v")}
+    new = [dict(s) for s in states]
+    for name, word in of.items():
+        if word == "average":
+            mean = sum(s[name] for s in states) / len(states)
+        for s in new:
+            if word == "average":
+                s[name] = mean
+            elif word == "reset":
+                s[name] = np.zeros(len(s[name]))
+                if name != "v":
+                    s["n" + name] = 0
+            elif word not in ("keep", None):
+                raise ValueError(f"unknown policy {policy!r}")
+    return new
 
 
 def start(setup):
