@@ -133,7 +133,8 @@ class TorchState:
         }
         shaped = set().union(*(self._shaped(name, state) for name, state in states.items()))
         counted = {name: state["step"] for name, state in states.items() if "step" in state}
-        steps = dict(zip(counted, numbers([*counted.values()]).tolist(), strict=True))
+        found = [x if getattr(x, "is_cuda", False) else float(x) for x in counted.values()]
+        steps = dict(zip(counted, numbers(found).tolist(), strict=True))
         shapes, counts = zip(*self.fleet.world.allgather((shaped, steps)), strict=True)
         self._count_(states, steps, counts)
         # A rank may not have this state yet.

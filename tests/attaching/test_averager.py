@@ -420,7 +420,7 @@ CASES = {
     "kavg-adam-average": Case(lambda P: localavg.kavg(K=5), kavg(5), "adam", "average"),
     "kavg-adam-reset": Case(lambda P: localavg.kavg(K=7), kavg(7), "adam", "reset"),
     "kavg-adam-by-moment": Case(lambda P: localavg.kavg(K=7), kavg(7), "adam", {"m": "reset", "v": "average"}),
-    "kavg-by-moment": Case(lambda P: localavg.kavg(K=6), kavg(6), policy={"v": "average"}),
+    "kavg-by-moment": Case(lambda P: localavg.kavg(K=6), kavg(6), "nesterov", {"m": "average"}),
     "mavg": Case(lambda P: localavg.mavg(K=4, mu=0.5), mavg(4, 0.5)),
     "mavg-nesterov": Case(lambda P: localavg.mavg(K=6, mu=0.4, outer="nesterov"), mavg(6, 0.4, True), policy="average"),
     "diloco": Case(lambda P: localavg.diloco(K=5), outer(5, "nesterov", 0.7, 0.9)),
@@ -562,7 +562,9 @@ def distance(got, expected):
     if any(a != b for a, b in pairs if b.dtype.kind == "i"):
         return math.inf
     return max(
-        float(np.linalg.norm(a - b) / np.linalg.norm(b)) for a, b in pairs if b.dtype.kind == "f"
+        float(np.linalg.norm(a - b) / (np.linalg.norm(b) or 1.0))  # reset: b = 0
+        for a, b in pairs
+        if b.dtype.kind == "f"
     )
 
 
@@ -765,7 +767,7 @@ def test_an_average_copies_no_tensor_and_keeps_no_memory(promised):
     """S takes rows for w̄ − w_j in float64 while it is computed."""
     for answer in promised:
         for name, (operations, peak, kept) in answer["memory"].items():
-            assert operations == []
+            assert {*operations} <= {"aten._local_scalar_dense.default"}  # reads Adam's step counts
             assert peak < (3.1 if name == "adpsgd" else 0.1), name
             assert kept < 0.1, name
 
