@@ -17,6 +17,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from localavg.algorithms import (
+    adacomm,
     adpsgd,
     diloco,
     downpour,
@@ -49,6 +50,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "postlocal": postlocal.postlocal,  # Lin et al. 2020
     "hieravg": hieravg.hieravg,  # hieravg Alg. 1
     "adpsgd": adpsgd.adpsgd,  # adpsgd Alg. 2
+    "adacomm": adacomm.adacomm,  # Wang and Joshi 2019
     "adalupa": lupa.adalupa,  # lupa §5–6
     "piecewise": adpsgd.piecewise,  # adpsgd §III-A, §V-B
     "qsr": qsr.qsr,  # Gu et al. 2024

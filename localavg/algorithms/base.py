@@ -45,7 +45,7 @@ class Schedule(ABC):
 
     final = Scope.WORLD  # who averages after update T
     begins = 0  # the update t after which the schedule begins; learners are equal there
-    needs: str | None = None  # the feedback that steers the schedule: variance or objective
+    needs: str | None = None  # the feedback that steers it: variance, objective or losses
     remembers: tuple[str, ...] = ()  # the attributes that a checkpoint saves
 
     @property
@@ -57,10 +57,14 @@ class Schedule(ABC):
     def after(self, t: int) -> Scope:
         """Return who averages after local update t, t = 1, 2, …"""
 
-    def observe(self, t: int, value: float, gamma: float) -> None:  # noqa: B027
-        """Take the feedback after the average at t.
+    def observe(  # noqa: B027
+        self, t: int, value: float, gamma: float, wall_s: float = math.nan
+    ) -> None:
+        """Take the feedback after the average at t, and F(w̄) or the time where it begins.
 
-        value: S or F(w̄), as `needs` says. gamma: the step size γ of update t.
+        value: S, F(w̄), or the mean loss of all learners in the updates since the last average, as
+        `needs` says. gamma: the step size γ of update t. wall_s: the seconds of the run so far, the
+        same on all ranks, for schedules that need losses.
         """
 
     def state_dict(self) -> dict[str, float]:

@@ -198,9 +198,10 @@ def _check_kind(name: str, value: object, hint: object) -> None:
 
 
 def _plain(hint: object) -> type | None:
-    """Return which of bool, int, float and str a hint declares, None for anything else."""
+    """Return which of bool, int, float and str a hint declares, None for several or none."""
     kinds = (hint, *get_args(hint))
-    return next((kind for kind in (bool, int, float, str) if kind in kinds), None)
+    plain = [kind for kind in (bool, int, float, str) if kind in kinds]
+    return plain[0] if len(plain) == 1 else None
 
 
 def _bare(hint: Any) -> object:

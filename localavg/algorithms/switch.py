@@ -17,6 +17,7 @@ t₀, which this row leaves out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from localavg.algorithms.base import Schedule
@@ -41,8 +42,8 @@ class Switched(Schedule):
     def after(self, t: int) -> Scope:
         return self.rest.after(t - self.t0) if t > self.t0 else Scope.NONE
 
-    def observe(self, t: int, value: float, gamma: float) -> None:
-        self.rest.observe(t - self.t0, value, gamma)
+    def observe(self, t: int, value: float, gamma: float, wall_s: float = math.nan) -> None:
+        self.rest.observe(t - self.t0, value, gamma, wall_s)
 
     def state_dict(self) -> dict[str, float]:
         return self.rest.state_dict()

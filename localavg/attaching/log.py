@@ -74,9 +74,12 @@ class Log(Recorder):
         self.met()
         self.averages.note(t, Scope.WORLD, math.nan, range(self._begun, len(self.clock.meetings)))
 
-    def step(self, t: int, scope: Scope, gamma: float, loss: float | Tensor | None) -> None:
-        """Record update t. Collective where everyone averaged and a row is due."""
-        self.losses.append(math.nan if loss is None else _kept(loss))
+    def step(self, t: int, scope: Scope, gamma: float, loss: Any) -> None:
+        """Record update t and its loss, NaN without one.
+
+        Collective where everyone averaged and a row is due.
+        """
+        self.losses.append(loss)
         if scope is Scope.WORLD and t >= self.due:
             self.row(t, gamma)
 
@@ -126,7 +129,7 @@ class End:
             self("interrupted" if stopped else "failed", why)
 
 
-def _kept(loss: float | Tensor) -> Any:
+def kept_loss(loss: float | Tensor) -> Any:
     """Return a loss as a number, or on its GPU: a number would wait for the GPU at every update."""
     if isinstance(loss, float | int):
         return loss

@@ -29,6 +29,7 @@ from localavg.interfaces import Settings
 SAMPLING = ("iid", "shuffle", "shard", "block")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
+STEERED = ("adacomm", "adpsgd", "adalupa")  # the algorithms whose feedback decides the periods
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("auto", "loop", "graph", "batch")
@@ -364,8 +365,10 @@ class TrainConfig:
     )
     replay: str | None = option(
         None,
-        "serve the learners in the order of this run (default: in the order of arrival)",
-        only_with("algorithm", *ASYNCHRONOUS),
+        "repeat what this run did: downpour and eamsgd serve the learners in its order (default: in "
+        "the order of arrival); adacomm, adpsgd and adalupa average after the same updates (default: "
+        "as their rule says)",
+        only_with("algorithm", *ASYNCHRONOUS, *STEERED),
         not_with("simulate", True, because="which repeats itself"),
         group="stopping and resuming",
         metavar="RUN.h5",

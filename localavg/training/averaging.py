@@ -6,13 +6,14 @@ The training loop and `attach` share this file.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from localavg.algorithms.base import Algorithm
 from localavg.interfaces import UNTIMED, Array, Laps, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
+from localavg.training.losses import Losses
 
 
 class State(Protocol):
@@ -31,7 +32,8 @@ class Averaging:
 
     All rows of all ranks must be equal at the start. state: the state of the local optimiser.
     statistics: whether an average includes the columns that are not trained. variance: whether to
-    compute S at every average. objective(t, w̄): returns F, for the schedules that need it.
+    compute S at every average. objective(t, w̄): returns F, for the schedules that need it. losses:
+    those of the updates, for the schedules that need them.
     before(t, scope): called before every exchange or average. after(t, scope, S): called right
     after it.
     laps: the clock of all other work in which computing and communication take turns.
@@ -47,12 +49,13 @@ class Averaging:
         statistics: bool = True,
         variance: bool = False,
         objective: Callable[[int, Array], float],
+        losses: Losses,
         before: Callable[[int, Scope], None],
         after: Callable[[int, Scope, float], None],
         laps: Laps = UNTIMED,
     ) -> None:
         self.algorithm, self.transport, self.flat, self.state = algorithm, transport, flat, state
-        self.objective, self.before, self.after = objective, before, after
+        self.objective, self.losses, self.before, self.after = objective, losses, before, after
         self.laps = transport.laps = laps
         self.schedule, self.exchange = algorithm.schedule, algorithm.exchange
         self.average = algorithm.average
@@ -65,13 +68,13 @@ class Averaging:
     def begin(self, t: int, gamma: float) -> None:
         """Begin the schedule after update t, if it begins there.
 
-        The learners are equal. A schedule that needs the objective gets it. gamma: the step size of
-        update t, of update 1 at the start.
+        The learners are equal. A schedule that needs the objective gets it, and one that needs
+        losses gets the time. gamma: the step size of update t, of update 1 at the start.
         """
         if t == self.schedule.begins:
             self.average.begin(self.w)
-            if self.schedule.needs == "objective":
-                self.schedule.observe(t, self.objective(t, self.mean()), gamma)
+            if self.schedule.needs != "variance":
+                self._steer(t, math.nan, gamma)
 
     def exchange_(self, g: Array, t: int) -> None:
         """Exchange the gradients g [L, n] of update t in place, if the algorithm does that."""
@@ -95,12 +98,26 @@ class Averaging:
             S = self.average.average_(self.w, scope, self.transport, self.variance, gamma)
             self.state.at_average_(scope, self.transport)
             self.after(t, scope, S)
-            if schedule.needs:
-                steered = schedule.needs == "variance"
-                schedule.observe(t, S if steered else self.objective(t, self.mean()), gamma)
+            self._steer(t, S, gamma)
         elif t == schedule.begins:
             self.begin(t, gamma)
         return scope
+
+    def learn(self, losses: Sequence[float | Array]) -> None:
+        """Note the losses of an update, of this rank's learners, for a schedule that needs them."""
+        if self.schedule.needs == "losses":
+            self.losses.add(losses)
+
+    def _steer(self, t: int, S: float, gamma: float) -> None:
+        """Give the schedule the feedback that it needs; S is that of the average at t."""
+        schedule = self.schedule
+        if schedule.needs == "losses":
+            loss, wall_s = self.losses.take()
+            schedule.observe(t, loss, gamma, wall_s)
+        elif schedule.needs == "objective":
+            schedule.observe(t, self.objective(t, self.mean()), gamma)
+        elif schedule.needs == "variance":
+            schedule.observe(t, S, gamma)
 
     def finish_(self) -> Scope:
         """Set every row to w̄ after the last update, for any algorithm.

@@ -32,6 +32,7 @@ from localavg.simulate.timing import Timing
 from localavg.training import where
 from localavg.training.length import Length
 from localavg.training.problem import make_problem
+from localavg.training.replay import replayed
 
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
@@ -143,6 +144,8 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     step_size = stepsizes.after_warm_up(c, length.epoch, task.step_size)
     algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch, step_size=step_size)
+    if c.replay:
+        algorithm = fleet.together(lambda: replayed(algorithm, c.replay or "", length.T))
     optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
     # weights, gradients, state: [L, d] each; and what the average keeps, once for all
     rows = 2 + optimizer.averaged + algorithm.average.kept / max(1, fleet.sharing)

@@ -10,6 +10,7 @@ from localavg.files.checkpoint import Saved
 from localavg.training.averaging import Averaging
 from localavg.training.build import Experiment
 from localavg.training.keeper import Keeper
+from localavg.training.losses import Losses
 from localavg.training.monitor import Monitor
 from localavg.training.resume import Part, restore_
 
@@ -29,6 +30,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         "optimizer": e.optimizer,
         "engine": e.engine,
         "monitor": monitor,
+        "losses": averaging.losses,
     }
     begun = restore_(saved, e.fleet, w, parts)
     if not begun:
@@ -44,7 +46,9 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         gamma = step_size(t)
         if watching:
             monitor.drifted(w_trained)
-        losses += gradients_(w, t, out=g)
+        found = gradients_(w, t, out=g)  # [L] mini-batch losses
+        losses += found
+        averaging.learn(found)
         averaging.exchange_(g_trained, t)  # sync SGD and QSGD only
         update_(w_trained, g_trained, gamma)
         averaging.average_(t, gamma, last=t == T)  # kavg Alg. 1: w_j ← w̄
@@ -65,6 +69,7 @@ def _averaging(e: Experiment, monitor: Monitor) -> Averaging:
         statistics=e.config.statistics == "average",
         variance=monitor.variance != "no",
         objective=monitor.objective,
+        losses=Losses(e.fleet, monitor.now_s, monitor),
         before=monitor.begin_average,
         after=monitor.averaged,
         laps=monitor,

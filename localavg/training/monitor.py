@@ -13,7 +13,8 @@ from localavg.files.record import Record
 from localavg.interfaces import Array, Transport
 from localavg.parallel.device import numbers
 from localavg.parallel.fleet import Fleet
-from localavg.simulate.clock import Modelled
+from localavg.scope import Scope
+from localavg.simulate.clock import Modelled, Synchronous
 from localavg.training.ending import Diverged
 from localavg.training.evaluate import Evaluator
 from localavg.training.length import Length
@@ -28,6 +29,7 @@ class Monitor(Recorder):
     record: the run file on rank 0, None elsewhere. variance: what to record of the learners'
     variance. no: nothing; averages: S at every average; steps: in addition V_t of every period
     (adpsgd eq. 11), which takes one more mean of the weights per step. Its time is not in wall_s.
+    ahead: the modelled clock of a run whose modelled time steers it; that of `record` lags behind.
     """
 
     def __init__(
@@ -39,8 +41,10 @@ class Monitor(Recorder):
         length: Length,
         payload: Payload,
         variance: str = "no",
+        ahead: Synchronous | None = None,
     ) -> None:
         super().__init__(fleet, transport, record, payload)
+        self.ahead = ahead
         self.evaluator, self.length, self.variance = evaluator, length, variance
         self.due = min(length.log_every, length.eval_every)  # t of the next report
         self.progress = Progress(length.T) if record is not None else None
@@ -52,6 +56,16 @@ class Monitor(Recorder):
             self._evaluate(0, w)
         self.fleet.world.Barrier()
         self.clock.start(before)
+
+    def now_s(self) -> float:
+        """Return the seconds of the run up to its last lap, modelled if it is steered by them."""
+        return self.ahead.wall_s if self.ahead else self.clock.wall_s
+
+    def averaged(self, t: int, scope: Scope, S: float = math.nan) -> None:
+        super().averaged(t, scope, S)
+        if self.ahead:
+            self.ahead.advance(t)
+            self.ahead.average(scope)
 
     def drifted(self, w: Array) -> None:
         """Record Var[W_k], the variance of the learners' weights before update k + 1.

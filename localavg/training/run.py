@@ -96,13 +96,16 @@ def watched(
     c, fleet = e.config, e.fleet
     payload = Payload(e.algorithm, e.transport, e.flat, e.optimizer, c.statistics == "average")
     rows: Record | Modelled | None = file
+    ahead = None
     if file is not None and e.timing:
         durations = averages(e.timing, fleet.P, payload.nbytes, e.algorithm.S)
         rows = Modelled(file, Synchronous(e.timing, fleet.P, c.seed, durations))
+        if e.algorithm.schedule.needs == "losses":
+            ahead = Synchronous(e.timing, fleet.P, c.seed, durations)
     evaluator = Evaluator(
         e.problem, fleet.world, by_learner(fleet), examples=c.eval_examples, grad_norm=c.grad_norm
     )
-    monitor = Monitor(fleet, e.transport, evaluator, rows, e.length, payload, c.variance)
+    monitor = Monitor(fleet, e.transport, evaluator, rows, e.length, payload, c.variance, ahead)
     every = c.checkpoint_every or ""
     steps = int(every) if every.isdecimal() else None
     keeper = Keeper(
