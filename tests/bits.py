@@ -52,6 +52,7 @@ SYNCHRONOUS = [  # every synchronous row of the algorithm table but sgd
     "adalupa --tau0 4 --alpha 0.5",
     "adalupa --tau0 3 --rule loss --mu 0.3",
     "piecewise --pieces 0:3,2:5",
+    "adacomm --tau0 6 --block 8",
     "qsr --alpha 0.9 --K 3",
     "piecewise --pieces 0:8,4:2 --mu 0.4 --nesterov",
 ]
@@ -108,6 +109,8 @@ RESUMED = [
     "adpsgd --p-init 2 --Ks 12 --warmup 0.2 --optimizer momentum",
     "adalupa --tau0 3 --alpha 0.5 --mu 0.3",
     "adalupa --tau0 3 --rule loss --optimizer nesterov --sampling shuffle",
+    "adacomm --tau0 7 --block 9 --optimizer momentum",
+    "kavg --K 7 --optimizer adam --state m=reset,v=average",
     "piecewise --pieces 0:3,2:5 --sampling shard",
     "kavg --K 7 --variance steps",
     "mavg --K 7 --optimizer adam --state average",

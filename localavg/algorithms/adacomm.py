@@ -63,10 +63,14 @@ def adacomm(
 
 def _lengths(block: int | str) -> tuple[int | None, float | None]:
     """Return the length of a block in updates or in seconds; the other one is None."""
-    if isinstance(block, str) and not block.isdecimal():
-        return None, seconds("block", block)
+    rule = "must be a number of updates, or a time such as 60s or 2min"
     if isinstance(block, bool) or not isinstance(block, int | str):
-        raise bad("block", repr(block), "must be a number of updates, or a time such as 60s")
+        raise bad("block", repr(block), rule)
+    if isinstance(block, str) and not block.isdecimal():
+        try:
+            return None, seconds("block", block)
+        except UserError:
+            raise bad("block", block, rule) from None
     if not 1 <= int(block) <= LARGEST:
         raise bad("block", block, "must be at least 1 update, and below 2^63")
     return int(block), None

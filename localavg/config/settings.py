@@ -365,9 +365,9 @@ class TrainConfig:
     )
     replay: str | None = option(
         None,
-        "repeat what this run did: downpour and eamsgd serve the learners in its order (default: in "
-        "the order of arrival); adacomm, adpsgd and adalupa average after the same updates (default: "
-        "as their rule says)",
+        "repeat what this run did: serve the learners in its order, for downpour and eamsgd "
+        "(default: in the order of arrival), or average after the same updates, for adacomm, "
+        "adpsgd and adalupa (default: as their rules decide)",
         only_with("algorithm", *ASYNCHRONOUS, *STEERED),
         not_with("simulate", True, because="which repeats itself"),
         group="stopping and resuming",

@@ -49,7 +49,7 @@ class Averaging:
         statistics: bool = True,
         variance: bool = False,
         objective: Callable[[int, Array], float],
-        losses: Losses,
+        losses: Losses | None = None,
         before: Callable[[int, Scope], None],
         after: Callable[[int, Scope, float], None],
         laps: Laps = UNTIMED,
@@ -106,12 +106,14 @@ class Averaging:
     def learn(self, losses: Sequence[float | Array]) -> None:
         """Note the losses of an update, of this rank's learners, for a schedule that needs them."""
         if self.schedule.needs == "losses":
+            assert self.losses is not None, "whoever averages by losses gives them"
             self.losses.add(losses)
 
     def _steer(self, t: int, S: float, gamma: float) -> None:
         """Give the schedule the feedback that it needs; S is that of the average at t."""
         schedule = self.schedule
         if schedule.needs == "losses":
+            assert self.losses is not None, "whoever averages by losses gives them"
             loss, wall_s = self.losses.take()
             schedule.observe(t, loss, gamma, wall_s)
         elif schedule.needs == "objective":

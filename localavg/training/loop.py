@@ -21,7 +21,8 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     The run starts from equal rows, or from `saved`, and ends with equal rows. Collective. Every
     rank raises `Diverged` if a loss is not finite, and `Interrupted` if the run is stopped.
     """
-    averaging = _averaging(e, monitor)
+    losses = Losses(e.fleet, monitor.now_s, monitor)
+    averaging = _averaging(e, monitor, losses)
     w, g = e.flat.w, e.transport.zeros(e.flat.w.shape)  # [L, d]
     w_trained, g_trained = averaging.columns[0], g[:, : e.flat.d_trained]
     parts: dict[str, Part] = {
@@ -30,7 +31,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         "optimizer": e.optimizer,
         "engine": e.engine,
         "monitor": monitor,
-        "losses": averaging.losses,
+        "losses": losses,
     }
     begun = restore_(saved, e.fleet, w, parts)
     if not begun:
@@ -41,13 +42,13 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     T, step_size = e.length.T, e.step_size
     gradients_, update_ = e.engine.gradients_, e.optimizer.update_
     e.engine.book = monitor.clock.book
-    losses, watching = monitor.losses, monitor.variance == "steps"
+    watching = monitor.variance == "steps"
     for t in range(begun + 1, T + 1):  # t = completed local updates
         gamma = step_size(t)
         if watching:
             monitor.drifted(w_trained)
         found = gradients_(w, t, out=g)  # [L] mini-batch losses
-        losses += found
+        monitor.losses += found
         averaging.learn(found)
         averaging.exchange_(g_trained, t)  # sync SGD and QSGD only
         update_(w_trained, g_trained, gamma)
@@ -60,7 +61,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
             keeper.visit(t)
 
 
-def _averaging(e: Experiment, monitor: Monitor) -> Averaging:
+def _averaging(e: Experiment, monitor: Monitor, losses: Losses) -> Averaging:
     return Averaging(
         e.algorithm,
         e.transport,
@@ -69,7 +70,7 @@ def _averaging(e: Experiment, monitor: Monitor) -> Averaging:
         statistics=e.config.statistics == "average",
         variance=monitor.variance != "no",
         objective=monitor.objective,
-        losses=Losses(e.fleet, monitor.now_s, monitor),
+        losses=losses,
         before=monitor.begin_average,
         after=monitor.averaged,
         laps=monitor,

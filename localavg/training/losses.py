@@ -33,13 +33,13 @@ class Losses:
         The mean is NaN without an update. The same bits on all ranks, on any layout. Collective.
         """
         rows = self._rows()  # [L, updates]
-        mine, updates = [math.fsum(row) for row in rows.tolist()], rows.shape[1]
+        mine, updates = [sum(row) for row in rows.tolist()], rows.shape[1]
         self.found.clear()
         self.laps.computed()
         found = self.fleet.world.allgather((mine, self.now_s()))
         self.laps.met()
         sums = [loss for losses, _ in found for loss in losses]  # [P]
-        mean = math.fsum(sums) / (updates * self.fleet.P) if updates else math.nan
+        mean = sum(sums) / (updates * self.fleet.P) if updates else math.nan
         return mean, found[0][1]
 
     def state_dict(self) -> dict[str, Array]:

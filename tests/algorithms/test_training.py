@@ -227,6 +227,10 @@ def postlocal(t0, *due, **outer):
     return lambda s, T, gamma: oracle.postlocal(s, T, gamma, t0, due, **outer)
 
 
+def adacomm(tau0, block):
+    return lambda s, T, gamma: oracle.adacomm(s, T, gamma, tau0, block)
+
+
 def qsr(alpha, K, power=2, peak=0):
     return lambda s, T, gamma: oracle.qsr(s, T, gamma, alpha, K, power, peak)
 
@@ -333,6 +337,10 @@ CASES = {
     ),
     "postlocal-loss": Case(  # F(w_21) is the first F of eq. 11
         "adalupa --tau0 4 --rule loss --switch 9", postlocal(9, tau0=4), step=constant(3.0)
+    ),
+    "adacomm": Case("adacomm --tau0 16 --block 20", adacomm(16, 20), step=RISING, T=90),
+    "adacomm-average": Case(
+        "adacomm --tau0 9 --block 20", adacomm(9, 20), "momentum", "average", FALLING, T=75
     ),
     "qsr": Case("qsr --alpha 1.6 --K 2", qsr(1.6, 2), "momentum", step=FALLING, T=70),
     "qsr-cubic": Case(
@@ -480,6 +488,7 @@ ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
         lambda s, T, gamma: oracle.adalupa_loss(s, T, gamma, 5),
         {"step": constant(3.0)},
     ),
+    "adacomm": ("adacomm --tau0 16 --block 20", adacomm(16, 20), {"step": RISING, "T": 90}),
     "qsr": ("qsr --alpha 1.6 --K 2", qsr(1.6, 2), {"step": FALLING, "T": 70}),
     "postlocal": ("postlocal --K 8", postlocal(21, 29, 37, 45, 53), {"step": FALLING}),
     "adpsgd": (
@@ -535,6 +544,7 @@ FEW = (
     "adalupa-linear",
     "adalupa-loss-reset",
     "postlocal",
+    "adacomm",
     "qsr",
     "piecewise-mu",
     "mavg-momentum",

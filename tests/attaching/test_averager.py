@@ -1221,6 +1221,7 @@ EXAMPLES = {
     "adpsgd": ("adpsgd Ks=8 warmup=0.5", [1] * 11 + [4, 4]),
     "adalupa": ("adalupa tau0=6 alpha=0.5", [6, 9, 12, 15, 2]),
     "adalupa-loss": ("adalupa tau0=6 rule=loss", [6]),
+    "adacomm": ("adacomm tau0=9 block=11", [9, 9, 5]),
     "piecewise": ("piecewise pieces=0:5,1:11", [5, 5, 5, 5, 11, 11, 2]),
     "qsr": ("qsr alpha=0.05 K=4", [4] * 6 + [20]),  # the step size falls after 22 updates
 }
@@ -1245,7 +1246,7 @@ def test_the_examples_run_file(launched, folder):
     assert EXAMPLES["hieravg"][0] in " ".join(launch_lines()[1])
     for name, (line, periods) in EXAMPLES.items():
         found = load(folder / f"{name}.h5")
-        averages, steered = found.averages, name in ("adpsgd", "adalupa-loss")
+        averages, steered = found.averages, name in ("adpsgd", "adalupa-loss", "adacomm")
         assert found.status == "finished" and found.config["learners"] == 2
         for option in line.split()[1:]:
             key, value = option.split("=")

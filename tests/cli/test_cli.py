@@ -131,6 +131,7 @@ def test_the_papers_symbols_are_the_options():
         "adpsgd": {"p_init", "Ks"},
         "qsgd": {"bits", "bucket"},
         "piecewise": {"pieces"},
+        "adacomm": {"tau0", "block"},
         "qsr": {"alpha", "K"},
     }
     for name, own in symbols.items():

@@ -411,6 +411,7 @@ def test_every_algorithm_diverges_in_the_same_way(tmp_path):
         "adalupa --tau0 2",
         "adalupa --rule loss --tau0 2",
         "piecewise",
+        "adacomm --tau0 2 --block 2",
         "qsr --alpha 1e30",
         "postlocal --switch 0.1",
         "kavg --optimizer momentum",

@@ -228,6 +228,7 @@ def test_sequential_sgd_is_meant_to_average_nothing(capsys):
         ("mavg", {"K": 64}, " with K = 64"),
         ("hieravg", {"K1": 4, "K2": 44, "S": 2}, " with K2 = 44"),
         ("adalupa", {"tau0": 41}, " with tau0 = 41"),
+        ("adacomm", {"tau0": 41}, " with tau0 = 41"),
         ("piecewise", {"pieces": "0:50"}, ""),
         ("qsr", {"alpha": 0.65}, " with alpha = 0.65"),
     ],

@@ -283,6 +283,41 @@ def adalupa_loss(setup, T, gamma, tau0):
     return W[0], averages
 
 
+def adacomm(setup, T, gamma, tau0, block):
+    """Wang and Joshi 2019, section 4, in updates: block l has the updates block l + 1 to block (l + 1).
+
+    At the first average at or after the end of a block: F is the mean loss of all learners in all
+    updates since the last decision, each at the learner's own weights before the update; r = ceil(
+    tau0 sqrt(F / F0 * gamma0 / gamma)); the period becomes r if that is less, else half, at least 1.
+    """
+    W, states = start(setup)
+    averages, losses, tau, due, l = [], [], tau0, tau0, 0
+    F0 = gamma0 = None
+    for t in range(1, T + 1):
+        shards = [shard(len(setup.y), j, setup.P) for j in range(setup.P)]
+        losses.append(
+            mean(
+                [
+                    objective(w, setup.X[rows], setup.y[rows], setup.l2)
+                    for w, rows in zip(W, shards, strict=True)
+                ]
+            )
+        )
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+        if t in (due, T):
+            W = [mean(W)] * setup.P
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+            gamma0 = gamma0 or gamma(t)
+            if t // block > l:
+                l, F, losses = t // block, np.mean(losses), []
+                F0 = F0 or F
+                r = math.ceil(tau0 * math.sqrt(F / F0 * gamma0 / gamma(t)) - 1e-9)
+                tau = r if r < tau else max(1, math.ceil(tau / 2))
+            due = t + tau
+    return W[0], averages
+
+
 def piecewise(setup, T, gamma, pieces):
     """adpsgd sections III-A and V-B: a period that changes at given updates.
 

@@ -711,6 +711,7 @@ MISTAKES = {  # ranks: {command line: how the one line begins}
         "kavg --simulate --service-s "
         "1": "--service-s 1.0 means nothing to kavg, which has no servers",
         "kavg --replay x.h5": "--replay x.h5 means nothing to kavg",
+        "adacomm --simulate --replay x.h5": "--replay x.h5 means nothing to a run with --simulate",
         "downpour --simulate --replay x.h5": "--replay x.h5 means nothing to a run with --simulate",
         "downpour --simulate --step-s 0": "--step-s 0.0: must be a finite number above 0",
         "kavg --simulate --step-cv -1": "--step-cv -1.0: must be a finite number of at least 0",
