@@ -98,6 +98,7 @@ class Learners:
         self.last = 0
         # how far from turning out otherwise the decisions of a feedback controller were
         self.margins = []
+        self.losses = []  # of all mini-batches
         for j, net in enumerate(self.nets):
             net.norm.num_batches_tracked += j
 
@@ -105,7 +106,9 @@ class Learners:
         for j, net in enumerate(self.nets):
             self.optimisers[j].zero_grad()
             x, y = batch(j, t)
-            cross_entropy(net(x), y).backward()
+            loss = cross_entropy(net(x), y)
+            loss.backward()
+            self.losses.append(loss.item())
 
     def step(self, t):
         for optimiser in self.optimisers:
@@ -318,6 +321,33 @@ def adalupa_loss(tau0):
     return start
 
 
+def adacomm(tau0, block):
+    """Wang and Joshi 2019, as in oracles.adacomm."""
+
+    def start(all_):
+        now = {"tau": tau0, "due": tau0, "l": 0}
+
+        def steps(all_, t):
+            all_.update(t)
+            if t != now["due"]:
+                return
+            all_.average(t)
+            gamma0 = now.setdefault("gamma0", all_.case.gamma(t))
+            if t // block > now["l"]:
+                F, now["l"] = np.mean(all_.losses), t // block
+                all_.losses.clear()
+                F0 = now.setdefault("F0", F)
+                r = tau0 * math.sqrt(F / F0 * gamma0 / all_.case.gamma(t))
+                all_.margins += [abs(r - round(r))] if F != F0 else []
+                half = max(1, math.ceil(now["tau"] / 2))
+                now["tau"] = math.ceil(r) if math.ceil(r - 1e-9) < now["tau"] else half
+            now["due"] = t + now["tau"]
+
+        return steps
+
+    return start
+
+
 def sync(all_):
     """The mean gradient at every step."""
     return lambda all_, t: exchange(all_, t, lambda j, g: g)
@@ -430,6 +460,7 @@ CASES = {
     "hieravg-average": Case(lambda P: localavg.hieravg(2, 7, cluster(P)), hieravg(2, 7), "nesterov", "average"),
     "adpsgd": Case(lambda P: localavg.adpsgd(p_init=3, Ks=9, warmup_steps=2), adpsgd(3, 9, 2), "sgd", "average", (16,)),
     "adalupa-loss": Case(lambda P: localavg.adalupa(5, rule="loss"), adalupa_loss(5), drops=()),
+    "adacomm": Case(lambda P: localavg.adacomm(tau0=6, block=11), adacomm(6, 11), drops=(25,)),
 }  # fmt: skip
 
 
@@ -457,9 +488,10 @@ class Loop:
             self.optimiser.param_groups[0]["lr"] = self.case.gamma(t)
             self.optimiser.zero_grad(set_to_none=not self.case.keep_gradients)
             x, y = batch(self.rank, t)
-            cross_entropy(self.net(x), y).backward()
+            loss = cross_entropy(self.net(x), y)
+            loss.backward()
             self.optimiser.step()
-            self.note(self.averager.step())
+            self.note(self.averager.step(loss))
 
     def note(self, scope):
         if scope:
@@ -687,6 +719,7 @@ def restart(world):
         "hieravg",
         "adpsgd",
         "adalupa-loss",
+        "adacomm",
     ):
         case = CASES[name]
         whole = Loop(world, case)
@@ -1116,6 +1149,11 @@ def mistakes(world):
         return net
 
     adagrad = torch.optim.Adagrad([nn.Parameter(torch.zeros(1))])
+
+    def no_loss():
+        net = nn.Linear(D, C)
+        attach(localavg.adacomm(block=4), net).step()
+
     adam_net = nn.Linear(D, C)
     adam = torch.optim.Adam(adam_net.parameters())
     adpsgd, loss = localavg.adpsgd(Ks=25), localavg.adalupa(tau0=5, rule="loss")
@@ -1136,6 +1174,7 @@ def mistakes(world):
         "objective": lambda: attach(loss),
         "sync-master": lambda: attach(localavg.sync(), master=True),
         "master": lambda: attach(localavg.kavg(), master=1),
+        "adacomm": lambda: attach(localavg.adacomm(), optimiser=None), "no loss": no_loss,
         "closure": closure, "grown": grown, "half": half, "tied": tied,
     }  # fmt: skip
     if world.size > 1:
@@ -1153,7 +1192,8 @@ SAID = {
     "float64": "weight is torch.float64 on cpu; weights must be torch.float32, bfloat16 or float16",
     "L": "ranks: a model is one learner; use as many learners as ranks",
     "S": "`S = .* a cluster's size must divide P",
-    **dict.fromkeys(("sync", "qsgd", "adpsgd", "slowmo", "average"), "pass optimizer="),
+    **dict.fromkeys(("sync", "qsgd", "adpsgd", "adacomm", "slowmo", "average"), "pass optimizer="),
+    "no loss": r"adacomm is steered by the losses: pass the loss of each update, averager.step",
     "reset": "'reset': Adagrad has a state already .* use keep or average",
     "state": "`state = forget`: must be one of keep, average, reset",
     "moment": "`state = m=forget`: must be one of keep, average, reset, or these by moment",

@@ -40,10 +40,6 @@ LINES = {  # what the odd rank lacks or has otherwise: (command line, what is sa
         "train downpour --batch-size 4 --steps 4 --data data.h5",
         "data.h5: no such file",
     ),
-    "no averages to repeat": (
-        f"{TRAIN} --data epsilon-like:60x5 --replay order.h5".replace("kavg", "adacomm"),
-        "order.h5: cannot read this run",
-    ),
     "no order to follow": (f"train {DOWNPOUR} --replay order.h5", "order.h5: cannot read this run"),
 }
 GOOD = f"{TRAIN} --data epsilon-like:60x5"
