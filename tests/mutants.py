@@ -28,7 +28,18 @@ BROKEN = ("SyntaxError", "NameError", "ImportError", "ModuleNotFoundError")  # n
 # Where things are.
 ALGORITHMS = {
     name: f"localavg/algorithms/{name}.py"
-    for name in ("base", "kavg", "hieravg", "adpsgd", "outer", "qsgd", "qsr", "eamsgd", "switch")
+    for name in (
+        "adacomm",
+        "base",
+        "kavg",
+        "hieravg",
+        "adpsgd",
+        "outer",
+        "qsgd",
+        "qsr",
+        "eamsgd",
+        "switch",
+    )
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
 TRANSPORT = {
@@ -54,9 +65,11 @@ TRAINING = {
     for name in (
         "averaging",
         "loop",
+        "losses",
         "monitor",
         "recorder",
         "rehearsal",
+        "replay",
         "resume",
         "stopwatch",
         "where",
@@ -65,7 +78,7 @@ TRAINING = {
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
-        "algorithms": ("schedules", "combine", "exchange"),
+        "algorithms": ("schedules", "combine", "exchange", "adacomm"),
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
@@ -102,6 +115,10 @@ SMALLER = f"{TESTS['types']}::test_smaller_types_are_averaged_in_float32_and_rou
 RESTARTED = f"{TESTS['types']}::test_looks_and_a_restart_leave_the_bits_and_addresses_stay"
 ENDS = f"{TESTS['even']}::test_a_job_that_would_hang_ends_with_one_line"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
+SHORTER = "a_period_is_the_rules_where_that_is_shorter"
+HALVED = "constant_losses_and_step_sizes_halve_each_block_down_to_one"
+FALLS = "a_step_size_that_falls_raises_r_and_so_halves_the_period"
+SECONDS = "blocks_of_seconds_follow_the_clock_from_where_the_schedule_begins"
 RESUMED = f"{TESTS['checkpoint']}::test_a_run_on_one_rank_goes_on_to_the_same_bits"
 WAITS = f"{TESTS['monitor']}::test_waiting_is_what_a_rank_spends_more_than_the_last_one_to_come"
 ON_DEVICE = f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once"
@@ -167,6 +184,119 @@ MUTANTS = [
         "self.C2 += (S / gamma - self.C2) / self.n_C",
         "self.C2 += (S - self.C2) / self.n_C",
         f"{TESTS['schedules']}::test_the_running_mean_of_the_samples_is_exact_and_then_frozen",
+    ),
+    *(
+        Mutant(name, ALGORITHMS["adacomm"], old, new, f"{TESTS['adacomm']}::test_{test}")
+        for name, old, new, test in (
+            (
+                "AdaComm's τ₀ stands inside the root",
+                "self.tau0 * math.sqrt(ratio)",
+                "math.sqrt(self.tau0 * ratio)",
+                SHORTER,
+            ),
+            ("AdaComm rounds down", "math.ceil(round(self", "math.floor(round(self", SHORTER),
+            (
+                "AdaComm takes a period that is not shorter",
+                "if r < self.tau else",
+                "if r <= self.tau else",
+                SHORTER,
+            ),
+            (
+                "AdaComm's first decision does not halve",
+                "self.F0 = F\n",
+                "self.F0 = 2 * F\n",
+                SHORTER,
+            ),
+            (
+                "AdaComm's period grows",
+                "int(r) if r < self.tau else max(1, -(-self.tau // 2))",
+                "int(min(r, 10**9))",
+                "a_period_never_grows",
+            ),
+            (
+                "AdaComm halves downwards",
+                "max(1, -(-self.tau // 2))",
+                "max(1, self.tau // 2)",
+                HALVED,
+            ),
+            (
+                "AdaComm halves 1 to 0",
+                "max(1, math.ceil(",
+                "max(0, math.ceil(",
+                "a_period_never_grows",
+            ),
+            ("AdaComm forgets γ", "* self.gamma0 / gamma if gamma", "if gamma", FALLS),
+            (
+                "AdaComm turns γ₀/γ round",
+                "* self.gamma0 / gamma if gamma",
+                "/ self.gamma0 * gamma if gamma",
+                FALLS,
+            ),
+            (
+                "AdaComm keeps the losses of the blocks before",
+                "self.loss, self.begun = 0.0, t",
+                "pass",
+                SHORTER,
+            ),
+            (
+                "AdaComm means the averages in place of the updates",
+                "value * (t - self.last)",
+                "value",
+                "the_mean_is_over_the_updates_of_the_block",
+            ),
+            (
+                "AdaComm's blocks are not passed over",
+                "* (1 + (now - self.end) // self.length)",
+                "",
+                SECONDS,
+            ),
+            (
+                "AdaComm's seconds count from the start of the run",
+                "self.end = now + self.length",
+                "self.end = self.length",
+                SECONDS,
+            ),
+        )
+    ),
+    *(
+        Mutant(name, TRAINING[file], old, new, f"{TESTS['adacomm']}::test_{test}")
+        for name, file, old, new, test in (
+            (
+                "the losses are not cleared at an average",
+                "losses",
+                "        self.found.clear()\n",
+                "",
+                "the_mean_of_the_losses_is_over_learners_and_updates_since_the_last_call",
+            ),
+            (
+                "the losses are divided by the updates alone",
+                "losses",
+                "/ (updates * self.fleet.P)",
+                "/ updates",
+                "the_mean_of_the_losses_is_over_learners_and_updates_since_the_last_call",
+            ),
+            (
+                "the losses before the switch count",
+                "averaging",
+                'if self.schedule.needs != "variance":',
+                'if self.schedule.needs == "objective":',
+                "the_losses_before_the_switch_do_not_count",
+            ),
+            (
+                "a replay is steered again",
+                "replay",
+                "schedule=Switched(ends, t0) if t0 else ends",
+                "S=algorithm.S",
+                "a_replay_takes_the_periods_and_not_what_steered_them",
+            ),
+        )
+    ),
+    Mutant(
+        "the losses since the average are forgotten at resume",
+        TRAINING["losses"],
+        'state["losses"].T.ravel().tolist()',
+        "[]",
+        RESUMED,
     ),
     Mutant(
         "a switch averages one update late",

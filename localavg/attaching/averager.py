@@ -5,14 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from time import perf_counter
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from localavg.attaching.checks import Asked, check_same, diverged
 from localavg.attaching.exchange import Exchanging
-from localavg.attaching.log import Log, kept_loss
+from localavg.attaching.feedback import Feedback
+from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings
 from localavg.attaching.place import place_of
 from localavg.attaching.row import averaged, by_type
@@ -24,7 +22,6 @@ from localavg.interfaces import UNTIMED, Array, Settings
 from localavg.parallel.places import What
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging
-from localavg.training.losses import Losses
 from localavg.training.payload import Payload
 
 if TYPE_CHECKING:
@@ -48,7 +45,6 @@ class Averager:
         self.optimizers, self.objective = asked.optimizers, asked.objective
         self._evaluating = False  # whether the model holds w̄ for a while
         self._start = 0  # t at which the period began
-        self._began_s = perf_counter()  # of the run, less the seconds of its parts before
         self.scope, self.variance = Scope.NONE, math.nan
         self._gamma = step_size(self.optimizers)  # γ of the last update
         tensors = by_type(averaged(self.model, asked.statistics == "average"))
@@ -69,7 +65,7 @@ class Averager:
         if asked.log is not None:
             self._log = Log(asked, place, transport, self._payload, self.flat.size)
         self._laps = self._log or UNTIMED
-        self._losses = Losses(self.fleet, lambda: perf_counter() - self._began_s, self._laps)
+        self._feedback = Feedback(self.fleet, self._laps, self.algorithm, asked.log is not None)
         self._meetings = Meetings(asked, self.flat)
         self._exchanging = Exchanging(
             exchange, transport, gradients, self._meetings, self._log, place
@@ -80,7 +76,7 @@ class Averager:
         self._agreement.guard(self)
         self._averaging = Averaging(
             self.algorithm, transport, self.flat, state, objective=self._objective,
-            losses=self._losses, before=self._before, after=self._after, laps=self._laps,
+            losses=self._feedback, before=self._before, after=self._after, laps=self._laps,
         )  # fmt: skip
         self._averaging.begin(0, math.nan)
 
@@ -121,25 +117,17 @@ class Averager:
                 "attach: averager.step() inside averaged(), whose end brings the weights from "
                 "before it back; train outside of it"
             )
-        steering = self.algorithm.schedule.needs == "losses"
-        if steering and loss is None:
-            raise UserError(
-                f"attach: {self.algorithm.name} is steered by the losses: pass the loss of each "
-                "update, averager.step(loss)"
-            )
         with self._place.here():
+            kept = self._feedback.noted(loss)
             if self.scope:
                 self._start = self.t
             self._agreement.t += 1
-            if steering or self._log is not None:
-                loss = math.nan if loss is None else kept_loss(loss)
-                self._averaging.learn([loss])
             self._gamma = step_size(self.optimizers)
             exchanged = self._exchanging.made()
             scope = self._averaging.average_(self.t, self._gamma)
             self.scope = scope or exchanged
             if self._log is not None:
-                self._log.step(self.t, self.scope, self._gamma, loss)
+                self._log.step(self.t, self.scope, self._gamma, kept)
         return self.scope
 
     def finish(self) -> Scope:
@@ -217,9 +205,12 @@ class Averager:
 
         Save all three on every rank: between averages they differ from rank to rank.
         """
-        about = {"start": self._start, "scope": int(self.scope), "variance": self.variance}
-        about |= {"gamma": self._gamma, "seconds": perf_counter() - self._began_s}
-        about["losses"] = self._losses.state_dict()["losses"].tolist()
+        about: dict[str, object] = {
+            "start": self._start,
+            "scope": int(self.scope),
+            "variance": self.variance,
+        }
+        about |= {"gamma": self._gamma, "feedback": self._feedback.state_dict()}
         with self._place.here():
             return {"t": self.t, **about, **saved(self.algorithm, self.flat, self.transport.name)}
 
@@ -231,8 +222,7 @@ class Averager:
         self._agreement.t, self._start = state["t"], state["start"]
         self.scope, self.variance = Scope(state["scope"]), state["variance"]
         self._gamma = state.get("gamma", self._gamma)
-        self._began_s = perf_counter() - state.get("seconds", 0.0)
-        self._losses.load_state_dict({"losses": np.array(state.get("losses", [[]]))})
+        self._feedback.load_state_dict(state.get("feedback", {}))
         with self._place.here():
             load_(state, self.algorithm, self.flat)
 

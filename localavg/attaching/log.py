@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import filled_in
@@ -22,9 +22,6 @@ from localavg.scope import Scope
 from localavg.training import header
 from localavg.training.payload import Payload
 from localavg.training.recorder import Recorder
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 SPACING = 100  # a row of /train comes when t has grown by 1 / SPACING, as 100 rows of a run do
 
@@ -127,15 +124,6 @@ class End:
         why = str(e) if isinstance(e, UserError) else f"{type(e).__name__}: {e}"
         with suppress(UserError):  # the first error counts, not one that follows from it
             self("interrupted" if stopped else "failed", why)
-
-
-def kept_loss(loss: float | Tensor) -> Any:
-    """Return a loss as a number, or on its GPU: a number would wait for the GPU at every update."""
-    if isinstance(loss, float | int):
-        return loss
-    loss = loss.detach()  # torch warns of a number made from a tensor with a graph
-    # the next replay of a user's graph writes to the same tensor
-    return loss.float().clone() if loss.is_cuda else float(loss)
 
 
 def _number(config: Mapping[str, object], name: str) -> float:

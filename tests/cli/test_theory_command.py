@@ -2,10 +2,13 @@
 prints.
 """
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from mpi import alone
 
+from localavg.cli.theory import command
 from localavg.datasets import Dataset, Split
 from localavg.files.record import load
 from localavg.problems.constants import logistic_constants, sampled_constants
@@ -191,6 +194,23 @@ def test_predictions_from_a_run(tmp_path):
     }
     assert lines["tau"] == str(round(60 ** (2 / 3) / 16 ** (1 / 3)))
     assert float(lines["mu_PL"]) == 0.001
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        *(({"algorithm": name}, name) for name in ("qsr", "adacomm", "diloco", "slowmo", "qsgd")),
+        ({"algorithm": "postlocal", "switch": 0.5}, "postlocal"),
+        ({"algorithm": "kavg", "outer": "adam"}, "kavg --outer adam"),
+        ({"algorithm": "hieravg", "switch": 2.0}, "hieravg --switch"),
+        ({"algorithm": "mavg", "outer": "momentum"}, ""),
+        *(({"algorithm": name, "outer": None, "switch": None}, "") for name in command.BOUNDED),
+    ],
+)
+def test_a_run_whose_algorithm_has_no_bound_is_told(config, what, capsys):
+    command._print_unbounded(SimpleNamespace(path="run.h5", config=config))
+    said = capsys.readouterr().out
+    assert said.startswith(f"run.h5: no bound of {what} here") if what else said == ""
 
 
 def test_constants_of_a_network_are_sampled_from_its_run(tmp_path):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from localavg.theory import Constants
 
 TABLES = ("kavg", "mavg", "hieravg", "against", "lupa", "adalupa")
+BOUNDED = (  # the algorithms that the tables and predictions are about
+    "sgd", "sync", "kavg", "oneshot", "mavg", "hieravg", "adalupa", "adpsgd", "downpour", "eamsgd",
+)  # fmt: skip
 EMPTY = {  # why a table may have no rows
     "hieravg": "no K1 is at most a K2 (--K), or no S divides a P",
     "against": "4 divides none of --P",
@@ -153,6 +156,7 @@ def _print_for_runs(args: argparse.Namespace) -> None:
         print_table(same.problem, [{"constant": k, "value": v} for k, v in values.items()])
         _print_tables(args, same.constants, gamma, B, T)
         for run in same.runs:
+            _print_unbounded(run)
             _print_prediction(
                 same.constants,
                 str(run.path),
@@ -208,6 +212,16 @@ def _print_tables(
             print_table(
                 f"{title} (γ = {gamma:g}, B = {B}, T = {T})", found or [{"no rows": EMPTY[name]}]
             )
+
+
+def _print_unbounded(run: Run) -> None:
+    """Print that there is no bound of a run's own algorithm, where there is none."""
+    name, outer = run.config["algorithm"], run.config.get("outer")
+    own = [f"--outer {outer}"] if outer and name != "mavg" else []
+    own += ["--switch"] if run.config.get("switch") and name != "postlocal" else []
+    if name not in BOUNDED or own:
+        how = " ".join([name, *own])
+        print(f"{run.path}: no bound of {how} here; what is predicted is of the papers' algorithms")
 
 
 def _print_variance(constants: Constants, run: Run) -> None:
