@@ -59,8 +59,9 @@ def attach(
 
     optimizer: one or several, needed in three cases. sync and qsgd exchange gradients at the start
     of its step, so clipping before the step clips each rank's own gradient, and a parameter without
-    gradient counts as zero. adpsgd takes the lr of its first group as γ. `state` other than keep
-    changes its state. In the first and last case every trainable parameter must be in one of them.
+    gradient counts as zero. adpsgd and adacomm take the lr of its first group as γ. `state` other
+    than keep changes its state. In the first and last case every trainable parameter must be in one
+    of them.
     state: what an average does to the optimiser's tensors that have the shape of their parameter:
     keep, average or reset, for all of them, or by moment: "m=reset,v=average", or a mapping. m and
     v are Adam's moments (exp_avg, exp_avg_sq); either is SGD's momentum; other tensors have the
