@@ -53,7 +53,7 @@ LINES = {
     "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",
     "adalupa": f"adalupa --tau0 3 --alpha 0.5 {DATA} --steps 40",
     "loss": f"adalupa --tau0 3 --rule loss {DATA} --steps 40",
-    "adacomm": f"adacomm --tau0 7 --block 9 {DATA} --steps 40",
+    "adacomm": f"adacomm --tau0 16 --block 9 {DATA} --steps 40 --warmup-epochs 6 --warmup-from 0.02",
     "piecewise": f"piecewise --pieces 0:3,2:5 {DATA} --steps 40",
     "V": f"kavg --K 7 {DATA} --steps 40 --variance steps",
     "iid": f"kavg --K 7 {DATA} --steps 40 --sampling iid",
@@ -281,6 +281,7 @@ HELD = {  # what a run must remember: a run whose bits depend on it
     "slow momentum": LINES["slowmo"],
     "Adam": ADAM["adam"],
     "the steered period": LINES["adpsgd"],
+    "the losses that steer it": LINES["adacomm"],
     "learners that differ": f"{LINES['oneshot']} --sampling shard",
 }
 
