@@ -71,7 +71,9 @@ def made(clock, world, rows):
     fleet = SimpleNamespace(world=world, P=2, L=1, ranks=2, learners=range(1))
     transport = SimpleNamespace(settle=lambda: None, take_spread_s=lambda: 0.5, mean=lambda w: w)
     length = SimpleNamespace(T=9, B=4, P=2, epoch=10.0, log_every=3, eval_every=3)
-    payload = SimpleNamespace(handed_over=lambda scope: (8, 0))
+    payload = SimpleNamespace(
+        handed_over=lambda scope: (8, 0), algorithm=SimpleNamespace(scopes=(Scope.WORLD,))
+    )
     monitor = Monitor(fleet, transport, Evaluator(clock), rows, length, payload)
     monitor.progress = SimpleNamespace(step=lambda *_: None, evaluated=lambda *_: None)
     return monitor
