@@ -23,6 +23,7 @@ ALGORITHMS = {  # T ends a partial period of each
     "slowmo --K 6": lambda s, T, gamma: oracle.outer(s, T, gamma, "slowmo", 1, 0.5, kavg(6)),
     "kavg --K 6 --outer yogi": lambda s, T, gamma: oracle.outer(s, T, gamma, "yogi", 0.01, 0.9, kavg(6)),
     "hieravg --K1 3 --K2 8 --S 2": lambda s, T, gamma: oracle.hieravg(s, T, gamma, 3, 8, 2),
+    "hieravg --levels 3:2,8:P": lambda s, T, gamma: oracle.levels(s, T, gamma, [(3, 2), (8, P)]),
     "adpsgd --p-init 3 --Ks 20 --warmup 4":
         lambda s, T, gamma: oracle.adpsgd(s, T, gamma, 3, 20, 4, k_from="warmup"),
 }  # fmt: skip
