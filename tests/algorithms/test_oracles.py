@@ -303,7 +303,16 @@ def test_averaging_steps_of_levels():
     assert averages == oracle.hieravg(problem(), 19, decaying, 3, 8, 2)[1]
     eight = problem()._replace(P=8)
     _, averages, at = oracle.levels(eight, 13, decaying, [(2, 2), (5, 4), (11, 8)])
-    assert [t for t, _ in averages] == [2, 4, 5, 7, 9, 10, 11, 13] and at == [1, 1, 2, 1, 1, 2, 3, 3]
+    assert [t for t, _ in averages] == [2, 4, 5, 7, 9, 10, 11, 13] and at == [
+        1,
+        1,
+        2,
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
     assert [scope for _, scope in averages] == ["local"] * 6 + ["global"] * 2
 
 

@@ -417,6 +417,7 @@ RUNS = {  # name: (algorithm, optimiser, sampling)
     "kavg": ("kavg --K 5", "momentum", "shard"),
     "sync": ("sync", "momentum", "iid"),
     "hieravg": ("hieravg --K1 3 --K2 8 --S {S}", "adam", "iid"),
+    "levels": ("hieravg --levels {levels}", "momentum", "iid"),
     "adpsgd": ("adpsgd --p-init 3 --Ks 15 --warmup 1", "sgd", "shuffle"),
     "mavg": ("mavg --K 6 --mu 0.5", "nesterov", "block"),
     "diloco": ("diloco --K 6", "momentum", "iid"),
@@ -436,6 +437,7 @@ LATER = {  # left to the long tests
     12: [("openmpi", 1), ("mpich", 3)],
 }
 CLUSTERS = {4: 4, 5: 5, 7: 1, 10: 5, 12: 4}  # P: S
+LEVELS = {4: "3:2,7:P", 5: "4:5", 7: "4:P", 10: "3:5,7:10", 12: "2:2,4:6,12:12"}
 UNEQUAL = ("openmpi", 3)  # where every run is made on nodes of 2 and 1 ranks too
 
 
@@ -451,7 +453,7 @@ def layout(once, shards, tmp_path_factory):
             for name, (algorithm, optimiser, sampling) in RUNS.items():
                 if (mpi, ranks) in worlds:
                     line = (
-                        f"{algorithm.format(S=CLUSTERS[P])} --learners {P} "
+                        f"{algorithm.format(S=CLUSTERS[P], levels=LEVELS[P])} --learners {P} "
                         f"--data {shlex.quote(shards.path)} --sampling {sampling} "
                         f"--batch-size 5 --steps 40 --lr 0.3 --optimizer {optimiser} --state "
                         "average --seed 3 "
@@ -490,7 +492,7 @@ def test_a_run_does_not_depend_on_the_layout(layout, name, P, mpi, ranks, layout
     several = layout(mpi, ranks, layouts)[f"{nodes}{name} {P}"]
     assert np.linalg.norm(several.weights - one.weights) <= TOLERANCE * np.linalg.norm(one.weights)
     for table, columns in (
-        ("averages", ["t", "scope", "period"]),
+        ("averages", ["t", "scope", "level", "period"]),
         ("train", ["t", "epoch", "samples", "step_size"]),
     ):
         for column in columns:
@@ -580,12 +582,18 @@ BYTES = {
 }
 
 
+LEVELED = {"levels": f"hieravg --levels 1:2,2:6,5:P --learners 12 {BY_MPI} {NODES}"}
+
+
 @pytest.fixture
 def travelled(once, shards, tmp_path_factory):
     lines = {
         name: f"{options.split()[0]} --learners 6 {options.partition(' ')[2]} --data "
         f"{shlex.quote(shards.path)} --steps 6 --batch-size 4"
-        for name, (options, _) in BYTES.items()
+        for name, options in {
+            **{name: options for name, (options, _) in BYTES.items()},
+            **LEVELED,
+        }.items()
     }
     return once("bytes", train_all, tmp_path_factory.getbasetemp(), 3, lines)
 
@@ -597,6 +605,14 @@ def test_bytes_are_those_handed_to_each_kind_of_communicator(travelled, name):
     for scope, (within, across) in BYTES[name][1].items():
         rows = averages[averages.scope == scope]
         assert set(rows.bytes_node) == {within} and set(rows.bytes_cross) == {across}
+
+
+def test_bytes_are_those_of_the_level(travelled):
+    """Twelve learners on three ranks: pairs lie on a rank, sixes on ranks 0, 1 and on ranks 1, 2."""
+    found = {}
+    for _, row in travelled["levels"].averages.iterrows():
+        found.setdefault(row.level, set()).add((row.bytes_node, row.bytes_cross))
+    assert found == {1: {(0, 0)}, 2: {(2 * VECTOR, 2 * VECTOR)}, 3: {(0, 3 * VECTOR)}}
 
 
 def test_one_rank_hands_nothing_to_mpi(layout):
