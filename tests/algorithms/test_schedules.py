@@ -125,14 +125,20 @@ def test_an_average_is_told_as_a_scope_and_only_averages_are_true():
 
 def test_scopes_are_ordered_and_there_is_one_object_for_each():
     scopes = [Scope.NONE, Scope.CLUSTER, Scope(2), Scope(3), Scope.WORLD]
-    assert sorted(reversed(scopes)) == scopes and len(set(scopes)) == 5
+    assert sorted(scopes[::-1]) == scopes and len(set(scopes)) == 5
     for scope in scopes:
         for copied in (copy.deepcopy(scope), pickle.loads(pickle.dumps(scope))):
             assert copied is scope
         assert Scope.recorded(scope.kind, int(scope)) is scope
     assert [scope.kind for scope in scopes] == [0, 1, 1, 1, 2]
     assert [scope.level(4) for scope in scopes] == [0, 1, 2, 3, 4]
-    assert [scope.name for scope in scopes] == ["NONE", "CLUSTER", "CLUSTER 2", "CLUSTER 3", "WORLD"]
+    assert [scope.name for scope in scopes] == [
+        "NONE",
+        "CLUSTER",
+        "CLUSTER 2",
+        "CLUSTER 3",
+        "WORLD",
+    ]
     # as earlier versions recorded them, without a level
     assert (Scope.recorded(1), Scope.recorded(2)) == (Scope.CLUSTER, Scope.WORLD)
     for value in (-1, 128):
