@@ -42,8 +42,8 @@ class Algorithm:
         """Raise UserError unless P learners can form the clusters."""
         if self.P not in (None, P):
             raise UserError(
-                f"the last of `levels` has {self.P} learners, and the run has {P}: it is everyone; "
-                f"write {P} there, or the letter P for any number"
+                f"the last of `levels` has {self.P} learners, and the run has {P}; it must be "
+                f"everyone: write {P} there, or the letter P, which stands for any number"
             )
         for S in self.clusters:
             if P % S:

@@ -81,7 +81,7 @@ def hieravg(
 ) -> Algorithm:
     """Hier-AVG (hieravg Alg. 1): clusters average every K1 updates, everyone every K2.
 
-    A hierarchy of any depth has levels; in Python they are pairs, [(4, 2), (16, 8), (64, "P")].
+    With `levels` a hierarchy has any depth; in Python [(4, 2), (16, 8), (64, "P")], pairs (K, S).
     """
     options: dict[str, Any] = {"K1": K1, "K2": K2, "S": S, "levels": levels}
     pairs = _two(filled_in(options)) if levels is None else _checked(options)
