@@ -18,7 +18,9 @@ IMPACTS = {"impact of K₁": lambda key: key[1] == 4, "impact of S": lambda key:
 
 def line(run: results.Run) -> tuple[int, int] | None:
     """Return (K₁, S); a run with other levels has none."""
-    return (run.config["K1"], run.config["S"]) if run.config.get("K1") else None
+    c = run.config
+    two = c.get("algorithm") == "hieravg" and c.get("levels") is None
+    return (c["K1"], c["S"]) if two else None
 
 
 def name(key: tuple[int, int]) -> str:
