@@ -772,6 +772,8 @@ SAME_BITS = {
     "adpsgd --p-init 7 --Ks 60 --warmup 99": "kavg --K 1",
     "hieravg --K1 3 --K2 8 --S 2 --mu 0": "hieravg --K1 3 --K2 8 --S 2",
     "hieravg --K1 7 --K2 7 --S 4 --mu 0.5": "mavg --K 7 --mu 0.5",
+    "hieravg --levels 3:2,8:P": "hieravg --K1 3 --K2 8 --S 2",
+    "hieravg --levels 7:8": "kavg --K 7",
     "mavg --K 7 --mu 0": "kavg --K 7",
     "mavg --K 7 --mu 0 --nesterov": "kavg --K 7",
     "kavg --K 7 --outer momentum --mu 0": "kavg --K 7",
