@@ -17,8 +17,10 @@ IMPACTS = {"impact of K₁": lambda key: key[1] == 4, "impact of S": lambda key:
 
 
 def line(run: results.Run) -> tuple[int, int] | None:
-    """Return (K₁, S)."""
-    return (run.config["K1"], run.config["S"]) if run.config.get("algorithm") == "hieravg" else None
+    """Return (K₁, S); a run with other levels has none."""
+    c = run.config
+    two = c.get("algorithm") == "hieravg" and c.get("levels") is None
+    return (c["K1"], c["S"]) if two else None
 
 
 def name(key: tuple[int, int]) -> str:

@@ -88,6 +88,7 @@ OTHERS = [  # what the pairs leave out
     "adpsgd",
     "kavg --simulate",
     "hieravg --K1 2 --K2 6 --S 2 --simulate --step-cv 0.5",
+    "hieravg --levels 3:2,8:P --simulate --step-cv 0.5",
     "sync --simulate",
     "qsgd --simulate",
 ]
@@ -115,6 +116,7 @@ RESUMED = [
     "kavg --K 7 --variance steps",
     "mavg --K 7 --optimizer adam --state average",
     "kavg --K 7 --optimizer momentum --state reset --sampling block",
+    "hieravg --levels 3:2,7:4 --optimizer nesterov --sampling shuffle",
 ]
 
 IMAGES = f"--data digits --batch-size 8 {ALWAYS} --log-every 4 --eval-every 10"

@@ -106,8 +106,7 @@ def config(args: argparse.Namespace, T: int, rows: int) -> dict[str, object]:
     """Return the settings of the run file, in addition to those that attach knows."""
     return {
         **{name: value for name, value in vars(args).items() if name not in ("options", "out")},
-        **algorithms.options(args.algorithm),
-        **args.options,
+        **algorithms.filled_in({**algorithms.options(args.algorithm), **args.options}),
         "data": "digits",
         "rows": rows,
         "steps": T,

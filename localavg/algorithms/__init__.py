@@ -19,6 +19,7 @@ from typing import Any
 from localavg.algorithms import (
     adacomm,
     adpsgd,
+    common,
     diloco,
     downpour,
     eamsgd,
@@ -98,9 +99,19 @@ def unknown(name: str) -> UserError:
     return UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}{hint}")
 
 
-def check(name: str, given: Settings) -> None:
-    """Raise the UserError of `make` for any mistake that does not depend on the run's length."""
-    make(name, given, **LONG, step_size=lambda t: 1.0)
+def filled_in(options: Settings) -> Settings:
+    """Return the options of an algorithm as they take effect, where a default depends on others."""
+    return common.filled_in(hieravg.filled_in(options))
+
+
+def check(name: str, given: Settings, P: int | None = None) -> None:
+    """Raise the UserError of `make` for any mistake that does not depend on the run's length.
+
+    P: the number of learners, if it is known; they must be able to form the clusters.
+    """
+    made = make(name, given, **LONG, step_size=lambda t: 1.0)
+    if P is not None and isinstance(made, Algorithm):
+        made.check_learners(P)
 
 
 def make(

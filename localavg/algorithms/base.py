@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from localavg.errors import bad, whole
+from localavg.errors import UserError, bad, whole
 from localavg.interfaces import Array, Code, Settings, Step, Transport
 from localavg.scope import Scope
 
@@ -20,16 +20,37 @@ from localavg.scope import Scope
 class Algorithm:
     """One row of the table, ready to run.
 
-    S: learners in a cluster, None without clusters. name, options: the function that made it and
+    clusters: learners in a cluster of each level, innermost first; none without clusters. P: the
+    only number of learners it is for, None for any. name, options: the function that made it and
     the arguments of the function, which `parameters.algorithm` notes; "" and {} without it.
     """
 
     schedule: Schedule
     average: Average
     exchange: Exchange
-    S: int | None = None
+    clusters: tuple[int, ...] = ()
+    P: int | None = None
     name: str = ""
     options: Settings = field(default_factory=dict)
+
+    @property
+    def scopes(self) -> tuple[Scope, ...]:
+        """Over which learners weights are averaged: clusters of each level, and everyone."""
+        return (*(Scope(level) for level, _ in enumerate(self.clusters, 1)), Scope.WORLD)
+
+    def check_learners(self, P: int) -> None:
+        """Raise UserError unless P learners can form the clusters."""
+        if self.P not in (None, P):
+            raise UserError(
+                f"the last of `levels` has {self.P} learners, and the run has {P}; it must be "
+                f"everyone: write {P} there, or the letter P, which stands for any number"
+            )
+        for S in self.clusters:
+            if P % S:
+                asked = (
+                    f"clusters of {S} (`levels`)" if self.options.get("levels") else f"`S = {S}`"
+                )
+                raise UserError(f"{asked} with {P} learners: a cluster's size must divide P")
 
     def __str__(self) -> str:
         named = ((name, value) for name, value in self.options.items() if value is not None)

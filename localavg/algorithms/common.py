@@ -75,16 +75,18 @@ COMMON = tuple(Common.__annotations__)
 """the names of the common options"""
 
 
-def composed(schedule: Schedule, S: int | None = None, **common: Any) -> Algorithm:
+def composed(
+    schedule: Schedule, clusters: tuple[int, ...] = (), P: int | None = None, **common: Any
+) -> Algorithm:
     """Make an algorithm that averages weights by `schedule`, with the options `Common`.
 
-    S: learners in a cluster, None without clusters. Raises UserError for a value that breaks a
-    rule, and for one that means nothing.
+    clusters, P: as of Algorithm. Raises UserError for a value that breaks a rule, and for one that
+    means nothing.
     """
     made = average(common.get("outer"), common.get("outer_lr"), common.get("mu"))
     if t0 := begins(common):
-        return Algorithm(Switched(schedule, t0), made, MeanGradient(until=t0), S)
-    return Algorithm(schedule, made, NoExchange(), S)
+        return Algorithm(Switched(schedule, t0), made, MeanGradient(until=t0), clusters, P)
+    return Algorithm(schedule, made, NoExchange(), clusters, P)
 
 
 def begins(common: Settings) -> int:

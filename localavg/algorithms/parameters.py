@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, wraps
 from numbers import Real
-from typing import Any, NamedTuple, ParamSpec, TypeVar, get_args, get_type_hints
+from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_args, get_type_hints
 
 from localavg.algorithms.base import Algorithm
 from localavg.errors import LARGEST, bad, positive, whole
@@ -42,6 +42,8 @@ class Length(ABC):
     name: str
     default: float | str | None
     help: str
+    kind: ClassVar[type] = float
+    """what the command line takes, if the default is None"""
 
     @abstractmethod
     def updates(self, value: Any, T: int, epoch: float) -> Any:
@@ -213,7 +215,7 @@ def _option(name: str, p: Declared) -> Option:
     note = next(iter(getattr(p.hint, "__metadata__", ())), "")
     kind = _plain(_bare(p.hint))
     if isinstance(note, Length):
-        kind = float if note.default is None else type(note.default)
+        kind = note.kind if note.default is None else type(note.default)
         return Option(note.name, name, kind, note.default, note.help, note)
     assert kind is not None, f"{name}: declare bool, int, float or str, or a Length"
     return Option(name, name, kind, p.default, note, None)

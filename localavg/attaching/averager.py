@@ -109,7 +109,8 @@ class Averager:
         """Average if it is time; call right after every optimizer.step().
 
         loss: the loss of this update on this rank, for the log, and for adacomm, which needs it.
-        Return who averaged: Scope.NONE, CLUSTER or WORLD.
+        Return who averaged: Scope.NONE, CLUSTER, WORLD, or Scope(2) and so on for clusters of
+        higher levels.
         """
         self._agreement.refuse_detached()
         if self._evaluating:
@@ -205,11 +206,8 @@ class Averager:
 
         Save all three on every rank: between averages they differ from rank to rank.
         """
-        about: dict[str, object] = {
-            "start": self._start,
-            "scope": int(self.scope),
-            "variance": self.variance,
-        }
+        about: dict[str, object] = {"start": self._start, "variance": self.variance}
+        about |= {"scope": self.scope.kind, "level": int(self.scope)}
         about |= {"gamma": self._gamma, "feedback": self._feedback.state_dict()}
         with self._place.here():
             return {"t": self.t, **about, **saved(self.algorithm, self.flat, self.transport.name)}
@@ -220,7 +218,8 @@ class Averager:
         if self.fleet.rank == 0:
             tell_other_sums(state, self.transport.name)
         self._agreement.t, self._start = state["t"], state["start"]
-        self.scope, self.variance = Scope(state["scope"]), state["variance"]
+        self.scope = Scope.recorded(state["scope"], state.get("level", 1))
+        self.variance = state["variance"]
         self._gamma = state.get("gamma", self._gamma)
         self._feedback.load_state_dict(state.get("feedback", {}))
         with self._place.here():

@@ -94,6 +94,7 @@ def check(asked: Asked) -> None:
             f"attach with {fleet.P} learners on {fleet.ranks} ranks: a model is one "
             f"learner; use as many learners as ranks"
         )
+    asked.algorithm.check_learners(fleet.P)
     if fleet.P > 1 and not schedule.final and not exchange.scope:
         raise UserError(f"attach: sequential sgd on {fleet.P} ranks; use sync or kavg, or one rank")
     if asked.master and exchange.scope:

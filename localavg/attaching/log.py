@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
+from localavg import algorithms
 from localavg.algorithms.base import Algorithm
-from localavg.algorithms.common import filled_in
 from localavg.attaching.checks import Asked
 from localavg.attaching.place import Place
 from localavg.attaching.state import as_text
@@ -157,7 +157,7 @@ def _config(asked: Asked, place: Place, d: int) -> dict[str, object]:
 def _options(algorithm: Algorithm) -> dict[str, object]:
     """Return the arguments of the algorithm's function, each as text, a number or None."""
     found = {}
-    for name, value in filled_in(algorithm.options).items():
+    for name, value in algorithms.filled_in(algorithm.options).items():
         if isinstance(value, Mapping):
             value = value.items()
         if isinstance(value, Iterable) and not isinstance(value, str):

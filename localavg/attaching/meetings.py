@@ -44,7 +44,7 @@ class Meetings:
     def __init__(self, asked: Asked, flat: Row) -> None:
         self.asked, self.fleet, self.flat = asked, asked.fleet, flat
         self.agreement = Agreement(
-            asked.fleet, asked.algorithm.S, asked.warn_after, asked.hang_limit
+            asked.fleet, asked.algorithm.clusters, asked.warn_after, asked.hang_limit
         )
         self.steps: Steps | None = None
         self.fault = ""

@@ -41,7 +41,7 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     nbytes = int(4 * (rows + share) * floats)
     between = isinstance(place.device, Cuda) and fleet.ranks > 1
     aware = known() if between and fleet.rank == 0 else None
-    transport = choose("auto", fleet, algorithm.S, nbytes, place.device, aware, n=floats)
+    transport = choose("auto", fleet, algorithm.clusters, nbytes, place.device, aware, n=floats)
     flat = start_equal_(asked, tensors, transport, where)
     held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
     gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)

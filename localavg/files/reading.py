@@ -15,7 +15,7 @@ import numpy as np
 
 from localavg.errors import UserError
 from localavg.files.hdf5 import clear_errors, opened
-from localavg.files.schema import RENAMED, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
+from localavg.files.schema import ABSENT, RENAMED, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -151,8 +151,8 @@ def _read_table(file: h5py.File, group: str) -> dict[str, np.ndarray]:
         for name, column in found.items()
     }
     for name, (dtype, *_) in TABLES[group].items():
-        if dtype == "f8":  # NaN: files of earlier versions do not have every column
-            columns.setdefault(name, np.full(rows, np.nan))
+        if dtype == "f8" or name in ABSENT:  # files of earlier versions do not have every column
+            columns.setdefault(name, np.full(rows, ABSENT.get(name, np.nan), dtype))
     return {name: columns[name] for name in TABLES[group] if name in columns}
 
 

@@ -13,6 +13,8 @@ SCHEMA_VERSION = 1
 # settings by the names that older run files have, and their names now
 RENAMED = {"schedule": "lr_schedule", "every": "decay_every", "machine": "timing_from"}
 CLUSTER, WORLD = 1, 2  # values of the column scope
+# what stands in the integer columns that files of earlier versions do not have
+ABSENT = {"level": 0}
 
 WEIGHTS = {  # vectors [d] beside the tables
     "weights": "averaged model at the end",
@@ -45,6 +47,12 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
     "averages": {
         "t": _T,
         "scope": ("i1", "1", f"whose models were averaged: {CLUSTER} = cluster, {WORLD} = world"),
+        "level": (
+            "i1",
+            "1",
+            "level of the average: 1 = the innermost clusters; everyone is the highest level, 1 "
+            "without clusters; 0 = not recorded, in files of earlier versions",
+        ),
         "period": ("i8", "updates", "local updates since the average before, of any scope"),
         "variance": (
             "f8",

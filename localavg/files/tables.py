@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import h5py
 import numpy as np
 
-from localavg.files.schema import TABLES
+from localavg.files.schema import ABSENT, TABLES
 
 CHUNK_ROWS = 1024
 
@@ -31,13 +31,21 @@ def cut(file: h5py.File, rows: Mapping[str, int]) -> None:
 
 
 def extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> None:
-    """Append rows to a table of the file, which is made if it is missing."""
+    """Append rows to a table of the file, which is made if it is missing.
+
+    A column that the table lacks, because an earlier version made it, is filled up with NaN or what
+    stands in `ABSENT`.
+    """
     table = file[group] if group in file else file.create_group(group, track_order=True)
+    rows = max(map(len, table.values()), default=0)
     for name, values in columns.items():  # [rows]
         if name in table:
             table[name].resize(len(table[name]) + len(values), axis=0)
             table[name][-len(values) :] = values
         else:
+            if rows:
+                absent = np.full(rows, ABSENT.get(name, np.nan), values.dtype)
+                values = np.concatenate([absent, values])
             column = table.create_dataset(name, data=values, maxshape=(None,), chunks=(CHUNK_ROWS,))
             _, unit, description = TABLES[group][name]
             write_attrs(column, {"unit": unit, "description": description})

@@ -8,7 +8,7 @@ integers, which costs about a microsecond within a node.
 from __future__ import annotations
 
 import atexit
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import numpy as np
@@ -19,7 +19,7 @@ from localavg.parallel.abort import end_job
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.places import NOBODY, TEXTS, Place, Taking, What, differ
 from localavg.parallel.watchdog import Watchdog
-from localavg.scope import Scope
+from localavg.scope import Scope, sizes
 
 LAST_S = 60.0  # how long a rank whose program ends waits for the others
 NUMBERS = count()  # of the agreements of this process
@@ -31,14 +31,14 @@ class Agreement:
     t: the number of updates so far, which its owner counts here. finished: t at the last `finish`.
     detached: whether the model was attached again, so that this agreement is no longer used.
     ended(status, why): called on this rank when the ranks differ, or the program ends too early.
-    S: learners in a cluster, None without clusters.
+    clusters: learners in a cluster of each level, innermost first.
 
     A rank whose program ends meets the others too: they may end alike, but a rank that waits
     elsewhere gets the error. Only without `finish` does this meeting have a time limit.
     """
 
     def __init__(
-        self, fleet: Fleet, S: int | None, warn_after: float, hang_limit: float | None
+        self, fleet: Fleet, clusters: Sequence[int], warn_after: float, hang_limit: float | None
     ) -> None:
         self.world, self.t, self.finished = fleet.world, 0, -1
         self.failed = self.detached = False
@@ -49,15 +49,16 @@ class Agreement:
         # two numbers and their negatives: the minima show the least and the most of each
         self._both = np.zeros(4, np.int64)
         self._buffer = [self._both, 4, MPI.INT64_T]
-        # A cluster meets before all meet: then its members cannot wait for each other elsewhere.
-        clusters = fleet.groups(S) if S and S < fleet.P else []
-        cluster = [group.comm for group in clusters if group.comm is not None]
-        everyone: list[MPI.Comm] = [fleet.world] if fleet.ranks > 1 else []
-        self._comms: list[list[MPI.Comm]] = [
-            [],
-            cluster or everyone,
-            cluster + everyone,
-        ]  # of Scope
+        # A cluster meets before the larger ones and all meet: then its members cannot wait for each
+        # other elsewhere.
+        self._comms: dict[Scope, list[MPI.Comm]] = {}
+        inner: list[MPI.Comm] = []
+        for scope, S in sizes(clusters, fleet.P).items():
+            groups = fleet.groups(S) if S < fleet.P else []
+            mine: list[MPI.Comm] = [group.comm for group in groups if group.comm is not None]
+            everyone: list[MPI.Comm] = [fleet.world] if S == fleet.P and fleet.ranks > 1 else []
+            self._comms[scope] = inner + mine + everyone
+            inner = inner + mine
 
     def guard(self, owner: object) -> None:
         """Start the watchdog for as long as `owner` exists, and meet at the end of the program."""

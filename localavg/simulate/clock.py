@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import numpy as np
 
 from localavg.files import record
-from localavg.scope import Scope
+from localavg.scope import Scope, sizes
 from localavg.simulate.timing import StepTimes, Timing
 
 Seconds: TypeAlias = Callable[[Scope, int], tuple[int, float]]
@@ -52,17 +52,17 @@ class Synchronous:
 
 
 def averages(
-    timing: Timing, P: int, nbytes: float | Callable[[int], float], S: int | None = None
+    timing: Timing, P: int, nbytes: float | Callable[[int], float], clusters: Sequence[int] = ()
 ) -> Seconds:
     """Return (scope, t) → (learners, duration) of an exchange of nbytes a learner.
 
-    nbytes: a number, or t → that of update t. S: learners in a cluster (None: all P). A coded mean
-    takes as long as a mean of as many bytes: its all-to-all and its gather move what the two halves
-    of the mean move.
+    nbytes: a number, or t → that of update t. clusters: learners in a cluster of each level,
+    innermost first. A coded mean takes as long as a mean of as many bytes: its all-to-all and its
+    gather move what the two halves of the mean move.
     """
-    sizes = {Scope.WORLD: P, Scope.CLUSTER: S or P}
+    learners = sizes(clusters, P)
     at = nbytes if callable(nbytes) else lambda t: nbytes
-    return lambda scope, t: (sizes[scope], timing.mean_s(sizes[scope], at(t)))
+    return lambda scope, t: (learners[scope], timing.mean_s(learners[scope], at(t)))
 
 
 class Modelled:
@@ -76,7 +76,8 @@ class Modelled:
         clock = self.clock
         clock.advance(int(row["t"]))
         if group == "averages":
-            row["seconds"], row["wait_s"] = clock.average(Scope(int(row["scope"])))
+            scope = Scope.recorded(int(row["scope"]), int(row["level"]))
+            row["seconds"], row["wait_s"] = clock.average(scope)
         else:
             row["wall_s"] = clock.wall_s
         if group == "train":

@@ -14,8 +14,6 @@ from localavg.scope import Scope
 from localavg.simulate.clock import Modelled
 from localavg.training.payload import Payload
 
-SCOPES = (Scope.CLUSTER, Scope.WORLD)
-
 
 class Averages:
     """Exchanges of weights or gradients since the last report.
@@ -40,7 +38,7 @@ class Averages:
         self._bytes = {
             (exchanged, scope): self._total(1 if exchanged else until + 1, scope)
             for exchanged in (True, False)
-            for scope in SCOPES
+            for scope in self._payload.algorithm.scopes
         }
 
     def _total(self, t: float, scope: Scope) -> list[int]:
@@ -70,13 +68,15 @@ class Averages:
 
         seconds, waits [meetings]: communication and waiting in each meeting since the last report.
         """
+        algorithm = self._payload.algorithm
         for t, scope, period, S, V, first, end in self._rows:
-            exchanged = bool(self._payload.algorithm.exchange.at(t))
+            exchanged = bool(algorithm.exchange.at(t))
             within, across = self._bytes[exchanged, scope]
             record.append(
                 "averages",
                 t=t,
-                scope=int(scope),
+                scope=scope.kind,
+                level=scope.level(len(algorithm.scopes)),
                 period=period,
                 variance=S,
                 mean_variance=V,
@@ -89,10 +89,11 @@ class Averages:
 
     def state_dict(self) -> dict[str, object]:
         """Return what a resumed run needs; `averages` has the rows, one after the other."""
-        rows = np.array(self._rows, np.float64).reshape(-1, 7)
+        rows = [(t, scope.kind, *more) for t, scope, *more in self._rows]
         return {
             "drift": self._drift,
-            "averages": rows.ravel(),
+            "averages": np.array(rows, np.float64).ravel(),
+            "levels": np.array([scope for _, scope, *_ in self._rows], np.float64),
             "diagnosis_s": self.diagnosis_s,
             "last": self._last,
         }
@@ -100,8 +101,10 @@ class Averages:
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Resume from `state`."""
         self._drift[:] = state["drift"].tolist()
+        rows = state["averages"].reshape(-1, 7).tolist()
+        levels = state.get("levels", np.ones(len(rows))).tolist()  # all were 1 in earlier versions
         self._rows[:] = [
-            (int(t), Scope(int(scope)), int(period), S, V, int(first), int(end))
-            for t, scope, period, S, V, first, end in state["averages"].reshape(-1, 7).tolist()
+            (int(t), Scope.recorded(int(kind), int(level)), int(period), S, V, int(first), int(end))
+            for (t, kind, period, S, V, first, end), level in zip(rows, levels, strict=True)
         ]
         self.diagnosis_s, self._last = float(state["diagnosis_s"]), int(state["last"])

@@ -85,7 +85,7 @@ def build(
     aware: the result of doctor's test of MPI on device memory, on rank 0. earlier: the choices of
     the run that is resumed. Raises UserError on all ranks for anything that cannot be run.
     """
-    algorithms.check(c.algorithm, c.options)  # before data is read
+    algorithms.check(c.algorithm, c.options, fleet.P)  # before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(
             f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or `learners = 1` on "
@@ -152,7 +152,7 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     transport = choose(
         c.transport,
         fleet,
-        algorithm.S,
+        algorithm.clusters,
         int(4 * rows * problem.d),
         task.device,
         aware,

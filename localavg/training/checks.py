@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
-from localavg.algorithms.common import COMMON, filled_in
+from localavg.algorithms.common import COMMON
 from localavg.config import TrainConfig
 from localavg.errors import check_choice
 from localavg.interfaces import Settings
@@ -46,7 +46,7 @@ def read(given: Settings) -> TrainConfig:
     config = TrainConfig(options=options, **plain)
     if config.algorithm == "postlocal" and options.get("switch") is None:
         options["switch"] = stepsizes.first_change(config)  # Lin et al.: the first decay
-    algorithms.check(config.algorithm, options)
+    algorithms.check(config.algorithm, options, config.learners)
     config.refuse_useless(given)
     if config.model is not None:
         check_choice("model", config.model, tuple(MODELS))
@@ -57,7 +57,7 @@ def all_settings(c: TrainConfig) -> dict[str, object]:
     """Return all settings of a run, with defaults, by their names in the run file."""
     settings = asdict(c)
     given = settings.pop("options")
-    return {**settings, **filled_in(algorithms.options(c.algorithm) | given)}
+    return {**settings, **algorithms.filled_in(algorithms.options(c.algorithm) | given)}
 
 
 def of_today(settings: Settings) -> Settings:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 
-from localavg.scope import Scope
 from localavg.training.build import Experiment
 
 COLUMNS = 64
@@ -29,7 +28,7 @@ def rehearse(e: Experiment) -> None:
     covered = w if e.config.statistics == "average" else w[:, :n]
     average.start(covered, n, e.transport)
     variance = e.config.variance != "no" or e.algorithm.schedule.needs == "variance"
-    for scope in (Scope.CLUSTER, Scope.WORLD) if e.algorithm.S else (Scope.WORLD,):
+    for scope in e.algorithm.scopes:
         average.average_(covered, scope, e.transport, variance, gamma=1.0)
         optimizer.at_average_(scope, e.transport)
     e.transport.mean(w)  # as an evaluation does

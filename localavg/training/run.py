@@ -38,7 +38,7 @@ from localavg.training.resume import Start, earlier, resume
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
 
-PERIODS = ("K2", "p_init", "tau0", "alpha", "K")
+PERIODS = ("K2", "levels", "p_init", "tau0", "alpha", "K")
 """options that give the (first) period of averages of all learners"""
 
 
@@ -98,7 +98,7 @@ def watched(
     rows: Record | Modelled | None = file
     ahead = None
     if file is not None and e.timing:
-        durations = averages(e.timing, fleet.P, payload.nbytes, e.algorithm.S)
+        durations = averages(e.timing, fleet.P, payload.nbytes, e.algorithm.clusters)
         rows = Modelled(file, Synchronous(e.timing, fleet.P, c.seed, durations))
         if e.algorithm.schedule.needs == "losses":
             ahead = Synchronous(e.timing, fleet.P, c.seed, durations)
@@ -169,13 +169,13 @@ def _too_long(e: Experiment) -> str | None:
 
     The period may be the algorithm's own, without an option: then the text is empty.
     """
-    given = {**algorithms.options(e.config.algorithm), **e.config.options}
+    given = algorithms.filled_in({**algorithms.options(e.config.algorithm), **e.config.options})
     if not given or e.algorithm.exchange.at(e.length.T):
         return None  # it has no period: one average is what it is for, or gradients travel
     schedule, T = copy.deepcopy(e.algorithm.schedule), e.length.T
     if any(schedule.after(t) is Scope.WORLD for t in range(1, T + 1)):
         return None
-    named = [f"{option} = {given[option]}" for option in PERIODS if option in given]
+    named = [f"{option} = {given[option]}" for option in PERIODS if given.get(option) is not None]
     return f" with {named[0]}" if named else ""
 
 

@@ -305,6 +305,37 @@ def test_averaging_steps_of_hieravg():
     assert oracle.hieravg(problem(), 2, decaying, 2, 4, 2)[1] == [(2, "global")]
 
 
+def test_averaging_steps_of_levels():
+    _, averages, at = oracle.levels(problem(), 19, decaying, [(3, 2), (8, problem().P)])
+    assert [t for t, _ in averages] == [3, 6, 8, 11, 14, 16, 19] and at == [1, 1, 2, 1, 1, 2, 2]
+    assert averages == oracle.hieravg(problem(), 19, decaying, 3, 8, 2)[1]
+    eight = problem()._replace(P=8)
+    _, averages, at = oracle.levels(eight, 13, decaying, [(2, 2), (5, 4), (11, 8)])
+    assert [t for t, _ in averages] == [2, 4, 5, 7, 9, 10, 11, 13] and at == [
+        1,
+        1,
+        2,
+        1,
+        1,
+        2,
+        3,
+        3,
+    ]
+    assert [scope for _, scope in averages] == ["local"] * 6 + ["global"] * 2
+
+
+def test_levels_by_hand():
+    # four learners with one row each, y = 1, x = 1, 2, 3, 4: from 0 with lr 1 the first step leads
+    # to x / 2, and pairs, everyone, pairs, everyone average
+    x = np.array([1.0, 2.0, 3.0, 4.0])
+    s = Setup(x[:, None], np.ones(4), 4)
+    w = np.array([0.75, 0.75, 1.75, 1.75])
+    w = np.full(4, np.mean(w + x / (1 + np.exp(x * w))))
+    w = np.repeat((w + x / (1 + np.exp(x * w))).reshape(2, 2).mean(axis=1), 2)
+    w = np.mean(w + x / (1 + np.exp(x * w)))
+    close(oracle.levels(s, 4, constant(1.0), [(1, 2), (2, 4)])[0], [w])
+
+
 def test_hieravg_by_hand():
     # four learners with one row each, y = 1, x = 1, 2, 3, 4: from 0 with lr 1 the first step leads
     # to x / 2

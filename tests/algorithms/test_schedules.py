@@ -2,8 +2,10 @@
 
 import copy
 import math
+import pickle
 import random
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from localavg import algorithms
 from localavg.algorithms.adpsgd import Piecewise, VarianceDriven, adpsgd, piecewise
 from localavg.algorithms.base import Never
-from localavg.algorithms.hieravg import Hierarchical
+from localavg.algorithms.hieravg import Hierarchical, hieravg
 from localavg.algorithms.kavg import Every
 from localavg.algorithms.lupa import Linear, LossDriven, OneShot
 from localavg.algorithms.qsr import Quadratic
@@ -22,8 +24,13 @@ from localavg.scope import Scope
 
 
 def letters(schedule, T):
-    """One letter an update: . nobody, C the clusters, W everyone."""
-    return "".join(".CW"[schedule.after(t)] for t in range(1, T + 1))
+    """One letter an update: . nobody, C the clusters, W everyone; 2, 3, … clusters of this level."""
+    return "".join(letter(schedule.after(t)) for t in range(1, T + 1))
+
+
+def letter(scope):
+    names = {Scope.NONE: ".", Scope.CLUSTER: "C", Scope.WORLD: "W"}
+    return names.get(scope, str(int(scope)))
 
 
 def averages(schedule, T):
@@ -58,19 +65,24 @@ TRUTH = [
     (Quadratic(2.0, 2, 2, lambda t: 1.0 if t <= 4 else 0.7), "...W.......W"),  # ⌊8.16⌋
     (Quadratic(2.0, 2, 2, lambda t: 1.0 if t <= 4 else 0.0), "...W" + 40 * "."),
     (Quadratic(2.0, 2, 2, lambda t: 1e-300), 40 * "."),
-    (Hierarchical(1, 1), "WWWW"),
-    (Hierarchical(3, 3), "..W..W..W"),
-    (Hierarchical(1, 4), "CCCWCCCW"),
-    (Hierarchical(2, 4), ".C.W.C.W"),
-    (Hierarchical(2, 6), ".C.C.W.C.C.W"),
+    (Hierarchical((1, 1)), "WWWW"),
+    (Hierarchical((3, 3)), "..W..W..W"),
+    (Hierarchical((1, 4)), "CCCWCCCW"),
+    (Hierarchical((2, 4)), ".C.W.C.W"),
+    (Hierarchical((2, 6)), ".C.C.W.C.C.W"),
     (
-        Hierarchical(2, 3),
+        Hierarchical((2, 3)),
         ".CW.CW.CW",
     ),  # K1 does not divide K2: the local count restarts at each global average
-    (Hierarchical(3, 8), "..C..C.W..C..C.W"),
-    (Hierarchical(4, 6), "...C.W...C.W"),
+    (Hierarchical((3, 8)), "..C..C.W..C..C.W"),
+    (Hierarchical((4, 6)), "...C.W...C.W"),
     (Switched(Every(4), 6), "......" + "...W...W"),
-    (Switched(Hierarchical(2, 6), 3), "..." + ".C.C.W.C"),
+    (Switched(Hierarchical((2, 6)), 3), "..." + ".C.C.W.C"),
+    (Hierarchical((2, 4, 8)), ".C.2.C.W.C.2.C.W"),
+    (Hierarchical((1, 2, 4, 8)), "C2C3C2CWC2C3C2CW"),
+    # the counts of 2 and 5 restart at 11, 22, … and that of 2 also at 5, 10, 16, 21, …
+    (Hierarchical((2, 5, 11)), ".C.C2.C.C2W.C.C2.C.C2W"),
+    (Hierarchical((3, 4, 10)), "..C2..C2.W..C2..C2.W"),
     (Linear(4, 0.0), "...W...W...W"),
     (Linear(3, 0.5), "..W....W.....W.......W........W"),  # 3, ⌈4.5⌉ = 5, 6, ⌈7.5⌉ = 8, 9
     (Piecewise([(0, 3)]), "..W..W..W"),
@@ -104,7 +116,7 @@ def test_a_switched_controller_counts_and_learns_from_the_switch_on():
 
 def test_an_average_is_told_as_a_scope_and_only_averages_are_true():
     assert [Every(2).after(t) for t in (1, 2)] == [Scope.NONE, Scope.WORLD]
-    assert Hierarchical(1, 3).after(1) is Scope.CLUSTER
+    assert Hierarchical((1, 3)).after(1) is Scope.CLUSTER
     assert [bool(scope) for scope in (Scope.NONE, Scope.CLUSTER, Scope.WORLD)] == [
         False,
         True,
@@ -112,11 +124,34 @@ def test_an_average_is_told_as_a_scope_and_only_averages_are_true():
     ]
 
 
+def test_scopes_are_ordered_and_there_is_one_object_for_each():
+    scopes = [Scope.NONE, Scope.CLUSTER, Scope(2), Scope(3), Scope.WORLD]
+    assert all(a < b for a, b in pairwise(scopes)) and len(set(scopes)) == 5
+    for scope in scopes:
+        for copied in (copy.deepcopy(scope), pickle.loads(pickle.dumps(scope))):
+            assert copied is scope
+        assert Scope.recorded(scope.kind, int(scope)) is scope
+    assert [scope.kind for scope in scopes] == [0, 1, 1, 1, 2]
+    assert [scope.level(4) for scope in scopes] == [0, 1, 2, 3, 4]
+    assert [scope.name for scope in scopes] == [
+        "NONE",
+        "CLUSTER",
+        "CLUSTER 2",
+        "CLUSTER 3",
+        "WORLD",
+    ]
+    # as earlier versions recorded them, without a level
+    assert (Scope.recorded(1), Scope.recorded(2)) == (Scope.CLUSTER, Scope.WORLD)
+    for value in (-1, 128):
+        with pytest.raises(ValueError, match="is no scope"):
+            Scope(value)
+
+
 def test_every_run_ends_with_everyone_but_where_no_weights_are_averaged():
     weights = [
         OneShot(),
         Every(4),
-        Hierarchical(2, 4),
+        Hierarchical((2, 4)),
         Linear(4, 0.1),
         Piecewise([(0, 4)]),
         LossDriven(4),
@@ -127,7 +162,14 @@ def test_every_run_ends_with_everyone_but_where_no_weights_are_averaged():
 
 
 def test_only_the_two_controllers_need_feedback():
-    static = [Never(), OneShot(), Every(4), Hierarchical(2, 4), Linear(4, 0.1), Piecewise([(0, 4)])]
+    static = [
+        Never(),
+        OneShot(),
+        Every(4),
+        Hierarchical((2, 4)),
+        Linear(4, 0.1),
+        Piecewise([(0, 4)]),
+    ]
     assert [schedule.needs for schedule in static] == [None] * 6
     assert (LossDriven(4).needs, VarianceDriven(4, 8).needs) == ("objective", "variance")
 
@@ -193,7 +235,8 @@ STATIC = [
     Never,
     OneShot,
     lambda: Every(3),
-    lambda: Hierarchical(3, 8),
+    lambda: Hierarchical((3, 8)),
+    lambda: Hierarchical((2, 5, 11)),
     lambda: Linear(5, 0.3),
     lambda: Piecewise([(0, 4), (30, 9), (70, 2)]),
     lambda: Quadratic(1.0, 2, 2, lambda t: 30 / (t + 30)),
@@ -205,10 +248,110 @@ def test_a_static_schedule_answers_the_same_whenever_and_however_often_it_is_ask
     in_order = letters(make(), 120)
     order = [*range(120, 0, -1), *range(1, 121), *random.Random(1).choices(range(1, 121), k=300)]
     schedule = make()
-    assert all(".CW"[schedule.after(t)] == in_order[t - 1] for t in order)
+    assert all(letter(schedule.after(t)) == in_order[t - 1] for t in order)
     assert all(
-        ".CW"[make().after(t)] == in_order[t - 1] for t in (1, 24, 57, 120)
+        letter(make().after(t)) == in_order[t - 1] for t in (1, 24, 57, 120)
     )  # a new one, asked once
+
+
+def due(K, t, last):
+    """The highest level of a hierarchy that is due after update t, 0 for none, as the rule reads;
+    last: when each level averaged last.
+    """
+    for l in range(len(K), 0, -1):
+        above = max([0, *last[l:]])  # the last average at any level above l
+        if (t - above) % K[l - 1] == 0:
+            return l
+    return 0
+
+
+@pytest.mark.parametrize("K", [(3, 8), (2, 5, 11), (1, 4, 6, 25), (4, 6, 9), (2, 4, 8, 16), (7,)])
+def test_a_hierarchy_averages_at_the_highest_level_that_is_due(K):
+    schedule, last = Hierarchical(K), [0] * len(K)
+    for t in range(1, 120):
+        level = due(K, t, last)
+        assert (
+            schedule.after(t) is ([Scope.NONE, *map(Scope, range(1, len(K))), Scope.WORLD][level])
+        )
+        if level:
+            last[level - 1] = t
+
+
+def test_where_each_period_divides_the_next_one_it_is_the_rule_of_torch():
+    """HierarchicalModelAverager: the highest level whose period divides the step."""
+    K = (2, 6, 12)
+    for t in range(1, 100):
+        divides = [l for l in (1, 2, 3) if t % K[l - 1] == 0]
+        assert Hierarchical(K).after(t).level(3) == max(divides, default=0)
+
+
+def test_two_levels_are_hieravg_and_one_is_kavg():
+    for K1, K2, S in ((3, 8, 2), (1, 4, 4)):
+        two, levels = hieravg(K1=K1, K2=K2, S=S), hieravg(levels=[(K1, S), (K2, "P")])
+        assert (two.schedule, two.clusters, two.P) == (levels.schedule, levels.clusters, levels.P)
+    one = hieravg(levels=[(5, 12)])
+    assert (one.schedule, one.clusters, one.P) == (Every(5), (), 12)
+    alone = hieravg(K1=2, K2=7, S=1)  # a cluster of one learner has nothing to average
+    assert (alone.schedule, alone.clusters) == (Every(7), ())
+    assert hieravg().schedule == Hierarchical((4, 16)) and hieravg().clusters == (4,)
+
+
+NO_HIERARCHY = [  # levels, and what is said
+    ([], "must be pairs"),
+    ("4:2,8:P", "must be pairs"),
+    (5, "must be pairs"),
+    ([(4, 2, 1)], "must be pairs"),
+    ([(0, 2), (8, 8)], "--levels 0:2,8:8: each K must be a whole number of at least 1"),
+    ([(4.0, 2), (8, 8)], "each K must be"),
+    ([(True, 2), (8, 8)], "each K must be"),
+    (
+        [(4, 0), (8, 8)],
+        "each S must be a whole number of at least 1; the last one may be the letter",
+    ),
+    ([(4, "P"), (8, "P")], "each S must be"),
+    ([(4, 2), (8, "p")], "each S must be"),
+    ([(4, 1), (8, 8)], "a cluster of 1 learner has nothing to average; leave the first level out"),
+    ([(4, 2), (4, 8)], "K must grow from each level to the next one, and 4 follows 4"),
+    ([(4, 2), (8, 4), (6, "P")], "and 6 follows 8"),
+    ([(4, 2), (8, 2)], "each S must divide the next one, which is larger, and 2 follows 2"),
+    ([(4, 4), (8, 6)], "and 6 follows 4"),
+    ([(4, 4), (8, 2), (9, "P")], "and 2 follows 4"),
+]
+
+
+@pytest.mark.parametrize(("levels", "words"), NO_HIERARCHY)
+def test_levels_that_are_no_hierarchy_are_refused(levels, words):
+    with pytest.raises(UserError) as e:
+        hieravg(levels=levels)
+    said = in_flags(str(e.value))
+    assert said.startswith("--levels ") and words in said and "\n" not in said
+
+
+@pytest.mark.parametrize("name", ["K1", "K2", "S"])
+def test_levels_stand_alone(name):
+    with pytest.raises(UserError, match=f"`{name} = 4` means nothing beside `levels`"):
+        hieravg(levels=[(4, 2), (8, "P")], **{name: 4})
+
+
+@pytest.mark.parametrize(
+    ("made", "P", "words"),
+    [
+        (lambda: hieravg(levels=[(4, 2), (8, 4)]), 8, "--levels has 4 learners, and the run has 8"),
+        (lambda: hieravg(levels=[(4, 3), (8, "P")]), 8, "clusters of 3 (--levels) with 8 learners"),
+        (lambda: hieravg(levels=[(4, 12)]), 6, "--levels has 12 learners, and the run has 6"),
+        (lambda: hieravg(S=3), 8, "--S 3 with 8 learners: a cluster's size must divide P"),
+    ],
+)
+def test_learners_that_do_not_form_the_hierarchy_are_refused(made, P, words):
+    with pytest.raises(UserError) as e:
+        made().check_learners(P)
+    assert words in in_flags(str(e.value))
+
+
+def test_learners_that_form_the_hierarchy_are_taken():
+    hieravg(levels=[(2, 3), (4, 6), (9, 12)]).check_learners(12)
+    hieravg(levels=[(2, 3), (4, 6), (9, "P")]).check_learners(18)
+    hieravg(S=3).check_learners(9)
 
 
 # ------------------------------------------------------------------------------------- driven by th
@@ -391,9 +534,9 @@ def test_the_step_size_of_qsr_is_not_copied():
 BAD = [
     (lambda: Every(0), "--K 0: a period must be at least 1"),
     (lambda: Every(-3), "--K -3: a period must be at least 1"),
-    (lambda: Hierarchical(0, 4), "--K1 0: a period must be at least 1"),
-    (lambda: Hierarchical(4, -1), "--K2 -1: a period must be at least 1"),
-    (lambda: Hierarchical(5, 4), "--K1 5 exceeds --K2 4"),
+    (lambda: hieravg(K1=0, K2=4), "--K1 0: a period must be at least 1"),
+    (lambda: hieravg(K1=4, K2=-1), "--K2 -1: a period must be at least 1"),
+    (lambda: hieravg(K1=5, K2=4), "--K1 5 exceeds --K2 4"),
     (lambda: Linear(0, 1.0), "--tau0 0: a period must be at least 1"),
     (lambda: Linear(4, -0.1), "--alpha -0.1: must be a finite number of at least 0"),
     (lambda: Linear(4, math.nan), "--alpha nan"),
@@ -434,7 +577,7 @@ def test_a_bad_value_is_refused_by_name(make, words):
 
 
 def test_limits_are_taken():
-    Every(1), Hierarchical(1, 1), Linear(1, 0.0), Piecewise([(0, 1), (1, 1)]), LossDriven(1)
+    Every(1), Hierarchical((1, 1)), Linear(1, 0.0), Piecewise([(0, 1), (1, 1)]), LossDriven(1)
     VarianceDriven(4, 4, low=1.0, high=1.0)
 
 
@@ -448,8 +591,15 @@ WHOLE = [  # every length of every algorithm's function
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("value", ["4", 4.5, None, True])
-@pytest.mark.parametrize(("name", "parameter"), WHOLE)
+@pytest.mark.parametrize(
+    ("name", "parameter", "value"),
+    [
+        (*length, value)
+        for length in WHOLE
+        for value in ("4", 4.5, None, True)
+        if value is not None or length[0] != "hieravg"  # None stands for the default
+    ],
+)
 def test_a_length_that_is_not_whole_is_refused_by_name(name, parameter, value):
     run = {"eamsgd": {"P": 2, "momentum": 0.9}, "downpour": {"P": 2}, "postlocal": {"switch": 1}}
     run = run.get(name, {})

@@ -112,6 +112,16 @@ def hieravg(K1, K2, S):
     return lambda s, T, gamma: oracle.hieravg(s, T, gamma, K1, K2, S)
 
 
+def levels(*pairs, rule=None, lr=None, mu=None):
+    """A hierarchy of pairs (K, S), with an outer optimiser where there is a rule."""
+
+    def run(s, T, gamma):
+        server = oracle.OuterState(rule, lr, mu, np.zeros(D)) if rule else None
+        return oracle.levels(s, T, gamma, pairs, server)
+
+    return run
+
+
 def adpsgd(p_init, K_s, warmup=0):
     return lambda s, T, gamma: oracle.adpsgd(s, T, gamma, p_init, K_s, warmup, k_from="warmup")
 
@@ -432,6 +442,32 @@ CASES = {
         )
         for S, K2, policy in ((2, 8, "keep"), (3, 7, "reset"), (4, 7, "average"), (6, 8, "average"))
     },
+    "levels": Case(
+        "hieravg --levels 3:2,8:4,20:P",
+        levels((3, 2), (8, 4), (20, 8)),
+        "momentum",
+        "average",
+        STAIRS,
+        T=53,
+    ),
+    "levels-reset": Case(
+        "hieravg --levels 2:2,4:4,8:8", levels((2, 2), (4, 4), (8, 8)), "nesterov", "reset", T=44
+    ),
+    "levels-12": Case(
+        "hieravg --levels 2:2,4:6,12:12",
+        levels((2, 2), (4, 6), (12, 12)),
+        "adam",
+        "keep",
+        ADAM,
+        P=12,
+        T=41,
+    ),
+    "levels-outer": Case(
+        "hieravg --levels 2:2,5:4,11:P --outer nesterov",
+        levels((2, 2), (5, 4), (11, 8), rule="nesterov", lr=0.7, mu=0.9),
+        "momentum",
+        T=50,
+    ),
     "adpsgd-grows": Case(
         "adpsgd --p-init 3 --Ks 20 --warmup 0", adpsgd(3, 20), step=FALLING, T=120
     ),
@@ -509,6 +545,9 @@ UNEVEN["hieravg-15-outer"] = Case(
     P=15,
     data="fives",
 )
+UNEVEN["levels-15"] = Case(
+    "hieravg --levels 3:3,9:15", levels((3, 3), (9, 15)), "momentum", "reset", P=15, data="fives"
+)
 UNEVEN |= {
     f"hieravg-{P}-{S}": Case(
         f"hieravg --K1 3 --K2 8 --S {S}", hieravg(3, 8, S), "momentum", "average", P=P, data=data
@@ -553,6 +592,8 @@ FEW = (
     "kavg-outer-adam",
     "hieravg-pairs",
     "hieravg-mu",
+    "levels",
+    "levels-12",
     "adpsgd-warm-up",
     "qsgd-buckets",
 )
@@ -627,6 +668,15 @@ def test_the_averages_are_the_oracles(runs, name, expected):
     assert got.period.tolist() == np.diff([0, *(t for t, _ in averages)]).tolist()
     if not name.startswith("sgd"):
         assert got.t.iloc[-1] == CASES[name].T and got.scope.iloc[-1] == WORLD
+
+
+@everywhere
+def test_the_levels_are_the_oracles(runs, name, expected):
+    """Everyone is level 1 without clusters, and 2 above those of Hier-AVG."""
+    _, averages, *more = expected(name)
+    top = 1 + (name.startswith("hieravg") and name != "hieravg-alone")
+    wanted = [top if scope == "global" else 1 for _, scope in averages]
+    assert runs[name].averages.level.tolist() == (more[0] if name.startswith("levels") else wanted)
 
 
 @everywhere
@@ -737,6 +787,8 @@ SAME_BITS = {
     "adpsgd --p-init 7 --Ks 60 --warmup 99": "kavg --K 1",
     "hieravg --K1 3 --K2 8 --S 2 --mu 0": "hieravg --K1 3 --K2 8 --S 2",
     "hieravg --K1 7 --K2 7 --S 4 --mu 0.5": "mavg --K 7 --mu 0.5",
+    "hieravg --levels 3:2,8:P": "hieravg --K1 3 --K2 8 --S 2",
+    "hieravg --levels 7:8": "kavg --K 7",
     "mavg --K 7 --mu 0": "kavg --K 7",
     "mavg --K 7 --mu 0 --nesterov": "kavg --K 7",
     "kavg --K 7 --outer momentum --mu 0": "kavg --K 7",

@@ -55,6 +55,7 @@ def average(t: int, period: int, scope: int) -> dict:
     return {
         "t": t,
         "scope": scope,
+        "level": scope,
         "period": period,
         "bytes_node": 8,
         "bytes_cross": 0,

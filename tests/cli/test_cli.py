@@ -126,7 +126,7 @@ def test_the_papers_symbols_are_the_options():
         "diloco": {"K", "outer_lr", "mu"},
         "slowmo": {"K", "outer_lr", "mu"},
         "postlocal": {"K", "switch"},
-        "hieravg": {"K1", "K2", "S"},
+        "hieravg": {"K1", "K2", "S", "levels"},
         "adalupa": {"tau0", "alpha"},
         "adpsgd": {"p_init", "Ks"},
         "qsgd": {"bits", "bucket"},

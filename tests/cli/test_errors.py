@@ -81,6 +81,27 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
     "K below 1": (f"kavg --K 0 {SMALL}", ["--K 0", "at least 1"]),
     "K1 above K2": (f"hieravg --K1 9 --K2 4 {SMALL}", ["--K1 9", "--K2 4", "K1 <= K2"]),
     "S divides nothing": (f"hieravg --S 3 --learners 4 {SMALL}", ["--S 3", "4 learners", "divide"]),
+    "levels in other words": (f"hieravg --levels 4,8 {SMALL}", ["--levels 4,8", "K:S,K:S"]),
+    "levels that do not nest": (
+        f"hieravg --levels 2:2,4:3,8:6 --learners 6 {SMALL}",
+        ["--levels 2:2,4:3,8:6", "each S must divide the next one", "3 follows 2"],
+    ),
+    "levels that do not grow": (
+        f"hieravg --levels 4:2,4:P --learners 4 {SMALL}",
+        ["--levels 4:2,4:P", "K must grow", "4 follows 4"],
+    ),
+    "levels of other learners": (
+        f"hieravg --levels 2:2,4:4 --learners 8 --data none.h5 {SMALL}",
+        ["--levels has 4 learners", "the run has 8", "letter P"],
+    ),
+    "levels that do not divide": (
+        f"hieravg --levels 2:4,4:P --learners 6 --data none.h5 {SMALL}",
+        ["clusters of 4 (--levels)", "6 learners", "divide"],
+    ),
+    "levels and K1": (
+        f"hieravg --levels 2:2,4:P --K1 3 {SMALL}",
+        ["--K1 3", "means nothing beside --levels", "leave --K1 out"],
+    ),
     "lr nan": (f"kavg --lr nan {SMALL}", ["--lr nan", "finite", "above 0"]),
     "lr inf": (f"kavg --lr inf {SMALL}", ["--lr inf", "finite", "above 0"]),
     "lr 0": (f"kavg --lr 0 {SMALL}", ["--lr 0", "finite", "above 0"]),

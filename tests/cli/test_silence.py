@@ -227,6 +227,7 @@ def test_sequential_sgd_is_meant_to_average_nothing(capsys):
         ("kavg", {"K": 41}, " with K = 41"),
         ("mavg", {"K": 64}, " with K = 64"),
         ("hieravg", {"K1": 4, "K2": 44, "S": 2}, " with K2 = 44"),
+        ("hieravg", {"levels": "4:2,44:4"}, " with levels = 4:2,44:4"),
         ("adalupa", {"tau0": 41}, " with tau0 = 41"),
         ("adacomm", {"tau0": 41}, " with tau0 = 41"),
         ("piecewise", {"pieces": "0:50"}, ""),

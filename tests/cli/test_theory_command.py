@@ -9,6 +9,7 @@ import pytest
 from mpi import alone
 
 from localavg.cli.theory import command
+from localavg.cli.theory.runs import innermost
 from localavg.datasets import Dataset, Split
 from localavg.files.record import load
 from localavg.problems.constants import logistic_constants, sampled_constants
@@ -271,6 +272,25 @@ def test_the_weighted_variance_takes_the_step_size_of_every_update(tmp_path):
     gamma = np.where(np.arange(1, 401) <= 125, 1.0, 0.1)  # 25 updates an epoch
     expected = float((gamma * np.repeat(V.mean_variance, V.period)).sum() / gamma.sum())
     assert printed == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "K1", "S"),
+    [
+        ({}, 1, 1),
+        ({"K1": 4, "S": 2}, 4, 2),
+        ({"K1": None, "S": None, "levels": "8:P"}, 1, 1),
+        ({"K1": None, "S": None, "levels": "3:2,8:P"}, 3, 2),
+        ({"K1": None, "S": None, "levels": "3:2,8:4,20:16"}, 3, 2),
+    ],
+)
+def test_the_theory_takes_the_innermost_clusters_of_a_run_and_says_where_there_are_more(
+    config, K1, S, capsys
+):
+    assert innermost(SimpleNamespace(config=config, path="run.h5")) == {"K1": K1, "S": S}
+    said = capsys.readouterr().err
+    more = "localavg: run.h5 has 2 levels of clusters, and the theory has one"
+    assert said.startswith(more) if "20" in config.get("levels", "") else said == ""
 
 
 @pytest.mark.parametrize("words", ["--gamma 0", "--gamma nan", "--steps 0", "--batch-size 0"])

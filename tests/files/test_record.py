@@ -17,7 +17,7 @@ import pytest
 
 from localavg.errors import UserError
 from localavg.files import atomic, provenance, record
-from localavg.files.record import SCHEMA, WORLD, NotARunFile, Record, load, load_many
+from localavg.files.record import SCHEMA, TABLES, WORLD, NotARunFile, Record, load, load_many
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -363,6 +363,25 @@ def test_load_many_finds_the_run_files_and_skips_other_hdf5(tmp_path):
     (tmp_path / "b" / "3.h5").write_bytes((tmp_path / "a.h5").read_bytes()[:2000])
     with pytest.raises(UserError, match=r"3\.h5: cannot read"):
         load_many(tmp_path)
+
+
+def test_a_column_that_an_earlier_version_did_not_write_is_filled_up(path):
+    """`level` with 0, `wait_s` with NaN, in a file that is read and in one that is resumed."""
+    file = Record.create(path, {}, {})
+    for t in (1, 2, 3):
+        file.append("averages", **row("averages", t))
+    file.finish("interrupted")
+    with h5py.File(path, "r+") as earlier:
+        del earlier["averages/level"], earlier["averages/wait_s"]
+    found = load(path).averages
+    assert found.level.tolist() == [0, 0, 0] and found.wait_s.isna().all()
+    again = Record.reopen(path, {**dict.fromkeys(TABLES, 0), "averages": 2}, {})
+    again.append("averages", **row("averages", 4) | {"level": 3, "wait_s": 0.5})
+    again.finish("finished")
+    found = load(path).averages
+    assert found.t.tolist() == [row("averages", t)["t"] for t in (1, 2, 4)]
+    assert found.level.tolist() == [0, 0, 3]
+    assert found.wait_s.tolist()[2] == 0.5 and found.wait_s.isna().tolist() == [True, True, False]
 
 
 def test_scope_tells_world_from_cluster(path):

@@ -24,7 +24,7 @@ def means(world, aware):
         fleet, device = place(world, L * world.size)
         found = Probe(*aware)
         try:
-            transport = choose(name, fleet, L, 0, device, found)
+            transport = choose(name, fleet, (L,), 0, device, found)
         except UserError as e:
             return str(e)
         return [wrong for n in LENGTHS for wrong in one_length(fleet, transport, L, n)]

@@ -39,11 +39,11 @@ class World:
         return [mine, (1, *(*self.other, ())[:5])]
 
 
-def agreement(other, S=None):
+def agreement(other, *clusters):
     world = World(other)
     groups = [SimpleNamespace(comm=world)]
-    fleet = SimpleNamespace(world=world, P=4 if S else 2, ranks=2, groups=lambda S: groups)
-    return Agreement(fleet, S, 300.0, None), world
+    fleet = SimpleNamespace(world=world, P=8 if clusters else 2, ranks=2, groups=lambda S: groups)
+    return Agreement(fleet, clusters, 300.0, None), world
 
 
 SAME = (What.AVERAGE, 24, 0, "")
@@ -103,12 +103,11 @@ def test_a_fault_on_all_ranks_is_told_as_it_is():
         made.meet(What.STEP, 3, fault="attach: it is broken")
 
 
-def test_a_cluster_meets_alone_and_before_everyone():
-    made, world = agreement(SAME, S=2)
-    made.meet(What.AVERAGE, 24, Scope.CLUSTER)
-    assert world.reductions == 1
-    made.meet(What.AVERAGE, 24, Scope.WORLD)
-    assert world.reductions == 3
+def test_a_cluster_meets_alone_and_before_the_larger_ones_and_everyone():
+    made, world = agreement(SAME, 2, 4)
+    for scope, reductions in ((Scope.CLUSTER, 1), (Scope(2), 1 + 2), (Scope.WORLD, 1 + 2 + 3)):
+        made.meet(What.AVERAGE, 24, scope)
+        assert world.reductions == reductions
 
 
 def test_a_watchdog_prints_again_and_again_and_ends_with_its_owner(capsys):

@@ -77,7 +77,7 @@ def chosen(
         try:
             device = choose_device("cuda", fleet, lambda _: stand_in, lambda: None)
             known = aware if world.rank == 0 else None
-            transport = choose(name, fleet, None, 8 * N, device, known, n=N, earlier=earlier)
+            transport = choose(name, fleet, (), 8 * N, device, known, n=N, earlier=earlier)
         finally:
             mock.patch.stopall()
     return transport.name, transport.why, sums

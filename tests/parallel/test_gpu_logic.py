@@ -81,9 +81,9 @@ def means(world):
             fleet = watched(Fleet(world, P))
             device = device_of(fleet)
             S = next(S for S in (3, 2, 1) if P % S == 0)
-            transport = choose(name, fleet, S, 0, device, AWARE)
+            transport = choose(name, fleet, (S,), 0, device, AWARE)
             if name == "staged":
-                transport = Staged(fleet, device, S, piece=1000)
+                transport = Staged(fleet, device, (S,), piece=1000)
             mine = slice(fleet.learners.start, fleet.learners.stop)
             for n in (1, 7, 1000, 4321):
                 for whole in (True, False):
@@ -198,13 +198,13 @@ def choices(world):
                 )
                 for name in ("nccl", "cuda_aware", "staged", "shared", "mpi"):
                     try:
-                        transport = choose(name, fleet, None, 0, device, aware)
+                        transport = choose(name, fleet, (), 0, device, aware)
                         answers[available, gpus, known, name] = transport.name, transport.why
                     except UserError as e:
                         answers[available, gpus, known, name] = "error", str(e)
     for name in ("nccl", "cuda_aware", "staged"):
         try:
-            choose(name, Fleet(world), None, 0)
+            choose(name, Fleet(world), (), 0)
         except UserError as e:
             answers[name] = str(e)
     stand_in.nccl.available, stand_in.gpus[0] = True, 4
@@ -444,7 +444,7 @@ def test_a_communicator_of_nccl_is_made_for_each_group_that_spans_ranks():
 def groups_of_nccl(world):
     """How many NCCL communicators clusters of two and everyone take, and those without clusters."""
     fleet = watched(Fleet(world))
-    return len(Nccl(fleet, device_of(fleet), 2)._of), len(Nccl(fleet, device_of(fleet))._of)
+    return len(Nccl(fleet, device_of(fleet), (2,))._of), len(Nccl(fleet, device_of(fleet))._of)
 
 
 # --------------------------------------------------------------------------------------------------

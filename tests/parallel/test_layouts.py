@@ -19,7 +19,7 @@ from localavg.parallel.layout import Layout
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.shared import SharedMemory
 from localavg.parallel.wires.int8 import Int8
-from localavg.scope import Scope
+from localavg.scope import Scope, sizes
 from localavg.streams import Stream, uniform
 
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
@@ -30,20 +30,31 @@ n = 203  # entries in a row of the closed forms
 
 MEANS = [*(("openmpi", ranks) for ranks in (1, 2, 3, 4)), ("mpich", 3)]
 TRANSPORTS = {"mpi": HostMPI, "shared": SharedMemory, "chunks": HostMPI}
-# transport, P, S, ranks a node: clusters that lie inside, span and straddle ranks and nodes
+# transport, P, clusters of each level, ranks a node: clusters that lie inside, span and straddle
+# ranks and nodes
 SETTINGS = [
-    *((name, 12, S, None) for name in ("mpi", "shared") for S in (1, 2, 3, 4, 6, 12)),
-    *((name, 12, S, ranks) for name in ("mpi", "shared") for S in (3, 4) for ranks in (1, 2, 3)),
-    *((name, None, None, ranks) for name in ("mpi", "shared") for ranks in (None, 2)),
-    *(("chunks", P, S, ranks) for P, S, ranks in ((12, 4, None), (12, 3, 2), (None, None, None))),
+    *((name, 12, (S,), None) for name in ("mpi", "shared") for S in (1, 3, 12)),
+    *((name, 12, (2, 4), None) for name in ("mpi", "shared")),
+    *(
+        (name, 12, clusters, ranks)
+        for name in ("mpi", "shared")
+        for clusters in ((3, 6), (4,))
+        for ranks in (1, 2, 3)
+    ),
+    *((name, 24, (2, 4, 12), ranks) for name in ("mpi", "shared") for ranks in (None, 2)),
+    *((name, None, (), ranks) for name in ("mpi", "shared") for ranks in (None, 2)),
+    *(
+        ("chunks", P, clusters, ranks)
+        for P, clusters, ranks in ((12, (4,), None), (12, (3, 6), 2), (None, (), None))
+    ),
     # and where ranks hold different numbers of learners
     *(
-        (name, P, S, ranks)
+        (name, P, (S,), ranks)
         for name in ("mpi", "shared")
         for P, S in ((5, 5), (7, 1), (10, 5), (9, 3))
         for ranks in (None, 2)
     ),
-    ("chunks", 7, 7, 2),
+    ("chunks", 7, (7,), 2),
 ]
 
 
@@ -117,15 +128,15 @@ def averaged(world, settings):
     """
     mpi = localavg.parallel.transport.mpi
     found, chunk, most = [], mpi.CHUNK, mpi.MOST_BYTES
-    for name, P, S, ranks_per_node in settings:
+    for name, P, clusters, ranks_per_node in settings:
         # four calls a row
         mpi.CHUNK, mpi.MOST_BYTES = (64, 2 * 64 * (P or 4)) if name == "chunks" else (chunk, most)
         fleet = Fleet(world, P, ranks_per_node)
-        how = TRANSPORTS[name](fleet, S)
+        how = TRANSPORTS[name](fleet, clusters)
         mine = closed(fleet.P)[fleet.learners.start : fleet.learners.stop]  # [L, n]
         w = how.zeros(mine.shape)
         got = {"zeros": w.copy()}
-        for scope in (Scope.WORLD, Scope.CLUSTER) if S else (Scope.WORLD,):
+        for scope in sizes(clusters, fleet.P):
             for variance in (False, True):
                 w[...] = mine
                 got[scope, variance] = how.mean_(w, scope, variance), w.copy()
@@ -149,7 +160,7 @@ def averaged(world, settings):
 
 @pytest.fixture
 def means(request, once):
-    """(name of the setting, P, S, what every rank found) for every setting, from one launch."""
+    """(name of the setting, P, clusters, what every rank found) for every setting, from one launch."""
     mpi, ranks = request.param
     answers = once(request.param, call, ranks, averaged, SETTINGS, mpi=mpi)
     return [
@@ -201,12 +212,11 @@ def test_a_step_is_made_once_for_each_column_of_a_state_and_all_rows_get_it(mean
 
 @everywhere
 def test_a_clusters_mean_is_exact(means):
-    for name, P, S, got in means:
-        if S:
+    for name, P, clusters, got in means:
+        for level, S in enumerate(clusters, 1):
             for variance in (False, True):
-                assert np.array_equal(stack(got, (Scope.CLUSTER, variance)), clusters_mean(P, S)), (
-                    name
-                )
+                averaged = stack(got, (Scope(level), variance))
+                assert np.array_equal(averaged, clusters_mean(P, S)), (name, level)
 
 
 @everywhere
@@ -215,14 +225,14 @@ def test_the_variance_is_that_about_the_mean_of_those_who_average(means):
     for.
     """
     squares = np.sum(np.arange(1.0, n + 1) ** 2)
-    for name, P, S, got in means:
+    for name, P, clusters, got in means:
         wanted = {
             (Scope.WORLD, True): (P**2 - 1) / 12 * squares,
             "variance": (P**2 - 1) / 12 * squares,
         }
-        if S:
-            wanted[Scope.CLUSTER, True] = (S**2 - 1) / 12 * squares
-            assert all(np.isnan(g[Scope.CLUSTER, False][0]) for g in got), name
+        for level, S in enumerate(clusters, 1):
+            wanted[Scope(level), True] = (S**2 - 1) / 12 * squares
+            assert all(np.isnan(g[Scope(level), False][0]) for g in got), name
         assert all(np.isnan(g[Scope.WORLD, False][0]) for g in got), name
         for key, value in wanted.items():
             told = [g[key][0] if isinstance(g[key], tuple) else g[key] for g in got]
@@ -407,6 +417,7 @@ RUNS = {  # name: (algorithm, optimiser, sampling)
     "kavg": ("kavg --K 5", "momentum", "shard"),
     "sync": ("sync", "momentum", "iid"),
     "hieravg": ("hieravg --K1 3 --K2 8 --S {S}", "adam", "iid"),
+    "levels": ("hieravg --levels {levels}", "momentum", "iid"),
     "adpsgd": ("adpsgd --p-init 3 --Ks 15 --warmup 1", "sgd", "shuffle"),
     "mavg": ("mavg --K 6 --mu 0.5", "nesterov", "block"),
     "diloco": ("diloco --K 6", "momentum", "iid"),
@@ -426,6 +437,7 @@ LATER = {  # left to the long tests
     12: [("openmpi", 1), ("mpich", 3)],
 }
 CLUSTERS = {4: 4, 5: 5, 7: 1, 10: 5, 12: 4}  # P: S
+LEVELS = {4: "3:2,7:P", 5: "4:5", 7: "4:P", 10: "3:5,7:10", 12: "2:2,4:6,12:12"}
 UNEQUAL = ("openmpi", 3)  # where every run is made on nodes of 2 and 1 ranks too
 
 
@@ -441,7 +453,7 @@ def layout(once, shards, tmp_path_factory):
             for name, (algorithm, optimiser, sampling) in RUNS.items():
                 if (mpi, ranks) in worlds:
                     line = (
-                        f"{algorithm.format(S=CLUSTERS[P])} --learners {P} "
+                        f"{algorithm.format(S=CLUSTERS[P], levels=LEVELS[P])} --learners {P} "
                         f"--data {shlex.quote(shards.path)} --sampling {sampling} "
                         f"--batch-size 5 --steps 40 --lr 0.3 --optimizer {optimiser} --state "
                         "average --seed 3 "
@@ -480,7 +492,7 @@ def test_a_run_does_not_depend_on_the_layout(layout, name, P, mpi, ranks, layout
     several = layout(mpi, ranks, layouts)[f"{nodes}{name} {P}"]
     assert np.linalg.norm(several.weights - one.weights) <= TOLERANCE * np.linalg.norm(one.weights)
     for table, columns in (
-        ("averages", ["t", "scope", "period"]),
+        ("averages", ["t", "scope", "level", "period"]),
         ("train", ["t", "epoch", "samples", "step_size"]),
     ):
         for column in columns:
@@ -570,12 +582,18 @@ BYTES = {
 }
 
 
+LEVELED = {"levels": f"hieravg --levels 1:2,2:6,5:P --learners 12 {BY_MPI} {NODES}"}
+
+
 @pytest.fixture
 def travelled(once, shards, tmp_path_factory):
     lines = {
         name: f"{options.split()[0]} --learners 6 {options.partition(' ')[2]} --data "
         f"{shlex.quote(shards.path)} --steps 6 --batch-size 4"
-        for name, (options, _) in BYTES.items()
+        for name, options in {
+            **{name: options for name, (options, _) in BYTES.items()},
+            **LEVELED,
+        }.items()
     }
     return once("bytes", train_all, tmp_path_factory.getbasetemp(), 3, lines)
 
@@ -587,6 +605,14 @@ def test_bytes_are_those_handed_to_each_kind_of_communicator(travelled, name):
     for scope, (within, across) in BYTES[name][1].items():
         rows = averages[averages.scope == scope]
         assert set(rows.bytes_node) == {within} and set(rows.bytes_cross) == {across}
+
+
+def test_bytes_are_those_of_the_level(travelled):
+    """Twelve learners on three ranks: pairs lie on a rank, sixes on ranks 0, 1 and on ranks 1, 2."""
+    found = {}
+    for _, row in travelled["levels"].averages.iterrows():
+        found.setdefault(row.level, set()).add((row.bytes_node, row.bytes_cross))
+    assert found == {1: {(0, 0)}, 2: {(2 * VECTOR, 2 * VECTOR)}, 3: {(0, 3 * VECTOR)}}
 
 
 def test_one_rank_hands_nothing_to_mpi(layout):

@@ -51,7 +51,8 @@ def expected(P, n, whole, dtype, S):
     everyone = np.broadcast_to(ordered(rows), (P, n))
     clusters = np.repeat([ordered(rows[c : c + S]) for c in range(0, P, S)], S, axis=0)
     both = np.broadcast_to(ordered(clusters), (P, n))
-    return rows, (((2,), everyone), ((1,), clusters), ((1, 2), both), ((2, 1, 2), everyone))
+    W, C = Scope.WORLD, Scope.CLUSTER
+    return rows, (((W,), everyone), ((C,), clusters), ((C, W), both), ((W, C, W), everyone))
 
 
 def means(world):
@@ -66,7 +67,7 @@ def means(world):
                 P = {"R": world.size, "3R": 3 * world.size}.get(P, P)
                 fleet = Fleet(world, P, ranks_per_node)
                 S = next(S for S in (3, 2, 5, 1) if fleet.P % S == 0)
-                transports[dtype, layout] = fleet, S, how(fleet, S, dtype=dtype)
+                transports[dtype, layout] = fleet, S, how(fleet, (S,), dtype=dtype)
             fleet, S, transport = transports[dtype, layout]
             P, mine, near = (
                 fleet.P,
@@ -79,9 +80,9 @@ def means(world):
                 for scopes, end in ends:
                     w[...] = rows[mine]
                     for scope in scopes:
-                        transport.mean_(w, Scope(scope))
+                        transport.mean_(w, scope)
                     ours = name == "shared" and fleet.nodes == 1  # the order is ours: to the bit
-                    exact = scopes in ((2,), (1,)) and (whole or ours or P <= 2)
+                    exact = len(scopes) == 1 and (whole or ours or P <= 2)
                     same = (
                         np.array_equal(w, end[mine])
                         if exact
@@ -121,7 +122,7 @@ def test_every_mean_is_the_sum_in_order_divided_once(ranks, mpi):
 def test_a_sum_is_divided_by_the_learners_not_by_the_ranks(name, variance):
     """Four learners on one rank: all of them, and clusters of two."""
     fleet = Fleet(MPI.COMM_SELF, 4)
-    transport, rows = HOW[name](fleet, 2), values(4, 1001, whole=True)
+    transport, rows = HOW[name](fleet, (2,)), values(4, 1001, whole=True)
     pairs = np.repeat([ordered(rows[:2]), ordered(rows[2:])], 2, axis=0)
     everyone = np.tile(ordered(rows), (4, 1))
     for scope, expected in ((Scope.WORLD, everyone), (Scope.CLUSTER, pairs)):
@@ -146,7 +147,7 @@ def test_slots_divide_by_the_learners_not_by_the_ranks(P):
 def test_S_of_many_equal_deviations_is_exact(name, how):
     """8 M squares of one number, whose sum in float32 would stop growing: (2 · 2^-13)² / 4 each."""
     n = 1 << 23
-    transport = HOW[name](Fleet(MPI.COMM_SELF, 2), None)
+    transport = HOW[name](Fleet(MPI.COMM_SELF, 2))
     w = transport.zeros((2, n))
     w[0], w[1] = 1 + 2**-13, 1 - 2**-13
     S = transport.variance(w) if how == "variance" else transport.mean_(w, Scope.WORLD, True)
@@ -157,7 +158,7 @@ def test_S_of_many_equal_deviations_is_exact(name, how):
 def long_run(world):
     """1000 averages over both scopes, long and short rows: what changed meanwhile."""
     fleet = Fleet(world, 2 * world.size)
-    transport = SharedMemory(fleet, 2)
+    transport = SharedMemory(fleet, (2,))
     sizes = (64, 2 * CHUNK)
     matrices = [transport.zeros((2, n)) for n in sizes]
     wrong, made = [], []

@@ -202,7 +202,7 @@ def statistics_before_and_after(world):
     fleet = Fleet(world, 4)
     data = datasets.load("digits", fleet)
     network = Network(data, "nin", 0.0, seed=0)
-    transport = choose("auto", fleet, None, 8 * fleet.L * network.d)
+    transport = choose("auto", fleet, (), 8 * fleet.L * network.d)
     flat = Flat(network.shapes, fleet.L, network.parameters, transport.zeros, network.align)
     network.initial_(flat.w[0])
     flat.w[1] = flat.w[0]

@@ -114,9 +114,9 @@ def test_many_updates_have_the_mean_and_the_coefficient_of_variation_asked_for(c
 # --------------------------------------------------------------------------------------------------
 
 
-def clock(P, S=None, seed=0, **more):
+def clock(P, *clusters, seed=0, **more):
     made = Timing(**{"step_s": 0.25, "latency_s": 0.125, "bandwidth_bytes_per_s": 64, **more})
-    return Synchronous(made, P, seed, averages(made, P, 32, S))
+    return Synchronous(made, P, seed, averages(made, P, 32, clusters))
 
 
 @pytest.mark.parametrize("K", [1, 3, 8, 100])
@@ -139,7 +139,7 @@ def test_learners_of_one_speed_never_wait_and_add_up_to_updates_and_averages(K):
 
 
 def test_an_average_over_clusters_waits_within_the_cluster_alone():
-    rough = clock(6, S=2, step_cv=0.8)
+    rough = clock(6, 2, step_cv=0.8)
     rough.advance(5)
     before, took = rough.now.copy(), 2 * 0.125 + 32 / 64
     assert len({*before}) == 6
@@ -152,8 +152,18 @@ def test_an_average_over_clusters_waits_within_the_cluster_alone():
     assert len({*rough.now}) == 3 and rough.wall_s == slowest.max() + took
 
 
+def test_an_average_over_clusters_of_clusters_waits_within_the_large_one():
+    rough = clock(12, 2, 6, step_cv=0.8)
+    rough.advance(5)
+    slowest = rough.now.reshape(2, 6).max(axis=1)  # of each half
+    seconds, waited = rough.average(Scope(2))
+    assert seconds == pytest.approx(2 * math.log2(6) * 0.125 + 2 * 5 / 6 * 32 / 64)
+    assert waited > 0 and rough.compute_s + waited == pytest.approx(slowest.mean())
+    np.testing.assert_array_equal(rough.now, np.repeat(slowest, 6) + seconds)
+
+
 def test_an_average_over_everyone_waits_for_the_slowest_of_all():
-    rough = clock(6, S=2, step_cv=0.8)
+    rough = clock(6, 2, step_cv=0.8)
     rough.advance(5)
     slowest = rough.now.max()
     assert rough.wall_s == slowest
@@ -162,7 +172,7 @@ def test_an_average_over_everyone_waits_for_the_slowest_of_all():
 
 
 def test_every_second_of_a_learner_is_computing_waiting_or_communicating():
-    rough = clock(6, S=3, seed=4, step_cv=0.8)
+    rough = clock(6, 3, seed=4, step_cv=0.8)
     for t, scope in [(2, Scope.CLUSTER), (5, Scope.CLUSTER), (6, Scope.WORLD), (9, Scope.CLUSTER)]:
         rough.advance(t)
         rough.average(scope)

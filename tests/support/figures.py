@@ -67,6 +67,7 @@ def rows_of(config):
             {
                 "t": t,
                 "scope": WORLD,
+                "level": 1,
                 "period": t - before,
                 "variance": 1e-3,
                 "mean_variance": 1e-3 * (t - before) / t,

@@ -541,6 +541,43 @@ def hieravg(setup, T, gamma, K1, K2, S):
     return W[0], averages
 
 
+def levels(setup, T, gamma, levels, server=None):
+    """Averages over a hierarchy: levels are pairs (K, S), innermost first, the last S is P.
+
+    A level is due when its K divides the updates since the last average at any level above it, and
+    since 0 for the top one. The highest level that is due averages, and everyone at T. server: an
+    `OuterState` that steps at the averages of everyone. The third value is the level of each average.
+    """
+    W, states = start(setup)
+    top = len(levels)
+    last = [0] * (top + 1)  # update of the last average at level l; 0 at the start
+    averages, at = [], []
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+        due = [
+            l
+            for l in range(1, top + 1)
+            if (t - max([last[above] for above in range(l + 1, top + 1)], default=0))
+            % levels[l - 1][0]
+            == 0
+        ]
+        if not due and t < T:
+            continue
+        l = top if t == T else max(due)
+        last[l] = t
+        averages.append((t, "global" if l == top else "local"))
+        at.append(l)
+        S = levels[l - 1][1]
+        assert setup.P % S == 0 and (l < top or setup.P == S)
+        for first in range(0, setup.P, S):
+            group = slice(first, first + S)
+            stepped = server is not None and l == top
+            new = server.step(W[group], gamma(t)) if stepped else mean(W[group])
+            W[group] = [new for _ in range(S)]
+            states[group] = states_after_average(states[group], setup.policy)
+    return W[0], averages, at
+
+
 def quantise(g, u, bits=8, bucket=512):
     """QSGD (Alistarh et al. 2017): the decoded stochastic rounding of g, given u uniform in [0, 1)
     of g's length.

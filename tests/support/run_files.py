@@ -30,6 +30,7 @@ def run_file(
             "averages",
             t=t,
             scope=record.WORLD,
+            level=1,
             period=8,
             bytes_node=8000,
             bytes_cross=0,

@@ -297,7 +297,7 @@ def test_a_steady_machine_takes_what_one_adds_up():
         10 * 0.5 + 3 * mean
     )  # at 4, 8 and 10
     pair = 2 * 0.125 + 400 / 100
-    taken = plan.modelled_s(STEADY, 4, Hierarchical(2, 6), 12, 0, 400, S=2)
+    taken = plan.modelled_s(STEADY, 4, Hierarchical((2, 6)), 12, 0, 400, (2,))
     assert taken == pytest.approx(
         12 * 0.5 + 4 * pair + 2 * mean
     )  # clusters at 2, 4, 8, 10; everyone at 6, 12
@@ -337,7 +337,7 @@ def test_a_simulated_synchronous_run_records_the_modelled_times(simulated):
     )
     assert kavg.eval.wall_s.iloc[-1] == kavg.train.wall_s.iloc[-1]
     assert kavg.averages.seconds.tolist() == pytest.approx([default.mean_s(4, nbytes)] * 3)
-    modelled = plan.modelled_s(default, 4, Hierarchical(2, 6), 12, 0, nbytes, S=2)
+    modelled = plan.modelled_s(default, 4, Hierarchical((2, 6)), 12, 0, nbytes, (2,))
     assert hieravg.train.wall_s.iloc[-1] == pytest.approx(modelled)
     assert sync.train.wall_s.iloc[-1] == pytest.approx(
         plan.modelled_s(default, 4, Every(1), 10, 0, nbytes)

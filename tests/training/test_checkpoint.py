@@ -181,6 +181,8 @@ ANY = {  # name: P learners and what they do
     "adpsgd": (7, LINES["adpsgd"]),
     "loss": (7, LINES["loss"]),
     "hieravg": (10, f"hieravg --K1 3 --K2 7 --S 5 {DATA} --steps 40"),
+    # clusters of clusters average at the update of the stop
+    "levels": (8, f"hieravg --levels 4:2,13:4,20:P {DATA} --steps 40 --state average"),
     "network": (5, LINES["network"]),
 }
 
@@ -242,9 +244,8 @@ def test_a_run_of_any_number_of_learners_is_resumed_on_any_number_of_ranks(
         assert again.provenance["resumes"] == 1 and np.array_equal(
             again.weights, reference.weights
         ), name
-        assert again.averages[["t", "scope", "period"]].equals(
-            reference.averages[["t", "scope", "period"]]
-        )
+        columns = ["t", "scope", "level", "period"]
+        assert again.averages[columns].equals(reference.averages[columns])
         np.testing.assert_allclose(again.train.loss, reference.train.loss, rtol=1e-6)
 
 

@@ -8,6 +8,7 @@ from mpi4py import MPI
 from samples import N
 
 from localavg.files.record import CLUSTER, WORLD, load
+from localavg.simulate.timing import Timing
 
 P, T, L2, M = 4, 52, 0.01, 0.8
 
@@ -23,6 +24,7 @@ ALGORITHMS = {  # T ends a partial period of each
     "slowmo --K 6": lambda s, T, gamma: oracle.outer(s, T, gamma, "slowmo", 1, 0.5, kavg(6)),
     "kavg --K 6 --outer yogi": lambda s, T, gamma: oracle.outer(s, T, gamma, "yogi", 0.01, 0.9, kavg(6)),
     "hieravg --K1 3 --K2 8 --S 2": lambda s, T, gamma: oracle.hieravg(s, T, gamma, 3, 8, 2),
+    "hieravg --levels 3:2,8:P": lambda s, T, gamma: oracle.levels(s, T, gamma, [(3, 2), (8, P)]),
     "adpsgd --p-init 3 --Ks 20 --warmup 4":
         lambda s, T, gamma: oracle.adpsgd(s, T, gamma, 3, 20, 4, k_from="warmup"),
 }  # fmt: skip
@@ -51,6 +53,21 @@ def test_a_run_is_the_oracles(algorithm, optimiser, shards, tmp_path, hooks):
     assert found.averages.t.tolist() == [t for t, _ in averages]
     assert found.averages.scope.tolist() == [scopes[scope] for _, scope in averages]
     assert averages[-1] == (T, "global")
+
+
+def test_an_average_of_a_level_takes_the_modelled_time_of_its_learners(tmp_path, hooks):
+    out = tmp_path / "run.h5"
+    line = (
+        "train hieravg --levels 2:2,5:4,11:P --learners 8 --data epsilon-like:80x50 --steps 23 "
+        f"--batch-size 5 --lr 0.1 --simulate --out {out}"
+    )
+    assert command_lines(MPI.COMM_WORLD, [line.split()]) == [0]
+    found = load(out).averages
+    assert found.level.tolist() == [1, 1, 2, 1, 1, 2, 3] * 2 + [3]
+    assert found.t.tolist() == [2, 4, 5, 7, 9, 10, 11, 13, 15, 16, 18, 20, 21, 22, 23]
+    expected = [Timing().mean_s((2, 4, 8)[level - 1], 4 * 50) for level in found.level]
+    np.testing.assert_allclose(found.seconds, expected, rtol=1e-12)
+    assert (found.wait_s > 0).all()
 
 
 @pytest.mark.parametrize("algorithm", ["qsgd", "adpsgd --p-init 2 --Ks 20 --warmup 0"])

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+from localavg.algorithms.base import NoExchange
 from localavg.scope import Scope
 from localavg.training import stopwatch
+from localavg.training.averages import Averages
 from localavg.training.monitor import Monitor
 
 
@@ -67,11 +69,17 @@ class Evaluator:
         return dict.fromkeys(("train_loss", "train_accuracy", "test_loss", "test_accuracy"), 0.5)
 
 
+def payload_of(*scopes):
+    """Of an algorithm that averages weights over these scopes."""
+    algorithm = SimpleNamespace(scopes=scopes, exchange=NoExchange())
+    return SimpleNamespace(handed_over=lambda t, scope: (8, 0), algorithm=algorithm)
+
+
 def made(clock, world, rows):
     fleet = SimpleNamespace(world=world, P=2, L=1, ranks=2, learners=range(1))
     transport = SimpleNamespace(settle=lambda: None, take_spread_s=lambda: 0.5, mean=lambda w: w)
     length = SimpleNamespace(T=9, B=4, P=2, epoch=10.0, log_every=3, eval_every=3)
-    payload = SimpleNamespace(handed_over=lambda scope: (8, 0))
+    payload = payload_of(Scope.WORLD)
     monitor = Monitor(fleet, transport, Evaluator(clock), rows, length, payload)
     monitor.progress = SimpleNamespace(step=lambda *_: None, evaluated=lambda *_: None)
     return monitor
@@ -85,6 +93,27 @@ def work(monitor, clock):
     clock.now += 3.5
     monitor.averaged(3, Scope.WORLD, 1.0)
     monitor.losses += [1.0, 1.0, 1.0]
+
+
+def test_rows_of_a_checkpoint_keep_their_levels():
+    """And those of an earlier version, which has none, are of clusters of level 1 or of everyone."""
+    world = SimpleNamespace(allreduce=lambda x: x)
+    payload = payload_of(Scope.CLUSTER, Scope(2), Scope.WORLD)
+    whole, later, earlier = (
+        Averages(SimpleNamespace(world=world), payload, writes=True) for _ in range(3)
+    )
+    for t, scope in enumerate((Scope.CLUSTER, Scope(2), Scope.WORLD), 1):
+        whole.note(t, scope, 0.5, range(0, 1))
+    saved = {name: np.array(value) for name, value in whole.state_dict().items()}
+    later.load_state_dict(saved)
+    earlier.load_state_dict({name: saved[name] for name in saved if name != "levels"})
+    for averages, levels in ((whole, [1, 2, 3]), (later, [1, 2, 3]), (earlier, [1, 1, 3])):
+        rows = []
+        record = SimpleNamespace(append=lambda group, rows=rows, **row: rows.append(row))
+        averages.write(record, np.ones(1), np.zeros(1))
+        assert [row["level"] for row in rows] == levels
+        assert [row["scope"] for row in rows] == [1, 1, 2]
+        assert [row["period"] for row in rows] == [1, 1, 1]
 
 
 def report(monitor, clock):

@@ -88,7 +88,7 @@ def new_file(
     provenance: that of rank 0, made before MPI started; the transport of the longest row is added.
     Raises UserError if the file exists or cannot be written.
     """
-    longest = transport.choose(name, fleet, None, 4 * max(sizes), device, aware)
+    longest = transport.choose(name, fleet, (), 4 * max(sizes), device, aware)
     config = {
         "bench": "average",
         "sizes": list(sizes),
@@ -126,7 +126,7 @@ def bench_average(
     link = link_bytes_per_s(fleet)
     rows: list[Row] = []
     for n in sizes:
-        ours = transport.choose(name, fleet, None, 4 * n, device, aware)
+        ours = transport.choose(name, fleet, (), 4 * n, device, aware)
         row = _time(fleet, ours, n, repeats * (MORE if n < LONG else 1), device, direct, outer)
         if fleet.nodes > 1:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)

@@ -40,7 +40,7 @@ def gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) -
     for by name cannot be used.
     """
     learner_bytes = 4 * MATRICES * RESNET_50
-    ours = transport.choose(name, fleet, None, learner_bytes)
+    ours = transport.choose(name, fleet, (), learner_bytes)
     ranks = tuple(fleet.world.allgather(_rank(fleet, learner_bytes, gpus, why)))
     link = link_bytes_per_s(fleet)
     allreduce_wrong, mean_wrong = _wrong(fleet, ours)

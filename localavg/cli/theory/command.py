@@ -145,7 +145,7 @@ def _print_for_runs(args: argparse.Namespace) -> None:
     here = world()
     if here.size > 1:
         raise UserError(f"theory on {here.size} ranks: it uses one process; run it without mpirun")
-    from localavg.cli.theory.runs import first_step_size, measured
+    from localavg.cli.theory.runs import first_step_size, innermost, measured
     from localavg.parallel.fleet import Fleet
 
     for same in measured(runs, Fleet(here), args.delta):
@@ -164,8 +164,7 @@ def _print_for_runs(args: argparse.Namespace) -> None:
                 B=args.batch_size or run.config["batch_size"],
                 gamma=args.gamma or first_step_size(run),
                 T=args.steps or run.config["steps"],
-                K1=run.config.get("K1") or 1,
-                S=run.config.get("S") or 1,
+                **innermost(run),
             )
             _print_variance(same.constants, run)
 

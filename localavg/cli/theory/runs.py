@@ -5,6 +5,7 @@ This module loads MPI, HDF5 and what a problem needs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -74,6 +75,24 @@ def step_size(run: Run) -> tuple[StepSize, int]:
     last = run.train.iloc[-1]
     epoch = float(last.t / last.epoch)  # updates in an epoch
     return stepsizes.make(config, epoch), 1 + round(config.warmup_epochs * epoch)
+
+
+def innermost(run: Run) -> dict[str, int]:
+    """Return K1 and S of a run's innermost clusters, 1 and 1 without clusters.
+
+    The theory has one level of clusters; a line says so for a run with more of them.
+    """
+    K1, S = run.config.get("K1") or 1, run.config.get("S") or 1
+    if levels := run.config.get("levels"):
+        *clusters, _ = [level.split(":") for level in levels.split(",")]
+        K1, S = map(int, clusters[0]) if clusters else (1, 1)
+        if len(clusters) > 1:
+            print(
+                f"localavg: {run.path} has {len(clusters)} levels of clusters, and the theory has "
+                f"one: it takes the innermost, K1 = {K1} and S = {S}",
+                file=sys.stderr,
+            )
+    return {"K1": K1, "S": S}
 
 
 def _settings(run: Run, names: Container[str]) -> TrainConfig:

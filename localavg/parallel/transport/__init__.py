@@ -38,7 +38,7 @@ def _tightest(a: tuple[float, int], b: tuple[float, int]) -> tuple[float, int]:
 def choose(
     name: str,
     fleet: Fleet,
-    S: int | None,
+    clusters: Sequence[int],
     learner_bytes: int,
     device: Device | None = None,
     aware: Probe | None = None,
@@ -50,24 +50,25 @@ def choose(
     On the host `auto` takes the node's shared memory if it has the room. Between GPUs it times an
     average by each way that works, and takes the fastest.
 
-    S: learners in a cluster, None without clusters. learner_bytes: the bytes of one learner's rows
-    in all matrices together. device: where the rows are, the host by default. aware: the result of
-    doctor's test of MPI on device memory, on rank 0. n: the floats of a row that is averaged, by
-    default all of learner_bytes. earlier: the transport of the run that is resumed, which `auto`
-    keeps between GPUs if it works, for the same rounding. `why` of the transport is the reason for
-    the choice. Raises UserError if a transport that was asked for by name does not work here.
+    clusters: learners in a cluster of each level, innermost first; none without clusters.
+    learner_bytes: the bytes of one learner's rows in all matrices together. device: where the rows
+    are, the host by default. aware: the result of doctor's test of MPI on device memory, on rank 0.
+    n: the floats of a row that is averaged, by default all of learner_bytes. earlier: the transport
+    of the run that is resumed, which `auto` keeps between GPUs if it works, for the same rounding.
+    `why` of the transport is the reason for the choice. Raises UserError if a transport that was
+    asked for by name does not work here.
     """
     if isinstance(device, Cuda):
-        ways, passed = _on_device(name, fleet, S, device, aware)
+        ways, passed = _on_device(name, fleet, clusters, device, aware)
         if name == AUTO and fleet.ranks > 1:
             n = learner_bytes // 4 if n is None else n
             return _best(ways, passed, fleet, device, n, earlier)
         (chosen,) = ways.values()
         return chosen
-    return _on_host(name, fleet, S, learner_bytes)
+    return _on_host(name, fleet, clusters, learner_bytes)
 
 
-def _on_host(name: str, fleet: Fleet, S: int | None, learner_bytes: int) -> HostMPI:
+def _on_host(name: str, fleet: Fleet, clusters: Sequence[int], learner_bytes: int) -> HostMPI:
     """Make a transport of the host's memory; the node's shared memory if it has the room."""
     if name in (way.name for way in BETWEEN_GPUS):
         raise UserError(
@@ -75,12 +76,14 @@ def _on_host(name: str, fleet: Fleet, S: int | None, learner_bytes: int) -> Host
             "shared or mpi"
         )
     if name == "mpi":
-        return HostMPI(fleet, S, why="asked for")
+        return HostMPI(fleet, clusters, why="asked for")
     need = learner_bytes * fleet.sharing
     room, need = fleet.world.allreduce((fleet.shared_memory_room(), need), op=_tightest)
     if need <= room:
         return SharedMemory(
-            fleet, S, why="asked for" if name == "shared" else "ranks of a node share its memory"
+            fleet,
+            clusters,
+            why="asked for" if name == "shared" else "ranks of a node share its memory",
         )
     short = f"/dev/shm has {amount(room)} free and the learners of a host need {amount(need)}"
     if name == "shared":
@@ -89,11 +92,11 @@ def _on_host(name: str, fleet: Fleet, S: int | None, learner_bytes: int) -> Host
             "`transport = mpi`"
         )
     _tell(fleet, f"mpi: {short}")
-    return HostMPI(fleet, S, why=short)
+    return HostMPI(fleet, clusters, why=short)
 
 
 def _on_device(
-    name: str, fleet: Fleet, S: int | None, device: Cuda, aware: Probe | None
+    name: str, fleet: Fleet, clusters: Sequence[int], device: Cuda, aware: Probe | None
 ) -> tuple[dict[str, OnDevice], list[str]]:
     """Make the transports of a GPU's memory that `name` leaves, and say why not the others."""
     if name in ON_HOST:
@@ -102,14 +105,16 @@ def _on_device(
             "nccl, cuda_aware or staged"
         )
     if name == AUTO and fleet.ranks == 1:
-        return {OnDevice.name: OnDevice(fleet, device, S, "one rank: nothing travels")}, []
+        return {OnDevice.name: OnDevice(fleet, device, clusters, "one rank: nothing travels")}, []
     refusals = {
         Nccl.name: nccl.refusal(fleet, device),
         CudaAware.name: _unaware(fleet, aware, name) if fleet.ranks > 1 else "",
         Staged.name: "",
     }
     if name == AUTO:
-        ways = {way.name: way(fleet, device, S) for way in BETWEEN_GPUS if not refusals[way.name]}
+        ways = {
+            way.name: way(fleet, device, clusters) for way in BETWEEN_GPUS if not refusals[way.name]
+        }
         return ways, [f"not {way}: {why}" for way, why in refusals.items() if why]
     if refusals[name]:
         raise UserError(
@@ -117,7 +122,7 @@ def _on_device(
             "doctor --fresh"
         )
     (way,) = (way for way in BETWEEN_GPUS if way.name == name)
-    return {name: way(fleet, device, S)}, []
+    return {name: way(fleet, device, clusters)}, []
 
 
 def _best(

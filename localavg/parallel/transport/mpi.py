@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import blake2b
 from time import perf_counter
 
@@ -14,7 +14,7 @@ from localavg.interfaces import UNTIMED, Code, Laps, Rows, Step
 from localavg.parallel.aligned import host_zeros
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
-from localavg.scope import Scope
+from localavg.scope import Scope, sizes
 
 CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
 CACHED = 1 << 15  # elements of a step, and of squares added up, at a time: in a core's cache
@@ -30,8 +30,8 @@ class HostMPI:
     """Means of learners' rows, as `interfaces.Transport` defines them.
 
     The rank's own rows are summed in their order, MPI sums over the ranks, and the sum is divided
-    once. S: the cluster size that Scope.CLUSTER stands for. dtype: the type of the rows, float32 or
-    float64. Every method is collective over the ranks of its scope.
+    once. clusters: learners in a cluster of each level, innermost first. dtype: the type of the
+    rows, float32 or float64. Every method is collective over the ranks of its scope.
     """
 
     name = "mpi"
@@ -39,16 +39,14 @@ class HostMPI:
     def __init__(
         self,
         fleet: Fleet,
-        S: int | None = None,
+        clusters: Sequence[int] = (),
         why: str = "asked for",
         dtype: DTypeLike = np.float32,
     ) -> None:
         self.world, self.layout, self.why = fleet.world, fleet.layout, why
         self.P, self.dtype = fleet.P, np.dtype(dtype)
-        self.groups = {
-            Scope.WORLD: fleet.groups(fleet.P),
-            Scope.CLUSTER: fleet.groups(S) if S else [],
-        }
+        self.sizes = sizes(clusters, fleet.P)
+        self.groups = {scope: fleet.groups(S) for scope, S in self.sizes.items()}
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
         self.laps: Laps = UNTIMED
         self._spread_s = 0.0  # seconds in which S was computed, not yet taken

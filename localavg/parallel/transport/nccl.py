@@ -11,7 +11,6 @@ from localavg.parallel.device import Cuda, address
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.mpi import CHUNK
 from localavg.parallel.transport.on_device import OnDevice
-from localavg.scope import Scope
 
 
 class Nccl(OnDevice):
@@ -23,15 +22,15 @@ class Nccl(OnDevice):
     name = "nccl"
 
     def __init__(
-        self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for"
+        self, fleet: Fleet, device: Cuda, clusters: Sequence[int] = (), why: str = "asked for"
     ) -> None:
-        super().__init__(fleet, device, S, why)
+        super().__init__(fleet, device, clusters, why)
         nccl = device.nccl
         assert nccl is not None, "ask `refusal` first"
         self.nccl = nccl
         self._of: dict[int, Any] = {}  # id of an MPI communicator -> CuPy's NcclCommunicator
-        for scope in (Scope.CLUSTER, Scope.WORLD):
-            for comm in (group.comm for group in self.groups[scope] if group.comm is not None):
+        for groups in self.groups.values():
+            for comm in (group.comm for group in groups if group.comm is not None):
                 key = comm.bcast(nccl.get_unique_id() if comm.rank == 0 else None)
                 self._of[id(comm)] = nccl.NcclCommunicator(comm.size, key, comm.rank)
 

@@ -7,7 +7,7 @@ and writes the rows. Learners of one rank take one kernel in all. A subclass imp
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,9 +25,9 @@ class OnDevice(HostMPI):
     name = "device"
 
     def __init__(
-        self, fleet: Fleet, device: Cuda, S: int | None = None, why: str = "asked for"
+        self, fleet: Fleet, device: Cuda, clusters: Sequence[int] = (), why: str = "asked for"
     ) -> None:
-        super().__init__(fleet, S, why)
+        super().__init__(fleet, clusters, why)
         self.device, self.xp = device, device.xp
         self._memory = device.zeros((0,))  # [≥ n] the sum over a group's rows
 

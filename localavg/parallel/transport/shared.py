@@ -56,29 +56,29 @@ class SharedMemory(HostMPI):
     def __init__(
         self,
         fleet: Fleet,
-        S: int | None = None,
+        clusters: Sequence[int] = (),
         why: str = "asked for",
         dtype: DTypeLike = np.float32,
     ) -> None:
-        super().__init__(fleet, S, why, dtype)
+        super().__init__(fleet, clusters, why, dtype)
         self.fleet = fleet
-        scopes = {Scope.WORLD: fleet.P} | ({Scope.CLUSTER: S} if S else {})
         # Copies of short rows take 2 CHUNK elements a node at most: one a rank. Up to this width
         # they are twice as fast as lanes (2 and 4 ranks, 2 000 to 20 000 floats, caches cold: 14 µs
         # against 47, 32 against 74).
         rows = fleet.layout.node_learners(fleet.rank)
-        self.width = CHUNK // (len(scopes) * rows) if fleet.node.size > 1 else 0
-        copies = fleet.node_array((len(scopes), 2, rows, self.width), dtype)
-        self.parts: dict[Scope, list[Part]] = {Scope.CLUSTER: []}
-        for (scope, size), pair in zip(scopes.items(), copies, strict=True):
-            self.parts[scope] = self._parts(size, pair)
+        self.width = CHUNK // (len(self.sizes) * rows) if fleet.node.size > 1 else 0
+        copies = fleet.node_array((len(self.sizes), 2, rows, self.width), dtype)
+        self.parts = {
+            scope: self._parts(S, pair)
+            for (scope, S), pair in zip(self.sizes.items(), copies, strict=True)
+        }
         # address and bytes of this rank's rows, the node's matrix
         self._matrices: list[tuple[int, int, np.ndarray]] = []
         self._works: dict[tuple[int, int, Scope, bool], list[Work]] = {}
         # For each scope, without and with a step, the rows averaged last, which are most often the
         # same again: the function that averages them, and its parts, which can return the variance.
         none: tuple[np.ndarray | None, Work, list[Work]] = None, _in_turn, []
-        self._last = {(scope, stepped): none for scope in Scope for stepped in (False, True)}
+        self._last = {(scope, stepped): none for scope in self.sizes for stepped in (False, True)}
         self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), dtype)
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:

@@ -6,6 +6,8 @@ piece is copied from the device and the previous one is copied back.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mpi4py import MPI
 
 from localavg.interfaces import Array
@@ -26,11 +28,11 @@ class Staged(OnDevice):
         self,
         fleet: Fleet,
         device: Cuda,
-        S: int | None = None,
+        clusters: Sequence[int] = (),
         why: str = "asked for",
         piece: int = PIECE,
     ) -> None:
-        super().__init__(fleet, device, S, why)
+        super().__init__(fleet, device, clusters, why)
         self.piece = piece
         self.buffers = [device.pinned(piece) for _ in range(2)] if fleet.ranks > 1 else []
         self.down = device.side_stream()  # copies from the device
