@@ -13,7 +13,6 @@ from localavg.algorithms.replayed import Replayed
 from localavg.algorithms.switch import Switched
 from localavg.errors import UserError
 from localavg.files import record
-from localavg.scope import Scope
 
 
 def replayed(algorithm: Algorithm, path: str, T: int) -> Algorithm:
@@ -34,6 +33,6 @@ def replayed(algorithm: Algorithm, path: str, T: int) -> Algorithm:
             "give a finished run of at least as many updates"
         )
     t0 = algorithm.schedule.begins
-    rows = earlier.averages[(earlier.averages.scope == Scope.WORLD) & (earlier.averages.t > t0)]
+    rows = earlier.averages[(earlier.averages.scope == record.WORLD) & (earlier.averages.t > t0)]
     ends = Replayed((rows.t - t0).tolist())
     return replace(algorithm, schedule=Switched(ends, t0) if t0 else ends)
