@@ -205,10 +205,11 @@ class Record:
 
 
 def _inode(path: Path) -> int:
-    """Return the inode of a file, 0 if there is none: another run moves this one's away first."""
+    """Return the inode of a file, 0 if its folder has none: another run moves it away first."""
     try:
         return path.stat().st_ino
     except FileNotFoundError:
+        path.parent.stat()
         return 0
 
 
