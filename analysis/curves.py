@@ -26,13 +26,14 @@ def curve(
     label: str,
     number: int = 0,
     rows: Callable[[Run], pd.DataFrame] = lambda run: run.eval,
+    middle: Callable[..., np.ndarray] = np.mean,
 ) -> None:
     """Draw repeats of one run as their mean, with a band from their minimum to their maximum.
 
     `x` (rising) and `y` are columns of the table that `rows` returns for a run. Points that are not
     finite are left out; of points with equal x the last one counts. Repeats with different x are
     interpolated at all of these x, within their common range. `number` chooses the look from
-    `LINES`.
+    `LINES`. middle: np.median draws the median in place of the mean.
     """
     lines = [line for line in (_clean(rows(run), x, y) for run in runs) if len(line[0])]
     if not lines:
@@ -41,7 +42,7 @@ def curve(
     look = style.LINES[number % len(style.LINES)]
     step = max(1, len(grid) // 10)
     first = min(number % 4 * step // 4, len(grid) - 1)  # lines on top of each other show markers
-    axes.plot(grid, values.mean(axis=0), label=label, markevery=(first, step), **look)
+    axes.plot(grid, middle(values, axis=0), label=label, markevery=(first, step), **look)
     if len(lines) > 1:
         low, high = values.min(axis=0), values.max(axis=0)  # [n]
         axes.fill_between(grid, low, high, color=look["color"], alpha=0.2, linewidth=0)

@@ -1,14 +1,20 @@
 """What one run shows: its names, and the quantities that the figures and claims compare."""
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from localavg.files.record import WORLD, Run
+from localavg.files.record import CLUSTER, WORLD, Run
 from localavg.theory import adpsgd_weighted_variance
 
+Rows: TypeAlias = Callable[[Run], pd.DataFrame]  # run → its evaluations, with columns of a figure
+LEVEL = 0.35
+"""the training loss to which LUPA's Fig. 3 and the figure of all methods measure time"""
+GBITS = (1, 10, 100)
+"""rates of the links for which `on_links` models the clock, in Gbit/s"""
 NETWORKS = {
     "vgg": "VGG",
     "vgg16": "VGG16",
@@ -79,8 +85,8 @@ def best_accuracy(run: Run) -> float:
 
 
 def rounds(run: Run) -> int:
-    """Return the number of averages of all learners."""
-    return int((run.averages.scope == WORLD).sum())
+    """Return the number of averages in which all learners take part."""
+    return int((run.averages.scope != CLUSTER).sum())
 
 
 def wall_s(run: Run) -> float:
@@ -88,12 +94,13 @@ def wall_s(run: Run) -> float:
     return float(pd.concat([run.train.wall_s, run.eval.wall_s, run.staleness.wall_s]).max())
 
 
-def reach(run: Run, level: float, column: str = "wall_s") -> float:
-    """Return the value of a column of /eval when the training loss reached `level`, or NaN.
+def reach(run: Run, level: float, column: str = "wall_s", rows: Rows | None = None) -> float:
+    """Return the value of a column when the training loss reached `level`, or NaN.
 
-    Between two evaluations it is interpolated linearly.
+    rows: run → the table of the column (default: /eval). Between two evaluations it is interpolated
+    linearly.
     """
-    rows = run.eval.dropna(subset=["train_loss", column])
+    rows = (run.eval if rows is None else rows(run)).dropna(subset=["train_loss", column])
     loss, x = rows.train_loss.to_numpy(), rows[column].to_numpy()  # [n]
     below = np.flatnonzero(loss <= level)
     if not len(below):
@@ -107,17 +114,17 @@ def reach(run: Run, level: float, column: str = "wall_s") -> float:
 def evaluations(run: Run) -> pd.DataFrame:
     """Return the rows of /eval with a training loss, and a column `rounds`.
 
-    rounds: the number of averages of all learners up to the evaluation.
+    rounds: the number of averages in which all learners take part, up to the evaluation.
     """
     rows = run.eval.dropna(subset="train_loss")
-    world = np.sort(run.averages.t[run.averages.scope == WORLD])  # [rounds]
-    return rows.assign(rounds=np.searchsorted(world, rows.t, "right"))
+    ends = np.sort(run.averages.t[run.averages.scope != CLUSTER])  # [rounds]
+    return rows.assign(rounds=np.searchsorted(ends, rows.t, "right"))
 
 
-def by_rounds(run: Run) -> pd.DataFrame:
-    """Return the first of `evaluations` after each round, and the one at t = 0."""
-    rows = evaluations(run).drop_duplicates("rounds")
-    return rows[(rows.rounds > 0) | (rows.t == 0)]
+def by_rounds(run: Run, rows: Rows = evaluations) -> pd.DataFrame:
+    """Return the first of the `rows` of a run after each round, and the one at t = 0."""
+    found = rows(run).drop_duplicates("rounds")
+    return found[(found.rounds > 0) | (found.t == 0)]
 
 
 def clock(run: Run) -> str:
@@ -125,6 +132,34 @@ def clock(run: Run) -> str:
     if not run.config.get("simulate"):
         return problem(run)
     return f"{problem(run)}, modelled at {8e-9 * run.config['bandwidth_bytes_per_s']:g} Gbit/s"
+
+
+def rescales(run: Run) -> bool:
+    """Return whether the run's clock is modelled without latency, as `on_links` needs it."""
+    return bool(run.config.get("simulate")) and run.config.get("latency_s") == 0
+
+
+def seconds_at(gbit: float) -> str:
+    """Return the name of the column of `on_links` for links of so many Gbit/s."""
+    return f"seconds at {gbit:g} Gbit/s"
+
+
+def on_links(run: Run) -> pd.DataFrame:
+    """Return `evaluations` with the bytes of the averages so far, and the seconds on other links.
+
+    MB: what the link of a learner has carried in each direction, in averages of any scope. The
+    columns `seconds_at` a rate of GBITS: the modelled clock with links of that rate. Learners that
+    average wait for each other, so a link that makes an average last longer by x makes the whole
+    run last longer by x. Without latency, averages last as long as their bytes take: `rescales`.
+    """
+    rows, averages = evaluations(run), run.averages.sort_values("t", kind="stable")
+    link = run.config["bandwidth_bytes_per_s"]
+    spent_s = np.concatenate([[0.0], averages.seconds.cumsum()])  # [averages + 1]
+    spent_s = spent_s[np.searchsorted(averages.t, rows.t, "right")]  # [n]
+    clocks = {
+        seconds_at(gbit): rows.wall_s + spent_s * (link / (1.25e8 * gbit) - 1) for gbit in GBITS
+    }
+    return rows.assign(MB=1e-6 * link * spent_s, **clocks)
 
 
 def sent_MB(run: Run) -> float:

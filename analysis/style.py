@@ -9,7 +9,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -21,7 +21,8 @@ from tabulate import tabulate
 from localavg.files.record import Run, UserError
 
 SINGLE_IN, DOUBLE_IN = 3.4, 7.0  # width of one column and of two, in inches
-# colour-blind safe colours (Okabe and Ito) from dark to light, with a line style and a marker each
+# colour-blind safe colours with a line style and a marker each: those of Okabe and Ito from dark to
+# light, and for figures with more lines muted ones of Tol
 LINES = (
     {"color": "#000000", "linestyle": "-", "marker": "o"},
     {"color": "#0072B2", "linestyle": "--", "marker": "s"},
@@ -30,6 +31,17 @@ LINES = (
     {"color": "#CC79A7", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "v"},
     {"color": "#E69F00", "linestyle": (0, (8, 2)), "marker": "P"},
     {"color": "#56B4E9", "linestyle": (0, (2, 1)), "marker": "X"},
+    {"color": "#882255", "linestyle": "-", "marker": "<"},
+    {"color": "#117733", "linestyle": "--", "marker": ">"},
+    {"color": "#332288", "linestyle": "-.", "marker": "p"},
+    {"color": "#999933", "linestyle": ":", "marker": "*"},
+    {"color": "#888888", "linestyle": (0, (5, 1, 1, 1, 1, 1)), "marker": "h"},
+    {"color": "#44AA99", "linestyle": (0, (8, 2)), "marker": "d"},
+    {"color": "#AA4499", "linestyle": (0, (2, 1)), "marker": "8"},
+    {"color": "#661100", "linestyle": "-", "marker": "x"},
+    {"color": "#6699CC", "linestyle": "--", "marker": "+"},
+    {"color": "#DDCC77", "linestyle": "-.", "marker": "1"},
+    {"color": "#CC6677", "linestyle": ":", "marker": "2"},
 )
 RC: Any = {  # matplotlib's settings
     "font.family": "sans-serif",
@@ -59,7 +71,7 @@ def panels(
     columns: int = 1,
     width_in: float = DOUBLE_IN,
     height_in: float = 2.4,
-    sharey: bool = False,
+    sharey: Literal["row"] | bool = False,
     rows: int = 1,
 ) -> tuple[Figure, list[Axes]]:
     """Make a figure of `rows` rows of `columns` panels; sizes are in inches.

@@ -180,7 +180,7 @@ def made(algorithm, seed, loss=0.1, accuracy=0.9, rounds=10, seconds=1.0, **conf
     )
     if loss == 0.0:
         tables["eval"] = pd.concat([tables["eval"], tables["eval"].tail(1)])
-    tables["averages"] = pd.DataFrame({"t": range(rounds), "scope": WORLD})
+    tables["averages"] = pd.DataFrame({"t": range(rounds), "scope": WORLD, "seconds": 0.0})
     settings = {
         "algorithm": algorithm,
         "seed": seed,
@@ -213,6 +213,7 @@ def pairs(make, difference, noise, seeds):
     ]
 
 
+LINKS = {"simulate": True, "latency_s": 0, "bandwidth_bytes_per_s": 1.25e8}
 # the claim's sweep and figure: x, seed -> runs in which it holds for x > 0 and does not for x < 0
 MAKERS = {
     "best K": lambda x, s: [
@@ -264,6 +265,31 @@ MAKERS = {
         made("kavg", s, loss=0.0, seconds=sec, K=91, learners=P, problem="logistic")
         for P, sec in ((1, 1.0), (4, 0.3125 - 0.05 * x))
     ],
+    "DiLoCo": lambda x, s: [
+        made("diloco", s, loss=0.1 - 0.01 * x, K=16),
+        made("kavg", s, loss=0.1, K=16),
+        made("kavg", s, loss=0.1 - 0.02 * np.sign(x), K=64),
+    ],
+    "SlowMo": lambda x, s: [
+        made("slowmo", s, loss=0.1 - 0.01 * x, K=16),
+        made("kavg", s, loss=0.1, K=16),
+    ],
+    "Post-local": lambda x, s: [
+        made("postlocal", s, accuracy=0.89 + 0.01 * x, rounds=10, K=16),
+        made("sync", s, rounds=40),
+    ],
+    "QSR": lambda x, s: [
+        made("qsr", s, accuracy=0.89 + 0.01 * x, rounds=10, K=16),
+        made("kavg", s, rounds=40, K=16),
+    ],
+    "among all methods": lambda x, s: [
+        made("adpsgd", s, loss=0.1 - 0.01 * x + 0.007, rounds=10),
+        made("sync", s, loss=0.1, rounds=40),
+    ],
+    "1 Gbit/s": lambda x, s: [
+        made(name, s, loss=0.0, seconds=sec, K=K, **LINKS)
+        for name, K, sec in (("kavg", 16, 0.25 - 0.05 * x), ("sync", None, 1.0))
+    ],
 }
 
 
@@ -300,6 +326,25 @@ def test_more_averages_fail_the_claim_of_fewer_whatever_the_loss():
         for run in (made("adpsgd", seed, loss=0.01, rounds=50), made("sync", seed, rounds=40))
     ]
     assert [f.verdict for f in claims.adpsgd_against("sync", None)(found)] == ["fail"]
+
+
+@pytest.mark.parametrize("name, other", [("postlocal", "sync"), ("qsr", "kavg")])
+def test_more_averages_fail_the_claim_of_no_less_accuracy_with_fewer(name, other):
+    found = [
+        run
+        for seed in range(3)
+        for run in (made(name, seed, accuracy=0.95, rounds=50, K=8), made(other, seed, K=8))
+    ]
+    assert [f.verdict for f in claims.thriftier(name, other)(found)] == ["fail"]
+
+
+def test_a_clock_with_latency_does_not_count_at_other_rates():
+    found = [
+        made(name, seed, loss=0.0, K=K, **LINKS | {"latency_s": 5e-6})
+        for seed in range(3)
+        for name, K in (("kavg", 16), ("sync", None))
+    ]
+    assert list(claims.sooner(found)) == []
 
 
 def test_runs_of_other_settings_or_unfinished_are_not_compared():
@@ -339,7 +384,7 @@ def test_claims_prints_a_table_and_says_what_is_missing(draw, tmp_path):
     assert any("smaller K₁" in line and "| pass" in line for line in lines)
     assert (
         "no runs to compare: localavg sweep jobs/sweeps/lupa-fig2.toml" in out
-        and " 9 missing" in out
+        and " 15 missing" in out
     )
     assert (tmp_path / "figures" / "claims.md").read_text() in out
 

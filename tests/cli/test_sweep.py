@@ -26,7 +26,7 @@ from localavg.files.record import Record, load
 from localavg.training.checks import difference
 
 SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.toml"))
-FIGURES = {  # the papers' figures and tables, by the file that has their runs
+FIGURES = {  # the papers' figures and tables, by the file that has their runs, and ours
     "kavg-fig1-2",
     "kavg-fig3-4",
     "kavg-fig5-6",
@@ -49,6 +49,7 @@ FIGURES = {  # the papers' figures and tables, by the file that has their runs
     "hieravg-fig3-4",
     "hieravg-table1",
     "hieravg-fig5",
+    "methods",
 }
 MS = {
     "nin": 2.0,
@@ -56,7 +57,7 @@ MS = {
     "resnet8": 4.5,
     None: 0.1,
 }  # ms of a learner's step at B = 16 (logistic: 128) on one core
-ROWS = {"digits": 1437}
+ROWS = {"digits": 1437, "fashion-mnist": 60000}
 SMALL = """
 [sweep]
 title = "small"
@@ -338,7 +339,7 @@ def test_all_laptop_sweeps_together_take_well_under_an_hour_on_two_cores():
             steps = g.get("steps") or g["epochs"] * n / (P * g["batch_size"])
             step_ms = MS[model] * g["batch_size"] / (16 if model else 128)
             seconds += 4 + steps * P * step_ms / 1000 / min(run.ranks, 2)
-    assert seconds < 40 * 60
+    assert seconds < 50 * 60
 
 
 # ---------------------------------------------------------------------------------------- what beca

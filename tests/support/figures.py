@@ -30,7 +30,7 @@ SCRIPTS = sorted(path.stem for path in ANALYSIS.glob("*.py") if path.stem not in
 SWEEPS = {name.replace("-", "_"): name for name in FIGURES}
 TABLES = {"adpsgd_table1", "hieravg_table1"}
 STRANGER = {
-    script: "hieravg" if script == "lupa_fig2" else "oneshot" for script in SCRIPTS
+    script: {"lupa_fig2": "hieravg", "methods": "sgd"}.get(script, "oneshot") for script in SCRIPTS
 }  # an algorithm it does not show
 T = 40
 
@@ -108,13 +108,13 @@ def planned(script, scale="laptop", seeds=None):
         for run in plan.read(path, scale, train, seeds, changes={"device": False}).runs
     }
     filled = {"bandwidth_bytes_per_s": 1e10, "latency_s": 5e-6}
+
+    def clock(asked):
+        given = {name: asked[name] for name in filled if asked.get(name) is not None}
+        return {**filled, **given} if asked.get("simulate") else {}
+
     return {
-        name: {
-            **asked,
-            "data_name": asked["data"],
-            "steps": T,
-            **({k: asked.get(k) or v for k, v in filled.items()} if asked.get("simulate") else {}),
-        }
+        name: {**asked, "data_name": asked["data"], "steps": T, **clock(asked)}
         for name, asked in found.items()
     }
 

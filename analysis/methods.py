@@ -1,0 +1,148 @@
+"""All methods under one loop: training loss and test accuracy against what they cost.
+
+The costs: updates, rounds, bytes, and seconds of a modelled clock with links of 1, 10 and 100
+Gbit/s. A round is an average in which all learners take part. Bytes are what the link of a learner
+carries in each direction, in averages of clusters too. Seconds are those of the run file, with the
+averages as long as their bytes take at each rate: one set of runs serves all rates, because their
+clock has no latency. Against rounds and bytes a curve has one point a round, the first evaluation
+after it. The middle of repeats is their median. The table has the seconds after which the training
+loss came down to `--level`; `-` where it did not.
+
+Cost: about 5 s for 39 runs.
+
+    python analysis/methods.py runs/methods-laptop --out figures
+"""
+
+from collections.abc import Hashable, Sequence
+from functools import partial
+
+import curves
+import numpy as np
+import output
+import pandas as pd
+import quantities
+import results
+import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from localavg.files.record import Run
+
+MEASURES = ("train_loss", "test_accuracy")
+NAMES = {  # in the order of the legend, and of the table
+    "sync": "sync",
+    "qsgd": "QSGD",
+    "kavg": "K-AVG",
+    "mavg": "M-AVG",
+    "slowmo": "SlowMo",
+    "diloco": "DiLoCo",
+    "postlocal": "post-local",
+    "hieravg": "Hier-AVG",
+    "piecewise": "piecewise",
+    "adpsgd": "ADPSGD",
+    "adalupa": "ADA-LUPA",
+    "qsr": "QSR",
+    "oneshot": "one-shot",
+}
+SECONDS = {quantities.seconds_at(gbit): f"{gbit} Gbit/s (s)" for gbit in quantities.GBITS}
+COSTS = {"t": "local updates t", "rounds": "rounds", "MB": "MB on a learner's link", **SECONDS}
+
+
+def line(run: Run) -> str | None:
+    """Return the algorithm, if it is one of the figure's and the clock of the run `rescales`."""
+    algorithm = run.config.get("algorithm")
+    return algorithm if algorithm in NAMES and quantities.rescales(run) else None
+
+
+def rows_of(run: Run) -> pd.DataFrame:
+    """Return the evaluations of a run with their costs, and with accuracies in percent."""
+    rows = quantities.on_links(run)
+    return rows.assign(test_accuracy=100 * rows.test_accuracy)
+
+
+def draw(lines: dict[Hashable, list[Run]]) -> Figure:
+    """Make the figure of one problem: for each measure a row with the costs and one with clocks."""
+    figure, panels = style.panels(3, rows=4, height_in=1.9, sharey="row")
+    for i, (axes, cost) in enumerate(zip(panels, [*COSTS] * 2, strict=True)):
+        column = MEASURES[i // len(COSTS)]
+        once = cost in ("rounds", "MB")
+        rows = partial(quantities.by_rounds, rows=rows_of) if once else rows_of
+        for key, repeats in lines.items():
+            look = list(NAMES).index(key)
+            curves.curve(axes, repeats, cost, column, NAMES[key], look, rows, np.median)
+        axes.set(xlabel=COSTS[cost], xscale="linear" if cost == "t" else "log")
+        axes.set_ylabel(curves.Y_LABELS[column] if i % 3 == 0 else "")
+        if column.endswith("loss"):
+            axes.set_yscale("log")
+    same_range(panels[3:6] + panels[9:])
+    for measure, some in zip(MEASURES, (panels[:6], panels[6:]), strict=True):
+        zoom(some, lines, measure)
+    style.legend(figure)
+    return figure
+
+
+def same_range(panels: Sequence[Axes]) -> None:
+    """Give the x axes of panels the same limits."""
+    limits = np.array([axes.get_xlim() for axes in panels])  # [panels, 2]
+    for axes in panels:
+        axes.set_xlim(limits[:, 0].min(), limits[:, 1].max())
+
+
+def zoom(panels: Sequence[Axes], lines: dict[Hashable, list[Run]], column: str) -> None:
+    """Let the y axes of panels cover what the runs show after the first tenth of their updates."""
+    runs = [rows_of(run) for repeats in lines.values() for run in repeats]
+    later = pd.concat([rows[rows.t >= 0.1 * rows.t.max()][column] for rows in runs]).dropna()
+    low, high = later.min(), later.max()
+    for axes in panels:
+        if axes.get_yscale() == "log":
+            axes.set_ylim(low / 1.1, high * 1.1)
+        else:
+            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
+def table(lines: dict[Hashable, list[Run]], level: float) -> list[tuple[str, ...]]:
+    """Return the rows of the table of one problem."""
+    return [
+        (
+            NAMES[key],
+            output.over(repeats, "train_loss", 4),
+            output.over(repeats, quantities.best_accuracy),
+            output.over(repeats, quantities.rounds, 0),
+            output.over(repeats, lambda run: float(rows_of(run).MB.iloc[-1]), 1),
+            *(seconds_to(level, repeats, cost) for cost in SECONDS),
+        )
+        for key, repeats in lines.items()
+    ]
+
+
+def seconds_to(level: float, repeats: Sequence[Run], cost: str) -> str:
+    """Write the cost when the training loss came down to a level; `-` if not in every run."""
+    found = [quantities.reach(run, level, cost, rows_of) for run in repeats]
+    return output.spread(found) if np.isfinite(found).all() else "-"
+
+
+def main() -> None:
+    args = results.arguments(__doc__, numbers={"level": quantities.LEVEL})
+    groups = results.gather(args.folder, line, expected=NAMES)
+    several = len(groups) > 1
+    header = (
+        "method",
+        "training loss",
+        "best accuracy (%)",
+        "rounds",
+        "MB",
+        *(f"s to {args.level:g} at {gbit}" for gbit in quantities.GBITS),
+    )
+    for i, (problem, lines) in enumerate(groups.items()):
+        caption = (
+            f"{problem}: the averaged model against updates, rounds, bytes and modelled seconds, "
+            f"without latency; medians. Below, MB of a learner's link in each direction, and "
+            f"seconds to a training loss of {args.level:g} at so many Gbit/s."
+        )
+        stem = "methods" + f"_{i + 1}" * several
+        one = {problem: lines}
+        output.finish(args, stem, draw(lines), caption, one, header, table(lines, args.level))
+
+
+if __name__ == "__main__":
+    style.run(main)
