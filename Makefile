@@ -32,7 +32,7 @@ figure: .venv/test ## one figure or table at laptop scale, its runs too: make fi
 	test "$(ID)" = theory || jobs/local/sweep $(ID)
 	$(BIN)/python analysis $(or $(ID),$(error name one: make figure ID=lupa-fig4))
 
-paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
+paper: .venv/test fashion-mnist ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
 	jobs/local/sweep || test $$? = 1
 	$(BIN)/python analysis --all
 

@@ -17,6 +17,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -382,9 +383,10 @@ def thriftier(algorithm: str, other: str) -> Check:
 def sooner(found: list[Run]) -> Iterator[Finding]:
     """Does K-AVG reach the loss LEVEL at 1 Gbit/s in at most 1 / TIMES of the time of sync?"""
 
+    on_links = partial(quantities.by_rounds, rows=quantities.on_links)
+
     def seconds(run: Run) -> float:
-        level, column = quantities.LEVEL, quantities.seconds_at(1)
-        return quantities.reach(run, level, column, quantities.on_links)
+        return quantities.reach(run, quantities.LEVEL, quantities.seconds_at(1), on_links)
 
     for group in alike([run for run in found if quantities.rescales(run)]):
         for K in settings_of(group, "K", "kavg"):

@@ -27,20 +27,21 @@ def curve(
     number: int = 0,
     rows: Callable[[Run], pd.DataFrame] = lambda run: run.eval,
     middle: Callable[..., np.ndarray] = np.mean,
+    marks: int = 10,
 ) -> None:
     """Draw repeats of one run as their mean, with a band from their minimum to their maximum.
 
     `x` (rising) and `y` are columns of the table that `rows` returns for a run. Points that are not
     finite are left out; of points with equal x the last one counts. Repeats with different x are
     interpolated at all of these x, within their common range. `number` chooses the look from
-    `LINES`. middle: np.median draws the median in place of the mean.
+    `LINES`. middle: np.median draws the median in place of the mean. marks: about as many markers.
     """
     lines = [line for line in (_clean(rows(run), x, y) for run in runs) if len(line[0])]
     if not lines:
         return
     grid, values = _common(lines)  # [n], [runs, n]
     look = style.LINES[number % len(style.LINES)]
-    step = max(1, len(grid) // 10)
+    step = max(1, len(grid) // marks)
     first = min(number % 4 * step // 4, len(grid) - 1)  # lines on top of each other show markers
     axes.plot(grid, middle(values, axis=0), label=label, markevery=(first, step), **look)
     if len(lines) > 1:

@@ -4,9 +4,10 @@ The costs: updates, rounds, bytes, and seconds of a modelled clock with links of
 Gbit/s. A round is an average in which all learners take part. Bytes are what the link of a learner
 carries in each direction, in averages of clusters too. Seconds are those of the run file, with the
 averages as long as their bytes take at each rate: one set of runs serves all rates, because their
-clock has no latency. Against rounds and bytes a curve has one point a round, the first evaluation
-after it. The middle of repeats is their median. The table has the seconds after which the training
-loss came down to `--level`; `-` where it did not.
+clock has no latency. Against all costs but updates a curve has one point a round, the first
+evaluation after it: what is evaluated between rounds is an average that no learner has. The middle
+of repeats is their median. The table has the seconds after which the training loss came down to
+`--level`; `-` where it did not.
 
 Cost: about 5 s for 39 runs.
 
@@ -14,7 +15,6 @@ Cost: about 5 s for 39 runs.
 """
 
 from collections.abc import Hashable, Sequence
-from functools import partial
 
 import curves
 import numpy as np
@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 
 from localavg.files.record import Run
 
-MEASURES = ("train_loss", "test_accuracy")
+MEASURES = {"train_loss": "methods", "test_accuracy": "methods_accuracy"}  # column: its figure
 NAMES = {  # in the order of the legend, and of the table
     "sync": "sync",
     "qsgd": "QSGD",
@@ -44,8 +44,13 @@ NAMES = {  # in the order of the legend, and of the table
     "qsr": "QSR",
     "oneshot": "one-shot",
 }
-SECONDS = {quantities.seconds_at(gbit): f"{gbit} Gbit/s (s)" for gbit in quantities.GBITS}
-COSTS = {"t": "local updates t", "rounds": "rounds", "MB": "MB on a learner's link", **SECONDS}
+SECONDS = [quantities.seconds_at(gbit) for gbit in quantities.GBITS]
+COSTS = {
+    "t": "local updates t",
+    "rounds": "rounds",
+    "MB": "MB on a learner's link",
+    **dict(zip(SECONDS, SECONDS, strict=True)),
+}
 
 
 def line(run: Run) -> str | None:
@@ -60,23 +65,24 @@ def rows_of(run: Run) -> pd.DataFrame:
     return rows.assign(test_accuracy=100 * rows.test_accuracy)
 
 
-def draw(lines: dict[Hashable, list[Run]]) -> Figure:
-    """Make the figure of one problem: for each measure a row with the costs and one with clocks."""
-    figure, panels = style.panels(3, rows=4, height_in=1.9, sharey="row")
-    for i, (axes, cost) in enumerate(zip(panels, [*COSTS] * 2, strict=True)):
-        column = MEASURES[i // len(COSTS)]
-        once = cost in ("rounds", "MB")
-        rows = partial(quantities.by_rounds, rows=rows_of) if once else rows_of
+def shared(run: Run) -> pd.DataFrame:
+    """Return the first of `rows_of` after each round, when every learner has the average."""
+    return quantities.by_rounds(run, rows_of)
+
+
+def draw(lines: dict[Hashable, list[Run]], column: str) -> Figure:
+    """Make the figure of a column of /eval for one problem: a panel for every cost."""
+    figure, panels = style.panels(3, rows=2, height_in=2.2, sharey="row")
+    for i, (axes, cost) in enumerate(zip(panels, COSTS, strict=True)):
+        rows = rows_of if cost == "t" else shared
         for key, repeats in lines.items():
             look = list(NAMES).index(key)
-            curves.curve(axes, repeats, cost, column, NAMES[key], look, rows, np.median)
-        axes.set(xlabel=COSTS[cost], xscale="linear" if cost == "t" else "log")
-        axes.set_ylabel(curves.Y_LABELS[column] if i % 3 == 0 else "")
-        if column.endswith("loss"):
-            axes.set_yscale("log")
-    same_range(panels[3:6] + panels[9:])
-    for measure, some in zip(MEASURES, (panels[:6], panels[6:]), strict=True):
-        zoom(some, lines, measure)
+            curves.curve(axes, repeats, cost, column, NAMES[key], look, rows, np.median, marks=4)
+        axes.set(xlabel=COSTS[cost], ylabel="" if i % 3 else curves.Y_LABELS[column])
+        if cost != "t":
+            axes.set_xscale("log", nonpositive="mask")
+    same_range(panels[3:])
+    zoom(panels, lines, column)
     style.legend(figure)
     return figure
 
@@ -94,10 +100,7 @@ def zoom(panels: Sequence[Axes], lines: dict[Hashable, list[Run]], column: str) 
     later = pd.concat([rows[rows.t >= 0.1 * rows.t.max()][column] for rows in runs]).dropna()
     low, high = later.min(), later.max()
     for axes in panels:
-        if axes.get_yscale() == "log":
-            axes.set_ylim(low / 1.1, high * 1.1)
-        else:
-            axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 
 def table(lines: dict[Hashable, list[Run]], level: float) -> list[tuple[str, ...]]:
@@ -117,8 +120,8 @@ def table(lines: dict[Hashable, list[Run]], level: float) -> list[tuple[str, ...
 
 def seconds_to(level: float, repeats: Sequence[Run], cost: str) -> str:
     """Write the cost when the training loss came down to a level; `-` if not in every run."""
-    found = [quantities.reach(run, level, cost, rows_of) for run in repeats]
-    return output.spread(found) if np.isfinite(found).all() else "-"
+    found = [quantities.reach(run, level, cost, shared) for run in repeats]
+    return output.spread(found, 3) if np.isfinite(found).all() else "-"
 
 
 def main() -> None:
@@ -134,14 +137,20 @@ def main() -> None:
         *(f"s to {args.level:g} at {gbit}" for gbit in quantities.GBITS),
     )
     for i, (problem, lines) in enumerate(groups.items()):
-        caption = (
-            f"{problem}: the averaged model against updates, rounds, bytes and modelled seconds, "
-            f"without latency; medians. Below, MB of a learner's link in each direction, and "
-            f"seconds to a training loss of {args.level:g} at so many Gbit/s."
-        )
-        stem = "methods" + f"_{i + 1}" * several
-        one = {problem: lines}
-        output.finish(args, stem, draw(lines), caption, one, header, table(lines, args.level))
+        for column, stem in MEASURES.items():
+            caption = (
+                f"{problem}: {curves.Y_LABELS[column].removesuffix(' (%)')} of the averaged model "
+                "against updates, rounds, bytes and modelled seconds, without latency; medians."
+            )
+            numbers = ()
+            if column == "train_loss":
+                numbers = (header, table(lines, args.level))
+                caption += (
+                    f" Below, MB of a learner's link in each direction, and seconds to a training "
+                    f"loss of {args.level:g} at so many Gbit/s."
+                )
+            name = stem + f"_{i + 1}" * several
+            output.finish(args, name, draw(lines, column), caption, {problem: lines}, *numbers)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def test_runs_whose_clock_has_latency_or_is_measured_are_left_out(tmp_path, draw
     write(tmp_path / "late.h5", {**config, "latency_s": 5e-6})
     write(tmp_path / "measured.h5", {**config, "simulate": False})
     status, out, err, figures = draw("methods", tmp_path)
-    assert (status, err, len(figures)) == (0, "", 1)
+    assert (status, err, len(figures)) == (0, "", 2)
     assert all(f"left out: {tmp_path / name}.h5 is sync" in out for name in ("late", "measured"))
     assert "good.h5 is" not in out
 
@@ -69,8 +69,11 @@ def test_seconds_to_a_level_are_of_every_run_or_of_none(tmp_path):
     runs = [run_at(tmp_path / f"{gbit}.h5", gbit) for gbit in (10, 100)]
     ten = quantities.seconds_at(10)
     words = methods.seconds_to(0.7, runs, ten)
-    at_30 = [float(quantities.on_links(run).set_index("t")[ten][30]) for run in runs]
-    assert words == f"{np.mean(at_30):.2f} ± {np.std(at_30, ddof=1):.2f}"
+    at_30 = []  # the loss is 0.7 there, and 24 and 42 are the first evaluations after rounds
+    for run in runs:
+        clock = quantities.on_links(run).set_index("t")[ten]
+        at_30.append(clock[24] + (clock[42] - clock[24]) / 3)
+    assert words == f"{np.mean(at_30):.3f} ± {np.std(at_30, ddof=1):.3f}"
     assert methods.seconds_to(0.39, runs, ten) == "-"
     runs[1].eval.loc[:, "train_loss"] += 0.5
     assert methods.seconds_to(0.7, runs, ten) == "-"
@@ -79,12 +82,12 @@ def test_seconds_to_a_level_are_of_every_run_or_of_none(tmp_path):
 def test_every_curve_is_drawn_against_every_cost(tmp_path, draw):
     for name, config in planned("methods", seeds=3).items():
         write(tmp_path / f"{name}.h5", config)
-    _, _, _, (figure,) = draw("methods", tmp_path)
-    assert [axes.get_xlabel() for axes in figure.axes] == [*methods.COSTS.values()] * 2
-    for axes in figure.axes:
-        assert len(axes.lines) == len(methods.NAMES)
-    loss = figure.axes[0]
+    _, _, _, (losses, accuracies) = draw("methods", tmp_path)
+    for figure in (losses, accuracies):
+        assert [axes.get_xlabel() for axes in figure.axes] == [*methods.COSTS.values()]
+        assert all(len(axes.lines) == len(methods.NAMES) for axes in figure.axes)
     runs = [load(tmp_path / f"kavg-s{seed}.h5") for seed in range(3)]
-    median = np.median([run.eval.train_loss for run in runs], axis=0)
-    (kavg,) = [line for line in loss.lines if line.get_label() == "K-AVG"]
-    np.testing.assert_allclose(kavg.get_ydata(), median)
+    for figure, column, unit in ((losses, "train_loss", 1), (accuracies, "test_accuracy", 100)):
+        median = np.median([unit * run.eval[column] for run in runs], axis=0)
+        (kavg,) = [line for line in figure.axes[0].lines if line.get_label() == "K-AVG"]
+        np.testing.assert_allclose(kavg.get_ydata(), median)
