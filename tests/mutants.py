@@ -79,6 +79,7 @@ TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
         "algorithms": ("schedules", "combine", "exchange", "adacomm"),
+        "analysis": ("figures", "methods"),
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
@@ -1421,6 +1422,43 @@ MUTANTS = [
         "start[step] - start.get(before, 0.0) for",
         "start[step] for",
         f"{TESTS['bench_start']}::test_each_step_is_the_median_of_its_own_times",
+    ),
+    # the figure of all methods
+    Mutant(
+        "an average on another link comes on top of that of the run's link",
+        "analysis/quantities.py",
+        "(link / (1.25e8 * gbit) - 1)",
+        "(link / (1.25e8 * gbit))",
+        f"{TESTS['methods']}::test_one_run_has_the_seconds_of_runs_on_other_links",
+    ),
+    Mutant(
+        "the bytes of an average count after the evaluation that follows it",
+        "analysis/quantities.py",
+        'np.searchsorted(averages.t, rows.t, "right")',
+        'np.searchsorted(averages.t, rows.t, "left")',
+        f"{TESTS['methods']}::test_bytes_are_those_of_clusters_too_and_rounds_are_not",
+    ),
+    Mutant(
+        "an average of clusters is a round",
+        "analysis/quantities.py",
+        "np.sort(run.averages.t[run.averages.scope != CLUSTER])",
+        "np.sort(run.averages.t)",
+        f"{TESTS['methods']}::test_bytes_are_those_of_clusters_too_and_rounds_are_not",
+    ),
+    Mutant(
+        "the claim of fewer averages looks at the accuracy alone",
+        "analysis/claims.py",
+        "all_of(below(theirs, ours, POINTS), below(*counts))",
+        "below(theirs, ours, POINTS)",
+        f"{TESTS['figures']}::"
+        "test_more_averages_fail_the_claim_of_no_less_accuracy_with_fewer[qsr-kavg]",
+    ),
+    Mutant(
+        "any gain of time passes for a quarter of the time",
+        "analysis/claims.py",
+        "{seed: TIMES * s for",
+        "{seed: s for",
+        f"{TESTS['figures']}::test_a_claim_is_judged_right",
     ),
 ]
 
