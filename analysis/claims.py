@@ -32,6 +32,7 @@ from localavg.files.record import Run, load_many
 
 PAIRS, RISK = 3, 0.05  # least number of pairs; risk of a wrong verdict
 LOSS, POINTS, EFFICIENCY = 0.01, 1.0, 0.8  # equal loss, no worse accuracy (points), linear
+LEVEL = 0.35  # training loss of LUPA's Fig. 3
 TIMES = 4.0  # how often the time of K-AVG at 1 Gbit/s goes into that of sync
 SHARED = (  # settings in which runs that are compared must agree
     "problem",
@@ -308,16 +309,13 @@ def linear(found: list[Run]) -> Iterator[Finding]:
             Ps = settings_of(group, "learners", "kavg")
             if len(Ps) < 2 or Ps[0] > 1:
                 continue
-            times = {
-                P: of(group, lambda run: quantities.reach(run, quantities.LEVEL), learners=P)
-                for P in Ps
-            }
+            times = {P: of(group, lambda run: quantities.reach(run, LEVEL), learners=P) for P in Ps}
             work = {seed: EFFICIENCY * P * s for P in Ps[-1:] for seed, s in times[P].items()}
             words = "; ".join(f"P = {P}: {mean(seconds, 3)}" for P, seconds in times.items())
             yield Finding(
                 quantities.clock(group[0]),
                 below(work, times[1]),
-                f"seconds to loss {quantities.LEVEL}: {words}",
+                f"seconds to loss {LEVEL}: {words}",
             )
 
 
@@ -381,7 +379,7 @@ def thriftier(algorithm: str, other: str) -> Check:
 
 
 def sooner(found: list[Run]) -> Iterator[Finding]:
-    """Does K-AVG reach the loss LEVEL at 1 Gbit/s in at most 1 / TIMES of the time of sync?"""
+    """Does K-AVG reach a loss at 1 Gbit/s in at most 1 / TIMES of the time of sync?"""
 
     on_links = partial(quantities.by_rounds, rows=quantities.on_links)
 
@@ -447,7 +445,7 @@ CLAIMS: dict[str, tuple[Check, str]] = {  # the claim: (its check, the sweep of 
         adpsgd_against("sync", None),
         "methods",
     ),
-    "K-AVG: much sooner than sync at a training loss of 0.35 over 1 Gbit/s": (sooner, "methods"),
+    "K-AVG: much sooner than sync at a training loss of 0.4 over 1 Gbit/s": (sooner, "methods"),
 }
 
 

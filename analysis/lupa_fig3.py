@@ -20,7 +20,7 @@ import results
 import style
 from matplotlib.axes import Axes
 
-LEVEL = quantities.LEVEL
+LEVEL = 0.35
 AXES = {"wall_s": f"seconds to loss {LEVEL}", "t": f"updates to loss {LEVEL}"}
 
 

@@ -11,8 +11,8 @@ from localavg.files.record import CLUSTER, WORLD, Run
 from localavg.theory import adpsgd_weighted_variance
 
 Rows: TypeAlias = Callable[[Run], pd.DataFrame]  # run → its evaluations, with columns of a figure
-LEVEL = 0.35
-"""the training loss to which LUPA's Fig. 3 and the figure of all methods measure time"""
+LEVEL = 0.4
+"""the training loss to which the figure of all methods measures time"""
 GBITS = (1, 10, 100)
 """rates of the links for which `on_links` models the clock, in Gbit/s"""
 NETWORKS = {
