@@ -18,6 +18,7 @@ class Stream(IntEnum):
     NETWORK = 3  # what a network draws itself: dropout's seeds (problems/network.py)
     TIMES = 4  # the modelled times of local updates (simulate/timing.py)
     MEAN_ROUNDING = 5  # up or down, where QSGD codes the mean (algorithms/qsgd.py)
+    PARTITION = 6  # which rows a learner holds (learner/partition.py)
 
 
 def generator(seed: int, who: int, when: int, stream: Stream) -> np.random.Generator:

@@ -41,7 +41,7 @@ ALGORITHMS = {
         "switch",
     )
 }
-LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling")}
+LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling", "partition")}
 TRANSPORT = {
     name: f"localavg/parallel/transport/{name}.py"
     for name in ("__init__", "lanes", "slots", "shared", "mpi", "staged", "trial")
@@ -83,7 +83,7 @@ TESTS = {
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
-        "learner": ("sampling",),
+        "learner": ("sampling", "partition"),
         "parallel": ("transport", "late_ranks", "gpu_logic", "agreement", "fastest_way", "gpus"),
         "attaching": ("averager", "even", "streams", "types"),
         "problems": ("batch", "graph", "device_feed", "stacked"),
@@ -595,10 +595,73 @@ MUTANTS = [
     Mutant(
         "a shard is not reshuffled in each pass",
         LEARNER["sampling"],
-        "lo + generator(self.seed, j, window, Stream",
-        "lo + generator(self.seed, j, 0, Stream",
+        "generator(self.seed, j, k, Stream",
+        "generator(self.seed, j, 0, Stream",
         f"{TESTS['sampling']}::test_a_pass_over_a_shard_repeats_no_row_and_the_next_one_is_"
         "reshuffled",
+    ),
+    Mutant(
+        "a pass over rows of its own begins one update late",
+        LEARNER["sampling"],
+        "start = (first - passes.start * each) * self.B",
+        "start = (first - passes.start * each + 1) * self.B",
+        f"{TESTS['partition']}::test_a_learner_passes_over_its_own_rows_again_and_again",
+    ),
+    Mutant(
+        "all learners' passes are as long as the first one's",
+        LEARNER["sampling"],
+        "return self.rows[j] // self.B",
+        "return self.rows[0] // self.B",
+        f"{TESTS['partition']}::test_a_learner_passes_over_its_own_rows_again_and_again",
+    ),
+    Mutant(
+        "the order of another pass is kept",
+        LEARNER["sampling"],
+        "is not None and kept[0] == k:",
+        "is not None:",
+        f"{TESTS['partition']}::test_a_long_pass_is_one_permutation_over_many_windows",
+    ),
+    Mutant(
+        "dirichlet takes a for every class",
+        LEARNER["partition"],
+        "q = random.dirichlet(a * n_k / len(y))  # [C]",
+        "q = random.dirichlet(a * np.ones(len(n_k)))  # [C]",
+        f"{TESTS['partition']}::test_dirichlet_follows_the_class_frequencies_with_parameters_a_p",
+    ),
+    Mutant(
+        "dirichlet gives a row twice",
+        LEARNER["partition"],
+        "        left -= takes\n",
+        "",
+        f"{TESTS['partition']}::test_no_row_has_two_owners_and_they_lie_in_order",
+    ),
+    Mutant(
+        "the last learner's share of a class is lost",
+        LEARNER["partition"],
+        "(np.cumsum(shares)[:-1] * len(rows))",
+        "(np.cumsum(shares) * len(rows))",
+        f"{TESTS['partition']}::test_no_row_has_two_owners_and_they_lie_in_order",
+    ),
+    Mutant(
+        "shards are dealt in order",
+        LEARNER["partition"],
+        "random.permutation(blocks).reshape",
+        "np.arange(blocks).reshape",
+        f"{TESTS['partition']}::test_shards_are_equal_blocks_of_the_rows_sorted_by_label",
+    ),
+    Mutant(
+        "a learner has one label more",
+        LEARNER["partition"],
+        "int(c) - 1, replace=False",
+        "int(c), replace=False",
+        f"{TESTS['partition']}::test_labels_are_exactly_c_of_which_the_first_goes_round",
+    ),
+    Mutant(
+        "a draw with too few rows is kept",
+        LEARNER["partition"],
+        "if smallest >= least:",
+        "if smallest >= 1:",
+        f"{TESTS['partition']}::test_a_draw_with_a_learner_of_too_few_rows_is_repeated_and_counted",
     ),
     Mutant(
         "two learners' rows are swapped",

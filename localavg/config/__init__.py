@@ -5,7 +5,8 @@ setting has one name. This folder imports the standard library only.
 """
 
 from localavg.config.rules import seconds
-from localavg.config.settings import SAMPLING, TrainConfig
+from localavg.config.samplings import PARTITIONS, SAMPLING
+from localavg.config.settings import TrainConfig
 from localavg.config.state import OPTIMIZERS, STATES
 
-__all__ = ["OPTIMIZERS", "SAMPLING", "STATES", "TrainConfig", "seconds"]
+__all__ = ["OPTIMIZERS", "PARTITIONS", "SAMPLING", "STATES", "TrainConfig", "seconds"]

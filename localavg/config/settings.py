@@ -9,6 +9,7 @@ import os
 from collections.abc import Collection
 from dataclasses import dataclass, field, fields
 
+from localavg.config import samplings
 from localavg.config.rules import (
     anything,
     below_1,
@@ -26,7 +27,6 @@ from localavg.config.state import OPTIMIZERS, check_moments, valid_state
 from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
 
-SAMPLING = ("iid", "shuffle", "shard", "block")
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
 STEERED = ("adacomm", "adpsgd", "adalupa")  # the algorithms whose feedback decides the periods
@@ -83,9 +83,15 @@ class TrainConfig:
         "iid",
         "how a learner draws its examples: at random with replacement (iid), its part of a common "
         "random order that is new in every epoch (shuffle), its own part of the data in random "
-        "order (shard), or consecutive rows from a random place (block)",
+        "order (shard), consecutive rows from a random place (block), or rows of its own in random "
+        "order that it got by their classes: ⌊n/P⌋ rows of classes with random frequencies, which "
+        "are the less even the smaller A is (dirichlet:A), a random share of each class "
+        "(dirichlet-class:A), S of SP blocks of the rows sorted by class (shards:S), or rows of "
+        "exactly C classes (labels:C). With the last four an epoch is as many updates as let all "
+        "learners together see as many examples as they have",
         group="data",
-        choices=SAMPLING,
+        valid=samplings.check,
+        metavar="|".join(samplings.FORMS),
     )
     force_block: bool = option(
         False,

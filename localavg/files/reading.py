@@ -46,6 +46,7 @@ class Run:
     averages: DataFrame
     eval: DataFrame
     staleness: DataFrame
+    holdings: DataFrame
     weights: np.ndarray | None  # [d] float32
     initial_weights: np.ndarray | None  # [d] float32
     attrs: Settings

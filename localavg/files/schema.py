@@ -101,6 +101,11 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
         "staleness": ("i8", "updates", "server updates since this learner's last pull"),
         "wall_s": _WALL,
     },
+    "holdings": {
+        "learner": ("i8", "1", "id of the learner that has rows of its own"),
+        "label": ("i8", "1", "label of the rows, as in the training set"),
+        "rows": ("i8", "examples", "training examples of this label that the learner has"),
+    },
 }
 BENCHES: dict[str, dict[str, Column]] = {  # the same of the benchmarks that write a file
     "average": {

@@ -7,9 +7,16 @@ lie over ranks and wherever a run is resumed.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import numpy as np
 
+from localavg.config.samplings import PARTITIONS, parsed
 from localavg.errors import UserError
+from localavg.interfaces import Array
+from localavg.learner.partition import partition
+from localavg.parallel.device import on_host
 from localavg.streams import Stream, generator
 
 Batch = slice | np.ndarray
@@ -120,15 +127,59 @@ class Shuffle(Sampler):
         return parts[:, j]
 
 
-class Shard(Sampler):
-    """Fixed disjoint contiguous shards, each reshuffled at every pass over it.
+class Owned(Sampler):
+    """Every learner draws from rows of its own, which are reshuffled at every pass over them.
 
-    Learner j's shard is the rows ⌊nj/P⌋ … ⌊n(j+1)/P⌋ − 1. A batch as large as the shard is the
-    shard in its stored order, whatever the seed: deterministic gradient descent.
+    own: the rows of each learner, consecutive ones or row numbers [n_j]. The rows that do not fill
+    a mini-batch are left out of a pass. A batch as large as a learner's rows is these rows in their
+    stored order, whatever the seed: deterministic gradient descent. An epoch is as many updates as
+    let all learners together see as many examples as they own.
+    """
+
+    def __init__(self, n: int, P: int, B: int, seed: int, own: Sequence[Batch]) -> None:
+        super().__init__(n, P, B, seed)
+        self.own = own
+        self.rows = [len(_numbers(rows)) for rows in own]  # [P] n_j
+        self.epoch = sum(self.rows) / (P * B)
+        self._order: dict[int, tuple[int, np.ndarray]] = {}  # learner → (pass, permutation [n_j])
+
+    def updates(self, j: int) -> int:
+        """Return the updates of learner j in a pass over its rows."""
+        return self.rows[j] // self.B
+
+    def draw(self, j: int, window: int) -> list[Batch]:
+        if self.B == self.rows[j]:
+            return [self.own[j]] * self.length
+        return super().draw(j, window)
+
+    def table(self, j: int, window: int) -> np.ndarray:
+        own, each, first = _numbers(self.own[j]), self.updates(j), window * self.length
+        if self.B == self.rows[j]:
+            return np.tile(own, (self.length, 1))
+        passes = range(first // each, -(-(first + self.length) // each))
+        order = np.concatenate([self._pass(j, k)[: each * self.B] for k in passes])
+        start = (first - passes.start * each) * self.B
+        return own[order[start : start + self.length * self.B]].reshape(self.length, self.B)
+
+    def _pass(self, j: int, k: int) -> np.ndarray:
+        """Return the order of learner j's rows in pass k, a permutation [n_j]."""
+        if (kept := self._order.get(j)) is not None and kept[0] == k:
+            return kept[1]
+        order = generator(self.seed, j, k, Stream.SAMPLING).permutation(self.rows[j])
+        if self.updates(j) > self.length:  # the next window is of the same pass
+            self._order[j] = k, order
+        return order
+
+
+class Shard(Owned):
+    """Fixed disjoint contiguous shards; a pass has as many updates as one of the smallest shard.
+
+    Learner j's shard is the rows ⌊nj/P⌋ … ⌊n(j+1)/P⌋ − 1. A pass is an epoch.
     """
 
     def __init__(self, n: int, P: int, B: int, seed: int) -> None:
-        super().__init__(n, P, B, seed)
+        ends = [n * j // P for j in range(P + 1)]
+        super().__init__(n, P, B, seed, [slice(*both) for both in pairwise(ends)])
         self.epoch = self.length = n // P // B  # of the smallest shard
         if not self.epoch:
             raise UserError(
@@ -136,19 +187,36 @@ class Shard(Sampler):
                 f"{_remedy(n // P)}"
             )
 
-    def draw(self, j: int, window: int) -> list[Batch]:
-        lo, hi = self._shard(j)
-        return [slice(lo, hi)] if self.B == hi - lo else super().draw(j, window)
+    def updates(self, j: int) -> int:
+        return self.length
 
-    def table(self, j: int, window: int) -> np.ndarray:
-        lo, hi = self._shard(j)
-        if self.B == hi - lo:
-            return np.arange(lo, hi)[None]
-        order = lo + generator(self.seed, j, window, Stream.SAMPLING).permutation(hi - lo)
-        return order[: self.length * self.B].reshape(self.length, self.B)
 
-    def _shard(self, j: int) -> tuple[int, int]:
-        return self.n * j // self.P, self.n * (j + 1) // self.P
+class ByClass(Owned):
+    """Rows that `partition` deals to the learners by their labels y [n].
+
+    text: the sampling, such as dirichlet:0.3. redraws: how often the rows were drawn anew, since a
+    learner had too few.
+    """
+
+    def __init__(self, n: int, P: int, B: int, seed: int, text: str, y: np.ndarray) -> None:
+        name, value = parsed(text)
+        assert value is not None, text
+        own, self.redraws = partition(name, value, y, P, B, seed)
+        super().__init__(n, P, B, seed, own)
+        self.y = y
+
+    def counts(self) -> list[tuple[int, int, int]]:
+        """Return how many rows of each class a learner has: learner, label, rows (not 0)."""
+        return [
+            (j, int(label), int(rows))
+            for j, own in enumerate(self.own)
+            for label, rows in zip(*np.unique(self.y[own], return_counts=True), strict=True)
+        ]
+
+
+def _numbers(rows: Batch) -> np.ndarray:
+    """Return row numbers, of consecutive rows too."""
+    return np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
 
 
 def _remedy(most: int) -> str:
@@ -162,3 +230,11 @@ SAMPLERS: dict[str, type[Sampler]] = {
     "shard": Shard,
     "block": Block,
 }
+
+
+def make(text: str, n: int, P: int, B: int, seed: int, y: Array) -> Sampler:
+    """Make the sampler that --sampling calls `text`; y [n]: the labels of the training rows."""
+    name, _ = parsed(text)
+    if name in PARTITIONS:
+        return ByClass(n, P, B, seed, text, on_host(y))
+    return SAMPLERS[name](n, P, B, seed)

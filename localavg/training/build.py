@@ -19,9 +19,9 @@ from localavg.config import TrainConfig
 from localavg.datasets import Dataset, epsilon_like
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device, Engine, Feed, Problem, Transport
-from localavg.learner import optim, stepsizes
+from localavg.learner import optim, sampling, stepsizes
 from localavg.learner.flat import Flat
-from localavg.learner.sampling import SAMPLERS, Sampler
+from localavg.learner.sampling import Sampler
 from localavg.learner.stepsizes import StepSize
 from localavg.parallel.device import Cpu, on_host, put_
 from localavg.parallel.fleet import Fleet
@@ -125,7 +125,8 @@ def task_of(
     modelled: Timing | None = None,
 ) -> Task:
     """Make the task of P learners on a problem that has been made already."""
-    sampler = SAMPLERS[c.sampling](problem.n, P, c.batch_size, c.seed)
+    y = problem.data.train.y
+    sampler = sampling.make(c.sampling, problem.n, P, c.batch_size, c.seed, y)
     length = Length.of(c, P, sampler.epoch)
     return Task(
         config=c,

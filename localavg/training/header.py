@@ -9,7 +9,9 @@ from typing import Protocol
 
 from mpi4py import MPI
 
+from localavg.files.record import Record
 from localavg.interfaces import Device
+from localavg.learner.sampling import ByClass
 from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Experiment, Task
@@ -51,7 +53,20 @@ def machine(e: Experiment) -> dict[str, object]:
     """Return a part of /provenance: `hosts`, `gpus`, and why this device and engine. Collective."""
     engine = {"engine": e.engine.name, "engine_why": e.engine_why}
     device = {"device_why": e.device.why}
-    return hosts(e.fleet, e.transport) | gpus(e.fleet, e.device) | engine | device
+    return hosts(e.fleet, e.transport) | gpus(e.fleet, e.device) | engine | device | redraws(e)
+
+
+def redraws(task: Task) -> dict[str, object]:
+    """Return a part of /provenance: how often the rows of the learners were drawn anew."""
+    sampler = task.sampler
+    return {"sampling_redraws": sampler.redraws} if isinstance(sampler, ByClass) else {}
+
+
+def write_holdings(file: Record, task: Task) -> None:
+    """Write how many rows of each class a learner has, if it got its rows by class."""
+    if isinstance(task.sampler, ByClass):
+        for learner, label, rows in task.sampler.counts():
+            file.append("holdings", learner=learner, label=label, rows=rows)
 
 
 def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, object]:

@@ -121,6 +121,8 @@ def watched(
 
 
 def _train(e: Experiment, start: Start, monitor: Monitor, keeper: Keeper) -> None:
+    if start.file is not None and start.saved is None:
+        header.write_holdings(start.file, e)
     file = start.file if e.config.save_weights else None
     if file is not None and start.saved is None:
         file.save_weights("initial_weights", e.flat.packed(on_host(e.flat.w[0])))

@@ -833,7 +833,7 @@ def two_ranks(tmp_path_factory, shards):
             lines[f"{algorithm} {seed}"] = line(
                 algorithm, shards, "momentum", **whole, more=f"--seed {seed}"
             )
-        for sampling in ("iid", "shuffle", "shard", "block"):
+        for sampling in ("iid", "shuffle", "shard", "block", "dirichlet-class:1"):
             lines[f"{sampling} {seed}"] = line(
                 "kavg --K 7", shards, sampling=sampling, more=f"--seed {seed}"
             )
@@ -909,7 +909,7 @@ def test_whole_shards_leave_nothing_to_the_seed(two_ranks, algorithm):
     assert np.array_equal(two_ranks[f"{algorithm} 0"].weights, two_ranks[f"{algorithm} 1"].weights)
 
 
-@pytest.mark.parametrize("sampling", ["iid", "shuffle", "shard", "block"])
+@pytest.mark.parametrize("sampling", ["iid", "shuffle", "shard", "block", "dirichlet-class:1"])
 def test_another_seed_draws_other_examples(two_ranks, sampling):
     assert (
         distance(two_ranks[f"{sampling} 1"].weights, two_ranks[f"{sampling} 0"].weights)
@@ -920,7 +920,7 @@ def test_another_seed_draws_other_examples(two_ranks, sampling):
 AGAIN = {
     **{
         sampling: ("kavg --K 7", "momentum", sampling)
-        for sampling in ("iid", "shuffle", "shard", "block")
+        for sampling in ("iid", "shuffle", "shard", "block", "dirichlet-class:1")
     },
     "sync": ("sync", "adam", "iid"),
     "qsgd": ("qsgd --bucket 8", "sgd", "iid"),

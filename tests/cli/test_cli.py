@@ -178,7 +178,6 @@ def test_only_what_is_given_is_passed_on():
         ("train", "ALGORITHM"),
         ("train kavg --K many", "--K 'many': must be a whole number"),
         ("train kavg --lr much", "--lr 'much': must be a number"),
-        ("train kavg --sampling some", "--sampling: invalid choice: 'some'"),
         ("train kavg --optimizer lion", "--optimizer: invalid choice: 'lion'"),
         ("train kavg --K 2.5", "--K '2.5': must be a whole number"),
         ("bench average --repeats 0", "--repeats '0': must be a whole number of at least 1"),

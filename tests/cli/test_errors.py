@@ -138,6 +138,22 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         f"kavg {SMALL} --batch-size 17 --sampling shuffle --learners 4",
         ["--batch-size 17", "4 learners", "at most 16"],
     ),
+    "a sampling without its number": (
+        f"kavg {SMALL} --sampling dirichlet",
+        ["--sampling dirichlet", "dirichlet:A", "above 0", "dirichlet:0.3"],
+    ),
+    "more classes than there are": (
+        f"kavg {SMALL} --sampling labels:3 --learners 4",
+        ["--sampling labels:3", "2 classes", "labels:2"],
+    ),
+    "more blocks than rows": (
+        f"kavg {SMALL} --sampling shards:17 --learners 4",
+        ["--sampling shards:17", "68 blocks", "64 rows"],
+    ),
+    "too few rows by class": (
+        f"kavg {SMALL} --batch-size 17 --sampling dirichlet:1 --learners 4",
+        ["--sampling dirichlet:1", "4 learners", "17 rows", "64 rows", "lower --batch-size"],
+    ),
     "an unknown algorithm": (
         f"flyavg {SMALL}",
         ["flyavg", "sgd, sync, qsgd, kavg, oneshot, mavg, "],

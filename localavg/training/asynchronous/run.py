@@ -72,6 +72,8 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
     replay = fleet.together(lambda: _order(c, config, roles.P, local.T, local.rule.K))
     origin = _origin(task, roles, provenance)
     _, file = resume(c, fleet, before, config, origin, writes)
+    if file is not None:
+        header.write_holdings(file, task)
     log = Log(task.length, task.step_size, file)
 
     # 4. Train.
@@ -142,6 +144,7 @@ def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, 
         **(roles.world.bcast(provenance) or {}),
         **header.hosts(task.fleet, carrier),
         **header.gpus(task.fleet, task.device),
+        **header.redraws(task),
         "learners_per_rank": roles.layout.per_rank,
     }
 
