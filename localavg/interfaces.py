@@ -92,14 +92,18 @@ class Transport(Protocol):
     """Means over the rows of all learners, which lie on the ranks as the layout says.
 
     Every mean sums in the order of the learners and divides once, by their number P (or S in a
-    cluster). Every method but `ordinary` and `settle` is collective over the ranks of its
-    scope. name and why: which transport this is, and why it was chosen. laps: the clock of `equal`
-    and of a coded mean, in which computing and communication take turns.
+    cluster). weights: [P] how much each learner counts in a mean of everyone and in its S, 0 for
+    one that is left out; None, the default, for all alike. Then a mean is Σ n_j w_j / Σ n_j, and S
+    is a mean over the learners that count. Coded means are of all alike. Every method but
+    `ordinary` and `settle` is collective over the ranks of its scope. name and why: which transport
+    this is, and why it was chosen. laps: the clock of `equal` and of a coded mean, in which
+    computing and communication take turns.
     """
 
     name: str
     why: str
     laps: Laps
+    weights: Sequence[float] | None
 
     def zeros(self, shape: tuple[int, int]) -> Array:
         """Make zero rows [L, n] that will be averaged, in the memory that suits the transport."""
@@ -173,9 +177,13 @@ class Engine(Protocol):
     book: Book
     size: int = 0
 
-    def gradients_(self, w: Array, t: int, out: Array) -> Sequence[float | Array]:
+    def gradients_(
+        self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None
+    ) -> Sequence[float | Array]:
         """Compute each learner's gradient of update t at its row of w [L, d], into its row of out.
 
+        rows: those of the learners that work, in order; None: all. Only `loop` takes some. The
+        others' losses are 0.
         Return the L mini-batch losses in the learners' order: scalars of the host or of the device,
         or one vector [L] of the device in a list. `out` is complete for all work that is queued
         after this call.

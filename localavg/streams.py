@@ -19,6 +19,7 @@ class Stream(IntEnum):
     TIMES = 4  # the modelled times of local updates (simulate/timing.py)
     MEAN_ROUNDING = 5  # up or down, where QSGD codes the mean (algorithms/qsgd.py)
     PARTITION = 6  # which rows a learner holds (learner/partition.py)
+    PARTICIPANTS = 7  # which learners work in a round (algorithms/participants.py)
 
 
 def generator(seed: int, who: int, when: int, stream: Stream) -> np.random.Generator:

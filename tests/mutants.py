@@ -35,6 +35,7 @@ ALGORITHMS = {
         "hieravg",
         "adpsgd",
         "outer",
+        "participants",
         "qsgd",
         "qsr",
         "eamsgd",
@@ -78,7 +79,7 @@ TRAINING = {
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
-        "algorithms": ("schedules", "combine", "exchange", "adacomm"),
+        "algorithms": ("schedules", "combine", "exchange", "participants", "adacomm"),
         "analysis": ("figures", "methods"),
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
@@ -600,6 +601,130 @@ MUTANTS = [
         f"{TESTS['sampling']}::test_a_pass_over_a_shard_repeats_no_row_and_the_next_one_is_"
         "reshuffled",
     ),
+    # who works in a round, and how much a learner counts
+    Mutant(
+        "learners that rest count in the mean",
+        ALGORITHMS["participants"],
+        "n if j in drawn else 0 for",
+        "n for",
+        f"{TESTS['participants']}::test_a_round_has_m_learners_drawn_without_replacement_with_"
+        "equal_chances",
+    ),
+    Mutant(
+        "every round has the learners of the first",
+        ALGORITHMS["participants"],
+        "generator(self.seed, 0, self.r, Stream",
+        "generator(self.seed, 0, 0, Stream",
+        f"{TESTS['participants']}::test_a_round_has_m_learners_drawn_without_replacement_with_"
+        "equal_chances",
+    ),
+    Mutant(
+        "the rows at work are those of rank 0's learners",
+        ALGORITHMS["participants"],
+        "enumerate(self.learners) if j in drawn",
+        "enumerate(self.learners) if l in drawn",
+        f"{TESTS['participants']}::test_the_rows_at_work_are_those_of_the_drawn_learners",
+    ),
+    Mutant(
+        "a tenth of the learners is rounded up",
+        ALGORITHMS["participants"],
+        "math.floor(round(self.C * P, 9))",
+        "math.ceil(round(self.C * P, 9))",
+        f"{TESTS['participants']}::test_a_tenth_of_the_learners_works_by_default",
+    ),
+    Mutant(
+        "equal numbers of rows are weights above 1",
+        ALGORITHMS["participants"],
+        "[n // common for n in counts]",
+        "[n for n in counts]",
+        f"{TESTS['participants']}::test_rows_are_the_weights_in_lowest_terms",
+    ),
+    Mutant(
+        "fedavg counts all learners alike",
+        ALGORITHMS["participants"],
+        '"rows" if self.C < 1 and examples else "equal"',
+        '"equal"',
+        f"{TESTS['participants']}::test_fedavg_weighs_by_rows_where_learners_have_their_own",
+    ),
+    Mutant(
+        "a resumed run begins with the first round",
+        ALGORITHMS["participants"],
+        'self.r = int(state.get("round", 0))',
+        "self.r = 0",
+        f"{TESTS['participants']}::test_a_draw_depends_on_the_seed_and_the_round_alone",
+    ),
+    Mutant(
+        "weights of learners are left out of the sum",
+        TRANSPORT["lanes"],
+        "total += row if weight == 1 else weight * row",
+        "total += row",
+        f"{TESTS['transport']}::test_rows_are_added_up_by_weight_and_those_of_weight_0_are_not_read",
+    ),
+    Mutant(
+        "rows of weight 0 are read",
+        TRANSPORT["lanes"],
+        "            if weight:\n",
+        "            if True:\n",
+        f"{TESTS['transport']}::test_rows_are_added_up_by_weight_and_those_of_weight_0_are_not_read",
+    ),
+    Mutant(
+        "a mean by weight is divided by the learners",
+        TRANSPORT["lanes"],
+        "mean /= self.P if weights is None else weights.total",
+        "mean /= self.P",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "the round does not change at an average",
+        TRAINING["averaging"],
+        "                self.participants.next_()\n",
+        "",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "learners that rest make updates",
+        TRAINING["loop"],
+        "update_(w_trained, g_trained, gamma, rows=rows)",
+        "update_(w_trained, g_trained, gamma)",
+        f"{TESTS['in_process']}::test_a_run_is_the_oracles",
+    ),
+    Mutant(
+        "losses are means over all learners",
+        TRAINING["recorder"],
+        "sums[0] / (steps * self.working)",
+        "sums[0] / (steps * P)",
+        f"{TESTS['in_process']}::test_a_run_counts_the_work_and_the_losses_of_those_who_work",
+    ),
+    Mutant(
+        "samples count the work of those who rest",
+        TRAINING["monitor"],
+        "samples = t * self.working * length.B",
+        "samples = t * length.P * length.B",
+        f"{TESTS['in_process']}::test_a_run_counts_the_work_and_the_losses_of_those_who_work",
+    ),
+    Mutant(
+        "an update of some rows is of the first rows",
+        LEARNER["optim"],
+        "        for l in rows:\n",
+        "        for l in range(len(rows)):\n",
+        f"{LEARNER_TESTS}::test_an_update_of_some_rows_is_that_of_their_learners_alone",
+    ),
+    Mutant(
+        "learners that rest take modelled time",
+        "localavg/simulate/clock.py",
+        "if weights is None or weights[j]:",
+        "if True:",
+        "tests/simulate/test_machine.py::"
+        "test_learners_that_rest_take_no_time_and_wait_for_the_round_to_end",
+    ),
+    Mutant(
+        "a log counts losses of learners that rest",
+        "localavg/attaching/averager.py",
+        "loss if worked else 0.0",
+        "loss",
+        "tests/attaching/test_rounds.py::"
+        "test_the_log_counts_the_work_and_the_losses_of_those_who_work",
+    ),
     Mutant(
         "a pass over rows of its own begins one update late",
         LEARNER["sampling"],
@@ -610,8 +735,8 @@ MUTANTS = [
     Mutant(
         "all learners' passes are as long as the first one's",
         LEARNER["sampling"],
-        "return self.rows[j] // self.B",
-        "return self.rows[0] // self.B",
+        "return self.held[j] // self.B",
+        "return self.held[0] // self.B",
         f"{TESTS['partition']}::test_a_learner_passes_over_its_own_rows_again_and_again",
     ),
     Mutant(

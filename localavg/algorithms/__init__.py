@@ -23,6 +23,7 @@ from localavg.algorithms import (
     diloco,
     downpour,
     eamsgd,
+    fedavg,
     hieravg,
     kavg,
     lupa,
@@ -49,6 +50,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "diloco": diloco.diloco,  # Douillard et al. 2023
     "slowmo": slowmo.slowmo,  # Wang et al. 2020
     "postlocal": postlocal.postlocal,  # Lin et al. 2020
+    "fedavg": fedavg.fedavg,  # McMahan et al. 2017
     "hieravg": hieravg.hieravg,  # hieravg Alg. 1
     "adpsgd": adpsgd.adpsgd,  # adpsgd Alg. 2
     "adacomm": adacomm.adacomm,  # Wang and Joshi 2019
@@ -70,13 +72,16 @@ KNOWN_AS = {  # names of others, without spaces and hyphens
     "cpsgd": "kavg",
     "localsgd": "kavg",
     "lupasgd": "kavg",
-    "fedavg": "kavg",
-    "fedavgm": "kavg --outer momentum",
-    "fedadam": "kavg --outer adam",
-    "fedyogi": "kavg --outer yogi",
+    "federatedaveraging": "fedavg",
+    "fedavgm": "fedavg --outer momentum",
+    "fedadam": "fedavg --outer adam",
+    "fedyogi": "fedavg --outer yogi",
     "postlocalsgd": "postlocal",
     "fullsgd": "sync",
     "syncsgd": "sync",
+}
+SETTINGS: dict[str, Settings] = {  # of a run, whose defaults are others with some algorithms
+    "fedavg": {"state": "reset"}
 }
 LONG = {"T": 10**16, "epoch": 10**6}  # a run that is long enough for all options
 

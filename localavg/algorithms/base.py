@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from localavg.algorithms.participants import Participants
 from localavg.errors import UserError, bad, whole
 from localavg.interfaces import Array, Code, Settings, Step, Transport
 from localavg.scope import Scope
@@ -21,8 +22,9 @@ class Algorithm:
     """One row of the table, ready to run.
 
     clusters: learners in a cluster of each level, innermost first; none without clusters. P: the
-    only number of learners it is for, None for any. name, options: the function that made it and
-    the arguments of the function, which `parameters.algorithm` notes; "" and {} without it.
+    only number of learners it is for, None for any. participants: who works in a round. name,
+    options: the function that made it and the arguments of the function, which
+    `parameters.algorithm` notes; "" and {} without it.
     """
 
     schedule: Schedule
@@ -30,6 +32,7 @@ class Algorithm:
     exchange: Exchange
     clusters: tuple[int, ...] = ()
     P: int | None = None
+    participants: Participants = field(default_factory=Participants)
     name: str = ""
     options: Settings = field(default_factory=dict)
 

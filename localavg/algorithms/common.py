@@ -17,6 +17,7 @@ from typing import Annotated, Any, TypedDict
 from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule
 from localavg.algorithms.outer import RULES
 from localavg.algorithms.parameters import Epochs
+from localavg.algorithms.participants import Participants
 from localavg.algorithms.switch import Switched
 from localavg.algorithms.sync import MeanGradient
 from localavg.errors import UserError, bad, check_choice, whole
@@ -53,6 +54,18 @@ class Others(TypedDict, total=False):
             "size)",
         ),
     ]
+    participants: Annotated[
+        int | None,
+        "number m of learners that work in a round, from one average to the next; they are drawn "
+        "anew for each round, the other learners make no updates and count nothing in the mean, "
+        "and all get it (default: all learners, for fedavg a tenth of them)",
+    ]
+    weights: Annotated[
+        str | None,
+        "how much a learner counts in the mean: as much as any other (equal), or by the number of "
+        "its training rows (rows), if the sampling gives it rows of its own (default: equal, for "
+        "fedavg rows where that is possible)",
+    ]
 
 
 class Common(Others, total=False):
@@ -76,17 +89,32 @@ COMMON = tuple(Common.__annotations__)
 
 
 def composed(
-    schedule: Schedule, clusters: tuple[int, ...] = (), P: int | None = None, **common: Any
+    schedule: Schedule,
+    clusters: tuple[int, ...] = (),
+    P: int | None = None,
+    C: float = 1.0,
+    **common: Any,
 ) -> Algorithm:
     """Make an algorithm that averages weights by `schedule`, with the options `Common`.
 
-    clusters, P: as of Algorithm. Raises UserError for a value that breaks a rule, and for one that
-    means nothing.
+    clusters, P: as of Algorithm. C: the part of the learners that works in a round by default.
+    Raises UserError for a value that breaks a rule, and for one that means nothing.
     """
+    participants = Participants(common.get("participants"), common.get("weights"), C)
+    if participants.asked and clusters:
+        raise UserError(
+            f"`{participants.asked}` means nothing to an algorithm with clusters, which average "
+            "within a round too; leave it out, or use an algorithm whose averages are of everyone"
+        )
+    if participants.asked and common.get("switch"):
+        raise UserError(
+            f"`switch` with `{participants.asked}`: mean gradients are of everyone, each counting "
+            "alike; leave one of them out"
+        )
     made = average(common.get("outer"), common.get("outer_lr"), common.get("mu"))
     if t0 := begins(common):
         return Algorithm(Switched(schedule, t0), made, MeanGradient(until=t0), clusters, P)
-    return Algorithm(schedule, made, NoExchange(), clusters, P)
+    return Algorithm(schedule, made, NoExchange(), clusters, P, participants)
 
 
 def begins(common: Settings) -> int:

@@ -28,7 +28,6 @@ def kavg(
     """K-AVG (kavg Alg. 1), Local SGD: everyone averages every K updates, w_j ← w̄.
 
     The same as CPSGD (adpsgd Alg. 1), LUPA-SGD (lupa Alg. 1, τ = K), and FedAvg with all learners.
-    With all learners FedAvgM, FedAdam and FedYogi are its outer optimisers momentum, adam and yogi.
     """
     return composed(Every(K), **common)
 

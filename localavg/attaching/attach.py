@@ -39,6 +39,7 @@ def attach(
     master: bool = False,
     objective: Callable[[], float] | None = None,
     seed: int = 0,
+    rows: int | None = None,
     log: str | None = None,
     config: Mapping[str, object] | None = None,
     warn_after: float = 300.0,
@@ -76,7 +77,12 @@ def attach(
     momentum can move the model by less than a step of the smaller type. state_dict holds the mean.
 
     objective: returns F on this rank's data at the model's present weights, for
-    adalupa(rule="loss"), which uses the mean over the ranks. seed: the seed of qsgd's rounding.
+    adalupa(rule="loss"), which uses the mean over the ranks. seed: the seed of qsgd's rounding, and
+    of the draws of participants. rows: the training examples of this rank, for `weights = rows`.
+
+    With `participants`, `averager.participates` says whether this rank works in the present round.
+    A rank that does not may skip its updates, but it makes the same calls of the averager; the next
+    average discards whatever updates it makes. Its optimiser's state follows `state`.
 
     log: a new run file, as `localavg train` writes it. config: more settings for its /config, such
     as data, batch_size and rows (training examples); the last two give epochs and samples.
@@ -90,7 +96,7 @@ def attach(
     """
     asked = Asked(
         model, fleet, copy.deepcopy(algorithm), _several(optimizer), state, statistics, master,
-        objective, seed, log, config or {}, warn_after, hang_limit,
+        objective, seed, log, config or {}, warn_after, hang_limit, rows,
     )  # fmt: skip
     check_kinds(asked)
     with watched(fleet.world, "localavg.attach()", *asked.patience):

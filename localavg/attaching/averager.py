@@ -95,6 +95,11 @@ class Averager:
         """Local updates since the last average; right after an average, since the one before it."""
         return self.t - self._start
 
+    @property
+    def participates(self) -> bool:
+        """Whether this rank works in the present round; else the next average drops its updates."""
+        return self._averaging.at_work != []
+
     def exchange(self) -> Scope:
         """Exchange all gradients of this update, for sync and qsgd; other algorithms do nothing.
 
@@ -119,7 +124,7 @@ class Averager:
                 "before it back; train outside of it"
             )
         with self._place.here():
-            kept = self._feedback.noted(loss)
+            kept = self._feedback.noted(loss if self.participates else 0.0)
             if self.scope:
                 self._start = self.t
             self._agreement.t += 1
@@ -224,6 +229,7 @@ class Averager:
         self._feedback.load_state_dict(state.get("feedback", {}))
         with self._place.here():
             load_(state, self.algorithm, self.flat)
+        self.transport.weights = self.algorithm.participants.weights
 
     def _meet(self, what: What) -> None:
         """Agree with the others on what comes next; what was before it counts as computing."""

@@ -45,6 +45,7 @@ class Asked:
     config: Mapping[str, object]
     warn_after: float
     hang_limit: float | None
+    rows: int | None = None
 
     @property
     def stepped(self) -> bool:

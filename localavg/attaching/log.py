@@ -72,7 +72,7 @@ class Log(Recorder):
         self.averages.note(t, Scope.WORLD, math.nan, range(self._begun, len(self.clock.meetings)))
 
     def step(self, t: int, scope: Scope, gamma: float, loss: Any) -> None:
-        """Record update t and its loss, NaN without one.
+        """Record update t and its loss: NaN without one, 0 where this rank rests.
 
         Collective where everyone averaged and a row is due.
         """
@@ -87,7 +87,7 @@ class Log(Recorder):
         self.averages.count()
         self.met()
         loss, _ = self.compare(t)
-        samples = t * self.fleet.P * self._examples
+        samples = t * self.working * self._examples
         if new:
             self.write(t, self._epoch(t), int(samples), gamma, loss)
         self.due = t + max(1, t // SPACING)

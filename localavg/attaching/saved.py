@@ -26,6 +26,7 @@ def saved(algorithm: Algorithm, flat: Row, transport: str) -> dict[str, object]:
         "d": flat.size,
         "transport": transport,
         "schedule": algorithm.schedule.state_dict(),
+        "round": algorithm.participants.state_dict(),
         "combine": {name: torch.tensor(x) for name, x in kept.items()},
         "master": {name: x.to("cpu", copy=True) for name, x in flat.masters().items()},
     }
@@ -34,6 +35,7 @@ def saved(algorithm: Algorithm, flat: Row, transport: str) -> dict[str, object]:
 def load_(state: Settings, algorithm: Algorithm, flat: Row) -> None:
     """Set the algorithm's parts and the row's masters to a state that `check_state` has passed."""
     algorithm.schedule.load_state_dict(state["schedule"])
+    algorithm.participants.load_state_dict(state.get("round", {}))
     algorithm.average.load_state_dict({name: x.cpu() for name, x in state["combine"].items()})
     for name, x in flat.masters().items():
         x.copy_(state["master"][name])

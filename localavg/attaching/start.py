@@ -10,6 +10,7 @@ from localavg.attaching.gradients import Gradients
 from localavg.attaching.place import Place
 from localavg.attaching.row import Row, by_type
 from localavg.attaching.state import TorchState, words
+from localavg.errors import at_least, whole
 from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import Cuda, on_host, put_
@@ -32,6 +33,7 @@ class Rows(NamedTuple):
 
 def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     """Move these tensors into a row, equal on all ranks, and make the other rows. Collective."""
+    start_rounds(asked)
     fleet, algorithm, where = asked.fleet, asked.algorithm, place.where
     floats = sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
     rows = (
@@ -47,6 +49,24 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)
     state = TorchState(asked.state, asked.optimizers, held, fleet, transport, where)
     return Rows(transport, flat, gradients, state)
+
+
+def start_rounds(asked: Asked) -> None:
+    """Draw the learners of the first round. Collective.
+
+    Raises UserError on every rank for numbers of learners, or of their rows, that cannot be.
+    """
+    fleet, participants, rows = asked.fleet, asked.algorithm.participants, asked.rows
+
+    def checked() -> int | None:
+        if rows is not None:
+            whole("rows", rows)
+        at_least("rows", rows, 1)
+        return rows
+
+    found = fleet.world.allgather(fleet.together(checked))
+    known = None if None in found else found
+    fleet.together(lambda: participants.start(fleet.learners, fleet.P, asked.seed, known))
 
 
 def start_equal_(

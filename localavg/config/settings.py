@@ -231,7 +231,8 @@ class TrainConfig:
         "keep",
         "what happens to the optimizer's state at an average: keep, average or reset, for all of "
         "it or by moment, such as m=reset,v=average; adam and adamw have the moments m and v, "
-        "momentum and nesterov have v; a moment that is not named is kept",
+        "momentum and nesterov have v; a moment that is not named is kept "
+        "(for fedavg the default is reset)",
         SYNCHRONOUS,
         group="training",
         valid=valid_state,

@@ -8,7 +8,7 @@ reset (to zero). A moment has a step count of its own for its bias correction, r
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -58,8 +58,14 @@ class Optimizer(ABC):
         made = {"average": zeros}
         self.state = [made.get(each, ordinary or host_zeros)(shape) for each in self.policies]
 
-    def update_(self, w: Array, g: Array, gamma: float) -> None:
-        """Do one local update of w [L, n] in place; g [L, n] is overwritten."""
+    def update_(self, w: Array, g: Array, gamma: float, rows: Sequence[int] | None = None) -> None:
+        """Do one local update of w [L, n] in place; g [L, n] is overwritten.
+
+        rows: those of the learners that work; None: all.
+        """
+        if rows is not None:
+            self._update_some_(w, g, gamma, rows)
+            return
         if (xp := kernels.array_module(w)) is not None:
             kernels.update_(xp, self.kernel, w, g, self.state, gamma, *self.numbers())
             return
@@ -67,6 +73,17 @@ class Optimizer(ABC):
             self._cut = w, g, list(zip(*(_pieces(x) for x in (w, g, *self.state)), strict=True))
         for piece in self._cut[2]:
             self.step_(gamma, *piece)
+
+    def _update_some_(self, w: Array, g: Array, gamma: float, rows: Sequence[int]) -> None:
+        """Update some rows, one after the other."""
+        xp = kernels.array_module(w)
+        for l in rows:
+            w_l, g_l, *state = (x[l : l + 1] for x in (w, g, *self.state))  # [1, n] each
+            if xp is not None:
+                kernels.update_(xp, self.kernel, w_l, g_l, state, gamma, *self.numbers())
+                continue
+            for piece in zip(*map(_pieces, (w_l, g_l, *state)), strict=True):
+                self.step_(gamma, *piece)
 
     def numbers(self) -> tuple[float, ...]:
         """Return the scalar arguments of the GPU kernel that follow γ."""
@@ -155,10 +172,10 @@ class Adam(Optimizer):
         super().reset_(i)
         self.t[i] = 0
 
-    def update_(self, w: Array, g: Array, gamma: float) -> None:
+    def update_(self, w: Array, g: Array, gamma: float, rows: Sequence[int] | None = None) -> None:
         self.t = [t + 1 for t in self.t]
         on_gpu = kernels.array_module(w) is not None  # its kernel leaves 1 / (1 − β₁^t) to γ
-        super().update_(w, g, gamma / (1 - self.beta1 ** self.t[0]) if on_gpu else gamma)
+        super().update_(w, g, gamma / (1 - self.beta1 ** self.t[0]) if on_gpu else gamma, rows)
 
     def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
         m, v = state
@@ -199,9 +216,9 @@ class AdamW(Adam):
     def numbers(self) -> tuple[float, ...]:
         return *super().numbers(), self.shrink
 
-    def update_(self, w: Array, g: Array, gamma: float) -> None:
+    def update_(self, w: Array, g: Array, gamma: float, rows: Sequence[int] | None = None) -> None:
         self.shrink = 1 - gamma * self.decay
-        super().update_(w, g, gamma)
+        super().update_(w, g, gamma, rows)
 
     def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
         w *= self.shrink

@@ -96,8 +96,8 @@ def labels(y: np.ndarray, P: int, c: float, random: np.random.Generator) -> Held
         holds[j, [j % C, *random.choice(others, int(c) - 1, replace=False)]] = True
     for k, rows in enumerate(classes):
         holders = np.flatnonzero(holds[:, k])
-        for j, part in zip(holders, np.array_split(rows, max(1, len(holders))), strict=False):
-            parts[j].append(part)
+        for holder, part in zip(holders, np.array_split(rows, max(1, len(holders))), strict=False):
+            parts[holder].append(part)
     return [np.sort(np.concatenate(mine)) for mine in parts]
 
 

@@ -34,6 +34,8 @@ class Sampler:
 
     length = WINDOW
     """steps in a window"""
+    rows: list[int] | None = None
+    """[P] how many rows each learner has of its own; None: learners draw from all rows"""
 
     def __init__(self, n: int, P: int, B: int, seed: int) -> None:
         self.n, self.P, self.B, self.seed = n, P, B, seed
@@ -139,22 +141,22 @@ class Owned(Sampler):
     def __init__(self, n: int, P: int, B: int, seed: int, own: Sequence[Batch]) -> None:
         super().__init__(n, P, B, seed)
         self.own = own
-        self.rows = [len(_numbers(rows)) for rows in own]  # [P] n_j
-        self.epoch = sum(self.rows) / (P * B)
+        self.held = self.rows = [len(_numbers(rows)) for rows in own]  # [P] n_j
+        self.epoch = sum(self.held) / (P * B)
         self._order: dict[int, tuple[int, np.ndarray]] = {}  # learner → (pass, permutation [n_j])
 
     def updates(self, j: int) -> int:
         """Return the updates of learner j in a pass over its rows."""
-        return self.rows[j] // self.B
+        return self.held[j] // self.B
 
     def draw(self, j: int, window: int) -> list[Batch]:
-        if self.B == self.rows[j]:
+        if self.B == self.held[j]:
             return [self.own[j]] * self.length
         return super().draw(j, window)
 
     def table(self, j: int, window: int) -> np.ndarray:
         own, each, first = _numbers(self.own[j]), self.updates(j), window * self.length
-        if self.B == self.rows[j]:
+        if self.B == self.held[j]:
             return np.tile(own, (self.length, 1))
         passes = range(first // each, -(-(first + self.length) // each))
         order = np.concatenate([self._pass(j, k)[: each * self.B] for k in passes])
@@ -165,7 +167,7 @@ class Owned(Sampler):
         """Return the order of learner j's rows in pass k, a permutation [n_j]."""
         if (kept := self._order.get(j)) is not None and kept[0] == k:
             return kept[1]
-        order = generator(self.seed, j, k, Stream.SAMPLING).permutation(self.rows[j])
+        order = generator(self.seed, j, k, Stream.SAMPLING).permutation(self.held[j])
         if self.updates(j) > self.length:  # the next window is of the same pass
             self._order[j] = k, order
         return order

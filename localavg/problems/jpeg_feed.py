@@ -21,9 +21,10 @@ AHEAD = 2
 class JpegFeed:
     """Mini-batches of packed pictures, decoded by threads.
 
-    Calls come in the order t = 1 … T and, for each t, over `learners`. Batches are prepared in that
-    order, `ahead` of them in addition to the one asked for. Any other call is answered too, and the
-    order continues from there. An error in a thread is raised by the call that asks for its batch.
+    Calls come in the order t = 1 … T and, for each t, over `learners`, or over those of them that
+    were asked for before. Batches are prepared in that order, `ahead` of them in addition to the
+    one asked for. Any other call is answered too, and the order continues from there. An error in a
+    thread is raised by the call that asks for its batch.
 
     With `augment` and `data.augment.resized` a picture is a crop of random area and aspect,
     resized, flipped or not (`jpegs.random_crop`); without, it is resized and cut in the centre.
@@ -49,6 +50,8 @@ class JpegFeed:
         self._decoder = Decoder(data.train.x, data.image_shape, threads)
         # ((j, t), pictures, labels [B])
         self._flight: deque[tuple[tuple[int, int], Pictures, np.ndarray]] = deque()
+        self._follows: dict[int, int] = {}  # learner → the one that was asked for after it
+        self._asked: int | None = None  # the last learner
 
     def __call__(self, j: int, t: int) -> tuple[Tensor, Tensor]:
         """Return learner j's mini-batch for update t = 1, 2, …."""
@@ -63,6 +66,9 @@ class JpegFeed:
 
     def _next(self, j: int, t: int) -> tuple[Pictures, np.ndarray]:
         """Return the batch of learner j for update t, and begin those that follow."""
+        if self._asked is not None:
+            self._follows[self._asked] = j
+        self._asked = j
         if not self._flight or self._flight[0][0] != (j, t):
             self._cancel()
             self._flight.append(self._begin(j, t))
@@ -75,9 +81,11 @@ class JpegFeed:
 
     def _after(self, j: int, t: int) -> tuple[int, int] | None:
         """Return the (learner, update) that follows (j, t), None after the last."""
-        if j + 1 in self.learners:
-            return j + 1, t
-        return (self.learners[0], t + 1) if t < self.T else None
+        following = j + 1 if j + 1 in self.learners else self.learners[0]
+        following = self._follows.get(j, following)
+        if following > j:
+            return following, t
+        return (following, t + 1) if t < self.T else None
 
     def _begin(self, j: int, t: int) -> tuple[tuple[int, int], Pictures, np.ndarray]:
         """Start to decode the batch of learner j for update t."""

@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from localavg.algorithms.participants import Participants
 from localavg.files import record
 from localavg.scope import Scope, sizes
 from localavg.simulate.timing import StepTimes, Timing
@@ -17,11 +18,20 @@ Seconds: TypeAlias = Callable[[Scope, int], tuple[int, float]]
 class Synchronous:
     """The clock of P learners that wait for each other: an average starts with the slowest of them.
 
-    seconds: (scope, t) → (learners, duration) of an exchange over it at update t.
+    seconds: (scope, t) → (learners, duration) of an exchange over it at update t. participants: who
+    works in each round, from the first round on; the other learners wait for its end.
     """
 
-    def __init__(self, timing: Timing, P: int, seed: int, seconds: Seconds) -> None:
+    def __init__(
+        self,
+        timing: Timing,
+        P: int,
+        seed: int,
+        seconds: Seconds,
+        participants: Participants | None = None,
+    ) -> None:
         self.P, self.times, self.seconds = P, StepTimes(timing, seed), seconds
+        self.participants = participants
         self.t, self.now = 0, np.zeros(P)  # [P] time of each learner
         self.compute_s = self.wait_s = self.communicate_s = 0.0  # means over the learners
 
@@ -31,8 +41,12 @@ class Synchronous:
         return float(self.now.max())
 
     def advance(self, t: int) -> None:
-        """Let every learner compute up to update t."""
-        took = np.array([self.times.sum(j, self.t, t) for j in range(self.P)])  # [P]
+        """Let every learner that works compute up to update t."""
+        weights = None if self.participants is None else self.participants.weights
+        took = np.zeros(self.P)
+        for j in range(self.P):
+            if weights is None or weights[j]:
+                took[j] = self.times.sum(j, self.t, t)
         self.t, self.now = t, self.now + took
         self.compute_s += float(took.mean())
 
@@ -48,6 +62,8 @@ class Synchronous:
         self.wait_s += waited
         self.communicate_s += seconds
         self.now = latest + seconds
+        if scope is Scope.WORLD and self.participants is not None:
+            self.participants.next_()
         return seconds, waited
 
 

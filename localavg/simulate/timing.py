@@ -135,6 +135,7 @@ def _measured(run: record.Run) -> tuple[float, float, tuple[float, float, float]
     alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
     # these average something else than the d floats of everyone
     others = c.get("algorithm") in ("qsgd", "hieravg") or is_averaged(c.get("state", "keep"))
+    alone = alone and c.get("participants") in (None, R)  # everyone works all the time
     t = run.averages.t
     within = (t > train.t.min()) & (t <= train.t.max())  # without the warm-up before the first row
     if R < 2 or not alone or others or len(train) < 2 or not within.any():

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from localavg.algorithms.base import Algorithm
-from localavg.interfaces import UNTIMED, Array, Laps, Transport
+from localavg.interfaces import UNTIMED, Array, Laps, Settings, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
 from localavg.training.losses import Losses
@@ -58,12 +58,13 @@ class Averaging:
         self.objective, self.losses, self.before, self.after = objective, losses, before, after
         self.laps = transport.laps = laps
         self.schedule, self.exchange = algorithm.schedule, algorithm.exchange
-        self.average = algorithm.average
+        self.average, self.participants = algorithm.average, algorithm.participants
         self.variance = variance or self.schedule.needs == "variance"
         n = flat.d_trained
         self.columns = flat.w[:, :n], flat.w[:, n:]  # parameters, statistics
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
         self.average.start(self.w, n, transport)
+        transport.weights = self.participants.weights
 
     def begin(self, t: int, gamma: float) -> None:
         """Begin the schedule after update t, if it begins there.
@@ -99,6 +100,9 @@ class Averaging:
             self.state.at_average_(scope, self.transport)
             self.after(t, scope, S)
             self._steer(t, S, gamma)
+            if scope is Scope.WORLD and not last:
+                self.participants.next_()
+                self.transport.weights = self.participants.weights
         elif t == schedule.begins:
             self.begin(t, gamma)
         return scope
@@ -120,6 +124,20 @@ class Averaging:
             schedule.observe(t, self.objective(t, self.mean()), gamma)
         elif schedule.needs == "variance":
             schedule.observe(t, S, gamma)
+
+    @property
+    def at_work(self) -> list[int] | None:
+        """The rows of this rank whose learners work in the present round; None: all."""
+        return self.participants.at_work
+
+    def state_dict(self) -> Settings:
+        """Return which round it is."""
+        return self.participants.state_dict()
+
+    def load_state_dict(self, state: Settings) -> None:
+        """Resume in the round of `state`."""
+        self.participants.load_state_dict(state)
+        self.transport.weights = self.participants.weights
 
     def finish_(self) -> Scope:
         """Set every row to w̄ after the last update, for any algorithm.

@@ -15,6 +15,7 @@ from mpi4py import MPI
 
 from localavg import algorithms, datasets
 from localavg.algorithms.base import Algorithm
+from localavg.algorithms.participants import Participants
 from localavg.config import TrainConfig
 from localavg.datasets import Dataset, epsilon_like
 from localavg.errors import UserError
@@ -27,12 +28,14 @@ from localavg.parallel.device import Cpu, on_host, put_
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import choose
 from localavg.problems.engines import choose as engines
+from localavg.problems.engines.loop import Loop
 from localavg.simulate import timing
 from localavg.simulate.timing import Timing
 from localavg.training import where
 from localavg.training.length import Length
 from localavg.training.problem import make_problem
 from localavg.training.replay import replayed
+from localavg.training.resting import check_resting
 
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
@@ -163,7 +166,10 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))
     start_equal_(problem, flat.w, fleet.world)
-    chosen, why = _engine(task, flat, earlier.engine)
+    participants = algorithm.participants
+    participants.start(fleet.learners, fleet.P, c.seed, task.sampler.rows)
+    check_resting(c, participants)
+    chosen, why = _engine(task, flat, earlier.engine, participants)
     algorithm.exchange.start(fleet.learners, c.seed)
     state = fleet.L, flat.d_trained
     fleet.together(lambda: optimizer.start(state, transport.zeros, transport.ordinary))
@@ -178,14 +184,18 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     )
 
 
-def _engine(task: Task, flat: Flat, earlier: str | None) -> tuple[Engine, str]:
+def _engine(
+    task: Task, flat: Flat, earlier: str | None, participants: Participants
+) -> tuple[Engine, str]:
     """Make the engine that the settings name, or that the resumed run had, and say why.
 
-    Collective.
+    participants: where some learners rest, it is loop. Collective.
     """
     c, fleet, problem, sampler = task.config, task.fleet, task.problem, task.sampler
     name, why = c.engine, "asked for"
-    if name == engines.AUTO and earlier:
+    if name == engines.AUTO and participants.at_work is not None:
+        name, why = Loop.name, "auto: the only one that leaves out learners that rest"
+    elif name == engines.AUTO and earlier:
         name, why = earlier, "that of the run that is resumed"
 
     def feed(T: int) -> Feed:

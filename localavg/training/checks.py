@@ -16,7 +16,7 @@ from localavg.models import MODELS
 
 TIMING = ("timing_from", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
 # The program chooses these if they are not given, or auto. They are not compared then.
-FILLED_IN = {"learners", "steps", "problem", "device", *TIMING}
+FILLED_IN = {"learners", "steps", "problem", "device", "participants", "weights", *TIMING}
 FREE = {  # settings that do not change the result
     "out",
     "transport",
@@ -43,6 +43,7 @@ def read(given: Settings) -> TrainConfig:
     }
     if plain["algorithm"] not in algorithms.BOTH:
         raise algorithms.unknown(plain["algorithm"])
+    plain = {**algorithms.SETTINGS.get(plain["algorithm"], {}), **plain}
     config = TrainConfig(options=options, **plain)
     if config.algorithm == "postlocal" and options.get("switch") is None:
         options["switch"] = stepsizes.first_change(config)  # Lin et al.: the first decay

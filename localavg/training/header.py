@@ -46,7 +46,16 @@ def config(task: Task) -> dict[str, object]:
         "data_name": data.name,
         "test_rows": 0 if data.test is None else len(data.test.y),
         **(asdict(task.timing) if task.timing else {}),
+        **_participation(task),
     }
+
+
+def _participation(task: Task) -> dict[str, object]:
+    """Return how many learners work in a round, and how much they count, if not all and alike."""
+    if not isinstance(task, Experiment) or not task.algorithm.participants.asked:
+        return {}
+    participants = task.algorithm.participants
+    return {"participants": participants.m, "weights": participants.by}
 
 
 def machine(e: Experiment) -> dict[str, object]:

@@ -28,6 +28,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     parts: dict[str, Part] = {
         "schedule": e.algorithm.schedule,
         "combine": e.algorithm.average,
+        "round": averaging,
         "optimizer": e.optimizer,
         "engine": e.engine,
         "monitor": monitor,
@@ -47,11 +48,12 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         gamma = step_size(t)
         if watching:
             monitor.drifted(w_trained)
-        found = gradients_(w, t, out=g)  # [L] mini-batch losses
+        rows = averaging.at_work  # of the learners that work in this round; None: all
+        found = gradients_(w, t, out=g, rows=rows)  # [L] mini-batch losses
         monitor.losses += found
         averaging.learn(found)
         averaging.exchange_(g_trained, t)  # sync SGD and QSGD only
-        update_(w_trained, g_trained, gamma)
+        update_(w_trained, g_trained, gamma, rows=rows)
         averaging.average_(t, gamma, last=t == T)  # kavg Alg. 1: w_j ← w̄
         if t == T:
             averaging.finish_()

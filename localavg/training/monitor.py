@@ -102,7 +102,7 @@ class Monitor(Recorder):
                 f"the loss at step {where[0]} of learner {where[1]} is not finite (step size now "
                 f"{gamma:g})"
             )
-        samples = t * length.P * length.B
+        samples = t * self.working * length.B
         self.write(t, t / length.epoch, samples, gamma, loss)
         if self.progress is not None:
             self.progress.step(t, loss, samples / self.wall_s)
@@ -117,7 +117,7 @@ class Monitor(Recorder):
         """Return one line about the time: shares of the wall clock, means over the ranks."""
         wall_s = self.wall_s
         compute, data, communicate, wait = 100 * self.split / wall_s
-        samples = self.length.T * self.length.P * self.length.B
+        samples = self.length.T * self.working * self.length.B
         text = (
             f"{wall_s:.1f} s, {samples / wall_s:,.0f} samples/s: compute {compute:.0f} %, "
             f"data {data:.0f} %, communicate {communicate:.0f} %, wait {wait:.0f} %"

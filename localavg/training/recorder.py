@@ -38,6 +38,7 @@ class Recorder:
         self, fleet: Fleet, transport: Transport, record: Record | Modelled | None, payload: Payload
     ) -> None:
         self.fleet, self.transport, self.record = fleet, transport, record
+        self.working = payload.algorithm.participants.working  # learners in a round
         self.clock = Stopwatch()
         self.averages = Averages(fleet, payload, writes=record is not None)
         self.losses: list[float | Array] = []
@@ -105,7 +106,8 @@ class Recorder:
             self.averages.write(self.record, seconds, waits)
         self.reported = t
         where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None
-        return (sums[0] / (steps * P) if steps else math.nan), where
+        # the losses of learners that do not work are 0
+        return (sums[0] / (steps * self.working) if steps else math.nan), where
 
     def write(self, t: int, epoch: float, samples: int, gamma: float, loss: float) -> None:
         """Write a row of /train with the times of the last `compare`."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import sys
 from contextlib import nullcontext
+from copy import deepcopy
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -98,10 +98,16 @@ def watched(
     rows: Record | Modelled | None = file
     ahead = None
     if file is not None and e.timing:
-        durations = averages(e.timing, fleet.P, payload.nbytes, e.algorithm.clusters)
-        rows = Modelled(file, Synchronous(e.timing, fleet.P, c.seed, durations))
+        clock = Synchronous(
+            e.timing,
+            fleet.P,
+            c.seed,
+            averages(e.timing, fleet.P, payload.nbytes, e.algorithm.clusters),
+            deepcopy(e.algorithm.participants),
+        )
+        rows = Modelled(file, clock)
         if e.algorithm.schedule.needs == "losses":
-            ahead = Synchronous(e.timing, fleet.P, c.seed, durations)
+            ahead = deepcopy(clock)
     evaluator = Evaluator(
         e.problem, fleet.world, by_learner(fleet), examples=c.eval_examples, grad_norm=c.grad_norm
     )
@@ -174,7 +180,7 @@ def _too_long(e: Experiment) -> str | None:
     given = algorithms.filled_in({**algorithms.options(e.config.algorithm), **e.config.options})
     if not given or e.algorithm.exchange.at(e.length.T):
         return None  # it has no period: one average is what it is for, or gradients travel
-    schedule, T = copy.deepcopy(e.algorithm.schedule), e.length.T
+    schedule, T = deepcopy(e.algorithm.schedule), e.length.T
     if any(schedule.after(t) is Scope.WORLD for t in range(1, T + 1)):
         return None
     named = [f"{option} = {given[option]}" for option in PERIODS if given.get(option) is not None]

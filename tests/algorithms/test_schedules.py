@@ -13,6 +13,7 @@ import pytest
 from localavg import algorithms
 from localavg.algorithms.adpsgd import Piecewise, VarianceDriven, adpsgd, piecewise
 from localavg.algorithms.base import Never
+from localavg.algorithms.common import Others
 from localavg.algorithms.hieravg import Hierarchical, hieravg
 from localavg.algorithms.kavg import Every
 from localavg.algorithms.lupa import Linear, LossDriven, OneShot
@@ -584,7 +585,7 @@ def test_limits_are_taken():
 WHOLE = [  # every length of every algorithm's function
     (name, parameter)
     for name, parameters in {
-        "kavg": "K", "postlocal": "K", "mavg": "K", "hieravg": "K1 K2 S", "adpsgd": "p_init warmup_steps Ks", "adalupa": "tau0", "adacomm": "tau0",
+        "kavg": "K", "postlocal": "K", "fedavg": "K", "mavg": "K", "hieravg": "K1 K2 S", "adpsgd": "p_init warmup_steps Ks", "adalupa": "tau0", "adacomm": "tau0",
         "qsgd": "bits bucket", "downpour": "K servers", "eamsgd": "K servers",
     }.items()
     for parameter in parameters.split()
@@ -630,7 +631,13 @@ def test_an_algorithm_knows_its_name_and_its_arguments():
     made = algorithms.BOTH["mavg"](K=np.int64(8))
     assert (made.name, made.options) == (
         "mavg",
-        {"K": 8, "outer": "momentum", "outer_lr": 1.0, "mu": 0.7, "switch": None},
+        {
+            "K": 8,
+            "outer": "momentum",
+            "outer_lr": 1.0,
+            "mu": 0.7,
+            **dict.fromkeys(Others.__annotations__),
+        },
     )
     assert (
         str(algorithms.BOTH["kavg"](K=4)) == "kavg(K=4)"

@@ -241,6 +241,29 @@ def adacomm(tau0, block):
     return lambda s, T, gamma: oracle.adacomm(s, T, gamma, tau0, block)
 
 
+def fedavg(K, m, rows=True, rule=None, lr=None, mu=None):
+    """FedAvg of runs with seed 0 on shards, with their clients and mini-batches, which are the whole
+    shard where that has the rows of the smallest.
+    """
+
+    def run(s, T, gamma):
+        def drawn(r):
+            random = generator(0, 0, r, Stream.PARTICIPANTS)
+            return sorted(random.choice(s.P, m, replace=False).tolist())
+
+        def batch(j, t):
+            shard, B = oracle.shard(len(s.y), j, s.P), len(s.y) // s.P
+            held = np.arange(shard.start, shard.stop)
+            if len(held) == B:
+                return held
+            return held[generator(0, j, t - 1, Stream.SAMPLING).permutation(len(held))[:B]]
+
+        server = oracle.OuterState(rule, lr, mu, np.zeros(s.X.shape[1])) if rule else None
+        return oracle.fedavg(s, T, gamma, K, drawn, batch, rows, server)
+
+    return run
+
+
 def qsr(alpha, K, power=2, peak=0):
     return lambda s, T, gamma: oracle.qsr(s, T, gamma, alpha, K, power, peak)
 
@@ -351,6 +374,19 @@ CASES = {
     "adacomm": Case("adacomm --tau0 16 --block 20", adacomm(16, 20), step=RISING, T=90),
     "adacomm-average": Case(
         "adacomm --tau0 9 --block 20", adacomm(9, 20), "momentum", "average", FALLING, T=75
+    ),
+    "fedavg": Case("fedavg --K 7 --participants 3", fedavg(7, 3), "adam", "reset", ADAM),
+    "fedavg-keep": Case(
+        "kavg --K 8 --participants 5", fedavg(8, 5, rows=False), "momentum", "keep", FALLING
+    ),
+    "fedavg-average": Case("fedavg --K 5 --participants 2", fedavg(5, 2), "adam", "average", ADAM),
+    "fedavg-one": Case("fedavg --K 9", fedavg(9, 1), "nesterov", "average", STAIRS),  # 8/10 of one
+    "fedavg-slowmo": Case(
+        "slowmo --K 9 --participants 4",
+        fedavg(9, 4, rule="slowmo", lr=1, mu=0.5),
+        "nesterov",
+        "reset",
+        STAIRS,
     ),
     "qsr": Case("qsr --alpha 1.6 --K 2", qsr(1.6, 2), "momentum", step=FALLING, T=70),
     "qsr-cubic": Case(
@@ -554,6 +590,17 @@ UNEVEN |= {
     )
     for P, S, data in ((5, 5, "fives"), (7, 7, "shards"), (15, 5, "fives"), (14, 7, "shards"))
 }
+# shards of 33 and 34 rows
+UNEVEN["fedavg-5"] = Case(
+    "fedavg --K 7 --participants 3", fedavg(7, 3), "momentum", "reset", FALLING, P=5
+)
+UNEVEN["fedavg-5-all"] = Case(
+    "kavg --K 7 --weights rows --outer adam",
+    fedavg(7, 5, rule="adam", lr=0.01, mu=0.9),
+    "momentum",
+    "average",
+    P=5,
+)
 CASES |= UNEVEN
 
 
@@ -584,6 +631,9 @@ FEW = (
     "adalupa-loss-reset",
     "postlocal",
     "adacomm",
+    "fedavg",
+    "fedavg-keep",
+    "fedavg-5",
     "qsr",
     "piecewise-mu",
     "mavg-momentum",
@@ -798,6 +848,9 @@ SAME_BITS = {
     "diloco --K 7": "kavg --K 7 --outer nesterov",
     "slowmo --K 7": "kavg --K 7 --outer slowmo",
     "postlocal --K 7 --switch 5": "kavg --K 7 --switch 5",
+    "fedavg --K 7 --participants 8": "kavg --K 7",
+    "fedavg --K 7 --participants 3": "kavg --K 7 --participants 3",
+    "kavg --K 7 --weights equal": "kavg --K 7",
 }
 SAME_TO_ROUNDING = {
     "slowmo --K 7 --mu 0.6": "mavg --K 7 --mu 0.6",  # α = 1, constant γ
@@ -920,7 +973,7 @@ def test_another_seed_draws_other_examples(two_ranks, sampling):
 AGAIN = {
     **{
         sampling: ("kavg --K 7", "momentum", sampling)
-        for sampling in ("iid", "shuffle", "shard", "block", "dirichlet-class:1")
+        for sampling in ("iid", "shuffle", "shard", "block", "dirichlet:1")
     },
     "sync": ("sync", "adam", "iid"),
     "qsgd": ("qsgd --bucket 8", "sgd", "iid"),

@@ -1290,6 +1290,7 @@ EXAMPLES = {
     "diloco": ("diloco K=20", [20, 20, 4]),
     "slowmo": ("slowmo K=20", [20, 20, 4]),
     "postlocal": ("postlocal K=8 switch=0.5", [1] * 11 + [8] * 4 + [1]),
+    "fedavg": ("fedavg K=8 participants=1", [8] * 5 + [4]),
     "hieravg": ("hieravg K1=2 K2=8 S=2", [2] * 22 + [0]),
     "hieravg-levels": ("hieravg levels=8:P", [8] * 5 + [4]),
     "adpsgd": ("adpsgd Ks=8 warmup=0.5", [1] * 11 + [4, 4]),

@@ -126,6 +126,7 @@ def test_the_papers_symbols_are_the_options():
         "diloco": {"K", "outer_lr", "mu"},
         "slowmo": {"K", "outer_lr", "mu"},
         "postlocal": {"K", "switch"},
+        "fedavg": {"K", "participants"},
         "hieravg": {"K1", "K2", "S", "levels"},
         "adalupa": {"tau0", "alpha"},
         "adpsgd": {"p_init", "Ks"},
@@ -547,8 +548,8 @@ def test_a_bad_option_of_an_algorithm_is_refused_by_name(name, given, words):
         ("hieraavg", "hieravg"),
         ("BMUF", "mavg"),
         ("local-sgd", "kavg"),
-        ("FedAdam", "kavg --outer adam"),
-        ("fedavgm", "kavg --outer momentum"),
+        ("FedAdam", "fedavg --outer adam"),
+        ("fedavgm", "fedavg --outer momentum"),
     ],
 )
 def test_a_misspelt_algorithm_names_the_nearest(name, like):

@@ -154,6 +154,31 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         f"kavg {SMALL} --batch-size 17 --sampling dirichlet:1 --learners 4",
         ["--sampling dirichlet:1", "4 learners", "17 rows", "64 rows", "lower --batch-size"],
     ),
+    "more participants than learners": (
+        f"fedavg {SMALL} --participants 5 --learners 4",
+        ["--participants 5", "4 learners", "at most all"],
+    ),
+    "weights without rows": (
+        f"kavg {SMALL} --weights rows --learners 4",
+        ["--weights rows", "no learner has training rows", "--weights equal", "--sampling shard"],
+    ),
+    "participants in clusters": (
+        f"hieravg {SMALL} --participants 2 --learners 4",
+        ["--participants", "clusters", "leave it out"],
+    ),
+    "an engine that lets nobody rest": (
+        f"fedavg {SMALL} --participants 2 --learners 4 --engine batch",
+        ["--engine batch", "--participants 2", "--engine loop"],
+    ),
+    "moments of learners that rest": (
+        f"kavg {SMALL} --participants 2 --learners 4 --optimizer adam",
+        ["--optimizer adam", "--participants 2", "--state reset"],
+    ),
+    "statistics of learners that rest": (
+        "fedavg --data digits --model nin --steps 2 --batch-size 4 --participants 2 --learners 4 "
+        "--statistics keep",
+        ["--statistics keep", "--participants 2", "--statistics average"],
+    ),
     "an unknown algorithm": (
         f"flyavg {SMALL}",
         ["flyavg", "sgd, sync, qsgd, kavg, oneshot, mavg, "],

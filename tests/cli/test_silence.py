@@ -160,7 +160,7 @@ def test_the_list_of_libraries_is_that_of_the_project():
         ("train --leaners 3 kavg", "--learners", "train ALGORITHM"),
         ("prepare libsvm folder --zerobased --out b", "--zero-based", "prepare libsvm"),
         ("theory --gama 3", "--gamma", "theory"),
-        ("train kavg --wings 2", None, "train kavg"),
+        ("train kavg --zebra 2", None, "train kavg"),
         ("train kavg digits", None, "train kavg"),
     ],
 )

@@ -265,3 +265,24 @@ def test_weight_decay_shrinks_the_weights_alone():
     np.testing.assert_allclose(w, 0.95 * weights(), rtol=1e-6)
     assert optim.make("adamw", 0.9, "keep").decay == 0.01
     assert optim.make("adamw", 0.9, "keep", 0.0).decay == 0
+
+
+# ------------------------------------------------------------------------------- some of the rows
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("rows", [[], [1], [0, 2]])
+def test_an_update_of_some_rows_is_that_of_their_learners_alone(name, rows):
+    """The other rows of weights and state stay; those that work have the bits of an update of
+    all.
+    """
+    g = gradients(20)
+    everyone, w_all = stepped(name, g)
+    some, w = optim.make(name, 0.9, "keep"), weights()
+    some.start(w.shape, Recorder().zeros)
+    for t, g_t in enumerate(g, start=1):
+        some.update_(w, g_t.copy(), gamma(t), rows)
+    rest = [l for l in range(L) if l not in rows]
+    assert np.array_equal(w[rows], w_all[rows]) and np.array_equal(w[rest], weights()[rest])
+    for mine, theirs in zip(some.state, everyone.state, strict=True):
+        assert np.array_equal(mine[rows], theirs[rows]) and not mine[rest].any()

@@ -71,6 +71,31 @@ def watched(fleet):
     return fleet
 
 
+def by_weight(transport, fleet, rows):
+    """What is wrong with means by weight of rows [P, n], some of which count nothing."""
+    P, n = rows.shape
+    transport.weights = counts = [(3 * j + 1) % 4 for j in range(P)]
+    mean = np.array(counts) @ rows.astype(float) / sum(counts)
+    used = [row for row, count in zip(rows, counts, strict=True) if count]
+    S = np.mean([np.sum((mean - row) ** 2) for row in used])
+    mine = rows[fleet.learners.start : fleet.learners.stop].copy()
+    mine[[not counts[j] for j in fleet.learners]] = np.nan
+    w, wrong = transport.zeros((fleet.L, n)), []
+    for what, step in (("plain", None), ("S", None), ("step", lambda mean, columns: mean * -1)):
+        put_(w, mine)
+        told = transport.mean_(w, Scope.WORLD, what == "S", step)
+        transport.settle()
+        if not np.allclose(w.x, -mean if what == "step" else mean, 1e-5, 1e-5):
+            wrong.append(what)
+        if what == "S" and not np.isclose(told, S, 1e-4, 1e-4):
+            wrong.append("told")
+    put_(w, mine)
+    if not np.allclose(on_host(transport.mean(w)), mean, 1e-5, 1e-5):
+        wrong.append("mean")
+    transport.weights = None
+    return wrong
+
+
 def means(world):
     """What is wrong over transports, learners, lengths and scopes, and the log of one average of
     each transport.
@@ -121,6 +146,8 @@ def means(world):
                                 variance and not np.isclose(spread, S2, 1e-5, 1e-6)
                             ):
                                 wrong.append((name, P, n, whole, int(scope), variance))
+                    if n == 1000 and (weighed := by_weight(transport, fleet, rows)):
+                        wrong.append((name, P, n, weighed))
                     w = transport.zeros((fleet.L, n))
                     put_(w, rows[mine])
                     mean = on_host(transport.mean(w))

@@ -122,6 +122,31 @@ def stepped(how, w, mine):
     return found, np.array(state)
 
 
+def counts(P):
+    """How much each of P learners counts: 1, 0, 3, 2, and again."""
+    return [(3 * j + 1) % 4 for j in range(P)]
+
+
+def weighted(how, fleet, w, mine):
+    """The rows of this rank after means by weight, what they return, and the rows after one of a
+    cluster of one; learners that count nothing are not finite.
+    """
+    given, how.weights = mine.copy(), counts(fleet.P)
+    given[[not how.weights[j] for j in fleet.learners]] = np.nan
+    found = []
+    for variance, step in ((False, None), (True, None), (False, lambda mean, columns: -mean)):
+        w[...] = given
+        S = how.mean_(w, Scope.WORLD, variance, step)
+        found.append((w.copy(), S))
+    own = given.copy()
+    how.mean_(own, Scope.WORLD)
+    w[...] = given
+    looks = how.mean(w).copy(), how.variance(w)
+    same = np.array_equal(w, given, equal_nan=True)
+    how.weights = None
+    return found, own, looks, same
+
+
 def averaged(world, settings):
     """On every rank: its rows after each kind of average and what else the transport gives, for
     every setting.
@@ -150,6 +175,7 @@ def averaged(world, settings):
         own = mine.copy()  # rows that the transport did not make
         got["own"] = how.mean_(own, Scope.WORLD), own
         got["stepped"] = stepped(how, w, mine)
+        got["weighted"] = weighted(how, fleet, w, mine)
         rough = np.random.default_rng(fleet.rank).normal(size=w.shape)
         w[...] = rough
         how.mean_(w, Scope.WORLD)
@@ -208,6 +234,23 @@ def test_a_step_is_made_once_for_each_column_of_a_state_and_all_rows_get_it(mean
             told = [S for _, S in found]
             assert told[1] == pytest.approx(got[0][Scope.WORLD, True][0], rel=1e-6), name
             assert np.isnan(told[0]) and np.isnan(told[2]), name
+
+
+@everywhere
+def test_a_mean_by_weight_counts_nothing_of_those_of_weight_0(means):
+    """Σ n_j w_j / Σ n_j, and S over those that count, in every layout and by every way."""
+    for name, P, _, got in means:
+        a, rows = np.array(counts(P)), closed(P).astype(float)
+        mean = a @ rows / a.sum()  # [n]
+        S = np.mean([np.sum((mean - row) ** 2) for row in rows[a > 0]])
+        for k, sign in enumerate((1, 1, -1)):
+            found = np.concatenate([g["weighted"][0][k][0] for g in got])
+            np.testing.assert_allclose(found, np.tile(sign * mean, (P, 1)), 3e-7, err_msg=name)
+        for (_, (_, told), _), own, looks, same in (g["weighted"] for g in got):
+            assert told == pytest.approx(S, rel=1e-5) and same, name
+            np.testing.assert_allclose(own, np.tile(mean, (len(own), 1)), 3e-7, err_msg=name)
+            np.testing.assert_allclose(looks[0], mean, 3e-7, err_msg=name)
+            assert looks[1] == pytest.approx(S, rel=1e-5), name
 
 
 @everywhere
@@ -423,6 +466,7 @@ RUNS = {  # name: (algorithm, optimiser, sampling)
     "diloco": ("diloco --K 6", "momentum", "iid"),
     "yogi": ("hieravg --K1 3 --K2 8 --S {S} --outer yogi", "sgd", "iid"),
     "qsgd": ("qsgd --bucket 8", "sgd", "iid"),
+    "fedavg": ("fedavg --K 6 --participants 2", "momentum", "shard"),
 }
 LAYOUTS = {
     5: [("openmpi", 1), ("openmpi", 3)],

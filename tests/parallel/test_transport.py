@@ -17,7 +17,7 @@ from rows import ordered, values
 
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import lanes
-from localavg.parallel.transport.lanes import CHUNK
+from localavg.parallel.transport.lanes import CHUNK, Weights, add_up, counted
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.shared import SharedMemory
 from localavg.parallel.transport.slots import Slots
@@ -298,3 +298,15 @@ def test_the_death_of_a_rank_ends_the_others_and_leaves_nothing(name, tmp_path):
     time.sleep(1)
     assert marked(mark, "TEST_KILLED") == []
     assert left_since(before, soon) == []
+
+
+def test_rows_are_added_up_by_weight_and_those_of_weight_0_are_not_read():
+    rows = np.array([[1, 2], [np.nan, np.inf], [5, 7]], np.float32)
+    weights, total = Weights.of([3, 0, 1], Scope.WORLD, range(3)), np.empty(2, np.float32)
+    add_up(rows, total, weights)
+    assert total.tolist() == [8, 13]
+    assert [row.tolist() for row in counted(rows, weights)] == [[1, 2], [5, 7]]
+    add_up(rows[1:2], total, Weights.of([3, 0, 1], Scope.WORLD, [1]))
+    assert total.tolist() == [0, 0]
+    assert (weights.total, weights.learners) == (4, 2)
+    assert Weights.of([3, 0, 1], Scope.CLUSTER, range(3)) is None

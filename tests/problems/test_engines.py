@@ -85,6 +85,16 @@ def choice(toy, device=None, world=MPI.COMM_SELF):
     return name, why
 
 
+def test_loop_computes_the_rows_that_work_alone():
+    toy, w = Toy(), np.zeros((3, D), np.float32)
+    toy.gradient_ = lambda w, batch, out: out.fill(1) or 2.5
+    loop, out = Loop(toy, toy.feed(1), range(4, 7)), np.zeros_like(w)
+    assert loop.gradients_(w, 1, out, [0, 2]) == [2.5, 0.0, 2.5]
+    assert toy.asked == [(4, 1), (6, 1)] and out[:, 0].tolist() == [1, 0, 1]
+    assert loop.gradients_(w, 2, out, []) == [0.0] * 3 and len(toy.asked) == 2
+    assert loop.gradients_(w, 3, out) == [2.5] * 3
+
+
 def test_the_fastest_engine_is_taken_and_its_trial_changes_nothing():
     toy = Toy(Pretended("slow", 0.1), Pretended("quick", 0.001))
     name, why = choice(toy)

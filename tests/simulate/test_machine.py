@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from run_files import run_file
 
 from localavg.algorithms.kavg import Every
+from localavg.algorithms.participants import Participants
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files import record
@@ -136,6 +137,24 @@ def test_learners_of_one_speed_never_wait_and_add_up_to_updates_and_averages(K):
         pytest.approx(averages * mean_s),
     )
     assert steady.wall_s == plan.modelled_s(Timing(0.25, 0, 0.125, 64), P, Every(K), T, 0, 32)
+
+
+def test_learners_that_rest_take_no_time_and_wait_for_the_round_to_end():
+    everyone, some = clock(6, step_cv=0.8), clock(6, step_cv=0.8)
+    some.participants = Participants(2)
+    some.participants.start(range(6), 6, 0)
+    wall_s, mean_s, seen = 0.0, everyone.seconds(Scope.WORLD, 0)[1], set()
+    for n, t in enumerate((3, 6, 11), start=1):
+        drawn = np.flatnonzero(some.participants.weights)
+        seen |= {tuple(drawn)}
+        took = [everyone.times.sum(j, some.t, t) for j in drawn]
+        some.advance(t)
+        _, waited = some.average(Scope.WORLD)
+        assert waited == pytest.approx(max(took) - sum(took) / 6)
+        wall_s += max(took) + mean_s
+        assert some.wall_s == pytest.approx(wall_s)
+        assert some.compute_s + some.wait_s + n * mean_s == pytest.approx(wall_s)
+    assert len(seen) > 1
 
 
 def test_an_average_over_clusters_waits_within_the_cluster_alone():

@@ -12,6 +12,7 @@ Papers, by the short names used in the comments:
   hieravg  Zhou and Cong, hierarchical averaging Hier-AVG, Algorithm 1 (no line numbers)
   diloco   Douillard et al., Algorithm 1 (arXiv 2311.08105)
   reddi    Reddi et al., adaptive federated optimization, Algorithm 2 (arXiv 2003.00295)
+  mcmahan  McMahan et al., federated averaging, Algorithm 1 (arXiv 1602.05629)
   slowmo   Wang et al., slow momentum, Algorithm 1 (arXiv 1910.00643)
 
 Conventions:
@@ -507,6 +508,40 @@ def postlocal(setup, T, gamma, t0, due=(), tau0=None, rule=None, lr=None, mu=Non
                 F = objective(W[0], setup.X, setup.y, setup.l2)
                 due.add(t + math.ceil((F0 / F) ** (1 / 3)) * tau0)
     return W[0], averages
+
+
+def fedavg(setup, T, gamma, K, drawn, batch=None, by_rows=True, server=None):
+    """mcmahan Algorithm 1: in round r the clients drawn(r) make K updates, the last round those that
+    are left of T, and w is their mean, by numbers of rows or plain. Other clients do nothing.
+
+    batch(k, t): the row numbers of client k's mini-batch at update t; by default its whole shard. A
+    client's optimiser state is fresh in each round with the policy reset, its own from its last
+    round with keep, and with average the mean of the clients' states in the round before. server:
+    an `OuterState`, which steps from w towards the mean.
+    """
+    n = [len(setup.y[shard(len(setup.y), k, setup.P)]) for k in range(setup.P)]
+    w, averages = np.zeros(setup.X.shape[1]), []
+    states = [fresh_state(len(w)) for _ in range(setup.P)]
+    for r, begun in enumerate(range(0, T, K)):  # "for each round t = 1, 2, ..."
+        end = min(begun + K, T)
+        W, share = {}, {}
+        for k in drawn(r):  # "S_t <- (random set of m clients)"; "for each client k in S_t"
+            W[k], share[k] = w, n[k] if by_rows else 1
+            for t in range(begun + 1, end + 1):  # ClientUpdate(k, w)
+                rows = shard(len(setup.y), k, setup.P) if batch is None else batch(k, t)
+                g = gradient(W[k], setup.X[rows], setup.y[rows], setup.l2)
+                W[k], states[k] = local_step(W[k], g, states[k], gamma(t), setup.optimiser, setup.m)
+        m = sum(share.values())
+        w = sum(share[k] / m * W[k] for k in W)
+        if server is not None:
+            w = server.step([w], gamma(end))
+        if setup.policy == "reset":
+            states = [fresh_state(len(w)) for _ in states]
+        elif setup.policy == "average":
+            common = {x: sum(share[k] / m * states[k][x] for k in W) for x in ("v", "a", "b")}
+            states = [{**states[max(W)], **common} for _ in states]
+        averages.append((end, "global"))
+    return w, averages
 
 
 def hieravg(setup, T, gamma, K1, K2, S):

@@ -49,6 +49,9 @@ LINES = {
     "outer adam": f"kavg --K 5 --outer adam {DATA} --steps 40",
     "outer yogi": f"hieravg --K1 3 --K2 7 --S 2 --outer yogi {DATA} --steps 40",
     "slowmo": f"slowmo --K 6 {DATA} --steps 40 --state reset",
+    "fedavg": f"fedavg --K 7 --participants 2 {DATA} --steps 40",
+    "weights": f"fedavg --K 5 --participants 3 --state keep {DATA} --steps 40 "
+    "--sampling dirichlet-class:1",
     "hieravg": f"hieravg --K1 3 --K2 7 --S 2 {DATA} --steps 40",
     "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",
     "adalupa": f"adalupa --tau0 3 --alpha 0.5 {DATA} --steps 40",

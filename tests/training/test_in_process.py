@@ -9,6 +9,7 @@ from samples import N
 
 from localavg.files.record import CLUSTER, WORLD, load
 from localavg.simulate.timing import Timing
+from localavg.streams import Stream, generator
 
 P, T, L2, M = 4, 52, 0.01, 0.8
 
@@ -27,7 +28,14 @@ ALGORITHMS = {  # T ends a partial period of each
     "hieravg --levels 3:2,8:P": lambda s, T, gamma: oracle.levels(s, T, gamma, [(3, 2), (8, P)]),
     "adpsgd --p-init 3 --Ks 20 --warmup 4":
         lambda s, T, gamma: oracle.adpsgd(s, T, gamma, 3, 20, 4, k_from="warmup"),
+    "kavg --K 7 --participants 2": lambda s, T, gamma: oracle.fedavg(s, T, gamma, 7, drawn),
+    "kavg --K 7 --weights rows": lambda s, T, gamma: oracle.kavg(s, T, gamma, 7),
 }  # fmt: skip
+
+
+def drawn(r):
+    """The clients of round r with seed 0."""
+    return sorted(generator(0, 0, r, Stream.PARTICIPANTS).choice(P, 2, replace=False).tolist())
 
 
 def gamma(t):
@@ -78,3 +86,35 @@ def test_what_is_not_sent_is_no_communication(algorithm, tmp_path):
     assert command_lines(MPI.COMM_WORLD, [line.split()]) == [0]
     last = load(out).train.iloc[-1]
     assert last.communicate_s + last.wait_s < 0.15 * last.wall_s
+
+
+def trained(line, data, out):
+    words = (
+        f"train {line} --learners {P} --sampling shard --batch-size {N // P} --steps {T} --lr 0.5 "
+        f"--optimizer momentum --save-weights --log-every 1 --data {data.path} --out {out}"
+    )
+    assert command_lines(MPI.COMM_WORLD, [words.split()]) == [0]
+    return load(out)
+
+
+def test_a_run_counts_the_work_and_the_losses_of_those_who_work(shards, tmp_path, hooks):
+    found = trained("fedavg --K 7 --participants 3", shards, tmp_path / "run.h5")
+    assert found.train.samples.tolist() == [3 * t * (N // P) for t in range(1, T + 1)]
+    assert found.train.loss[0] == pytest.approx(np.log(2), rel=1e-6)  # at zero weights
+    assert (found.config["participants"], found.config["weights"]) == (3, "rows")
+    assert found.config["state"] == "reset"
+
+
+def test_everyone_and_equal_numbers_of_rows_are_kavg_to_the_bit(shards, tmp_path, hooks):
+    lines = (
+        "kavg --K 7",
+        "kavg --K 7 --weights rows",
+        "fedavg --K 7 --participants 4 --state keep",
+        "kavg --K 7 --participants 4 --weights equal",
+    )
+    runs = [trained(line, shards, tmp_path / f"{i}.h5") for i, line in enumerate(lines)]
+    for run in runs[1:]:
+        assert np.array_equal(run.weights, runs[0].weights)
+        assert np.array_equal(run.train.loss, runs[0].train.loss)
+    fewer = trained("kavg --K 7 --participants 3", shards, tmp_path / "fewer.h5")
+    assert not np.allclose(fewer.weights, runs[0].weights, 1e-3)

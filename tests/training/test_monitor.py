@@ -9,6 +9,7 @@ import pytest
 from mpi4py import MPI
 
 from localavg.algorithms.base import NoExchange
+from localavg.algorithms.kavg import kavg
 from localavg.scope import Scope
 from localavg.training import stopwatch
 from localavg.training.averages import Averages
@@ -80,6 +81,8 @@ def made(clock, world, rows):
     transport = SimpleNamespace(settle=lambda: None, take_spread_s=lambda: 0.5, mean=lambda w: w)
     length = SimpleNamespace(T=9, B=4, P=2, epoch=10.0, log_every=3, eval_every=3)
     payload = payload_of(Scope.WORLD)
+    payload.algorithm.participants = kavg().participants
+    payload.algorithm.participants.start(fleet.learners, fleet.P, 0)
     monitor = Monitor(fleet, transport, Evaluator(clock), rows, length, payload)
     monitor.progress = SimpleNamespace(step=lambda *_: None, evaluated=lambda *_: None)
     return monitor

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
 from numpy import nan
 
 from localavg.interfaces import Rows, Step
+from localavg.scope import Scope
 
 CHUNK = 1 << 15  # elements summed at a time: with its rows it stays in a core's cache
 SENT = 1 << 17  # elements sent at a time between nodes
@@ -24,6 +26,27 @@ LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write
 
 # rows [l, n] of some columns, the same rows one by one, their sum [n], these columns
 Chunk = tuple[np.ndarray, list[np.ndarray], np.ndarray, slice]
+
+
+class Weights(NamedTuple):
+    """How much learners count in a mean."""
+
+    of_rows: Sequence[float]
+    """[l] of the learners of some rows"""
+    total: float
+    """the sum over all learners"""
+    learners: int
+    """how many learners count at all"""
+
+    @classmethod
+    def of(
+        cls, weights: Sequence[float] | None, scope: Scope, learners: Sequence[int]
+    ) -> Weights | None:
+        """Return the weights of these learners in a mean over `scope`; None: all count alike."""
+        if weights is None or scope is not Scope.WORLD:
+            return None
+        count = sum(weight != 0 for weight in weights)
+        return cls([weights[j] for j in learners], sum(weights), count)
 
 
 class Lanes:
@@ -64,10 +87,13 @@ class Lanes:
         turns = enumerate(each for turn in zip_longest(*sent) for each in turn if each is not None)
         self.sent = [(comm, _chunk(rows, piece, scratch[i % DEPTH])) for i, (comm, piece) in turns]
 
-    def mean_(self, variance: bool = False, step: Step | None = None) -> float:
+    def mean_(
+        self, variance: bool = False, step: Step | None = None, weights: Weights | None = None
+    ) -> float:
         """Set every row to the mean, or to what the step makes of it. Collective.
 
-        Return Σ ‖w̄ − w_j‖² over this rank's lanes if `variance`, else NaN.
+        weights: how much each row counts, and the sum over all learners; None: all alike. Return
+        Σ ‖w̄ − w_j‖² of the rows that count over this rank's lanes if `variance`, else NaN.
         """
         spread = 0.0 if variance else nan
         flying: deque[tuple[Chunk, MPI.Request]] = deque()
@@ -75,32 +101,40 @@ class Lanes:
             self.here.Barrier()  # everyone's rows are ready
         alone = self.P == 1 and step is None  # one learner is its own mean
         for chunk in () if alone else self.summed:
-            add_up(chunk[1], chunk[2])
-            spread += self._finish(chunk, variance, step)
+            add_up(chunk[1], chunk[2], weights)
+            spread += self._finish(chunk, variance, step, weights)
         for comm, chunk in self.sent:
             if len(flying) == DEPTH:
-                spread += self._land(flying.popleft(), variance, step)
-            add_up(chunk[1], chunk[2])
+                spread += self._land(flying.popleft(), variance, step, weights)
+            add_up(chunk[1], chunk[2], weights)
             flying.append((chunk, comm.Iallreduce(MPI.IN_PLACE, chunk[2])))
         while flying:
-            spread += self._land(flying.popleft(), variance, step)
+            spread += self._land(flying.popleft(), variance, step, weights)
         if self.here is not None:
             self.here.Barrier()  # nobody goes on before all lanes are written
         return spread
 
-    def _land(self, sent: tuple[Chunk, MPI.Request], variance: bool, step: Step | None) -> float:
+    def _land(
+        self,
+        sent: tuple[Chunk, MPI.Request],
+        variance: bool,
+        step: Step | None,
+        weights: Weights | None,
+    ) -> float:
         chunk, request = sent
         request.Wait()
-        return self._finish(chunk, variance, step)
+        return self._finish(chunk, variance, step, weights)
 
-    def _finish(self, chunk: Chunk, variance: bool, step: Step | None) -> float:
+    def _finish(
+        self, chunk: Chunk, variance: bool, step: Step | None, weights: Weights | None
+    ) -> float:
         """Divide a chunk's sum, take the step, and write the result to every row.
 
         Return Σ ‖w̄ − w_j‖² if `variance`.
         """
         rows, parts, mean, columns = chunk
-        mean /= self.P
-        spread = self.spread(parts, mean) if variance else 0.0
+        mean /= self.P if weights is None else weights.total
+        spread = self.spread(counted(parts, weights), mean) if variance else 0.0
         rows[...] = mean if step is None else step(mean, columns)
         return spread
 
@@ -110,11 +144,27 @@ def _chunk(rows: np.ndarray, columns: slice, scratch: np.ndarray) -> Chunk:
     return piece, list(piece), scratch[: piece.shape[1]], columns
 
 
-def add_up(rows: Sequence[np.ndarray], total: np.ndarray) -> None:
-    """Write the sum of rows [n] into total [n], in the order of the rows."""
+def add_up(rows: Rows, total: np.ndarray, weights: Weights | None = None) -> None:
+    """Write the sum of rows [n] into total [n], in the order of the rows, each by its weight.
+
+    A row of weight 0 is not read.
+    """
+    if weights is not None:
+        total[...] = 0
+        for row, weight in zip(rows, weights.of_rows, strict=True):
+            if weight:
+                total += row if weight == 1 else weight * row
+        return
     if len(rows) == 1:
         total[...] = rows[0]
         return
     np.add(rows[0], rows[1], total)
     for row in rows[2:]:
         np.add(total, row, total)
+
+
+def counted(rows: Rows, weights: Weights | None) -> Rows:
+    """Return the rows whose weights are not 0."""
+    if weights is None:
+        return rows
+    return [row for row, weight in zip(rows, weights.of_rows, strict=True) if weight]

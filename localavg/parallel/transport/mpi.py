@@ -14,6 +14,7 @@ from localavg.interfaces import UNTIMED, Code, Laps, Rows, Step
 from localavg.parallel.aligned import host_zeros
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
+from localavg.parallel.transport.lanes import Weights, add_up, counted
 from localavg.scope import Scope, sizes
 
 CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
@@ -49,6 +50,7 @@ class HostMPI:
         self.groups = {scope: fleet.groups(S) for scope, S in self.sizes.items()}
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
         self.laps: Laps = UNTIMED
+        self.weights: Sequence[float] | None = None
         self._spread_s = 0.0  # seconds in which S was computed, not yet taken
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
@@ -74,32 +76,33 @@ class HostMPI:
         Raises TypeError where w is not of dtype.
         """
         self._check(w)
-        spread = 0.0
+        spread, weights = 0.0, self._weights(scope)
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
-            if len(rows) == 1 and not variance:
+            if len(rows) == 1 and not variance and weights is None:
                 mean = rows[0]  # [n]
                 self._sum_over_ranks_(mean, group)
                 mean /= group.learners
             else:
-                mean = self._mean(rows, group)
+                mean = self._mean(rows, group, weights)
             if variance:
-                spread += self._spread(rows, mean)
+                spread += self._spread(counted(rows, weights), mean)
             if step is not None:
                 for i in range(0, len(mean), CACHED):
                     columns = slice(i, i + CACHED)
                     rows[:, columns] = step(mean[columns], columns)
-            elif len(rows) > 1 or variance:
+            elif len(rows) > 1 or variance or weights is not None:
                 rows[:] = mean
-        return self.world.allreduce(spread) / self.P if variance else np.nan
+        return self._over_learners(spread, weights) if variance else np.nan
 
     def mean(self, w: np.ndarray) -> np.ndarray:
         """Return w̄ [n] over all rows of w [L, n], which stay as they are, until the next call."""
-        return self._mean(w, self.groups[Scope.WORLD][0])
+        return self._mean(w, self.groups[Scope.WORLD][0], self._weights(Scope.WORLD))
 
     def variance(self, w: np.ndarray) -> float:
         """Return Var[W] = (1/P) Σ_j ‖w̄ − w_j‖² of the rows w [L, n], which stay (adpsgd eq. 7)."""
-        return self.world.allreduce(self._spread(w, self.mean(w))) / self.P
+        weights = self._weights(Scope.WORLD)
+        return self._over_learners(self._spread(counted(w, weights), self.mean(w)), weights)
 
     def equal(self, w: np.ndarray) -> bool:
         """Return whether the rows w [L, n] of all learners are equal to the bit. Collective.
@@ -211,13 +214,25 @@ class HostMPI:
             sent[layout.nodes > 1] += sizes[rank]  # the slice of the mean, to all
         return sent[0], sent[1]
 
-    def _mean(self, rows: np.ndarray, group: Group) -> np.ndarray:
+    def _weights(self, scope: Scope) -> Weights | None:
+        return Weights.of(self.weights, scope, self.layout.learners(self.world.rank))
+
+    def _over_learners(self, spread: float, weights: Weights | None) -> float:
+        """Return the mean over the learners that count of what ranks have added up. Collective."""
+        return self.world.allreduce(spread) / (weights.learners if weights else self.P)
+
+    def _mean(self, rows: np.ndarray, group: Group, weights: Weights | None) -> np.ndarray:
         n = rows.shape[1]
         if len(self._memory) < n:
             self._memory = np.empty(n, self.dtype)
-        mean = np.sum(rows, axis=0, out=self._memory[:n])  # [n]
+        mean = self._memory[:n]
+        if weights is None:
+            np.sum(rows, axis=0, out=mean)
+        else:
+            for i in range(0, n, CACHED):
+                add_up(rows[:, i : i + CACHED], mean[i : i + CACHED], weights)
         self._sum_over_ranks_(mean, group)
-        mean /= group.learners
+        mean /= group.learners if weights is None else weights.total
         return mean
 
     def _spread(self, rows: Rows, mean: np.ndarray) -> float:

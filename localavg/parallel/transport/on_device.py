@@ -15,6 +15,7 @@ from localavg.interfaces import Array, Code, Rows, Step
 from localavg.parallel import kernels
 from localavg.parallel.device import Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet, Group
+from localavg.parallel.transport.lanes import Weights, add_up, counted
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.scope import Scope
 
@@ -46,13 +47,13 @@ class OnDevice(HostMPI):
     ) -> float:
         """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
         self._check(w)
-        spread = 0.0
+        spread, weights = 0.0, self._weights(scope)
         for group in self.groups[scope]:
             rows = w[group.rows]  # [l, n]
-            if variance or step is not None:
-                mean = self._mean(rows, group, in_place=not variance)
+            if variance or step is not None or weights is not None:
+                mean = self._mean(rows, group, weights, in_place=not variance)
                 if variance:
-                    spread += self._spread(rows, mean)
+                    spread += self._spread(counted(rows, weights), mean)
                 rows[...] = mean if step is None else step(mean, slice(0, len(mean)))
                 continue
             if group.comm is None and len(rows) > 1:
@@ -60,7 +61,7 @@ class OnDevice(HostMPI):
                 continue
             total = self._total(rows, group, in_place=True)
             kernels.finish_(self.xp, total, group.learners, rows)
-        return self.world.allreduce(spread) / self.P if variance else np.nan
+        return self._over_learners(spread, weights) if variance else np.nan
 
     def coded_mean_(
         self,
@@ -74,23 +75,30 @@ class OnDevice(HostMPI):
         super().coded_mean_(host, code, draws, again)
         put_(w, host)
 
-    def _total(self, rows: Array, group: Group, in_place: bool = False) -> Array:
+    def _total(
+        self, rows: Array, group: Group, weights: Weights | None = None, in_place: bool = False
+    ) -> Array:
         """Return the sum [n] over a group's rows; `in_place`: over a single row in its place."""
         n = rows.shape[1]
-        if in_place and len(rows) == 1:
+        if in_place and len(rows) == 1 and weights is None:
             total = rows[0]
         else:
             if len(self._memory) < n:
                 self._memory = self.device.zeros((n,))
             total = self._memory[:n]
-            kernels.sum_rows_(self.xp, rows, total)
+            if weights is None:
+                kernels.sum_rows_(self.xp, rows, total)
+            else:
+                add_up(rows, total, weights)
         self._sum_over_ranks_(total, group)
         return total
 
-    def _mean(self, rows: Array, group: Group, in_place: bool = False) -> Array:
+    def _mean(
+        self, rows: Array, group: Group, weights: Weights | None, in_place: bool = False
+    ) -> Array:
         """Return the mean [n] over a group's rows, valid until the next call; see `_total`."""
-        mean = self._total(rows, group, in_place)
-        mean /= group.learners
+        mean = self._total(rows, group, weights, in_place)
+        mean /= group.learners if weights is None else weights.total
         return mean
 
     def _spread(self, rows: Rows, mean: Array) -> float:
@@ -98,7 +106,8 @@ class OnDevice(HostMPI):
         return super()._spread(rows, mean)
 
     def _sum_of_squares(self, rows: Rows, mean: Array) -> float:
-        return kernels.spread(self.xp, rows, mean)
+        parts = [row[None] for row in rows] if isinstance(rows, list) else [rows]  # [l, n] each
+        return sum(kernels.spread(self.xp, part, mean) for part in parts)
 
     def _sum_over_ranks_(self, x: Array, group: Group) -> None:
         """Set x [n] to its sum over the group's ranks."""

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from localavg.interfaces import Step
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.transport.lanes import CHUNK, DEPTH, SENT, Lanes
+from localavg.parallel.transport.lanes import CHUNK, DEPTH, SENT, Lanes, Weights
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.slots import Slots
 from localavg.scope import Scope
@@ -27,7 +27,7 @@ from localavg.scope import Scope
 Work = Callable[..., float]
 """(variance=False): set one group's rows to their mean; return Σ ‖w̄ − w_j‖² if asked, else NaN
 
-Where there is a step, it is the second argument.
+Where there is a step, or learners count by weights, these two are the other arguments.
 """
 
 
@@ -75,10 +75,12 @@ class SharedMemory(HostMPI):
         # address and bytes of this rank's rows, the node's matrix
         self._matrices: list[tuple[int, int, np.ndarray]] = []
         self._works: dict[tuple[int, int, Scope, bool], list[Work]] = {}
-        # For each scope, without and with a step, the rows averaged last, which are most often the
+        # For each scope, by any way and in lanes, the rows averaged last, which are most often the
         # same again: the function that averages them, and its parts, which can return the variance.
         none: tuple[np.ndarray | None, Work, list[Work]] = None, _in_turn, []
-        self._last = {(scope, stepped): none for scope in self.sizes for stepped in (False, True)}
+        self._last = {(scope, in_lanes): none for scope in self.sizes for in_lanes in (False, True)}
+        here = fleet.layout.by_node(range(fleet.ranks))[fleet.layout.node_of[fleet.rank]]
+        self._learners = [j for r in here for j in fleet.layout.learners(r)]  # of the node's rows
         self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), dtype)
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
@@ -104,20 +106,22 @@ class SharedMemory(HostMPI):
 
         Raises TypeError for a step on rows that `zeros` did not make.
         """
-        last, way, works = self._last[scope, step is not None]
+        weights = Weights.of(self.weights, scope, self._learners)
+        in_lanes = step is not None or weights is not None
+        last, way, works = self._last[scope, in_lanes]
         if last is w and not variance:
-            return way() if step is None else way(False, step)
+            return way(False, step, weights) if in_lanes else way()
         if last is not w:
-            found = self._work(w, scope, step is not None)
+            found = self._work(w, scope, in_lanes)
             if found is None:
                 if step is not None:
                     raise TypeError("a step needs rows that this transport made")
                 return super().mean_(w, scope, variance)
             works = found
             way = works[0] if len(works) == 1 else partial(_in_turn, works)
-            self._last[scope, step is not None] = w, way, works
-        spread = sum(work(variance, *([step] if step else ())) for work in works)
-        return self.world.allreduce(spread) / self.P if variance else np.nan
+            self._last[scope, in_lanes] = w, way, works
+        spread = sum(work(variance, *((step, weights) if in_lanes else ())) for work in works)
+        return self._over_learners(spread, weights) if variance else np.nan
 
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
         """Return this rank's bytes in one mean: nbytes within its node, its lanes across nodes."""
@@ -130,13 +134,13 @@ class SharedMemory(HostMPI):
         ]
         return within, sum(nbytes * (lane + 1) // of - nbytes * lane // of for lane, of in lanes)
 
-    def _work(self, w: np.ndarray, scope: Scope, stepped: bool) -> list[Work] | None:
+    def _work(self, w: np.ndarray, scope: Scope, in_lanes: bool) -> list[Work] | None:
         """Return this rank's work in a mean of w [L, n], made at the first mean of these rows.
 
         None for rows that `zeros` did not make.
         """
         address, n = w.__array_interface__["data"][0], w.shape[1]
-        if (key := (address, n, scope, stepped)) not in self._works:
+        if (key := (address, n, scope, in_lanes)) not in self._works:
             found = [
                 (start, matrix)
                 for start, size, matrix in self._matrices
@@ -148,19 +152,19 @@ class SharedMemory(HostMPI):
             first = (address - start) // w.itemsize
             columns = matrix[:, first : first + n]  # [learners of the node, n]
             self._works[key] = [
-                self._way(w, columns[part.rows], part, stepped) for part in self.parts[scope]
+                self._way(w, columns[part.rows], part, in_lanes) for part in self.parts[scope]
             ]
         return self._works[key]
 
-    def _way(self, w: np.ndarray, rows: np.ndarray, part: Part, stepped: bool) -> Work:
+    def _way(self, w: np.ndarray, rows: np.ndarray, part: Part, in_lanes: bool) -> Work:
         """Choose how the mean of a group is taken.
 
         w [L, n] are this rank's rows, `rows` [learners of the group on this node, n] the group's.
-        stepped: whether there is a step, which one rank makes for a column: in lanes. For short
-        rows they are as fast as slots after which each rank steps for itself (2 ranks, 2 000 and
-        15 000 floats: 16 and 37 µs against 16 and 48).
+        in_lanes: whether lanes are asked for. A step needs them, as one rank makes it for a column,
+        and so do weights of learners. For short rows they are as fast as slots after which each
+        rank steps for itself (2 ranks, 2 000 and 15 000 floats: 16 and 37 µs against 16 and 48).
         """
-        if part.slots is not None and rows.shape[1] <= self.width and not stepped:
+        if part.slots is not None and rows.shape[1] <= self.width and not in_lanes:
             return part.slots.way(w[part.mine])
         return Lanes(
             rows, part.here, part.lanes, part.handled, part.learners, self._scratch, self._spread

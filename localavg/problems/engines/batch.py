@@ -6,7 +6,7 @@ chunk of learners, not once for each. The results are those of `loop` up to roun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -53,8 +53,9 @@ class Batch(Engine):
         self._rows: tuple[Array, Array] | None = None  # w and out [L, d] of the chunks
         self._chunks: list[tuple[range, Together]] = []
 
-    def gradients_(self, w: Array, t: int, out: Array) -> Any:
+    def gradients_(self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None) -> Any:
         """Compute the gradients as `interfaces.Engine` describes."""
+        assert rows is None, "choose loop where some learners rest"
         if self._rows is None or self._rows[0] is not w or self._rows[1] is not out:
             self._bind(w, t, out)
         losses, data_s = [], 0.0

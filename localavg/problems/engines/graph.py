@@ -13,7 +13,7 @@ side stream allocates, the activations of a learner, only this stream uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from types import ModuleType
 
@@ -80,11 +80,14 @@ class Graph(Engine):
         self._out: Array | None = None
         self._bounds: list[Bound] = []
 
-    def gradients_(self, w: Array, t: int, out: Array) -> list[float | Array]:
+    def gradients_(
+        self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None
+    ) -> list[float | Array]:
         """Compute the gradients as `interfaces.Engine` describes.
 
         Raises UserError where the network's gradient cannot be captured.
         """
+        assert rows is None, "choose loop where some learners rest"
         start = perf_counter()
         fits = self.images.ready(t)
         self.book("data", perf_counter() - start)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 
 from localavg.interfaces import Array, Book, Engine, Feed, Problem, unbooked
@@ -23,14 +24,20 @@ class Loop(Engine):
         self._out: Array | None = None
         self._rows: list[tuple[int, Array, Array]] = []
 
-    def gradients_(self, w: Array, t: int, out: Array) -> list[float | Array]:
+    def gradients_(
+        self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None
+    ) -> list[float | Array]:
         """Compute the gradients as `interfaces.Engine` describes."""
         if self._w is not w or self._out is not out:
             self._w, self._out = w, out
             self._rows = list(zip(self.learners, w, out, strict=True))
         feed, gradient_ = self.calls
-        losses, data_s = [], 0.0
-        for j, w_j, g_j in self._rows:  # [d] each
+        losses: list[float | Array] = []
+        data_s = 0.0
+        for l, (j, w_j, g_j) in enumerate(self._rows):  # [d] each
+            if rows is not None and l not in rows:
+                losses.append(0.0)
+                continue
             start = perf_counter()
             batch = feed(j, t)
             data_s += perf_counter() - start

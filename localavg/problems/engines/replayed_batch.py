@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from types import ModuleType
 from typing import Any
@@ -41,8 +42,9 @@ class ReplayedBatch(Batch):
         self._losses = torch.zeros(len(learners), device=self.images.batches[0].device)
         self._drawn_masks: list[list[Tensor]] = []  # of each chunk
 
-    def gradients_(self, w: Array, t: int, out: Array) -> Any:
+    def gradients_(self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None) -> Any:
         """Compute the gradients as `interfaces.Engine` describes."""
+        assert rows is None, "choose loop where some learners rest"
         new = self._rows is None or self._rows[0] is not w or self._rows[1] is not out
         if new:
             self._bind(w, t, out)

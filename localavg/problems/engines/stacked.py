@@ -13,6 +13,7 @@ with blocks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from time import perf_counter
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -85,8 +86,9 @@ class Stacked(Engine):
         self.size = size or self._size()
         self._scratch: Scratch | None = None
 
-    def gradients_(self, w: Array, t: int, out: Array) -> Any:
+    def gradients_(self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None) -> Any:
         """Compute the gradients as `interfaces.Engine` describes."""
+        assert rows is None, "choose loop where some learners rest"
         try:
             return self._gradients_(w, t, out)
         except MemoryError as e:
