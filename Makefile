@@ -91,7 +91,9 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench checkpoint
 	if [ "$$(id -u)" != 0 ] || ! command -v tc >/dev/null; then echo 'between hosts: not run, it needs root and iproute2'; else \
 	  jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 7 && \
-	  jobs/emulated/run --ranks 2,2,1 --rate 1gbit -- bench average --sizes 4000000 --repeats 5; fi
+	  jobs/emulated/run --ranks 2,2,1 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 && \
+	  jobs/emulated/run --hosts 4 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 --graph one-peer-exp && \
+	  jobs/emulated/run --hosts 4 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 --graph ring; fi
 
 CIFAR10 := data/cifar10/cifar-10-python.tar.gz
 cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as data/cifar10/cifar10.h5

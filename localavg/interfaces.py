@@ -96,12 +96,13 @@ class Transport(Protocol):
     one that is left out; None, the default, for all alike. Then a mean is Σ n_j w_j / Σ n_j, and S
     is a mean over the learners that count. Coded means are of all alike. Every method but
     `ordinary` and `settle` is collective over the ranks of its scope. name and why: which transport
-    this is, and why it was chosen. laps: the clock of `equal` and of a coded mean, in which
-    computing and communication take turns.
+    this is, and why it was chosen. rank: the number of this rank. laps: the clock of `equal` and of
+    a coded mean, in which computing and communication take turns.
     """
 
     name: str
     why: str
+    rank: int
     laps: Laps
     weights: Sequence[float] | None
 
@@ -125,6 +126,19 @@ class Transport(Protocol):
         step: what is done with the mean of some columns before the rows get it, once for each
         column of a copy of `common`. Return S = (1/P) Σ_j ‖w̄ − w_j‖² (adpsgd Alg. 2, line 11) if
         `variance`, else NaN; it is about the mean before the step.
+        """
+
+    def mix_(self, w: Array, W: Array) -> None:
+        """Set row j of all rows w [L, n] to Σ_i W_ji w_i, in place; W [P, P], on the host.
+
+        Each sum has the order of the learners i with W_ji ≠ 0, and only their rows travel, in
+        float32. Collective over all ranks.
+        """
+
+    def mix_bytes(self, nbytes: int, W: Array) -> Array:
+        """Return what each rank hands over in one mix by W, in bytes [R, 2], without a message.
+
+        nbytes: of a row. The first column is within nodes, the second between nodes.
         """
 
     def take_spread_s(self) -> float:

@@ -9,13 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-_EVERYONE = 127  # above every level: clusters at least double in size from one level to the next
+# above every level: clusters at least double in size from one level to the next
+_EVERYONE, _NEIGHBOURS = 127, 126
 
 
 class Scope(int):
     """Which learners average together: none, those of a cluster of some level, or all.
 
-    A scope is true unless it is NONE, and a wider scope is greater. There is one object for each
+    NEIGHBOURS: each with its neighbours in a graph, so that nobody averages with everyone. A scope
+    is true unless it is NONE, and a wider scope is greater. There is one object for each
     scope, so `is` compares them. Scope(2): a cluster of level 2.
     """
 
@@ -23,6 +25,7 @@ class Scope(int):
     CLUSTER: ClassVar[Scope]
     """a cluster of level 1"""
     WORLD: ClassVar[Scope]
+    NEIGHBOURS: ClassVar[Scope]
     _made: ClassVar[dict[int, Scope]] = {}
 
     def __new__(cls, value: int) -> Scope:
@@ -35,28 +38,34 @@ class Scope(int):
     @classmethod
     def recorded(cls, kind: int, level: int = 1) -> Scope:
         """Return the scope of this kind and level; level: that of a cluster."""
-        return cls.WORLD if kind == 2 else cls(level if kind else 0)
+        special = {0: cls.NONE, 2: cls.WORLD, 3: cls.NEIGHBOURS}
+        return special[kind] if kind in special else cls(level)
 
     @property
     def kind(self) -> int:
-        """0 for none, 1 for a cluster of any level, 2 for everyone, as run files record it."""
-        return 2 if self is Scope.WORLD else int(self > 0)
+        """0 for none, 1 for a cluster of any level, 2 for everyone, 3 for neighbours: in files."""
+        special = {_EVERYONE: 2, _NEIGHBOURS: 3}
+        return special.get(int(self), int(self > 0))
 
     def level(self, depth: int) -> int:
-        """Return its level in a hierarchy of this depth, in which everyone is the highest."""
-        return min(int(self), depth)
+        """Return its level in a hierarchy of this depth, in which everyone is the highest.
+
+        Neighbours are of no level, 0.
+        """
+        return 0 if self is Scope.NEIGHBOURS else min(int(self), depth)
 
     @property
     def name(self) -> str:
-        """NONE, CLUSTER, WORLD, or CLUSTER 2 for a cluster of level 2."""
-        names = {0: "NONE", 1: "CLUSTER", _EVERYONE: "WORLD"}
+        """NONE, CLUSTER, WORLD, NEIGHBOURS, or CLUSTER 2 for a cluster of level 2."""
+        names = {0: "NONE", 1: "CLUSTER", _EVERYONE: "WORLD", _NEIGHBOURS: "NEIGHBOURS"}
         return names.get(int(self), f"CLUSTER {int(self)}")
 
     def __repr__(self) -> str:
         return f"Scope({self.name})"
 
 
-Scope.NONE, Scope.CLUSTER, Scope.WORLD = Scope(0), Scope(1), Scope(_EVERYONE)
+Scope.NONE, Scope.CLUSTER = Scope(0), Scope(1)
+Scope.WORLD, Scope.NEIGHBOURS = Scope(_EVERYONE), Scope(_NEIGHBOURS)
 
 
 def sizes(clusters: Sequence[int], P: int) -> dict[Scope, int]:

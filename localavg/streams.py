@@ -20,6 +20,7 @@ class Stream(IntEnum):
     MEAN_ROUNDING = 5  # up or down, where QSGD codes the mean (algorithms/qsgd.py)
     PARTITION = 6  # which rows a learner holds (learner/partition.py)
     PARTICIPANTS = 7  # which learners work in a round (algorithms/participants.py)
+    GOSSIP = 8  # who gossips with whom (algorithms/graphs.py, matchings.py)
 
 
 def generator(seed: int, who: int, when: int, stream: Stream) -> np.random.Generator:

@@ -56,6 +56,10 @@ SYNCHRONOUS = [  # every synchronous row of the algorithm table but sgd
     "adacomm --tau0 6 --block 8",
     "qsr --alpha 0.9 --K 3",
     "piecewise --pieces 0:8,4:2 --mu 0.4 --nesterov",
+    "gossip --K 2",
+    "gossip --graph exp --mix first",
+    "gossip --graph push --K 3",
+    "gossip --graph matching --base complete",
 ]
 SAMPLINGS = ["iid", "shuffle", "shard", "block"]
 OPTIMISERS = {

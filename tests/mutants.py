@@ -40,12 +40,25 @@ ALGORITHMS = {
         "qsr",
         "eamsgd",
         "switch",
+        "gossip",
+        "graphs",
+        "matchings",
     )
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling", "partition")}
 TRANSPORT = {
     name: f"localavg/parallel/transport/{name}.py"
-    for name in ("__init__", "lanes", "slots", "shared", "mpi", "staged", "trial")
+    for name in (
+        "__init__",
+        "lanes",
+        "mixes",
+        "mixing",
+        "slots",
+        "shared",
+        "mpi",
+        "staged",
+        "trial",
+    )
 }
 PROBLEMS = {
     name: f"localavg/problems/{name}.py"
@@ -79,13 +92,21 @@ TRAINING = {
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
-        "algorithms": ("schedules", "combine", "exchange", "participants", "adacomm"),
+        "algorithms": ("schedules", "combine", "exchange", "participants", "adacomm", "graphs"),
         "analysis": ("figures", "methods"),
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
         "learner": ("sampling", "partition"),
-        "parallel": ("transport", "late_ranks", "gpu_logic", "agreement", "fastest_way", "gpus"),
+        "parallel": (
+            "transport",
+            "mixing",
+            "late_ranks",
+            "gpu_logic",
+            "agreement",
+            "fastest_way",
+            "gpus",
+        ),
         "attaching": ("averager", "even", "streams", "types"),
         "problems": ("batch", "graph", "device_feed", "stacked"),
         "training": (
@@ -133,6 +154,11 @@ ON_ONE = f"{TESTS['sweep_gpu']}::test_a_figure_has_the_papers_runs_with_all_lear
 LEARNER_TESTS = "tests/learner/test_optim.py"
 BY_MOMENT = "test_each_moment_has_its_own_policy"
 OUTER = f"{TESTS['combine']}::test_outer_steps_are_those_of_the_sources"
+GRAPH = f"{TESTS['graphs']}::test_the_matrices_are_the_oracles"
+MATCHA = f"{TESTS['graphs']}::test_matcha_has_the_papers_numbers"
+PUSHED = f"{TESTS['graphs']}::test_push_sum_conserves_both_sums_and_finds_the_mean_of_everyone"
+GOSSIPS = f"{TESTS['in_process']}::test_a_run_is_the_oracles"
+MIXED = f"{TESTS['mixing']}::test_rows_are_mixed_to_the_same_bits_everywhere_and_the_bytes_are_those_that_travel[2-openmpi]"
 RACES = f"{TESTS['graph']}::test_main_and_side_streams_never_touch_memory_out_of_order"
 SAME = f"{TESTS['graph']}::test_replays_give_the_gradients_losses_and_statistics_of_the_loop"
 ON_CPU = f"{TESTS['device_feed']}::test_batches_are_those_of_the_feed_on_the_cpu"
@@ -197,8 +223,8 @@ MUTANTS = [
     Mutant(
         "everyone is recorded as the level of the largest clusters",
         "localavg/scope.py",
-        "return min(int(self), depth)",
-        "return min(int(self), depth - 1)",
+        "else min(int(self), depth)",
+        "else min(int(self), depth - 1)",
         f"{TESTS['schedules']}::test_where_each_period_divides_the_next_one_it_is_the_rule_of_torch",
     ),
     Mutant(
@@ -425,10 +451,205 @@ MUTANTS = [
             ("a moment is reset without its step count", "self.t[i] = 0", "pass"),
             (
                 "an average takes the first moment for another",
-                "mean_(self.state[i],",
-                "mean_(self.state[0],",
+                "average_(self.state[i])",
+                "average_(self.state[0])",
             ),
         )
+    ),
+    # gossip
+    *(
+        Mutant(f"gossip: {name}", ALGORITHMS[file], old, new, test)
+        for name, file, old, new, test in (
+            ("a half of a neighbour too little", "graphs", "1 / (1 + max(", "1 / (2 + max(", GRAPH),
+            ("peers after a learner", "graphs", "[(j - jump) % P]", "[(j + jump) % P]", GRAPH),
+            (
+                "one jump too many",
+                "graphs",
+                "range((P - 1).bit_length())",
+                "range(P.bit_length())",
+                GRAPH,
+            ),
+            (
+                "a torus with sides that differ more than they must",
+                "graphs",
+                "max(a for a in range(1, math.isqrt(P) + 1) if P % a == 0)",
+                "min((a for a in range(2, math.isqrt(P) + 1) if P % a == 0), default=1)",
+                GRAPH,
+            ),
+            (
+                "thirds whose sum is above 1 in float32",
+                "graphs",
+                "    W = np.round(W / GRID) * GRID\n",
+                "",
+                f"{TESTS['graphs']}::test_every_matrix_is_doubly_stochastic_in_float32_too[ring]",
+            ),
+            (
+                "push-sum whose rows sum to 1 in place of its columns",
+                "graphs",
+                "W[receivers, everyone]",
+                "W[everyone, receivers]",
+                f"{TESTS['graphs']}::test_push_sends_a_half_to_somebody_else",
+            ),
+            (
+                "some push to themselves",
+                "graphs",
+                "(everyone + 1 + draws.integers(P - 1, size=P)) % P",
+                "(everyone + draws.integers(P - 1, size=P)) % P",
+                f"{TESTS['graphs']}::test_push_sends_a_half_to_somebody_else",
+            ),
+            ("MATCHA's L̃ forgets 1 − p", "matchings", "p * (1 - p)", "p", MATCHA),
+            ("MATCHA forgets that L² is 2L", "matchings", "+ 2 * spread", "+ spread", MATCHA),
+            (
+                "the probabilities that connect the least",
+                "matchings",
+                "-(v @ L @ v)",
+                "(v @ L @ v)",
+                f"{TESTS['graphs']}::test_optimal_probabilities_beat_equal_ones_and_keep_the_budget",
+            ),
+            (
+                "matchings are off as often as they should be on",
+                "matchings",
+                ".random(len(self.p)) < self.p",
+                ".random(len(self.p)) > self.p",
+                f"{TESTS['graphs']}::test_matchings_are_on_as_often_as_they_should",
+            ),
+            (
+                "the first gossip takes the second matrix",
+                "gossip",
+                "// self.K - 1)",
+                "// self.K)",
+                f"{TESTS['graphs']}::test_the_kth_gossip_takes_the_kth_matrix",
+            ),
+            (
+                "gossips count from the start, not from the switch",
+                "gossip",
+                "(t - self.t0) // self.K",
+                "t // self.K",
+                f"{TESTS['graphs']}::test_the_kth_gossip_takes_the_kth_matrix",
+            ),
+            (
+                "push-sum's weights go the other way",
+                "gossip",
+                "self.matrix(t) @ self.s",
+                "self.s @ self.matrix(t)",
+                PUSHED,
+            ),
+            (
+                "push-sum keeps its weights after the mean",
+                "gossip",
+                "else np.ones_like(self.s)",
+                "else self.s",
+                PUSHED,
+            ),
+            ("gradients of push-sum at x", "gossip", "x /= s  # z = x/s", "x *= 1", GOSSIPS),
+            (
+                "push-sum's update on z",
+                "gossip",
+                "                x *= s\n",
+                "                x *= 1\n",
+                GOSSIPS,
+            ),
+            (
+                "push-sum's state grows and shrinks like x",
+                "gossip",
+                "W if (sums == 1).all() else W / sums",
+                "W",
+                f"{TESTS['graphs']}::test_state_is_mixed_to_a_mean_also_where_rows_do_not_sum_to_1",
+            ),
+            (
+                "S is about the weights after the mix",
+                "gossip",
+                """\
+        S = transport.variance(w[:, : self.trained]) if variance else math.nan
+        transport.mix_(w, self.matrix(t))
+""",
+                """\
+        transport.mix_(w, self.matrix(t))
+        S = transport.variance(w[:, : self.trained]) if variance else math.nan
+""",
+                f"{TESTS['graphs']}::test_s_is_the_distance_before_the_mix_without_statistics",
+            ),
+        )
+    ),
+    Mutant(
+        "gossip: a mix before the last update too",
+        TRAINING["averaging"],
+        "if self.average.before_update and not last:\n            self._average_(",
+        "if self.average.before_update:\n            self._average_(",
+        GOSSIPS,
+    ),
+    Mutant(
+        "gossip: what should come before the update comes after it",
+        TRAINING["averaging"],
+        """\
+        if self.average.before_update and not last:
+            return Scope.NONE
+""",
+        "",
+        GOSSIPS,
+    ),
+    Mutant(
+        "gossip: a piece is mixed before it has come",
+        TRANSPORT["mixing"],
+        "            MPI.Request.Waitall(requests)\n",
+        "            pass\n",
+        MIXED,
+    ),
+    Mutant(
+        "gossip: learners mix by the transposed matrix",
+        TRANSPORT["mixing"],
+        "float(W[j, i])) for i in np.flatnonzero(W[j])",
+        "float(W[i, j])) for i in np.flatnonzero(W[:, j])",
+        f"{TESTS['mixing']}::test_a_row_goes_once_to_a_node_whatever_takes_it_there",
+    ),
+    Mutant(
+        "gossip: a row changes before all sums are made",
+        TRANSPORT["mixing"],
+        "            total += np.multiply(sources[source], weight, term)\n",
+        "            total += np.multiply(sources[source], weight, term)\n        sources[_][...] = total\n",
+        MIXED,
+    ),
+    Mutant(
+        "gossip: a row is counted at its own node too",
+        TRANSPORT["shared"],
+        "nbytes * len(nodes - {home})",
+        "nbytes * len(nodes)",
+        MIXED,
+    ),
+    Mutant(
+        "gossip: a new matrix is taken for an old one at its address",
+        TRANSPORT["mixes"],
+        "self._mixes[key] = W, self._mix(w, W)",
+        "self._mixes[key] = w, self._mix(w, W)",
+        f"{TESTS['mixing']}::test_mixes_of_many_matrices_do_not_pile_up",
+    ),
+    Mutant(
+        "gossip: a modelled learner does not wait for itself",
+        "localavg/simulate/clock.py",
+        "latest = np.maximum(self.now, others)",
+        "latest = others",
+        "tests/simulate/test_machine.py::test_gossip_waits_for_neighbours_alone",
+    ),
+    Mutant(
+        "gossip: a modelled learner waits for those that take from it",
+        "localavg/simulate/clock.py",
+        "np.where(takes, self.now, -np.inf).max(axis=1)",
+        "np.where(takes.T, self.now, -np.inf).max(axis=1)",
+        "tests/simulate/test_machine.py::test_gossip_waits_for_neighbours_alone",
+    ),
+    Mutant(
+        "gossip: modelled links carry one direction",
+        "localavg/simulate/clock.py",
+        "np.maximum(takes.sum(axis=0), takes.sum(axis=1))",
+        "takes.sum(axis=1)",
+        "tests/simulate/test_machine.py::test_gossip_waits_for_neighbours_alone",
+    ),
+    Mutant(
+        "gossip: the kernel takes a row of this rank for one that came",
+        "localavg/parallel/kernels.py",
+        "(r < l ? own",
+        "(r < l - 1 ? own",
+        f"{TESTS['gpu_logic']}::test_rows_on_the_device_are_mixed_to_the_bits_of_the_host",
     ),
     # what an average does
     Mutant(
@@ -508,8 +729,8 @@ MUTANTS = [
     Mutant(
         "SlowMo's step size is that of the round before",
         TRAINING["averaging"],
-        "self.transport, self.variance, gamma)",
-        "self.transport, self.variance, self.__dict__.setdefault('old', gamma))",
+        "transport, self.variance, gamma, t)",
+        "transport, self.variance, self.__dict__.setdefault('old', gamma), t)",
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
     ),
     Mutant(
@@ -883,8 +1104,8 @@ MUTANTS = [
     Mutant(
         "an average takes parameters of a smaller type as they were",
         "localavg/attaching/averager.py",
-        "        self.flat.load_()\n        if scope is",
-        "        if scope is",
+        "        self.flat.load_()\n        if scope in",
+        "        if scope in",
         f"{SMALLER}[1-bf16-mavg]",
     ),
     Mutant(

@@ -33,7 +33,7 @@ PACKAGES = {  # what a folder may import beside the standard library; the others
     "datasets": {"numpy", "h5py", "sklearn", "scipy", "tqdm", "PIL"},
     "models": {"torch"},
     "simulate": {"numpy"},
-    "algorithms": {"numpy"},
+    "algorithms": {"numpy", "scipy"},
     "learner": {"numpy"},
     "files": {"numpy", "h5py", "pandas"},
     "parallel": {"numpy", "mpi4py", "threadpoolctl", "cupy", "torch"},

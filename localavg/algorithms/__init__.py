@@ -24,6 +24,7 @@ from localavg.algorithms import (
     downpour,
     eamsgd,
     fedavg,
+    gossip,
     hieravg,
     kavg,
     lupa,
@@ -57,6 +58,7 @@ ALGORITHMS: dict[str, Callable[..., Algorithm]] = {
     "adalupa": lupa.adalupa,  # lupa §5–6
     "piecewise": adpsgd.piecewise,  # adpsgd §III-A, §V-B
     "qsr": qsr.qsr,  # Gu et al. 2024
+    "gossip": gossip.gossip,  # Lian et al. 2017, Assran et al. 2019, Wang et al. 2019
 }
 
 ASYNCHRONOUS: dict[str, Callable[..., Asynchronous]] = {
@@ -77,6 +79,9 @@ KNOWN_AS = {  # names of others, without spaces and hyphens
     "fedadam": "fedavg --outer adam",
     "fedyogi": "fedavg --outer yogi",
     "postlocalsgd": "postlocal",
+    "dpsgd": "gossip",
+    "sgp": "gossip --graph exp",
+    "matcha": "gossip --graph matching",
     "fullsgd": "sync",
     "syncsgd": "sync",
 }

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from localavg.algorithms.participants import Participants
 from localavg.errors import UserError, bad, whole
 from localavg.interfaces import Array, Code, Settings, Step, Transport
 from localavg.scope import Scope
+
+Gradients = Callable[..., Any]
+"""(w [L, d], t, out=[L, d]) → the losses: `interfaces.Engine.gradients_`"""
 
 
 @dataclass(frozen=True)
@@ -113,11 +117,20 @@ class Never(Schedule):
 class Average(ABC):
     """What an average does to the weights of the learners that meet.
 
-    kept: how many rows of parameters it keeps for all learners together.
+    kept: how many rows of parameters it keeps for all learners together. before_update: whether it
+    comes between the gradients and the update; the last one, at T, comes after the update.
     """
 
     kept = 0
     needs_gamma = False  # whether it uses the step size
+    before_update = False
+    not_attached = ""  # why it cannot work in a loop of the user's, "" if it can
+
+    def lay_out(self, learners: range, P: int, seed: int) -> None:  # noqa: B027
+        """Take this rank's learners, their number in all and the run's seed; called once.
+
+        Raises UserError on all ranks if the average is none of P learners.
+        """
 
     def start(self, w: Array, trained: int, transport: Transport) -> None:  # noqa: B027
         """Take the equal initial weights w [L, d]; called once. Collective.
@@ -129,6 +142,10 @@ class Average(ABC):
     def begin(self, w: Array) -> None:  # noqa: B027
         """Take the equal weights w [L, d] as the last average, where the schedule begins."""
 
+    def gradients_at(self, gradients_: Gradients) -> Gradients:
+        """Return the function that computes the gradients where this average wants them."""
+        return gradients_
+
     @abstractmethod
     def average_(
         self,
@@ -137,12 +154,21 @@ class Average(ABC):
         transport: Transport,
         variance: bool = False,
         gamma: float = math.nan,
+        t: int = 0,
     ) -> float:
         """Average w [L, d] over `scope` in place.
 
-        gamma: the step size of the last update. Return S of the parameters if `variance` is true,
-        else NaN.
+        gamma: the step size of the last update, t. Return S of the parameters if `variance` is
+        true, else NaN.
         """
+
+    def average_state_(self, s: Array, scope: Scope, transport: Transport, t: int = 0) -> None:
+        """Average s [L, n], state of the local optimiser, after the weights of update t."""
+        transport.mean_(s, scope)
+
+    def matrix(self, t: int) -> Array:
+        """Return W [P, P] of Scope.NEIGHBOURS after update t: w_j ← Σ_i W_ji w_i."""
+        raise NotImplementedError(f"{type(self).__name__} averages no neighbours")
 
     def state_dict(self) -> dict[str, Array]:
         """Return what the average keeps from one call to the next.
@@ -170,6 +196,7 @@ class Mean(Average):
         transport: Transport,
         variance: bool = False,
         gamma: float = math.nan,
+        t: int = 0,
     ) -> float:
         step = self.step_of(scope, gamma)
         # S and the step are of the parameters alone

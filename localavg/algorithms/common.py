@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypedDict
 
-from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule
+from localavg.algorithms.base import Algorithm, Average, Mean, NoExchange, Schedule
 from localavg.algorithms.outer import RULES
 from localavg.algorithms.parameters import Epochs
 from localavg.algorithms.participants import Participants
@@ -40,8 +40,8 @@ class Before(Epochs):
         return t
 
 
-class Others(TypedDict, total=False):
-    """The common options beside the outer optimiser's; None stands for one that is not given."""
+class Switch(TypedDict, total=False):
+    """The common option of rows whose averages may be of neighbours alone."""
 
     switch: Annotated[
         int | None,
@@ -66,6 +66,10 @@ class Others(TypedDict, total=False):
         "its training rows (rows), if the sampling gives it rows of its own (default: equal, for "
         "fedavg rows where that is possible)",
     ]
+
+
+class Others(Switch, total=False):
+    """The common options beside the outer optimiser's; None stands for one that is not given."""
 
 
 class Common(Others, total=False):
@@ -93,12 +97,14 @@ def composed(
     clusters: tuple[int, ...] = (),
     P: int | None = None,
     C: float = 1.0,
+    own: Average | None = None,
     **common: Any,
 ) -> Algorithm:
     """Make an algorithm that averages weights by `schedule`, with the options `Common`.
 
     clusters, P: as of Algorithm. C: the part of the learners that works in a round by default.
-    Raises UserError for a value that breaks a rule, and for one that means nothing.
+    own: what an average does in a row that takes `Switch` alone. Raises UserError for a value that
+    breaks a rule, and for one that means nothing.
     """
     participants = Participants(common.get("participants"), common.get("weights"), C)
     if participants.asked and clusters:
@@ -111,7 +117,7 @@ def composed(
             f"`switch` with `{participants.asked}`: mean gradients are of everyone, each counting "
             "alike; leave one of them out"
         )
-    made = average(common.get("outer"), common.get("outer_lr"), common.get("mu"))
+    made = own or average(common.get("outer"), common.get("outer_lr"), common.get("mu"))
     if t0 := begins(common):
         return Algorithm(Switched(schedule, t0), made, MeanGradient(until=t0), clusters, P)
     return Algorithm(schedule, made, NoExchange(), clusters, P, participants)

@@ -52,6 +52,7 @@ class Averager:
         first = next(iter(tensors.values()), torch.empty(0))
         self._place = place_of(first.device, fleet)
         algorithm.exchange.start(fleet.learners, asked.seed)
+        algorithm.average.lay_out(fleet.learners, fleet.P, asked.seed)
         with self._place.here():
             self._set_up(asked, start(asked, tensors, self._place))
 
@@ -114,8 +115,8 @@ class Averager:
         """Average if it is time; call right after every optimizer.step().
 
         loss: the loss of this update on this rank, for the log, and for adacomm, which needs it.
-        Return who averaged: Scope.NONE, CLUSTER, WORLD, or Scope(2) and so on for clusters of
-        higher levels.
+        Return who averaged: Scope.NONE, CLUSTER, WORLD, NEIGHBOURS, or Scope(2) and so on for
+        clusters of higher levels.
         """
         self._agreement.refuse_detached()
         if self._evaluating:
@@ -150,7 +151,7 @@ class Averager:
         self._laps.met()
         scope = Scope.NONE
         exchanged = self.algorithm.exchange.at(self.t)
-        if not exchanged and self.algorithm.schedule.final > self.scope:
+        if not exchanged and self.algorithm.schedule.final is not self.scope:
             if self.scope:
                 self._start = self.t
             scope = self.scope = self._averaging.average_(self.t, self._gamma, last=True)
@@ -242,7 +243,7 @@ class Averager:
             self._log.begin_average(t, scope)
         self._meetings.meet(What.AVERAGE, scope)
         self.flat.load_()
-        if scope is Scope.WORLD:
+        if scope in (Scope.WORLD, Scope.NEIGHBOURS):
             self._meetings.warn_equal(t)
 
     def _after(self, t: int, scope: Scope, S: float) -> None:

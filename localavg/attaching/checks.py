@@ -105,6 +105,8 @@ def check(asked: Asked) -> None:
         raise UserError(
             f"attach with master=True: {who} average gradients, not weights; leave it out"
         )
+    if why := asked.algorithm.average.not_attached:
+        raise UserError(f"attach: {why}")
     if asked.objective is None and schedule.needs == "objective":
         raise UserError(
             "attach: adalupa(rule='loss') is steered by F(w̄); pass objective=, a function that "

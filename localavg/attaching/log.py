@@ -74,10 +74,10 @@ class Log(Recorder):
     def step(self, t: int, scope: Scope, gamma: float, loss: Any) -> None:
         """Record update t and its loss: NaN without one, 0 where this rank rests.
 
-        Collective where everyone averaged and a row is due.
+        Collective where everyone averaged, or neighbours did, and a row is due.
         """
         self.losses.append(loss)
-        if scope is Scope.WORLD and t >= self.due:
+        if scope in (Scope.WORLD, Scope.NEIGHBOURS) and t >= self.due:
             self.row(t, gamma)
 
     def row(self, t: int, gamma: float) -> None:

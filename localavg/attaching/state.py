@@ -6,16 +6,15 @@ The moments have the names of `config/state.py`, m and v, and other tensors have
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localavg.attaching.row import Row
 from localavg.config.state import by_name
 from localavg.errors import UserError
-from localavg.interfaces import Transport
+from localavg.interfaces import Array, Transport
 from localavg.parallel.device import numbers
 from localavg.parallel.fleet import Fleet
-from localavg.scope import Scope
 
 if TYPE_CHECKING:
     import torch
@@ -97,11 +96,11 @@ class TorchState:
         """The number of rows that are averaged with the weights."""
         return len(self.rows)
 
-    def at_average_(self, scope: Scope, transport: Transport) -> None:
-        """Apply the policy when the weights average over `scope`. Collective."""
+    def at_average_(self, average_: Callable[[Array], None]) -> None:
+        """Apply the policy when the weights average, as `Optimizer` does. Collective."""
         asked = words(self.policy)
         if "average" in asked:
-            self._average_(scope, transport)
+            self._average_(average_)
         if "reset" in asked:
             self._reset_()
 
@@ -127,7 +126,7 @@ class TorchState:
             for key in again if p in states else ():
                 states[p][key].zero_()
 
-    def _average_(self, scope: Scope, transport: Transport) -> None:
+    def _average_(self, average_: Callable[[Array], None]) -> None:
         states = {
             name: self._optimizer[name].state.get(p, {}) for name, p in self.parameters.items()
         }
@@ -147,7 +146,7 @@ class TorchState:
             for name in [name for name, state in states.items() if key not in state]:
                 row.tensors[name].zero_()
             row.load_()
-            transport.mean_(row.w, scope)
+            average_(row.w)
             row.store_()
 
     def _count_(

@@ -23,11 +23,21 @@ from localavg.files.hdf5 import clear_errors
 from localavg.files.process import identity
 from localavg.files.provenance import now
 from localavg.files.reading import NotARunFile, Run, load, load_many
-from localavg.files.schema import BENCHES, CLUSTER, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS, WORLD
+from localavg.files.schema import (
+    BENCHES,
+    CLUSTER,
+    NEIGHBOURS,
+    SCHEMA,
+    SCHEMA_VERSION,
+    TABLES,
+    WEIGHTS,
+    WORLD,
+)
 
 __all__ = [
     "BENCHES",
     "CLUSTER",
+    "NEIGHBOURS",
     "SCHEMA",
     "SCHEMA_VERSION",
     "WORLD",

@@ -12,7 +12,7 @@ Column: TypeAlias = tuple[str | np.dtype, str, str]  # dtype, unit, description
 SCHEMA_VERSION = 1
 # settings by the names that older run files have, and their names now
 RENAMED = {"schedule": "lr_schedule", "every": "decay_every", "machine": "timing_from"}
-CLUSTER, WORLD = 1, 2  # values of the column scope
+CLUSTER, WORLD, NEIGHBOURS = 1, 2, 3  # values of the column scope
 # what stands in the integer columns that files of earlier versions do not have
 ABSENT = {"level": 0}
 
@@ -46,12 +46,17 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
     },
     "averages": {
         "t": _T,
-        "scope": ("i1", "1", f"whose models were averaged: {CLUSTER} = cluster, {WORLD} = world"),
+        "scope": (
+            "i1",
+            "1",
+            f"whose models were averaged: {CLUSTER} = cluster, {WORLD} = world, {NEIGHBOURS} = "
+            "neighbours in a graph",
+        ),
         "level": (
             "i1",
             "1",
             "level of the average: 1 = the innermost clusters; everyone is the highest level, 1 "
-            "without clusters; 0 = not recorded, in files of earlier versions",
+            "without clusters; 0 = neighbours, or not recorded, in files of earlier versions",
         ),
         "period": ("i8", "updates", "local updates since the average before, of any scope"),
         "variance": (
@@ -127,6 +132,12 @@ BENCHES: dict[str, dict[str, Column]] = {  # the same of the benchmarks that wri
             "what memory must take; between nodes what their link must take, if that is longer",
         ),
         "outer_s": ("f8", "s", "our average with a step of an outer optimiser"),
+        "gossip_s": ("f8", "s", "a gossip on a graph, with neighbours alone"),
+        "gossip_floor_s": (
+            "f8",
+            "s",
+            "what a gossip must take: memory, or the link for its neighbours' rows",
+        ),
     }
 }
 TABLES = SCHEMA | BENCHES

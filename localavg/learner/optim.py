@@ -13,11 +13,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from localavg.config.state import MOMENTS, by_moment
-from localavg.interfaces import Array, Transport
+from localavg.interfaces import Array
 from localavg.parallel import kernels
 from localavg.parallel.aligned import host_zeros
 from localavg.parallel.device import put_
-from localavg.scope import Scope
 
 CHUNK = 1 << 15
 """elements updated at a time: they stay in a core's cache between the operations of one update"""
@@ -93,11 +92,14 @@ class Optimizer(ABC):
     def step_(self, gamma: float, w: Array, g: Array, *state: Array) -> None:
         """Update one piece of the matrices in place; g is overwritten."""
 
-    def at_average_(self, scope: Scope, transport: Transport) -> None:
-        """Apply the policies to the state when the weights average over `scope`."""
+    def at_average_(self, average_: Callable[[Array], None]) -> None:
+        """Apply the policies to the state when the weights average.
+
+        average_: averages rows [L, n] of state as the weights were averaged.
+        """
         for i, policy in enumerate(self.policies):
             if policy == "average":
-                transport.mean_(self.state[i], scope)
+                average_(self.state[i])
             elif policy == "reset":
                 self.reset_(i)
 

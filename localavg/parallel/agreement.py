@@ -59,6 +59,7 @@ class Agreement:
             everyone: list[MPI.Comm] = [fleet.world] if S == fleet.P and fleet.ranks > 1 else []
             self._comms[scope] = inner + mine + everyone
             inner = inner + mine
+        self._comms[Scope.NEIGHBOURS] = self._comms[Scope.WORLD]
 
     def guard(self, owner: object) -> None:
         """Start the watchdog for as long as `owner` exists, and meet at the end of the program."""

@@ -38,6 +38,16 @@ ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
         #pragma unroll 8
         for (long long k = 0; k < l; ++k) rows[k * width + i] = s""",
     ),
+    # row j: the terms first[j] … first[j + 1] − 1, rows of `own` or, from l on, of `come`
+    "mix": (
+        "raw T own, raw T come, raw T first, raw T source, raw T weight, int64 l, int64 width",
+        "T mixed",
+        """const long long j = i / width, c = i % width; T s = 0;
+        for (long long k = (long long)first[j]; k < (long long)first[j + 1]; ++k) {
+            const long long r = (long long)source[k];
+            s += weight[k] * (r < l ? own[r * width + c] : come[(r - l) * width + c]);
+        } mixed = s""",
+    ),
     # the rules of algorithms/outer.py
     "outer_momentum": (
         "T mean, T lr, T mu",
@@ -129,6 +139,15 @@ def mean_(xp: ModuleType, rows: Array) -> None:
 def finish_(xp: ModuleType, total: Array, P: int, rows: Array) -> None:
     """Write total [n] / P into every row of rows [l, n]; total may be one of the rows."""
     kernel(xp, "finish")(total, np.float32(P), *rows.shape, rows)
+
+
+def mix_(xp: ModuleType, own: Array, come: Array, terms: Sequence[Array], mixed: Array) -> None:
+    """Write the sums of rows of own [l, n] and come [m, n] into mixed [l, n].
+
+    terms: (where the terms of each row begin, and the end [l + 1]; the rows [terms]; the weights
+    [terms]).
+    """
+    kernel(xp, "mix")(own, come, *terms, *own.shape, mixed)
 
 
 def spread(xp: ModuleType, rows: Array, mean: Array) -> float:

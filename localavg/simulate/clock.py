@@ -66,6 +66,24 @@ class Synchronous:
             self.participants.next_()
         return seconds, waited
 
+    def mix(self, W: np.ndarray, nbytes: float) -> tuple[float, float]:
+        """Let the learners mix nbytes each by W [P, P]: learner j waits for those with W_ji ≠ 0.
+
+        Its link is full duplex, so it is busy as long as the larger of the two takes: what it gets,
+        and what others get from it. Return means over the learners of the duration without the
+        waiting, and of the waiting.
+        """
+        takes = (W != 0) & ~np.eye(self.P, dtype=bool)  # [P, P]
+        others = np.where(takes, self.now, -np.inf).max(axis=1)  # [P]
+        latest = np.maximum(self.now, others)
+        messages = np.maximum(takes.sum(axis=0), takes.sum(axis=1))  # [P]
+        seconds = messages * self.times.timing.message_s(nbytes)
+        waited = float((latest - self.now).mean())
+        self.wait_s += waited
+        self.communicate_s += float(seconds.mean())
+        self.now = latest + seconds
+        return float(seconds.mean()), waited
+
 
 def averages(
     timing: Timing, P: int, nbytes: float | Callable[[int], float], clusters: Sequence[int] = ()
@@ -82,18 +100,31 @@ def averages(
 
 
 class Modelled:
-    """A run file whose rows carry the times of a modelled clock in place of measured ones."""
+    """A run file whose rows carry the times of a modelled clock in place of measured ones.
 
-    def __init__(self, file: record.Record, clock: Synchronous) -> None:
-        self.file, self.clock = file, clock
+    matrix(t): W of an average of neighbours after update t, which takes nbytes(t) of a learner.
+    """
+
+    def __init__(
+        self,
+        file: record.Record,
+        clock: Synchronous,
+        matrix: Callable[[int], np.ndarray],
+        nbytes: Callable[[int], float],
+    ) -> None:
+        self.file, self.clock, self.matrix, self.nbytes = file, clock, matrix, nbytes
 
     def append(self, group: str, **row: float) -> None:
         """Buffer one row of `group`, as `Record.append`, once the clock is at its update."""
         clock = self.clock
         clock.advance(int(row["t"]))
         if group == "averages":
-            scope = Scope.recorded(int(row["scope"]), int(row["level"]))
-            row["seconds"], row["wait_s"] = clock.average(scope)
+            t, scope = int(row["t"]), Scope.recorded(int(row["scope"]), int(row["level"]))
+            if scope is Scope.NEIGHBOURS:
+                found = clock.mix(self.matrix(t), self.nbytes(t))
+            else:
+                found = clock.average(scope)
+            row["seconds"], row["wait_s"] = found
         else:
             row["wall_s"] = clock.wall_s
         if group == "train":

@@ -64,6 +64,10 @@ class Timing:
         messages_s = 2 * math.log2(n) * self.latency_s
         return messages_s + 2 * (n - 1) / n * nbytes / self.bandwidth_bytes_per_s
 
+    def message_s(self, nbytes: float) -> float:
+        """Return the duration of a message of nbytes between two learners."""
+        return self.latency_s + nbytes / self.bandwidth_bytes_per_s
+
     def transfer_s(self, nbytes: float, servers: int) -> float:
         """Return how long a server's part of nbytes keeps its link busy, in one direction."""
         return nbytes / servers / self.bandwidth_bytes_per_s
@@ -73,7 +77,7 @@ class StepTimes:
     """The time of learner j's update t in seconds: a function of (timing, seed, j, t) alone."""
 
     def __init__(self, timing: Timing, seed: int) -> None:
-        self.seed = seed
+        self.timing, self.seed = timing, seed
         self._drawn: dict[int, tuple[int, np.ndarray]] = {}  # learner → (window, times [WINDOW])
         self.sigma = math.sqrt(math.log1p(timing.step_cv**2))
         self.mu = math.log(timing.step_s) - self.sigma**2 / 2
@@ -134,8 +138,9 @@ def _measured(run: record.Run) -> tuple[float, float, tuple[float, float, float]
     R, c, train = run.provenance.get("ranks", 1), run.config, run.train
     alone = run.provenance.get("learners_per_rank") == 1 and not c.get("simulate")
     # these average something else than the d floats of everyone
-    others = c.get("algorithm") in ("qsgd", "hieravg") or is_averaged(c.get("state", "keep"))
     alone = alone and c.get("participants") in (None, R)  # everyone works all the time
+    elsewhere = c.get("algorithm") in ("qsgd", "hieravg", "gossip")
+    others = elsewhere or is_averaged(c.get("state", "keep"))
     t = run.averages.t
     within = (t > train.t.min()) & (t <= train.t.max())  # without the warm-up before the first row
     if R < 2 or not alone or others or len(train) < 2 or not within.any():

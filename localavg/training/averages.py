@@ -71,7 +71,8 @@ class Averages:
         algorithm = self._payload.algorithm
         for t, scope, period, S, V, first, end in self._rows:
             exchanged = bool(algorithm.exchange.at(t))
-            within, across = self._bytes[exchanged, scope]
+            neighbours = scope is Scope.NEIGHBOURS
+            within, across = self._payload.mixed(t) if neighbours else self._bytes[exchanged, scope]
             record.append(
                 "averages",
                 t=t,

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
-from localavg.algorithms.base import Algorithm
+from localavg.algorithms.base import Algorithm, Gradients
 from localavg.interfaces import UNTIMED, Array, Laps, Settings, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
@@ -23,8 +24,8 @@ class State(Protocol):
     def averaged(self) -> int:
         """The number of matrices [L, n] that are averaged with the weights."""
 
-    def at_average_(self, scope: Scope, transport: Transport) -> None:
-        """Keep, average or reset the state when the weights average over `scope`."""
+    def at_average_(self, average_: Callable[[Array], None]) -> None:
+        """Keep, average or reset the state when the weights average; average_ does it to rows."""
 
 
 class Averaging:
@@ -77,12 +78,22 @@ class Averaging:
             if self.schedule.needs != "variance":
                 self._steer(t, math.nan, gamma)
 
-    def exchange_(self, g: Array, t: int) -> None:
-        """Exchange the gradients g [L, n] of update t in place, if the algorithm does that."""
+    def gradients_at(self, gradients_: Gradients) -> Gradients:
+        """Return the function that computes the gradients where the algorithm wants them."""
+        return self.average.gradients_at(gradients_)
+
+    def exchange_(self, g: Array, t: int, gamma: float = math.nan, last: bool = False) -> None:
+        """Do what comes between the gradients g [L, n] of update t and the update.
+
+        Exchange the gradients in place, if the algorithm does that, or average the weights, if its
+        average comes first. gamma, last: as in `average_`.
+        """
         if scope := self.exchange.at(t):
             self.before(t, scope)
             self.exchange.exchange_(g, t, self.transport)
             self.after(t, scope, math.nan)
+        if self.average.before_update and not last:
+            self._average_(self.schedule.after(t), t, gamma)
 
     def average_(self, t: int, gamma: float, last: bool = False) -> Scope:
         """Average the weights after local update t if the schedule asks for it. Return over whom.
@@ -92,12 +103,21 @@ class Averaging:
         gets its feedback. gamma: the step size of update t. last: t is T. The scope is then the
         schedule's `final`.
         """
+        if self.average.before_update and not last:
+            return Scope.NONE
         schedule = self.schedule
         scope = schedule.final if last else schedule.after(t)
+        return self._average_(scope, t, gamma, last)
+
+    def _average_(self, scope: Scope, t: int, gamma: float, last: bool = False) -> Scope:
+        """Average the weights and the state over `scope`, record it, and return the scope."""
+        schedule, average, transport = self.schedule, self.average, self.transport
         if scope:
             self.before(t, scope)
-            S = self.average.average_(self.w, scope, self.transport, self.variance, gamma)
-            self.state.at_average_(scope, self.transport)
+            S = average.average_(self.w, scope, transport, self.variance, gamma, t)
+            self.state.at_average_(
+                partial(average.average_state_, scope=scope, transport=transport, t=t)
+            )
             self.after(t, scope, S)
             self._steer(t, S, gamma)
             if scope is Scope.WORLD and not last:

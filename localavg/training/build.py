@@ -150,6 +150,7 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch, step_size=step_size)
     if c.replay:
         algorithm = fleet.together(lambda: replayed(algorithm, c.replay or "", length.T))
+    algorithm.average.lay_out(fleet.learners, fleet.P, c.seed)
     optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
     # weights, gradients, state: [L, d] each; and what the average keeps, once for all
     rows = 2 + optimizer.averaged + algorithm.average.kept / max(1, fleet.sharing)

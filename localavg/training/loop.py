@@ -41,7 +41,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     keeper.start(begun, w, monitor, parts)
     monitor.start(begun, w)
     T, step_size = e.length.T, e.step_size
-    gradients_, update_ = e.engine.gradients_, e.optimizer.update_
+    gradients_, update_ = averaging.gradients_at(e.engine.gradients_), e.optimizer.update_
     e.engine.book = monitor.clock.book
     watching = monitor.variance == "steps"
     for t in range(begun + 1, T + 1):  # t = completed local updates
@@ -52,7 +52,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         found = gradients_(w, t, out=g, rows=rows)  # [L] mini-batch losses
         monitor.losses += found
         averaging.learn(found)
-        averaging.exchange_(g_trained, t)  # sync SGD and QSGD only
+        averaging.exchange_(g_trained, t, gamma, last=t == T)  # sync SGD, QSGD; D-PSGD's XW − γG
         update_(w_trained, g_trained, gamma, rows=rows)
         averaging.average_(t, gamma, last=t == T)  # kavg Alg. 1: w_j ← w̄
         if t == T:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from localavg.algorithms.base import Algorithm
-from localavg.interfaces import Transport
+from localavg.interfaces import Array, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
 from localavg.training.averaging import State
@@ -43,7 +43,21 @@ class Payload:
         exchange = self.algorithm.exchange
         if exchange.at(t) and exchange.code:
             return self.transport.coded_bytes(self._gradients, exchange.code)
+        if scope is Scope.NEIGHBOURS:
+            within, across = self._mixed(t)[self.transport.rank].tolist()
+            return within, across
         return self.transport.payload_bytes(self.nbytes(t), scope)
+
+    def mixed(self, t: float) -> list[int]:
+        """Return the bytes of all ranks when neighbours average after update t, as `handed_over`.
+
+        They follow from the graph: no message is needed.
+        """
+        return self._mixed(t).sum(axis=0).tolist()
+
+    def _mixed(self, t: float) -> Array:
+        W = self.algorithm.average.matrix(int(t))
+        return self.transport.mix_bytes(self.nbytes(t), W)  # [R, 2]
 
     @property
     def _gradients(self) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 
+from localavg.scope import Scope
 from localavg.training.build import Experiment
 
 COLUMNS = 64
@@ -28,9 +30,20 @@ def rehearse(e: Experiment) -> None:
     covered = w if e.config.statistics == "average" else w[:, :n]
     average.start(covered, n, e.transport)
     variance = e.config.variance != "no" or e.algorithm.schedule.needs == "variance"
-    for scope in e.algorithm.scopes:
-        average.average_(covered, scope, e.transport, variance, gamma=1.0)
-        optimizer.at_average_(scope, e.transport)
+    for scope, t in _scopes(e).items():
+        average.average_(covered, scope, e.transport, variance, gamma=1.0, t=t)
+        optimizer.at_average_(
+            partial(average.average_state_, scope=scope, transport=e.transport, t=t)
+        )
     e.transport.mean(w)  # as an evaluation does
     e.transport.take_spread_s()  # no time of the run
     e.device.settle()
+
+
+def _scopes(e: Experiment) -> dict[Scope, int]:
+    """Return the scopes of the run's averages, each with an update t after which it may be due."""
+    schedule, T = copy.deepcopy(e.algorithm.schedule), e.length.T
+    found = dict.fromkeys(e.algorithm.scopes, 0)
+    if t := next((t for t in range(1, T + 1) if schedule.after(t) is Scope.NEIGHBOURS), 0):
+        found[Scope.NEIGHBOURS] = t
+    return found

@@ -105,7 +105,7 @@ def watched(
             averages(e.timing, fleet.P, payload.nbytes, e.algorithm.clusters),
             deepcopy(e.algorithm.participants),
         )
-        rows = Modelled(file, clock)
+        rows = Modelled(file, clock, e.algorithm.average.matrix, payload.nbytes)
         if e.algorithm.schedule.needs == "losses":
             ahead = deepcopy(clock)
     evaluator = Evaluator(
@@ -181,7 +181,7 @@ def _too_long(e: Experiment) -> str | None:
     if not given or e.algorithm.exchange.at(e.length.T):
         return None  # it has no period: one average is what it is for, or gradients travel
     schedule, T = deepcopy(e.algorithm.schedule), e.length.T
-    if any(schedule.after(t) is Scope.WORLD for t in range(1, T + 1)):
+    if any(schedule.after(t) in (Scope.WORLD, Scope.NEIGHBOURS) for t in range(1, T + 1)):
         return None
     named = [f"{option} = {given[option]}" for option in PERIODS if given.get(option) is not None]
     return f" with {named[0]}" if named else ""

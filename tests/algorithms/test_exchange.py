@@ -344,7 +344,7 @@ def test_a_bad_value_is_refused_by_name(options, words):
 class Stateless:
     averaged = 0
 
-    def at_average_(self, scope, transport):
+    def at_average_(self, average_):
         pass
 
 

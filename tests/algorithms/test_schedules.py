@@ -586,6 +586,7 @@ WHOLE = [  # every length of every algorithm's function
     (name, parameter)
     for name, parameters in {
         "kavg": "K", "postlocal": "K", "fedavg": "K", "mavg": "K", "hieravg": "K1 K2 S", "adpsgd": "p_init warmup_steps Ks", "adalupa": "tau0", "adacomm": "tau0",
+        "gossip": "K",
         "qsgd": "bits bucket", "downpour": "K servers", "eamsgd": "K servers",
     }.items()
     for parameter in parameters.split()

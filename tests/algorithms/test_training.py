@@ -16,7 +16,7 @@ import pytest
 from mpi import train, train_all
 from samples import D, N
 
-from localavg.files.record import CLUSTER, WORLD
+from localavg.files.record import CLUSTER, NEIGHBOURS, WORLD
 from localavg.streams import Stream, generator
 
 M, L2 = 0.8, 0.01  # learners' momentum and the ℓ2 coefficient of every case
@@ -266,6 +266,48 @@ def fedavg(K, m, rows=True, rule=None, lr=None, mu=None):
 
 def qsr(alpha, K, power=2, peak=0):
     return lambda s, T, gamma: oracle.qsr(s, T, gamma, alpha, K, power, peak)
+
+
+def gossip(K, W_of, first=False):
+    """W_of: P → W of every gossip, or (P, k) → W of gossip k."""
+    return lambda s, T, gamma: oracle.gossip(s, T, gamma, K, lambda k: W_of(s.P, k), first)
+
+
+def ring(P, k):
+    return oracle.ring(P)
+
+
+def torus(P, k):
+    return oracle.torus(*{4: (2, 2), 6: (2, 3), 8: (2, 4), 12: (3, 4), 15: (3, 5)}[P])
+
+
+def exponential(P, k):
+    return oracle.exponential(P)
+
+
+def draws(k):
+    return generator(0, 0, k, Stream.GOSSIP)
+
+
+def matching(P, k):
+    """MATCHA on a ring of 8: α is where the contractions of the largest and of the smallest
+    eigenvalue of its Laplacian, 4 and 2 − √2, are equal: 1 − λα + (λ²/4 + λ/2)α².
+    """
+    small = 2 - math.sqrt(2)
+    alpha = (4 - small) / (6 - small**2 / 4 - small / 2)
+    W = np.eye(P)
+    for start, on in enumerate(draws(k).random(2) < 0.5):
+        for i in range(start, P, 2) if on else ():
+            j = (i + 1) % P
+            W[i, i] -= alpha
+            W[j, j] -= alpha
+            W[i, j] = W[j, i] = alpha
+    return W
+
+
+def push(P, k):
+    """Halves to the draw-th learner after oneself."""
+    return oracle.halves(P, (np.arange(P) + 1 + draws(k).integers(P - 1, size=P)) % P)
 
 
 def outer(rule, lr, mu, schedule, S=None):
@@ -545,6 +587,29 @@ CASES = {
         "qsgd --bucket 16", qsgd(bucket=16), "nesterov", step=constant(0.45), P=12, T=50
     ),
 }
+CASES |= {
+    "gossip-ring": Case("gossip", gossip(1, ring), step=FALLING),
+    "gossip-ring-first": Case("gossip --mix first --K 2", gossip(2, ring, first=True), "momentum"),
+    "gossip-torus": Case(
+        "gossip --graph torus --K 3", gossip(3, torus), "nesterov", "average", STAIRS
+    ),
+    "gossip-exp": Case("gossip --graph exp", gossip(1, exponential), "adam", "average", ADAM),
+    "gossip-one-peer": Case(
+        "gossip --graph one-peer-exp --K 2", gossip(2, oracle.one_peer), "momentum", "reset", T=57
+    ),
+    "gossip-matching": Case(
+        "gossip --graph matching --probabilities equal", gossip(1, matching), "momentum"
+    ),
+    "gossip-push": Case("gossip --graph push", gossip(1, push), step=FALLING),
+    "gossip-push-first": Case(
+        "gossip --graph push --K 2 --mix first",
+        gossip(2, push, first=True),
+        "momentum",
+        "average",
+        constant(0.3),
+    ),
+    "gossip-12-torus": Case("gossip --graph torus --mix first", gossip(1, torus, True), P=12),
+}
 ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
     "sync": ("sync", oracle.sync, {"optimiser": "momentum"}),
     "kavg": ("kavg --K 7", kavg(7), {"optimiser": "adam", "policy": "average", "step": ADAM}),
@@ -569,6 +634,9 @@ ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
         {"step": FALLING, "T": 90},
     ),
     "qsgd": ("qsgd --bucket 12", qsgd(bucket=12), {"step": FALLING}),
+    "gossip": ("gossip --K 2", gossip(2, ring), {"optimiser": "momentum", "policy": "average"}),
+    "one-peer": ("gossip --graph one-peer-exp", gossip(1, oracle.one_peer), {"step": STAIRS}),
+    "push": ("gossip --graph push", gossip(1, push), {}),
 }
 UNEVEN = {
     f"{name}-{P}": Case(*ANY[name][:2], **ANY[name][2], P=P, data=data)
@@ -646,6 +714,8 @@ FEW = (
     "levels-12",
     "adpsgd-warm-up",
     "qsgd-buckets",
+    "gossip-torus",
+    "gossip-push-first",
 )
 
 
@@ -713,7 +783,8 @@ def test_the_averages_are_the_oracles(runs, name, expected):
     """Every row of /averages: when, whose, after how many updates; and the last one is at T."""
     got, averages = runs[name].averages, expected(name)[1]
     assert list(zip(got.t, got.scope, strict=True)) == [
-        (t, {"global": WORLD, "local": CLUSTER}[scope]) for t, scope in averages
+        (t, {"global": WORLD, "local": CLUSTER, "neighbours": NEIGHBOURS}[scope])
+        for t, scope in averages
     ]
     assert got.period.tolist() == np.diff([0, *(t for t, _ in averages)]).tolist()
     if not name.startswith("sgd"):
@@ -722,10 +793,11 @@ def test_the_averages_are_the_oracles(runs, name, expected):
 
 @everywhere
 def test_the_levels_are_the_oracles(runs, name, expected):
-    """Everyone is level 1 without clusters, and 2 above those of Hier-AVG."""
+    """Everyone is level 1 without clusters, and 2 above those of Hier-AVG; neighbours are 0."""
     _, averages, *more = expected(name)
     top = 1 + (name.startswith("hieravg") and name != "hieravg-alone")
-    wanted = [top if scope == "global" else 1 for _, scope in averages]
+    level = {"global": top, "local": 1, "neighbours": 0}
+    wanted = [level[scope] for _, scope in averages]
     assert runs[name].averages.level.tolist() == (more[0] if name.startswith("levels") else wanted)
 
 
@@ -851,6 +923,11 @@ SAME_BITS = {
     "fedavg --K 7 --participants 8": "kavg --K 7",
     "fedavg --K 7 --participants 3": "kavg --K 7 --participants 3",
     "kavg --K 7 --weights equal": "kavg --K 7",
+    "gossip --graph complete --K 7": "kavg --K 7",
+    "gossip --K 1000": "oneshot",
+    "gossip --K 1000 --mix first --graph push": "oneshot",
+    "gossip --graph matching --budget 1 --probabilities equal": "gossip --graph matching --budget 1",
+    "gossip --graph matching --probabilities equal": "gossip --graph matching --base ring",
 }
 SAME_TO_ROUNDING = {
     "slowmo --K 7 --mu 0.6": "mavg --K 7 --mu 0.6",  # α = 1, constant γ

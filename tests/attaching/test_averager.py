@@ -172,6 +172,24 @@ class Learners:
                     tensors = [state[key] for state in states]
                     put(tensors, sum(tensors) / len(tensors) if word == "average" else 0)
 
+    def mix(self, t, W):
+        """w_j ← Σ_i W_ji w_i, statistics and averaged states of optimisers too."""
+        self.averages.append((t, "neighbours", t - self.last, self.S()))
+        self.last = t
+        tensors = [
+            [net.state_dict()[name] for net in self.nets]
+            for name in self.nets[0].state_dict()
+            if name not in ("norm.num_batches_tracked", "seen", "third.weight")
+        ]
+        if self.case.policy == "average":
+            for parameters in zip(*(net.parameters() for net in self.nets), strict=True):
+                states = [o.state[p] for o, p in zip(self.optimisers, parameters, strict=True)]
+                tensors += [[state["momentum_buffer"] for state in states]] * bool(states[0])
+        for each in tensors:
+            mixed = [sum(W[j, i] * each[i] for i in range(self.P)) for j in range(self.P)]
+            for x, value in zip(each, mixed, strict=True):
+                put([x], value)
+
 
 def put(tensors, value):
     with torch.no_grad():
@@ -186,6 +204,17 @@ def kavg(K):
         all_.update(t)
         if t % K == 0:
             all_.average(t)
+
+    return lambda all_: steps
+
+
+def gossip(K, W_of):
+    """Assran et al. 2019 with doubly stochastic W_of(P, k), for gossip k."""
+
+    def steps(all_, t):
+        all_.update(t)
+        if t % K == 0:
+            all_.mix(t, W_of(all_.P, t // K - 1))
 
     return lambda all_: steps
 
@@ -492,6 +521,8 @@ CASES = {
     "adpsgd": Case(lambda P: localavg.adpsgd(p_init=3, Ks=9, warmup_steps=2), adpsgd(3, 9, 2), "sgd", "average", (16,)),
     "adalupa-loss": Case(lambda P: localavg.adalupa(5, rule="loss"), adalupa_loss(5), drops=()),
     "adacomm": Case(lambda P: localavg.adacomm(tau0=6, block=11), adacomm(6, 11), drops=(25,)),
+    "gossip": Case(lambda P: localavg.gossip(K=2), gossip(2, lambda P, k: oracle.ring(P)), policy="average"),
+    "one-peer": Case(lambda P: localavg.gossip(K=3, graph="one-peer-exp"), gossip(3, oracle.one_peer)),
 }  # fmt: skip
 
 
@@ -527,7 +558,8 @@ class Loop:
     def note(self, scope):
         if scope:
             a = self.averager
-            self.averages.append((a.t, {1: "local", 2: "global"}[scope.kind], a.period, a.variance))
+            kinds = {1: "local", 2: "global", 3: "neighbours"}
+            self.averages.append((a.t, kinds[scope.kind], a.period, a.variance))
 
 
 def run_cases(world, names):
@@ -561,8 +593,18 @@ ON_TWO = [name for name in CASES if name not in ("levels", "three-levels")]
 LAYOUTS = {
     1: ["sync", "kavg-average", "mavg", "adpsgd"],
     2: ON_TWO,
-    3: ["sync", "qsgd", "kavg-average", "mavg", "hieravg", "adpsgd", "adalupa-loss"],
-    4: ["sync", "qsgd", "kavg-average", "mavg", "hieravg", "hieravg-average", "levels"],
+    3: ["sync", "qsgd", "kavg-average", "mavg", "hieravg", "adpsgd", "adalupa-loss", "gossip"],
+    4: [
+        "sync",
+        "qsgd",
+        "kavg-average",
+        "mavg",
+        "hieravg",
+        "hieravg-average",
+        "levels",
+        "gossip",
+        "one-peer",
+    ],
     8: ["three-levels"],
 }
 
@@ -753,6 +795,7 @@ def restart(world):
         "adpsgd",
         "adalupa-loss",
         "adacomm",
+        "one-peer",
     ):
         case = CASES[name]
         whole = Loop(world, case)
@@ -1205,6 +1248,8 @@ def mistakes(world):
         "plain sgd": lambda: attach(localavg.kavg(), state="m=reset"),
         "v alone": lambda: attach(localavg.kavg(), adam_net, adam, state={"v": "reset"}),
         "objective": lambda: attach(loss),
+        "mix": lambda: attach(localavg.gossip(mix="first")),
+        "push": lambda: attach(localavg.gossip(graph="push")),
         "sync-master": lambda: attach(localavg.sync(), master=True),
         "master": lambda: attach(localavg.kavg(), master=1),
         "adacomm": lambda: attach(localavg.adacomm(), optimiser=None), "no loss": no_loss,
@@ -1236,6 +1281,8 @@ SAID = {
     "closure": "call backward.. first and step.. without a closure",
     "grown": "1.weight is new or has another shape now; attach when the model is complete",
     "half": "weight is torch.float16 on cpu now, and was torch.float32 on cpu; convert and move",
+    "mix": "`mix = first` averages between backward.. and step.., where your loop makes no call",
+    "push": "`graph = push` needs gradients at x/s and updates of x, and your model holds one",
     "sync-master": "master=True: sync and qsgd average gradients, not weights; leave it out",
     "master": "`master = 1`: must be True or False",
     "tied": "0.weight and 1.weight are two tensors in one memory; .* register one Parameter in "
@@ -1299,6 +1346,7 @@ EXAMPLES = {
     "adacomm": ("adacomm tau0=9 block=11", [9, 9, 5]),
     "piecewise": ("piecewise pieces=0:5,1:11", [5, 5, 5, 5, 11, 11, 2]),
     "qsr": ("qsr alpha=0.05 K=4", [4] * 6 + [20]),  # the step size falls after 22 updates
+    "gossip": ("gossip graph=one-peer-exp K=2", [2] * 22 + [0]),
 }
 
 

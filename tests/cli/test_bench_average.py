@@ -27,6 +27,8 @@ COLUMNS = [
     "torch_s",
     "floor_s",
     "outer_s",
+    "gossip_s",
+    "gossip_floor_s",
 ]
 
 
@@ -41,6 +43,7 @@ def files(tmp_path_factory):
     where = "--out", folder / "a.h5", "--json", folder / "a.json"
     done = bench(
         2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", "--outer", "adam",
+        "--graph", "exp",
         *where, check=True,
     )  # fmt: skip
     return folder, done
@@ -50,7 +53,7 @@ def test_the_file_holds_the_rows_of_json(files):
     folder, done = files
     rows = json.loads((folder / "a.json").read_text())
     found = record.load(folder / "a.h5", bench="average")
-    assert "step / its bytes" in done.stdout
+    assert "step / its bytes" in done.stdout and "gossip / its floor" in done.stdout
     assert list(found.rows) == COLUMNS and found.rows.to_dict("records") == rows
     assert [row["elements"] for row in rows] == average.floats(["2000", "resnet8"])
     assert all((row["ranks"], row["nodes"], row["learners"]) == (2, 1, 4) for row in rows)

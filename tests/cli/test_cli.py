@@ -134,6 +134,7 @@ def test_the_papers_symbols_are_the_options():
         "piecewise": {"pieces"},
         "adacomm": {"tau0", "block"},
         "qsr": {"alpha", "K"},
+        "gossip": {"K", "graph", "mix", "budget"},
     }
     for name, own in symbols.items():
         assert own <= set(options(name))
@@ -498,6 +499,29 @@ def test_settings_do_not_change():
             for name in ("sgd", "sync", "qsgd", "oneshot", "downpour", "eamsgd", "diloco")
         ],
         ("hieravg", {"K1": 5, "K2": 4}, "--K1 5 exceeds --K2 4"),
+        ("gossip", {"K": 0}, "--K 0: a period"),
+        (
+            "gossip",
+            {"graph": "star"},
+            "--graph star: must be one of ring, torus, exp, one-peer-exp",
+        ),
+        ("gossip", {"mix": "last"}, "--mix last: must be one of after, first"),
+        ("gossip", {"graph": "matching", "base": "exp"}, "--base exp: must be one of ring, torus"),
+        *[
+            ("gossip", {"graph": "matching", "budget": x}, f"--budget {x}: the part of the edges")
+            for x in (0.0, -0.5, 1.5, NAN)
+        ],
+        ("gossip", {"budget": 0.5}, "--budget 0.5: --graph ring does not use it; leave it out"),
+        (
+            "gossip",
+            {"graph": "exp", "probabilities": "equal"},
+            "--probabilities equal: --graph exp does not use it",
+        ),
+        (
+            "gossip",
+            {"outer": "nesterov"},
+            "--outer means nothing to gossip, which takes --K, --graph",
+        ),
         ("hieravg", {"K1": 0}, "--K1 0: a period"),
         ("adpsgd", {"p_init": 0}, "--p-init 0: a period"),
         *[

@@ -102,6 +102,10 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         f"hieravg --levels 2:2,4:P --K1 3 {SMALL}",
         ["--K1 3", "means nothing beside --levels", "leave --K1 out"],
     ),
+    "a torus of a prime": (
+        f"gossip --graph torus --learners 7 {SMALL}",
+        ["--graph torus", "7 learners", "prime", "--graph ring"],
+    ),
     "lr nan": (f"kavg --lr nan {SMALL}", ["--lr nan", "finite", "above 0"]),
     "lr inf": (f"kavg --lr inf {SMALL}", ["--lr inf", "finite", "above 0"]),
     "lr 0": (f"kavg --lr 0 {SMALL}", ["--lr 0", "finite", "above 0"]),
@@ -476,6 +480,7 @@ def test_every_algorithm_diverges_in_the_same_way(tmp_path):
         "adacomm --tau0 2 --block 2",
         "qsr --alpha 1e30",
         "postlocal --switch 0.1",
+        "gossip",
         "kavg --optimizer momentum",
     ]
     words = "--data epsilon-like:64x8 --batch-size 4 --steps 8 --learners 4 --lr 1e30"

@@ -1,5 +1,7 @@
 """The local update against torch.optim, and what the policies do to its state at an average."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -169,7 +171,7 @@ def test_state_that_will_be_averaged_lies_where_the_transport_wants_it(name, pol
 def test_keep_touches_nothing(name, scope):
     optimizer, transport = stepped(name, gradients(5), "keep")[0], Recorder()
     before = copies(optimizer)
-    optimizer.at_average_(scope, transport)
+    optimizer.at_average_(partial(transport.mean_, scope=scope))
     assert transport.asked == []
     assert all((a == b).all() for a, b in zip(before, optimizer.state, strict=True))
 
@@ -179,7 +181,7 @@ def test_keep_touches_nothing(name, scope):
 def test_average_takes_the_mean_of_the_state_over_the_learners_that_average(name, scope):
     optimizer, transport = stepped(name, gradients(5), "average")[0], Recorder()
     before = copies(optimizer)
-    optimizer.at_average_(scope, transport)
+    optimizer.at_average_(partial(transport.mean_, scope=scope))
     assert [s for _, s in transport.asked] == [scope] * len(before)
     assert all(
         x is s for (x, _), s in zip(transport.asked, optimizer.state, strict=True)
@@ -196,7 +198,7 @@ def test_reset_forgets_everything(name):
     new = optim.make(name, 0.9, "reset")
     ours, fresh = weights(), weights()
     new.start(fresh.shape, Recorder().zeros)
-    optimizer.at_average_(Scope.WORLD, transport)
+    optimizer.at_average_(partial(transport.mean_, scope=Scope.WORLD))
     assert transport.asked == []
     assert all((s == 0).all() for s in optimizer.state)
     for t, g in enumerate(gradients(10), start=1):
@@ -215,7 +217,7 @@ def test_each_moment_has_its_own_policy():
     for t, g in enumerate(gradients(5), start=1):
         optimizer.update_(w, g.copy(), gamma(t))
     before = copies(optimizer)[1]
-    optimizer.at_average_(Scope.WORLD, transport)
+    optimizer.at_average_(partial(transport.mean_, scope=Scope.WORLD))
     m, v = optimizer.state
     assert [x is v for x, _ in transport.asked] == [True]
     np.testing.assert_allclose(v, np.broadcast_to(before.mean(axis=0), v.shape), rtol=1e-6)
@@ -249,8 +251,8 @@ def test_the_state_in_use_is_what_the_policies_act_on():
     for name in ("momentum", "nesterov", "adam"):
         averaged, w = stepped(name, gradients(5), "average")
         kept, w_kept = stepped(name, gradients(5), "keep")
-        averaged.at_average_(Scope.WORLD, Recorder())
-        kept.at_average_(Scope.WORLD, Recorder())
+        averaged.at_average_(partial(Recorder().mean_, scope=Scope.WORLD))
+        kept.at_average_(partial(Recorder().mean_, scope=Scope.WORLD))
         g = np.zeros((L, N), np.float32)
         averaged.update_(w, g.copy(), 0.1)
         kept.update_(w_kept, g.copy(), 0.1)

@@ -117,6 +117,20 @@ def test_learners_on_several_hosts_train_as_on_one(ranks, alone, tmp_path):
     np.testing.assert_allclose(run.weights, alone(P), rtol=1e-5, atol=1e-7)
 
 
+def test_gossip_between_hosts_sends_the_rows_of_neighbours_alone(tmp_path):
+    """In a ring of two hosts with two learners each, every row has a neighbour on the other host."""
+    words = ["gossip", *TRAIN[4:]]  # without --K 3
+    done = emulated("--ranks", "2,2", "--", "train", *words, "--out", tmp_path / "hosts.h5")
+    assert done.returncode == 0, done.stderr
+    alone = [ROOT / ".venv/bin/python", "-m", "localavg", "train", *words, "--learners", "4"]
+    subprocess.run([*alone, "--out", tmp_path / "one.h5"], check=True, timeout=LIMIT_S)
+    runs = {name: record.load(tmp_path / f"{name}.h5") for name in ("hosts", "one")}
+    assert runs["hosts"].provenance["nodes"] == 2
+    assert runs["hosts"].averages.bytes_cross.tolist() == [4 * 4 * 50] * 39 + [4 * 50 * 2]
+    assert runs["hosts"].train.loss.equals(runs["one"].train.loss)  # to the bit, until T
+    np.testing.assert_allclose(runs["hosts"].weights, runs["one"].weights, rtol=1e-5, atol=1e-7)
+
+
 def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path):
     words = ["--hosts", "2", "--", *TRAIN[:-1], "100000000", "--out", tmp_path / "run.h5"]
     process = subprocess.Popen(

@@ -13,7 +13,7 @@ import pytest
 import stand_in
 from mpi import call
 from mpi4py import MPI
-from rows import ordered, values
+from rows import mixed, ordered, values
 
 from localavg.algorithms.outer import RULES
 from localavg.errors import UserError
@@ -156,6 +156,35 @@ def means(world):
                     ):
                         wrong.append((name, P, n, "mean"))
     return wrong, logs
+
+
+def mixes(world):
+    """What is wrong over learners and matrices, on a part of the columns, piece by piece."""
+    from localavg.parallel.transport import mixing_on_device
+
+    wrong, mixing_on_device.PIECE = [], 100
+    for P in (world.size, 5, 7):
+        fleet = Fleet(world, P)
+        transport = choose("staged", fleet, (), 0, device_of(fleet), AWARE)
+        mine, rows = slice(fleet.learners.start, fleet.learners.stop), values(P, 310, whole=False)
+        ring = np.eye(P) / 2 + np.roll(np.eye(P), 1, axis=1) / 2
+        first = np.eye(P)
+        first[0, -1] = 0.25
+        for name, W in {"ring": ring, "first": first, "none": np.eye(P)}.items():
+            w = transport.zeros((fleet.L, 310))
+            put_(w, rows[mine])
+            transport.mix_(w[:, 3:307], W)
+            transport.settle()
+            expected = rows.copy()
+            expected[:, 3:307] = mixed(rows[:, 3:307], W)
+            if not np.array_equal(w.x, expected[mine]):
+                wrong.append((P, name))
+    return wrong
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_rows_on_the_device_are_mixed_to_the_bits_of_the_host(ranks):
+    assert call(ranks, mixes) == [[]] * ranks
 
 
 @pytest.fixture(params=[1, 2, 3, 4])
@@ -485,6 +514,8 @@ RUNS = {  # name: (algorithm, its options, settings)
     "adpsgd": ("adpsgd", {"p_init": 2}, {"optimizer": "adam", "lr": 0.01}),
     "sync": ("sync", {}, {"sampling": "block", "variance": "averages", "grad_norm": True}),
     "qsgd": ("qsgd", {}, {}),
+    "ring": ("gossip", {"mix": "first"}, {"optimizer": "momentum", "variance": "averages"}),
+    "push": ("gossip", {"graph": "push"}, {"optimizer": "momentum", "state": "average", "lr": 0.1}),
 }
 
 

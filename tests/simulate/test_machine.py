@@ -115,6 +115,26 @@ def test_many_updates_have_the_mean_and_the_coefficient_of_variation_asked_for(c
 # --------------------------------------------------------------------------------------------------
 
 
+def test_gossip_waits_for_neighbours_alone():
+    """Four learners in a ring, the second one 2 s late: the fourth does not wait. 32 bytes take
+    0.125 + 0.5 s, and each gets two messages.
+    """
+    W = np.eye(4) + np.roll(np.eye(4), 1, axis=0) + np.roll(np.eye(4), -1, axis=0)
+    c = clock(4, step_cv=0)
+    c.now = np.array([1.0, 3, 1, 1])
+    assert c.mix(W, 32) == (1.25, (2 + 0 + 2 + 0) / 4)
+    assert c.now.tolist() == [4.25, 4.25, 4.25, 2.25]
+    assert (c.wait_s, c.communicate_s) == (1, 1.25)
+    # one gets nothing and sends to both others, who get one message each
+    c = clock(3, step_cv=0)
+    star = np.eye(3)
+    star[[1, 2], 0] = 1
+    c.now = np.array([5.0, 1, 6])
+    assert c.mix(star, 32) == ((1.25 + 0.625 + 0.625) / 3, (0 + 4 + 0) / 3)
+    assert c.now.tolist() == [6.25, 5.625, 6.625]
+    assert c.mix(np.eye(3), 32) == (0, 0)
+
+
 def clock(P, *clusters, seed=0, **more):
     made = Timing(**{"step_s": 0.25, "latency_s": 0.125, "bandwidth_bytes_per_s": 64, **more})
     return Synchronous(made, P, seed, averages(made, P, 32, clusters))

@@ -14,12 +14,13 @@ Papers, by the short names used in the comments:
   reddi    Reddi et al., adaptive federated optimization, Algorithm 2 (arXiv 2003.00295)
   mcmahan  McMahan et al., federated averaging, Algorithm 1 (arXiv 1602.05629)
   slowmo   Wang et al., slow momentum, Algorithm 1 (arXiv 1910.00643)
+  gossip   Lian et al. (arXiv 1705.09056), Assran et al. (arXiv 1811.10792), Algorithm 1 of each
 
 Conventions:
   t          completed local updates, 1-based: update t uses the step size gamma(t); T updates in all
   W, w_bar   W[j] are learner j's weights; w_bar is their plain mean, however unequal the shards are
-  averages   list of (t, scope): after update t there was an average; scope is "global" or "local" (all the
-             clusters of Hier-AVG at once); a run always ends with a global average at T
+  averages   list of (t, scope): after update t there was an average; scope is "global", "local" (all the
+             clusters of Hier-AVG at once) or "neighbours"; a run always ends with a global average at T
 Every algorithm returns (final w_bar, averages); `adpsgd` returns a third value, its controller's
 trace.
 """
@@ -611,6 +612,101 @@ def levels(setup, T, gamma, levels, server=None):
             W[group] = [new for _ in range(S)]
             states[group] = states_after_average(states[group], setup.policy)
     return W[0], averages, at
+
+
+def ring(P):
+    """Lian et al. 2017, section 6: each learner and its two neighbours with weight 1/3."""
+    W = np.zeros((P, P))
+    for j in range(P):
+        near = {j, (j - 1) % P, (j + 1) % P}
+        for i in near:
+            W[j, i] = 1 / len(near)
+    return W
+
+
+def torus(rows, columns):
+    """Each learner of a torus and its neighbours with equal weights."""
+    W = np.zeros((rows * columns, rows * columns))
+    for r in range(rows):
+        for c in range(columns):
+            near = {(r, c), ((r - 1) % rows, c), ((r + 1) % rows, c)}
+            near |= {(r, (c - 1) % columns), (r, (c + 1) % columns)}
+            for a, b in near:
+                W[r * columns + c, a * columns + b] = 1 / len(near)
+    return W
+
+
+def exponential(P):
+    """Assran et al. 2019, appendix A: learner j hears those 1, 2, 4, ... places before it."""
+    W, hops = np.zeros((P, P)), [2**i for i in range(P) if 2**i <= P - 1]
+    for j in range(P):
+        for i in [j, *((j - hop) % P for hop in hops)]:
+            W[j, i] += 1 / (1 + len(hops))
+    return W
+
+
+def one_peer(P, k):
+    """Assran et al. 2019, appendix A: at the k-th gossip only one of these hops."""
+    hops = [2**i for i in range(P) if 2**i <= P - 1]
+    W = np.eye(P) / 2
+    for j in range(P):
+        W[j, (j - hops[k % len(hops)]) % P] += 0.5
+    return W
+
+
+def halves(P, to):
+    """Kempe et al. 2003, Push-Sum: learner i keeps a half and sends a half to learner to[i]."""
+    W = np.eye(P) / 2
+    for i in range(P):
+        W[to[i], i] += 0.5
+    return W
+
+
+def gossip(setup, T, gamma, K, W_of, first=False):
+    """Gossip with push-sum weights (Assran et al. 2019, Algorithm 1), w_j <- sum_i W[j, i] w_i at
+    updates K, 2K, ...; W_of(k) is the matrix of gossip k = 0, 1, ... For doubly stochastic W all s
+    stay 1, and this is X <- (X - gamma G) W. `first` mixes before the update, as Lian et al. 2017,
+    Algorithm 1: X <- X W - gamma G. At T there is a mean of everyone in place of a gossip.
+
+    States of optimisers: `average` mixes them with the weights of each row divided by their sum.
+    """
+    X, states = start(setup)
+    s, averages, k = np.ones(setup.P), [], 0
+
+    def mix(X, states, s, W):
+        X = [sum(W[j, i] * X[i] for i in range(setup.P)) for j in range(setup.P)]
+        s = np.array([sum(W[j, i] * s[i] for i in range(setup.P)) for j in range(setup.P)])
+        if setup.policy == "average":
+            rows = [W[j] / sum(W[j]) for j in range(setup.P)]
+            states = [
+                {
+                    **states[j],  # the step counts, which agree already
+                    **{
+                        x: sum(r[i] * states[i][x] for i in range(setup.P)) for x in ("v", "a", "b")
+                    },
+                }
+                for j, r in enumerate(rows)
+            ]
+        elif setup.policy == "reset":
+            states = states_after_average(states, "reset")
+        return X, states, s
+
+    for t in range(1, T + 1):
+        due = t % K == 0 and t < T
+        G = [learner_gradient(setup, j, X[j] / s[j]) for j in range(setup.P)]
+        if due and first:
+            X, states, s = mix(X, states, s, W_of(k))
+        pairs = [
+            local_step(X[j], G[j], states[j], gamma(t), setup.optimiser, setup.m)
+            for j in range(setup.P)
+        ]
+        X, states = [x for x, _ in pairs], [state for _, state in pairs]
+        if due and not first:
+            X, states, s = mix(X, states, s, W_of(k))
+        if due:
+            averages.append((t, "neighbours"))
+            k += 1
+    return mean(X), [*averages, (T, "global")]
 
 
 def quantise(g, u, bits=8, bucket=512):

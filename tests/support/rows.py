@@ -1,4 +1,4 @@
-"""Rows to average, and their mean as every transport must give it."""
+"""Rows to average, their mean and their mix as every transport must give them."""
 
 import numpy as np
 
@@ -16,3 +16,15 @@ def values(P, n, whole, dtype=np.float32):
     if whole:
         return ((1 + np.arange(P))[:, None] + 2 * (np.arange(n) % 1001)).astype(dtype)
     return np.random.default_rng([P, n]).normal(size=(P, n)).astype(dtype)
+
+
+def mixed(rows, W):
+    """Row j is Σ_i W_ji w_i, added up in the order of i in the rows' precision."""
+    weights, result = W.astype(rows.dtype), []
+    for j in range(len(rows)):
+        total = None
+        for i in np.flatnonzero(W[j]):
+            term = weights[j, i] * rows[i]
+            total = term if total is None else total + term
+        result.append(total)
+    return np.array(result)

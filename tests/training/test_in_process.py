@@ -7,7 +7,7 @@ from drive import command_lines
 from mpi4py import MPI
 from samples import N
 
-from localavg.files.record import CLUSTER, WORLD, load
+from localavg.files.record import CLUSTER, NEIGHBOURS, WORLD, load
 from localavg.simulate.timing import Timing
 from localavg.streams import Stream, generator
 
@@ -16,6 +16,15 @@ P, T, L2, M = 4, 52, 0.01, 0.8
 
 def kavg(K):
     return lambda s, T, gamma: oracle.kavg(s, T, gamma, K)
+
+
+def push(P, k):
+    to = 1 + np.arange(P) + generator(0, 0, k, Stream.GOSSIP).integers(P - 1, size=P)
+    return oracle.halves(P, to % P)
+
+
+def gossip(K, W_of, first=False):
+    return lambda s, T, gamma: oracle.gossip(s, T, gamma, K, lambda k: W_of(s.P, k), first)
 
 
 ALGORITHMS = {  # T ends a partial period of each
@@ -30,6 +39,10 @@ ALGORITHMS = {  # T ends a partial period of each
         lambda s, T, gamma: oracle.adpsgd(s, T, gamma, 3, 20, 4, k_from="warmup"),
     "kavg --K 7 --participants 2": lambda s, T, gamma: oracle.fedavg(s, T, gamma, 7, drawn),
     "kavg --K 7 --weights rows": lambda s, T, gamma: oracle.kavg(s, T, gamma, 7),
+    "gossip --K 3": gossip(3, lambda P, k: oracle.ring(P)),
+    "gossip --K 2 --graph one-peer-exp": gossip(2, oracle.one_peer),
+    "gossip --graph push --mix first": gossip(1, push, first=True),
+    "gossip --graph push --K 2": gossip(2, push),
 }  # fmt: skip
 
 
@@ -56,7 +69,7 @@ def test_a_run_is_the_oracles(algorithm, optimiser, shards, tmp_path, hooks):
     assert command_lines(MPI.COMM_WORLD, [words]) == [0]
     setup = oracle.Setup(shards.X, shards.y, P, L2, optimiser, M)
     w, averages = ALGORITHMS[algorithm](setup, T, gamma)[:2]
-    found, scopes = load(out), {"global": WORLD, "local": CLUSTER}
+    found, scopes = load(out), {"global": WORLD, "local": CLUSTER, "neighbours": NEIGHBOURS}
     assert np.linalg.norm(found.weights - w) < 1e-6 * np.linalg.norm(w)
     assert found.averages.t.tolist() == [t for t, _ in averages]
     assert found.averages.scope.tolist() == [scopes[scope] for _, scope in averages]

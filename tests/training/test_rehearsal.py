@@ -25,6 +25,7 @@ CASES = {
     "mavg": ({"K": 2, "mu": 0.5}, {"optimizer": "nesterov", "state": "average"}),
     "hieravg": ({"K1": 1, "K2": 2, "S": 2}, {"variance": "averages"}),
     "adpsgd": ({"p_init": 2, "Ks": 4}, {"optimizer": "adam", "state": "reset"}),
+    "gossip": ({"K": 2}, {"optimizer": "momentum", "state": "average"}),
     "sync": ({}, {}),
 }
 

@@ -16,6 +16,7 @@ from mpi4py import MPI
 
 from localavg.algorithms.outer import RULES
 from localavg.cli.bench import CIFAR10, Row, images, medians
+from localavg.cli.bench.gossip import ROUNDS, Gossips
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
 from localavg.files.record import Record
@@ -33,6 +34,7 @@ from localavg.training.header import gpus, hosts
 RESNET_18, RESNET_50 = 11_173_962, 25_557_032  # floats of a row
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, RESNET_18, RESNET_50)  # 2000: Epsilon
 LONG, MORE = 1_000_000, 10  # rows shorter than LONG have MORE times the turns: their times scatter
+SOMETIMES = "torch_s", "outer_s", "gossip_s", "gossip_floor_s"  # NaN where they are not timed
 TENSORS = 62  # of ResNet-18: torch's averager packs and unpacks this many
 
 
@@ -82,6 +84,7 @@ def new_file(
     device: Device,
     aware: Probe | None = None,
     outer: str | None = None,
+    graph: str | None = None,
 ) -> Record | None:
     """Create, on rank 0, the file for the rows of `bench_average` with these settings. Collective.
 
@@ -97,6 +100,7 @@ def new_file(
         "learners": fleet.P,
         "device": device.name,
         "outer": outer,
+        "graph": graph,
     }
     origin = {**provenance, **hosts(fleet, longest), **gpus(fleet, device)}
     return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
@@ -111,6 +115,7 @@ def bench_average(
     device: Device | None = None,
     aware: Probe | None = None,
     outer: str | None = None,
+    graph: str | None = None,
 ) -> list[Row]:
     """Time averages of rows of every size; return rows with the columns of `schema.BENCHES`.
 
@@ -119,19 +124,20 @@ def bench_average(
     at once, the memory traffic of any mean in place; or the time of one row over the measured link
     between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
     device's memory, Allreduce goes through the host. outer: also time an average with a step of
-    this outer optimiser. Each row is written to `file` at once.
+    this outer optimiser. graph: also time a gossip on it. Each row is written to `file` at once.
     """
     device = device or Cpu()
     direct = device.name == "cpu" or fleet.world.bcast(bool(aware and aware.works))
-    link = link_bytes_per_s(fleet)
+    link = link_bytes_per_s(fleet) if fleet.nodes > 1 else None
     rows: list[Row] = []
     for n in sizes:
         ours = transport.choose(name, fleet, (), 4 * n, device, aware)
-        row = _time(fleet, ours, n, repeats * (MORE if n < LONG else 1), device, direct, outer)
-        if fleet.nodes > 1:
+        turns = repeats * (MORE if n < LONG else 1)
+        row = _time(fleet, ours, n, turns, device, direct, outer, graph, link)
+        if link is not None:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
         about = _about(n, fleet, ours)
-        rows.append({**about, "torch_s": np.nan, "outer_s": np.nan, **row})
+        rows.append({**about, **dict.fromkeys(SOMETIMES, np.nan), **row})
         if file:
             file.append("average", **about, **row)
             file.flush(force=True)
@@ -159,6 +165,8 @@ def _time(
     device: Device,
     direct: bool,
     outer: str | None,
+    graph: str | None,
+    link: float | None,
 ) -> dict[str, float]:
     """Return the median seconds of every way to average rows of n floats."""
     w = ours.zeros((fleet.L, n))
@@ -172,10 +180,16 @@ def _time(
         step = RULES[outer]()
         step.start(w, n, ours)
         ways["outer_s"] = lambda: step.average_(w, Scope.WORLD, ours, gamma=1.0)
+    if graph is not None:
+        ways["gossip_s"] = gossips = Gossips(fleet, ours, w, graph)
     if (averager := _torch_averager(fleet, n, device)) is not None:
         ways["torch_s"] = averager
     timed = {name: partial(slowest, fleet, way, device) for name, way in ways.items()}
-    return medians(timed, turns, warm=2)
+    found = medians(timed, turns, warm=2)
+    if graph is not None:
+        found["gossip_s"] /= ROUNDS
+        found["gossip_floor_s"] = gossips.floor_s(found["floor_s"], link)
+    return found
 
 
 def _allreduce(fleet: Fleet, flat: Array, direct: bool) -> None:

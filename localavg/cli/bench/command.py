@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localavg.algorithms.outer import RULES
 from localavg.cli import Commands, launched, print_table, probed, rank, world
@@ -123,7 +124,7 @@ def _average(args: argparse.Namespace) -> int:
     fleet = Fleet(here, args.learners, args.ranks_per_node)
     device = choose_device(args.device, fleet)
     how = args.transport, floats(args.sizes) if args.sizes else SIZES, args.repeats
-    more = device, aware, args.outer
+    more: tuple[Any, ...] = device, aware, args.outer, args.graph
     file = new_file(fleet, *how, args.out, origin, *more) if args.out else None
     rows = bench_average(fleet, *how, file, *more)
     ratios = [_ratios(row, args.outer, fleet) for row in rows]
@@ -138,6 +139,9 @@ def _ratios(row: Row, outer: str | None, fleet: Fleet) -> Row:
     """
     against = ("allreduce_s", "torch_s", "floor_s")
     found: Row = {name.replace("_s", " / ours"): row[name] / row["ours_s"] for name in against}
+    if not math.isnan(row["gossip_s"]):
+        found["gossip / its floor"] = row["gossip_s"] / row["gossip_floor_s"]
+        found["ours / gossip"] = row["ours_s"] / row["gossip_s"]
     if outer:
         its_bytes_s = row["ours_s"] * RULES[outer]().kept / fleet.layout.node_learners(fleet.rank)
         found["step / its bytes"] = (row["outer_s"] - row["ours_s"]) / its_bytes_s

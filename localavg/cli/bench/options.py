@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from localavg.algorithms.gossip import COMPLETE, NAMES
 from localavg.algorithms.outer import RULES
 from localavg.cli import Commands, at_least_1
 
@@ -158,6 +159,12 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         choices=tuple(RULES),
         help="also time an average with a step of this outer optimiser, and print the time of the "
         "step divided by that of its bytes at the mean's rate (default: only the mean)",
+    )
+    s.add_argument(
+        "--graph",
+        choices=tuple(name for name in NAMES if name != COMPLETE),
+        help="also time a gossip on this graph, and print its time divided by that of its "
+        "neighbours' rows over the link (default: only the mean)",
     )
     _add_device(s, "average rows")
     _add_repeats(s, 11)

@@ -71,12 +71,10 @@ class Lanes:
         self.here, self.P, self.spread = here, P, spread
         self.summed: list[Chunk] = []
         sent: list[list[tuple[MPI.Comm, slice]]] = []
-        for lane, comms in mine:
+        for i, comms in mine:
             size = SENT if comms else CHUNK
-            lo, hi = (
-                min(rows.shape[1], -(-rows.shape[1] // LINE) * i // lanes * LINE)
-                for i in (lane, lane + 1)
-            )
+            columns = lane(rows.shape[1], i, lanes)
+            lo, hi = columns.start, columns.stop
             cut = [slice(a, min(a + size, hi)) for a in range(lo, hi, size)]
             if comms:
                 sent.append([(comms[k % len(comms)], piece) for k, piece in enumerate(cut)])
@@ -137,6 +135,12 @@ class Lanes:
         spread = self.spread(counted(parts, weights), mean) if variance else 0.0
         rows[...] = mean if step is None else step(mean, columns)
         return spread
+
+
+def lane(n: int, i: int, lanes: int) -> slice:
+    """Return the columns of lane i of some lanes, of n columns."""
+    lo, hi = (min(n, -(-n // LINE) * k // lanes * LINE) for k in (i, i + 1))
+    return slice(lo, hi)
 
 
 def _chunk(rows: np.ndarray, columns: slice, scratch: np.ndarray) -> Chunk:

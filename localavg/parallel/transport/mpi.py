@@ -15,6 +15,7 @@ from localavg.parallel.aligned import host_zeros
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.lanes import Weights, add_up, counted
+from localavg.parallel.transport.mixes import Mixes
 from localavg.scope import Scope, sizes
 
 CHUNK = 1 << 28  # elements a call: MPI counts to 2^31 − 1
@@ -27,7 +28,7 @@ def digest(row: np.ndarray) -> bytes:
     return blake2b(np.ascontiguousarray(row).data, digest_size=16).digest()
 
 
-class HostMPI:
+class HostMPI(Mixes):
     """Means of learners' rows, as `interfaces.Transport` defines them.
 
     The rank's own rows are summed in their order, MPI sums over the ranks, and the sum is divided
@@ -44,8 +45,8 @@ class HostMPI:
         why: str = "asked for",
         dtype: DTypeLike = np.float32,
     ) -> None:
-        self.world, self.layout, self.why = fleet.world, fleet.layout, why
-        self.P, self.dtype = fleet.P, np.dtype(dtype)
+        super().__init__(fleet)
+        self.why, self.dtype = why, np.dtype(dtype)
         self.sizes = sizes(clusters, fleet.P)
         self.groups = {scope: fleet.groups(S) for scope, S in self.sizes.items()}
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
@@ -254,8 +255,3 @@ class HostMPI:
         if group.comm is not None:
             for i in range(0, len(x), CHUNK):
                 group.comm.Allreduce(MPI.IN_PLACE, x[i : i + CHUNK])
-
-    def _check(self, w: np.ndarray) -> None:
-        """Raise TypeError for rows of another type: MPI sums some types as bytes, silently."""
-        if w.dtype != self.dtype:
-            raise TypeError(f"rows of {w.dtype}: {self.dtype} travels, nothing else")

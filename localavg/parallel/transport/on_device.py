@@ -16,6 +16,7 @@ from localavg.parallel import kernels
 from localavg.parallel.device import Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.lanes import Weights, add_up, counted
+from localavg.parallel.transport.mixing_on_device import MixOnDevice
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.scope import Scope
 
@@ -74,6 +75,9 @@ class OnDevice(HostMPI):
         host = on_host(w)
         super().coded_mean_(host, code, draws, again)
         put_(w, host)
+
+    def _mix(self, w: Array, W: np.ndarray) -> MixOnDevice:
+        return MixOnDevice(w, self._route(W), self._messages(), self.device)
 
     def _total(
         self, rows: Array, group: Group, weights: Weights | None = None, in_place: bool = False

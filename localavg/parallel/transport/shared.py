@@ -20,6 +20,7 @@ from numpy.typing import DTypeLike
 from localavg.interfaces import Step
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.lanes import CHUNK, DEPTH, SENT, Lanes, Weights
+from localavg.parallel.transport.mixing import Mix, Mixing, lanes, route
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.slots import Slots
 from localavg.scope import Scope
@@ -123,6 +124,30 @@ class SharedMemory(HostMPI):
         spread = sum(work(variance, *((step, weights) if in_lanes else ())) for work in works)
         return self._over_learners(spread, weights) if variance else np.nan
 
+    def _mix(self, w: np.ndarray, W: np.ndarray) -> Mixing:
+        columns = self._columns(w)
+        if columns is None:
+            return super()._mix(w, W)
+        layout, rank = self.layout, self.fleet.rank
+        node_of = [layout.node_of[layout.rank_of(j)] for j in range(self.P)]
+        (part,) = self.parts[Scope.WORLD]
+        mine = lanes(layout, rank, w.shape[1])
+        way = route(W, node_of, layout.node_of[rank])
+        return Mix(columns, way, part.here, mine, self._messages())
+
+    def mix_bytes(self, nbytes: int, W: np.ndarray) -> np.ndarray:
+        """Return each rank's bytes [R, 2] in one mix by W, as if it sent its rows itself.
+
+        A row counts once within its node if a learner of another rank there takes it, and once for
+        every other node that it goes to.
+        """
+        layout = self.layout
+        sent = np.zeros((layout.ranks, 2), np.int64)
+        for own, takers in self._takers(W):
+            nodes, home = {layout.node_of[rank] for rank in takers}, layout.node_of[own]
+            sent[own] += [nbytes * (home in nodes), nbytes * len(nodes - {home})]
+        return sent
+
     def payload_bytes(self, nbytes: int, scope: Scope) -> tuple[int, int]:
         """Return this rank's bytes in one mean: nbytes within its node, its lanes across nodes."""
         within = sum(nbytes for part in self.parts[scope] if part.here is not None)
@@ -141,20 +166,25 @@ class SharedMemory(HostMPI):
         """
         address, n = w.__array_interface__["data"][0], w.shape[1]
         if (key := (address, n, scope, in_lanes)) not in self._works:
-            found = [
-                (start, matrix)
-                for start, size, matrix in self._matrices
-                if start <= address < start + size
-            ]
-            if not found:
+            columns = self._columns(w)  # [learners of the node, n]
+            if columns is None:
                 return None
-            start, matrix = found[0]
-            first = (address - start) // w.itemsize
-            columns = matrix[:, first : first + n]  # [learners of the node, n]
             self._works[key] = [
                 self._way(w, columns[part.rows], part, in_lanes) for part in self.parts[scope]
             ]
         return self._works[key]
+
+    def _columns(self, w: np.ndarray) -> np.ndarray | None:
+        """Return the columns of w [L, n] in the matrix [learners of the node, …] that has them.
+
+        None for rows that `zeros` did not make.
+        """
+        address = w.__array_interface__["data"][0]
+        for start, size, matrix in self._matrices:
+            if start <= address < start + size:
+                first = (address - start) // w.itemsize
+                return matrix[:, first : first + w.shape[1]]
+        return None
 
     def _way(self, w: np.ndarray, rows: np.ndarray, part: Part, in_lanes: bool) -> Work:
         """Choose how the mean of a group is taken.
