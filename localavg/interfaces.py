@@ -106,6 +106,10 @@ class Transport(Protocol):
     laps: Laps
     weights: Sequence[float] | None
 
+    @property
+    def sizes(self) -> Mapping[Scope, int]:
+        """How many learners average together over each scope."""
+
     def zeros(self, shape: tuple[int, int]) -> Array:
         """Make zero rows [L, n] that will be averaged, in the memory that suits the transport."""
 

@@ -46,6 +46,8 @@ SYNCHRONOUS = [  # every synchronous row of the algorithm table but sgd
     "slowmo --K 4 --mu 0.6",
     "postlocal --K 3 --switch 1",
     "fedavg --K 3 --participants 3",
+    "kavg --K 4 --delay 3",
+    "diloco --K 3 --delay 3 --merge lerp --pull 0.5",
     "hieravg --K1 3 --K2 8 --S 2",
     "hieravg --K1 2 --K2 7 --S 4 --mu 0.4",
     "adpsgd --p-init 3 --Ks 12 --warmup 1",

@@ -39,6 +39,7 @@ ALGORITHMS = {
         "qsgd",
         "qsr",
         "eamsgd",
+        "delay",
         "switch",
         "gossip",
         "graphs",
@@ -78,6 +79,8 @@ TRAINING = {
     name: f"localavg/training/{name}.py"
     for name in (
         "averaging",
+        "delayed",
+        "flights",
         "loop",
         "losses",
         "monitor",
@@ -114,6 +117,7 @@ TESTS = {
             "checkpoint",
             "asynchronous",
             "asynchronous_device",
+            "delayed",
             "ends_averaged",
             "monitor",
             "where",
@@ -137,6 +141,7 @@ class Mutant(NamedTuple):
 SMALLER = f"{TESTS['types']}::test_smaller_types_are_averaged_in_float32_and_rounded_once"
 RESTARTED = f"{TESTS['types']}::test_looks_and_a_restart_leave_the_bits_and_addresses_stay"
 ENDS = f"{TESTS['even']}::test_a_job_that_would_hang_ends_with_one_line"
+DELAYED = TESTS["delayed"]
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 SHORTER = "a_period_is_the_rules_where_that_is_shorter"
 HALVED = "constant_losses_and_step_sizes_halve_each_block_down_to_one"
@@ -375,6 +380,37 @@ MUTANTS = [
         'state["losses"].T.ravel().tolist()',
         "[]",
         RESUMED,
+    ),
+    Mutant(
+        "a delayed mean is of the weights themselves",
+        TRAINING["flights"],
+        "        self.z[...] = w\n",
+        "        self.z = w\n",
+        DELAYED,
+    ),
+    Mutant(
+        "a merge has the wrong sign", ALGORITHMS["delay"], "piece -= own[", "piece += own[", DELAYED
+    ),
+    Mutant(
+        "a delayed mean is merged one update late",
+        TRAINING["delayed"],
+        "t == flight.t + self.delay.tau:",
+        "t == flight.t + self.delay.tau + 1:",
+        DELAYED,
+    ),
+    Mutant(
+        "DASO counts the updates once",
+        ALGORITHMS["delay"],
+        "learners / (2 * self.tau + learners)",
+        "learners / (self.tau + learners)",
+        DELAYED,
+    ),
+    Mutant(
+        "a checkpoint forgets the learners' copies",
+        TRAINING["flights"],
+        'put_(self.own, state["own"])',
+        "pass",
+        DELAYED,
     ),
     Mutant(
         "a switch averages one update late",

@@ -167,6 +167,10 @@ class Piecewise(Schedule):
         for _, K in self.pieces:
             check_period("pieces", K)
 
+    @property
+    def shortest(self) -> int:
+        return min(K for _, K in self.pieces)
+
     def after(self, t: int) -> Scope:
         ends = self._ends
         while not ends or ends[-1] < t:

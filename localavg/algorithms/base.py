@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from localavg.algorithms.delay import Delay
 from localavg.algorithms.participants import Participants
 from localavg.errors import UserError, bad, whole
 from localavg.interfaces import Array, Code, Settings, Step, Transport
@@ -26,9 +27,9 @@ class Algorithm:
     """One row of the table, ready to run.
 
     clusters: learners in a cluster of each level, innermost first; none without clusters. P: the
-    only number of learners it is for, None for any. participants: who works in a round. name,
-    options: the function that made it and the arguments of the function, which
-    `parameters.algorithm` notes; "" and {} without it.
+    only number of learners it is for, None for any. participants: who works in a round. delay: how
+    averages are delayed, None if they are not. name, options: the function that made it and the
+    arguments of the function, which `parameters.algorithm` notes; "" and {} without it.
     """
 
     schedule: Schedule
@@ -37,6 +38,7 @@ class Algorithm:
     clusters: tuple[int, ...] = ()
     P: int | None = None
     participants: Participants = field(default_factory=Participants)
+    delay: Delay | None = None
     name: str = ""
     options: Settings = field(default_factory=dict)
 
@@ -75,6 +77,11 @@ class Schedule(ABC):
     begins = 0  # the update t after which the schedule begins; learners are equal there
     needs: str | None = None  # the feedback that steers it: variance, objective or losses
     remembers: tuple[str, ...] = ()  # the attributes that a checkpoint saves
+
+    @property
+    def shortest(self) -> int | None:
+        """The shortest period, None if it is not known beforehand."""
+        return None
 
     @property
     def steered_after(self) -> int:

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, TypedDict
 
-from localavg.algorithms.base import Algorithm, Average, Mean, NoExchange, Schedule
+from localavg.algorithms import delay as delays
+from localavg.algorithms.base import Algorithm, Average, Exchange, Mean, NoExchange, Schedule
 from localavg.algorithms.outer import RULES
 from localavg.algorithms.parameters import Epochs
 from localavg.algorithms.participants import Participants
@@ -54,6 +55,11 @@ class Switch(TypedDict, total=False):
             "size)",
         ),
     ]
+
+
+class Others(Switch, total=False):
+    """The common options beside the outer optimiser's; None stands for one that is not given."""
+
     participants: Annotated[
         int | None,
         "number m of learners that work in a round, from one average to the next; they are drawn "
@@ -66,10 +72,25 @@ class Switch(TypedDict, total=False):
         "its training rows (rows), if the sampling gives it rows of its own (default: equal, for "
         "fedavg rows where that is possible)",
     ]
-
-
-class Others(Switch, total=False):
-    """The common options beside the outer optimiser's; None stands for one that is not given."""
+    delay: Annotated[
+        int | None,
+        "merge an average τ local updates after its beginning, and let it travel meanwhile "
+        "(default: 0, average at once)",
+    ]
+    merge: Annotated[
+        str | None,
+        "how a delayed average is merged: moved by what the learner did since (cocod), or as a "
+        "weighted mean with the learner's weights (lerp, daso) (default: cocod)",
+    ]
+    pull: Annotated[
+        float | None,
+        "weight a of the average in --merge lerp, in (0, 1] (default: 0.6, with --outer 1)",
+    ]
+    anchor_mu: Annotated[
+        float | None,
+        "momentum β of what --merge lerp pulls to, in [0, 1), as in Overlap-Local-SGD, where it is "
+        "0.7 (default: 0)",
+    ]
 
 
 class Common(Others, total=False):
@@ -118,9 +139,18 @@ def composed(
             "alike; leave one of them out"
         )
     made = own or average(common.get("outer"), common.get("outer_lr"), common.get("mu"))
+    if participants.asked and common.get("delay"):
+        raise UserError(
+            f"`delay` with `{participants.asked}`: a mean on its way is of the round before, and "
+            "other learners work in this one; leave one of them out"
+        )
+    delay = delays.of(common, plain=not made.kept, shortest=schedule.shortest)
+    if delay is not None and common.get("anchor_mu"):
+        made = RULES["slowmo"](1.0, common["anchor_mu"])
+    exchange: Exchange = NoExchange()
     if t0 := begins(common):
-        return Algorithm(Switched(schedule, t0), made, MeanGradient(until=t0), clusters, P)
-    return Algorithm(schedule, made, NoExchange(), clusters, P, participants)
+        schedule, exchange = Switched(schedule, t0), MeanGradient(until=t0)
+    return Algorithm(schedule, made, exchange, clusters, P, participants, delay)
 
 
 def begins(common: Settings) -> int:
@@ -156,11 +186,15 @@ def effective(
 
 
 def filled_in(options: Settings) -> Settings:
-    """Return the options of a row with those of its outer optimiser as they take effect."""
-    if "outer" not in options:
-        return options
-    names = "outer", "outer_lr", "mu"
-    return {**options, **dict(zip(names, effective(*map(options.get, names)), strict=True))}
+    """Return the options of a row with its outer optimiser and its delay as they take effect."""
+    made = {**options}
+    if "outer" in options:
+        names = "outer", "outer_lr", "mu"
+        made |= zip(names, effective(*map(options.get, names)), strict=True)
+    plain = made.get("outer") is None and made.get("outer_lr") is None
+    if (delay := delays.of(options, plain, shortest=None)) is not None:
+        made |= {"merge": delay.merge, "pull": delay.pull if delay.merge == "lerp" else None}
+    return made
 
 
 def average(outer: str | None, lr: float | None, mu: float | None) -> Mean:

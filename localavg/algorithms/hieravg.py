@@ -102,6 +102,10 @@ class Hierarchical(Schedule):
 
     K: tuple[int, ...]
 
+    @property
+    def shortest(self) -> int:
+        return self.K[0]
+
     def after(self, t: int) -> Scope:
         since = t  # updates since the last average of a higher level
         for level in range(len(self.K), 0, -1):

@@ -41,6 +41,10 @@ class Every(Schedule):
     def __post_init__(self) -> None:
         check_period("K", self.K)
 
+    @property
+    def shortest(self) -> int:
+        return self.K
+
     def after(self, t: int) -> Scope:
         # "synchronize" (kavg); p divides k (adpsgd Alg. 1, line 5); τ divides t (lupa line 6)
         return Scope.NONE if t % self.K else Scope.WORLD

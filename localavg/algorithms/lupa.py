@@ -64,6 +64,10 @@ class Linear(Schedule):
         if not 0 <= self.alpha < math.inf:
             raise bad("alpha", self.alpha, "must be a finite number of at least 0")
 
+    @property
+    def shortest(self) -> int:
+        return self.tau0
+
     def after(self, t: int) -> Scope:
         ends = self._ends
         while not ends or ends[-1] < t:
@@ -89,6 +93,10 @@ class LossDriven(Schedule):
 
     def __post_init__(self) -> None:
         check_period("tau0", self.tau0)
+
+    @property
+    def shortest(self) -> int:
+        return self.tau0
 
     def after(self, t: int) -> Scope:
         return Scope.WORLD if t == self.due else Scope.NONE  # line 6

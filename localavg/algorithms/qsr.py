@@ -78,6 +78,10 @@ class Quadratic(Schedule):
         """Copy all but the user's function, which may be a part of something larger."""
         return replace(self, _ends=[])
 
+    @property
+    def shortest(self) -> int:
+        return self.K
+
     def after(self, t: int) -> Scope:
         ends = self._ends
         while not ends or ends[-1] < t:

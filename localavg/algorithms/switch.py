@@ -35,6 +35,10 @@ class Switched(Schedule):
         self.needs, self.final, self.begins = self.rest.needs, self.rest.final, self.t0
 
     @property
+    def shortest(self) -> int | None:
+        return self.rest.shortest
+
+    @property
     def steered_after(self) -> int:
         after = self.rest.steered_after
         return self.t0 + after if after else 0

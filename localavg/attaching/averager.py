@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localavg.attaching.checks import Asked, check_same, diverged
 from localavg.attaching.exchange import Exchanging
@@ -22,6 +22,7 @@ from localavg.interfaces import UNTIMED, Array, Settings
 from localavg.parallel.places import What
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging
+from localavg.training.delayed import Delayed
 from localavg.training.payload import Payload
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Averager:
     def _set_up(self, asked: Asked, rows: Rows) -> None:
         """Make what works on these rows. Collective."""
         place, exchange = self._place, self.algorithm.exchange
-        self.transport, self.flat, gradients, state = rows
+        self.transport, background, self.flat, gradients, state = rows
         transport, travels = self.transport, gradients.row.d_trained
         self._payload = Payload(self.algorithm, transport, self.flat, state, gradients=travels)
         self._log = None
@@ -75,10 +76,16 @@ class Averager:
         if self._log is not None:
             self._agreement.ended = self._log.end
         self._agreement.guard(self)
-        self._averaging = Averaging(
-            self.algorithm, transport, self.flat, state, objective=self._objective,
-            losses=self._feedback, before=self._before, after=self._after, laps=self._laps,
-        )  # fmt: skip
+        pieces = self.algorithm, transport, self.flat, state
+        how: dict[str, Any] = {
+            "objective": self._objective, "losses": self._feedback, "laps": self._laps,
+            "before": self._before, "after": self._after,
+        }  # fmt: skip
+        self._averaging = (
+            Averaging(*pieces, **how)
+            if background is None
+            else Delayed(*pieces, background=background, begun=self._begun, **how)
+        )
         self._averaging.begin(0, math.nan)
 
     def __repr__(self) -> str:
@@ -150,8 +157,8 @@ class Averager:
         self._meet(What.FINISH)
         self._laps.met()
         scope = Scope.NONE
-        exchanged = self.algorithm.exchange.at(self.t)
-        if not exchanged and self.algorithm.schedule.final is not self.scope:
+        algorithm, exchanged = self.algorithm, self.algorithm.exchange.at(self.t)
+        if not exchanged and (algorithm.delay or algorithm.schedule.final is not self.scope):
             if self.scope:
                 self._start = self.t
             scope = self.scope = self._averaging.average_(self.t, self._gamma, last=True)
@@ -216,7 +223,8 @@ class Averager:
         about |= {"scope": self.scope.kind, "level": int(self.scope)}
         about |= {"gamma": self._gamma, "feedback": self._feedback.state_dict()}
         with self._place.here():
-            return {"t": self.t, **about, **saved(self.algorithm, self.flat, self.transport.name)}
+            parts = saved(self.algorithm, self.flat, self.transport.name, self._averaging)
+        return {"t": self.t, **about, **parts}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume from `state`, which an averager with the same algorithm and model returned."""
@@ -229,7 +237,7 @@ class Averager:
         self._gamma = state.get("gamma", self._gamma)
         self._feedback.load_state_dict(state.get("feedback", {}))
         with self._place.here():
-            load_(state, self.algorithm, self.flat)
+            load_(state, self.algorithm, self.flat, self._averaging)
         self.transport.weights = self.algorithm.participants.weights
 
     def _meet(self, what: What) -> None:
@@ -246,13 +254,22 @@ class Averager:
         if scope in (Scope.WORLD, Scope.NEIGHBOURS):
             self._meetings.warn_equal(t)
 
-    def _after(self, t: int, scope: Scope, S: float) -> None:
+    def _begun(self, t: int, scope: Scope) -> None:
+        """Do what comes after the copies of a delayed average."""
+        self.flat.store_()
+        self._agreement.leave()
+        if self._log is not None:
+            self._log.average_begun(t, scope)
+
+    def _after(
+        self, t: int, scope: Scope, S: float, begun: int | None = None, travelled_s: float = 0.0
+    ) -> None:
         """Do what comes after an average of the weights."""
         self.flat.store_()
         self._agreement.leave()
         self.variance = S
         if self._log is not None:
-            self._log.averaged(t, scope, S)
+            self._log.averaged(t, scope, S, begun, travelled_s)
 
     def _objective(self, t: int, w: Array) -> float:
         """Return F at the average, which every learner's model holds now."""

@@ -112,6 +112,16 @@ def check(asked: Asked) -> None:
             "attach: adalupa(rule='loss') is steered by F(w̄); pass objective=, a function that "
             "returns it"
         )
+    if asked.algorithm.delay is not None and schedule.needs == "objective":
+        raise UserError(
+            "attach: with `delay` no model is w̄ when F(w̄) is needed; leave `delay` out, or use "
+            "another algorithm"
+        )
+    if asked.algorithm.delay is not None and "average" in words(asked.state):
+        raise UserError(
+            "attach: with `delay` the weights average later, and their state cannot; use "
+            'state="keep" or "reset"'
+        )
     _check_tensors(asked.model, asked.statistics == "average")
     _check_optimizers(asked)
 

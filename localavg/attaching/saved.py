@@ -11,9 +11,13 @@ from localavg.errors import UserError
 from localavg.interfaces import Settings
 from localavg.parallel.device import on_host
 from localavg.parallel.places import shown
+from localavg.training.averaging import Averaging
+from localavg.training.delayed import Delayed
 
 
-def saved(algorithm: Algorithm, flat: Row, transport: str) -> dict[str, object]:
+def saved(
+    algorithm: Algorithm, flat: Row, transport: str, averaging: Averaging
+) -> dict[str, object]:
     """Return the state of an algorithm's parts, what it belongs to, and the row's masters.
 
     All tensors are copies in the host's memory.
@@ -21,6 +25,7 @@ def saved(algorithm: Algorithm, flat: Row, transport: str) -> dict[str, object]:
     import torch
 
     kept = {name: on_host(x) for name, x in algorithm.average.state_dict().items()}
+    delayed = averaging.state_dict() if isinstance(averaging, Delayed) else {}
     return {
         "algorithm": _parts(algorithm),
         "d": flat.size,
@@ -28,15 +33,18 @@ def saved(algorithm: Algorithm, flat: Row, transport: str) -> dict[str, object]:
         "schedule": algorithm.schedule.state_dict(),
         "round": algorithm.participants.state_dict(),
         "combine": {name: torch.tensor(x) for name, x in kept.items()},
+        "delay": {name: torch.tensor(on_host(x)) for name, x in delayed.items()},
         "master": {name: x.to("cpu", copy=True) for name, x in flat.masters().items()},
     }
 
 
-def load_(state: Settings, algorithm: Algorithm, flat: Row) -> None:
+def load_(state: Settings, algorithm: Algorithm, flat: Row, averaging: Averaging) -> None:
     """Set the algorithm's parts and the row's masters to a state that `check_state` has passed."""
     algorithm.schedule.load_state_dict(state["schedule"])
     algorithm.participants.load_state_dict(state.get("round", {}))
     algorithm.average.load_state_dict({name: x.cpu() for name, x in state["combine"].items()})
+    if isinstance(averaging, Delayed):
+        averaging.load_state_dict({name: x.numpy() for name, x in state["delay"].items()})
     for name, x in flat.masters().items():
         x.copy_(state["master"][name])
 
@@ -80,4 +88,5 @@ def check_state(state: Settings, algorithm: Algorithm, flat: Row) -> None:
 def _parts(algorithm: Algorithm) -> str:
     """Return the kinds of an algorithm's parts."""
     kinds = (algorithm.schedule, algorithm.average, algorithm.exchange)
-    return " + ".join(type(part).__name__ for part in kinds)
+    delay = [] if algorithm.delay is None else [str(algorithm.delay)]
+    return " + ".join([*(type(part).__name__ for part in kinds), *delay])

@@ -15,7 +15,7 @@ from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import Cuda, on_host, put_
 from localavg.parallel.probe import known
-from localavg.parallel.transport import choose
+from localavg.parallel.transport import choose, in_background
 
 if TYPE_CHECKING:
     import torch
@@ -23,9 +23,13 @@ if TYPE_CHECKING:
 
 
 class Rows(NamedTuple):
-    """The rows of a model: its tensors, their gradients (none where weights travel), its state."""
+    """The rows of a model: its tensors, their gradients (none where weights travel), its state.
+
+    background: the transport of means that travel while the learner goes on, None without a delay.
+    """
 
     transport: Transport
+    background: Transport | None
     flat: Row
     gradients: Gradients
     state: TorchState
@@ -39,6 +43,7 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     rows = (
         1 + bool(algorithm.exchange.scope) + 2 * ("average" in words(asked.state))
     )  # Adam's at most
+    rows += algorithm.delay is not None  # the copies
     share = algorithm.average.kept / max(1, fleet.sharing)  # once for all learners
     nbytes = int(4 * (rows + share) * floats)
     between = isinstance(place.device, Cuda) and fleet.ranks > 1
@@ -48,7 +53,8 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
     gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)
     state = TorchState(asked.state, asked.optimizers, held, fleet, transport, where)
-    return Rows(transport, flat, gradients, state)
+    background = in_background(transport, fleet) if algorithm.delay else None
+    return Rows(transport, background, flat, gradients, state)
 
 
 def start_rounds(asked: Asked) -> None:

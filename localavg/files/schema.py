@@ -14,7 +14,7 @@ SCHEMA_VERSION = 1
 RENAMED = {"schedule": "lr_schedule", "every": "decay_every", "machine": "timing_from"}
 CLUSTER, WORLD, NEIGHBOURS = 1, 2, 3  # values of the column scope
 # what stands in the integer columns that files of earlier versions do not have
-ABSENT = {"level": 0}
+ABSENT = {"begun": 0, "level": 0}
 
 WEIGHTS = {  # vectors [d] beside the tables
     "weights": "averaged model at the end",
@@ -46,6 +46,11 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
     },
     "averages": {
         "t": _T,
+        "begun": (
+            "i8",
+            "updates",
+            "the update after which it began: t, unless it was delayed; 0 in earlier versions",
+        ),
         "scope": (
             "i1",
             "1",
@@ -80,7 +85,12 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
             "payload handed to communicators spanning nodes, summed over ranks",
         ),
         "seconds": ("f8", "s", "duration of this one average, without waiting"),
-        "wait_s": ("f8", "s", "waiting for other ranks in this one average, mean over ranks"),
+        "wait_s": (
+            "f8",
+            "s",
+            "waiting for other ranks in this one average, or for a delayed one, mean over ranks",
+        ),
+        "hidden_s": ("f8", "s", "seconds of a delayed average in which no learner waited for it"),
     },
     "eval": {
         "t": _T,

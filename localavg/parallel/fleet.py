@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,6 +25,7 @@ from localavg.errors import SharedError, UserError, amount
 from localavg.parallel.abort import abort_on_exception
 from localavg.parallel.aligned import host_zeros
 from localavg.parallel.layout import Layout
+from localavg.parallel.patient import Patient
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ class Fleet:
         self, world: MPI.Intracomm, P: int | None = None, ranks_per_node: int | None = None
     ) -> None:
         check_world_size(MPI.COMM_WORLD.size, os.environ)  # `world` may be a part of it
-        self.world = world
+        self.world, self._ranks_per_node = world, ranks_per_node
         self.rank, self.ranks = world.rank, world.size
         if world.size > 1:
             abort_on_exception(world)
@@ -95,6 +96,15 @@ class Fleet:
         threadpool_limits(self.threads)
         self._groups: dict[int, list[Group]] = {}
 
+    def again(self) -> Fleet:
+        """Return the same fleet with communicators of its own, for another thread. Collective."""
+        return Fleet(Patient(self.world.Dup()), self.P, self._ranks_per_node)
+
+    def communicator(self, ranks: Sequence[int]) -> MPI.Intracomm:
+        """Make a communicator of these ranks, which waits as `world` does. Collective over them."""
+        made = self.world.Create_group(self.world.group.Incl(list(ranks)), tag=ranks[0])
+        return Patient(made) if isinstance(self.world, Patient) else made
+
     def groups(self, S: int) -> list[Group]:
         """Return this rank's groups for clusters of S consecutive learners; S = P is everyone.
 
@@ -114,7 +124,7 @@ class Fleet:
         members = layout.ranks_of(cluster)
         if len(members) > 1:
             # Only the members call. Clusters are made in order of c, so nobody waits in a ring.
-            comm = self.world.Create_group(self.world.group.Incl(list(members)), tag=c)
+            comm = self.communicator(members)
         rows, nodes = layout.rows(self.rank, cluster), len(layout.by_node(members))
         return Group(rows, comm, len(cluster), nodes)
 

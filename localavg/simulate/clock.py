@@ -84,6 +84,32 @@ class Synchronous:
         self.now = latest + seconds
         return float(seconds.mean()), waited
 
+    def meet(self, scope: Scope, begun: int, t: int) -> tuple[float, float]:
+        """Let the learners compute up to update t, and average at once or as `merge` does."""
+        if begun < t:
+            return self.merge(scope, begun, t)
+        self.advance(t)
+        return self.average(scope)
+
+    def merge(self, scope: Scope, begun: int, t: int) -> tuple[float, float]:
+        """Let the learners compute up to update t, and merge an average that began after `begun`.
+
+        Between the two the learners have met no other. Return its duration, and the time that the
+        learners waited for it, a mean over them.
+        """
+        if self.t < begun:
+            self.advance(begun)
+        back = np.array([self.times.sum(j, begun, self.t) for j in range(self.P)])  # [P]
+        S, seconds = self.seconds(scope, begun)
+        latest = (self.now - back).reshape(-1, S).max(axis=1)  # [P / S] when the last one began
+        self.advance(t)
+        arrived = np.maximum(self.now, np.repeat(latest + seconds, S))
+        waits = arrived - self.now  # [P]
+        self.now = arrived
+        self.communicate_s += float(waits.min())
+        self.wait_s += float(waits.mean() - waits.min())
+        return seconds, float(waits.mean())
+
 
 def averages(
     timing: Timing, P: int, nbytes: float | Callable[[int], float], clusters: Sequence[int] = ()
@@ -116,16 +142,18 @@ class Modelled:
 
     def append(self, group: str, **row: float) -> None:
         """Buffer one row of `group`, as `Record.append`, once the clock is at its update."""
-        clock = self.clock
-        clock.advance(int(row["t"]))
+        clock, t = self.clock, int(row["t"])
         if group == "averages":
-            t, scope = int(row["t"]), Scope.recorded(int(row["scope"]), int(row["level"]))
+            scope, begun = Scope.recorded(int(row["scope"]), int(row["level"])), int(row["begun"])
             if scope is Scope.NEIGHBOURS:
+                clock.advance(t)
                 found = clock.mix(self.matrix(t), self.nbytes(t))
             else:
-                found = clock.average(scope)
+                found = clock.meet(scope, begun, t)
             row["seconds"], row["wait_s"] = found
+            row["hidden_s"] = max(0.0, found[0] - found[1]) if begun < t else 0.0
         else:
+            clock.advance(t)
             row["wall_s"] = clock.wall_s
         if group == "train":
             row |= {

@@ -27,8 +27,10 @@ class Averages:
         self.diagnosis_s = 0.0
         self._last = 0  # t of the last exchange
         self._drift: list[float] = []  # Var[W_k] of the updates since then
-        # t, scope, period, S, V_t, and the numbers of its meetings: the first, and the next one's
-        self._rows: list[tuple[int, Scope, int, float, float, int, int]] = []
+        # t, scope, period, S, V_t, the numbers of its meetings (the first, and the next one's), and
+        # the update after which it began
+        self._rows: list[tuple[int, Scope, int, float, float, int, int, int]] = []
+        self.travelled: list[float] = []  # seconds of the delayed ones among them, on this rank
         self._fleet, self._payload = fleet, payload
         self.count()
 
@@ -50,32 +52,59 @@ class Averages:
         self._drift.append(variance)
         self.diagnosis_s += seconds
 
-    def note(self, t: int, scope: Scope, S: float, meetings: range) -> None:
+    def note(
+        self,
+        t: int,
+        scope: Scope,
+        S: float,
+        meetings: range,
+        begun: int | None = None,
+        travelled_s: float = 0.0,
+    ) -> None:
         """Record an exchange over `scope` after update t.
 
         S: the variance, NaN if not known. meetings: numbers of its meetings since the last report.
+        begun: the update after which it began, if it is a delayed average, and travelled_s the
+        seconds that it was on its way.
         """
+        if begun is not None:
+            self.travelled.append(travelled_s)
         period, self._last = t - self._last, t
         V = math.nan
         if self._drift:
             V = sum(self._drift) / len(self._drift)
             self._drift.clear()
         if self.writes:
-            self._rows.append((t, scope, period, S, V, meetings.start, meetings.stop))
+            span = meetings.start, meetings.stop
+            self._rows.append((t, scope, period, S, V, *span, t if begun is None else begun))
 
-    def write(self, record: Record | Modelled, seconds: np.ndarray, waits: np.ndarray) -> None:
+    def write(
+        self,
+        record: Record | Modelled,
+        seconds: np.ndarray,
+        waits: np.ndarray,
+        travelled_s: np.ndarray,
+    ) -> None:
         """Buffer the rows in the run file.
 
         seconds, waits [meetings]: communication and waiting in each meeting since the last report.
+        travelled_s [delayed averages]: how long they were on their way.
         """
         algorithm = self._payload.algorithm
-        for t, scope, period, S, V, first, end in self._rows:
+        travelled = iter(travelled_s.tolist())
+        for t, scope, period, S, V, first, end, begun in self._rows:
+            took_s, waited_s = float(seconds[first:end].sum()), float(waits[first:end].sum())
+            hidden_s = 0.0
+            if begun != t:  # what the learners waited for it is all that is not hidden
+                waited_s, took_s = took_s + waited_s, next(travelled)
+                hidden_s = max(0.0, took_s - waited_s)
             exchanged = bool(algorithm.exchange.at(t))
             neighbours = scope is Scope.NEIGHBOURS
             within, across = self._payload.mixed(t) if neighbours else self._bytes[exchanged, scope]
             record.append(
                 "averages",
                 t=t,
+                begun=begun,
                 scope=scope.kind,
                 level=scope.level(len(algorithm.scopes)),
                 period=period,
@@ -83,17 +112,20 @@ class Averages:
                 mean_variance=V,
                 bytes_node=within,
                 bytes_cross=across,
-                seconds=float(seconds[first:end].sum()),
-                wait_s=float(waits[first:end].sum()),
+                seconds=took_s,
+                wait_s=waited_s,
+                hidden_s=hidden_s,
             )
         self._rows.clear()
 
     def state_dict(self) -> dict[str, object]:
         """Return what a resumed run needs; `averages` has the rows, one after the other."""
-        rows = [(t, scope.kind, *more) for t, scope, *more in self._rows]
+        rows = [(t, scope.kind, *more) for t, scope, *more, _ in self._rows]
         return {
             "drift": self._drift,
             "averages": np.array(rows, np.float64).ravel(),
+            "travelled": self.travelled,
+            "begun": np.array([begun for *_, begun in self._rows], np.float64),
             "levels": np.array([scope for _, scope, *_ in self._rows], np.float64),
             "diagnosis_s": self.diagnosis_s,
             "last": self._last,
@@ -104,8 +136,21 @@ class Averages:
         self._drift[:] = state["drift"].tolist()
         rows = state["averages"].reshape(-1, 7).tolist()
         levels = state.get("levels", np.ones(len(rows))).tolist()  # all were 1 in earlier versions
+        began = state.get("begun", [t for t, *_ in rows])  # and none was delayed
+        self.travelled[:] = np.asarray(state.get("travelled", [])).tolist()
         self._rows[:] = [
-            (int(t), Scope.recorded(int(kind), int(level)), int(period), S, V, int(first), int(end))
-            for (t, kind, period, S, V, first, end), level in zip(rows, levels, strict=True)
+            (
+                int(t),
+                Scope.recorded(int(kind), int(level)),
+                int(period),
+                S,
+                V,
+                int(first),
+                int(end),
+                int(begun),
+            )
+            for (t, kind, period, S, V, first, end), level, begun in zip(
+                rows, levels, began, strict=True
+            )
         ]
         self.diagnosis_s, self._last = float(state["diagnosis_s"]), int(state["last"])

@@ -36,7 +36,8 @@ class Averaging:
     compute S at every average. objective(t, w̄): returns F, for the schedules that need it. losses:
     those of the updates, for the schedules that need them.
     before(t, scope): called before every exchange or average. after(t, scope, S): called right
-    after it.
+    after it; after one that was delayed with the update after which it began, and the seconds that
+    it was on its way.
     laps: the clock of all other work in which computing and communication take turns.
     """
 
@@ -52,7 +53,7 @@ class Averaging:
         objective: Callable[[int, Array], float],
         losses: Losses | None = None,
         before: Callable[[int, Scope], None],
-        after: Callable[[int, Scope, float], None],
+        after: Callable[..., None],
         laps: Laps = UNTIMED,
     ) -> None:
         self.algorithm, self.transport, self.flat, self.state = algorithm, transport, flat, state

@@ -26,7 +26,7 @@ from localavg.learner.sampling import Sampler
 from localavg.learner.stepsizes import StepSize
 from localavg.parallel.device import Cpu, on_host, put_
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.transport import choose
+from localavg.parallel.transport import choose, in_background
 from localavg.problems.engines import choose as engines
 from localavg.problems.engines.loop import Loop
 from localavg.simulate import timing
@@ -74,6 +74,8 @@ class Experiment(Task):
     algorithm: Algorithm
     optimizer: optim.Optimizer
     transport: Transport
+    background: Transport | None
+    """the transport of means that travel while the learners go on"""
     flat: Flat
     engine: Engine
     engine_why: str
@@ -153,7 +155,12 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     algorithm.average.lay_out(fleet.learners, fleet.P, c.seed)
     optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
     # weights, gradients, state: [L, d] each; and what the average keeps, once for all
-    rows = 2 + optimizer.averaged + algorithm.average.kept / max(1, fleet.sharing)
+    rows = (
+        2
+        + optimizer.averaged
+        + (algorithm.delay is not None)
+        + algorithm.average.kept / max(1, fleet.sharing)
+    )
     transport = choose(
         c.transport,
         fleet,
@@ -164,6 +171,7 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
         n=problem.d,
         earlier=earlier.transport,
     )
+    background = in_background(transport, fleet) if algorithm.delay else None
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))
     start_equal_(problem, flat.w, fleet.world)
@@ -179,6 +187,7 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
         algorithm=algorithm,
         optimizer=optimizer,
         transport=transport,
+        background=background,
         flat=flat,
         engine=chosen,
         engine_why=why,

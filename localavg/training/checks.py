@@ -9,7 +9,8 @@ from typing import Any
 from localavg import algorithms
 from localavg.algorithms.common import COMMON
 from localavg.config import TrainConfig
-from localavg.errors import check_choice
+from localavg.config.state import is_averaged
+from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
 from localavg.learner import stepsizes
 from localavg.models import MODELS
@@ -48,6 +49,11 @@ def read(given: Settings) -> TrainConfig:
     if config.algorithm == "postlocal" and options.get("switch") is None:
         options["switch"] = stepsizes.first_change(config)  # Lin et al.: the first decay
     algorithms.check(config.algorithm, options, config.learners)
+    if options.get("delay") and is_averaged(config.state):
+        raise UserError(
+            f"`state = {config.state}` with `delay`: the weights average later, and the state of "
+            "the optimiser cannot; use keep or reset"
+        )
     config.refuse_useless(given)
     if config.model is not None:
         check_choice("model", config.model, tuple(MODELS))

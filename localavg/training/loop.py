@@ -6,9 +6,12 @@ average, `monitor.py` what is recorded, and `keeper.py` when a checkpoint is sav
 
 from __future__ import annotations
 
+from typing import Any
+
 from localavg.files.checkpoint import Saved
 from localavg.training.averaging import Averaging
 from localavg.training.build import Experiment
+from localavg.training.delayed import Delayed
 from localavg.training.keeper import Keeper
 from localavg.training.losses import Losses
 from localavg.training.monitor import Monitor
@@ -28,7 +31,7 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
     parts: dict[str, Part] = {
         "schedule": e.algorithm.schedule,
         "combine": e.algorithm.average,
-        "round": averaging,
+        "averaging": averaging,
         "optimizer": e.optimizer,
         "engine": e.engine,
         "monitor": monitor,
@@ -64,16 +67,17 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
 
 
 def _averaging(e: Experiment, monitor: Monitor, losses: Losses) -> Averaging:
-    return Averaging(
-        e.algorithm,
-        e.transport,
-        e.flat,
-        e.optimizer,
-        statistics=e.config.statistics == "average",
-        variance=monitor.variance != "no",
-        objective=monitor.objective,
-        losses=losses,
-        before=monitor.begin_average,
-        after=monitor.averaged,
-        laps=monitor,
-    )
+    pieces = e.algorithm, e.transport, e.flat, e.optimizer
+    how: dict[str, Any] = {
+        "statistics": e.config.statistics == "average",
+        "variance": monitor.variance != "no",
+        "objective": monitor.objective,
+        "losses": losses,
+        "before": monitor.begin_average,
+        "after": monitor.averaged,
+        "laps": monitor,
+    }
+    if e.background is None:
+        return Averaging(*pieces, **how)
+    how |= {"background": e.background, "T": e.length.T, "begun": monitor.average_begun}
+    return Delayed(*pieces, **how)

@@ -61,11 +61,17 @@ class Monitor(Recorder):
         """Return the seconds of the run up to its last lap, modelled if it is steered by them."""
         return self.ahead.wall_s if self.ahead else self.clock.wall_s
 
-    def averaged(self, t: int, scope: Scope, S: float = math.nan) -> None:
-        super().averaged(t, scope, S)
+    def averaged(
+        self,
+        t: int,
+        scope: Scope,
+        S: float = math.nan,
+        begun: int | None = None,
+        travelled_s: float = 0.0,
+    ) -> None:
+        super().averaged(t, scope, S, begun, travelled_s)
         if self.ahead:
-            self.ahead.advance(t)
-            self.ahead.average(scope)
+            self.ahead.meet(scope, t if begun is None else begun, t)
 
     def drifted(self, w: Array) -> None:
         """Record Var[W_k], the variance of the learners' weights before update k + 1.

@@ -61,16 +61,29 @@ class Recorder:
         self.computed()
         self._begun = len(self.clock.meetings)
 
-    def averaged(self, t: int, scope: Scope, S: float = math.nan) -> None:
+    def average_begun(self, t: int, scope: Scope) -> None:
+        """Record the copies of an average that begins after update t and is merged later."""
+        self.computed()
+
+    def averaged(
+        self,
+        t: int,
+        scope: Scope,
+        S: float = math.nan,
+        begun: int | None = None,
+        travelled_s: float = 0.0,
+    ) -> None:
         """Record an average of weights or gradients over `scope` after update t.
 
         S: the variance, NaN if it is not known. The time that this rank took to compute it counts
-        as computing.
+        as computing. begun: the update after which it began, if it is a delayed one; travelled_s:
+        the seconds that it was on its way then.
         """
         self.transport.settle()
         self.clock.book("compute", self.transport.take_spread_s())
         self.clock.met()
-        self.averages.note(t, scope, S, range(self._begun, len(self.clock.meetings)))
+        meetings = range(self._begun, len(self.clock.meetings))
+        self.averages.note(t, scope, S, meetings, begun, travelled_s)
 
     def compare(self, t: int) -> tuple[float, tuple[int, int] | None]:
         """Compare the ranks' losses and times since the last row. Collective.
@@ -90,9 +103,10 @@ class Recorder:
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
             step, l = bad[0]
             first = float((self.reported + 1 + step) * P + self.fleet.learners[l])
-        fastest = np.array([first, *meetings])
+        travelled = self.averages.travelled  # [delayed averages]
+        fastest = np.array([first, *travelled, *meetings])
         self.fleet.world.Allreduce(MPI.IN_PLACE, fastest, MPI.MIN)
-        seconds = fastest[1:]  # [meetings]
+        travelled_s, seconds = np.split(fastest[1:], [len(travelled)])  # [delayed], [meetings]
         now = self.clock.seconds
         own = self.clock.wall_s, now["compute"], now["data"], *(meetings - seconds)
         sums = np.array([loss, *own])
@@ -103,7 +117,8 @@ class Recorder:
         self.split[2:] += seconds.sum(), waits.sum()
         self.met()
         if self.record is not None:
-            self.averages.write(self.record, seconds, waits)
+            self.averages.write(self.record, seconds, waits, travelled_s)
+        travelled.clear()
         self.reported = t
         where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None
         # the losses of learners that do not work are 0

@@ -353,6 +353,7 @@ def averaging(algorithm, P=4):
     transport = together(P)
     flat = Flat({"w": (3,)}, P, None, transport.zeros)
     nothing = dict.fromkeys(("before", "after", "objective"), lambda *a: None)
+    algorithm.participants.start(range(P), P, 0)
     made = Averaging(algorithm, transport, flat, Stateless(), **nothing)
     made.begin(0, 0.1)
     return made

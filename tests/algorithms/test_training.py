@@ -264,6 +264,10 @@ def fedavg(K, m, rows=True, rule=None, lr=None, mu=None):
     return run
 
 
+def delayed(schedule, tau, merge="cocod", **how):
+    return lambda s, T, gamma: oracle.delayed(s, T, gamma, schedule, tau, merge, **how)
+
+
 def qsr(alpha, K, power=2, peak=0):
     return lambda s, T, gamma: oracle.qsr(s, T, gamma, alpha, K, power, peak)
 
@@ -429,6 +433,40 @@ CASES = {
         "nesterov",
         "reset",
         STAIRS,
+    ),
+    "delay-cocod": Case(
+        "kavg --K 7 --delay 7", delayed(kavg(7), 7), "momentum", step=FALLING, T=59
+    ),
+    "delay-short": Case("kavg --K 8 --delay 3", delayed(kavg(8), 3), "adam", "reset", ADAM, T=51),
+    "delay-lerp": Case(
+        "kavg --K 6 --delay 6 --merge lerp", delayed(kavg(6), 6, "lerp", a=0.6), "nesterov"
+    ),
+    "delay-lerp-late": Case(  # arrives at T
+        "kavg --K 6 --delay 4 --merge lerp --pull 0.3", delayed(kavg(6), 4, "lerp", a=0.3), T=58
+    ),
+    "delay-anchor": Case(
+        "kavg --K 5 --delay 5 --merge lerp --anchor-mu 0.7",
+        delayed(kavg(5), 5, "lerp", a=0.6, rule="anchor", mu=0.7),
+        step=FALLING,
+    ),
+    "delay-daso": Case("kavg --K 5 --delay 2 --merge daso", delayed(kavg(5), 2, "daso")),
+    "delay-outer": Case(
+        "diloco --K 7 --delay 3",
+        delayed(kavg(7), 3, rule="nesterov", lr=0.7, mu=0.9),
+        "momentum",
+        step=FALLING,
+    ),
+    "delay-outer-lerp": Case(
+        "kavg --K 7 --delay 2 --merge lerp --outer momentum --mu 0.4",
+        delayed(kavg(7), 2, "lerp", rule="momentum", lr=1, mu=0.4),
+    ),
+    "hieravg-delay": Case(  # an average of everyone waits for one of the clusters
+        "hieravg --K1 3 --K2 7 --S 4 --delay 3", delayed(hieravg(3, 7, 4), 3, S=4), "momentum", T=57
+    ),
+    "delay-piecewise": Case(
+        "piecewise --pieces 0:5,20:8 --delay 4 --merge daso",
+        delayed(piecewise((0, 5), (20, 8)), 4, "daso"),
+        step=STAIRS,
     ),
     "qsr": Case("qsr --alpha 1.6 --K 2", qsr(1.6, 2), "momentum", step=FALLING, T=70),
     "qsr-cubic": Case(
@@ -627,6 +665,12 @@ ANY = {  # numbers of learners that no number of ranks from 2 to 4 divides
     ),
     "adacomm": ("adacomm --tau0 16 --block 20", adacomm(16, 20), {"step": RISING, "T": 90}),
     "qsr": ("qsr --alpha 1.6 --K 2", qsr(1.6, 2), {"step": FALLING, "T": 70}),
+    "delay": ("kavg --K 7 --delay 4", delayed(kavg(7), 4), {"optimiser": "momentum"}),
+    "delay-anchor": (
+        "kavg --K 5 --delay 5 --merge lerp --anchor-mu 0.7",
+        delayed(kavg(5), 5, "lerp", a=0.6, rule="anchor", mu=0.7),
+        {},
+    ),
     "postlocal": ("postlocal --K 8", postlocal(21, 29, 37, 45, 53), {"step": FALLING}),
     "adpsgd": (
         "adpsgd --p-init 4 --Ks 16 --warmup 3",
@@ -703,6 +747,8 @@ FEW = (
     "fedavg-keep",
     "fedavg-5",
     "qsr",
+    "delay-cocod",
+    "delay-outer",
     "piecewise-mu",
     "mavg-momentum",
     "diloco-adam",

@@ -41,8 +41,10 @@ def write_run(path, problem, algorithm, K=None, seed=0, until=T, **config):
     ends = [int(t) for t in np.cumsum(periods) if t < until] + ([T] if until == T else [])
     for t, before in zip(ends, [0, *ends], strict=False):
         row = {"scope": WORLD, "level": 2, "period": t - before, "bytes_node": 8, "bytes_cross": 0}
-        file.append("averages", t=t, variance=1e-3, **row)
-    file.append("averages", t=3, scope=CLUSTER, level=1, period=99, bytes_node=8, bytes_cross=0)
+        file.append("averages", t=t, begun=t, variance=1e-3, **row)
+    file.append(
+        "averages", t=3, begun=3, scope=CLUSTER, level=1, period=99, bytes_node=8, bytes_cross=0
+    )
     for t in range(0, until + 1, 60):
         loss = 0.1 + 0.001 * (K or 0) + 0.01 * seed + 1 / (1 + t)
         file.append("eval", t=t, epoch=t * EPOCHS / T, train_loss=loss)

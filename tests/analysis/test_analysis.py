@@ -54,6 +54,7 @@ def write_run(
 def average(t: int, period: int, scope: int) -> dict:
     return {
         "t": t,
+        "begun": t,
         "scope": scope,
         "level": scope,
         "period": period,

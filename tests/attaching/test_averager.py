@@ -321,6 +321,36 @@ def levels(*pairs):
     return start
 
 
+def delayed(K, tau):
+    """CoCoD-SGD: every K a copy, whose mean arrives tau updates later: x <- mean + (x - copy)."""
+
+    def start(all_):
+        now = {}
+
+        def floats(net):
+            named = net.state_dict().items()  # third.weight is first.weight
+            return [x for name, x in named if x.is_floating_point() and name != "third.weight"]
+
+        def steps(all_, t):
+            all_.update(t)
+            if now and t == now["t"] + tau:
+                with torch.no_grad():
+                    for net, copies in zip(all_.nets, now["copies"], strict=True):
+                        for x, copy_, mean in zip(floats(net), copies, now["means"], strict=True):
+                            x.copy_(mean + (x - copy_))
+                all_.averages.append((t, "global", t - all_.last, math.nan))
+                all_.last = t
+                now.clear()
+            if t % K == 0:
+                copies = [[x.clone() for x in floats(net)] for net in all_.nets]
+                now.update(t=t, copies=copies)
+                now["means"] = [sum(same) / all_.P for same in zip(*copies, strict=True)]
+
+        return steps
+
+    return start
+
+
 def cluster(P):
     return 2 if P % 2 == 0 else P
 
@@ -516,6 +546,7 @@ CASES = {
     "kavg-yogi": Case(lambda P: localavg.kavg(K=5, outer="yogi"), outer(5, "yogi", 0.01, 0.9)),
     "hieravg": Case(lambda P: localavg.hieravg(3, 8, cluster(P)), hieravg(3, 8)),
     "hieravg-average": Case(lambda P: localavg.hieravg(2, 7, cluster(P)), hieravg(2, 7), "nesterov", "average"),
+    "delay": Case(lambda P: localavg.kavg(K=6, delay=4), delayed(6, 4)),
     "levels": Case(lambda P: localavg.hieravg(levels=[(3, 2), (8, P)]), levels((3, 2), (8, 4)), policy="average"),
     "three-levels": Case(lambda P: localavg.hieravg(levels=[(2, 2), (5, 4), (11, "P")]), levels((2, 2), (5, 4), (11, 8))),
     "adpsgd": Case(lambda P: localavg.adpsgd(p_init=3, Ks=9, warmup_steps=2), adpsgd(3, 9, 2), "sgd", "average", (16,)),
@@ -791,6 +822,7 @@ def restart(world):
         "mavg",
         "slowmo",
         "kavg-yogi",
+        "delay",
         "hieravg",
         "adpsgd",
         "adalupa-loss",

@@ -66,6 +66,7 @@ def rows_of(config):
         "averages": [
             {
                 "t": t,
+                "begun": t,
                 "scope": WORLD,
                 "level": 1,
                 "period": t - before,

@@ -545,6 +545,57 @@ def fedavg(setup, T, gamma, K, drawn, batch=None, by_rows=True, server=None):
     return w, averages
 
 
+def delayed(setup, T, gamma, schedule, tau, merge, a=1.0, rule=None, lr=1.0, mu=0.0, S=None):
+    """Averages at the updates of another oracle, schedule(setup, T, gamma), each merged tau updates
+    later into the weights of then; the last one at T is taken at once.
+
+    merge: "cocod" (Shen et al. 2019): x <- mean(copies) + (x - copy). "lerp" (Wang et al. 2020):
+    x <- (1 - a) x + a z; with tau the period, z is the initial weights before the first copies.
+    "daso" (Coquelin et al. 2022): x <- (2 tau x + sum of copies) / (2 tau + n). With an outer
+    optimiser z is its new w~, in place of the mean. S: learners in a cluster of a local average.
+    """
+    W, states = start(setup)
+    zero = np.zeros(setup.X.shape[1])
+    server = OuterState(rule, lr, mu, zero) if rule not in (None, "anchor") else None
+    scopes = dict(schedule(setup, T, gamma)[1])
+    flight, waiting, merged = None, None, []
+    anchor = merge == "lerp" and (rule is None or rule == "anchor") and min(scopes) == tau
+    if rule == "anchor":  # Overlap-Local-SGD: v <- beta v + (z - m)/gamma; z <- z - gamma v
+        server = OuterState("slowmo", 1.0, mu, zero)
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+        if flight and t == flight[0] + tau:
+            _, scope, copies, targets = flight
+            n = S if scope == "local" else setup.P
+            for j in range(setup.P):
+                if merge == "cocod":
+                    W[j] = targets[j] + (W[j] - copies[j])
+                elif merge == "lerp":
+                    W[j] = (1 - a) * W[j] + a * targets[j]
+                else:
+                    W[j] = (2 * tau * W[j] + n * targets[j]) / (2 * tau + n)
+            states = states_after_average(states, setup.policy)
+            merged.append((t, scope))
+            flight = None
+        if t == T:
+            w = server.step(W, gamma(t)) if server else mean(W)
+            return w, [*merged, (T, "global")]
+        waiting = "global" if "global" in (scopes.get(t), waiting) else scopes.get(t) or waiting
+        if waiting and flight is None:
+            if t + tau <= T:
+                if anchor:
+                    W = [(1 - a) * w + a * zero for w in W]
+                    anchor = False
+                size = S if waiting == "local" else setup.P
+                means = [mean(W[k : k + size]) for k in range(0, setup.P, size)]
+                targets = [means[j // size] for j in range(setup.P)]
+                if server and waiting == "global":
+                    targets = [server.step(W, gamma(t))] * setup.P
+                flight = t, waiting, list(W), targets
+            waiting = None
+    raise AssertionError("T is at least 1")
+
+
 def hieravg(setup, T, gamma, K1, K2, S):
     """hieravg Algorithm 1 with clusters of S consecutive learners; K1 need not divide K2.
 

@@ -29,6 +29,7 @@ def run_file(
         file.append(
             "averages",
             t=t,
+            begun=t,
             scope=record.WORLD,
             level=1,
             period=8,

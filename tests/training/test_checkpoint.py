@@ -53,6 +53,8 @@ LINES = {
     "weights": f"fedavg --K 5 --participants 3 --state keep {DATA} --steps 40 "
     "--sampling dirichlet-class:1",
     "hieravg": f"hieravg --K1 3 --K2 7 --S 2 {DATA} --steps 40",
+    "delay": f"hieravg --K1 4 --K2 7 --S 2 --outer nesterov --delay 3 {DATA} --steps 40",
+    "anchor": f"kavg --K 4 --delay 4 --merge lerp --anchor-mu 0.5 {DATA} --steps 40",
     "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",
     "adalupa": f"adalupa --tau0 3 --alpha 0.5 {DATA} --steps 40",
     "loss": f"adalupa --tau0 3 --rule loss {DATA} --steps 40",
@@ -70,7 +72,7 @@ LINES = {
 }
 ADAM = {"adam": f"kavg --K 7 {DATA} --steps 40 --state average --optimizer adam"}
 STOPS = (1, 12, 13)  # the first update, at a row of /train, within periods
-TIMES = ["seconds", "wall_s", "compute_s", "communicate_s", "wait_s", "data_s"]
+TIMES = ["seconds", "wall_s", "compute_s", "communicate_s", "wait_s", "data_s", "hidden_s"]
 
 
 def words(line, out, *more):

@@ -113,7 +113,7 @@ def test_rows_of_a_checkpoint_keep_their_levels():
     for averages, levels in ((whole, [1, 2, 3]), (later, [1, 2, 3]), (earlier, [1, 1, 3])):
         rows = []
         record = SimpleNamespace(append=lambda group, rows=rows, **row: rows.append(row))
-        averages.write(record, np.ones(1), np.zeros(1))
+        averages.write(record, np.ones(1), np.zeros(1), np.empty(0))
         assert [row["level"] for row in rows] == levels
         assert [row["scope"] for row in rows] == [1, 1, 2]
         assert [row["period"] for row in rows] == [1, 1, 1]

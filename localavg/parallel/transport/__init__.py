@@ -9,6 +9,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from mpi4py import MPI
+
 from localavg.errors import UserError, amount
 from localavg.interfaces import Device
 from localavg.parallel.device import Cuda
@@ -21,6 +23,7 @@ from localavg.parallel.transport.on_device import OnDevice
 from localavg.parallel.transport.shared import SharedMemory
 from localavg.parallel.transport.staged import Staged
 from localavg.parallel.transport.trial import fastest
+from localavg.scope import Scope
 
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
@@ -66,6 +69,25 @@ def choose(
         (chosen,) = ways.values()
         return chosen
     return _on_host(name, fleet, clusters, learner_bytes)
+
+
+def in_background(transport: HostMPI, fleet: Fleet) -> HostMPI:
+    """Make a transport of the same kind that another thread may use. Collective.
+
+    Raises UserError on a GPU, and where the MPI library takes calls from one thread only.
+    """
+    if isinstance(transport, OnDevice):
+        raise UserError(
+            "`delay`: means in the background are of the host's memory; add `device = cpu`, or "
+            "leave `delay` out"
+        )
+    if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
+        raise UserError(
+            "`delay` needs an MPI library that takes calls from several threads "
+            "(MPI_THREAD_MULTIPLE); leave `delay` out, or use another library"
+        )
+    clusters = [S for scope, S in transport.sizes.items() if scope is not Scope.WORLD]
+    return type(transport)(fleet.again(), clusters, "in the background", transport.dtype)
 
 
 def _on_host(name: str, fleet: Fleet, clusters: Sequence[int], learner_bytes: int) -> HostMPI:

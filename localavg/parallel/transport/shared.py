@@ -240,7 +240,7 @@ class SharedMemory(HostMPI):
     def _communicator(self, ranks: list[int]) -> MPI.Comm | None:
         if ranks == list(range(self.world.size)) and len(ranks) > 1:
             return self.world  # others use it too, so its data may still be in cache
-        return self.world.Create_group(self.world.group.Incl(ranks)) if len(ranks) > 1 else None
+        return self.fleet.communicator(ranks) if len(ranks) > 1 else None
 
 
 def _in_turn(works: Sequence[Work] = (), *how: object) -> float:

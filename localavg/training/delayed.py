@@ -1,0 +1,127 @@
+"""Averages that begin with a copy of the weights and are merged some updates later.
+
+The rules are in `algorithms/delay.py`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from localavg.interfaces import Settings, Transport
+from localavg.parallel.device import put_
+from localavg.scope import Scope
+from localavg.training.averaging import Averaging
+from localavg.training.flights import Flights
+
+
+class Delayed(Averaging):
+    """The averages of an algorithm with a delay.
+
+    background: a transport that nobody else uses. T: the updates of the run, if they are known; a
+    mean that would not arrive before T does not begin. begun(t, scope): called after the copies
+    were made, as `before` was before. Others: as of Averaging.
+    """
+
+    def __init__(
+        self,
+        *pieces: Any,
+        background: Transport,
+        T: float = math.inf,
+        begun: Callable[[int, Scope], None],
+        **how: Any,
+    ) -> None:
+        super().__init__(*pieces, **how)
+        delay = self.algorithm.delay
+        assert delay is not None, "this algorithm has no delay"
+        self.delay, self.T, self.begun = delay, T, begun
+        self.flights = Flights(self.average, self.w, background, delay.keeps_copies)
+        self.waiting = Scope.NONE  # an average that fell due while a mean was on its way
+        self.anchored = delay.anchored  # the next copies are pulled to the weights that z holds
+
+    def begin(self, t: int, gamma: float) -> None:
+        super().begin(t, gamma)
+        if t == self.schedule.begins and self.anchored:
+            self.flights.z[...] = self.w
+
+    def average_(self, t: int, gamma: float, last: bool = False) -> Scope:
+        """Merge the mean that is due after update t, and begin the next one. Return whose arrived.
+
+        A mean takes the place of the one that it is merged into: an average that falls due before
+        begins right after the merge. After the last update everyone averages without a delay.
+        """
+        arrived = Scope.NONE
+        flight = self.flights.now
+        if flight is not None and t == flight.t + self.delay.tau:
+            arrived = self._merge_(t)
+        if last:
+            self._drop_(t)
+            return super().average_(t, gamma, last=True) or arrived
+        scope = self.schedule.after(t) or self.waiting
+        if scope and self.flights.now is not None:
+            self.waiting = max(scope, self.waiting)
+        elif scope:
+            self.waiting = Scope.NONE
+            self._begin_(t, scope, gamma)
+        elif t == self.schedule.begins:
+            self.begin(t, gamma)
+        return arrived
+
+    def _begin_(self, t: int, scope: Scope, gamma: float) -> None:
+        """Copy the weights, and let their mean begin."""
+        if t + self.delay.tau > self.T:
+            return
+        self.before(t, scope)
+        if self.anchored:
+            self.delay.pull_(self.w, self.flights.z)
+            self.anchored = False
+        self.flights.begin(self.w, t, scope, gamma, self.variance)
+        self.begun(t, scope)
+
+    def _merge_(self, t: int) -> Scope:
+        """Merge the mean that has arrived into the weights after update t."""
+        before = self.flights.now
+        assert before is not None
+        self.before(t, before.scope)
+        flight, (S, seconds) = self.flights.end()
+        self.laps.met()
+        learners = self.flights.transport.sizes[flight.scope]
+        self.delay.merge_(self.w, self.flights.z, self.flights.own, learners)
+        self.state.at_average_(
+            partial(self.average.average_state_, scope=flight.scope, transport=self.transport, t=t)
+        )
+        self.laps.computed()
+        self.after(t, flight.scope, S, flight.t, seconds)
+        self._steer(t, S, flight.gamma)
+        return flight.scope
+
+    def _drop_(self, t: int) -> None:
+        """Forget the mean that is on its way at the end of a run whose length was not known.
+
+        An outer optimiser has stepped with it already: it is merged.
+        """
+        if self.flights.now is None:
+            return
+        if self.average.kept:
+            self._merge_(t)
+        else:
+            self.flights.end()
+
+    def state_dict(self) -> Settings:
+        """Return what a resumed run needs: the mean on its way, and what waits for it."""
+        anchor = {"z": self.flights.z} if self.anchored else {}
+        about = np.array([self.waiting, self.anchored], np.float64)
+        return {**super().state_dict(), **anchor, **self.flights.state_dict(), "about": about}
+
+    def load_state_dict(self, state: Settings) -> None:
+        """Resume from `state`."""
+        super().load_state_dict(state)
+        waiting, anchored = np.asarray(state["about"]).tolist()
+        self.waiting, self.anchored = Scope(int(waiting)), bool(anchored)
+        if self.anchored:
+            put_(self.flights.z, state["z"])
+        self.flights.load_state_dict(state)
