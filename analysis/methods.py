@@ -45,6 +45,9 @@ NAMES = {  # in the order of the legend, and of the table
     "adacomm": "AdaComm",
     "qsr": "QSR",
     "oneshot": "one-shot",
+    "fedavg": "FedAvg, half of P",
+    "gossip ring": "gossip, ring",
+    "gossip one-peer-exp": "gossip, one peer",
 }
 SECONDS = [quantities.seconds_at(gbit) for gbit in quantities.GBITS]
 COSTS = {
@@ -57,9 +60,9 @@ COSTS = {
 
 def line(run: Run) -> str | None:
     """Return the algorithm and its kind, if the figure has it and the run's clock `rescales`."""
-    key = run.config.get("algorithm", "")
-    if run.config.get("levels") is not None:
-        key += " levels"
+    words = [run.config.get("algorithm"), run.config.get("graph")]
+    words += ["levels"] * (run.config.get("levels") is not None)
+    key = " ".join(filter(None, words))
     return key if key in NAMES and quantities.rescales(run) else None
 
 
