@@ -141,7 +141,7 @@ class Mutant(NamedTuple):
 SMALLER = f"{TESTS['types']}::test_smaller_types_are_averaged_in_float32_and_rounded_once"
 RESTARTED = f"{TESTS['types']}::test_looks_and_a_restart_leave_the_bits_and_addresses_stay"
 ENDS = f"{TESTS['even']}::test_a_job_that_would_hang_ends_with_one_line"
-DELAYED = TESTS["delayed"]
+MERGED = f"{TESTS['delayed']}::test_a_merge_is_of_the_copies_and_not_of_the_weights_of_then"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 SHORTER = "a_period_is_the_rules_where_that_is_shorter"
 HALVED = "constant_losses_and_step_sizes_halve_each_block_down_to_one"
@@ -386,31 +386,31 @@ MUTANTS = [
         TRAINING["flights"],
         "        self.z[...] = w\n",
         "        self.z = w\n",
-        DELAYED,
+        MERGED,
     ),
     Mutant(
-        "a merge has the wrong sign", ALGORITHMS["delay"], "piece -= own[", "piece += own[", DELAYED
+        "a merge has the wrong sign", ALGORITHMS["delay"], "piece -= own[", "piece += own[", MERGED
     ),
     Mutant(
         "a delayed mean is merged one update late",
         TRAINING["delayed"],
         "t == flight.t + self.delay.tau:",
         "t == flight.t + self.delay.tau + 1:",
-        DELAYED,
+        MERGED,
     ),
     Mutant(
         "DASO counts the updates once",
         ALGORITHMS["delay"],
         "learners / (2 * self.tau + learners)",
         "learners / (self.tau + learners)",
-        DELAYED,
+        MERGED,
     ),
     Mutant(
         "a checkpoint forgets the learners' copies",
         TRAINING["flights"],
         'put_(self.own, state["own"])',
         "pass",
-        DELAYED,
+        f"{TESTS['delayed']}::test_the_state_holds_a_mean_on_its_way",
     ),
     Mutant(
         "a switch averages one update late",
@@ -773,14 +773,14 @@ MUTANTS = [
         "the step comes before the division",
         TRANSPORT["lanes"],
         """\
-        mean /= self.P
-        spread = self.spread(parts, mean) if variance else 0.0
+        mean /= self.P if weights is None else weights.total
+        spread = self.spread(counted(parts, weights), mean) if variance else 0.0
         rows[...] = mean if step is None else step(mean, columns)
 """,
         """\
         new = mean if step is None else step(mean, columns)
-        mean /= self.P
-        spread = self.spread(parts, mean) if variance else 0.0
+        mean /= self.P if weights is None else weights.total
+        spread = self.spread(counted(parts, weights), mean) if variance else 0.0
         rows[...] = new
 """,
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
@@ -796,8 +796,8 @@ MUTANTS = [
     Mutant(
         "MPI's sum is divided by the ranks",
         TRANSPORT["mpi"],
-        "        mean /= group.learners\n        return mean",
-        "        mean /= self.world.size\n        return mean",
+        "group.learners if weights is None else weights.total\n        return mean",
+        "self.world.size if weights is None else weights.total\n        return mean",
         DIVIDED,
     ),
     Mutant(
@@ -977,7 +977,7 @@ MUTANTS = [
     Mutant(
         "a log counts losses of learners that rest",
         "localavg/attaching/averager.py",
-        "loss if worked else 0.0",
+        "loss if self.participates else 0.0",
         "loss",
         "tests/attaching/test_rounds.py::"
         "test_the_log_counts_the_work_and_the_losses_of_those_who_work",
@@ -1133,8 +1133,8 @@ MUTANTS = [
     Mutant(
         "parameters of a smaller type do not get the average",
         "localavg/attaching/averager.py",
-        "        self.flat.store_()\n        self._agreement.leave()\n",
-        "        self._agreement.leave()\n",
+        "        self.flat.store_()\n        self._agreement.leave()\n        self.variance = S\n",
+        "        self._agreement.leave()\n        self.variance = S\n",
         f"{SMALLER}[1-bf16-mavg]",
     ),
     Mutant(
@@ -1836,8 +1836,8 @@ MUTANTS = [
     Mutant(
         "a finished run on a GPU is another one than auto's",
         "localavg/training/checks.py",
-        '"problem", "device", *TIMING}',
-        '"problem", *TIMING}',
+        '"problem", "device", "participants"',
+        '"problem", "participants"',
         f"{TESTS['where']}::test_the_run_file_has_the_device_and_a_resumed_run_keeps_it",
     ),
     Mutant(
