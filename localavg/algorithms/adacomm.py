@@ -104,6 +104,16 @@ class LossAndStep(Schedule):
         """The length of a block, in updates or in seconds."""
         return self.updates or self.seconds or math.inf
 
+    @property
+    def unsteered(self) -> str:
+        if not math.isnan(self.F0):
+            return ""
+        block = f"{self.updates} updates" if self.updates else f"{self.seconds:g} s"
+        return (
+            f"no average came after the first block of {block}, so the period was {self.tau0} all "
+            "along; lower `block`, or train for longer"
+        )
+
     def after(self, t: int) -> Scope:
         return Scope.WORLD if t == self.due else Scope.NONE
 

@@ -88,6 +88,11 @@ class Schedule(ABC):
         """The update t up to which feedback never changes the period."""
         return 0
 
+    @property
+    def unsteered(self) -> str:
+        """Why feedback changed nothing so far, though it should have; "" if it did, or need not."""
+        return ""
+
     @abstractmethod
     def after(self, t: int) -> Scope:
         """Return who averages after local update t, t = 1, 2, …"""

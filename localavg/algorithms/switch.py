@@ -43,6 +43,10 @@ class Switched(Schedule):
         after = self.rest.steered_after
         return self.t0 + after if after else 0
 
+    @property
+    def unsteered(self) -> str:
+        return self.rest.unsteered
+
     def after(self, t: int) -> Scope:
         return self.rest.after(t - self.t0) if t > self.t0 else Scope.NONE
 

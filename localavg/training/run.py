@@ -83,6 +83,8 @@ def run(
     # 5. End.
     if writes and status == FINISHED:
         checkpoint.remove(keeper.folder)
+        if why_not := e.algorithm.schedule.unsteered:
+            print(f"localavg: {c.algorithm}: {why_not}", file=sys.stderr)
     return Outcome(status, (why or _summary(e, monitor)) if writes else "")
 
 

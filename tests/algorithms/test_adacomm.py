@@ -308,3 +308,16 @@ def test_modelled_seconds_steer_a_simulated_run(tmp_path, hooks):
     updates = trained("adacomm --tau0 9 --block 10", tmp_path, "updates")
     assert seconds.averages.t.tolist() == updates.averages.t.tolist()
     assert seconds.averages.period.max() == 9 > seconds.averages.period.min()
+
+
+def test_a_run_shorter_than_its_first_block_says_so():
+    for schedule in (
+        LossAndStep(4, 20),
+        LossAndStep(4, None, 60.0),
+        Switched(LossAndStep(4, 20), 3),
+    ):
+        periods(schedule, 12, clock=lambda t: 0.1 * t)
+        assert "the period was 4 all along; lower `block`" in schedule.unsteered
+    steered = LossAndStep(4, 8)
+    periods(steered, 12)
+    assert steered.unsteered == ""
