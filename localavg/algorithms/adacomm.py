@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Annotated, Unpack
 
 from localavg.algorithms.base import Algorithm, Schedule, check_period
@@ -64,7 +65,7 @@ def adacomm(
 def _lengths(block: int | str) -> tuple[int | None, float | None]:
     """Return the length of a block in updates or in seconds; the other one is None."""
     rule = "must be a number of updates, or a time such as 60s or 2min"
-    if isinstance(block, bool) or not isinstance(block, int | str):
+    if isinstance(block, bool) or not isinstance(block, Integral | str):
         raise bad("block", repr(block), rule)
     if isinstance(block, str) and not block.isdecimal():
         try:

@@ -150,7 +150,7 @@ def _checked(options: Settings) -> list[Level]:
         pairs: list[Level] = [(K, S) for K, S in levels]
     except (TypeError, ValueError):
         pairs = []
-    if not pairs or isinstance(levels, str):
+    if not pairs or isinstance(levels, str) or not isinstance(levels, Sequence):
         raise bad(
             "levels", repr(levels), "must be pairs (K, S) such as [(4, 2), (16, 8), (64, 64)]"
         )

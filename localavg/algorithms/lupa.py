@@ -93,6 +93,7 @@ class LossDriven(Schedule):
 
     def __post_init__(self) -> None:
         check_period("tau0", self.tau0)
+        self.due = self.due or self.tau0  # F(w̄_0) / F(w̄_0) is 1
 
     @property
     def shortest(self) -> int:

@@ -35,11 +35,13 @@ class Participants:
 
     weights: [P] how much each learner counts, 0 for those that do not work; None: all learners work
     and count alike. at_work: the rows of this rank's matrices whose learners work; None: all.
+    asked: the first option that was given, "" if everyone works and counts alike.
     """
 
     weights: list[int] | None = None
     at_work: list[int] | None = None
-    working = 0  # the number of learners that work in a round
+    P = working = 0  # the number of learners, and of those that work in a round
+    counts: Sequence[int] = (1,)  # [P] how much each counts if it works
 
     def __init__(self, m: int | None = None, by: str | None = None, C: float = 1.0) -> None:
         at_least("participants", m, 1)
@@ -47,13 +49,9 @@ class Participants:
             check_choice("weights", by, WEIGHTS)
         self.m, self.by, self.C = m, by, C
         self.r = 0  # number of the round
-
-    @property
-    def asked(self) -> str:
-        """The first option that was given, "" if everyone works and counts alike."""
-        if self.m is not None or self.C < 1:
-            return "participants"
-        return "weights" if self.by == "rows" else ""
+        self.asked = "weights" if by == "rows" else ""
+        if m is not None or C < 1:
+            self.asked = "participants"
 
     def start(
         self, learners: range, P: int, seed: int, examples: Sequence[int] | None = None
@@ -90,7 +88,7 @@ class Participants:
 
     def _draw(self) -> None:
         if self.working == self.P:
-            self.weights = None if set(self.counts) == {1} else self.counts
+            self.weights = None if set(self.counts) == {1} else [*self.counts]
             return
         random = generator(self.seed, 0, self.r, Stream.PARTICIPANTS)
         drawn = set(random.choice(self.P, self.working, replace=False).tolist())  # S_r

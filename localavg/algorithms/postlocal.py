@@ -22,7 +22,7 @@ def postlocal(
     """
     if not common.get("switch"):
         raise UserError(
-            "postlocal needs `switch`, the length of its first phase with mean gradients, above 0: "
-            "nothing here changes the step size, as the paper's switch does"
+            "postlocal needs `switch`, the length of its first phase with mean gradients, above 0; "
+            "by default it is the first of `milestones` or `decay_every`, and there is none"
         )
     return composed(Every(K), **common)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 
 from localavg.algorithms.base import Algorithm
+from localavg.algorithms.switch import Switched
 from localavg.attaching.row import Row
 from localavg.errors import UserError
 from localavg.interfaces import Settings
@@ -87,6 +88,8 @@ def check_state(state: Settings, algorithm: Algorithm, flat: Row) -> None:
 
 def _parts(algorithm: Algorithm) -> str:
     """Return the kinds of an algorithm's parts."""
-    kinds = (algorithm.schedule, algorithm.average, algorithm.exchange)
+    schedule = algorithm.schedule
+    inner = [schedule.rest] if isinstance(schedule, Switched) else []
+    kinds = (schedule, *inner, algorithm.average, algorithm.exchange)
     delay = [] if algorithm.delay is None else [str(algorithm.delay)]
     return " + ".join([*(type(part).__name__ for part in kinds), *delay])

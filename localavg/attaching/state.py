@@ -50,6 +50,12 @@ def check_moments(state: str | Mapping[str, str], optimizer: Optimizer) -> None:
     if isinstance(named, str):
         return
     both = "betas" in optimizer.defaults
+    for letter, torchs in MOMENTS.items():
+        if name := next((name for name in named if name in torchs), ""):
+            letters = "m or v" if name == "momentum_buffer" else letter
+            raise UserError(
+                f"attach: `state = {as_text(state)}`: {name} is a moment; call it {letters}"
+            )
     if not both and {"m", "v"} & {*named} and not optimizer.defaults.get("momentum"):
         raise UserError(
             f"attach: `state = {as_text(state)}`: {kind} has neither m nor v; name the tensors of "
@@ -98,11 +104,25 @@ class TorchState:
 
     def at_average_(self, average_: Callable[[Array], None]) -> None:
         """Apply the policy when the weights average, as `Optimizer` does. Collective."""
+        self._check_names()
         asked = words(self.policy)
         if "average" in asked:
             self._average_(average_)
         if "reset" in asked:
             self._reset_()
+
+    def _check_names(self) -> None:
+        """Raise UserError for a name that no tensor of the state has, once there are some."""
+        states = [
+            (name, self._optimizer[name].state.get(p, {})) for name, p in self.parameters.items()
+        ]
+        keys = set().union(*(self._shaped(name, state) for name, state in states))
+        named = set() if isinstance(self.policy, str) else {*self.policy} - {"m", "v"}
+        if keys and named - keys:
+            raise UserError(
+                f"attach: `state = {as_text(self.policy)}`: no tensor of the optimiser's state is "
+                f"called {min(named - keys)}; there are {', '.join(sorted(keys))}"
+            )
 
     def _word(self, key: str) -> str:
         """Return what happens to the tensors that torch calls `key`."""

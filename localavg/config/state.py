@@ -28,7 +28,8 @@ def by_name(name: str, state: str | Mapping[str, str]) -> str | dict[str, str]:
     rule = f"must be one of {', '.join(STATES)}, or these by moment, such as m=reset,v=average"
     if not isinstance(state, str | Mapping):
         raise bad(name, repr(state), rule)
-    pairs = [each.split("=") for each in state.split(",")] if isinstance(state, str) else []
+    text = state.replace(" ", "") if isinstance(state, str) else ""
+    pairs = [each.split("=") for each in text.split(",")] if text else []
     if isinstance(state, Mapping):
         pairs = [list(pair) for pair in state.items()]
     named = dict(pair for pair in pairs if len(pair) == 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 
@@ -64,9 +65,13 @@ def after_warm_up(c: TrainConfig, epoch: float, step_size: StepSize) -> StepSize
     return lambda t: step_size(max(t, steps + 1))
 
 
-def first_change(c: TrainConfig) -> float | None:
-    """Return the epoch after which γ is first multiplied by `factor`, None if never."""
-    return None if c.lr_schedule != "steps" else c.decay_every or min(c.milestones)
+def first_change(c: TrainConfig, epoch: float) -> int | None:
+    """Return the number of updates after which γ is first multiplied by `factor`, None if never."""
+    if c.lr_schedule != "steps":
+        return None
+    if c.decay_every is not None:
+        return math.ceil(round(c.decay_every * epoch, 9))
+    return round(min(c.milestones) * epoch)
 
 
 def remedy(c: TrainConfig) -> str:

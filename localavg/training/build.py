@@ -32,6 +32,7 @@ from localavg.problems.engines.loop import Loop
 from localavg.simulate import timing
 from localavg.simulate.timing import Timing
 from localavg.training import where
+from localavg.training.checks import own_options
 from localavg.training.length import Length
 from localavg.training.problem import make_problem
 from localavg.training.replay import replayed
@@ -149,9 +150,10 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     """Add the algorithm and what it works on: rows, transport, engine. Collective."""
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     step_size = stepsizes.after_warm_up(c, length.epoch, task.step_size)
-    algorithm = algorithms.make(c.algorithm, c.options, length.T, length.epoch, step_size=step_size)
+    options = own_options(c, length.epoch)
+    algorithm = algorithms.make(c.algorithm, options, length.T, length.epoch, step_size=step_size)
     if c.replay:
-        algorithm = fleet.together(lambda: replayed(algorithm, c.replay or "", length.T))
+        algorithm = fleet.together(lambda: replayed(algorithm, c, length.T, fleet.rank == 0))
     algorithm.average.lay_out(fleet.learners, fleet.P, c.seed)
     optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
     # weights, gradients, state: [L, d] each; and what the average keeps, once for all

@@ -17,7 +17,9 @@ from localavg.models import MODELS
 
 TIMING = ("timing_from", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
 # The program chooses these if they are not given, or auto. They are not compared then.
-FILLED_IN = {"learners", "steps", "problem", "device", "participants", "weights", *TIMING}
+FILLED_IN = {"learners", "steps", "problem", "device", "participants", "weights", "switch"} | {
+    *TIMING
+}
 FREE = {  # settings that do not change the result
     "out",
     "transport",
@@ -46,9 +48,7 @@ def read(given: Settings) -> TrainConfig:
         raise algorithms.unknown(plain["algorithm"])
     plain = {**algorithms.SETTINGS.get(plain["algorithm"], {}), **plain}
     config = TrainConfig(options=options, **plain)
-    if config.algorithm == "postlocal" and options.get("switch") is None:
-        options["switch"] = stepsizes.first_change(config)  # Lin et al.: the first decay
-    algorithms.check(config.algorithm, options, config.learners)
+    algorithms.check(config.algorithm, own_options(config, epoch=1e6), config.learners)
     if options.get("delay") and is_averaged(config.state):
         raise UserError(
             f"`state = {config.state}` with `delay`: the weights average later, and the state of "
@@ -58,6 +58,17 @@ def read(given: Settings) -> TrainConfig:
     if config.model is not None:
         check_choice("model", config.model, tuple(MODELS))
     return config
+
+
+def own_options(c: TrainConfig, epoch: float) -> Settings:
+    """Return the options of a run's algorithm, with postlocal's `switch` if it was not given.
+
+    That is the first change of the step size, as in Lin et al., for epochs of so many updates.
+    """
+    if c.algorithm != "postlocal" or c.options.get("switch") is not None:
+        return c.options
+    t0 = stepsizes.first_change(c, epoch)
+    return {**c.options, "switch": None if t0 is None else t0 / epoch}
 
 
 def all_settings(c: TrainConfig) -> dict[str, object]:

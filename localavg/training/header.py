@@ -15,7 +15,7 @@ from localavg.learner.sampling import ByClass
 from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Experiment, Task
-from localavg.training.checks import all_settings
+from localavg.training.checks import all_settings, own_options
 
 
 class Carrier(Protocol):
@@ -35,6 +35,7 @@ def config(task: Task) -> dict[str, object]:
     c, problem, data = task.config, task.problem, task.problem.data
     # The path of a file is absolute, so that it can be found from any folder.
     where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data
+    own = own_options(c, task.length.epoch)
     return {
         **all_settings(c),
         "data": where,
@@ -47,6 +48,7 @@ def config(task: Task) -> dict[str, object]:
         "test_rows": 0 if data.test is None else len(data.test.y),
         **(asdict(task.timing) if task.timing else {}),
         **_participation(task),
+        **({"switch": own["switch"]} if own.get("switch") is not None else {}),
     }
 
 

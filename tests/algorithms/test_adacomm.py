@@ -291,6 +291,18 @@ def test_a_replay_that_does_not_fit_is_one_line(tmp_path, hooks, capsys):
         assert f"--replay {path}: {words}" in capsys.readouterr().err
 
 
+def test_a_replay_with_another_switch_is_refused_and_other_settings_are_told(
+    tmp_path, hooks, capsys
+):
+    line, path = "adacomm --tau0 4 --block 10", tmp_path / "first.h5"
+    trained(f"{line} --switch 2", tmp_path, "first")
+    for other in ("", "--switch 3"):
+        trained(f"{line} {other} --replay {path}", tmp_path, f"no{other}", status=2)
+        assert "its averages begin with --switch 2" in capsys.readouterr().err
+    trained(f"{line} --switch 2 --momentum 0.5 --optimizer momentum --replay {path}", tmp_path, "x")
+    assert f"replay {path}: " in capsys.readouterr().err
+
+
 def test_what_is_replayed_is_a_schedule_without_feedback():
     schedule = Replayed([3, 7])
     assert [t for t in range(1, 9) if schedule.after(t)] == [3, 7]

@@ -131,3 +131,15 @@ def test_every_row_whose_averages_are_of_everyone_takes_participants(row):
     made = algorithms.make(row, {"participants": 2, "weights": "equal"}, T=1000, epoch=10)
     made.participants.start(range(P), P, 0)
     assert made.participants.working == 2
+
+
+def test_a_row_asks_for_participants_by_its_options_alone():
+    """`asked` is what was given, also after the numbers that take effect are known."""
+    for how, asked in (
+        ({}, ""),
+        ({"by": "equal"}, ""),
+        ({"m": 3}, "participants"),
+        ({"C": 0.5}, "participants"),
+        ({"by": "rows", "examples": [5] * P}, "weights"),
+    ):
+        assert started(**how).asked == asked

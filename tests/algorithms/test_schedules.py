@@ -21,7 +21,9 @@ from localavg.algorithms.qsr import Quadratic
 from localavg.algorithms.switch import Switched
 from localavg.cli import in_flags
 from localavg.errors import UserError
+from localavg.learner import stepsizes
 from localavg.scope import Scope
+from localavg.training import checks
 
 
 def letters(schedule, T):
@@ -644,3 +646,22 @@ def test_an_algorithm_knows_its_name_and_its_arguments():
         str(algorithms.BOTH["kavg"](K=4)) == "kavg(K=4)"
         and str(algorithms.BOTH["sync"]()) == "sync()"
     )
+
+
+@pytest.mark.parametrize(
+    ("given", "t0"),
+    [
+        ({"milestones": [3, 1], "factor": 0.5}, 31),  # 31.25 updates an epoch
+        ({"decay_every": 1.0}, 32),
+        ({"milestones": [2], "switch": 3.0}, 94),
+    ],
+)
+def test_postlocal_switches_where_the_step_size_changes_first(given, t0):
+    epoch, lr = 31.25, {"lr": 1.0, "lr_schedule": "steps"}
+    config = checks.read({"algorithm": "postlocal", **lr, **given})
+    options = checks.own_options(config, epoch)
+    made = algorithms.make("postlocal", options, T=1000, epoch=epoch)
+    assert made.schedule.begins == made.exchange.until == t0
+    gamma = stepsizes.make(config, epoch)
+    if "switch" not in given:
+        assert gamma(t0) == 1.0 > gamma(t0 + 1)

@@ -229,6 +229,7 @@ def test_sequential_sgd_is_meant_to_average_nothing(capsys):
         ("hieravg", {"K1": 4, "K2": 44, "S": 2}, " with K2 = 44"),
         ("hieravg", {"levels": "4:2,44:4"}, " with levels = 4:2,44:4"),
         ("adalupa", {"tau0": 41}, " with tau0 = 41"),
+        ("adalupa", {"tau0": 41, "rule": "loss"}, " with tau0 = 41"),
         ("adacomm", {"tau0": 41}, " with tau0 = 41"),
         ("piecewise", {"pieces": "0:50"}, ""),
         ("qsr", {"alpha": 0.65}, " with alpha = 0.65"),

@@ -104,8 +104,9 @@ def test_streams_keep_their_numbers_or_old_runs_could_not_be_repeated():
         "MEAN_ROUNDING",
         "PARTITION",
         "PARTICIPANTS",
+        "GOSSIP",
     ]
-    assert list(map(int, sorted(Stream))) == list(range(8))
+    assert list(map(int, sorted(Stream))) == list(range(9))
 
 
 @pytest.mark.parametrize("kind", ["iid", "block"])
