@@ -49,6 +49,7 @@ NAMES = {  # in the order of the legend, and of the table
     "gossip ring": "gossip, ring",
     "gossip one-peer-exp": "gossip, one peer",
 }
+FAR = "oneshot"  # the line that is so far from the others that they could not be told apart
 SECONDS = [quantities.seconds_at(gbit) for gbit in quantities.GBITS]
 COSTS = {
     "t": "local updates t",
@@ -84,7 +85,8 @@ def draw(lines: dict[Hashable, list[Run]], column: str) -> Figure:
         rows = rows_of if cost == "t" else shared
         for key, repeats in lines.items():
             look = list(NAMES).index(key)
-            curves.curve(axes, repeats, cost, column, NAMES[key], look, rows, np.median, marks=4)
+            name = NAMES[key] + " (off the scale)" * (key == FAR and len(lines) > 1)
+            curves.curve(axes, repeats, cost, column, name, look, rows, np.median, marks=4)
         axes.set(xlabel=COSTS[cost], ylabel="" if i % 3 else curves.Y_LABELS[column])
         if cost != "t":
             axes.set_xscale("log", nonpositive="mask")
@@ -102,8 +104,12 @@ def same_range(panels: Sequence[Axes]) -> None:
 
 
 def zoom(panels: Sequence[Axes], lines: dict[Hashable, list[Run]], column: str) -> None:
-    """Let the y axes of panels cover what the runs show after the first tenth of their updates."""
-    runs = [rows_of(run) for repeats in lines.values() for run in repeats]
+    """Let the y axes of panels cover what the runs show after the first tenth of their updates.
+
+    FAR is left out, if there are others.
+    """
+    shown = [repeats for key, repeats in lines.items() if key != FAR] or [*lines.values()]
+    runs = [rows_of(run) for repeats in shown for run in repeats]
     later = pd.concat([rows[rows.t >= 0.1 * rows.t.max()][column] for rows in runs]).dropna()
     low, high = later.min(), later.max()
     for axes in panels:
