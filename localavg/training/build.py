@@ -91,7 +91,7 @@ def build(
     aware: the result of doctor's test of MPI on device memory, on rank 0. earlier: the choices of
     the run that is resumed. Raises UserError on all ranks for anything that cannot be run.
     """
-    algorithms.check(c.algorithm, c.options, fleet.P)  # before data is read
+    algorithms.check(c.algorithm, own_options(c, epoch=1e6), fleet.P)  # before data is read
     if c.algorithm == "sgd" and fleet.P > 1:
         raise UserError(
             f"sgd with {fleet.P} learners: sequential SGD has one; use sync, or `learners = 1` on "

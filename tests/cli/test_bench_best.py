@@ -179,9 +179,9 @@ def test_updates_that_warm_up_are_not_in_the_time_of_ours():
         e = assemble(load_task(_settings("epsilon-like:60x5", 4, 6, Cpu(), "loop"), fleet, 1))
         gradients_ = e.engine.gradients_
 
-        def slow(w, t, out):
+        def slow(w, t, out, rows=None):
             time.sleep(0.4 if t <= 2 else 0)
-            return gradients_(w, t, out)
+            return gradients_(w, t, out, rows)
 
         e.engine.gradients_ = slow
         return train_alone(e, warm)[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import replace
 from time import perf_counter
@@ -63,8 +63,10 @@ def overhead(task: Task) -> dict[str, float]:
     plus: Callable[[Array, Array, Array], object] = np.add  # of its many types the one used here
     update_, add = parts.timing(optimizer.update_), adding.timing(plus)
 
-    def update_and_add_(w: Array, g: Array, gamma: float) -> None:
-        update_(w, g, gamma)
+    def update_and_add_(
+        w: Array, g: Array, gamma: float, rows: Sequence[int] | None = None
+    ) -> None:
+        update_(w, g, gamma, rows)
         add(x, y, z)
 
     optimizer.update_ = update_and_add_

@@ -11,6 +11,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -132,8 +133,8 @@ def _first_update(e: Experiment, end: Ends) -> None:
     optimizer: Any = e.optimizer
     update_ = optimizer.update_
 
-    def first_(w: Array, g: Array, gamma: float) -> None:
-        update_(w, g, gamma)
+    def first_(w: Array, g: Array, gamma: float, rows: Sequence[int] | None = None) -> None:
+        update_(w, g, gamma, rows)
         e.device.settle()
         end("first update")
 
