@@ -429,9 +429,9 @@ def whole_runs(world, folder):
             patch.setattr(
                 optim.Optimizer,
                 "update_",
-                lambda self, w, g, gamma, gpu=gpu: (
+                lambda self, w, g, gamma, rows=None, gpu=gpu: (
                     gpu and gpu.touch([], [torch.from_numpy(w), torch.from_numpy(g)]),
-                    update_(self, w, g, gamma),
+                    update_(self, w, g, gamma, rows),
                 ),
             )
             assert run(c, world).status == 0
