@@ -180,7 +180,7 @@ class Average(ABC):
 
     def matrix(self, t: int) -> Array:
         """Return W [P, P] of Scope.NEIGHBOURS after update t: w_j ← Σ_i W_ji w_i."""
-        raise NotImplementedError(f"{type(self).__name__} averages no neighbours")
+        raise TypeError(f"{type(self).__name__} averages no neighbours")
 
     def state_dict(self) -> dict[str, Array]:
         """Return what the average keeps from one call to the next.

@@ -116,9 +116,7 @@ class Averaging:
         if scope:
             self.before(t, scope)
             S = average.average_(self.w, scope, transport, self.variance, gamma, t)
-            self.state.at_average_(
-                partial(average.average_state_, scope=scope, transport=transport, t=t)
-            )
+            self._average_state_(scope, t)
             self.after(t, scope, S)
             self._steer(t, S, gamma)
             if scope is Scope.WORLD and not last:
@@ -127,6 +125,11 @@ class Averaging:
         elif t == schedule.begins:
             self.begin(t, gamma)
         return scope
+
+    def _average_state_(self, scope: Scope, t: int) -> None:
+        """Keep, average or reset the optimiser's state as the weights average after update t."""
+        average_ = self.average.average_state_
+        self.state.at_average_(partial(average_, scope=scope, transport=self.transport, t=t))
 
     def learn(self, losses: Sequence[float | Array]) -> None:
         """Note the losses of an update, of this rank's learners, for a schedule that needs them."""

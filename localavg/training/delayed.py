@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,9 +60,9 @@ class Delayed(Averaging):
         if last:
             self._drop_(t)
             return super().average_(t, gamma, last=True) or arrived
-        scope = self.schedule.after(t) or self.waiting
+        scope = max(self.schedule.after(t), self.waiting)  # the wider one covers the other
         if scope and self.flights.now is not None:
-            self.waiting = max(scope, self.waiting)
+            self.waiting = scope
         elif scope:
             self.waiting = Scope.NONE
             self._begin_(t, scope, gamma)
@@ -91,9 +90,7 @@ class Delayed(Averaging):
         self.laps.met()
         learners = self.flights.transport.sizes[flight.scope]
         self.delay.merge_(self.w, self.flights.z, self.flights.own, learners)
-        self.state.at_average_(
-            partial(self.average.average_state_, scope=flight.scope, transport=self.transport, t=t)
-        )
+        self._average_state_(flight.scope, t)
         self.laps.computed()
         self.after(t, flight.scope, S, flight.t, seconds)
         self._steer(t, S, flight.gamma)
