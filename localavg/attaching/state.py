@@ -113,11 +113,13 @@ class TorchState:
 
     def _check_names(self) -> None:
         """Raise UserError for a name that no tensor of the state has, once there are some."""
+        named = set() if isinstance(self.policy, str) else {*self.policy} - {"m", "v"}
+        if not named:
+            return
         states = [
             (name, self._optimizer[name].state.get(p, {})) for name, p in self.parameters.items()
         ]
         keys = set().union(*(self._shaped(name, state) for name, state in states))
-        named = set() if isinstance(self.policy, str) else {*self.policy} - {"m", "v"}
         if keys and named - keys:
             raise UserError(
                 f"attach: `state = {as_text(self.policy)}`: no tensor of the optimiser's state is "
