@@ -23,6 +23,11 @@ ALGORITHMS = {
     "adpsgd": f"--p-init 2 --Ks 8 --warmup 0.2 {DATA} --optimizer adam --lr 0.01",
     "adalupa": f"--tau0 3 --alpha 0.5 {DATA}",
     "piecewise": f"--pieces 0:3,2:5 {DATA}",
+    "postlocal": f"--K 3 --switch 0.5 {DATA} --optimizer momentum",
+    "fedavg": f"--K 3 --participants 2 {DATA} --optimizer momentum",
+    "adacomm": f"--tau0 4 --block 8 {DATA}",
+    "qsr": f"--alpha 0.9 --K 3 {DATA} --optimizer adamw --lr 0.01",
+    "gossip": f"--K 2 --graph ring {DATA}",
 }
 NETWORK = (
     "mavg --K 3 --mu 0.5 --data digits --model nin --batch-size 8 --lr 0.02 --steps 24 --learners 4 "
