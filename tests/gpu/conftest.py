@@ -2,7 +2,7 @@
 side by side.
 
 A launch takes 10 s and more to load CUDA, so each test file has few, and those that the chosen
-tests need begin together; several processes share the GPU.
+tests need begin together, but for a limit; several processes share the GPU.
 """
 
 from concurrent.futures import ThreadPoolExecutor

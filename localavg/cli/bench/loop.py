@@ -18,6 +18,8 @@ from localavg.training.build import Experiment, Task, assemble
 from localavg.training.loop import train
 from localavg.training.run import watched
 
+WARM = {"cpu": 0, "cuda": 10}
+"""updates of each turn that are not counted: on a GPU a graph is captured in them"""
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from localavg import models
 from localavg.cli.bench import Row, best, best_network, images, medians, seconds
-from localavg.cli.bench.loop import train_alone
+from localavg.cli.bench.loop import WARM, train_alone
 from localavg.config import TrainConfig
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
@@ -23,8 +23,6 @@ BATCHES = 4  # batches in the data set: few, so that evaluation, which is not ti
 MOMENTUM, DECAY = 0.9, 1e-4
 MEAN, DEVIATION = 127.5, 73.9  # of random bytes
 LOG_EVERY = 10  # updates, as in a run of 1000 updates
-WARM = {"cpu": 0, "cuda": 10}
-"""updates of each turn that are not counted: on a GPU a graph is captured in them"""
 
 
 def bench_network(
