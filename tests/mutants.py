@@ -967,6 +967,42 @@ MUTANTS = [
         f"{LEARNER_TESTS}::test_an_update_of_some_rows_is_that_of_their_learners_alone",
     ),
     Mutant(
+        "plan: an average takes no time inside a node",
+        "localavg/simulate/plan.py",
+        "within = self.node_s if self.ranks > 1 else 0.0",
+        "within = 0.0",
+        "tests/simulate/test_plan.py::test_averages_at_once_add_up",
+    ),
+    Mutant(
+        "plan: a delayed average is merged an update late",
+        "localavg/simulate/plan.py",
+        "if scope and t == begun + delay:",
+        "if scope and t == begun + delay + 1:",
+        "tests/simulate/test_plan.py::test_delayed_averages_cost_what_their_updates_do_not_hide",
+    ),
+    Mutant(
+        "plan: the bytes of an average are those of half of it",
+        "localavg/simulate/plan.py",
+        "return 2 * (self.nodes - 1) / self.nodes * nbytes",
+        "return (self.nodes - 1) / self.nodes * nbytes",
+        "tests/simulate/test_plan.py::test_averages_at_once_add_up",
+    ),
+    Mutant(
+        "plan: the bytes of a long run are those of the part that was modelled",
+        "localavg/simulate/plan.py",
+        "link_bytes=whole * made",
+        "link_bytes=made",
+        "tests/simulate/test_plan.py::test_a_long_run_is_extrapolated",
+    ),
+    Mutant(
+        "plan: averages inside the measured node count as those of a link",
+        "localavg/simulate/plan.py",
+        "return Machine(timing, 1, ranks, seconds)",
+        "return Machine(timing, ranks, 1, seconds)",
+        "tests/simulate/test_plan.py::"
+        "test_a_run_in_one_node_gives_the_average_inside_and_one_between_nodes_that_of_the_link",
+    ),
+    Mutant(
         "learners that rest take modelled time",
         "localavg/simulate/clock.py",
         "if weights is None or weights[j]:",

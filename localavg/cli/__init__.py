@@ -7,6 +7,7 @@ command runs, so that ``--help`` is quick.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 import re
@@ -151,3 +152,12 @@ def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
     from tabulate import tabulate
 
     print(f"\n{title}\n{tabulate(rows, headers='keys', floatfmt='.4g', missingval='-')}")
+
+
+def write_json(path: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write the rows of a table to a file, for the option --json."""
+    try:
+        with open(path, "w") as f:
+            json.dump(rows, f, indent=1)
+    except OSError as e:
+        raise UserError(f"--json {path}: {e.strerror}; give a file you can write") from e

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from localavg.algorithms.outer import RULES
-from localavg.cli import Commands, launched, print_table, probed, rank, world
+from localavg.cli import Commands, launched, print_table, probed, rank, world, write_json
 from localavg.cli.bench import options
 from localavg.errors import UserError
 
@@ -171,9 +170,5 @@ def _print(title: str, rows: list[Row], path: str | None, more: Sequence[Row] = 
         shown = [{"": key, " ": value} for key, value in shown[0].items()]
     print_table(title, shown)
     if path:
-        try:
-            with open(path, "w") as f:
-                json.dump(rows, f, indent=1)
-        except OSError as e:
-            raise UserError(f"--json {path}: {e.strerror}; give a file you can write") from e
+        write_json(path, rows)
     return 0

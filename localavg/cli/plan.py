@@ -1,0 +1,235 @@
+"""``localavg plan``: predict what averages cost, against the period, the delay and the nodes."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from dataclasses import replace
+from itertools import product
+from typing import TYPE_CHECKING
+
+from localavg.cli import Commands, above_0, at_least_1, flag, launched, print_table, write_json
+from localavg.errors import UserError, amount
+
+if TYPE_CHECKING:
+    from localavg.simulate.plan import Machine
+
+GIVEN = ("step_s", "bandwidth", "floats")  # what a plan without a run file needs
+LEFT_OUT = (
+    "The model leaves out: learners that are slow all the time, other traffic on the links, faster "
+    "links inside a group of nodes, evaluations and checkpoints, and what computing and averaging "
+    "take from each other (a delayed average needs some time of a core). It says nothing of the "
+    "loss: a longer period or a delay may need more updates."
+)
+
+
+def add(commands: Commands) -> None:
+    """Declare the command."""
+    p = commands.add_parser(
+        "plan",
+        help="predict the wall clock, the share of communication and the bytes of averages",
+        description="Predict the wall clock, the share of communication and the bytes of a run "
+        "with averages of everyone, against the period K, the delay and the number of nodes, on "
+        f"the modelled clock of train --simulate. {LEFT_OUT}",
+    )
+    p.set_defaults(call=_plan)
+    p.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN.h5",
+        help="take what was measured in this run of kavg or another algorithm, one learner a rank, "
+        "on 2 ranks or more (default: the numbers below)",
+    )
+    _add_machine(p.add_argument_group("the machine; each number replaces that of RUN.h5"))
+    g = p.add_argument_group("values that the table ranges over")
+    g.add_argument(
+        "--nodes",
+        type=at_least_1,
+        nargs="+",
+        metavar="N",
+        help="number of nodes (default: those of RUN.h5, otherwise 2 4 8)",
+    )
+    g.add_argument(
+        "--bandwidth",
+        type=bytes_per_s,
+        nargs="+",
+        metavar="X",
+        help="bandwidth of a node's link, such as 1gbit or 100mbit, or in bytes per second "
+        "(default: that of RUN.h5, if it was between nodes)",
+    )
+    g.add_argument(
+        "--K",
+        type=at_least_1,
+        nargs="+",
+        metavar="N",
+        default=[1, 2, 4, 8, 16, 32, 64],
+        help="local updates between averages (default: 1 2 4 8 16 32 64)",
+    )
+    g.add_argument(
+        "--delay",
+        type=updates_or_K,
+        nargs="+",
+        metavar="N",
+        default=[0, "K"],
+        help="updates after which an average is merged, at most K; the letter K stands for the "
+        "period (default: 0 K)",
+    )
+    p.add_argument(
+        "--json", metavar="FILE", help="also write the rows to this file (default: only print)"
+    )
+
+
+def _add_machine(g: argparse._ArgumentGroup) -> None:
+    numbers: tuple[tuple[str, str], ...] = (
+        ("step-s", "mean time of a local update, in seconds"),
+        (
+            "step-cv",
+            "standard deviation of that time, divided by its mean (default without RUN.h5: 0.1)",
+        ),
+        ("latency-s", "latency of a message between nodes, in seconds (default: 5e-6)"),
+        (
+            "node-s",
+            "seconds of an average inside a node, as bench average measures it (default: that of "
+            "RUN.h5 if it was on one node, otherwise 0)",
+        ),
+    )
+    for name, what in numbers:
+        g.add_argument(f"--{name}", type=float, metavar="X", help=what)
+    wholes = (
+        ("floats", "length of a learner's weights, in floats of 4 bytes"),
+        ("ranks-per-node", "ranks on a node, one learner each (default: RUN.h5's, otherwise 1)"),
+        ("steps", "T, local updates of a learner (default: those of RUN.h5, otherwise 1000)"),
+    )
+    for name, what in wholes:
+        g.add_argument(f"--{name}", type=at_least_1, metavar="N", help=what)
+    g.add_argument(
+        "--seed", type=int, metavar="N", default=0, help="seed of the times (default: 0)"
+    )
+
+
+def bytes_per_s(text: str) -> float:
+    """Convert a bandwidth such as 1gbit, 100mbit or 1.25e8 to bytes per second."""
+    found = re.fullmatch(r"(.+?)([kmg])bit", text.lower())
+    if not found:
+        return above_0(text)
+    return above_0(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2]] / 8
+
+
+def updates_or_K(text: str) -> int | str:
+    """Convert a delay: a number of updates, or the letter K."""
+    if text == "K":
+        return text
+    if (number := int(text)) < 0:
+        raise ValueError(text)
+    return number
+
+
+def _plan(args: argparse.Namespace) -> int:
+    if launched():
+        raise UserError("plan on several ranks: it uses one process; run it without mpirun")
+    machine, floats, T = _machine(args)
+    rows = []
+    nodes = args.nodes or ([machine.nodes] if args.run else [2, 4, 8])
+    rates = args.bandwidth or [machine.timing.bandwidth_bytes_per_s]
+    for N, rate in product(nodes, rates):
+        timing = replace(machine.timing, bandwidth_bytes_per_s=rate)
+        rows += _rows(args, replace(machine, nodes=N, timing=timing), floats, T)
+    _print(rows, machine, floats, T)
+    if args.json:
+        write_json(args.json, rows)
+    return 0
+
+
+def _machine(args: argparse.Namespace) -> tuple[Machine, int, int]:
+    """Return the machine that is asked for, the floats of a model, and T."""
+    from localavg.files.record import load
+    from localavg.simulate.plan import Machine, measured
+    from localavg.simulate.timing import Timing
+
+    if args.run:
+        run = load(args.run, weights=False)
+        machine, d, T = measured(run), run.config["d"], run.config["steps"]
+        if machine.nodes == 1 and not args.bandwidth and max(args.nodes or [1]) > 1:
+            raise UserError(
+                f"{args.run}: was on one node, and says nothing of a link between nodes; give "
+                "--bandwidth"
+            )
+        machine = replace(machine, node_s=machine.node_s * (args.floats or d) / d)
+    else:
+        if missing := [flag(name) for name in GIVEN if getattr(args, name) is None]:
+            raise UserError(f"plan needs {', '.join(missing)}; give them, or a run file")
+        machine, d, T = Machine(Timing()), args.floats, 1000
+    names = ("step_s", "step_cv", "latency_s")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    machine = replace(machine, timing=replace(machine.timing, **given))
+    if args.node_s is not None:
+        machine = replace(machine, node_s=args.node_s)
+    if args.ranks_per_node is not None:
+        machine = replace(machine, ranks=args.ranks_per_node)
+    return machine, args.floats or d, args.steps or T
+
+
+def _rows(
+    args: argparse.Namespace, machine: Machine, floats: int, T: int
+) -> list[dict[str, object]]:
+    """Predict every K and delay on one machine. Return a row for each."""
+    from localavg.simulate.plan import predict
+
+    timing, rows = machine.timing, []
+    for K in args.K:
+        for asked in dict.fromkeys(args.delay):
+            if (tau := K if asked == "K" else asked) > K:
+                continue
+            found = predict(machine, 4 * floats, K, T, tau, args.seed)
+            rows.append(
+                {
+                    "nodes": machine.nodes,
+                    "learners": found.learners,
+                    "bandwidth_bytes_per_s": timing.bandwidth_bytes_per_s,
+                    "latency_s": timing.latency_s,
+                    "step_s": timing.step_s,
+                    "step_cv": timing.step_cv,
+                    "floats": floats,
+                    "steps": T,
+                    "K": K,
+                    "delay": tau,
+                    "merged": f"after {asked}" if asked else "at once",
+                    "average_s": found.average_s,
+                    "wall_s": found.wall_s,
+                    "communicate": found.communicate,
+                    "wait": found.wait,
+                    "link_bytes": found.link_bytes,
+                }
+            )
+    if not rows:
+        raise UserError(f"--delay {min(args.delay)}: is longer than every --K; use at most K")
+    return rows
+
+
+def _print(rows: list[dict[str, object]], machine: Machine, floats: int, T: int) -> None:
+    """Print a table for each number of nodes and bandwidth, and what the model leaves out."""
+    timing = machine.timing
+    places: dict[tuple, list[dict]] = {}
+    for row in rows:
+        places.setdefault((row["nodes"], row["bandwidth_bytes_per_s"]), []).append(row)
+    for (nodes, rate), of in places.items():
+        link = f" at {8e-9 * rate:.4g} Gbit/s" if nodes > 1 else ""
+        title = (
+            f"{nodes} node{'s' * (nodes > 1)} of {machine.ranks} learner"
+            f"{'s' * (machine.ranks > 1)}{link}: {T} updates of {timing.step_s:.3g} s, averages of "
+            f"{amount(4 * floats)} in {of[0]['average_s']:.3g} s"
+        )
+        shown = [
+            {
+                "K": row["K"],
+                "delay": row["delay"],
+                "wall_s": row["wall_s"],
+                "per update (s)": row["wall_s"] / T,
+                "averaging (%)": round(100 * row["communicate"], 1),
+                "waiting (%)": round(100 * row["wait"], 1),
+                "on a link": amount(row["link_bytes"]),
+            }
+            for row in of
+        ]
+        print_table(title, shown)
+    print(f"\n{LEFT_OUT}")
