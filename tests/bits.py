@@ -189,7 +189,8 @@ def logistic(ranks: int) -> Iterator[str]:
     ways = TRANSPORTS[ranks]
     for i, row in enumerate(SYNCHRONOUS):
         for k, (optimiser, state) in enumerate(LOCAL):
-            if "participants" in row and optimiser in ("adam", "adamw") and state == "keep":
+            rests = "participants" in row and optimiser in ("adam", "adamw") and state == "keep"
+            if rests or (state != "keep" and row.split()[0] in ("sync", "qsgd")):
                 continue  # refused
             step = STEP_SIZES[(3 * i + k + k // 5) % 5].format(lr=OPTIMISERS[optimiser])
             how = f"--optimizer {optimiser} --state {state} {step}"

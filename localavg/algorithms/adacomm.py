@@ -39,6 +39,9 @@ class UpdatesOrTime(Length):
     def updates(self, value: str, T: int, epoch: float) -> int | str:
         return int(value) if value.isdecimal() else value
 
+    def meaning(self, value: str) -> object:
+        return _lengths(value)
+
 
 @algorithm
 def adacomm(

@@ -54,12 +54,16 @@ class Algorithm:
                 f"the last of `levels` has {self.P} learners, and the run has {P}; it must be "
                 f"everyone: write {P} there, or the letter P, which stands for any number"
             )
+        levels = self.options.get("levels")
         for S in self.clusters:
+            asked = f"clusters of {S} (`levels`)" if levels else f"`S = {S}`"
             if P % S:
-                asked = (
-                    f"clusters of {S} (`levels`)" if self.options.get("levels") else f"`S = {S}`"
-                )
                 raise UserError(f"{asked} with {P} learners: a cluster's size must divide P")
+            if levels and S == P:
+                raise UserError(
+                    f"{asked} with {P} learners are everyone, which the last level is alone; leave "
+                    "the levels above it out, or use more learners"
+                )
 
     def __str__(self) -> str:
         named = ((name, value) for name, value in self.options.items() if value is not None)

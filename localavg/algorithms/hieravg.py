@@ -6,6 +6,7 @@ in the paper is misprinted). K1 need not divide K2.
 
 A hierarchy has levels l = 1, …, D: clusters of S_l consecutive learners, which average every K_l
 updates. S_D = P is everyone. Hier-AVG is D = 2 with K1 = K_1, S = S_1 and K2 = K_2; K-AVG is D = 1.
+With S = P a cluster of Hier-AVG is everyone, and an outer optimiser steps at K2 alone.
 
     after local update t:
         level D is due if K_D divides t
@@ -45,8 +46,9 @@ class Pairs(Length):
     kind: ClassVar[type] = str
 
     def updates(self, value: str | None, T: int, epoch: float) -> list[Level] | None:
-        if value is None:
-            return None
+        return None if value is None else self.meaning(value)
+
+    def meaning(self, value: str) -> list[Level]:
         try:
             pairs = [level.strip().split(":") for level in value.split(",")]
             return [(int(K), S if S == EVERYONE else int(S)) for K, S in pairs]

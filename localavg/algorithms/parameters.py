@@ -49,6 +49,10 @@ class Length(ABC):
     def updates(self, value: Any, T: int, epoch: float) -> Any:
         """Return `value` in local updates; the run has T of them, an epoch has `epoch`."""
 
+    def meaning(self, value: Any) -> object:
+        """Return what is equal for all values, not None, that mean the same in any run."""
+        return value
+
 
 MOST_EPOCHS = 1e9
 """largest number of epochs: no run is as long"""
@@ -82,6 +86,9 @@ class StagesInEpochs(Length):
     """A period for each stage, FROM_EPOCH:K,FROM_EPOCH:K,…; in updates: pairs (from_t, K)."""
 
     def updates(self, value: str, T: int, epoch: float) -> list[tuple[int, int]]:
+        return [(round(start * epoch), K) for start, K in self.meaning(value)]
+
+    def meaning(self, value: str) -> list[tuple[float, int]]:
         try:
             pairs = [stage.split(":") for stage in value.split(",")]
             stages = [(float(start), int(K)) for start, K in pairs]
@@ -94,7 +101,7 @@ class StagesInEpochs(Length):
         if starts[0] != 0 or sorted(set(starts)) != starts:
             rule = "the first stage must begin at epoch 0, and each other one after the one before"
             raise bad(self.name, value, rule)
-        return [(round(start * epoch), K) for start, K in stages]
+        return stages
 
 
 @dataclass(frozen=True)

@@ -238,7 +238,6 @@ class Averager:
         self._feedback.load_state_dict(state.get("feedback", {}))
         with self._place.here():
             load_(state, self.algorithm, self.flat, self._averaging)
-        self.transport.weights = self.algorithm.participants.weights
 
     def _meet(self, what: What) -> None:
         """Agree with the others on what comes next; what was before it counts as computing."""

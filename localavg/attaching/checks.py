@@ -89,6 +89,13 @@ def check(asked: Asked) -> None:
         raise bad("master", repr(asked.master), "must be True or False")
     _check_seconds("warn_after", asked.warn_after)
     _check_seconds("hang_limit", asked.hang_limit)
+    _check_algorithm(asked)
+    _check_tensors(asked.model, asked.statistics == "average")
+    _check_optimizers(asked)
+
+
+def _check_algorithm(asked: Asked) -> None:
+    """Raise UserError if the algorithm does not go with the learners, or with the arguments."""
     fleet, schedule, exchange = asked.fleet, asked.algorithm.schedule, asked.algorithm.exchange
     if fleet.P != fleet.ranks:
         raise UserError(
@@ -98,6 +105,11 @@ def check(asked: Asked) -> None:
     asked.algorithm.check_learners(fleet.P)
     if fleet.P > 1 and not schedule.final and not exchange.scope:
         raise UserError(f"attach: sequential sgd on {fleet.P} ranks; use sync or kavg, or one rank")
+    if not schedule.final and words(asked.state) != {"keep"}:
+        raise UserError(
+            f"attach: `state = {as_text(asked.state)}` means nothing to {asked.algorithm.name}, "
+            "which averages no weights; leave it out"
+        )
     if asked.master and exchange.scope:
         who = (
             "sync and qsgd" if exchange.until == math.inf else f"the first {exchange.until} updates"
@@ -122,8 +134,6 @@ def check(asked: Asked) -> None:
             "attach: with `delay` the weights average later, and their state cannot; use "
             'state="keep" or "reset"'
         )
-    _check_tensors(asked.model, asked.statistics == "average")
-    _check_optimizers(asked)
 
 
 def _check_seconds(name: str, value: float | None) -> None:

@@ -13,7 +13,6 @@ from localavg.interfaces import Settings
 from localavg.parallel.device import on_host
 from localavg.parallel.places import shown
 from localavg.training.averaging import Averaging
-from localavg.training.delayed import Delayed
 
 
 def saved(
@@ -25,16 +24,16 @@ def saved(
     """
     import torch
 
-    kept = {name: on_host(x) for name, x in algorithm.average.state_dict().items()}
-    delayed = averaging.state_dict() if isinstance(averaging, Delayed) else {}
+    def copied(state: Settings) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(on_host(x)) for name, x in state.items()}
+
     return {
         "algorithm": _parts(algorithm),
         "d": flat.size,
         "transport": transport,
         "schedule": algorithm.schedule.state_dict(),
-        "round": algorithm.participants.state_dict(),
-        "combine": {name: torch.tensor(x) for name, x in kept.items()},
-        "delay": {name: torch.tensor(on_host(x)) for name, x in delayed.items()},
+        "combine": copied(algorithm.average.state_dict()),
+        "averaging": copied(averaging.state_dict()),
         "master": {name: x.to("cpu", copy=True) for name, x in flat.masters().items()},
     }
 
@@ -42,10 +41,8 @@ def saved(
 def load_(state: Settings, algorithm: Algorithm, flat: Row, averaging: Averaging) -> None:
     """Set the algorithm's parts and the row's masters to a state that `check_state` has passed."""
     algorithm.schedule.load_state_dict(state["schedule"])
-    algorithm.participants.load_state_dict(state.get("round", {}))
     algorithm.average.load_state_dict({name: x.cpu() for name, x in state["combine"].items()})
-    if isinstance(averaging, Delayed):
-        averaging.load_state_dict({name: x.numpy() for name, x in state["delay"].items()})
+    averaging.load_state_dict({name: x.numpy() for name, x in state.get("averaging", {}).items()})
     for name, x in flat.masters().items():
         x.copy_(state["master"][name])
 
@@ -78,6 +75,11 @@ def check_state(state: Settings, algorithm: Algorithm, flat: Row) -> None:
         raise UserError(
             f"attach: the state keeps float32 values of {shown([*theirs]) or 'no tensor'}, not of "
             f"{shown([*own]) or 'none'}; attach with the same master= and the same types"
+        )
+    needed = {*algorithm.participants.state_dict(), *(["about"] if algorithm.delay else [])}
+    if missing := needed - state.get("averaging", {}).keys():
+        raise UserError(
+            f"attach: the state does not say {min(missing)}: an earlier version made it; {remedy}"
         )
     average, schedule = algorithm.average.state_dict(), algorithm.schedule.state_dict()
     shapes = {name: tuple(x.shape) for name, x in state["combine"].items()}

@@ -23,12 +23,13 @@ from localavg.config.rules import (
     time_or_updates,
     whole,
 )
-from localavg.config.state import OPTIMIZERS, check_moments, valid_state
+from localavg.config.state import MOMENTS, OPTIMIZERS, check_moments, valid_state
 from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
 
 STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
+UNAVERAGED = ("sgd", "sync", "qsgd")  # the algorithms that average no weights
 STEERED = ("adacomm", "adpsgd", "adalupa")  # the algorithms whose feedback decides the periods
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
 DEVICES = ("auto", "cpu", "cuda")
@@ -234,6 +235,14 @@ class TrainConfig:
         "momentum and nesterov have v; a moment that is not named is kept "
         "(for fedavg the default is reset)",
         SYNCHRONOUS,
+        not_with("algorithm", *UNAVERAGED, lenient=True, because="which averages no weights"),
+        only_with(
+            "optimizer",
+            *(name for name, moments in MOMENTS.items() if moments),
+            or_algorithm="fedavg",
+            lenient=True,
+            because="which has no state",
+        ),
         group="training",
         valid=valid_state,
         metavar="POLICY",

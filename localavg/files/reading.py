@@ -14,8 +14,9 @@ import h5py
 import numpy as np
 
 from localavg.errors import UserError
+from localavg.files import tables
 from localavg.files.hdf5 import clear_errors, opened
-from localavg.files.schema import ABSENT, RENAMED, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
+from localavg.files.schema import LATER, RENAMED, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -96,7 +97,7 @@ def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None =
                 f"{path} has schema {attrs['schema']}, not {SCHEMA_VERSION}: use the version that "
                 "wrote it"
             )
-        tables: dict[str, Any] = {group: DataFrame(_read_table(file, group)) for group in SCHEMA}
+        frames: dict[str, Any] = {group: DataFrame(_read_table(file, group)) for group in SCHEMA}
         vectors: dict[str, Any] = {
             name: file[name][:] if weights and name in file else None for name in WEIGHTS
         }
@@ -105,7 +106,7 @@ def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None =
             status=attrs["status"],
             config={RENAMED.get(k, k): value for k, value in _read_attrs(file["config"]).items()},
             provenance=_read_attrs(file["provenance"]),
-            **tables,
+            **frames,
             **vectors,
             attrs=attrs,
             rows=DataFrame(_read_table(file, bench)) if bench else None,
@@ -152,8 +153,8 @@ def _read_table(file: h5py.File, group: str) -> dict[str, np.ndarray]:
         for name, column in found.items()
     }
     for name, (dtype, *_) in TABLES[group].items():
-        if dtype == "f8" or name in ABSENT:  # files of earlier versions do not have every column
-            columns.setdefault(name, np.full(rows, ABSENT.get(name, np.nan), dtype))
+        if name not in columns and (dtype == "f8" or name in LATER):  # of an earlier version
+            columns[name] = tables.absent(file, name, columns).astype(dtype)
     return {name: columns[name] for name in TABLES[group] if name in columns}
 
 

@@ -13,8 +13,7 @@ SCHEMA_VERSION = 1
 # settings by the names that older run files have, and their names now
 RENAMED = {"schedule": "lr_schedule", "every": "decay_every", "machine": "timing_from"}
 CLUSTER, WORLD, NEIGHBOURS = 1, 2, 3  # values of the column scope
-# what stands in the integer columns that files of earlier versions do not have
-ABSENT = {"begun": 0, "level": 0}
+LATER = ("begun", "level")  # integer columns that files of earlier versions do not have
 
 WEIGHTS = {  # vectors [d] beside the tables
     "weights": "averaged model at the end",
@@ -46,11 +45,7 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
     },
     "averages": {
         "t": _T,
-        "begun": (
-            "i8",
-            "updates",
-            "the update after which it began: t, unless it was delayed; 0 in earlier versions",
-        ),
+        "begun": ("i8", "updates", "the update after which it began: t, unless it was delayed"),
         "scope": (
             "i1",
             "1",
@@ -61,7 +56,7 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
             "i1",
             "1",
             "level of the average: 1 = the innermost clusters; everyone is the highest level, 1 "
-            "without clusters; 0 = neighbours, or not recorded, in files of earlier versions",
+            "without clusters; 0 = neighbours",
         ),
         "period": ("i8", "updates", "local updates since the average before, of any scope"),
         "variance": (

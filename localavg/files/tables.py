@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import h5py
 import numpy as np
 
-from localavg.files.schema import ABSENT, TABLES
+from localavg.files.schema import CLUSTER, TABLES, WORLD
 
 CHUNK_ROWS = 1024
 
@@ -33,8 +33,7 @@ def cut(file: h5py.File, rows: Mapping[str, int]) -> None:
 def extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> None:
     """Append rows to a table of the file, which is made if it is missing.
 
-    A column that the table lacks, because an earlier version made it, is filled up with NaN or what
-    stands in `ABSENT`.
+    A column that the table lacks, because an earlier version made it, is filled up by `absent`.
     """
     table = file[group] if group in file else file.create_group(group, track_order=True)
     rows = max(map(len, table.values()), default=0)
@@ -44,11 +43,26 @@ def extend(file: h5py.File, group: str, columns: Mapping[str, np.ndarray]) -> No
             table[name][-len(values) :] = values
         else:
             if rows:
-                absent = np.full(rows, ABSENT.get(name, np.nan), values.dtype)
-                values = np.concatenate([absent, values])
+                before = {other: column[:rows] for other, column in table.items()}
+                values = np.concatenate([absent(file, name, before), values]).astype(values.dtype)
             column = table.create_dataset(name, data=values, maxshape=(None,), chunks=(CHUNK_ROWS,))
             _, unit, description = TABLES[group][name]
             write_attrs(column, {"unit": unit, "description": description})
+
+
+def absent(file: h5py.File, name: str, table: Mapping[str, np.ndarray]) -> np.ndarray:
+    """Return a column [rows] that an earlier version did not write, NaN if it is not known.
+
+    table: the other columns. In those versions no average was delayed, and clusters had one level.
+    """
+    if name == "begun":
+        return table["t"]
+    if name == "level":
+        about, kind = file["config"].attrs, table["scope"]
+        clusters = about.get("algorithm") == "hieravg" and about.get("S", 1) > 1
+        top = 2 if clusters or CLUSTER in kind else 1
+        return np.select([kind == CLUSTER, kind == WORLD], [1, top], 0)
+    return np.full(len(next(iter(table.values()))), np.nan)
 
 
 def write_attrs(item: h5py.HLObject, attrs: Mapping[str, object]) -> None:

@@ -14,6 +14,7 @@ from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
 from localavg.learner import stepsizes
 from localavg.models import MODELS
+from localavg.training.meaning import same
 
 TIMING = ("timing_from", "step_s", "step_cv", "latency_s", "bandwidth_bytes_per_s", "service_s")
 # The program chooses these if they are not given, or auto. They are not compared then.
@@ -115,10 +116,11 @@ def difference(asked: Settings, config: Settings) -> str | None:
     asked, there = {**asked}, recorded(config)
     if asked["algorithm"] == "eamsgd" and asked["alpha"] is None:
         asked["alpha"] = 0.9 / there["learners"]
+    here = {**asked, "learners": asked.get("learners") or there.get("learners")}
     for name in asked.keys() & there.keys() - FREE:
-        want, have = (list(x) if isinstance(x, tuple) else x for x in (asked[name], there[name]))
+        want, have = asked[name], there[name]
         if (
-            want == have
+            same(name, here, there)
             or (want in (None, "auto") and name in FILLED_IN)
             or (name == "data" and os.path.abspath(str(want)) == have)
         ):

@@ -16,6 +16,7 @@ from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Experiment, Task
 from localavg.training.checks import all_settings, own_options
+from localavg.training.meaning import PATHS
 
 
 class Carrier(Protocol):
@@ -33,11 +34,12 @@ class Carrier(Protocol):
 def config(task: Task) -> dict[str, object]:
     """Return /config: every setting as it took effect, in one flat table."""
     c, problem, data = task.config, task.problem, task.problem.data
-    # The path of a file is absolute, so that it can be found from any folder.
+    # The paths of files are absolute, so that they can be found from any folder.
     where = os.path.abspath(c.data) if os.path.exists(c.data) else c.data
-    own = own_options(c, task.length.epoch)
+    own, settings = own_options(c, task.length.epoch), all_settings(c)
     return {
-        **all_settings(c),
+        **settings,
+        **{name: os.path.abspath(str(x)) for name in PATHS if (x := settings[name]) is not None},
         "data": where,
         "learners": task.length.P,
         "steps": task.length.T,

@@ -25,6 +25,7 @@ from localavg.parallel.device import put_
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import NOTHING, Chosen
 from localavg.training.checks import FREE, all_settings, difference, recorded
+from localavg.training.meaning import same
 
 LACKING = {"engine": ("loop", "auto")}
 """settings that run files of earlier versions lack: what they meant, and what else is like it"""
@@ -197,7 +198,7 @@ def _check_settings(path: str, run: Run | None, config: Settings) -> None:
         if name not in there and value in like:
             continue
         was = there.get(name, like[0])
-        if name not in FREE and was != stored(value):
+        if name not in FREE and not same(name, config, {**there, name: was}):
             raise UserError(
                 f"`resume`: {path} was made with {name} = {was}, not {stored(value)}; give the "
                 "same settings, or another `out`"

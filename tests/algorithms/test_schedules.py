@@ -342,6 +342,7 @@ def test_levels_stand_alone(name):
         (lambda: hieravg(levels=[(4, 2), (8, 4)]), 8, "--levels has 4 learners, and the run has 8"),
         (lambda: hieravg(levels=[(4, 3), (8, "P")]), 8, "clusters of 3 (--levels) with 8 learners"),
         (lambda: hieravg(levels=[(4, 12)]), 6, "--levels has 12 learners, and the run has 6"),
+        (lambda: hieravg(levels=[(2, 4), (4, 8), (9, "P")]), 8, "clusters of 8 (--levels) with 8"),
         (lambda: hieravg(S=3), 8, "--S 3 with 8 learners: a cluster's size must divide P"),
     ],
 )
@@ -354,7 +355,9 @@ def test_learners_that_do_not_form_the_hierarchy_are_refused(made, P, words):
 def test_learners_that_form_the_hierarchy_are_taken():
     hieravg(levels=[(2, 3), (4, 6), (9, 12)]).check_learners(12)
     hieravg(levels=[(2, 3), (4, 6), (9, "P")]).check_learners(18)
+    hieravg(levels=[(9, "P")]).check_learners(18)
     hieravg(S=3).check_learners(9)
+    hieravg(S=9).check_learners(9)
 
 
 # ------------------------------------------------------------------------------------- driven by th

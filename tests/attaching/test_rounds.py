@@ -57,6 +57,13 @@ def rounds(world, folder):
             localavg.attach(made()[0], fleet, algorithm)
         except UserError as e:
             refused.append(str(e))
+    earlier = attached(fleet, *made())
+    state = earlier.state_dict()
+    try:
+        earlier.load_state_dict({**state, "averaging": {}, "round": {"round": 1}})
+    except UserError as e:
+        refused.append(str(e))
+    refused.append(("round" in state, [*state["averaging"]]))
     model, optimizer = made()
     averager = attached(fleet, model, optimizer, f"{folder}/run.h5")
     seen = []
@@ -136,3 +143,9 @@ def test_numbers_of_learners_and_rows_that_cannot_be_are_refused_on_every_rank(a
     for *_, refused in answers[1]:
         assert "`participants = 4` with 3 learners" in refused[0]
         assert "`weights = rows`: no learner" in refused[1]
+
+
+def test_the_round_is_saved_once_and_missed_where_it_is_not(answers):
+    for *_, refused in answers[1]:
+        assert "the state does not say round: an earlier version made it" in refused[2]
+        assert refused[3] == (False, ["round"])

@@ -19,6 +19,7 @@ from localavg.algorithms import ALGORITHMS, options
 from localavg.algorithms.common import COMMON
 from localavg.cli import at_least_1, flag, in_flags, train
 from localavg.config import TrainConfig
+from localavg.config.settings import UNAVERAGED
 from localavg.errors import UserError
 from localavg.files.record import load
 from localavg.training import checks
@@ -402,7 +403,11 @@ BAD = [
         ({"state": state, "optimizer": "adam"}, f"--state {state}: must be one of keep, average")
         for state in ("m=forget", "m", "m=keep,", "=keep", "m=keep,m=reset", "m=keep=v", "")
     ],
-    ({"state": "m=reset"}, "--state m=reset: --optimizer sgd has no moment m; leave it out"),
+    ({"state": "m=reset"}, "--state m=reset means nothing to --optimizer sgd, which has no state"),
+    (
+        {"state": "average"},
+        "--state average means nothing to --optimizer sgd, which has no state; use",
+    ),
     (
         {"state": "m=reset,u=keep", "optimizer": "adam"},
         "--state m=reset,u=keep: --optimizer adam has no moment u; it has m and v",
@@ -451,6 +456,28 @@ def test_a_bad_setting_is_refused_by_name_value_and_rule(settings, words):
     with pytest.raises(UserError) as e:
         TrainConfig(algorithm="kavg", **settings)
     assert in_flags(str(e.value)).startswith(words) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("name", ["sgd", "sync", "qsgd"])
+def test_a_policy_of_the_state_means_nothing_where_no_weights_are_averaged(name):
+    assert not algorithms.make(name, {}, T=10, epoch=5).schedule.final
+    with pytest.raises(UserError) as e:
+        TrainConfig(algorithm=name, optimizer="momentum", state="reset")
+    assert in_flags(str(e.value)).startswith(
+        f"--state reset means nothing to {name}, which averages no weights; leave it out"
+    )
+    TrainConfig(algorithm=name, optimizer="momentum", state="keep")
+
+
+def test_the_rows_that_average_no_weights_are_known():
+    needed = {"qsr": {"alpha": 0.2}, "postlocal": {"switch": 0.5}}
+    finals = {
+        name: algorithms.make(
+            name, needed.get(name, {}), T=1000, epoch=100, step_size=lambda t: 0.1
+        ).schedule.final
+        for name in ALGORITHMS
+    }
+    assert tuple(name for name, final in finals.items() if not final) == UNAVERAGED
 
 
 def test_limits_are_taken():

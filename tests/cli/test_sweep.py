@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
 from drive import parser
@@ -23,6 +24,7 @@ from localavg.cli.sweep import file, launch, plan, state
 from localavg.errors import UserError
 from localavg.files import process, record
 from localavg.files.record import Record, load
+from localavg.training import resume
 from localavg.training.checks import difference
 
 SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.toml"))
@@ -521,9 +523,37 @@ def test_settings_are_compared_by_what_decides_the_result(tmp_path, monkeypatch)
     assert "`shift` is 368 there and None here" in difference(
         {**common, "shift": None}, {"shift": 368}
     )
+    assert "`state` is keep there" in difference(
+        {**common, "optimizer": "adam", "state": "v=reset"}, {"optimizer": "adam", "state": "keep"}
+    )
     elastic = {"algorithm": "eamsgd", "alpha": None}
     assert difference(elastic, {"alpha": 0.9 / 4, "learners": 4}) is None
     assert "`alpha` is 0.9 there" in difference(elastic, {"alpha": 0.9, "learners": 4})
+
+
+SAME = {  # setting: (algorithm, what else is set, two texts that mean the same, another one)
+    "levels": ("hieravg", {"learners": 4}, "2:2,4:P", "2:2, 4:4", "2:2,8:P"),
+    "state": ("kavg", {"optimizer": "adam"}, "m=reset,v=average", "v=average, m=reset", "m=reset"),
+    "pieces": ("piecewise", {}, "0:4,2:8", "0.0:4, 2:8", "0:4,2:9"),
+    "block": ("adacomm", {}, "60s", "1min", "60"),
+    "sampling": ("kavg", {}, "dirichlet:1", "dirichlet:1.0", "dirichlet:2"),
+    "replay": ("adacomm", {}, "a.h5", "{here}/b/../a.h5", "b.h5"),
+}
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_texts_that_mean_the_same_are_the_same_setting(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    algorithm, beside, *texts = SAME[name]
+    settings = {"algorithm": algorithm, **beside}
+    text, like, other = (
+        {**settings, name: x.format(here=os.path.realpath(tmp_path))} for x in texts
+    )
+    assert difference(text, like) is None and difference(like, text) is None
+    assert difference(text, other) and difference(other, text)
+    resume._check_settings("run.h5", SimpleNamespace(config=text), like)
+    with pytest.raises(UserError, match=f"was made with {name} = "):
+        resume._check_settings("run.h5", SimpleNamespace(config=text), other)
 
 
 # ------------------------------------------------------------------------------------------------ c

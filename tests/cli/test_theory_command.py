@@ -9,13 +9,23 @@ import pytest
 from mpi import alone
 
 from localavg.cli.theory import command
-from localavg.cli.theory.runs import innermost
+from localavg.cli.theory.runs import innermost, measured
 from localavg.datasets import Dataset, Split
-from localavg.files.record import load
+from localavg.errors import UserError
+from localavg.files.record import Record, load
 from localavg.problems.constants import logistic_constants, sampled_constants
 from localavg.problems.logistic import Logistic
 
 LAMBDA = 0.01
+
+
+def test_a_log_without_data_is_one_line_before_any_is_made(tmp_path):
+    config = {"algorithm": "kavg", "problem": "network", "model": "Net", "seed": 0, "batch_size": 8}
+    Record.create(tmp_path / "log.h5", config, {}).finish("finished")
+    run = load(tmp_path / "log.h5")
+    with pytest.raises(UserError) as e:
+        measured([run], None, 0.5)
+    assert "log.h5: its /config does not say data, l2, as in a log of" in str(e.value)
 
 
 @pytest.fixture(scope="module")

@@ -365,22 +365,37 @@ def test_load_many_finds_the_run_files_and_skips_other_hdf5(tmp_path):
         load_many(tmp_path)
 
 
-def test_a_column_that_an_earlier_version_did_not_write_is_filled_up(path):
-    """`level` with 0, `wait_s` with NaN, in a file that is read and in one that is resumed."""
-    file = Record.create(path, {}, {})
-    for t in (1, 2, 3):
-        file.append("averages", **row("averages", t))
+@pytest.mark.parametrize(
+    ("config", "first", "top"),
+    [
+        ({"algorithm": "kavg", "K": 4}, WORLD, 1),
+        ({"algorithm": "hieravg", "S": 2}, 1, 2),
+        ({"algorithm": "hieravg", "S": 1}, WORLD, 1),
+        ({}, 1, 2),
+    ],
+)
+def test_a_column_that_an_earlier_version_did_not_write_is_filled_up(path, config, first, top):
+    """By what it was then, and `wait_s` with NaN, in a file that is read and in one that is
+    resumed.
+    """
+    file = Record.create(path, config, {})
+    for t, scope in ((1, first), (2, WORLD), (3, WORLD)):
+        file.append("averages", **row("averages", t) | {"scope": scope})
     file.finish("interrupted")
     with h5py.File(path, "r+") as earlier:
-        del earlier["averages/level"], earlier["averages/wait_s"]
+        for name in ("level", "begun", "wait_s"):
+            del earlier[f"averages/{name}"]
     found = load(path).averages
-    assert found.level.tolist() == [0, 0, 0] and found.wait_s.isna().all()
+    assert found.level.tolist() == [1, top, top] and found.wait_s.isna().all()
+    assert found.begun.tolist() == found.t.tolist()
     again = Record.reopen(path, {**dict.fromkeys(TABLES, 0), "averages": 2}, {})
-    again.append("averages", **row("averages", 4) | {"level": 3, "wait_s": 0.5})
+    last = row("averages", 4) | {"scope": WORLD, "level": top, "begun": 3, "wait_s": 0.5}
+    again.append("averages", **last)
     again.finish("finished")
     found = load(path).averages
     assert found.t.tolist() == [row("averages", t)["t"] for t in (1, 2, 4)]
-    assert found.level.tolist() == [0, 0, 3]
+    assert found.level.tolist() == [1, top, top]
+    assert found.begun.tolist() == [*found.t[:2], 3]
     assert found.wait_s.tolist()[2] == 0.5 and found.wait_s.isna().tolist() == [True, True, False]
 
 

@@ -39,9 +39,18 @@ class Measured:
 
 
 def measured(runs: Sequence[Run], fleet: Fleet, delta: float) -> list[Measured]:
-    """Measure the constants of every problem among the runs."""
+    """Measure the constants of every problem among the runs.
+
+    Raises UserError for a run whose file does not say what its problem is, before data is read.
+    """
     problems: dict[str, list[Run]] = {}
     for run in runs:
+        if missing := [name for name in PROBLEM if name not in run.config]:
+            raise UserError(
+                f"--from-run {run.path}: its /config does not say {', '.join(missing)}, as in a "
+                "log of localavg.attach, so its problem cannot be measured; give a run file of "
+                "localavg train, or --F1-minus-Fstar, --L and --M in place of --from-run"
+            )
         problems.setdefault(str([run.config.get(name) for name in PROBLEM]), []).append(run)
     found_for = []
     for same in problems.values():
