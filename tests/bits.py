@@ -189,9 +189,10 @@ def logistic(ranks: int) -> Iterator[str]:
     ways = TRANSPORTS[ranks]
     for i, row in enumerate(SYNCHRONOUS):
         for k, (optimiser, state) in enumerate(LOCAL):
-            rests = "participants" in row and optimiser in ("adam", "adamw") and state == "keep"
-            if rests or (state != "keep" and row.split()[0] in ("sync", "qsgd")):
+            if "participants" in row and optimiser in ("adam", "adamw") and state == "keep":
                 continue  # refused
+            if row.split()[0] in ("sync", "qsgd"):
+                state = "keep"  # they average no weights
             step = STEP_SIZES[(3 * i + k + k // 5) % 5].format(lr=OPTIMISERS[optimiser])
             how = f"--optimizer {optimiser} --state {state} {step}"
             where = f"--learners {(4, 8)[(i + k // 2) % 2]} --transport {ways[(i + k) % len(ways)]}"

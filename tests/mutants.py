@@ -83,6 +83,7 @@ TRAINING = {
         "flights",
         "loop",
         "losses",
+        "meaning",
         "monitor",
         "recorder",
         "rehearsal",
@@ -110,7 +111,7 @@ TESTS = {
             "fastest_way",
             "gpus",
         ),
-        "attaching": ("averager", "even", "streams", "types"),
+        "attaching": ("averager", "even", "rounds", "streams", "types"),
         "problems": ("batch", "graph", "device_feed", "stacked"),
         "training": (
             "in_process",
@@ -1933,6 +1934,49 @@ MUTANTS = [
         "below(theirs, ours, POINTS)",
         f"{TESTS['figures']}::"
         "test_more_averages_fail_the_claim_of_no_less_accuracy_with_fewer[qsr-kavg]",
+    ),
+    Mutant(
+        "the letter P of levels is no number of learners",
+        TRAINING["meaning"],
+        'settings.get("learners") if S == "P" else S',
+        "S",
+        f"{TESTS['sweep']}::test_texts_that_mean_the_same_are_the_same_setting[levels]",
+    ),
+    Mutant(
+        "all policies of the state are alike",
+        TRAINING["meaning"],
+        'by_moment(value, MOMENTS[settings["optimizer"]])',
+        'sorted(by_moment(value, MOMENTS[settings["optimizer"]]))',
+        f"{TESTS['sweep']}::test_texts_that_mean_the_same_are_the_same_setting[state]",
+    ),
+    Mutant(
+        "sync takes a policy of the state",
+        "localavg/config/settings.py",
+        '("sgd", "sync", "qsgd")  #',
+        '("sgd", "qsgd")  #',
+        f"{TESTS['cli']}::test_the_rows_that_average_no_weights_are_known",
+    ),
+    Mutant(
+        "everyone is of level 1 in files of earlier versions",
+        "localavg/files/tables.py",
+        "[1, top], 0",
+        "[1, 1], 0",
+        f"{TESTS['record']}::"
+        "test_a_column_that_an_earlier_version_did_not_write_is_filled_up[config1-1-2]",
+    ),
+    Mutant(
+        "a level may be everyone below the top",
+        ALGORITHMS["base"],
+        "if levels and S == P:",
+        "if levels and S > P:",
+        f"{TESTS['schedules']}::test_learners_that_do_not_form_the_hierarchy_are_refused",
+    ),
+    Mutant(
+        "a restart of attach begins with the first round",
+        "localavg/attaching/saved.py",
+        'x.numpy() for name, x in state.get("averaging", {}).items()}',
+        'x.numpy() * 0 for name, x in state.get("averaging", {}).items()}',
+        f"{TESTS['rounds']}::test_a_restart_within_a_round_gives_the_same_bits",
     ),
     Mutant(
         "any gain of time passes for a quarter of the time",

@@ -496,11 +496,12 @@ def layout(once, shards, tmp_path_factory):
         for P, worlds in layouts.items():
             for name, (algorithm, optimiser, sampling) in RUNS.items():
                 if (mpi, ranks) in worlds:
+                    averages = optimiser != "sgd" and not algorithm.startswith("sync")
                     line = (
                         f"{algorithm.format(S=CLUSTERS[P], levels=LEVELS[P])} --learners {P} "
                         f"--data {shlex.quote(shards.path)} --sampling {sampling} "
-                        f"--batch-size 5 --steps 40 --lr 0.3 --optimizer {optimiser} --state "
-                        "average --seed 3 "
+                        f"--batch-size 5 --steps 40 --lr 0.3 --optimizer {optimiser} "
+                        f"--state {'average' if averages else 'keep'} --seed 3 "
                         f"--eval-every 20 --save-weights --transport shared"
                     )
                     lines[f"{name} {P}"] = line

@@ -98,7 +98,7 @@ OF_A_ROW = [
     {"algorithm": "kavg", "K": 3, "optimizer": "nesterov", "statistics": "keep"},
     {"algorithm": "mavg", "K": 2},
     {"algorithm": "sync", "optimizer": "adam"},
-    {"algorithm": "qsgd", "optimizer": "adam", "state": "average"},
+    {"algorithm": "qsgd", "optimizer": "adam"},
     {"algorithm": "adpsgd", "p_init": 2, "warmup": 0, "Ks": 4, "variance": "steps"},
     {"algorithm": "hieravg", "K1": 1, "K2": 3, "S": 2, "optimizer": "adam", "state": "reset"},
 ]

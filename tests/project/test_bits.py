@@ -9,6 +9,7 @@ import pytest
 from localavg.__main__ import parser
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS
 from localavg.config import OPTIMIZERS, SAMPLING, STATES
+from localavg.config.settings import UNAVERAGED
 
 
 def parsed(ranks):
@@ -28,6 +29,7 @@ def test_every_algorithm_meets_every_sampling_optimiser_and_state_at_every_numbe
     everywhere = ALGORITHMS.keys() - {"sgd"}  # one learner, one rank
     assert samplings >= set(product(everywhere | ASYNCHRONOUS.keys(), SAMPLING))
     refused = {("fedavg", optimiser, "keep") for optimiser in ("adam", "adamw")}
+    refused |= set(product(UNAVERAGED, OPTIMIZERS, set(STATES) - {"keep"}))
     assert updates >= set(product(everywhere, set(OPTIMIZERS) - {"sgd"}, STATES)) - refused
     assert updates >= set(product(everywhere, ["sgd"], ["keep"]))
     if ranks == 1:
