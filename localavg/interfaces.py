@@ -88,6 +88,23 @@ class Code(Protocol):
         """Return the n entries, float32, that these bytes code."""
 
 
+class Rounding(Protocol):
+    """A code of changes of weights, which needs no draws: what it loses is sent later."""
+
+    @property
+    def bucket(self) -> int:
+        """The number of entries that are coded together."""
+
+    def nbytes(self, n: int) -> int:
+        """Return the bytes of n coded entries, which begin with a bucket."""
+
+    def encode_(self, x: Array, out: Array) -> None:
+        """Code x [n], float32, into the bytes `out`, uint8."""
+
+    def decode_(self, coded: Array, out: Array) -> None:
+        """Write the entries that the bytes `coded` stand for into out [n], float32."""
+
+
 class Transport(Protocol):
     """Means over the rows of all learners, which lie on the ranks as the layout says.
 

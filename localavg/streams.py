@@ -21,6 +21,7 @@ class Stream(IntEnum):
     PARTITION = 6  # which rows a learner holds (learner/partition.py)
     PARTICIPANTS = 7  # which learners work in a round (algorithms/participants.py)
     GOSSIP = 8  # who gossips with whom (algorithms/graphs.py, matchings.py)
+    LOW_RANK = 9  # the first factors of averages of low rank (parallel/transport/low_rank.py)
 
 
 def generator(seed: int, who: int, when: int, stream: Stream) -> np.random.Generator:

@@ -44,6 +44,7 @@ ALGORITHMS = {
         "gossip",
         "graphs",
         "matchings",
+        "wire",
     )
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling", "partition")}
@@ -56,6 +57,10 @@ TRANSPORT = {
         "mixing",
         "slots",
         "shared",
+        "coded_lanes",
+        "deltas",
+        "low_rank",
+        "in_code",
         "mpi",
         "staged",
         "trial",
@@ -106,6 +111,7 @@ TESTS = {
             "transport",
             "mixing",
             "late_ranks",
+            "wires",
             "gpu_logic",
             "agreement",
             "fastest_way",
@@ -143,6 +149,8 @@ SMALLER = f"{TESTS['types']}::test_smaller_types_are_averaged_in_float32_and_rou
 RESTARTED = f"{TESTS['types']}::test_looks_and_a_restart_leave_the_bits_and_addresses_stay"
 ENDS = f"{TESTS['even']}::test_a_job_that_would_hang_ends_with_one_line"
 MERGED = f"{TESTS['delayed']}::test_a_merge_is_of_the_copies_and_not_of_the_weights_of_then"
+CODED = f"{TESTS['wires']}::test_means_are_those_of_the_pseudo_code"
+KEPT = f"{TESTS['wires']}::test_nothing_is_lost"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 SHORTER = "a_period_is_the_rules_where_that_is_shorter"
 HALVED = "constant_losses_and_step_sizes_halve_each_block_down_to_one"
@@ -412,6 +420,76 @@ MUTANTS = [
         'put_(self.own, state["own"])',
         "pass",
         f"{TESTS['delayed']}::test_the_state_holds_a_mean_on_its_way",
+    ),
+    Mutant(
+        "a wire sends the sum with the wrong sign",
+        TRANSPORT["deltas"],
+        "np.subtract(row, base,",
+        "np.subtract(base, row,",
+        CODED,
+    ),
+    Mutant(
+        "a wire forgets what a node's code lost",
+        TRANSPORT["coded_lanes"],
+        "        u[...] = piece.e\n",
+        "        u[...] = 0\n",
+        KEPT,
+    ),
+    Mutant(
+        "a wire forgets what the reply's code lost",
+        TRANSPORT["coded_lanes"],
+        "        v += piece.r\n",
+        "",
+        KEPT,
+    ),
+    Mutant(
+        "feedback has the wrong sign",
+        TRANSPORT["coded_lanes"],
+        "np.subtract(u, piece.e, piece.e)",
+        "np.subtract(piece.e, u, piece.e)",
+        CODED,
+    ),
+    Mutant(
+        "a wire keeps the first weights as the last average",
+        TRANSPORT["deltas"],
+        "            base[part] = new\n",
+        "            pass\n",
+        CODED,
+    ),
+    Mutant(
+        "the last average is coded",
+        TRAINING["averaging"],
+        "self.wired.plain, self.wired.plain_at = True, t",
+        "self.wired.plain, self.wired.plain_at = False, t",
+        f"{TESTS['wires']}::test_a_run_is_that_of_the_oracle",
+    ),
+    Mutant(
+        "low rank forgets what its factors leave out",
+        TRANSPORT["low_rank"],
+        "each.u -= each.A @ each.B.T",
+        "each.u[...] = 0",
+        KEPT,
+    ),
+    Mutant(
+        "the next factor is the node's own",
+        TRANSPORT["low_rank"],
+        "share.comm.Iallreduce(MPI.IN_PLACE, share.Q)",
+        "share.comm.Iallreduce(MPI.IN_PLACE, share.Q.copy())",
+        CODED,
+    ),
+    Mutant(
+        "a checkpoint forgets the feedback of a wire",
+        TRANSPORT["in_code"],
+        '            mine[...] = state["wire_feedback"][start : start + len(mine)]\n',
+        "",
+        f"{TESTS['wires']}::test_attach_averages_and_resumes_with_a_wire",
+    ),
+    Mutant(
+        "an average in code is counted as float32",
+        "localavg/training/payload.py",
+        "coded.plain_at == t else",
+        "coded.plain_at != t else",
+        f"{TESTS['wires']}::test_rows_have_the_bytes_of_the_code_and_the_last_those_of_float32",
     ),
     Mutant(
         "a switch averages one update late",

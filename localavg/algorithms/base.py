@@ -14,6 +14,7 @@ from typing import Any
 
 from localavg.algorithms.delay import Delay
 from localavg.algorithms.participants import Participants
+from localavg.algorithms.wire import Wire
 from localavg.errors import UserError, bad, whole
 from localavg.interfaces import Array, Code, Settings, Step, Transport
 from localavg.scope import Scope
@@ -28,8 +29,9 @@ class Algorithm:
 
     clusters: learners in a cluster of each level, innermost first; none without clusters. P: the
     only number of learners it is for, None for any. participants: who works in a round. delay: how
-    averages are delayed, None if they are not. name, options: the function that made it and the
-    arguments of the function, which `parameters.algorithm` notes; "" and {} without it.
+    averages are delayed, None if they are not. wire: how they cross nodes, None for float32. name,
+    options: the function that made it and the arguments of the function, which
+    `parameters.algorithm` notes; "" and {} without it.
     """
 
     schedule: Schedule
@@ -39,6 +41,7 @@ class Algorithm:
     P: int | None = None
     participants: Participants = field(default_factory=Participants)
     delay: Delay | None = None
+    wire: Wire | None = None
     name: str = ""
     options: Settings = field(default_factory=dict)
 

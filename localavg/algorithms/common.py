@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypedDict
 
 from localavg.algorithms import delay as delays
+from localavg.algorithms import wire as wires
 from localavg.algorithms.base import Algorithm, Average, Exchange, Mean, NoExchange, Schedule
 from localavg.algorithms.outer import RULES
 from localavg.algorithms.parameters import Epochs
@@ -91,6 +92,12 @@ class Others(Switch, total=False):
         "momentum β of what --merge lerp pulls to, in [0, 1), as in Overlap-Local-SGD, where it is "
         "0.7 (default: 0)",
     ]
+    wire: Annotated[
+        str | None,
+        "how averages cross nodes: as float32, or as changes since the last average in 16 bits "
+        "(bf16), in 8 bits (int8) or as matrices of rank r (lowrank:r); what a code loses is kept "
+        "and sent later (default: float32)",
+    ]
 
 
 class Common(Others, total=False):
@@ -150,7 +157,8 @@ def composed(
     exchange: Exchange = NoExchange()
     if t0 := begins(common):
         schedule, exchange = Switched(schedule, t0), MeanGradient(until=t0)
-    return Algorithm(schedule, made, exchange, clusters, P, participants, delay)
+    wire = wires.of(common.get("wire"))
+    return Algorithm(schedule, made, exchange, clusters, P, participants, delay, wire)
 
 
 def begins(common: Settings) -> int:
@@ -191,6 +199,8 @@ def filled_in(options: Settings) -> Settings:
     if "outer" in options:
         names = "outer", "outer_lr", "mu"
         made |= zip(names, effective(*map(options.get, names)), strict=True)
+    if wires.of(made.get("wire")) is None and "wire" in made:
+        made["wire"] = None
     plain = made.get("outer") is None and made.get("outer_lr") is None
     if (delay := delays.of(options, plain, shortest=None)) is not None:
         made |= {"merge": delay.merge, "pull": delay.pull if delay.merge == "lerp" else None}

@@ -62,7 +62,8 @@ class Averager:
         place, exchange = self._place, self.algorithm.exchange
         self.transport, background, self.flat, gradients, state = rows
         transport, travels = self.transport, gradients.row.d_trained
-        self._payload = Payload(self.algorithm, transport, self.flat, state, gradients=travels)
+        carrier = background or transport
+        self._payload = Payload(self.algorithm, carrier, self.flat, state, gradients=travels)
         self._log = None
         if asked.log is not None:
             self._log = Log(asked, place, transport, self._payload, self.flat.size)
@@ -158,7 +159,8 @@ class Averager:
         self._laps.met()
         scope = Scope.NONE
         algorithm, exchanged = self.algorithm, self.algorithm.exchange.at(self.t)
-        if not exchanged and (algorithm.delay or algorithm.schedule.final is not self.scope):
+        late = algorithm.delay or algorithm.wire  # something may not have arrived yet
+        if not exchanged and (late or algorithm.schedule.final is not self.scope):
             if self.scope:
                 self._start = self.t
             scope = self.scope = self._averaging.average_(self.t, self._gamma, last=True)

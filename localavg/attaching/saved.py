@@ -93,5 +93,5 @@ def _parts(algorithm: Algorithm) -> str:
     schedule = algorithm.schedule
     inner = [schedule.rest] if isinstance(schedule, Switched) else []
     kinds = (schedule, *inner, algorithm.average, algorithm.exchange)
-    delay = [] if algorithm.delay is None else [str(algorithm.delay)]
-    return " + ".join([*(type(part).__name__ for part in kinds), *delay])
+    how = [str(part) for part in (algorithm.delay, algorithm.wire) if part is not None]
+    return " + ".join([*(type(part).__name__ for part in kinds), *how])

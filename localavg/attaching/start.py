@@ -15,7 +15,8 @@ from localavg.interfaces import Transport
 from localavg.parallel.aligned import ALIGN
 from localavg.parallel.device import Cuda, on_host, put_
 from localavg.parallel.probe import known
-from localavg.parallel.transport import choose, in_background
+from localavg.parallel.transport import choose, in_background, in_code
+from localavg.training import wiring
 
 if TYPE_CHECKING:
     import torch
@@ -44,16 +45,20 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
         1 + bool(algorithm.exchange.scope) + 2 * ("average" in words(asked.state))
     )  # Adam's at most
     rows += algorithm.delay is not None  # the copies
-    share = algorithm.average.kept / max(1, fleet.sharing)  # once for all learners
+    kept = algorithm.average.kept + (algorithm.wire is not None)
+    share = kept / max(1, fleet.sharing)  # once for all learners
     nbytes = int(4 * (rows + share) * floats)
     between = isinstance(place.device, Cuda) and fleet.ranks > 1
     aware = known() if between and fleet.rank == 0 else None
     transport = choose("auto", fleet, algorithm.clusters, nbytes, place.device, aware, n=floats)
+    if algorithm.wire is not None:
+        transport = in_code(transport, fleet)
     flat = start_equal_(asked, tensors, transport, where)
     held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
     gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)
     state = TorchState(asked.state, asked.optimizers, held, fleet, transport, where)
     background = in_background(transport, fleet) if algorithm.delay else None
+    wiring.use(algorithm.wire, background or transport, fleet, flat, asked.seed)
     return Rows(transport, background, flat, gradients, state)
 
 

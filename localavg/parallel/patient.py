@@ -30,7 +30,7 @@ class PatientRequest(MPI.Request):
 
 
 class Patient(MPI.Intracomm):
-    """An intracommunicator whose Barrier and Allreduce sleep while they wait."""
+    """An intracommunicator whose collectives for means sleep while they wait."""
 
     def Barrier(self) -> None:
         wait(super().Ibarrier())
@@ -40,3 +40,9 @@ class Patient(MPI.Intracomm):
 
     def Iallreduce(self, sendbuf: Any, recvbuf: Any, op: MPI.Op = MPI.SUM) -> MPI.Request:
         return PatientRequest(super().Iallreduce(sendbuf, recvbuf, op))
+
+    def Ialltoallv(self, sendbuf: Any, recvbuf: Any) -> MPI.Request:
+        return PatientRequest(super().Ialltoallv(sendbuf, recvbuf))
+
+    def Iallgatherv(self, sendbuf: Any, recvbuf: Any) -> MPI.Request:
+        return PatientRequest(super().Iallgatherv(sendbuf, recvbuf))

@@ -112,17 +112,20 @@ class Synchronous:
 
 
 def averages(
-    timing: Timing, P: int, nbytes: float | Callable[[int], float], clusters: Sequence[int] = ()
+    timing: Timing,
+    P: int,
+    nbytes: float | Callable[[int, Scope], float],
+    clusters: Sequence[int] = (),
 ) -> Seconds:
     """Return (scope, t) → (learners, duration) of an exchange of nbytes a learner.
 
-    nbytes: a number, or t → that of update t. clusters: learners in a cluster of each level,
-    innermost first. A coded mean takes as long as a mean of as many bytes: its all-to-all and its
-    gather move what the two halves of the mean move.
+    nbytes: a number, or (t, scope) → that of update t. clusters: learners in a cluster of each
+    level, innermost first. A coded mean takes as long as a mean of as many bytes: its all-to-all
+    and its gather move what the two halves of the mean move.
     """
     learners = sizes(clusters, P)
-    at = nbytes if callable(nbytes) else lambda t: nbytes
-    return lambda scope, t: (learners[scope], timing.mean_s(learners[scope], at(t)))
+    at = nbytes if callable(nbytes) else lambda t, scope: nbytes
+    return lambda scope, t: (learners[scope], timing.mean_s(learners[scope], at(t, scope)))
 
 
 class Modelled:

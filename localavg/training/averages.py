@@ -12,7 +12,7 @@ from localavg.interfaces import Array
 from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
 from localavg.simulate.clock import Modelled
-from localavg.training.payload import Payload
+from localavg.training.payload import Kind, Payload
 
 
 class Averages:
@@ -36,16 +36,9 @@ class Averages:
 
     def count(self) -> None:
         """Add up over the ranks the bytes of an exchange as it is now. Collective."""
-        until = self._payload.algorithm.exchange.until
-        self._bytes = {
-            (exchanged, scope): self._total(1 if exchanged else until + 1, scope)
-            for exchanged in (True, False)
-            for scope in self._payload.algorithm.scopes
-        }
-
-    def _total(self, t: float, scope: Scope) -> list[int]:
-        mine = np.array(self._payload.handed_over(t, scope), np.int64)
-        return self._fleet.world.allreduce(mine).tolist()
+        each = [(kind, scope) for kind in Kind for scope in self._payload.algorithm.scopes]
+        mine = np.array([self._payload.of_kind(*one) for one in each], np.int64)
+        self._bytes = dict(zip(each, self._fleet.world.allreduce(mine).tolist(), strict=True))
 
     def drifted(self, variance: float, seconds: float) -> None:
         """Record Var[W_k] before an update, and the seconds that computing it took."""
@@ -98,9 +91,8 @@ class Averages:
             if begun != t:  # what the learners waited for it is all that is not hidden
                 waited_s, took_s = took_s + waited_s, next(travelled)
                 hidden_s = max(0.0, took_s - waited_s)
-            exchanged = bool(algorithm.exchange.at(t))
-            neighbours = scope is Scope.NEIGHBOURS
-            within, across = self._payload.mixed(t) if neighbours else self._bytes[exchanged, scope]
+            kind, neighbours = self._payload.kind(begun), scope is Scope.NEIGHBOURS
+            within, across = self._payload.mixed(t) if neighbours else self._bytes[kind, scope]
             record.append(
                 "averages",
                 t=t,

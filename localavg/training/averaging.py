@@ -15,6 +15,7 @@ from localavg.interfaces import UNTIMED, Array, Laps, Settings, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
 from localavg.training.losses import Losses
+from localavg.training.wiring import wired
 
 
 class State(Protocol):
@@ -67,6 +68,9 @@ class Averaging:
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
         self.average.start(self.w, n, transport)
         transport.weights = self.participants.weights
+        self.wired = wired(transport)
+        if self.wired is not None:
+            self.wired.watch(self.w)
 
     def begin(self, t: int, gamma: float) -> None:
         """Begin the schedule after update t, if it begins there.
@@ -76,6 +80,8 @@ class Averaging:
         """
         if t == self.schedule.begins:
             self.average.begin(self.w)
+            if self.wired is not None:
+                self.wired.begin(self.w)
             if self.schedule.needs != "variance":
                 self._steer(t, math.nan, gamma)
 
@@ -112,10 +118,10 @@ class Averaging:
 
     def _average_(self, scope: Scope, t: int, gamma: float, last: bool = False) -> Scope:
         """Average the weights and the state over `scope`, record it, and return the scope."""
-        schedule, average, transport = self.schedule, self.average, self.transport
+        schedule = self.schedule
         if scope:
             self.before(t, scope)
-            S = average.average_(self.w, scope, transport, self.variance, gamma, t)
+            S = self._mean_last_(t, gamma) if last else self._mean_(scope, t, gamma)
             self._average_state_(scope, t)
             self.after(t, scope, S)
             self._steer(t, S, gamma)
@@ -125,6 +131,20 @@ class Averaging:
         elif t == schedule.begins:
             self.begin(t, gamma)
         return scope
+
+    def _mean_(self, scope: Scope, t: int, gamma: float) -> float:
+        """Average the weights over `scope` at once. Return S if it is wanted, else NaN."""
+        return self.average.average_(self.w, scope, self.transport, self.variance, gamma, t)
+
+    def _mean_last_(self, t: int, gamma: float) -> float:
+        """Do the same at the end: a wire sends all that its codes have lost, in float32."""
+        scope = self.schedule.final
+        if self.wired is None:
+            return self._mean_(scope, t, gamma)
+        self.wired.plain, self.wired.plain_at = True, t
+        S = self._mean_(scope, t, gamma)
+        self.wired.plain = False
+        return S
 
     def _average_state_(self, scope: Scope, t: int) -> None:
         """Keep, average or reset the optimiser's state as the weights average after update t."""
@@ -155,12 +175,15 @@ class Averaging:
         return self.participants.at_work
 
     def state_dict(self) -> Settings:
-        """Return which round it is."""
-        return self.participants.state_dict()
+        """Return which round it is, and what the wire keeps."""
+        kept = {} if self.wired is None else self.wired.state_dict()
+        return {**self.participants.state_dict(), **kept}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume in the round of `state`."""
         self.participants.load_state_dict(state)
+        if self.wired is not None:
+            self.wired.load_state_dict(state)
         self.transport.weights = self.participants.weights
 
     def finish_(self) -> Scope:

@@ -26,12 +26,12 @@ from localavg.learner.sampling import Sampler
 from localavg.learner.stepsizes import StepSize
 from localavg.parallel.device import Cpu, on_host, put_
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.transport import choose, in_background
+from localavg.parallel.transport import choose, in_background, in_code
 from localavg.problems.engines import choose as engines
 from localavg.problems.engines.loop import Loop
 from localavg.simulate import timing
 from localavg.simulate.timing import Timing
-from localavg.training import where
+from localavg.training import where, wiring
 from localavg.training.checks import own_options
 from localavg.training.length import Length
 from localavg.training.problem import make_problem
@@ -161,7 +161,7 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
         2
         + optimizer.averaged
         + (algorithm.delay is not None)
-        + algorithm.average.kept / max(1, fleet.sharing)
+        + (algorithm.average.kept + (algorithm.wire is not None)) / max(1, fleet.sharing)
     )
     transport = choose(
         c.transport,
@@ -173,10 +173,13 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
         n=problem.d,
         earlier=earlier.transport,
     )
+    if algorithm.wire is not None:
+        transport = in_code(transport, fleet)
     background = in_background(transport, fleet) if algorithm.delay else None
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))
     start_equal_(problem, flat.w, fleet.world)
+    wiring.use(algorithm.wire, background or transport, fleet, flat, c.seed)
     participants = algorithm.participants
     participants.start(fleet.learners, fleet.P, c.seed, task.sampler.rows)
     check_resting(c, participants)

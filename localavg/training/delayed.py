@@ -16,6 +16,7 @@ from localavg.parallel.device import put_
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging
 from localavg.training.flights import Flights
+from localavg.training.wiring import wired
 
 
 class Delayed(Averaging):
@@ -39,6 +40,9 @@ class Delayed(Averaging):
         assert delay is not None, "this algorithm has no delay"
         self.delay, self.T, self.begun = delay, T, begun
         self.flights = Flights(self.average, self.w, background, delay.keeps_copies)
+        self.wired = wired(background)
+        if self.wired is not None:
+            self.wired.watch(self.flights.z)
         self.waiting = Scope.NONE  # an average that fell due while a mean was on its way
         self.anchored = delay.anchored  # the next copies are pulled to the weights that z holds
 
@@ -96,23 +100,35 @@ class Delayed(Averaging):
         self._steer(t, S, flight.gamma)
         return flight.scope
 
+    def _mean_(self, scope: Scope, t: int, gamma: float) -> float:
+        """Average the weights at once; with a wire those copies that it watches."""
+        if self.wired is None:
+            return super()._mean_(scope, t, gamma)
+        z = self.flights.z
+        z[...] = self.w
+        S = self.average.average_(z, scope, self.wired, self.variance, gamma, t)
+        self.w[...] = z
+        return S
+
     def _drop_(self, t: int) -> None:
         """Forget the mean that is on its way at the end of a run whose length was not known.
 
-        An outer optimiser has stepped with it already: it is merged.
+        An outer optimiser has stepped with it already, or a wire has kept what it lost: it is
+        merged.
         """
         if self.flights.now is None:
             return
-        if self.average.kept:
+        if self.average.kept or self.wired is not None:
             self._merge_(t)
         else:
             self.flights.end()
 
     def state_dict(self) -> Settings:
         """Return what a resumed run needs: the mean on its way, and what waits for it."""
+        on_its_way = self.flights.state_dict()  # waits until the average has done its work
         anchor = {"z": self.flights.z} if self.anchored else {}
         about = np.array([self.waiting, self.anchored], np.float64)
-        return {**super().state_dict(), **anchor, **self.flights.state_dict(), "about": about}
+        return {**super().state_dict(), **anchor, **on_its_way, "about": about}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume from `state`."""

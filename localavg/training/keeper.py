@@ -130,6 +130,7 @@ class Keeper:
         if self.fleet.rank > 0:  # what the average keeps is the same on all ranks, but for rows
             kept = state["combine"]
             state["combine"] = {name: x for name, x in kept.items() if len(x.shape) == 2}
+            state["averaging"].pop("wire_base", None)  # w̃, alike on all ranks
         state["record"] = {}
         if self.record is not None:
             self.record.flush(force=True)

@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum
 
 from localavg.algorithms.base import Algorithm
 from localavg.interfaces import Array, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
 from localavg.training.averaging import State
+from localavg.training.wiring import wired
+
+
+class Kind(Enum):
+    """What travels in an exchange."""
+
+    GRADIENTS = 0
+    WEIGHTS = 1
+    IN_CODE = 2
+    """weights that cross nodes in code"""
 
 
 @dataclass(frozen=True)
 class Payload:
     """What an exchange hands over: gradients, or weights and the state averaged with them.
 
-    statistics: whether an average includes the columns of flat.w that are not trained. gradients:
-    the length of a row of gradients, by default that of the parameters.
+    transport: of averages, that in the background where they are delayed. statistics: whether an
+    average includes the columns of flat.w that are not trained. gradients: the length of a row of
+    gradients, by default that of the parameters.
     """
 
     algorithm: Algorithm
@@ -26,27 +38,52 @@ class Payload:
     statistics: bool = True
     gradients: int | None = None
 
-    def nbytes(self, t: float) -> int:
+    def kind(self, t: float) -> Kind:
+        """Return what travels in an exchange that begins after update t; the last may be plain."""
+        if self.algorithm.exchange.at(t):
+            return Kind.GRADIENTS
+        coded = wired(self.transport)
+        return Kind.WEIGHTS if coded is None or coded.plain_at == t else Kind.IN_CODE
+
+    def nbytes(self, t: float, scope: Scope = Scope.WORLD) -> int:
         """Return the bytes of one learner in an exchange at update t: coded, if it travels so."""
-        flat, exchange = self.flat, self.algorithm.exchange
-        if exchange.at(t):
+        exchange, kind = self.algorithm.exchange, self.kind(t)
+        if kind is Kind.GRADIENTS:
             n = self._gradients
             return exchange.code.nbytes(n) if exchange.code else 4 * n
-        d = flat.d if self.statistics else flat.d_trained
-        return 4 * (d + self.state.averaged * flat.d_trained)
+        coded = wired(self.transport)
+        if kind is Kind.IN_CODE and coded is not None:
+            return coded.learner_bytes(scope) + self._beside()
+        return 4 * self.flat.d_trained + self._beside()
+
+    def _beside(self) -> int:
+        """Return the bytes of a learner that travel with its parameters."""
+        flat = self.flat
+        statistics = flat.d - flat.d_trained if self.statistics else 0
+        return 4 * (statistics + self.state.averaged * flat.d_trained)
 
     def handed_over(self, t: float, scope: Scope) -> tuple[int, int]:
         """Return the bytes of an exchange over `scope` at update t on this rank.
 
         The first number is within the node, the second to others.
         """
-        exchange = self.algorithm.exchange
-        if exchange.at(t) and exchange.code:
-            return self.transport.coded_bytes(self._gradients, exchange.code)
         if scope is Scope.NEIGHBOURS:
             within, across = self._mixed(t)[self.transport.rank].tolist()
             return within, across
-        return self.transport.payload_bytes(self.nbytes(t), scope)
+        return self.of_kind(self.kind(t), scope)
+
+    def of_kind(self, kind: Kind, scope: Scope) -> tuple[int, int]:
+        """Return the same for an exchange of this kind."""
+        code, coded = self.algorithm.exchange.code, wired(self.transport)
+        if kind is Kind.GRADIENTS:
+            if code:
+                return self.transport.coded_bytes(self._gradients, code)
+            return self.transport.payload_bytes(4 * self._gradients, scope)
+        whole = self._beside()
+        if kind is Kind.WEIGHTS or coded is None:
+            return self.transport.payload_bytes(whole + 4 * self.flat.d_trained, scope)
+        beside, sums = self.transport.payload_bytes(whole, scope), coded.sum_bytes(scope)
+        return beside[0] + sums[0], beside[1] + sums[1]
 
     def mixed(self, t: float) -> list[int]:
         """Return the bytes of all ranks when neighbours average after update t, as `handed_over`.

@@ -96,7 +96,8 @@ def watched(
     began_s: when the time limit began, by the clock `monotonic`; now by default.
     """
     c, fleet = e.config, e.fleet
-    payload = Payload(e.algorithm, e.transport, e.flat, e.optimizer, c.statistics == "average")
+    carrier = e.background or e.transport
+    payload = Payload(e.algorithm, carrier, e.flat, e.optimizer, c.statistics == "average")
     rows: Record | Modelled | None = file
     ahead = None
     if file is not None and e.timing:

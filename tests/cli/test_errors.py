@@ -166,6 +166,11 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         f"kavg {SMALL} --weights rows --learners 4",
         ["--weights rows", "no learner has training rows", "--weights equal", "--sampling shard"],
     ),
+    "a wire within a node": (
+        f"kavg {SMALL} --wire int8 --learners 4",
+        ["--wire", "one node", "--ranks-per-node"],
+    ),
+    "a wire for gradients": (f"sync {SMALL} --wire int8 --learners 4", ["--wire", "sync"]),
     "participants in clusters": (
         f"hieravg {SMALL} --participants 2 --learners 4",
         ["--participants", "clusters", "leave it out"],

@@ -545,7 +545,9 @@ def fedavg(setup, T, gamma, K, drawn, batch=None, by_rows=True, server=None):
     return w, averages
 
 
-def delayed(setup, T, gamma, schedule, tau, merge, a=1.0, rule=None, lr=1.0, mu=0.0, S=None):
+def delayed(
+    setup, T, gamma, schedule, tau, merge, a=1.0, rule=None, lr=1.0, mu=0.0, S=None, wire=None
+):
     """Averages at the updates of another oracle, schedule(setup, T, gamma), each merged tau updates
     later into the weights of then; the last one at T is taken at once.
 
@@ -553,8 +555,10 @@ def delayed(setup, T, gamma, schedule, tau, merge, a=1.0, rule=None, lr=1.0, mu=
     x <- (1 - a) x + a z; with tau the period, z is the initial weights before the first copies.
     "daso" (Coquelin et al. 2022): x <- (2 tau x + sum of copies) / (2 tau + n). With an outer
     optimiser z is its new w~, in place of the mean. S: learners in a cluster of a local average.
+    wire: a `Wire` by which means of everyone travel; its w~ is the last one that began.
     """
     W, states = start(setup)
+    w_tilde = np.zeros(setup.X.shape[1])
     zero = np.zeros(setup.X.shape[1])
     server = OuterState(rule, lr, mu, zero) if rule not in (None, "anchor") else None
     scopes = dict(schedule(setup, T, gamma)[1])
@@ -578,6 +582,8 @@ def delayed(setup, T, gamma, schedule, tau, merge, a=1.0, rule=None, lr=1.0, mu=
             merged.append((t, scope))
             flight = None
         if t == T:
+            if wire:
+                W = [wire.mean(W, w_tilde, plain=True)] * setup.P
             w = server.step(W, gamma(t)) if server else mean(W)
             return w, [*merged, (T, "global")]
         waiting = "global" if "global" in (scopes.get(t), waiting) else scopes.get(t) or waiting
@@ -589,11 +595,112 @@ def delayed(setup, T, gamma, schedule, tau, merge, a=1.0, rule=None, lr=1.0, mu=
                 size = S if waiting == "local" else setup.P
                 means = [mean(W[k : k + size]) for k in range(0, setup.P, size)]
                 targets = [means[j // size] for j in range(setup.P)]
+                if wire and waiting == "global":
+                    w_tilde = wire.mean(W, w_tilde)
+                    targets = [w_tilde] * setup.P
                 if server and waiting == "global":
-                    targets = [server.step(W, gamma(t))] * setup.P
+                    w_tilde = server.step(targets, gamma(t))
+                    targets = [w_tilde] * setup.P
                 flight = t, waiting, list(W), targets
             waiting = None
     raise AssertionError("T is at least 1")
+
+
+def bf16(x):
+    """The numbers of 8 significant bits nearest to x, ties to even."""
+    mantissa, exponent = np.frexp(x)
+    return np.ldexp(np.rint(mantissa * 256) / 256, exponent).astype(x.dtype)
+
+
+def int8(bucket):
+    """Buckets of x as whole multiples of their largest entry over 127."""
+
+    def code(x):
+        found = np.zeros_like(x)
+        for i in range(0, len(x), bucket):
+            s = np.abs(x[i : i + bucket]).max() / x.dtype.type(127)
+            if s > 0:
+                found[i : i + bucket] = np.rint(x[i : i + bucket] / s) * s
+        return found
+
+    return code
+
+
+class Wire:
+    """Averages that cross nodes in code (the pseudo-code of the specification, `--wire`).
+
+    nodes: the learners of each node. One row e a node, one row r, both 0 at the start.
+    """
+
+    def __init__(self, nodes, zero, code):
+        self.nodes, self.code = nodes, code
+        self.P = sum(len(node) for node in nodes)
+        self.e = [zero.copy() for _ in nodes]
+        self.r = zero.copy()
+
+    def mean(self, W, w_tilde, plain=False):
+        """What every learner gets; plain: the last average, in float32 and with all feedback."""
+        total = np.zeros_like(w_tilde)
+        for k, node in enumerate(self.nodes):
+            u = self.e[k].copy()
+            for j in node:
+                u += W[j] - w_tilde
+            D = u if plain else self.code(u)
+            self.e[k] = u - D
+            total += D
+        v = total / total.dtype.type(self.P) + self.r
+        reply = v if plain else self.code(v)
+        self.r = v - reply
+        return w_tilde + reply
+
+
+class LowRankWire:
+    """PowerSGD (Vogels et al. 2019, Algorithm 1) on the nodes' sums of changes.
+
+    tensors: (slice, m, k, Q [k, r] or None), None for one that is not coded.
+    """
+
+    def __init__(self, nodes, zero, tensors):
+        self.nodes, self.tensors = nodes, [list(tensor) for tensor in tensors]
+        self.P = sum(len(node) for node in nodes)
+        self.e = [zero.copy() for _ in nodes]
+
+    def mean(self, W, w_tilde, plain=False):
+        us = []
+        for k, node in enumerate(self.nodes):
+            us.append(self.e[k] + sum(W[j] - w_tilde for j in node))
+        total = sum(us)
+        es = [np.zeros_like(u) for u in us]
+        for tensor in self.tensors:
+            where, m, k, Q = tensor
+            if plain or Q is None:
+                continue
+            parts = [u[where].reshape(m, k) for u in us]
+            A, _ = np.linalg.qr(sum(M @ Q for M in parts))
+            Bs = [M.T @ A for M in parts]
+            for e, M, B in zip(es, parts, Bs, strict=True):
+                e[where] = (M - A @ B.T).ravel()
+            tensor[3] = sum(Bs)
+            total[where] = (A @ tensor[3].T).ravel()
+        self.e = es
+        return w_tilde + total / self.P
+
+
+def wired(setup, T, gamma, K, wire, server=None):
+    """K-AVG whose averages travel by a `Wire`; server: an outer optimiser's state."""
+    W, states = start(setup)
+    w_tilde = np.zeros(setup.X.shape[1])
+    averages = []
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+        if t % K == 0 or t == T:
+            w_tilde = wire.mean(W, w_tilde, plain=t == T)
+            if server:
+                w_tilde = server.step([w_tilde] * setup.P, gamma(t))
+            W = [w_tilde.copy() for _ in range(setup.P)]
+            states = states_after_average(states, setup.policy)
+            averages.append((t, "global"))
+    return w_tilde, averages
 
 
 def hieravg(setup, T, gamma, K1, K2, S):

@@ -54,6 +54,10 @@ LINES = {
     "--sampling dirichlet-class:1",
     "hieravg": f"hieravg --K1 3 --K2 7 --S 2 {DATA} --steps 40",
     "delay": f"hieravg --K1 4 --K2 7 --S 2 --outer nesterov --delay 3 {DATA} --steps 40",
+    "wire": f"kavg --K 5 --outer momentum --mu 0.4 --wire int8 --ranks-per-node 1 {DATA} --steps 40",
+    "wire delay": f"hieravg --K1 4 --K2 7 --S 2 --wire bf16 --delay 3 --ranks-per-node 1 {DATA} "
+    "--steps 40 --variance averages",
+    "low rank": f"kavg --K 3 --wire lowrank:2 --ranks-per-node 1 {NETWORK}",
     "anchor": f"kavg --K 4 --delay 4 --merge lerp --anchor-mu 0.5 {DATA} --steps 40",
     "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",
     "adalupa": f"adalupa --tau0 3 --alpha 0.5 {DATA} --steps 40",
@@ -138,7 +142,9 @@ WORLDS = {
 
 def later(mpi, ranks, name):
     """Whether it is left to the long tests: four ranks, and networks but on two of Open MPI."""
-    return ranks == 4 or (name in ("network", "kept") and (mpi, ranks) != ("openmpi", 2))
+    return ranks == 4 or (
+        name in ("network", "kept", "low rank") and (mpi, ranks) != ("openmpi", 2)
+    )
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from localavg.scope import Scope
 from localavg.training import stopwatch
 from localavg.training.averages import Averages
 from localavg.training.monitor import Monitor
+from localavg.training.payload import Kind
 
 
 class Clock:
@@ -73,7 +74,8 @@ class Evaluator:
 def payload_of(*scopes):
     """Of an algorithm that averages weights over these scopes."""
     algorithm = SimpleNamespace(scopes=scopes, exchange=NoExchange())
-    return SimpleNamespace(handed_over=lambda t, scope: (8, 0), algorithm=algorithm)
+    kinds = {"kind": lambda t: Kind.WEIGHTS, "of_kind": lambda kind, scope: (8, 0)}
+    return SimpleNamespace(algorithm=algorithm, **kinds)
 
 
 def made(clock, world, rows):

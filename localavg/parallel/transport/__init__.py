@@ -17,6 +17,7 @@ from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import nccl
 from localavg.parallel.transport.cuda_aware import CudaAware
+from localavg.parallel.transport.in_code import InCode
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.nccl import Nccl
 from localavg.parallel.transport.on_device import OnDevice
@@ -86,8 +87,36 @@ def in_background(transport: HostMPI, fleet: Fleet) -> HostMPI:
             "`delay` needs an MPI library that takes calls from several threads "
             "(MPI_THREAD_MULTIPLE); leave `delay` out, or use another library"
         )
-    clusters = [S for scope, S in transport.sizes.items() if scope is not Scope.WORLD]
-    return type(transport)(fleet.again(), clusters, "in the background", transport.dtype)
+    return type(transport)(
+        fleet.again(), _clusters(transport), "in the background", transport.dtype
+    )
+
+
+def in_code(transport: HostMPI, fleet: Fleet) -> InCode:
+    """Make a transport like this one, whose averages can cross nodes in code. Collective.
+
+    Raises UserError where nothing crosses nodes, and for a transport of other memory than that
+    which a node shares.
+    """
+    if isinstance(transport, OnDevice):
+        raise UserError(
+            "`wire`: codes are made in the host's memory; add `device = cpu`, or leave `wire` out"
+        )
+    if fleet.nodes == 1:
+        raise UserError(
+            "`wire`: all ranks are on one node, so nothing crosses nodes; leave `wire` out, or "
+            "make nodes of some ranks each with `ranks_per_node`"
+        )
+    if not isinstance(transport, SharedMemory):
+        raise UserError(
+            f"`wire`: sums of a node are made in memory that its ranks share, and the transport is "
+            f"{transport.name} ({transport.why}); use `transport = shared`, or leave `wire` out"
+        )
+    return InCode(fleet, _clusters(transport), transport.why, transport.dtype)
+
+
+def _clusters(transport: HostMPI) -> list[int]:
+    return [S for scope, S in transport.sizes.items() if scope is not Scope.WORLD]
 
 
 def _on_host(name: str, fleet: Fleet, clusters: Sequence[int], learner_bytes: int) -> HostMPI:

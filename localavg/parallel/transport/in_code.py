@@ -1,0 +1,162 @@
+"""Means in shared memory, of weights that cross nodes in code; see `algorithms/wire.py`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from localavg.interfaces import Array, Rounding, Step
+from localavg.parallel.device import put_
+from localavg.parallel.transport import coded_lanes, low_rank
+from localavg.parallel.transport.coded_lanes import CodedLanes
+from localavg.parallel.transport.lanes import Lanes, Weights
+from localavg.parallel.transport.low_rank import LowRank, Tensor
+from localavg.parallel.transport.shared import Part, SharedMemory
+from localavg.scope import Scope
+
+
+class Coding(NamedTuple):
+    """What of the rows is coded, and how."""
+
+    n: int
+    """the number of columns, the first ones"""
+    tensors: Sequence[Tensor]
+    """the tensors in these columns"""
+    code: Rounding | None
+    """None for products of rank r"""
+    r: int = 0
+    seed: int = 0
+    """of the first factors"""
+
+
+class InCode(SharedMemory):
+    """As SharedMemory, but the means of some rows cross nodes in code, with feedback.
+
+    `use` says how, `watch` whose. plain: the next mean of those rows carries all feedback, in
+    float32. plain_at: the update after which the last one of that kind was, −1 without one.
+    """
+
+    plain = False
+    plain_at = -1
+    coding: Coding | None = None
+    _address = -1  # of the rows that are watched
+
+    def use(self, coding: Coding) -> None:
+        """Code so from now on. Raises UserError if no tensor has a product of rank r."""
+        if coding.code is None:
+            low_rank.check_rank(coding.tensors, coding.r)
+        self.coding = coding
+
+    @property
+    def how(self) -> Coding:
+        """What is coded."""
+        assert self.coding is not None, "`use` comes first"
+        return self.coding
+
+    def watch(self, w: np.ndarray) -> None:
+        """Code the means of w [L, ≥ n], which `zeros` made. Collective; called once."""
+        n = self.how.n
+        self.base = self.common((1, n))[0]  # w̃
+        self._address = w.__array_interface__["data"][0]
+        columns = self._columns(w[:, :n])
+        assert columns is not None, "rows of this transport"
+        self._coded: dict[Scope, list[CodedLanes | LowRank | Lanes]] = {
+            scope: [self._lanes(columns[part.rows], part, scope) for part in parts]
+            for scope, parts in self.parts.items()
+            if self.crosses(scope)
+        }
+
+    def _lanes(self, rows: np.ndarray, part: Part, scope: Scope) -> CodedLanes | LowRank | Lanes:
+        """Make the work of a part of this rank; its group may be on one node alone."""
+        lanes = part.here, part.lanes, part.handled, part.learners
+        if not _crosses(part):
+            return Lanes(rows, *lanes, self._scratch, self._spread)
+        _, tensors, code, r, seed = self.how
+        feedback = self._spread, self.base, scope is Scope.WORLD
+        if code is None:
+            return LowRank(rows, *lanes, *feedback, tensors, r, seed)
+        return CodedLanes(rows, *lanes, *feedback, code)
+
+    def crosses(self, scope: Scope) -> bool:
+        """Return whether averages over `scope` cross nodes, of any group."""
+        layout = self.layout
+        groups = map(layout.ranks_of, layout.clusters(self.sizes[scope]))
+        return any(len(layout.by_node(ranks)) > 1 for ranks in groups)
+
+    def begin(self, w: np.ndarray) -> None:
+        """Take the equal weights w [L, ≥ n] as the last average of everyone."""
+        self.base[...] = w[0, : self.how.n]
+
+    def mean_(
+        self, w: np.ndarray, scope: Scope, variance: bool = False, step: Step | None = None
+    ) -> float:
+        """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
+        if w.__array_interface__["data"][0] != self._address or scope not in self._coded:
+            return super().mean_(w, scope, variance, step)
+        if w.shape[1] > (n := self.how.n):
+            super().mean_(w[:, n:], scope)
+        weights = Weights.of(self.weights, scope, self._learners)
+        spread = 0.0
+        for lanes in self._coded[scope]:
+            plain = () if isinstance(lanes, Lanes) else (self.plain,)
+            spread += lanes.mean_(variance, step, weights, *plain)
+        return self._over_learners(spread, weights) if variance else np.nan
+
+    def sum_bytes(self, scope: Scope) -> tuple[int, int]:
+        """Return this rank's bytes in one mean of the n columns: within its node, across nodes."""
+        n, tensors, code, r, _ = self.how
+        within, across = self.payload_bytes(4 * n, scope)
+        crossing = [part for part in self.parts[scope] if _crosses(part)]
+        if not crossing:
+            return within, across
+        if code is None:
+            return within, sum(
+                low_rank.sent_bytes(tensors, part.lanes, part.handled, r) for part in crossing
+            )
+        return within, sum(
+            coded_lanes.sent_bytes(n, part.lanes, part.handled, code) for part in crossing
+        )
+
+    def learner_bytes(self, scope: Scope) -> int:
+        """Return the bytes of one learner's n columns, if it is a node of its own."""
+        n, tensors, code, r, _ = self.how
+        if not self.crosses(scope):
+            return 4 * n
+        return low_rank.nbytes(tensors, r) if code is None else code.nbytes(n)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return w̃, the feedback of this rank's lanes, and what the lanes follow from."""
+        feedback = np.concatenate([np.empty(0, np.float32), *self._feedback()])
+        return {"wire_base": self.base, "wire_feedback": feedback, "wire_nodes": self._nodes()}
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Resume from `state`; feedback of other lanes is dropped, with a line on stderr."""
+        put_(self.base, state["wire_base"])
+        if not np.array_equal(state["wire_nodes"], self._nodes()):
+            if self.fleet.rank == 0:
+                print(
+                    "localavg: wire: saved with another layout of ranks and nodes; what its codes "
+                    "have lost so far is dropped, and not sent later",
+                    file=sys.stderr,
+                )
+            return
+        start = 0
+        for mine in self._feedback():
+            mine[...] = state["wire_feedback"][start : start + len(mine)]
+            start += len(mine)
+
+    def _feedback(self) -> list[np.ndarray]:
+        """Return what this rank's lanes keep, from the innermost clusters to everyone."""
+        made = [lanes for scope in sorted(self._coded) for lanes in self._coded[scope]]
+        return [x for lanes in made if not isinstance(lanes, Lanes) for x in lanes.feedback]
+
+    def _nodes(self) -> np.ndarray:
+        return np.array([self.P, *self.layout.node_of], np.int64)
+
+
+def _crosses(part: Part) -> bool:
+    """Return whether a part's group has ranks on other nodes."""
+    return any(comms for _, comms in part.handled)

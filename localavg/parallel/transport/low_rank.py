@@ -1,0 +1,201 @@
+"""The mean of rows whose matrices cross nodes as products of low rank; see `algorithms/wire.py`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.errors import UserError
+from localavg.interfaces import Rows, Step
+from localavg.parallel.transport.coded_lanes import Mine
+from localavg.parallel.transport.deltas import add_deltas, land_
+from localavg.parallel.transport.lanes import Weights
+from localavg.streams import Stream, generator
+
+Tensor = tuple[slice, tuple[int, ...]]
+"""the columns of a tensor in a row, and its shape"""
+
+
+def sides(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Return the sides m, k of a tensor as a matrix: shape[0] × rest; a vector has m = 1."""
+    return (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, math.prod(shape))
+
+
+def coded(shape: tuple[int, ...], r: int) -> bool:
+    """Return whether a product of rank r is smaller than the tensor."""
+    m, k = sides(shape)
+    return r * (m + k) < m * k
+
+
+def nbytes(tensors: Sequence[Tensor], r: int) -> int:
+    """Return the bytes of these tensors: both factors of each, or itself if it is not coded."""
+    shapes = [(*sides(shape), coded(shape, r)) for _, shape in tensors]
+    return 4 * sum(r * (m + k) if small else m * k for m, k, small in shapes)
+
+
+def sent_bytes(tensors: Sequence[Tensor], lanes: int, mine: Mine, r: int) -> int:
+    """Return the bytes that a rank hands over in one mean."""
+    dealt = _dealt(tensors, lanes)
+    return sum(nbytes([tensor for _, tensor in dealt[i]], r) for i, _ in mine)
+
+
+def check_rank(tensors: Sequence[Tensor], r: int) -> None:
+    """Raise UserError if no tensor would be sent as a product of rank r."""
+    matrices = [sides(shape) for _, shape in tensors if min(sides(shape)) > 1]
+    if not matrices:
+        raise UserError(
+            f"`wire = lowrank:{r}`: the weights have no matrix, so nothing would be coded; use "
+            "int8 or bf16"
+        )
+    if not any(coded(shape, r) for _, shape in tensors):
+        m, k = max(matrices, key=lambda sides: sides[0] * sides[1] / sum(sides))
+        most = (m * k - 1) // (m + k)
+        use = f"use at most lowrank:{most}" if most else "use int8 or bf16"
+        raise UserError(
+            f"`wire = lowrank:{r}`: no matrix is larger than its two factors of rank {r}; the "
+            f"best for it is {m} × {k}; {use}"
+        )
+
+
+class Matrix:
+    """A tensor u [m, k] of this node, which is e until the changes are added, and the factors."""
+
+    def __init__(self, columns: slice, u: np.ndarray, A: np.ndarray, B: np.ndarray) -> None:
+        self.columns, self.u, self.A, self.B = columns, u, A, B
+
+
+class Share:
+    """The tensors of one lane: what the ranks of `comm`, one a node, send for them.
+
+    e [floats of the tensors]: u of all tensors, one after the other; after a mean the feedback.
+    left: the A of all matrices, then all tensors that are not coded. Q: the B of all matrices.
+    """
+
+    def __init__(self, comm: MPI.Comm, tensors: Sequence[tuple[int, Tensor]], r: int, seed: int):
+        self.comm = comm
+        tensors = sorted(tensors, key=lambda each: not coded(each[1][1], r))  # matrices first
+        shapes = [(*sides(shape), coded(shape, r)) for _, (_, shape) in tensors]
+        self.e = np.zeros(sum(m * k for m, k, _ in shapes), np.float32)
+        self.Q = np.empty(sum(r * k for _, k, small in shapes if small), np.float32)
+        left = sum(r * m if small else m * k for m, k, small in shapes)
+        self.left = np.empty(left, np.float32)
+        self.matrices: list[Matrix] = []
+        self.whole: list[Matrix] = []  # not coded: their A is the tensor
+        at = a = b = 0
+        for (number, (columns, _)), (m, k, small) in zip(tensors, shapes, strict=True):
+            u = self.e[at : at + m * k].reshape(m, k)
+            rank = r if small else k
+            A = self.left[a : a + m * rank].reshape(m, rank)
+            B = self.Q[b : b + k * r].reshape(k, r) if small else A
+            if small:
+                random = generator(seed, number, 0, Stream.LOW_RANK)
+                B[...] = random.standard_normal(B.shape, np.float32)
+                b += k * r
+            (self.matrices if small else self.whole).append(Matrix(columns, u, A, B))
+            at, a = at + m * k, a + m * rank
+
+
+class LowRank:
+    """This rank's share of `rows` [learners of a group on this node, n], in lanes of whole tensors.
+
+    Arguments as of `CodedLanes`. tensors: of a row, in order. r: the rank. seed: of the first Q.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        here: MPI.Comm | None,
+        lanes: int,
+        mine: Mine,
+        P: int,
+        spread: Callable[[Rows, np.ndarray], float],
+        base: np.ndarray,
+        everyone: bool,
+        tensors: Sequence[Tensor],
+        r: int,
+        seed: int,
+    ) -> None:
+        self.rows, self.here, self.P, self.spread = rows, here, P, spread
+        self.base, self.everyone = base, everyone
+        dealt = _dealt(tensors, lanes)
+        self.shares = [Share(comms[0], dealt[i], r, seed) for i, comms in mine]
+        most = max((c.stop - c.start for c, _ in tensors), default=0)
+        self._scratch = np.empty(most, np.float32)
+
+    @property
+    def feedback(self) -> tuple[np.ndarray, ...]:
+        """What the lanes keep from one mean to the next."""
+        return tuple(x for share in self.shares for x in (share.e, share.Q))
+
+    def mean_(
+        self,
+        variance: bool = False,
+        step: Step | None = None,
+        weights: Weights | None = None,
+        plain: bool = False,
+    ) -> float:
+        """Set every row to the mean, or to what the step makes of it; as `CodedLanes.mean_`."""
+        if self.here is not None:
+            self.here.Barrier()  # everyone's rows are ready
+        total = np.float32(self.P if weights is None else weights.total)
+        for share in self.shares:
+            for each in (*share.matrices, *share.whole):
+                u = each.u.reshape(-1)  # e before
+                rows, w_tilde = self.rows[:, each.columns], self.base[each.columns]
+                add_deltas(list(rows), w_tilde, u, self._scratch, weights)
+        (self._sum_whole if plain else self._sum_factors)()
+        spread = 0.0 if variance else np.nan
+        for share in self.shares:
+            for each in (*share.matrices, *share.whole):
+                whole = plain or each.B is each.A
+                mean = (each.u if plain else each.A) if whole else each.A @ each.B.T
+                mean = mean.reshape(-1) / total
+                mean += self.base[each.columns]
+                if whole:
+                    each.u[...] = 0  # all of it arrived
+                base = self.base[each.columns] if self.everyone else None
+                found = self.spread if variance else None
+                rows = self.rows[:, each.columns]
+                spread += land_(rows, each.columns, base, mean, found, step, weights)
+        if self.here is not None:
+            self.here.Barrier()  # nobody goes on before all lanes are written
+        return spread
+
+    def _sum_whole(self) -> None:
+        """Sum u over the nodes."""
+        _wait([share.comm.Iallreduce(MPI.IN_PLACE, share.e) for share in self.shares])
+
+    def _sum_factors(self) -> None:
+        """Sum the factors over the nodes, and keep in e what they leave out."""
+        for share in self.shares:
+            for each in share.matrices:
+                np.matmul(each.u, each.B, each.A)  # u Q
+            for each in share.whole:
+                each.A[...] = each.u
+        _wait([share.comm.Iallreduce(MPI.IN_PLACE, share.left) for share in self.shares])
+        for share in self.shares:
+            for each in share.matrices:
+                each.A[...] = np.linalg.qr(each.A)[0]
+                np.matmul(each.u.T, each.A, each.B)
+                each.u -= each.A @ each.B.T  # e ← u − A Bᵀ
+        _wait([share.comm.Iallreduce(MPI.IN_PLACE, share.Q) for share in self.shares])
+
+
+def _wait(requests: Sequence[MPI.Request]) -> None:
+    for request in requests:
+        request.Wait()
+
+
+def _dealt(tensors: Sequence[Tensor], lanes: int) -> list[list[tuple[int, Tensor]]]:
+    """Deal numbered tensors, the largest first, each to the lane with the fewest floats."""
+    dealt: list[list[tuple[int, Tensor]]] = [[] for _ in range(lanes)]
+    floats = [0] * lanes
+    order = sorted(enumerate(tensors), key=lambda each: each[1][0].start - each[1][0].stop)
+    for number, tensor in order:
+        i = floats.index(min(floats))
+        dealt[i].append((number, tensor))
+        floats[i] += tensor[0].stop - tensor[0].start
+    return dealt
