@@ -92,6 +92,8 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	if [ "$$(id -u)" != 0 ] || ! command -v tc >/dev/null; then echo 'between hosts: not run, it needs root and iproute2'; else \
 	  jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 7 && \
 	  jobs/emulated/run --ranks 2,2,1 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 && \
+	  for wire in bf16 int8; do jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate 100mbit -- \
+	    bench average --sizes 4000000 --repeats 5 --wire $$wire || exit; done && \
 	  jobs/emulated/run --hosts 4 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 --graph one-peer-exp && \
 	  jobs/emulated/run --hosts 4 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 --graph ring; fi
 

@@ -143,6 +143,9 @@ BENCHES: dict[str, dict[str, Column]] = {  # the same of the benchmarks that wri
             "s",
             "what a gossip must take: memory, or the link for its neighbours' rows",
         ),
+        "wire_s": ("f8", "s", "our average, between nodes in code"),
+        "wire_bytes": ("f8", "bytes", "what all ranks send between nodes in such an average"),
+        "plain_bytes": ("f8", "bytes", "the same in float32"),
     }
 }
 TABLES = SCHEMA | BENCHES

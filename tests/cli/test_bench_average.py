@@ -29,6 +29,9 @@ COLUMNS = [
     "outer_s",
     "gossip_s",
     "gossip_floor_s",
+    "wire_s",
+    "wire_bytes",
+    "plain_bytes",
 ]
 
 
@@ -43,7 +46,7 @@ def files(tmp_path_factory):
     where = "--out", folder / "a.h5", "--json", folder / "a.json"
     done = bench(
         2, "--sizes", "2000", "resnet8", "--learners", "4", "--repeats", "2", "--outer", "adam",
-        "--graph", "exp",
+        "--graph", "exp", "--ranks-per-node", "1", "--wire", "int8",
         *where, check=True,
     )  # fmt: skip
     return folder, done
@@ -54,9 +57,11 @@ def test_the_file_holds_the_rows_of_json(files):
     rows = json.loads((folder / "a.json").read_text())
     found = record.load(folder / "a.h5", bench="average")
     assert "step / its bytes" in done.stdout and "gossip / its floor" in done.stdout
+    assert "bytes / wire's" in done.stdout
+    assert all(3.5 * row["wire_bytes"] < row["plain_bytes"] == 8 * row["elements"] for row in rows)
     assert list(found.rows) == COLUMNS and found.rows.to_dict("records") == rows
     assert [row["elements"] for row in rows] == average.floats(["2000", "resnet8"])
-    assert all((row["ranks"], row["nodes"], row["learners"]) == (2, 1, 4) for row in rows)
+    assert all((row["ranks"], row["nodes"], row["learners"]) == (2, 2, 4) for row in rows)
     assert (found.rows[[name for name in COLUMNS if name.endswith("_s")]] > 0).all(axis=None)
     assert (
         found.status == "finished" and found.config["repeats"] == 2 and "transport" in done.stdout

@@ -17,6 +17,7 @@ from mpi4py import MPI
 from localavg.algorithms.outer import RULES
 from localavg.cli.bench import CIFAR10, Row, images, medians
 from localavg.cli.bench.gossip import ROUNDS, Gossips
+from localavg.cli.bench.wire import Wired
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
 from localavg.files.record import Record
@@ -34,7 +35,11 @@ from localavg.training.header import gpus, hosts
 RESNET_18, RESNET_50 = 11_173_962, 25_557_032  # floats of a row
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, RESNET_18, RESNET_50)  # 2000: Epsilon
 LONG, MORE = 1_000_000, 10  # rows shorter than LONG have MORE times the turns: their times scatter
-SOMETIMES = "torch_s", "outer_s", "gossip_s", "gossip_floor_s"  # NaN where they are not timed
+# NaN where they are not timed
+SOMETIMES = (
+    *("torch_s", "outer_s", "gossip_s", "gossip_floor_s"),
+    *("wire_s", "wire_bytes", "plain_bytes"),
+)
 TENSORS = 62  # of ResNet-18: torch's averager packs and unpacks this many
 
 
@@ -85,6 +90,7 @@ def new_file(
     aware: Probe | None = None,
     outer: str | None = None,
     graph: str | None = None,
+    wire: str | None = None,
 ) -> Record | None:
     """Create, on rank 0, the file for the rows of `bench_average` with these settings. Collective.
 
@@ -101,6 +107,7 @@ def new_file(
         "device": device.name,
         "outer": outer,
         "graph": graph,
+        "wire": wire,
     }
     origin = {**provenance, **hosts(fleet, longest), **gpus(fleet, device)}
     return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
@@ -116,6 +123,7 @@ def bench_average(
     aware: Probe | None = None,
     outer: str | None = None,
     graph: str | None = None,
+    wire: str | None = None,
 ) -> list[Row]:
     """Time averages of rows of every size; return rows with the columns of `schema.BENCHES`.
 
@@ -124,7 +132,8 @@ def bench_average(
     rows at once, the memory traffic of any mean in place; or the time of one row over the measured
     link between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
     device's memory, Allreduce goes through the host. outer: also time an average with a step of
-    this outer optimiser. graph: also time a gossip on it. Each row is written to `file` at once.
+    this outer optimiser. graph: also time a gossip on it. wire: also time an average
+    that crosses nodes by it. Each row is written to `file` at once.
     """
     device = device or Cpu()
     direct = device.name == "cpu" or fleet.world.bcast(bool(aware and aware.works))
@@ -133,7 +142,7 @@ def bench_average(
     for n in sizes:
         ours = transport.choose(name, fleet, (), 4 * n, device, aware)
         turns = repeats * (MORE if n < LONG else 1)
-        row = _time(fleet, ours, n, turns, device, direct, outer, graph, link)
+        row = _time(fleet, ours, n, turns, device, direct, outer, graph, link, wire)
         if link is not None:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
         about = _about(n, fleet, ours)
@@ -167,6 +176,7 @@ def _time(
     outer: str | None,
     graph: str | None,
     link: float | None,
+    wire: str | None,
 ) -> dict[str, float]:
     """Return the median seconds of every way to average rows of n floats."""
     w = ours.zeros((fleet.L, n))
@@ -182,6 +192,8 @@ def _time(
         ways["outer_s"] = lambda: step.average_(w, Scope.WORLD, ours, gamma=1.0)
     if graph is not None:
         ways["gossip_s"] = gossips = Gossips(fleet, ours, w, graph)
+    if wire is not None:
+        ways["wire_s"] = wired = Wired(fleet, ours, n, wire)
     if (averager := _torch_averager(fleet, n, device)) is not None:
         ways["torch_s"] = averager
     timed = {name: partial(slowest, fleet, way, device) for name, way in ways.items()}
@@ -189,6 +201,8 @@ def _time(
     if graph is not None:
         found["gossip_s"] /= ROUNDS
         found["gossip_floor_s"] = gossips.floor_s(found["floor_s"], link)
+    if wire is not None:
+        found |= {"wire_bytes": wired.coded_bytes, "plain_bytes": wired.plain_bytes}
     return found
 
 

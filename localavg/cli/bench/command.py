@@ -123,7 +123,7 @@ def _average(args: argparse.Namespace) -> int:
     fleet = Fleet(here, args.learners, args.ranks_per_node)
     device = choose_device(args.device, fleet)
     how = args.transport, floats(args.sizes) if args.sizes else SIZES, args.repeats
-    more: tuple[Any, ...] = device, aware, args.outer, args.graph
+    more: tuple[Any, ...] = device, aware, args.outer, args.graph, args.wire
     file = new_file(fleet, *how, args.out, origin, *more) if args.out else None
     rows = bench_average(fleet, *how, file, *more)
     ratios = [_ratios(row, args.outer, fleet) for row in rows]
@@ -141,6 +141,9 @@ def _ratios(row: Row, outer: str | None, fleet: Fleet) -> Row:
     if not math.isnan(row["gossip_s"]):
         found["gossip / its floor"] = row["gossip_s"] / row["gossip_floor_s"]
         found["ours / gossip"] = row["ours_s"] / row["gossip_s"]
+    if not math.isnan(row["wire_s"]):
+        found["ours / wire"] = row["ours_s"] / row["wire_s"]
+        found["bytes / wire's"] = row["plain_bytes"] / row["wire_bytes"]
     if outer:
         its_bytes_s = row["ours_s"] * RULES[outer]().kept / fleet.layout.node_learners(fleet.rank)
         found["step / its bytes"] = (row["outer_s"] - row["ours_s"]) / its_bytes_s

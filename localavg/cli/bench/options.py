@@ -166,6 +166,12 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         help="also time a gossip on this graph, and print its time divided by that of its "
         "neighbours' rows over the link (default: only the mean)",
     )
+    s.add_argument(
+        "--wire",
+        metavar="CODE",
+        help="also time an average that crosses nodes in this code: bf16, int8 or lowrank:R, and "
+        "print how many times fewer bytes and less time it takes (default: only the mean)",
+    )
     _add_device(s, "average rows")
     _add_repeats(s, 11)
     s.add_argument(

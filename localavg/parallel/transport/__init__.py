@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from mpi4py import MPI
 
 from localavg.errors import UserError, amount
-from localavg.interfaces import Device
+from localavg.interfaces import Device, Transport
 from localavg.parallel.device import Cuda
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import nccl
@@ -92,7 +92,7 @@ def in_background(transport: HostMPI, fleet: Fleet) -> HostMPI:
     )
 
 
-def in_code(transport: HostMPI, fleet: Fleet) -> InCode:
+def in_code(transport: Transport, fleet: Fleet) -> InCode:
     """Make a transport like this one, whose averages can cross nodes in code. Collective.
 
     Raises UserError where nothing crosses nodes, and for a transport of other memory than that
@@ -115,7 +115,7 @@ def in_code(transport: HostMPI, fleet: Fleet) -> InCode:
     return InCode(fleet, _clusters(transport), transport.why, transport.dtype)
 
 
-def _clusters(transport: HostMPI) -> list[int]:
+def _clusters(transport: Transport) -> list[int]:
     return [S for scope, S in transport.sizes.items() if scope is not Scope.WORLD]
 
 
