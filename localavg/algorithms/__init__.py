@@ -37,7 +37,7 @@ from localavg.algorithms import (
 )
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.center import Asynchronous
-from localavg.algorithms.parameters import Option, arguments, options_of
+from localavg.algorithms.parameters import AUTO, Option, Period, arguments, options_of
 from localavg.errors import UserError
 from localavg.interfaces import Settings
 
@@ -107,6 +107,15 @@ def options(name: str) -> dict[str, object]:
     return {option.name: option.default for option in declared(name).values()}
 
 
+def with_auto() -> list[str]:
+    """Return the algorithms whose K may be auto."""
+    return [
+        name
+        for name, function in BOTH.items()
+        if (K := options_of(function).get("K")) and isinstance(K.length, Period)
+    ]
+
+
 def unknown(name: str) -> UserError:
     """Make the error of a name that no algorithm has, with the name that it is like."""
     plain = name.lower().translate({ord(c): None for c in " -_"})
@@ -151,5 +160,11 @@ def make(
     if stray := [option for option in given if option not in known]:
         takes = ", ".join(f"`{option}`" for option in known) or "no options of its own"
         raise UserError(f"`{stray[0]}` means nothing to {name}, which takes {takes}")
+    if given.get("K") == AUTO and known["K"].length is None:
+        rows = ", ".join(with_auto())
+        raise UserError(
+            f"`K = auto` means nothing to {name}: it chooses the period of averages of everyone; "
+            f"give a number, or use one of {rows}"
+        )
     run = {"P": P, "momentum": momentum, "step_size": step_size}
     return BOTH[name](**arguments(BOTH[name], given, T, epoch, run))

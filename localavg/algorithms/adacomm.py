@@ -121,7 +121,14 @@ class LossAndStep(Schedule):
     def after(self, t: int) -> Scope:
         return Scope.WORLD if t == self.due else Scope.NONE
 
-    def observe(self, t: int, value: float, gamma: float, wall_s: float = math.nan) -> None:
+    def observe(
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        pace: tuple[float, float] = (math.nan, math.nan),
+    ) -> None:
         now = t if self.updates else wall_s
         if t == 0:
             self.end = now + self.length

@@ -110,7 +110,14 @@ class VarianceDriven(Schedule):
         self.cnt = 0  # line 9
         return Scope.WORLD
 
-    def observe(self, t: int, value: float, gamma: float, wall_s: float = math.nan) -> None:
+    def observe(
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        pace: tuple[float, float] = (math.nan, math.nan),
+    ) -> None:
         S, k = value, t - self.warmup_steps - 1  # S_k of line 11
         if k < 0:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,7 +82,7 @@ class Schedule(ABC):
 
     final = Scope.WORLD  # who averages after update T
     begins = 0  # the update t after which the schedule begins; learners are equal there
-    needs: str | None = None  # the feedback that steers it: variance, objective or losses
+    needs: str | None = None  # the feedback that steers it: variance, objective, losses or pace
     remembers: tuple[str, ...] = ()  # the attributes that a checkpoint saves
 
     @property
@@ -97,28 +97,44 @@ class Schedule(ABC):
 
     @property
     def unsteered(self) -> str:
-        """Why feedback changed nothing so far, though it should have; "" if it did, or need not."""
+        """Why feedback could not do what it is for; "" if it could, or if there is none."""
         return ""
+
+    @property
+    def spread(self) -> bool:
+        """Whether it needs S of every average."""
+        return self.needs in ("variance", "pace")
+
+    @property
+    def decision(self) -> Mapping[str, float | str]:
+        """What it chose at the last average, and why: a row of /periods but for t."""
+        return {}
 
     @abstractmethod
     def after(self, t: int) -> Scope:
         """Return who averages after local update t, t = 1, 2, …"""
 
     def observe(  # noqa: B027
-        self, t: int, value: float, gamma: float, wall_s: float = math.nan
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        pace: tuple[float, float] = (math.nan, math.nan),
     ) -> None:
         """Take the feedback after the average at t, and F(w̄) or the time where it begins.
 
         value: S, F(w̄), or the mean loss of all learners in the updates since the last average, as
-        `needs` says. gamma: the step size γ of update t. wall_s: the seconds of the run so far, the
-        same on all ranks, for schedules that need losses.
+        `needs` says; S for pace. gamma: the step size γ of update t. wall_s: the seconds of the run
+        so far, for schedules that need losses. pace: the seconds of an average without waiting and
+        of an update since the last average, NaN where not known. All are the same on all ranks.
         """
 
-    def state_dict(self) -> dict[str, float]:
+    def state_dict(self) -> dict[str, Any]:
         """Return the state of a steered schedule; empty for the other schedules."""
         return {name: getattr(self, name) for name in self.remembers}
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume from `state`."""
         for name in self.remembers:
             setattr(self, name, state[name])

@@ -19,13 +19,16 @@ from typing import Annotated, Unpack
 
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import MU, OUTER_LR, Others, composed
-from localavg.algorithms.kavg import Every
-from localavg.algorithms.parameters import algorithm
+from localavg.algorithms.kavg import every
+from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 
 
 @algorithm
 def diloco(
-    K: Annotated[int, "local updates between two averages, H of the paper"] = 500,
+    K: Annotated[
+        int | str,
+        Period("K", 500, f"local updates between two averages, H of the paper; {OR_AUTO}"),
+    ] = 500,
     outer_lr: Annotated[float, OUTER_LR] = 0.7,
     mu: Annotated[float, MU] = 0.9,
     **others: Unpack[Others],
@@ -34,4 +37,4 @@ def diloco(
 
     The same as kavg with the outer optimiser nesterov.
     """
-    return composed(Every(K), outer="nesterov", outer_lr=outer_lr, mu=mu, **others)
+    return composed(every(K), outer="nesterov", outer_lr=outer_lr, mu=mu, **others)

@@ -18,8 +18,8 @@ from typing import Annotated, Unpack
 
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import Common, composed
-from localavg.algorithms.kavg import Every
-from localavg.algorithms.parameters import algorithm
+from localavg.algorithms.kavg import every
+from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 
 C = 0.1
 """the part of the learners that works in a round, unless told"""
@@ -27,7 +27,10 @@ C = 0.1
 
 @algorithm
 def fedavg(
-    K: Annotated[int, "local updates of a round, E n/B of the paper"] = 60, **common: Unpack[Common]
+    K: Annotated[
+        int | str, Period("K", 60, f"local updates of a round, E n/B of the paper; {OR_AUTO}")
+    ] = 60,
+    **common: Unpack[Common],
 ) -> Algorithm:
     """FedAvg (McMahan et al. 2017): a tenth of the learners works in each round of K updates.
 
@@ -36,4 +39,4 @@ def fedavg(
     its outer optimisers momentum, adam and yogi. In a user's own loop (`attach`) the local
     optimiser is new in every round with state="reset".
     """
-    return composed(Every(K), C=C, **common)
+    return composed(every(K), C=C, **common)

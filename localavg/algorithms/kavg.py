@@ -15,21 +15,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Unpack
 
+from localavg.algorithms.auto import Auto
 from localavg.algorithms.base import Algorithm, Schedule, check_period
 from localavg.algorithms.common import Common, composed
-from localavg.algorithms.parameters import algorithm
+from localavg.algorithms.parameters import AUTO, OR_AUTO, Period, algorithm
+from localavg.errors import bad
 from localavg.scope import Scope
 
 
 @algorithm
 def kavg(
-    K: Annotated[int, "local updates between two averages"] = 16, **common: Unpack[Common]
+    K: Annotated[int | str, Period("K", 16, f"local updates between two averages; {OR_AUTO}")] = 16,
+    **common: Unpack[Common],
 ) -> Algorithm:
     """K-AVG (kavg Alg. 1), Local SGD: everyone averages every K updates, w_j ← w̄.
 
     The same as CPSGD (adpsgd Alg. 1), LUPA-SGD (lupa Alg. 1, τ = K), and FedAvg with all learners.
     """
-    return composed(Every(K), **common)
+    return composed(every(K), **common)
+
+
+def every(K: int | str) -> Schedule:
+    """Make the schedule of a fixed period K, or of K = auto."""
+    if K == AUTO:
+        return Auto()
+    if isinstance(K, str):
+        raise bad("K", K, "must be a whole number of at least 1, or auto")
+    return Every(K)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,14 @@ class LossDriven(Schedule):
     def after(self, t: int) -> Scope:
         return Scope.WORLD if t == self.due else Scope.NONE  # line 6
 
-    def observe(self, t: int, value: float, gamma: float, wall_s: float = math.nan) -> None:
+    def observe(
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        pace: tuple[float, float] = (math.nan, math.nan),
+    ) -> None:
         if t == 0:
             self.F0 = value
         if not (0 < value < math.inf and self.F0 > 0):

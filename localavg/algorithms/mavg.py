@@ -21,14 +21,14 @@ from typing import Annotated, Unpack
 
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import MU, OUTER_LR, Others, composed
-from localavg.algorithms.kavg import Every
-from localavg.algorithms.parameters import algorithm
+from localavg.algorithms.kavg import every
+from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 from localavg.errors import check_choice
 
 
 @algorithm
 def mavg(
-    K: Annotated[int, "local updates between two averages"] = 16,
+    K: Annotated[int | str, Period("K", 16, f"local updates between two averages; {OR_AUTO}")] = 16,
     outer: Annotated[
         str, "form of block momentum: the paper's (momentum) or nesterov"
     ] = "momentum",
@@ -41,4 +41,4 @@ def mavg(
     BMUF is of Chen and Huo, 2016. The same as kavg with the outer optimiser momentum.
     """
     check_choice("outer", outer, ("momentum", "nesterov"))
-    return composed(Every(K), outer=outer, outer_lr=outer_lr, mu=mu, **others)
+    return composed(every(K), outer=outer, outer_lr=outer_lr, mu=mu, **others)

@@ -28,6 +28,9 @@ from localavg.interfaces import Settings
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 
+AUTO = "auto"
+"""a period that is chosen while training"""
+OR_AUTO = "or auto, chosen while training by the time of averages and the spread of the learners"
 FILLED_IN = {
     "P",
     "momentum",
@@ -40,10 +43,15 @@ class Length(ABC):
     """A length on the command line: the option's name, its default, and its help with the unit."""
 
     name: str
-    default: float | str | None
+    default: int | float | str | None
     help: str
     kind: ClassVar[type] = float
     """what the command line takes, if the default is None"""
+
+    @property
+    def takes(self) -> Callable[[str], Any]:
+        """What turns a word of the command line into a value."""
+        return self.kind if self.default is None else type(self.default)
 
     @abstractmethod
     def updates(self, value: Any, T: int, epoch: float) -> Any:
@@ -56,6 +64,22 @@ class Length(ABC):
 
 MOST_EPOCHS = 1e9
 """largest number of epochs: no run is as long"""
+
+
+def updates_or_auto(text: str) -> int | str:
+    """Convert a period: a number of updates, or the word auto."""
+    return AUTO if text == AUTO else int(text)
+
+
+class Period(Length):
+    """A fixed period, in updates everywhere; or auto, which chooses it while training."""
+
+    @property
+    def takes(self) -> Callable[[str], Any]:
+        return updates_or_auto
+
+    def updates(self, value: int | str, T: int, epoch: float) -> int | str:
+        return value
 
 
 class FractionOfT(Length):
@@ -114,7 +138,7 @@ class Option:
 
     name: str
     parameter: str
-    kind: type
+    kind: Callable[[str], Any]
     default: object
     help: str
     length: Length | None
@@ -222,7 +246,6 @@ def _option(name: str, p: Declared) -> Option:
     note = next(iter(getattr(p.hint, "__metadata__", ())), "")
     kind = _plain(_bare(p.hint))
     if isinstance(note, Length):
-        kind = note.kind if note.default is None else type(note.default)
-        return Option(note.name, name, kind, note.default, note.help, note)
+        return Option(note.name, name, note.takes, note.default, note.help, note)
     assert kind is not None, f"{name}: declare bool, int, float or str, or a Length"
     return Option(name, name, kind, p.default, note, None)

@@ -6,14 +6,16 @@ from typing import Annotated, Unpack
 
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import Common, composed
-from localavg.algorithms.kavg import Every
-from localavg.algorithms.parameters import algorithm
+from localavg.algorithms.kavg import every
+from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 from localavg.errors import UserError
 
 
 @algorithm
 def postlocal(
-    K: Annotated[int, "local updates between two averages, H of the paper"] = 16,
+    K: Annotated[
+        int | str, Period("K", 16, f"local updates between two averages, H of the paper; {OR_AUTO}")
+    ] = 16,
     **common: Unpack[Common],
 ) -> Algorithm:
     """Post-local SGD (Lin et al. 2020): sync up to `switch`, K-AVG after it.
@@ -25,4 +27,4 @@ def postlocal(
             "postlocal needs `switch`, the length of its first phase with mean gradients, above 0; "
             "by default it is the first of `milestones` or `decay_every`, and there is none"
         )
-    return composed(Every(K), **common)
+    return composed(every(K), **common)

@@ -21,13 +21,15 @@ from typing import Annotated, Unpack
 
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import MU, OUTER_LR, Others, composed
-from localavg.algorithms.kavg import Every
-from localavg.algorithms.parameters import algorithm
+from localavg.algorithms.kavg import every
+from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 
 
 @algorithm
 def slowmo(
-    K: Annotated[int, "local updates between two averages, τ of the paper"] = 16,
+    K: Annotated[
+        int | str, Period("K", 16, f"local updates between two averages, τ of the paper; {OR_AUTO}")
+    ] = 16,
     outer_lr: Annotated[float, OUTER_LR] = 1.0,
     mu: Annotated[float, MU] = 0.5,
     **others: Unpack[Others],
@@ -36,4 +38,4 @@ def slowmo(
 
     outer_lr is α, and mu is β. The same as kavg with the outer optimiser slowmo.
     """
-    return composed(Every(K), outer="slowmo", outer_lr=outer_lr, mu=mu, **others)
+    return composed(every(K), outer="slowmo", outer_lr=outer_lr, mu=mu, **others)

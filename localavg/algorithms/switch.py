@@ -18,7 +18,9 @@ t₀, which this row leaves out.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from localavg.algorithms.base import Schedule
 from localavg.scope import Scope
@@ -50,11 +52,22 @@ class Switched(Schedule):
     def after(self, t: int) -> Scope:
         return self.rest.after(t - self.t0) if t > self.t0 else Scope.NONE
 
-    def observe(self, t: int, value: float, gamma: float, wall_s: float = math.nan) -> None:
-        self.rest.observe(t - self.t0, value, gamma, wall_s)
+    @property
+    def decision(self) -> Mapping[str, float | str]:
+        return self.rest.decision
 
-    def state_dict(self) -> dict[str, float]:
+    def observe(
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        pace: tuple[float, float] = (math.nan, math.nan),
+    ) -> None:
+        self.rest.observe(t - self.t0, value, gamma, wall_s, pace)
+
+    def state_dict(self) -> dict[str, Any]:
         return self.rest.state_dict()
 
-    def load_state_dict(self, state: dict[str, float]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.rest.load_state_dict(state)

@@ -80,6 +80,7 @@ class Averager:
         pieces = self.algorithm, transport, self.flat, state
         how: dict[str, Any] = {
             "objective": self._objective, "losses": self._feedback, "laps": self._laps,
+            "pace": self._log.pace() if self._log else self._feedback.pace(transport.settle),
             "before": self._before, "after": self._after,
         }  # fmt: skip
         self._averaging = (
@@ -238,6 +239,8 @@ class Averager:
         self.variance = state["variance"]
         self._gamma = state.get("gamma", self._gamma)
         self._feedback.load_state_dict(state.get("feedback", {}))
+        if self._averaging.pace is not None:
+            self._averaging.pace.begin(self.t)
         with self._place.here():
             load_(state, self.algorithm, self.flat, self._averaging)
 

@@ -145,7 +145,9 @@ def _check_seconds(name: str, value: float | None) -> None:
 def _check_optimizers(asked: Asked) -> None:
     """Raise UserError if the optimisers are not those that the algorithm or the state needs."""
     algorithm = asked.algorithm
-    steered = algorithm.schedule.needs in ("variance", "losses") or algorithm.average.needs_gamma
+    steered = (
+        algorithm.schedule.needs in ("variance", "losses", "pace") or algorithm.average.needs_gamma
+    )
     needed = algorithm.exchange.scope or steered
     if not asked.optimizers and (needed or words(asked.state) != {"keep"}):
         raise UserError(

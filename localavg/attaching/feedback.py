@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from localavg.errors import UserError
 from localavg.interfaces import Laps
 from localavg.parallel.fleet import Fleet
 from localavg.training.losses import Losses
+from localavg.training.pace import Pace
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,6 +46,10 @@ class Feedback(Losses):
         if self._steers:
             self.add([kept])
         return kept
+
+    def pace(self, settle: Callable[[], None]) -> Pace:
+        """Return what times averages and updates where no log does."""
+        return Pace(self.fleet, settle, self.laps, lambda: 0.0, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the losses and the seconds, as plain Python values."""

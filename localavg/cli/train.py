@@ -9,7 +9,7 @@ import argparse
 import sys
 import textwrap
 from argparse import SUPPRESS
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import cache
 from inspect import getdoc
@@ -17,6 +17,7 @@ from typing import Any, get_args, get_type_hints
 
 from localavg import algorithms
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
+from localavg.algorithms.parameters import updates_or_auto
 from localavg.cli import age_s, flag, in_flags, probed, rank, world
 from localavg.config import TrainConfig
 from localavg.models import MODELS
@@ -31,7 +32,7 @@ ALSO = {  # other names of options: those of the papers, and earlier ones
     "timing_from": ("--machine",),
 }
 SHOWN = {"--tau"}  # those of them that --help shows
-METAVARS = {int: "N", float: "X"}
+METAVARS: dict[Callable, str] = {int: "N", float: "X", updates_or_auto: "N"}
 
 
 def add(commands: argparse._SubParsersAction) -> None:
@@ -42,13 +43,18 @@ def add(commands: argparse._SubParsersAction) -> None:
     p.set_defaults(call=_train)
     p.add_argument("-h", "--help", action=_Help)
     p.add_argument("algorithm", metavar=ANY)
-    for name, option in {o: x for a in BOTH for o, x in algorithms.declared(a).items()}.items():
+    for name, option in _any_option().items():
         _add_own(p, name, option)
     for f in fields(TrainConfig):
         if f.metadata["group"]:
             _add_common(p, f)
     # the earlier name of --outer nesterov --outer-lr 1, which `checks.read` translates
     p.add_argument("--nesterov", action="store_true", default=SUPPRESS, help=SUPPRESS)
+
+
+def _any_option() -> dict[str, algorithms.Option]:
+    """Return the options of all algorithms; of one name the first, whose K may be auto."""
+    return {o: x for a in reversed(BOTH) for o, x in algorithms.declared(a).items()}
 
 
 def given(args: argparse.Namespace) -> dict[str, object]:
@@ -148,7 +154,7 @@ def _add_common(to: argparse._ActionsContainer, f: Field) -> None:
 def _add(
     to: argparse._ActionsContainer,
     name: str,
-    kind: type,
+    kind: Callable[[str], Any],
     default: object,
     help: str,
     how: Mapping[str, Any],

@@ -31,6 +31,7 @@ STEP_SIZES = ("constant", "steps", "inverse")
 ASYNCHRONOUS = ("downpour", "eamsgd")  # the algorithms with servers in place of averages
 UNAVERAGED = ("sgd", "sync", "qsgd")  # the algorithms that average no weights
 STEERED = ("adacomm", "adpsgd", "adalupa")  # the algorithms whose feedback decides the periods
+WITH_AUTO = ("kavg", "mavg", "diloco", "slowmo", "postlocal", "fedavg")  # whose K may be auto
 TRANSPORTS = ("auto", "shared", "mpi", "cuda_aware", "staged", "nccl")
 DEVICES = ("auto", "cpu", "cuda")
 ENGINES = ("auto", "loop", "graph", "batch")
@@ -383,8 +384,8 @@ class TrainConfig:
         None,
         "repeat what this run did: serve the learners in its order, for downpour and eamsgd "
         "(default: in the order of arrival), or average after the same updates, for adacomm, "
-        "adpsgd and adalupa (default: as their rules decide)",
-        only_with("algorithm", *ASYNCHRONOUS, *STEERED),
+        "adpsgd, adalupa and K = auto (default: as their rules decide)",
+        only_with("algorithm", *ASYNCHRONOUS, *WITH_AUTO, *STEERED),
         not_with("simulate", True, because="which repeats itself"),
         group="stopping and resuming",
         metavar="RUN.h5",

@@ -47,6 +47,7 @@ class Run:
     averages: DataFrame
     eval: DataFrame
     staleness: DataFrame
+    periods: DataFrame
     holdings: DataFrame
     weights: np.ndarray | None  # [d] float32
     initial_weights: np.ndarray | None  # [d] float32

@@ -111,6 +111,19 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
         "staleness": ("i8", "updates", "server updates since this learner's last pull"),
         "wall_s": _WALL,
     },
+    "periods": {
+        "t": ("i8", "updates", "the average after this update chose a period, with K = auto"),
+        "K": ("i8", "updates", "period that was chosen"),
+        "reason": (
+            h5py.string_dtype(),
+            "name",
+            "start = times not known yet; time = what averages cost; variance = learners' spread",
+        ),
+        "average_s": ("f8", "s", "seconds of an average without waiting, median of some rounds"),
+        "update_s": ("f8", "s", "seconds of an update, median of some rounds"),
+        "time_K": ("f8", "updates", "period for which averages take 1/20 of the updates' time"),
+        "C2": ("f8", "1", "C_2 of ADPSGD, the mean of S / gamma while it is sampled"),
+    },
     "holdings": {
         "learner": ("i8", "1", "id of the learner that has rows of its own"),
         "label": ("i8", "1", "label of the rows, as in the training set"),

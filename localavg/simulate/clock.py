@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -143,8 +143,14 @@ class Modelled:
     ) -> None:
         self.file, self.clock, self.matrix, self.nbytes = file, clock, matrix, nbytes
 
-    def append(self, group: str, **row: float) -> None:
-        """Buffer one row of `group`, as `Record.append`, once the clock is at its update."""
+    def append(self, group: str, **row: Any) -> None:
+        """Buffer one row of `group`, as `Record.append`, once the clock is at its update.
+
+        What was chosen is known before the rows of the averages are: it has no time of its own.
+        """
+        if group == "periods":
+            self.file.append(group, **row)
+            return
         clock, t = self.clock, int(row["t"])
         if group == "averages":
             scope, begun = Scope.recorded(int(row["scope"]), int(row["level"])), int(row["begun"])

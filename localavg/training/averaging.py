@@ -15,6 +15,7 @@ from localavg.interfaces import UNTIMED, Array, Laps, Settings, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
 from localavg.training.losses import Losses
+from localavg.training.pace import Pace
 from localavg.training.wiring import wired
 
 
@@ -35,7 +36,7 @@ class Averaging:
     All rows of all ranks must be equal at the start. state: the state of the local optimiser.
     statistics: whether an average includes the columns that are not trained. variance: whether to
     compute S at every average. objective(t, w̄): returns F, for the schedules that need it. losses:
-    those of the updates, for the schedules that need them.
+    those of the updates, for the schedules that need them. pace: the times, for those that need it.
     before(t, scope): called before every exchange or average. after(t, scope, S): called right
     after it; after one that was delayed with the update after which it began, and the seconds that
     it was on its way.
@@ -53,16 +54,21 @@ class Averaging:
         variance: bool = False,
         objective: Callable[[int, Array], float],
         losses: Losses | None = None,
+        pace: Pace | None = None,
         before: Callable[[int, Scope], None],
         after: Callable[..., None],
         laps: Laps = UNTIMED,
     ) -> None:
         self.algorithm, self.transport, self.flat, self.state = algorithm, transport, flat, state
-        self.objective, self.losses, self.before, self.after = objective, losses, before, after
+        self.objective, self.losses = objective, losses
+        self.pace = pace if algorithm.schedule.needs == "pace" else None
+        if self.pace is not None:
+            before, after = self.pace.timed(before, after)
+        self.before, self.after = before, after
         self.laps = transport.laps = laps
         self.schedule, self.exchange = algorithm.schedule, algorithm.exchange
         self.average, self.participants = algorithm.average, algorithm.participants
-        self.variance = variance or self.schedule.needs == "variance"
+        self.variance = variance or self.schedule.spread
         n = flat.d_trained
         self.columns = flat.w[:, :n], flat.w[:, n:]  # parameters, statistics
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
@@ -82,7 +88,9 @@ class Averaging:
             self.average.begin(self.w)
             if self.wired is not None:
                 self.wired.begin(self.w)
-            if self.schedule.needs != "variance":
+            if self.pace is not None:
+                self.pace.begin(t)
+            elif self.schedule.needs != "variance":
                 self._steer(t, math.nan, gamma)
 
     def gradients_at(self, gradients_: Gradients) -> Gradients:
@@ -168,6 +176,9 @@ class Averaging:
             schedule.observe(t, self.objective(t, self.mean()), gamma)
         elif schedule.needs == "variance":
             schedule.observe(t, S, gamma)
+        elif self.pace is not None:
+            schedule.observe(t, S, gamma, pace=self.pace.take(t))
+            self.pace.note(t, schedule.decision)
 
     @property
     def at_work(self) -> list[int] | None:

@@ -8,7 +8,9 @@ from typing import Any
 
 from localavg import algorithms
 from localavg.algorithms.common import COMMON
+from localavg.algorithms.parameters import AUTO
 from localavg.config import TrainConfig
+from localavg.config.settings import WITH_AUTO
 from localavg.config.state import is_averaged
 from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
@@ -56,6 +58,11 @@ def read(given: Settings) -> TrainConfig:
             "the optimiser cannot; use keep or reset"
         )
     config.refuse_useless(given)
+    if config.replay and config.algorithm in WITH_AUTO and options.get("K") != AUTO:
+        raise UserError(
+            f"`replay = {config.replay}` means nothing to {config.algorithm} with a fixed K, whose "
+            "averages repeat themselves; add `K = auto`, or leave it out"
+        )
     if config.model is not None:
         check_choice("model", config.model, tuple(MODELS))
     return config

@@ -38,7 +38,8 @@ class Delayed(Averaging):
         super().__init__(*pieces, **how)
         delay = self.algorithm.delay
         assert delay is not None, "this algorithm has no delay"
-        self.delay, self.T, self.begun = delay, T, begun
+        self.delay, self.T = delay, T
+        self.begun = self.pace.timed_after(begun) if self.pace else begun
         self.flights = Flights(self.average, self.w, background, delay.keeps_copies)
         self.wired = wired(background)
         if self.wired is not None:

@@ -73,6 +73,7 @@ def _averaging(e: Experiment, monitor: Monitor, losses: Losses) -> Averaging:
         "variance": monitor.variance != "no",
         "objective": monitor.objective,
         "losses": losses,
+        "pace": monitor.pace(),
         "before": monitor.begin_average,
         "after": monitor.averaged,
         "laps": monitor,

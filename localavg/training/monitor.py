@@ -18,6 +18,7 @@ from localavg.simulate.clock import Modelled, Synchronous
 from localavg.training.ending import Diverged
 from localavg.training.evaluate import Evaluator
 from localavg.training.length import Length
+from localavg.training.pace import Pace
 from localavg.training.payload import Payload
 from localavg.training.progress import Progress
 from localavg.training.recorder import Recorder
@@ -60,6 +61,9 @@ class Monitor(Recorder):
     def now_s(self) -> float:
         """Return the seconds of the run up to its last lap, modelled if it is steered by them."""
         return self.ahead.wall_s if self.ahead else self.clock.wall_s
+
+    def pace(self, modelled: Synchronous | None = None) -> Pace:
+        return super().pace(modelled or self.ahead)
 
     def averaged(
         self,

@@ -20,8 +20,9 @@ from localavg.interfaces import Array, Transport
 from localavg.parallel.device import numbers
 from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
-from localavg.simulate.clock import Modelled
+from localavg.simulate.clock import Modelled, Synchronous
 from localavg.training.averages import Averages
+from localavg.training.pace import Pace
 from localavg.training.payload import Payload
 from localavg.training.stopwatch import Stopwatch
 
@@ -55,6 +56,15 @@ class Recorder:
         """Record the time since the last lap as a meeting of the ranks."""
         self.transport.settle()
         self.clock.met()
+
+    def pace(self, modelled: Synchronous | None = None) -> Pace:
+        """Return what times averages and updates for a schedule that chooses the period by them."""
+        write = None if self.record is None else self.record.append
+        return Pace(self.fleet, self.transport.settle, self, self.outside_s, write, modelled)
+
+    def outside_s(self) -> float:
+        """Return the seconds of evaluation, diagnosis and checkpoints so far."""
+        return self.clock.seconds["outside"]
 
     def begin_average(self, t: int, scope: Scope) -> None:
         """Record what was computed before an average of weights or gradients after update t."""

@@ -29,7 +29,7 @@ def rehearse(e: Experiment) -> None:
     optimizer.update_(w[:, :n], g[:, :n], 0.0)
     covered = w if e.config.statistics == "average" else w[:, :n]
     average.start(covered, n, e.transport)
-    variance = e.config.variance != "no" or e.algorithm.schedule.needs == "variance"
+    variance = e.config.variance != "no" or e.algorithm.schedule.spread
     for scope, t in _scopes(e).items():
         average.average_(covered, scope, e.transport, variance, gamma=1.0, t=t)
         optimizer.at_average_(

@@ -47,5 +47,6 @@ def replayed(algorithm: Algorithm, c: TrainConfig, T: int, prints: bool) -> Algo
         print(f"localavg: replay {path}: {other}", file=sys.stderr)
     t0 = algorithm.schedule.begins
     rows = earlier.averages[earlier.averages.scope == record.WORLD]
-    ends = Replayed((rows.t - t0).tolist())
+    began = rows.t.where(rows.begun == 0, rows.begun)  # 0 in files of earlier versions
+    ends = Replayed((began - t0).tolist())
     return replace(algorithm, schedule=Switched(ends, t0) if t0 else ends)

@@ -109,7 +109,7 @@ def watched(
             deepcopy(e.algorithm.participants),
         )
         rows = Modelled(file, clock, e.algorithm.average.matrix, payload.nbytes)
-        if e.algorithm.schedule.needs == "losses":
+        if e.algorithm.schedule.needs in ("losses", "pace"):
             ahead = deepcopy(clock)
     evaluator = Evaluator(
         e.problem, fleet.world, by_learner(fleet), examples=c.eval_examples, grad_norm=c.grad_norm

@@ -82,7 +82,7 @@ def test_help_of_an_algorithm_leaves_out_what_means_nothing_to_it():
     def shown(name):
         return train.help_of("localavg train", name).format_help()
 
-    assert "--optimizer" in shown("kavg") and "--replay" not in shown("kavg")
+    assert "--optimizer" in shown("hieravg") and "--replay" not in shown("hieravg")
     assert "--optimizer" not in shown("downpour") and "--replay" in shown("downpour")
 
 
@@ -93,6 +93,7 @@ def test_an_option_of_an_algorithm_has_no_name_of_a_setting():
 
 def test_settings_know_which_algorithms_are_asynchronous():
     assert set(config.settings.ASYNCHRONOUS) == set(algorithms.ASYNCHRONOUS)
+    assert list(config.settings.WITH_AUTO) == algorithms.with_auto()
 
 
 @pytest.mark.parametrize("name", config.TrainConfig.__dataclass_fields__)

@@ -306,6 +306,24 @@ def test_a_run_on_one_rank_goes_on_to_the_same_bits(what, tmp_path, hooks):
     same(*alone(tmp_path, HELD[what]))
 
 
+def test_a_chosen_period_goes_on_to_the_same_bits(tmp_path, hooks, monkeypatch):
+    """With times that repeat; and by a replay, with times as they are."""
+    line = f"kavg --K auto --outer nesterov {DATA} --steps 60"
+    whole, _ = alone(tmp_path, line)
+    folder = tmp_path / "replayed"
+    folder.mkdir()
+    same(*alone(folder, f"{line} --replay {whole.path}"))
+    monkeypatch.setattr(
+        "localavg.training.pace.Pace.take",
+        lambda self, t: (0.01 * (1 + t % 3), 0.05 + 0.01 * (t % 2)),
+    )
+    folder = tmp_path / "repeating"
+    folder.mkdir()
+    whole, parts = alone(folder, line, stops=(13, 18, 37))
+    same(whole, parts)
+    assert whole.periods.equals(parts.periods) and len({*whole.periods.K}) > 2
+
+
 def test_the_clock_goes_on_where_it_was(tmp_path, hooks, monkeypatch):
     """By a clock that moves on a second whenever somebody looks, as also when a stop is saved."""
     looks = itertools.count()

@@ -1,0 +1,113 @@
+"""How long averages and updates take, for a schedule that chooses the period by it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from localavg.interfaces import Laps
+from localavg.parallel.fleet import Fleet
+from localavg.simulate.clock import Synchronous
+
+Write = Callable[..., None]
+
+
+class Pace:
+    """The seconds of an average and of an update since the last average, alike on all ranks.
+
+    settle: waits until all queued work is done. laps: the clock. outside_s: returns the seconds of
+    the run so far that are of neither, such as those of evaluations. write(group, **row): writes
+    what was chosen, on the rank that writes. modelled: the clock of modelled time, which then
+    counts in place of measured time.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        settle: Callable[[], None],
+        laps: Laps,
+        outside_s: Callable[[], float],
+        write: Write | None,
+        modelled: Synchronous | None = None,
+    ) -> None:
+        self.fleet, self.settle, self.laps, self.outside_s = fleet, settle, laps, outside_s
+        self.write, self.modelled = write, modelled
+        self.begin(0)
+
+    def begin(self, t: int) -> None:
+        """Begin after update t. The first round does not count: it has start-up, or a part."""
+        self.t, self.whole = t, False
+        self._last, self._out_s = perf_counter(), self.outside_s()
+        self.average_s = self.update_s = 0.0
+        self._before_s = 0.0, 0.0  # of the modelled clock, at the last average
+
+    def timed(
+        self, before: Callable[..., None], after: Callable[..., None]
+    ) -> tuple[Callable[..., None], Callable[..., None]]:
+        """Return the hooks `before` and `after` of an average, with its time taken between them."""
+
+        def timed_before(*about: Any) -> None:
+            self.update_s += self._lap()
+            before(*about)
+            self._lap()  # where ranks agree first, they wait for each other there
+
+        return timed_before, self.timed_after(after)
+
+    def timed_after(self, after: Callable[..., None]) -> Callable[..., None]:
+        """Return the hook `after` of a part of an average."""
+
+        def timed_after(*about: Any) -> None:
+            self.average_s += self._lap()
+            after(*about)
+            self._lap()
+
+        return timed_after
+
+    def _lap(self) -> float:
+        """Return the seconds since the last lap, without those outside."""
+        self.settle()
+        now, out_s = perf_counter(), self.outside_s()
+        took = now - self._last - (out_s - self._out_s)
+        self._last, self._out_s = now, out_s
+        return took
+
+    def take(self, t: int) -> tuple[float, float]:
+        """Return the seconds of an average without waiting, and of an update, up to update t.
+
+        The rank that comes last does not wait, so the least time of an average counts; of updates
+        that of the slowest rank. Both are NaN in a round that does not count. Collective.
+        """
+        if self.modelled is not None:
+            return self._take_modelled(t)
+        updates = t - self.t
+        known = self.whole and updates > 0
+        mine = (self.average_s, self.update_s / updates) if known else (math.nan, math.nan)
+        self.laps.computed()
+        found = np.array(self.fleet.world.allgather(mine))  # [R, 2]
+        self.laps.met()
+        self.t, self.whole = t, True
+        self.average_s = self.update_s = 0.0
+        self._lap()
+        return float(found[:, 0].min()), float(found[:, 1].max())
+
+    def _take_modelled(self, t: int) -> tuple[float, float]:
+        """Return the same by the modelled clock: means over the learners that work."""
+        clock = self.modelled
+        assert clock is not None
+        working = clock.P if clock.participants is None else clock.participants.working
+        now = clock.communicate_s, clock.compute_s * clock.P / working
+        found, updates = (math.nan, math.nan), t - self.t
+        if self.whole and updates > 0:
+            found = now[0] - self._before_s[0], (now[1] - self._before_s[1]) / updates
+        self.t, self.whole = t, True
+        self._before_s = now
+        return found
+
+    def note(self, t: int, decision: Mapping[str, float | str]) -> None:
+        """Write what was chosen at the average after update t, and why."""
+        if self.write is not None:
+            self.write("periods", t=t, **decision)

@@ -1,0 +1,346 @@
+"""K = auto: the rule by hand, the times that it takes, and runs whose periods it chooses."""
+
+import math
+import time
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from drive import command_lines
+from mpi import call
+from mpi4py import MPI
+
+import localavg
+from localavg import algorithms
+from localavg.algorithms.auto import Auto, time_K
+from localavg.algorithms.switch import Switched
+from localavg.cli import in_flags
+from localavg.errors import UserError
+from localavg.files.record import load
+from localavg.parallel.fleet import Fleet
+from localavg.scope import Scope
+from localavg.simulate.clock import Synchronous, averages
+from localavg.simulate.timing import Timing
+from localavg.training.pace import Pace
+
+
+def periods(schedule, T, a=lambda t: 1.0, c=lambda t: 2.0, S=lambda t: 1.0, gamma=lambda t: 1.0):
+    """The periods of a schedule that begins at update 0; the first round's times are not known."""
+    found, last = [], 0
+    for t in range(1, T + 1):
+        if schedule.after(t) is Scope.WORLD:
+            known = (a(t), c(t)) if last else (math.nan, math.nan)
+            schedule.observe(t, S(t), gamma(t), pace=known)
+            found.append(t - last)
+            last = t
+    return found
+
+
+def by_the_rule(T, a, c, S, gamma):
+    """The same, from the rule in words and with nothing of the package."""
+    K, ends, times, C2, begun, p = 4, [0], [], [], None, None
+    while ends[-1] + K <= T:
+        t = ends[-1] + K
+        ends.append(t)
+        if len(ends) > 2:
+            times.append((a(t), c(t)))
+        if len(times) < 3:
+            continue
+        middle = [sorted(x)[len(x) // 2] for x in zip(*times[-5:], strict=True)]
+        if len(times[-5:]) % 2 == 0:
+            middle = [float(np.median(x)) for x in zip(*times[-5:], strict=True)]
+        A, C = (Fraction(x).limit_denominator(10**6) for x in middle)
+        by_time = math.ceil(20 * A / C)
+        if begun is None:
+            begun, sampled, p = t, 16 * by_time, by_time
+        elif t - begun <= sampled:
+            C2.append(S(t) / gamma(t))
+            p = by_time
+        elif S(t) < 0.7 * gamma(t) * np.mean(C2):
+            p = min(p + 1, by_time)
+        elif S(t) > 1.3 * gamma(t) * np.mean(C2):
+            p = max(1, min(p - 1, by_time))
+        K = p = min(p, by_time)
+    return np.diff(ends).tolist()
+
+
+def test_the_period_is_that_of_averages_that_take_a_twentieth():
+    assert [time_K(a, 2.0) for a in (0, 0.05, 0.1, 0.11, 1.0, 1.01)] == [1, 1, 1, 2, 10, 11]
+    assert time_K(0.3, 2.0) == 3  # not 4, by the rounding of a product
+    assert periods(Auto(), 16 + 3 * 10) == [4] * 4 + [10] * 3
+
+
+def test_the_times_are_medians_of_the_last_five_rounds():
+    jump = periods(Auto(), 400, a=lambda t: 1.0 if t < 40 else 2.0)
+    assert jump[:9] == [4] * 4 + [10, 10, 10, 10, 10] and jump[9] == 20
+    once = periods(Auto(), 400, a=lambda t: 50.0 if t == 12 else 1.0)
+    assert once[:5] == [4] * 4 + [10] and set(once[4:]) == {10}
+
+
+def test_times_that_are_not_known_do_not_count():
+    schedule = Auto()
+    for t in (4, 8, 12, 16, 20):
+        schedule.observe(t, 1.0, 1.0, pace=(math.nan, math.nan))
+    assert (schedule.K, schedule.reason) == (
+        4,
+        "start",
+    ) and "K was 4 all along" in schedule.unsteered
+    assert math.isnan(schedule.decision["time_K"])
+
+
+def test_the_spread_bounds_the_period_as_in_adpsgd():
+    """After 16 periods of 10 with S/γ = 2, S = 2.7 > 1.3 · 2 takes one off, and S = 1 adds one."""
+    S = lambda t: 2.0 if t <= 176 else 2.7 if t <= 210 else 2.0 if t <= 230 else 1.0  # noqa: E731
+    found = periods(Auto(), 300, S=S)
+    assert found[4:20] == [10] * 16
+    assert found[20:] == [10, 9, 8, 7, 6, 6, 6, 6, 7, 8, 9, 10, 10, 10, 10]
+    schedule = Auto()
+    periods(schedule, 208, S=S)
+    assert (schedule.decision["reason"], schedule.decision["C2"]) == ("variance", 2.0)
+    assert "every 10 updates for their time, and the learners' spread allowed" in schedule.unsteered
+
+
+def test_the_step_size_scales_the_spread_that_is_allowed():
+    halved = periods(Auto(), 300, gamma=lambda t: 1.0 if t <= 180 else 0.5)
+    assert halved[:20] == [4] * 4 + [10] * 16 and halved[-1] == 1
+    assert set(periods(Auto(), 300, gamma=lambda t: 1.0 if t <= 180 else 2.0)[4:]) == {10}
+
+
+def test_it_is_the_rule_in_words():
+    draw = np.random.default_rng(0)
+    for _ in range(30):
+        a, c = draw.lognormal(0, 1, 600).round(2) + 0.01, draw.lognormal(0, 0.3, 600).round(2) + 0.1
+        S, gamma = draw.lognormal(0, 0.5, 600), 1 / (1 + np.arange(600) // 100)
+        of = [lambda t, x=x: float(x[t - 1]) for x in (a, c, S, gamma)]
+        assert periods(Auto(), 600, *of) == by_the_rule(600, *of)
+
+
+def test_it_resumes_where_it_was():
+    draw = np.random.default_rng(1)
+    S, a = draw.lognormal(0, 0.6, 700), draw.lognormal(0, 0.6, 700)
+    of = {"S": lambda t: float(S[t]), "a": lambda t: float(a[t])}
+    whole = Auto()
+    expected = np.cumsum(periods(whole, 600, **of)).tolist()
+    for stop in (3, 10, 17, 55, 300, 501):
+        cut, other = Auto(), Auto()
+        made = np.cumsum(periods(cut, stop, **of)).astype(int).tolist()
+        other.load_state_dict({name: np.array(x) for name, x in cut.state_dict().items()})
+        assert (
+            other.state_dict() == cut.state_dict() and other.decision.keys() == cut.decision.keys()
+        )
+        for t in range(stop + 1, 601):
+            if other.after(t):
+                pace = (of["a"](t), 2.0) if made else (math.nan, math.nan)
+                other.observe(t, of["S"](t), 1.0, pace=pace)
+                made.append(t)
+        assert made == expected and other.state_dict() == whole.state_dict()
+
+
+def test_it_counts_from_the_switch():
+    switched = Switched(Auto(), 5)
+    assert switched.needs == "pace" and switched.spread
+    ends = np.cumsum(periods(Auto(), 60)).tolist()
+    found = []
+    for t in range(1, 66):
+        if switched.after(t):
+            known = (1.0, 2.0) if found else (math.nan, math.nan)
+            switched.observe(t, 1.0, 1.0, pace=known)
+            found.append(t - 5)
+    assert found == ends and switched.decision["K"] == 10
+
+
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [
+        (lambda: localavg.kavg(K="atuo"), "--K atuo: must be a whole number of at least 1, or"),
+        (lambda: localavg.diloco(K=2.5), "--K 2.5: must be a whole number"),
+        (lambda: localavg.mavg(K=0), "--K 0: a period must be at least 1"),
+        (lambda: localavg.gossip(K="auto"), "--K 'auto': must be a whole number"),
+        (
+            lambda: algorithms.check("gossip", {"K": "auto"}),
+            "--K auto means nothing to gossip: it chooses the period of averages of everyone",
+        ),
+        (lambda: algorithms.check("downpour", {"K": "auto"}), "--K auto means nothing to downpour"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(made, words):
+    with pytest.raises(UserError) as e:
+        made()
+    assert in_flags(str(e.value)).replace("`", "").startswith(words)
+
+
+def test_every_row_with_a_fixed_period_takes_it():
+    assert algorithms.with_auto() == ["kavg", "mavg", "diloco", "slowmo", "postlocal", "fedavg"]
+    for name in algorithms.with_auto():
+        given = {"K": "auto"} | ({"switch": 1} if name == "postlocal" else {})
+        made = algorithms.make(name, given, T=100, epoch=10)
+        assert made.schedule.needs == "pace" and made.options["K"] == "auto"
+
+
+# ------------------------------------------------------------------------------------- the times
+
+
+class Laps:
+    def computed(self):
+        pass
+
+    def met(self):
+        pass
+
+
+def paced(monkeypatch, **how):
+    """A Pace whose clock is what `now` says, and what its hooks were told."""
+    now = {"s": 0.0, "outside": 0.0}
+    monkeypatch.setattr("localavg.training.pace.perf_counter", lambda: now["s"])
+    pace = Pace(Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: now["outside"], None, **how)
+    told = []
+    before, after = pace.timed(
+        lambda *x: told.append(("before", x)), lambda *x: told.append(("after", x))
+    )
+    return pace, now, before, after, told
+
+
+def test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out(monkeypatch):
+    pace, now, before, after, told = paced(monkeypatch)
+
+    def lasts(updates_s, average_s, t, outside_s=0.0):
+        now["s"] += updates_s + outside_s
+        now["outside"] += outside_s
+        before(t, Scope.WORLD)
+        now["s"] += average_s
+        after(t, Scope.WORLD, 0.5)
+        return pace.take(t)
+
+    assert math.isnan(lasts(9.0, 7.0, 4)[0])  # the first round does not count
+    assert lasts(2.0, 0.5, 8) == (0.5, 0.5)
+    assert lasts(6.0, 0.25, 10, outside_s=100.0) == (0.25, 3.0)
+    pace.begin(20)  # as after a restart
+    assert math.isnan(lasts(1.0, 1.0, 23)[1])
+    assert lasts(1.0, 2.0, 27) == (2.0, 0.25)
+    assert told[:2] == [("before", (4, Scope.WORLD)), ("after", (4, Scope.WORLD, 0.5))]
+
+
+def test_both_parts_of_a_delayed_average_count(monkeypatch):
+    pace, now, before, after, _ = paced(monkeypatch)
+    begun = pace.timed_after(lambda *x: None)
+    pace.whole = True
+    for t, hook, took_s in ((1, begun, 0.125), (3, after, 0.5)):
+        now["s"] += 2.0
+        before(t, Scope.WORLD)
+        now["s"] += took_s
+        hook(t, Scope.WORLD)
+    assert pace.take(4) == (0.625, 1.0)
+
+
+def test_modelled_times_are_those_of_the_clock():
+    timing = Timing(step_s=0.5, step_cv=0, latency_s=0, bandwidth_bytes_per_s=100)
+    clock = Synchronous(timing, 4, 0, averages(timing, 4, 100))
+    pace = Pace(Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: 0.0, None, modelled=clock)
+    found = []
+    for t in (4, 8, 13):
+        clock.meet(Scope.WORLD, t, t)
+        found.append(pace.take(t))
+    assert math.isnan(found[0][0]) and found[1:] == [pytest.approx((1.5, 0.5))] * 2
+
+
+# ---------------------------------------------------------------------------------------- runs
+
+LINE = (
+    "--learners 4 --batch-size 5 --steps 90 --lr 0.3 --save-weights --data epsilon-like:60x5 "
+    "--log-every 90 --eval-every 90"
+)
+
+
+def trained(line, folder, name, status=0):
+    words = ["train", *line.split(), *LINE.split(), "--out", str(folder / f"{name}.h5")]
+    assert command_lines(MPI.COMM_WORLD, [words]) == [status]
+    return load(folder / f"{name}.h5") if status == 0 else None
+
+
+def test_modelled_time_chooses_the_period_of_the_rule(tmp_path, hooks):
+    """20 bytes in 20 ms, 6/4 of it for 4 learners, and updates of 50 ms: K = ⌈30/2.5⌉ = 12."""
+    link = "--simulate --step-s 0.05 --step-cv 0 --latency-s 0 --bandwidth-bytes-per-s 1e3"
+    run = trained(f"mavg --K auto {link}", tmp_path, "run")
+    assert run.averages.t.tolist() == [4, 8, 12, 16, *range(28, 90, 12), 90]
+    assert run.periods.t.tolist() == run.averages.t.tolist() and run.config["K"] == "auto"
+    assert run.periods.reason.tolist() == ["start"] * 3 + ["time"] * (len(run.periods) - 3)
+    late = run.periods[run.periods.t >= 16]
+    assert set(late.K) == set(late.time_K) == {12}
+    assert late.average_s.tolist() == pytest.approx([0.03] * len(late))
+    assert late.update_s.tolist() == pytest.approx([0.05] * len(late))
+    assert run.averages.variance.notna().all()
+
+
+@pytest.mark.parametrize("line", ["kavg --K auto", "diloco --K auto --delay 3 --switch 2"])
+def test_a_replay_has_the_bits_of_the_run(line, tmp_path, hooks):
+    first = trained(line, tmp_path, "first")
+    again = trained(f"{line} --replay {tmp_path}/first.h5", tmp_path, "again")
+    for column in ("t", "begun", "period"):
+        assert first.averages[column].tolist() == again.averages[column].tolist()
+    assert (first.weights == again.weights).all()
+    assert len(first.periods) and again.periods.empty
+
+
+def test_a_replay_with_a_fixed_period_is_one_line(tmp_path, hooks, capsys):
+    trained(f"kavg --K 4 --replay {tmp_path}/first.h5", tmp_path, "no", status=2)
+    assert "means nothing to kavg with a fixed K" in capsys.readouterr().err
+
+
+def on_ranks(world, folder):
+    """What ranks of different speeds choose in a user's own loop, and a run and its replay."""
+    import torch
+    from torch.nn.functional import mse_loss
+
+    torch.manual_seed(world.rank)
+    model = torch.nn.Linear(5, 1)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    averager = localavg.attach(
+        model,
+        localavg.Fleet(world),
+        localavg.kavg(K="auto"),
+        optimiser,
+        log=f"{folder}/attached.h5",
+    )
+    found = []
+    for t in range(1, 61):
+        time.sleep(2e-3 * world.rank)
+        optimiser.zero_grad()
+        mse_loss(model(torch.randn(4, 5)), torch.zeros(4, 1)).backward()
+        optimiser.step()
+        if averager.step():
+            found.append((t, averager.algorithm.schedule.K))
+        if t == 40:
+            averager.load_state_dict(averager.state_dict())
+    averager.finish()
+    lines = [
+        f"train kavg --K auto {LINE} --out {folder}/trained.h5".split(),
+        f"train kavg --K auto {LINE} --replay {folder}/trained.h5 --out {folder}/again.h5".split(),
+    ]
+    statuses = command_lines(world, lines)
+    return statuses, found
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("auto")
+    return folder, call(2, on_ranks, str(folder))
+
+
+def test_ranks_of_different_speeds_choose_alike(launched):
+    folder, found = launched
+    assert [statuses for statuses, _ in found] == [[0, 0]] * 2
+    ranks = [chosen for _, chosen in found]
+    assert ranks[0] == ranks[1] and len(ranks[0]) > 4
+    run = load(folder / "attached.h5")
+    assert run.periods[["t", "K"]].to_numpy().tolist()[: len(ranks[0])] == [
+        list(x) for x in ranks[0]
+    ]
+    last = run.periods.iloc[-1]
+    assert last.update_s > 2e-3  # that of the slowest rank
+    assert last.time_K == max(1, math.ceil(round(last.average_s / (0.05 * last.update_s), 9)))
+
+
+def test_a_replay_on_several_ranks_has_the_bits_of_the_run(launched):
+    first, again = (load(launched[0] / f"{name}.h5") for name in ("trained", "again"))
+    assert (first.weights == again.weights).all()
+    assert first.averages.t.tolist() == again.averages.t.tolist()
