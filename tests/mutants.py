@@ -78,6 +78,8 @@ PROBLEMS = {
         "engines/capture",
         "engines/replayed_batch",
         "engines/stacked",
+        "network",
+        "rows",
     )
 }
 TRAINING = {
@@ -1914,6 +1916,34 @@ MUTANTS = [
         "if is_shortage(cause):",
         "if False:",
         f"{TESTS['graph']}::test_a_shortage_in_a_capture_is_not_taken_for_what_cannot_be_captured",
+    ),
+    Mutant(
+        "garbage is freed while a graph is captured",
+        PROBLEMS["engines/capture"],
+        "    gc.disable()\n",
+        "",
+        f"{TESTS['graph']}::test_no_garbage_is_freed_in_a_capture",
+    ),
+    Mutant(
+        "gradients that are added at once are added twice",
+        PROBLEMS["rows"],
+        "                parameter.grad = None\n",
+        "                pass\n",
+        f"{TESTS['graph']}::test_gradients_that_are_added_at_once_have_the_bits_of_those_added_one_by_one",
+    ),
+    Mutant(
+        "a GPU takes kernels that do not repeat their bits without being asked",
+        PROBLEMS["network"],
+        '"warn" if repeats else "default"',
+        '"default" if repeats else "warn"',
+        f"{TESTS['graph']}::test_torch_repeats_its_bits_if_asked_and_loads_no_compiler_for_it",
+    ),
+    Mutant(
+        "a mean of four columns at a time forgets one of them",
+        "localavg/parallel/kernels.py",
+        "s.z += x.z; s.w += x.w;",
+        "s.z += x.z;",
+        TESTS["gpu_logic"],
     ),
     # what is chosen for a GPU, and the start
     Mutant(

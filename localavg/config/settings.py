@@ -134,6 +134,15 @@ class TrainConfig:
         group="network",
         choices=("float32", "tf32", "bf16"),
     )
+    deterministic: str = option(
+        "yes",
+        "whether a GPU computes the network with kernels that give the same bits in every run, or "
+        "with its fastest",
+        NETWORK,
+        only_with("device", "auto", "cuda", value="no"),
+        group="network",
+        choices=("yes", "no"),
+    )
     compile: bool = option(
         False, "compile the network with torch.compile", NETWORK, group="network"
     )

@@ -1,4 +1,4 @@
-"""Memory of the host that begins where a network's tensors may begin."""
+"""Addresses: where a network's tensors may begin, and memory of the host that begins there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 from numpy.typing import DTypeLike
+
+from localavg.interfaces import Array
 
 ALIGN = 64
 """floats between the places in a row where a network's tensors may begin: 256 bytes
@@ -22,3 +24,8 @@ def host_zeros(shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndar
     memory = np.zeros(size + nbytes, np.uint8)
     first = -memory.ctypes.data % nbytes
     return memory[first : first + size].view(dtype).reshape(shape)
+
+
+def address(x: Array) -> int:
+    """Return the address of an array's first element, on the host or on a GPU."""
+    return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr

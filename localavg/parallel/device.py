@@ -23,7 +23,7 @@ from numpy.typing import DTypeLike
 
 from localavg.errors import UserError
 from localavg.interfaces import Array, Device
-from localavg.parallel.aligned import host_zeros
+from localavg.parallel.aligned import address, host_zeros
 
 if TYPE_CHECKING:
     from localavg.parallel.fleet import Fleet
@@ -143,11 +143,6 @@ class Cuda(Device):
 def _on_gpu(x: object) -> bool:
     """Tell whether x lies on a GPU: an array of CuPy's or a CUDA tensor of torch's."""
     return hasattr(x, "__cuda_array_interface__")
-
-
-def address(x: Array) -> int:
-    """Return the address of an array's first element, on the host or on a GPU."""
-    return x.ctypes.data if isinstance(x, np.ndarray) else x.data.ptr
 
 
 def pinned(xp: ModuleType, shape: tuple[int, ...], dtype: DTypeLike) -> np.ndarray:

@@ -76,6 +76,10 @@ class Network(Problem):
         self.data, self.model, self.l2, self.seed = data, model, l2, seed
         self.augment, self.calibrate, self.device = augment, calibrate, device
         self.compiled = compiled
+        if compiled:  # the compiler has a switch of its own
+            torch.use_deterministic_algorithms(
+                torch.are_deterministic_algorithms_enabled(), warn_only=True
+            )
         self.cuda: ModuleType | None = None if device == "cpu" else torch.cuda
         self.n = len(data.train.y)
         self.autocast: AbstractContextManager[object] = nullcontext()
@@ -219,13 +223,14 @@ class Network(Problem):
         module = copy.deepcopy(self._skeleton)
         if masks:
             masked_(module, masks)
-        return Bound(module, self.rows, w, g, self.l2, self.autocast, self.compiled)
+        how = self.l2, self.autocast, self.compiled, self.cuda is not None
+        return Bound(module, self.rows, w, g, *how)
 
 
-def set_up_torch(threads: int, device: Device, precision: str) -> None:
+def set_up_torch(threads: int, device: Device, precision: str, repeats: bool = True) -> None:
     """Make torch compute on this device, with N threads and in the precision asked for.
 
-    It gives the same bits each time where it can. Raises UserError where torch cannot use the
+    repeats: give the same bits each time where it can. Raises UserError where torch cannot use the
     device.
     """
     torch.set_num_threads(threads)
@@ -240,7 +245,8 @@ def set_up_torch(threads: int, device: Device, precision: str) -> None:
     if precision == "bf16" and not torch.cuda.is_bf16_supported():
         raise UserError("`precision = bf16`: this GPU cannot; use `precision = float32`")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    # not use_deterministic_algorithms, which loads torch's compiler too: 4 s
+    torch.set_deterministic_debug_mode("warn" if repeats else "default")
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 

@@ -54,7 +54,9 @@ class Bound:
 
     `module` becomes the one whose tensors are views into the row. With g [d] it trains and its
     gradients are kept there; without, it evaluates. l2: weight decay. autocast: the context that
-    the forward pass runs in. compiled: compile the module by torch.
+    the forward pass runs in. compiled: compile the module by torch. at_once: add the gradients of
+    all tensors to g after a backward pass, by a few kernels of a GPU, not one by one in it; the
+    bits are the same, and the gradients take their memory twice.
     """
 
     def __init__(
@@ -66,8 +68,10 @@ class Bound:
         l2: float,
         autocast: AbstractContextManager[object],
         compiled: bool,
+        at_once: bool = False,
     ) -> None:
         self.module, self.rows, self.l2, self.autocast = module, rows, l2, autocast
+        self.at_once = at_once
         tensors = rows.views(w)
         for prefix, part in module.named_modules():
             for name in [name for name, p in part._parameters.items() if p is not None]:
@@ -85,10 +89,16 @@ class Bound:
 
         Return the loss.
         """
-        torch.mul(self.w, self.l2, out=self.g)  # backward adds to it
+        torch.mul(self.w, self.l2, out=self.g)  # to which the gradients are added
+        if self.at_once:
+            for parameter in self.views:
+                parameter.grad = None
         with self.autocast:
             loss = cross_entropy(self.module(x), y)
         loss.backward()
+        if self.at_once:
+            found = [(g, p.grad) for p, g in self.views.items() if p.grad is not None]
+            torch._foreach_add_([g for g, _ in found], [more for _, more in found])
         return loss.detach()
 
     def accumulate_(self) -> Tensor:
@@ -100,8 +110,9 @@ class Bound:
     def _point_gradients(self, row: Array | Tensor) -> Tensor:
         """Have backward passes write into a row [d]; return its gradients [n]."""
         views = self.rows.views(row)
-        for name, parameter in self.module.named_parameters():
-            parameter.grad = views[name]
+        self.views = {p: views[name] for name, p in self.module.named_parameters()}
+        for parameter, view in self.views.items():
+            parameter.grad = view
         return self.rows.tensor(row)[: self.rows.n]
 
 

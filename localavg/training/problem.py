@@ -60,7 +60,7 @@ def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Net
             f"`data = {c.data}`: images need a network; add `model` with one of "
             f"{', '.join(models.MODELS)}"
         )
-    set_up_torch(fleet.threads, device, c.precision)
+    set_up_torch(fleet.threads, device, c.precision, c.deterministic == "yes")
     return Network(
         data,
         c.model or "",

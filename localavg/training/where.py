@@ -95,7 +95,7 @@ def _try_torch(c: TrainConfig, fleet: Fleet, device: Cuda) -> None:
         from localavg.problems.network import set_up_torch
     except ImportError as e:
         raise UserError(f"networks need torch ({e})") from e
-    set_up_torch(fleet.threads, device, c.precision)
+    set_up_torch(fleet.threads, device, c.precision, c.deterministic == "yes")
 
 
 def _try_room(device: Cuda, nbytes: int) -> None:

@@ -41,6 +41,7 @@ COLUMNS = {
         "side",
         "batch_size",
         "precision",
+        "deterministic",
         "device",
         "threads",
         "learners",
@@ -77,6 +78,7 @@ MISTAKES = {
     f"train {DATA} --steps 2 --repeats 1 --json "
     "FOLDER/nowhere/rows.json": "rows.json: No such file or directory",
     "train --model mlp --engine graph": "--engine graph .* --device cuda",
+    "train --model mlp --deterministic no": "--deterministic no is for GPUs: add --device cuda",
     f"train {DATA} --engine graph": "--engine graph means nothing to --problem logistic",
     f"memory {DATA} --steps 0": "--steps '0': must be a whole number of at least 1",
 }

@@ -327,7 +327,7 @@ def test_every_setting_of_networks_arrives_in_the_run_file(tmp_path):
     assert {name: found[name] for name in given} == given
     assert found["no_augment"] and found["compile"] and found["problem"] == "network"
     own = {f.name for f in fields(TrainConfig) if f.metadata["group"] == "network"}
-    assert own == {*given, "no_augment", "compile"} - {"data"}
+    assert own == {*given, "no_augment", "compile", "deterministic"} - {"data"}
 
 
 def test_without_settings_it_is_one_epoch_in_the_default_place(tmp_path):

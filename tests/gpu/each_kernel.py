@@ -15,7 +15,7 @@ def main():
     failed = [
         answer for answer in kernels_alone(MPI.COMM_SELF).values() if isinstance(answer, Failed)
     ]
-    sys.exit("\n".join(failed))
+    sys.exit("\n".join(failed) or 0)
 
 
 if __name__ == "__main__":

@@ -20,18 +20,19 @@ SAME = ("mlp", "nin-8", "resnet18")  # which draw nothing, so that CPU and GPU c
 # same inputs, but what is summed in another order is rounded to a neighbour at times.
 ROUGH = {"tf32": 0.05, "bf16": 0.3}
 # cuDNN may take convolutions by Winograd or by Fourier transforms, whose rounding is larger than
-# that of a CPU's.
-GPU = 10
+# that of a CPU's. The engine batch convolves by products: on an H100 NiN's gradients were 33 of
+# these units apart, ResNet-18's and the MLP's below 10.
+GPU = {"loop": 10, "graph": 10, "batch": 50}
 
 
-def network(model, precision="float32", device="cuda"):
+def network(model, precision="float32", device="cuda", rows=50):
     from samples import random_images
 
     from localavg.problems.network import Network
 
     name, _, side = model.partition("-")
     side = int(side or SIDES.get(name, 32))
-    data = random_images((side, side, 1 if side == 8 else 3), 50)
+    data = random_images((side, side, 1 if side == 8 else 3), rows)
     return Network(data, name, 0.01, 5, precision=precision, device=device)
 
 
@@ -119,7 +120,7 @@ def test_every_engine_trains_and_has_the_gradients_of_the_loop(
     found = take(compared_engines, (model, precision, engine))
     assert found["finite"], found
     if precision == "float32":
-        bound = GPU * found["tolerance"]
+        bound = GPU[engine] * found["tolerance"]
         assert found["gradient"] <= bound < found["other"], found
         assert found["trained"] <= 10 * bound and found["losses"] <= bound, found
     else:
@@ -289,7 +290,7 @@ def shortages(world):
         return "nothing"
 
     def gradients(engine):
-        return lambda: trained(network("resnet18"), device, engine, 5, range(2), 1024)
+        return lambda: trained(network("resnet18", rows=1024), device, engine, 5, range(2), 1024)
 
     def images():
         net = Network(random_images((512, 512, 3), 800), "resnet18", 0.0, 0, device="cuda")

@@ -95,14 +95,16 @@ def test_no_synchronous_algorithm_is_left_out():
 
 
 def repeated(world, folder):
-    """Two runs by the loop, two by the graph."""
+    """Two runs by the loop, two by the graph, and one by the graph with any kernel."""
     names = ("loop", "loop again", "graph", "graph again")
+    lines = {name: f"--engine {name.split()[0]}" for name in names}
+    lines["any kernel"] = "--engine graph --deterministic no"  # last: it sets torch's own switch
     return guarded(
         {
-            name: lambda name=name: run(
-                world, f"{NETWORK} {CARD} --engine {name.split()[0]}", f"{folder}/{name}.h5"
+            name: lambda name=name, line=line: run(
+                world, f"{NETWORK} {CARD} {line}", f"{folder}/{name}.h5"
             )
-            for name in names
+            for name, line in lines.items()
         }
     )
 
@@ -155,6 +157,12 @@ def test_two_runs_have_the_same_bits(engine, bits):
 
 def test_a_run_by_the_graph_has_the_bits_of_one_by_the_loop(bits):
     check_same(take(bits, "graph"), take(bits, "loop"))
+
+
+def test_any_kernel_trains_as_well(bits):
+    status, w, losses, _ = take(bits, "any kernel")
+    assert status == 0 and np.isfinite(w).all()
+    np.testing.assert_allclose(losses, take(bits, "graph")[2], rtol=0.1)
 
 
 def test_a_run_that_was_killed_goes_on_to_the_same_bits(bits, after_a_kill):

@@ -3,9 +3,13 @@ kernels touch, and after what.
 """
 
 import contextlib
+import copy
+import gc
+import sys
 from dataclasses import replace
 from inspect import signature
 from operator import attrgetter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,12 +24,15 @@ from torch import nn
 from localavg.config import TrainConfig
 from localavg.datasets import Augment
 from localavg.errors import UserError
+from localavg.learner.sampling import IID
+from localavg.parallel.aligned import host_zeros
 from localavg.parallel.fleet import Fleet
 from localavg.problems import network
 from localavg.problems.engines import capture, choose
 from localavg.problems.engines.capture import WARM_UP
 from localavg.problems.engines.graph import SIDES
 from localavg.problems.network import Network
+from localavg.problems.rows import Bound
 
 
 def little(shape, classes):
@@ -93,7 +100,7 @@ class Trained:
             self.losses += self.engine.gradients_(self.w, t, self.out)
             self.g.append(gradients.clone())
             weights.sub_(gradients, alpha=0.05)
-        self.losses = torch.stack(list(map(torch.as_tensor, self.losses))).tolist()
+        self.losses = torch.cat([torch.as_tensor(x).view(-1) for x in self.losses]).tolist()
 
 
 def check_same(a, b):
@@ -373,6 +380,51 @@ def test_an_engine_that_the_problem_does_not_have_is_refused_before_the_run(data
         with pytest.raises(UserError) as e:
             make_problem(c, datasets.load(c.data, fleet), fleet)
     assert str(e.value).startswith("`engine = graph`") and why in str(e.value)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_torch_repeats_its_bits_if_asked_and_loads_no_compiler_for_it(repeats, monkeypatch):
+    loaded = {*sys.modules}
+    for name in ("is_available", "is_bf16_supported"):
+        monkeypatch.setattr(torch.cuda, name, lambda: True)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    try:
+        network.set_up_torch(1, SimpleNamespace(name="cuda", index=0), "float32", repeats)
+        assert torch.are_deterministic_algorithms_enabled() == repeats
+        assert torch.is_deterministic_algorithms_warn_only_enabled() == repeats
+    finally:
+        torch.set_deterministic_debug_mode("default")
+    assert not any(name.startswith("torch._inductor") for name in {*sys.modules} - loaded)
+
+
+@pytest.mark.parametrize("l2", [0.0, 0.01])
+@pytest.mark.parametrize("model", ["mlp", "resnet8"])
+def test_gradients_that_are_added_at_once_have_the_bits_of_those_added_one_by_one(model, l2):
+    net = Network(random_images((8, 8, 1), 12), model, l2, 0)
+    net.B = 6
+    x, y, _ = net.feed(IID(net.n, 1, 6, 3), range(1), 2)(0, 1)
+    found = []
+    for at_once in (False, True):
+        w, g = host_zeros((net.d,)), host_zeros((net.d,))
+        net.initial_(w)
+        module = copy.deepcopy(net._skeleton)
+        bound = Bound(module, net.rows, w, g, l2, net.autocast, False, at_once)
+        losses = [float(bound.gradient_(x, y)) for _ in range(2)]  # the second of the same g
+        found.append((losses, w, g[: net.rows.n]))
+    (losses, w, g), again = found
+    assert losses == again[0] and np.array_equal(w, again[1]) and np.array_equal(g, again[2])
+    assert np.abs(g).max() > 0
+
+
+def test_no_garbage_is_freed_in_a_capture(monkeypatch):
+    """What is garbage before goes before, and Python looks for no more until the end."""
+    seen, x, gpu = [], torch.zeros(2), Gpu()
+    monkeypatch.setattr(capture.gc, "collect", lambda: seen.append("collect"))
+    with gpu:
+        capture.captured(
+            "graph", lambda: seen.append(gc.isenabled()) or x.add_(1), gpu, gpu.Stream()
+        )
+    assert seen == ["collect", False] and gc.isenabled()
 
 
 def test_a_compiled_network_and_one_on_the_cpu_have_no_graph():

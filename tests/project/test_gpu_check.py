@@ -30,6 +30,8 @@ PARTS = [
     "ranks-2-auto",
     "start",
     "memcheck",
+    "nin-1-any",
+    "nin-32-any",
 ]
 # In the place of Python: a GPU is found, doctor fails, benchmarks leave rows.
 STAND_IN = f"""#!/bin/sh

@@ -297,7 +297,7 @@ COMPILED = Path(__file__).resolve().parents[2] / ".pytest_cache" / "kernels"  # 
 
 @cache
 def _compiled(text):
-    text = f"#include <cmath>\nusing std::sqrt, std::exp, std::expm1, std::log1p;\ntypedef float T;\n{text}"
+    text = f"#include <cmath>\nusing std::sqrt, std::exp, std::expm1, std::log1p;\ntypedef float T;\nstruct float4 {{ T x, y, z, w; }};\n{text}"
     key = hashlib.sha256(" ".join([*COMPILER, platform.machine(), text]).encode()).hexdigest()
     library = COMPILED / f"{key}.so"
     if not library.exists():

@@ -95,6 +95,10 @@ def test_a_run_whose_last_update_diverges_has_failed(tmp_path):
             "--problem network --model mlp --precision tf32",
             "--precision tf32 means nothing to --device cpu",
         ),
+        (
+            "--problem network --model mlp --deterministic no",
+            "--deterministic no means nothing to --device cpu",
+        ),
         ("--warmup-from 0.1", "--warmup-from 0.1 means nothing to a run without --warmup-epochs"),
     ],
 )

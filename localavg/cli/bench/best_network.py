@@ -213,12 +213,12 @@ class Graphed:
 @contextmanager
 def _any_kernel() -> Iterator[None]:
     """Let torch take the fastest kernels, also those that do not repeat their bits."""
-    fixed, cudnn = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn
+    mode, cudnn = torch.get_deterministic_debug_mode(), torch.backends.cudnn
     benchmark = cudnn.benchmark
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
     cudnn.benchmark = True
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(fixed, warn_only=True)
+        torch.set_deterministic_debug_mode(mode)
         cudnn.benchmark = benchmark

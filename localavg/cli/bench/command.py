@@ -69,6 +69,8 @@ def _network(args: argparse.Namespace, fleet: Fleet) -> list[Row]:
 
     if args.device == "cpu" and args.precision == "tf32":
         raise UserError("--precision tf32 is for GPUs: add --device cuda")
+    if args.device == "cpu" and args.deterministic == "no":
+        raise UserError("--deterministic no is for GPUs: add --device cuda")
     return bench_network(
         fleet,
         args.model,
@@ -79,6 +81,7 @@ def _network(args: argparse.Namespace, fleet: Fleet) -> list[Row]:
         args.precision,
         choose_device(args.device, fleet),
         args.engine,
+        args.deterministic,
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from localavg.cli.bench import Row, best, best_logistic, medians, seconds
-from localavg.cli.bench.loop import WARM, overhead, train_alone
+from localavg.cli.bench.loop import WARM, overhead, train_alone, updates
 from localavg.config import TrainConfig
 from localavg.interfaces import Device
 from localavg.learner import optim
@@ -32,7 +32,7 @@ def bench_logistic(
     run file and progress bar; overhead_s, add_s and their ratio: as `loop.overhead` measures them.
     """
     warm = WARM[device.name]
-    c = _settings(data, B, steps + warm, device, engine)
+    c = _settings(data, B, updates(steps, warm), device, engine)
     task = load_task(c, fleet, fleet.P, device)
     chosen = assemble(task).engine.name
     task.problem.close()

@@ -24,27 +24,34 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+def updates(steps: int, warm: int) -> int:
+    """Return the T of a run of which `train_alone` times so many steps."""
+    return warm + steps + 1 if warm else steps
+
+
 def train_alone(e: Experiment, warm: int = 0) -> tuple[float, float]:
     """Train, and return the wall clock in seconds and the share of it that recording took.
 
-    The wall clock leaves out the first `warm` updates.
+    The wall clock leaves out the first `warm` updates, and then the last one too, in which the
+    run ends: what it takes to compare the rows and to write the file comes once in a run.
     """
     with tempfile.TemporaryDirectory() as folder:
         file: Any = Timed(Record.create(os.path.join(folder, "run.h5"), {}, {}))
         monitor, keeper = watched(e, file)
         progress: Any = Timed(monitor.progress)
         monitor.progress = progress
-        before: list[float] = [0.0] if not warm else []
+        at: dict[int, float] = {}  # update: when it began
+        ends = warm + 1, e.length.T
 
         def step_size(t: int) -> float:  # which the loop asks for as an update begins
-            if t == warm + 1 and not before:
+            if t in ends:
                 e.device.settle()
                 monitor.clock.lap("compute")
-                before.append(monitor.clock.wall_s)
+                at[t] = monitor.clock.wall_s
             return e.step_size(t)
 
         train(replace(e, step_size=step_size) if warm else e, monitor, keeper)
-        wall_s = monitor.clock.wall_s - before[0]
+        wall_s = at[ends[1]] - at[ends[0]] if warm else monitor.clock.wall_s
         e.problem.close()
         return wall_s, (file.seconds + progress.seconds) / wall_s
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from localavg import models
 from localavg.cli.bench import Row, best, best_network, images, medians, seconds
-from localavg.cli.bench.loop import WARM, train_alone
+from localavg.cli.bench.loop import WARM, train_alone, updates
 from localavg.config import TrainConfig
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
@@ -22,7 +22,7 @@ from localavg.training.build import Chosen, assemble, make_problem, task_of
 BATCHES = 4  # batches in the data set: few, so that evaluation, which is not timed, is short
 MOMENTUM, DECAY = 0.9, 1e-4
 MEAN, DEVIATION = 127.5, 73.9  # of random bytes
-LOG_EVERY = 10  # updates, as in a run of 1000 updates
+LOG_EVERY = {"cpu": 10, "cuda": 100}  # updates, as in a run of 1000 or 10 000 updates
 
 
 def bench_network(
@@ -35,6 +35,7 @@ def bench_network(
     precision: str,
     device: Device,
     engine: str = "auto",
+    deterministic: str = "yes",
 ) -> list[Row]:
     """Time `steps` local updates on random images of `side` pixels (None: the model's own).
 
@@ -54,7 +55,7 @@ def bench_network(
             f"--side {side}: {BATCHES} batches of {B} such images do not fit in memory; use fewer "
             "pixels or a smaller --batch-size"
         ) from e
-    c = _settings(model, B, steps + warm, precision, device, engine)
+    c = _settings(model, B, updates(steps, warm), precision, device, engine, deterministic)
     problem = make_problem(c, data, fleet, device)
     assert isinstance(problem, Network)
     task = task_of(c, fleet, fleet.P, device, problem)
@@ -85,6 +86,7 @@ def _row(
         "side": side,
         "batch_size": c.batch_size,
         "precision": c.precision,
+        "deterministic": c.deterministic,
         "device": c.device,
         "threads": fleet.threads,
         "learners": fleet.P,
@@ -98,7 +100,7 @@ def _row(
 
 
 def _settings(
-    model: str, B: int, steps: int, precision: str, device: Device, engine: str
+    model: str, B: int, steps: int, precision: str, device: Device, engine: str, deterministic: str
 ) -> TrainConfig:
     return TrainConfig(
         algorithm="sgd",
@@ -108,9 +110,10 @@ def _settings(
         steps=steps,
         optimizer="momentum",
         momentum=MOMENTUM,
-        log_every=LOG_EVERY,
+        log_every=LOG_EVERY[device.name],
         eval_every=steps,
         precision=precision,
+        deterministic=deterministic,
         engine=engine,
         device=device.name,
     )

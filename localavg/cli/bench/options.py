@@ -62,6 +62,12 @@ def _add_network(s: argparse.ArgumentParser) -> None:
         help="arithmetic of the network; weights stay float32; tf32 needs a GPU "
         "(default: %(default)s)",
     )
+    s.add_argument(
+        "--deterministic",
+        choices=("yes", "no"),
+        default="yes",
+        help="whether ours takes kernels of the GPU that repeat their bits (default: %(default)s)",
+    )
     _add_device(s, "train")
     s.add_argument(
         "--learners",

@@ -29,7 +29,17 @@ from localavg.training.length import Length
 UPDATES = 40  # of a measurement; the second half counts
 # what decides how fast the learners of a run compute
 SPEED = (
-    *("data", "problem", "model", "batch_size", "learners", "precision", "compile", "engine"),
+    *(
+        "data",
+        "problem",
+        "model",
+        "batch_size",
+        "learners",
+        "precision",
+        "deterministic",
+        "compile",
+        "engine",
+    ),
     *("optimizer", "no_augment", "device"),
 )
 # what a measurement does not need: it has a length of its own, and no modelled time

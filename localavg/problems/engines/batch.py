@@ -68,7 +68,7 @@ class Batch(Engine):
         self._works = True
         self.book("data", data_s)
         all_losses = torch.cat(losses)  # [L]
-        return all_losses.tolist() if self.net.rows.device == "cpu" else all_losses.unbind()
+        return all_losses.tolist() if self.net.rows.device == "cpu" else [all_losses]
 
     def _bind(self, w: Array, t: int, out: Array) -> None:
         """Choose the chunks of the rows w [L, d] and out [L, d]."""

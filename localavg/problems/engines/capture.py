@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import torch
@@ -62,10 +64,11 @@ def captured(
     graph, main = cuda.CUDAGraph(), cuda.current_stream()
     try:
         # thread_local: MPI, NCCL and a feed's thread may call CUDA meanwhile
-        with cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+        with _no_garbage(), cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             step()
     except RuntimeError as e:
         cuda.set_stream(main)
+        _leave_capture(cuda)
         cause = e.__context__ or e  # the end of a capture that failed raises once more
         if is_shortage(cause):
             raise cause from None
@@ -75,3 +78,30 @@ def captured(
             "`engine = loop`"
         ) from e
     return graph
+
+
+@contextmanager
+def _no_garbage() -> Iterator[None]:
+    """Keep Python from freeing what is garbage by now in the middle of a capture.
+
+    Memory that CUDA frees then, an earlier engine's, makes the capture invalid.
+    """
+    running = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if running:
+            gc.enable()
+
+
+def _leave_capture(cuda: ModuleType) -> None:
+    """Let the GPU's random numbers be drawn again after a capture that failed.
+
+    torch leaves their generators waiting for the end of the capture, and every later dropout fails.
+    """
+    for generator in getattr(cuda, "default_generators", ()):
+        fresh = torch.Generator(generator.device)
+        fresh.set_state(generator.get_state())
+        generator.graphsafe_set_state(fresh)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from time import perf_counter
 from types import ModuleType
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,9 +81,7 @@ class Graph(Engine):
         self._out: Array | None = None
         self._bounds: list[Bound] = []
 
-    def gradients_(
-        self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None
-    ) -> list[float | Array]:
+    def gradients_(self, w: Array, t: int, out: Array, rows: Sequence[int] | None = None) -> Any:
         """Compute the gradients as `interfaces.Engine` describes.
 
         Raises UserError where the network's gradient cannot be captured.
@@ -93,13 +92,13 @@ class Graph(Engine):
         self.book("data", perf_counter() - start)
         if not fits:
             self.loop.book = self.book
-            return list(self.loop.gradients_(w, t, out))
+            return self.loop.gradients_(w, t, out)
         if self._w is not w or self._out is not out:
             self._begin(w, out)
         self._draw(t)
         with memory.explained(self.name, "`engine = loop`, or a smaller `batch_size`"):
             self._replayed()
-        return list(self._losses.clone())  # before another step
+        return [self._losses.clone()]  # before another step
 
     def _begin(self, w: Array, out: Array) -> None:
         """Bind the learners' modules to their rows of w [L, d] and out [L, d]."""

@@ -61,7 +61,7 @@ class ReplayedBatch(Batch):
         with self._explained():
             self._replayed()
         self._works = True
-        return list(self._losses.clone())  # before another step
+        return [self._losses.clone()]  # before another step
 
     def _draw(self, t: int) -> None:
         """Draw the masks of all learners for update t into memory that stays."""
