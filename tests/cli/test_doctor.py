@@ -15,6 +15,7 @@ import pytest
 from mpi import alone, run
 
 from localavg.cli.doctor.advice import ADVICE, wrong_numbers
+from localavg.cli.doctor.command import _rows
 from localavg.cli.doctor.facts import Facts, Rank
 from localavg.parallel import probe
 from localavg.parallel.probe import Probe, cached, tried
@@ -242,6 +243,20 @@ def test_each_piece_of_advice_is_tested():
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
+        ({"hidden_why": "one rank"}, "unknown: one rank"),
+        ({"hidden": {"sleeping": 0.96, "computing": 0.4}}, "yes: a delay hides 96% of one behind"),
+        ({"hidden": {"sleeping": 0.3, "computing": 0.2}}, "hardly: .* leave --delay out"),
+    ],
+)
+def test_the_table_says_whether_averages_overlap(facts, words):
+    text = dict(_rows(replace(WELL, **facts)))["averages overlap"]
+    assert re.match(words, text.replace("\n", " "))
+    assert ("--delay" in text) == ("hidden" in facts)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
         ({"allreduce_wrong": 5}, ["Allreduce: wrong numbers: 5", "--mpi-library"]),
         ({"mean_wrong": 7}, ["transport shared: wrong numbers: 7", "--transport mpi"]),
         (
@@ -441,6 +456,7 @@ FACTS = [
     "link",
     "Allreduce",
     "mean",
+    "averages overlap",
     "transport",
 ]
 QUIET = {
@@ -490,6 +506,7 @@ def test_one_rank_outside_any_job(tmp_path):
         facts["ranks"][0]["cpus"] == sorted(os.sched_getaffinity(0))
         and facts["memory_bytes_per_s"] > 1e8
     )
+    assert found["averages overlap"] == "unknown: one rank" and facts["hidden"] is None
     assert facts["warnings"] == facts["failures"] == [] and facts["allreduce_wrong"] == 0
     assert done.stdout.rstrip().endswith("training will work here") and done.stderr == ""
 
@@ -512,6 +529,7 @@ def test_two_ranks(mpi, library, more):
     else:
         assert found["size"].startswith("2 ranks, 1 node,") and found["link"] == "unknown: one node"
         assert "0.61 GB needed" in found["/dev/shm"] and found["transport"].startswith("shared: ")
+    assert re.match("(yes|hardly): a delay hides [0-9]+% of one", found["averages overlap"])
     assert ("warning", "OMP_NUM_THREADS=999") in [
         (kind, what.partition(",")[0]) for kind, what, _ in told(done.stdout)
     ]

@@ -16,6 +16,7 @@ from localavg.parallel.probe import counted, find_gpus, probe
 if TYPE_CHECKING:
     from localavg.cli.doctor.facts import Facts, Rank
 
+WORTH = 0.5  # part of an average that must be hidden for a delay to be worth it
 SHOWN = 8  # lines of hosts, or of groups of ranks, in the table
 
 
@@ -125,8 +126,21 @@ def _rows(f: Facts) -> list[tuple[str, str]]:
         ("link", link or "unknown: one node"),
         ("Allreduce", _exact(f.allreduce_wrong)),
         ("mean", _exact(f.mean_wrong)),
+        ("averages overlap", _overlap(f)),
         ("transport", f"{f.transport}: {f.transport_why}"),
     ]
+
+
+def _overlap(f: Facts) -> str:
+    """Write whether averages go on while the ranks make updates, and what to set."""
+    if f.hidden is None:
+        return f"unknown: {f.hidden_why}"
+    gpu, cpu = (f.hidden[way] for way in ("sleeping", "computing"))
+    found = f"a delay hides {gpu:.0%} of one behind a GPU's updates, {cpu:.0%} behind a CPU's"
+    if max(gpu, cpu) >= WORTH:
+        return f"yes: {found};\nset --delay to the number of updates that an average lasts"
+    near = ": inside a node it lasts little longer than its copies" if f.nodes == 1 else ""
+    return f"hardly: {found}{near};\nleave --delay out, and raise K"
 
 
 def _device_memory(f: Facts) -> str:

@@ -49,6 +49,10 @@ class Facts:
     transport_why: str
     allreduce_wrong: int  # wrong numbers in MPI's sum, over all ranks
     mean_wrong: int  # wrong numbers in the transport's mean, over all ranks
+    # parts of an average that a delay hides, behind updates of a GPU (sleeping) and of a CPU
+    # (computing); None: averages cannot be delayed here, or there is one rank
+    hidden: dict[str, float] | None = None
+    hidden_why: str = "not tried"  # why they are not known
 
     def machines(self) -> list[list[Rank]]:
         """Return the ranks of each host."""

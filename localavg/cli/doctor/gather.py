@@ -13,12 +13,16 @@ import mpi4py
 import numpy as np
 from mpi4py import MPI
 
+from localavg.cli import in_flags
+from localavg.cli.bench.hiding import trial
 from localavg.cli.doctor.facts import Facts, Rank
+from localavg.errors import UserError
 from localavg.interfaces import Transport
 from localavg.parallel import transport
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.measure import link_bytes_per_s
 from localavg.parallel.probe import Gpus, Probe
+from localavg.parallel.transport.mpi import HostMPI
 from localavg.scope import Scope
 
 RESNET_50 = 25_557_032  # floats of a row: the largest model of the papers
@@ -44,6 +48,7 @@ def gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) -
     ranks = tuple(fleet.world.allgather(_rank(fleet, learner_bytes, gpus, why)))
     link = link_bytes_per_s(fleet)
     allreduce_wrong, mean_wrong = _wrong(fleet, ours)
+    hidden, hidden_why = _hidden(fleet, ours)
     library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip("\0")
     return Facts(
         mpi=" ".join(library.split()),
@@ -60,7 +65,19 @@ def gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) -
         transport_why=ours.why,
         allreduce_wrong=allreduce_wrong,
         mean_wrong=mean_wrong,
+        hidden=hidden,
+        hidden_why=hidden_why,
     )
+
+
+def _hidden(fleet: Fleet, ours: HostMPI) -> tuple[dict[str, float] | None, str]:
+    """Return what of an average a delay hides, or None and why that is not known. Collective."""
+    if fleet.ranks == 1:
+        return None, "one rank"
+    try:
+        return trial(fleet, ours), ""
+    except UserError as e:  # the same on all ranks
+        return None, in_flags(str(e))
 
 
 def _wrong(fleet: Fleet, ours: Transport) -> tuple[int, int]:

@@ -1,0 +1,231 @@
+"""Time rounds of updates with averages at once, delayed and never: what of them a delay hides."""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from time import perf_counter, process_time
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.algorithms import ALGORITHMS
+from localavg.cli.bench import Row, medians, seconds
+from localavg.interfaces import Array, Transport
+from localavg.learner.flat import Flat
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport import choose, in_background
+from localavg.parallel.transport.mpi import HostMPI
+from localavg.training.averaging import Averaging
+from localavg.training.delayed import Delayed
+
+WAYS = ("sleeping", "computing")
+"""what an update does: sleep, as a rank does while its GPU works, or multiply on the CPU"""
+ROWS = 128  # of the matrices that an update multiplies
+ALONE = 5  # averages that are timed without updates
+
+
+class Stateless:
+    """The state of an optimiser that has none."""
+
+    averaged = 0
+
+    def at_average_(self, average_: Callable[[Array], None]) -> None:
+        """Do nothing."""
+
+
+class Rounds:
+    """Rounds of K updates on rows of n floats, with an average of `algorithm` after each.
+
+    ours: the transport. background: that of delayed averages, None for averages at once.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        ours: Transport,
+        n: int,
+        algorithm: str,
+        K: int,
+        background: Transport | None = None,
+    ) -> None:
+        self.fleet, self.K, self.t = fleet, K, 0
+        made = ALGORITHMS[algorithm](K=K, delay=K if background else None)
+        made.participants.start(fleet.learners, fleet.P, 0)
+        made.average.lay_out(fleet.learners, fleet.P, 0)
+        flat = Flat({"w": (n,)}, fleet.L, None, ours.zeros)
+        pieces = made, ours, flat, Stateless()
+        self.averaging: Averaging
+        if background is None:
+            self.averaging = Averaging(*pieces, objective=_nan, before=_no, after=_no)
+        else:
+            self.averaging = Delayed(
+                *pieces, background=background, begun=_no, objective=_nan, before=_no, after=_no
+            )
+        self.averaging.begin(0, 0.1)
+
+    def seconds(self, rounds: int, update: Callable[[], object]) -> float:
+        """Return the seconds of a round of the slowest rank, a mean over `rounds`. Collective.
+
+        A round before them is not counted: a delayed average is on its way when they begin.
+        """
+        self._go(1, update)
+        self.fleet.world.Barrier()
+        return slowest(self.fleet, seconds(partial(self._go, rounds, update))) / rounds
+
+    def _go(self, rounds: int, update: Callable[[], object]) -> None:
+        for _ in range(rounds * self.K):
+            update()
+            self.t += 1
+            self.averaging.average_(self.t, 0.1)
+
+
+def slowest(fleet: Fleet, own_s: float) -> float:
+    """Return the seconds of the slowest rank. Collective."""
+    return float(fleet.world.allreduce(own_s, MPI.MAX))
+
+
+def average_s(fleet: Fleet, ours: Transport, n: int, algorithm: str = "kavg") -> float:
+    """Return the seconds of an average of `algorithm` at once, without updates. Collective."""
+    alone = Rounds(fleet, ours, n, algorithm, K=1)
+    return medians({"": lambda: alone.seconds(1, _no)}, ALONE)[""]
+
+
+def updates(fleet: Fleet, way: str, length_s: float) -> Callable[[], None]:
+    """Return an update of this way that takes so long where every rank makes it. Collective."""
+    if way == "sleeping":
+        return partial(time.sleep, length_s)
+    x = np.ones((ROWS, ROWS), np.float32)
+    out = np.empty_like(x)
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            np.matmul(x, x, out=out)
+
+    multiply(20)
+    fleet.world.Barrier()
+    took_s, calls = 0.0, 0
+    while slowest(fleet, took_s) < 0.05:  # alike on all ranks
+        took_s += seconds(partial(multiply, 50))
+        calls += 50
+    return partial(multiply, max(1, round(length_s * calls / slowest(fleet, took_s))))
+
+
+def never_s(fleet: Fleet, rounds: int, K: int, update: Callable[[], object]) -> float:
+    """Return the seconds of a round that ends without an average. Collective."""
+    fleet.world.Barrier()
+    start = perf_counter()
+    for _ in range(rounds * K):
+        update()
+    return slowest(fleet, perf_counter() - start) / rounds
+
+
+def hidden(average_s: float, never_s: float, delayed_s: float) -> float:
+    """Return the part of an average that a delay hides: 1 if a round takes as long as without."""
+    return min(1.0, 1 - (delayed_s - never_s) / average_s)
+
+
+def bench_hiding(
+    fleet: Fleet,
+    sizes: Sequence[int],
+    algorithms: Sequence[str],
+    K: int,
+    rounds: int,
+    repeats: int,
+    length: float = 1.0,
+) -> list[Row]:
+    """Time rounds of K updates for every size, algorithm and way. Collective. Return the rows.
+
+    The updates of a round take `length` times as long as one average. cpu_s: what the ranks spend
+    on a delayed average, divided by the cores that they have.
+    """
+    rows = []
+    for n in sizes:
+        for name in algorithms:
+            ours = choose("auto", fleet, (), 4 * n * 4)
+            background = in_background(ours, fleet)
+            alone_s = average_s(fleet, ours, n, name)
+            for way in WAYS:
+                update = updates(fleet, way, length * alone_s / K)
+                at_once = Rounds(fleet, ours, n, name, K)
+                delayed = Rounds(fleet, ours, n, name, K, background)
+                spent = {"never": 0.0, "delayed": 0.0}
+                ways: dict[str, Callable[[], float]] = {
+                    "never": _spending(spent, "never", partial(never_s, fleet, rounds, K, update)),
+                    "at_once": partial(at_once.seconds, rounds, update),
+                    "delayed": _spending(
+                        spent, "delayed", partial(delayed.seconds, rounds, update)
+                    ),
+                }
+                found = medians(ways, repeats)
+                turns = repeats + 1  # the first is not timed, and counts here
+                own = spent["delayed"] / (rounds + 1) - spent["never"] / rounds
+                cpu_s = fleet.world.allreduce(own) / turns / _cores(fleet)
+                rows.append(
+                    {
+                        "algorithm": name,
+                        "updates": way,
+                        "elements": n,
+                        "ranks": fleet.ranks,
+                        "nodes": fleet.nodes,
+                        "average_s": alone_s,
+                        "never_s": found["never"],
+                        "at_once_s": found["at_once"],
+                        "delayed_s": found["delayed"],
+                        "hidden": hidden(alone_s, found["never"], found["delayed"]),
+                        "delayed / never": found["delayed"] / found["never"],
+                        "cpu_s": cpu_s,
+                    }
+                )
+    return rows
+
+
+def _spending(spent: dict[str, float], name: str, work: Callable[[], float]) -> Callable[[], float]:
+    """Return `work`, which then adds the CPU seconds of this process to `spent`."""
+
+    def spending() -> float:
+        before = process_time()
+        found = work()
+        spent[name] += process_time() - before
+        return found
+
+    return spending
+
+
+def _cores(fleet: Fleet) -> int:
+    """Return the cores of all ranks: each of a machine counts once."""
+
+    return max(1, min(fleet.ranks, os.cpu_count() or 1))
+
+
+def trial(fleet: Fleet, ours: HostMPI) -> dict[str, float]:
+    """Return the part of an average of some milliseconds that a delay hides, by way. Collective.
+
+    It takes less than a second. Raises UserError where averages cannot be delayed.
+    """
+    background = in_background(ours, fleet)
+    few = 20_000
+    n = int(min(4e6, max(few, few * 5e-3 / average_s(fleet, ours, few))))
+    alone_s, found = average_s(fleet, ours, n), {}
+    for way in WAYS:
+        update = updates(fleet, way, 0.55 * alone_s)
+        delayed = Rounds(fleet, ours, n, "kavg", 2, background)
+        ways: dict[str, Callable[[], float]] = {
+            "never": partial(never_s, fleet, 3, 2, update),
+            "delayed": partial(delayed.seconds, 3, update),
+        }
+        took = medians(ways, 3, warm=0)
+        found[way] = max(0.0, hidden(alone_s, took["never"], took["delayed"]))
+    return found
+
+
+def _no(*about: object) -> None:
+    """Do nothing."""
+
+
+def _nan(*about: object) -> float:
+    """Return no objective."""
+    return math.nan
