@@ -117,6 +117,8 @@ def _leave(status: int, mistake: str) -> NoReturn:
                 sleep(LAST_WORDS_S)
                 mpi.COMM_WORLD.Abort(status)
             sleep(1e-3)
+    if (outlived := sys.modules.get("localavg.parallel.survive")) and outlived.survivors:
+        outlived.leave(status)
     if (mpi := sys.modules.get("mpi4py.MPI")) and mpi.Is_initialized() and not mpi.Is_finalized():
         try:
             mpi.Finalize()

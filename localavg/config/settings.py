@@ -389,6 +389,27 @@ class TrainConfig:
         "resume the run in --out from its checkpoint; do nothing if it is finished",
         group="stopping and resuming",
     )
+    on_failure: str = option(
+        "end",
+        "what happens when a rank dies: the job ends (end), or the other ranks take over its "
+        "learners and go on from the last average of everyone (continue), of which a node keeps "
+        "two copies of a learner's weights; that needs Open MPI 5 and mpirun --with-ft ulfm",
+        not_with("algorithm", *ASYNCHRONOUS, because="whose learners are never equal"),
+        not_with("algorithm", "gossip", because="whose learners are never equal"),
+        not_with("simulate", True, because="which makes no checkpoints"),
+        only_with("device", "auto", "cpu", because="whose averages it cannot go on from"),
+        group="stopping and resuming",
+        choices=("end", "continue"),
+    )
+    recovery_state: str = option(
+        "policy",
+        "what --on-failure continue keeps of the optimizer's state: what --state average or mean "
+        "gradients make the same for all learners, while other moments are zero after a recovery "
+        "(policy), or also every learner's moments, of which a node keeps two copies (all)",
+        only_with("on_failure", "continue", lenient=True),
+        group="stopping and resuming",
+        choices=("policy", "all"),
+    )
     replay: str | None = option(
         None,
         "repeat what this run did: serve the learners in its order, for downpour and eamsgd "

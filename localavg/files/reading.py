@@ -49,6 +49,7 @@ class Run:
     staleness: DataFrame
     periods: DataFrame
     holdings: DataFrame
+    events: DataFrame
     weights: np.ndarray | None  # [d] float32
     initial_weights: np.ndarray | None  # [d] float32
     attrs: Settings

@@ -127,6 +127,24 @@ class Record:
         record._rewrite({"/": {"status": "running"}, "provenance": origin}, cut=True)
         return record
 
+    @classmethod
+    def taken_over(
+        cls,
+        path: str | os.PathLike[str],
+        rows: Mapping[str, int],
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> Record:
+        """Go on with the file of a run whose ranks were lost: cut each group to its number of rows.
+
+        The file names this process from now on. Raises UserError if it cannot be read or written.
+        """
+        record = cls(Path(path), clock)
+        record.rows.update(rows)
+        record._rewrite(
+            {"/": {"status": "running"}, "provenance": {"process": identity()}}, cut=True
+        )
+        return record
+
     def append(self, group: str, **row: float | str) -> None:
         """Buffer one row of `group`; a float column that is left out is NaN.
 

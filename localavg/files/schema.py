@@ -124,6 +124,14 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
         "time_K": ("f8", "updates", "period for which averages take 1/20 of the updates' time"),
         "C2": ("f8", "1", "C_2 of ADPSGD, the mean of S / gamma while it is sampled"),
     },
+    "events": {
+        "t": ("i8", "updates", "the update after which the run went on, without ranks that died"),
+        "repeated": ("i8", "updates", "updates that had been made after it, and were made again"),
+        "lost": (h5py.string_dtype(), "name", "the ranks that died, and their hosts"),
+        "ranks_before": ("i8", "1", "MPI ranks before"),
+        "ranks_after": ("i8", "1", "MPI ranks after"),
+        "seconds": ("f8", "s", "from the average after update t until the run went on"),
+    },
     "holdings": {
         "learner": ("i8", "1", "id of the learner that has rows of its own"),
         "label": ("i8", "1", "label of the rows, as in the training set"),

@@ -63,7 +63,8 @@ class Fleet:
     laptop too.
 
     layout: which rank holds which learners. learners: those of this rank, the rows of its matrices
-    [L, n]. Their number L may differ by one between ranks.
+    [L, n]. Their number L may differ by one between ranks. made: the list to which this fleet adds
+    `world` and all communicators that it makes.
 
     With several ranks, an exception that nobody catches ends the whole job from now on.
 
@@ -72,17 +73,25 @@ class Fleet:
     """
 
     def __init__(
-        self, world: MPI.Intracomm, P: int | None = None, ranks_per_node: int | None = None
+        self,
+        world: MPI.Intracomm,
+        P: int | None = None,
+        ranks_per_node: int | None = None,
+        made: list[MPI.Comm] | None = None,
     ) -> None:
         check_world_size(MPI.COMM_WORLD.size, os.environ)  # `world` may be a part of it
         self.world, self._ranks_per_node = world, ranks_per_node
         self.rank, self.ranks = world.rank, world.size
+        self.made = [] if made is None else made
+        self.made.append(world)
         if world.size > 1:
             abort_on_exception(world)
 
         host = world.Split_type(MPI.COMM_TYPE_SHARED, key=world.rank)
+        self.made.append(host)
         self.place = host.rank  # among the ranks of this host
         self.node = host.Split(host.rank // (ranks_per_node or host.size), key=host.rank)
+        self.made.append(self.node)
         first = world.allgather(self.node.bcast(world.rank))  # [R] first rank on each rank's node
         node_of = tuple(sorted(set(first)).index(r) for r in first)  # [R]
         self.layout = layout = Layout(self.ranks if P is None else P, node_of)
@@ -103,6 +112,7 @@ class Fleet:
     def communicator(self, ranks: Sequence[int]) -> MPI.Intracomm:
         """Make a communicator of these ranks, which waits as `world` does. Collective over them."""
         made = self.world.Create_group(self.world.group.Incl(list(ranks)), tag=ranks[0])
+        self.made.append(made)
         return Patient(made) if isinstance(self.world, Patient) else made
 
     def groups(self, S: int) -> list[Group]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from copy import copy
 
 import numpy as np
 
@@ -109,6 +110,13 @@ class Averages:
                 hidden_s=hidden_s,
             )
         self._rows.clear()
+
+    def still(self) -> Averages:
+        """Return a copy whose `state_dict` stays as it is."""
+        still = copy(self)
+        still._drift, still._rows = [*self._drift], [*self._rows]
+        still.travelled = [*self.travelled]
+        return still
 
     def state_dict(self) -> dict[str, object]:
         """Return what a resumed run needs; `averages` has the rows, one after the other."""

@@ -72,6 +72,7 @@ class Averaging:
         n = flat.d_trained
         self.columns = flat.w[:, :n], flat.w[:, n:]  # parameters, statistics
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
+        self.equal_after = 0  # the last update after which everyone averaged or exchanged
         self.average.start(self.w, n, transport)
         transport.weights = self.participants.weights
         self.wired = wired(transport)
@@ -106,6 +107,7 @@ class Averaging:
         if scope := self.exchange.at(t):
             self.before(t, scope)
             self.exchange.exchange_(g, t, self.transport)
+            self.equal_after = t
             self.after(t, scope, math.nan)
         if self.average.before_update and not last:
             self._average_(self.schedule.after(t), t, gamma)
@@ -133,6 +135,8 @@ class Averaging:
             self._average_state_(scope, t)
             self.after(t, scope, S)
             self._steer(t, S, gamma)
+            if scope is Scope.WORLD:
+                self.equal_after = t
             if scope is Scope.WORLD and not last:
                 self.participants.next_()
                 self.transport.weights = self.participants.weights

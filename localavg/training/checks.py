@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
+from localavg.algorithms import wire as wires
 from localavg.algorithms.common import COMMON
 from localavg.algorithms.parameters import AUTO
 from localavg.config import TrainConfig
@@ -30,6 +31,8 @@ FREE = {  # settings that do not change the result
     "resume",
     "checkpoint_every",
     "time_limit",
+    "on_failure",
+    "recovery_state",
 }
 
 
@@ -57,6 +60,8 @@ def read(given: Settings) -> TrainConfig:
             f"`state = {config.state}` with `delay`: the weights average later, and the state of "
             "the optimiser cannot; use keep or reset"
         )
+    if config.on_failure != "end":
+        _check_recovery(config.on_failure, options)
     config.refuse_useless(given)
     if config.replay and config.algorithm in WITH_AUTO and options.get("K") != AUTO:
         raise UserError(
@@ -66,6 +71,17 @@ def read(given: Settings) -> TrainConfig:
     if config.model is not None:
         check_choice("model", config.model, tuple(MODELS))
     return config
+
+
+def _check_recovery(on_failure: str, options: Settings) -> None:
+    """Raise UserError for averages from which living ranks cannot go on."""
+    if options.get("delay"):
+        why = "with `delay`: after a delayed average learners are not equal"
+    elif wires.of(options.get("wire")) is not None:
+        why = f"with `wire = {options['wire']}`: what its code leaves over is lost with a node"
+    else:
+        return
+    raise UserError(f"`on_failure = {on_failure}` {why}; leave one of them out")
 
 
 def own_options(c: TrainConfig, epoch: float) -> Settings:

@@ -24,6 +24,10 @@ class Interrupted(Exception):
     """The run was told to stop, and is saved. Every rank raises it."""
 
 
+class Lost(Exception):
+    """Ranks died, and the others go on without them. Every living rank raises it."""
+
+
 class Outcome(NamedTuple):
     """What a run returns on every rank."""
 
@@ -51,7 +55,8 @@ def ended(
     """Do `work`, and write to the run file how it ended. remedy: what helps a run that diverged.
 
     Return the exit status, and the reason if the run did not finish. Other exceptions than those of
-    this file are raised again and end the job. So does a UserError of this rank alone.
+    this file are raised again and end the job. So does a UserError of this rank alone. Lost is
+    raised again, and the run file stays as it is.
     """
     finish = partial(_finish, file, log)
     try:
@@ -63,6 +68,8 @@ def ended(
     except Interrupted as e:
         finish("interrupted", failure=str(e))
         return GO_ON, str(e)
+    except Lost:
+        raise
     except BaseException as raised:
         error = short_of_memory(raised) or raised
         with suppress(UserError):  # the first error counts, not one that follows from it

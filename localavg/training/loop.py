@@ -13,16 +13,24 @@ from localavg.training.averaging import Averaging
 from localavg.training.build import Experiment
 from localavg.training.delayed import Delayed
 from localavg.training.keeper import Keeper
+from localavg.training.kept import Kept
 from localavg.training.losses import Losses
 from localavg.training.monitor import Monitor
 from localavg.training.resume import Part, restore_
 
 
-def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None = None) -> None:
+def train(
+    e: Experiment,
+    monitor: Monitor,
+    keeper: Keeper,
+    saved: Saved | None = None,
+    kept: Kept | None = None,
+) -> None:
     """Make T local updates of this rank's learners, whose weights are the rows of e.flat.w.
 
-    The run starts from equal rows, or from `saved`, and ends with equal rows. Collective. Every
-    rank raises `Diverged` if a loss is not finite, and `Interrupted` if the run is stopped.
+    The run starts from equal rows, or from `saved`, and ends with equal rows. kept: gets a copy of
+    the run whenever all learners are equal. Collective. Every rank raises `Diverged` if a loss is
+    not finite, and `Interrupted` if the run is stopped.
     """
     losses = Losses(e.fleet, monitor.now_s, monitor)
     averaging = _averaging(e, monitor, losses)
@@ -42,6 +50,8 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
         monitor.clock.start()
         averaging.begin(0, e.step_size(1))
     keeper.start(begun, w, monitor, parts)
+    if kept is not None:
+        kept.start(begun, parts)
     monitor.start(begun, w)
     T, step_size = e.length.T, e.step_size
     gradients_, update_ = averaging.gradients_at(e.engine.gradients_), e.optimizer.update_
@@ -64,6 +74,8 @@ def train(e: Experiment, monitor: Monitor, keeper: Keeper, saved: Saved | None =
             monitor.report(t, gamma, w)
         if t == keeper.due:
             keeper.visit(t)
+        if kept is not None and averaging.equal_after == t:
+            kept.copy(t)
 
 
 def _averaging(e: Experiment, monitor: Monitor, losses: Losses) -> Averaging:

@@ -6,6 +6,7 @@ at every row of /train, about 100 times in a run.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -27,8 +28,9 @@ from localavg.training.recorder import Recorder
 class Monitor(Recorder):
     """Records one run.
 
-    record: the run file on rank 0, None elsewhere. variance: what to record of the learners'
-    variance. no: nothing; averages: S at every average; steps: in addition V_t of every period
+    record: the run file on rank 0, None elsewhere; or a mirror of it, on all ranks. variance: what
+    to record of the learners' variance. no: nothing; averages: S at every average; steps: in
+    addition V_t of every period
     (adpsgd eq. 11), which takes one more mean of the weights per step. Its time is not in wall_s.
     ahead: the modelled clock of a run whose modelled time steers it; that of `record` lags behind.
     """
@@ -48,7 +50,8 @@ class Monitor(Recorder):
         self.ahead = ahead
         self.evaluator, self.length, self.variance = evaluator, length, variance
         self.due = min(length.log_every, length.eval_every)  # t of the next report
-        self.progress = Progress(length.T) if record is not None else None
+        writes = record is not None and fleet.rank == 0
+        self.progress = Progress(length.T) if writes else None
 
     def start(self, begun: int, w: Array) -> None:
         """Evaluate the weights if the run is new (begun = 0), then start the clock on all ranks."""
@@ -147,6 +150,13 @@ class Monitor(Recorder):
             self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
         self.clock.lap("outside")
 
+    def still(self) -> Monitor:
+        """Return a copy whose `state_dict` stays as it is now, without the losses."""
+        still = copy.copy(self)
+        still.clock, still.averages, still.losses = self.clock.still(), self.averages.still(), []
+        still.split = self.split.copy()
+        return still
+
     def state_dict(self) -> dict[str, object]:
         """Return the state with which a resumed run records the same as an uninterrupted one.
 
@@ -168,6 +178,7 @@ class Monitor(Recorder):
         """Resume from `state`."""
         self.losses[:] = state["losses"].T.ravel().tolist()
         self.clock.start(state["seconds"].tolist())
+        self.wall_s = self.clock.wall_s  # which the next report measures anew, if there is one
         self.clock.meetings[:] = state["meetings"].tolist()
         self.split[:] = state["split"]
         self.due, self.reported, last = state["t"].tolist()

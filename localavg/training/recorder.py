@@ -108,7 +108,6 @@ class Recorder:
         meetings = np.array(self.clock.meetings)  # [meetings] this rank's
         self.clock.meetings.clear()
         losses = numbers(self.losses).reshape(steps, self.fleet.L)
-        self.losses.clear()
         loss, first = losses.sum(), math.inf
         if not math.isfinite(loss) and len(bad := np.argwhere(~np.isfinite(losses))):
             step, l = bad[0]
@@ -129,6 +128,7 @@ class Recorder:
         if self.record is not None:
             self.averages.write(self.record, seconds, waits, travelled_s)
         travelled.clear()
+        self.losses.clear()
         self.reported = t
         where = divmod(int(fastest[0]), P) if math.isfinite(fastest[0]) else None
         # the losses of learners that do not work are 0

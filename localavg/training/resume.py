@@ -50,7 +50,7 @@ class Start(NamedTuple):
     saved: Saved | None
     """the checkpoint to resume from; None: start from the beginning"""
     file: Record | None
-    """the run file, on the rank that writes"""
+    """the run file, on the rank that writes; a mirror of it, on all ranks"""
 
 
 class Part(Protocol):

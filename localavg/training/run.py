@@ -19,16 +19,18 @@ from localavg.files import checkpoint
 from localavg.files.record import Record
 from localavg.interfaces import Settings
 from localavg.learner import stepsizes
+from localavg.parallel import survive
 from localavg.parallel.device import on_host
 from localavg.parallel.fleet import Fleet
 from localavg.problems.engines.choose import AUTO
 from localavg.scope import Scope
 from localavg.simulate.clock import Modelled, Synchronous, averages
-from localavg.training import header
+from localavg.training import header, recover
 from localavg.training.build import Experiment, build
 from localavg.training.ending import Outcome, ended
 from localavg.training.evaluate import Evaluator, by_learner
 from localavg.training.keeper import Keeper
+from localavg.training.kept import Kept
 from localavg.training.loop import train
 from localavg.training.monitor import Monitor
 from localavg.training.payload import Payload
@@ -57,6 +59,8 @@ def run(
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
     began_s = monotonic() - age_s
+    if c.on_failure == recover.CONTINUE:
+        survive.check()
     # 1. Look for an earlier run in this file, before anything is read.
     fleet = Fleet(world, c.learners, c.ranks_per_node)
     writes = world.rank == 0
@@ -73,19 +77,24 @@ def run(
     d = None if e.timing else e.flat.d
     start = resume(c, fleet, before, header.config(e), origin, writes, d)
     _print_notes(e)
-    monitor, keeper = watched(e, start.file, began_s)
 
     # 4. Train.
-    work = partial(_train, e, start, monitor, keeper)
-    with nullcontext() if e.timing else keeper.listening():
-        status, why = ended(work, start.file, monitor, e.problem, world, stepsizes.remedy(c))
+    lost = ""
+    if c.on_failure == recover.CONTINUE:
+        watch = partial(watched, began_s=began_s)
+        last, status, why = recover.outlive(recover.first(e, start, watch), _trained, watch)
+        e, monitor, keeper, lost = last.e, last.monitor, last.keeper, last.summary
+        writes = e.fleet.rank == 0
+    else:
+        monitor, keeper = watched(e, start.file, began_s)
+        status, why = _ended(e, start, monitor, keeper)
 
     # 5. End.
     if writes and status == FINISHED:
         checkpoint.remove(keeper.folder)
         if why_not := e.algorithm.schedule.unsteered:
             print(f"localavg: {c.algorithm}: {why_not}", file=sys.stderr)
-    return Outcome(status, (why or _summary(e, monitor)) if writes else "")
+    return Outcome(status, (why or _summary(e, monitor) + lost) if writes else "")
 
 
 def watched(
@@ -129,14 +138,32 @@ def watched(
     return monitor, keeper
 
 
-def _train(e: Experiment, start: Start, monitor: Monitor, keeper: Keeper) -> None:
+def _trained(a: recover.Attempt) -> tuple[int, str]:
+    return _ended(a.e, a.start, a.monitor, a.keeper, a.kept)
+
+
+def _ended(
+    e: Experiment, start: Start, monitor: Monitor, keeper: Keeper, kept: Kept | None = None
+) -> tuple[int, str]:
+    """Train, and return the exit status and why the run did not finish."""
+    work = partial(_train, e, start, monitor, keeper, kept)
+    if kept is not None:
+        work = partial(recover.passing, work, e.fleet.world)
+    with nullcontext() if e.timing else keeper.listening():
+        remedy = stepsizes.remedy(e.config)
+        return ended(work, start.file, monitor, e.problem, e.fleet.world, remedy)
+
+
+def _train(
+    e: Experiment, start: Start, monitor: Monitor, keeper: Keeper, kept: Kept | None
+) -> None:
     if start.file is not None and start.saved is None:
         header.write_holdings(start.file, e)
     file = start.file if e.config.save_weights else None
     if file is not None and start.saved is None:
         file.save_weights("initial_weights", e.flat.packed(on_host(e.flat.w[0])))
     with np.errstate(over="ignore", invalid="ignore"):  # the monitor checks the losses
-        train(e, monitor, keeper, start.saved)
+        train(e, monitor, keeper, start.saved, kept)
     if file is not None:
         file.save_weights("weights", e.flat.packed(on_host(e.flat.w[0])))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from time import perf_counter
 
 NAMES = ("data", "compute", "communicate", "wait", "outside")
@@ -40,6 +41,12 @@ class Stopwatch:
         """Add `seconds` of the time since the last lap to `name`; the next lap gets the rest."""
         self.seconds[name] += seconds
         self._last += seconds
+
+    def still(self) -> Stopwatch:
+        """Return a copy whose times stay as they are."""
+        still = copy(self)
+        still.seconds, still.meetings = {**self.seconds}, [*self.meetings]
+        return still
 
     @property
     def wall_s(self) -> float:

@@ -267,6 +267,8 @@ def test_every_setting_arrives_in_the_run_file(tmp_path):
         "eval_examples": 30,
         "checkpoint_every": "5",
         "time_limit": "1h",
+        "on_failure": "end",
+        "recovery_state": "policy",
     }
     flags = ["save_weights", "grad_norm", "force_block", "resume"]
     words = [f"--{flag.replace('_', '-')}" for flag in flags]

@@ -203,6 +203,34 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         f"adpsgd {SMALL} --warmup 0",
         ["--Ks", "p_init = 4", "number of steps"],
     ),
+    "a launcher that ends the job": (
+        f"kavg {SMALL} --on-failure continue",
+        ["--on-failure continue", "mpirun --with-ft ulfm -n N localavg train"],
+    ),
+    "a delay that leaves no recovery": (
+        f"kavg {SMALL} --on-failure continue --delay 2",
+        ["--on-failure continue", "--delay", "leave one of them out"],
+    ),
+    "a code that leaves no recovery": (
+        f"kavg {SMALL} --on-failure continue --wire int8",
+        ["--on-failure continue", "--wire int8", "leave one of them out"],
+    ),
+    "a recovery of gossip": (
+        f"gossip {SMALL} --on-failure continue",
+        ["--on-failure continue", "gossip", "never equal", "leave it out"],
+    ),
+    "a recovery of servers": (
+        f"downpour {SMALL} --on-failure continue",
+        ["--on-failure continue", "downpour", "leave it out"],
+    ),
+    "a recovery on a GPU": (
+        f"kavg {SMALL} --on-failure continue --device cuda",
+        ["--on-failure continue", "--device cpu"],
+    ),
+    "moments that nobody keeps": (
+        f"kavg {SMALL} --recovery-state all",
+        ["--recovery-state all", "--on-failure continue"],
+    ),
     "an unknown option": (f"kavg --wings 2 {SMALL}", ["--wings", "--help"]),
     "data beyond all memory": (
         f"kavg {SMALL} --data epsilon-like:100000000000x2000",

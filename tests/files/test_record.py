@@ -14,10 +14,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from mpi4py import MPI
 
 from localavg.errors import UserError
 from localavg.files import atomic, provenance, record
+from localavg.files.mirror import Mirror
 from localavg.files.record import SCHEMA, TABLES, WORLD, NotARunFile, Record, load, load_many
+from localavg.parallel.fleet import Fleet
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +51,32 @@ class Clock:
 @pytest.fixture
 def path(tmp_path):
     return tmp_path / "runs" / "run.h5"
+
+
+def test_another_rank_goes_on_with_the_file(path):
+    """From any point: rows are in the file, only in memory, or taken back; events stay."""
+    for in_file, stay in ((2, 3), (3, 2), (0, 0), (4, 4)):
+        path.unlink(missing_ok=True)
+        fleet = Fleet(MPI.COMM_SELF)
+        mirror = Mirror(fleet, Record.create(path, {}, {}))
+        for i in range(4):
+            mirror.append("train", **row("train", i))
+            if i + 1 == in_file:
+                mirror.append("events", **row("events", 7))
+                mirror.flush(force=True)
+        mirror.append("events", **row("events", 8))
+        assert mirror.counts()["train"] == 4
+        if stay == in_file:  # before it told the others that all rows are in the file
+            mirror.file.flush(force=True)
+        mirror.file = None  # that rank died
+        mirror.back_to(fleet, {**mirror.counts(), "train": stay, "events": 0})
+        mirror.take_over(path)
+        assert mirror.counts()["train"] == stay
+        mirror.append("train", **row("train", 9))
+        mirror.finish("finished")
+        run = load(path)
+        assert run.train.t.tolist() == [*range(stay), 9] and run.status == "finished"
+        assert run.events.lost.tolist() == ["21", "24"][in_file == 0 :]
 
 
 def test_settings_of_before_are_read_under_their_names_of_now(path):

@@ -162,6 +162,7 @@ MISTAKES = [  # of `train` on one rank
     "kavg --sampling block --data {folder}/plain.h5 --batch-size 4",
     "kavg --lr 1e9 --steps 40" + DIGITS + " mlp",
     "kavg --K 64 --learners 2 --steps 40" + SMALL,
+    "kavg --on-failure continue" + SMALL,
 ]
 ONE, TWO = (
     ".venv/bin/python -m mpi4py -m localavg train ",

@@ -55,16 +55,19 @@ def run(
     again: int = 2,
     root: Path = ROOT,
     program: Sequence[str] = ("python", "-m", "mpi4py"),
+    ft: bool = False,
 ) -> subprocess.CompletedProcess:
     """`mpirun -n ranks python -m mpi4py *argv` from the top of the checkout `root`, or another
     `program` with these arguments; mpi is openmpi, mpich or path, the mpirun on PATH.
 
     env: variables to set, or with None to remove. A launch that outlasts `timeout` seconds is
     killed, all its processes, and fails the test; with `check`, so does one that ends with another
-    status than 0. again: how often to launch again where the launcher itself gave up.
+    status than 0. again: how often to launch again where the launcher itself gave up. ft: whether
+    the job goes on when a rank dies.
     """
     need(mpi)
-    words = ["jobs/local/mpirun", "-n", str(ranks), *program, *map(os.fspath, argv)]
+    launcher = ["jobs/local/mpirun", *(["--with-ft", "ulfm"] if ft else [])]
+    words = [*launcher, "-n", str(ranks), *program, *map(os.fspath, argv)]
     mark = uuid.uuid4().hex
     paths = [
         str(root),
@@ -104,7 +107,16 @@ def run(
         raise
     if STALLED in err and again:
         return run(
-            ranks, *argv, timeout=timeout, mpi=mpi, env=env, check=check, again=again - 1, root=root
+            ranks,
+            *argv,
+            timeout=timeout,
+            mpi=mpi,
+            env=env,
+            check=check,
+            again=again - 1,
+            root=root,
+            program=program,
+            ft=ft,
         )
     if check and process.returncode:
         pytest.fail(f"status {process.returncode}: {shlex.join(words)}{_tail(out, err)}")

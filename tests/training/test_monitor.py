@@ -79,7 +79,7 @@ def payload_of(*scopes):
 
 
 def made(clock, world, rows):
-    fleet = SimpleNamespace(world=world, P=2, L=1, ranks=2, learners=range(1))
+    fleet = SimpleNamespace(world=world, P=2, L=1, ranks=2, rank=0, learners=range(1))
     transport = SimpleNamespace(settle=lambda: None, take_spread_s=lambda: 0.5, mean=lambda w: w)
     length = SimpleNamespace(T=9, B=4, P=2, epoch=10.0, log_every=3, eval_every=3)
     payload = payload_of(Scope.WORLD)

@@ -58,6 +58,9 @@ def look(path: Path) -> State:
         return State("stale", why="empty") if empty else State("failed", why=in_flags(str(e)))
     t = int(run.train.t.iloc[-1]) if len(run.train) else 0
     kind, why = run.status, in_flags(str(run.attrs.get("failure", "")))
+    if kind == "finished" and len(run.events):
+        lost = int((run.events.ranks_before - run.events.ranks_after).sum())
+        why = f"{lost} rank{'s' * (lost > 1)} lost"
     if holder and kind != "finished":
         kind, why = "running", holder
     elif kind == "running" and (_lock(path).exists() or _ended(path, run)):

@@ -1,0 +1,139 @@
+"""Go on without ranks that died, by Open MPI's ULFM: whether it is there, and its calls.
+
+ULFM is User-Level Failure Mitigation (docs.open-mpi.org, "User-Level Fault Mitigation"). It is off
+unless mpirun turns it on. Then a call that needs a dead rank raises an exception. A rank that got
+one revokes all communicators, so that nobody waits in another one; all living ranks agree that the
+work failed; and they make a smaller communicator without the dead.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from time import monotonic, sleep
+from typing import NoReturn
+
+from mpi4py import MPI
+
+from localavg.errors import GO_ON, UserError
+from localavg.parallel.abort import FIRST_RANK_S, LAST_WORDS_S
+
+LAUNCH = "mpirun --with-ft ulfm -n N localavg train …"
+ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by mpirun --with-ft
+LOST = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
+LIMIT_S = 30.0
+"""how long a recovery may take; then the job ends, to be resumed from its checkpoint"""
+LEAVE_S = 10.0  # how long a rank at its end waits for the others
+ABORT_S = 3.0  # how long an abort may take
+
+survivors: list[MPI.Intracomm] = []
+"""all ranks of a run that goes on without the dead, and those that lived after each loss; empty for
+other runs"""
+
+
+def check() -> None:
+    """Raise UserError where MPI or its launcher cannot go on without a rank that died."""
+    library = MPI.Get_library_version().splitlines()[0].rstrip("\0 ")
+    number = library.removeprefix("Open MPI v").partition(".")[0]
+    if not (number.isdigit() and int(number) >= 5 and hasattr(MPI.Comm, "Shrink")):
+        raise UserError(
+            f"`on_failure = continue` needs Open MPI 5 or later, and MPI is {library}; launch with "
+            f"Open MPI: {LAUNCH}, or leave it out"
+        )
+    if os.environ.get(ENABLED, "").lower() not in ("1", "true", "yes"):
+        raise UserError(
+            "`on_failure = continue`: this launcher ends the job when a rank dies; launch with "
+            f"{LAUNCH}, or leave it out"
+        )
+
+
+def is_loss(world: MPI.Intracomm, error: BaseException) -> bool:
+    """Return whether an exception of MPI follows from the death of a rank."""
+    if not isinstance(error, MPI.Exception):
+        return False
+    if error.Get_error_class() in [getattr(MPI, name) for name in LOST]:
+        return True
+    with suppress(MPI.Exception):  # some calls report another class
+        return world.Is_revoked() or world.Get_failed().size > 0
+    return True
+
+
+def revoke(communicators: Sequence[MPI.Comm]) -> None:
+    """Let every call in these communicators fail, on all their ranks."""
+    for comm in communicators:
+        with suppress(MPI.Exception):
+            if not comm.Is_revoked():
+                comm.Revoke()
+
+
+def agreed(world: MPI.Intracomm, done: bool) -> bool:
+    """Return whether all ranks of `world` are alive and done; the same on all. Collective."""
+    try:
+        return bool(world.Agree(int(done)))
+    except MPI.Exception as error:
+        if not is_loss(world, error):
+            raise
+        with suppress(MPI.Exception):
+            world.Ack_failed()
+        return False
+
+
+def shrunk(world: MPI.Intracomm) -> MPI.Intracomm:
+    """Return the communicator of the ranks of `world` that live. Collective over them."""
+    return MPI.Intracomm(world.Shrink())
+
+
+def lost(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
+    """Return the ranks of `before` that are not in `after`."""
+    gone = MPI.Group.Difference(before.group, after.group)
+    return [int(r) for r in gone.Translate_ranks(list(range(gone.size)), before.group)]
+
+
+@contextmanager
+def limited(world: MPI.Intracomm, limit_s: float | None = None) -> Iterator[None]:
+    """End the job with status 75 if the code takes longer than the limit, 30 s by default."""
+    limit_s = LIMIT_S if limit_s is None else limit_s
+    late = f"the run could not go on without the lost ranks within {limit_s:g} s"
+    timer = threading.Timer(limit_s, give_up, (world, late))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def give_up(world: MPI.Intracomm, why: str, shared: bool = False) -> NoReturn:
+    """Print a line and end the job with the status that asks to start it again.
+
+    shared: all ranks do this, so that the first one alone prints.
+    """
+    last = threading.Timer(FIRST_RANK_S + ABORT_S, os._exit, (GO_ON,))  # an abort may hang by now
+    last.daemon = True
+    last.start()
+    if shared and world.rank > 0:
+        sleep(FIRST_RANK_S)
+    else:
+        line = f"localavg: {why}; the same command with --resume resumes the run"
+        print(line, file=sys.stderr, flush=True)
+    sleep(LAST_WORDS_S)
+    survivors[0].Abort(GO_ON)
+    os._exit(GO_ON)
+
+
+def leave(status: int) -> NoReturn:
+    """End this process when the others end too, without MPI_Finalize, which may hang after a loss.
+
+    Open MPI issue 11404.
+    """
+    until = monotonic() + LEAVE_S
+    with suppress(MPI.Exception):
+        met = survivors[-1].Ibarrier()
+        while not met.Test() and monotonic() < until:
+            sleep(1e-3)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

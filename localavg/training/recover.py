@@ -1,0 +1,218 @@
+"""Outlive ranks that die: the others go on from the last average of everyone.
+
+    train                                       until a call fails, or the run has ended
+    revoke, agree                               has anybody seen a rank die?
+    no one:  end
+    someone: shrink, lay P learners over the ranks that live, restore, agree, and train again
+
+`parallel/survive.py` has the calls of MPI, and `kept.py` what is restored.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
+
+import numpy as np
+from mpi4py import MPI
+
+from localavg.errors import UserError
+from localavg.files.mirror import Mirror
+from localavg.parallel import survive
+from localavg.parallel.fleet import Fleet
+from localavg.training.build import Chosen, Experiment, assemble, task_of
+from localavg.training.ending import Lost
+from localavg.training.keeper import Keeper
+from localavg.training.kept import Kept
+from localavg.training.monitor import Monitor
+from localavg.training.problem import make_problem
+from localavg.training.resume import Start
+from localavg.training.stopwatch import NAMES
+
+CONTINUE = "continue"
+"""the value of `on_failure`"""
+Watched = Callable[[Experiment, Mirror], tuple[Monitor, Keeper]]
+
+
+@dataclass(frozen=True, eq=False)
+class Attempt:
+    """A run on some ranks, and how often ranks were lost before it.
+
+    start: where it starts; its file is a mirror. resumed: whether the run began with a checkpoint.
+    began_s: the time when it began, by the clock `perf_counter`. repeated, seconds: the updates to
+    make again after all losses, and the time that they cost.
+    """
+
+    e: Experiment
+    start: Start
+    monitor: Monitor
+    keeper: Keeper
+    kept: Kept
+    resumed: bool
+    began_s: float
+    losses: int = 0
+    repeated: int = 0
+    seconds: float = 0.0
+
+    @property
+    def t(self) -> int:
+        """The updates made so far."""
+        begun = self.start.saved.t if self.start.saved else 0
+        return max(begun, self.monitor.reported + len(self.monitor.losses) // self.e.fleet.L)
+
+    @property
+    def mirror(self) -> Mirror:
+        """The run file."""
+        assert isinstance(self.start.file, Mirror), "made by `first`"
+        return self.start.file
+
+    @property
+    def summary(self) -> str:
+        """What the losses of ranks cost, "" if there were none."""
+        if not self.losses:
+            return ""
+        often = f"{self.losses} time{'s' * (self.losses > 1)}"
+        return (
+            f"; ranks were lost {often}, {self.repeated} updates were made again, and "
+            f"{self.seconds:.1f} s were lost"
+        )
+
+
+def first(e: Experiment, start: Start, watched: Watched) -> Attempt:
+    """Return the attempt of all ranks. Collective. Raises UserError on all for a run on a GPU."""
+    if e.device.name != "cpu":
+        raise UserError(
+            f"`on_failure = {CONTINUE}`: it takes averages of the host's memory only; add "
+            "`device = cpu`, or leave it out"
+        )
+    resumed = start.saved is not None
+    mirror = Mirror(e.fleet, start.file)
+    monitor, keeper = watched(e, mirror)
+    kept = Kept(e, monitor, mirror)
+    start = start._replace(file=mirror)
+    return Attempt(e, start, monitor, keeper, kept, resumed, perf_counter())
+
+
+def outlive(
+    first: Attempt, train: Callable[[Attempt], tuple[int, str]], watched: Watched
+) -> tuple[Attempt, int, str]:
+    """Train, and again without the ranks that were lost, until it ends. Collective.
+
+    train: trains, and raises Lost where ranks died. watched: makes the monitor and the keeper.
+    Return the last attempt, the exit status and why the run did not finish.
+    """
+    a, survive.survivors[:] = first, [first.e.fleet.world]
+    while True:
+        status, why, done = 1, "", True
+        try:
+            status, why = train(a)
+        except Lost:
+            done = False
+            survive.revoke(a.e.fleet.made)
+        if survive.agreed(a.e.fleet.world, done):
+            return a, status, why
+        a = _recovered(a, watched)
+
+
+def passing(work: Callable[[], None], world: MPI.Intracomm) -> None:
+    """Do the work, and raise Lost in place of an exception of MPI that a rank's death causes."""
+    try:
+        work()
+    except MPI.Exception as error:
+        if not survive.is_loss(world, error):
+            raise
+        raise Lost from error
+
+
+def _recovered(a: Attempt, watched: Watched) -> Attempt:
+    """Return the attempt of the ranks that live. Collective over them.
+
+    The job ends where that fails or takes too long.
+    """
+    at_s, t, made, world = perf_counter(), a.t, a.e.fleet.made, a.e.fleet.world
+    with survive.limited(world):
+        while True:
+            survive.revoke(made)
+            world, made, done = survive.shrunk(world), [], False
+            try:
+                again = _again(a, t, world, made, watched)
+                done = True
+            except MPI.Exception as error:
+                if not survive.is_loss(world, error):
+                    raise
+                survive.revoke([world, *made])
+            except (UserError, OSError, MemoryError) as error:
+                survive.give_up(world, f"without the lost ranks the run cannot go on: {error}")
+            if survive.agreed(world, done):
+                survive.survivors.append(world)
+                return _told(a, again, at_s)
+
+
+def _again(
+    a: Attempt, t: int, world: MPI.Intracomm, made: list[MPI.Comm], watched: Watched
+) -> Attempt:
+    """Build the run on the ranks of `world`, and find what it goes on from. Collective."""
+    e, c = a.e, a.e.config
+    fleet = Fleet(world, e.fleet.P, c.ranks_per_node, made)
+    problem = make_problem(c, e.problem.data, fleet, e.device)
+    task = task_of(c, fleet, fleet.P, e.device, problem)
+    now = assemble(task, earlier=Chosen(e.device.name, e.engine.name, e.transport.name))
+    kept = a.kept.latest(world)
+    if kept is None and a.resumed:
+        raise UserError("there was no average of everyone since the run was resumed")
+    saved, counts, at_s = None, dict.fromkeys(a.mirror.counts(), 0), a.began_s
+    if kept is not None:
+        saved, note = kept.restored(world, now)
+        counts, at_s = {**note.counts}, note.at_s
+    mirror = a.mirror.back_to(fleet, counts)
+    fleet.together(partial(mirror.take_over, c.path) if fleet.rank == 0 else lambda: None)
+    monitor, keeper = watched(now, mirror)
+    keeper.told = a.keeper.told
+    lost_s = world.allreduce(perf_counter() - at_s, MPI.MAX)
+    if saved is not None:  # a meeting of all ranks, and a long one
+        times = saved.state["monitor"]
+        times["seconds"][NAMES.index("communicate")] += lost_s
+        times["meetings"] = np.append(times["meetings"], lost_s)
+    begun = saved.t if saved else 0
+    repeated = world.allreduce(t, MPI.MAX) - begun
+    return replace(
+        a,
+        e=now,
+        start=Start(saved, mirror),
+        monitor=monitor,
+        keeper=keeper,
+        kept=Kept(now, monitor, mirror, before=kept or a.kept),
+        losses=a.losses + 1,
+        repeated=a.repeated + repeated,
+        seconds=a.seconds + lost_s,
+    )
+
+
+def _told(a: Attempt, again: Attempt, at_s: float) -> Attempt:
+    """Record that ranks were lost, on all ranks, and print it on the first one."""
+    before, after = a.e.fleet, again.e.fleet
+    gone = survive.lost(before.world, after.world)
+    names = ", ".join(f"rank {r} on {before.hosts[r]}" for r in gone)
+    t = again.start.saved.t if again.start.saved else 0
+    repeated, seconds = again.repeated - a.repeated, again.seconds - a.seconds
+    again.mirror.append(
+        "events",
+        t=t,
+        repeated=repeated,
+        lost=names,
+        ranks_before=before.ranks,
+        ranks_after=after.ranks,
+        seconds=seconds,
+    )
+    if after.rank == 0:
+        print(
+            f"localavg: {names} died; {after.ranks} rank{'s go' if after.ranks > 1 else ' goes'} "
+            f"on after step {t}, with {repeated} updates to make again; the recovery took "
+            f"{perf_counter() - at_s:.2f} s",
+            file=sys.stderr,
+            flush=True,
+        )
+    return again

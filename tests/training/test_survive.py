@@ -1,0 +1,291 @@
+"""Ranks are killed and the others go on: to the bits of a run that nobody hit.
+
+The promise is of one host over shared memory with all state kept. The reference is a run on one
+rank.
+"""
+
+import json
+import random
+from contextlib import contextmanager
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+import pytest
+from drive import command_lines
+from mpi import SUPPORT, call, run
+from mpi4py import MPI
+
+from localavg.files.mirror import Mirror
+from localavg.files.record import load
+from localavg.learner.optim import Momentum
+from localavg.parallel import survive
+from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport.shared import SharedMemory
+from localavg.problems.logistic import Logistic
+from localavg.problems.network import Network
+from localavg.training.averaging import Averaging
+from localavg.training.evaluate import Evaluator
+from localavg.training.kept import Kept
+from localavg.training.monitor import Monitor
+
+WIDE = "--data epsilon-like:60x100 --sampling shuffle --batch-size 3 --lr 0.3 --steps 40"
+NETWORK = "--data digits --model nin --sampling shuffle --batch-size 8 --lr 0.02 --steps 12"
+COMMON = "--learners 6 --save-weights --seed 3 --log-every 6 --eval-every 9"
+SURVIVING = ("--on-failure", "continue", "--recovery-state", "all")
+LINES = {  # what is rolled back differs
+    "kavg": f"kavg --K 7 {WIDE} --optimizer momentum",
+    "mavg": f"mavg --K 6 --mu 0.6 --nesterov {WIDE}",
+    "hieravg": f"hieravg --K1 3 --K2 7 --S 2 --outer yogi {WIDE}",
+    "levels": f"hieravg --levels 2:2,4:P {WIDE} --state average --optimizer momentum",
+    "sync": f"sync {WIDE} --optimizer adam",
+    "qsgd": f"qsgd {WIDE}",
+    "slowmo": f"slowmo --K 5 {WIDE} --state reset --optimizer adam",
+    "fedavg": f"fedavg --K 4 --participants 3 {WIDE}",
+    "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {WIDE}",
+    "adalupa": f"adalupa --tau0 3 --alpha 0.5 {WIDE}",
+    "loss": f"adalupa --tau0 3 --rule loss {WIDE}",
+    "adacomm": f"adacomm --tau0 8 --block 9 {WIDE}",
+    "qsr": f"qsr --K 2 --alpha 0.2 {WIDE}",
+    "switch": f"kavg --K 5 --switch 2 {WIDE} --optimizer momentum",
+    "moments": f"kavg --K 5 {WIDE} --optimizer adam --state m=reset,v=keep",
+    "V": f"kavg --K 7 {WIDE} --variance steps",
+    "iid": f"kavg --K 3 {WIDE} --sampling iid",
+    "oneshot": f"oneshot {WIDE}",
+    "mpi": f"kavg --K 4 {WIDE} --transport mpi --optimizer momentum",
+    "network": f"kavg --K 3 {NETWORK} --optimizer momentum",
+    "kept": f"hieravg --K1 2 --K2 4 --S 2 {NETWORK} --statistics keep",
+}
+LATER = ("levels", "kept", "iid", "oneshot", "V", "qsr")  # in the long tests
+ROUNDED = ("mpi",)  # MPI decides the order of the sums over ranks
+
+
+class Hit(NamedTuple):
+    """A run whose ranks die, and the ranks that are left."""
+
+    name: str
+    kills: str
+    left: int
+
+
+LAUNCHES = {  # by the number of ranks at the start
+    # rank 0 in the midst of an average; in a gradient; the new rank 0, after a barrier
+    4: [
+        Hit("mavg", "lanes@0:2", 3),
+        Hit("kavg", "gradient@2:31", 2),
+        Hit("sync", "-barrier@1:3", 1),
+    ],
+    # two at once; of three, one while the others recover
+    3: [Hit("levels", "copy@1:4,gradient@0:40", 1)],
+}
+
+
+def words(line, out, *more):
+    return ["train", *line.split(), *COMMON.split(), "--out", str(out), *more]
+
+
+def launched(ranks, hits, folder, timeout=120):
+    """How a launch ended, and the exit statuses of its runs."""
+    request, reply = folder / "request.json", folder / "reply.json"
+    how = (*SURVIVING, "--checkpoint-every", "7")
+    runs = [
+        [hit.kills, words(LINES[hit.name], folder / f"{i}.h5", *how)] for i, hit in enumerate(hits)
+    ]
+    request.write_text(json.dumps(runs))
+    done = run(ranks, SUPPORT / "killing.py", request, reply, ft=True, timeout=timeout)
+    return done, json.loads(reply.read_text()) if reply.exists() else []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """By name, the run on one rank."""
+    runs = {}
+
+    def get(name):
+        if name not in runs:
+            out = tmp_path_factory.mktemp("whole") / "run.h5"
+            assert command_lines(MPI.COMM_WORLD, [words(LINES[name], out)]) == [0]
+            runs[name] = load(out)
+        return runs[name]
+
+    return get
+
+
+def check(found, whole, name):
+    """That a run ended as the one on one rank did."""
+    assert found.status == "finished" and "failure" not in found.attrs
+    if name in ROUNDED:
+        np.testing.assert_allclose(found.weights, whole.weights, rtol=1e-4, atol=1e-6)
+    else:
+        assert np.array_equal(found.weights, whole.weights), name
+    assert np.array_equal(found.initial_weights, whole.initial_weights)
+    for group in ("train", "eval"):
+        mine, theirs = getattr(found, group), getattr(whole, group)
+        assert mine.t.tolist() == theirs.t.tolist()
+        column = {"train": "loss", "eval": "train_loss"}[group]
+        np.testing.assert_allclose(mine[column], theirs[column], rtol=1e-4)
+    columns = ["t", "scope", "level", "period"]
+    assert found.averages[columns].equals(whole.averages[columns])
+
+
+@contextmanager
+def failing(owner, function, N):
+    """The Nth call of a function fails, once, as MPI does when a rank has died.
+
+    Then this rank alone goes on with itself: what it does is what living ranks do.
+    """
+    plain, calls = getattr(owner, function), [0]
+
+    def fail(*args, **how):
+        calls[0] += 1
+        if calls[0] == N:
+            raise MPI.Exception(MPI.ERR_OTHER)
+        return plain(*args, **how)
+
+    with (
+        mock.patch.object(owner, function, fail),
+        mock.patch.multiple(
+            survive,
+            check=lambda: None,
+            is_loss=lambda world, error: True,
+            agreed=lambda world, done: done,
+            shrunk=lambda world: MPI.COMM_SELF,
+            revoke=lambda communicators: None,
+            survivors=[],
+        ),
+    ):
+        yield
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(x, marks=[pytest.mark.long] * (x in LATER)) for x in LINES]
+)
+def test_what_is_rolled_back_is_made_again_to_the_same_bits(name, whole, tmp_path, hooks):
+    """Of all algorithms, on one rank in this process."""
+    owner, made = (Network, 8) if NETWORK in LINES[name] else (Logistic, 26)  # updates
+    N = (3 if name == "fedavg" else 6) * made + 3
+    again = words(LINES[name], tmp_path / "run.h5", *SURVIVING)
+    with failing(owner, "gradient_", N):
+        assert command_lines(MPI.COMM_WORLD, [again]) == [0]
+    found = load(tmp_path / "run.h5")
+    check(found, whole(name), name)
+    (event,) = found.events.to_dict("records")
+    before = [t for t in whole(name).averages.query("scope == 2").t if t <= made]
+    assert event["t"] + event["repeated"] == made
+    assert event["t"] == max(before, default=0)
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "N", "t"),
+    [
+        (Kept, "_copy_losses", 5, 28),  # in the midst of a copy: the one before it
+        (Averaging, "_average_", 14, 7),
+        (Monitor, "report", 4, 14),
+        (Evaluator, "_means", 5, 14),
+        (Mirror, "save_weights", 2, 40),
+    ],
+)
+def test_a_run_goes_on_from_any_point(owner, function, N, t, whole, tmp_path, hooks):
+    again = words(LINES["kavg"], tmp_path / "run.h5", *SURVIVING)
+    with failing(owner, function, N):
+        assert command_lines(MPI.COMM_WORLD, [again]) == [0]
+    found = load(tmp_path / "run.h5")
+    check(found, whole("kavg"), "kavg")
+    assert found.events.t.tolist() == [t]
+
+
+def test_moments_that_nobody_kept_are_zero_after_a_recovery(tmp_path, hooks):
+    """By an optimiser that counts: after update 26, t = 21 had moments, which are gone."""
+    seen = []
+    load_state = Momentum.load_state_dict
+
+    def noted(self, state):
+        load_state(self, state)
+        seen.append(abs(self.state[0]).max())
+
+    again = words(LINES["kavg"], tmp_path / "run.h5", "--on-failure", "continue")
+    with failing(Logistic, "gradient_", 160), mock.patch.object(Momentum, "load_state_dict", noted):
+        assert command_lines(MPI.COMM_WORLD, [again]) == [0]
+    assert seen == [0.0] and load(tmp_path / "run.h5").events.t.tolist() == [21]
+
+
+def comms_of(world):
+    """How many communicators of clusters, lanes and short rows a fleet does not know."""
+    fleet = Fleet(world, 4)
+    transport = SharedMemory(fleet, (2,))
+    used = [group.comm for S in (2, 4) for group in fleet.groups(S) if group.comm is not None]
+    for parts in transport.parts.values():
+        for part in parts:
+            used += [part.here, *(comm for _, comms in part.handled for comm in comms)]
+    return len({comm.py2f() for comm in used if comm} - {comm.py2f() for comm in fleet.made})
+
+
+def test_every_communicator_of_a_run_is_revoked():
+    assert call(4, comms_of) == [0] * 4
+
+
+@pytest.mark.parametrize("ranks", LAUNCHES)
+def test_the_ranks_that_live_go_on_to_the_same_bits(ranks, whole, tmp_path, hooks):
+    hits = LAUNCHES[ranks]
+    done, statuses = launched(ranks, hits, tmp_path)
+    assert (done.returncode, statuses) == (0, [0] * len(hits)), done.stderr[-4000:]
+    said = done.stderr
+    for i, hit in enumerate(hits):
+        found = load(tmp_path / f"{i}.h5")
+        check(found, whole(hit.name), hit.name)
+        events, before = found.events, ranks if i == 0 else hits[i - 1].left
+        assert events.ranks_before.iloc[0] == before and events.ranks_after.iloc[-1] == hit.left
+        t = set(whole(hit.name).averages.t) | {0} if hit.name != "sync" else set(range(41))
+        assert set(events.t) <= t and (events.repeated >= 0).all() and (events.seconds > 0).all()
+        assert f"{hit.left} rank{'s' * (hit.left > 1)} go" in said
+    assert said.count("died") == sum(
+        len(load(tmp_path / f"{i}.h5").events) for i in range(len(hits))
+    )
+
+
+# ------------------------------------------------------------------------------- at any point
+
+POINTS = {  # by name, the highest number of the call
+    **dict.fromkeys(("gradient", "-gradient"), 90),
+    **dict.fromkeys(("lanes", "-lanes"), 8),
+    **dict.fromkeys(("barrier", "-barrier"), 30),
+    **dict.fromkeys(("average", "-average", "evaluation", "compare", "-compare"), 8),
+    **dict.fromkeys(("table", "rename", "-rename", "copy", "-copy", "checkpoint"), 5),
+    **dict.fromkeys(("build", "restore", "-restore", "take over", "-take over", "-build"), 1),
+    **dict.fromkeys(("finish", "-finish", "agree", "-agree"), 1),
+    "time": 400,
+}
+RECOVERY = ("build", "restore", "take over")
+
+
+def drawn(seed):
+    """What happens in a launch: ranks, and runs of which several ranks may die, but never one."""
+    rng = random.Random(seed)
+    ranks = rng.choice((3, 4))
+    mortal = rng.sample(range(ranks), ranks - 1)
+    names = [name for name in LINES if NETWORK not in LINES[name]]
+    hits = []
+    for victim in mortal:
+        point = list(POINTS)[rng.randrange(len(POINTS))]
+        kills = [f"{point}@{victim}:{rng.randint(1, POINTS[point])}"]
+        if point.removeprefix("-") in RECOVERY or rng.random() < 0.3:  # with another one
+            kills.append(f"gradient@{rng.choice(mortal)}:{rng.randint(1, 60)}")
+        hits.append(Hit(rng.choice(names), ",".join(kills), 0))
+    return ranks, hits
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(36))
+def test_no_point_hangs_a_run_or_changes_its_end(seed, whole, tmp_path, hooks):
+    """About a hundred runs on 3 and 4 ranks; a run ends, or is resumed after status 75."""
+    ranks, hits = drawn(seed)
+    print(seed, ranks, hits)
+    done, statuses = launched(ranks, hits, tmp_path, timeout=60 * len(hits))
+    assert done.returncode in (0, 75), done.stderr[-4000:]
+    for i, hit in enumerate(hits):
+        out, line = tmp_path / f"{i}.h5", LINES[hit.name]
+        if i >= len(statuses) or statuses[i] == 75:
+            assert done.returncode == 75 or i < len(statuses)
+            again = run(2, "-m", "localavg", *words(line, out, "--resume"), timeout=60)
+            assert again.returncode == 0, again.stderr
+        check(load(out), whole(hit.name), hit.name)
