@@ -44,7 +44,7 @@ ALGORITHMS = {
         "gossip",
         "graphs",
         "matchings",
-        "wire",
+        "fragments",
     )
 }
 LEARNER = {name: f"localavg/learner/{name}.py" for name in ("optim", "sampling", "partition")}
@@ -104,7 +104,15 @@ TRAINING = {
 TESTS = {
     name: f"tests/{folder}/test_{name}.py"
     for folder, names in {
-        "algorithms": ("schedules", "combine", "exchange", "participants", "adacomm", "graphs"),
+        "algorithms": (
+            "schedules",
+            "combine",
+            "exchange",
+            "participants",
+            "adacomm",
+            "graphs",
+            "fragments",
+        ),
         "analysis": ("figures", "methods"),
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
@@ -153,6 +161,8 @@ SMALLER = f"{TESTS['types']}::test_smaller_types_are_averaged_in_float32_and_rou
 RESTARTED = f"{TESTS['types']}::test_looks_and_a_restart_leave_the_bits_and_addresses_stay"
 ENDS = f"{TESTS['even']}::test_a_job_that_would_hang_ends_with_one_line"
 MERGED = f"{TESTS['delayed']}::test_a_merge_is_of_the_copies_and_not_of_the_weights_of_then"
+TURNS = f"{TESTS['fragments']}::test_every_piece_has_its_turn_once_in_a_period"
+PIECES = f"{TESTS['fragments']}::test_a_piece_of_statistics_is_averaged_plainly_and_s_is_of_the_parameters"
 CODED = f"{TESTS['wires']}::test_means_are_those_of_the_pseudo_code"
 KEPT = f"{TESTS['wires']}::test_nothing_is_lost"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
@@ -494,6 +504,48 @@ MUTANTS = [
         "coded.plain_at == t else",
         "coded.plain_at != t else",
         f"{TESTS['wires']}::test_rows_have_the_bytes_of_the_code_and_the_last_those_of_float32",
+    ),
+    Mutant(
+        "a piece averages one update late",
+        ALGORITHMS["fragments"],
+        "        s = t % self.K or self.K  #",
+        "        s = (t - 1) % self.K or self.K  #",
+        TURNS,
+    ),
+    Mutant(
+        "all pieces have the turn of the next",
+        ALGORITHMS["fragments"],
+        "return i if (i + 1)",
+        "return (i + 1) % self.F if (i + 1)",
+        TURNS,
+    ),
+    Mutant(
+        "statistics step with the outer optimiser",
+        ALGORITHMS["fragments"],
+        "min(max(trained - columns.start, 0), columns.stop - columns.start)",
+        "columns.stop - columns.start",
+        PIECES,
+    ),
+    Mutant(
+        "one piece alone averages at the end",
+        ALGORITHMS["fragments"],
+        "for i in range(self.schedule.F))\n",
+        "for i in range(1))\n",
+        PIECES,
+    ),
+    Mutant(
+        "a delayed piece is merged into all columns",
+        TRAINING["flights"],
+        "self.average.pieces[self.average.piece(t)]",
+        "slice(None)",
+        f"{TESTS['fragments']}::test_a_run_is_that_of_the_oracle",
+    ),
+    Mutant(
+        "an average of a piece is counted as one of all",
+        "localavg/training/payload.py",
+        "self.algorithm.average.pieces[piece].indices(",
+        "self.algorithm.average.pieces[0].indices(",
+        f"{TESTS['fragments']}::test_an_average_sends_its_piece_alone",
     ),
     Mutant(
         "a switch averages one update late",

@@ -91,6 +91,11 @@ class Schedule(ABC):
         return None
 
     @property
+    def fixed(self) -> int | None:
+        """The period of averages of everyone, None if it is not always the same."""
+        return None
+
+    @property
     def steered_after(self) -> int:
         """The update t up to which feedback never changes the period."""
         return 0
@@ -160,6 +165,8 @@ class Average(ABC):
     needs_gamma = False  # whether it uses the step size
     before_update = False
     not_attached = ""  # why it cannot work in a loop of the user's, "" if it can
+    pieces: Sequence[slice] = (slice(None),)
+    """columns of a row that average at once: the first one is all of them"""
 
     def lay_out(self, learners: range, P: int, seed: int) -> None:  # noqa: B027
         """Take this rank's learners, their number in all and the run's seed; called once.
@@ -181,6 +188,13 @@ class Average(ABC):
         """Return the function that computes the gradients where this average wants them."""
         return gradients_
 
+    def cut(self, n: int) -> None:  # noqa: B027
+        """Cut rows of n columns into the pieces. Raises UserError if they are too few."""
+
+    def piece(self, t: float) -> int:
+        """Return the number of the piece that averages, or that begins to, after update t."""
+        return 0
+
     @abstractmethod
     def average_(
         self,
@@ -191,11 +205,23 @@ class Average(ABC):
         gamma: float = math.nan,
         t: int = 0,
     ) -> float:
-        """Average w [L, d] over `scope` in place.
+        """Average w [L, d] over `scope` in place, or the piece whose turn it is.
 
         gamma: the step size of the last update, t. Return S of the parameters if `variance` is
         true, else NaN.
         """
+
+    def average_last_(
+        self,
+        w: Array,
+        scope: Scope,
+        transport: Transport,
+        variance: bool = False,
+        gamma: float = math.nan,
+        t: int = 0,
+    ) -> float:
+        """Average all of w [L, d] after the last update, t; otherwise as `average_`."""
+        return self.average_(w, scope, transport, variance, gamma, t)
 
     def average_state_(self, s: Array, scope: Scope, transport: Transport, t: int = 0) -> None:
         """Average s [L, n], state of the local optimiser, after the weights of update t."""

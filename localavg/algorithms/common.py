@@ -15,6 +15,7 @@ from __future__ import annotations
 from typing import Annotated, Any, TypedDict
 
 from localavg.algorithms import delay as delays
+from localavg.algorithms import fragments
 from localavg.algorithms import wire as wires
 from localavg.algorithms.base import Algorithm, Average, Exchange, Mean, NoExchange, Schedule
 from localavg.algorithms.outer import RULES
@@ -72,6 +73,11 @@ class Others(Switch, total=False):
         "how much a learner counts in the mean: as much as any other (equal), or by the number of "
         "its training rows (rows), if the sampling gives it rows of its own (default: equal, for "
         "fedavg rows where that is possible)",
+    ]
+    fragments: Annotated[
+        int | None,
+        "cut the weights into F pieces of equal length, which average in turn, each once in K "
+        "local updates; at most K, for fixed periods (default: 1)",
     ]
     delay: Annotated[
         int | None,
@@ -145,19 +151,33 @@ def composed(
             f"`switch` with `{participants.asked}`: mean gradients are of everyone, each counting "
             "alike; leave one of them out"
         )
-    made = own or average(common.get("outer"), common.get("outer_lr"), common.get("mu"))
+    outer = common.get("outer"), common.get("outer_lr"), common.get("mu")
+    made = own or average(*outer)
     if participants.asked and common.get("delay"):
         raise UserError(
             f"`delay` with `{participants.asked}`: a mean on its way is of the round before, and "
             "other learners work in this one; leave one of them out"
         )
+    F, tau = common.get("fragments"), common.get("delay") or 0
+    refused = [participants.asked] if participants.asked else []
+    fragments.check(F, schedule.fixed, tau, refused)
     delay = delays.of(common, plain=not made.kept, shortest=schedule.shortest)
     if delay is not None and common.get("anchor_mu"):
-        made = RULES["slowmo"](1.0, common["anchor_mu"])
+        outer = "slowmo", 1.0, common["anchor_mu"]
+        made = average(*outer)
     exchange: Exchange = NoExchange()
-    if t0 := begins(common):
-        schedule, exchange = Switched(schedule, t0), MeanGradient(until=t0)
+    t0 = begins(common)
     wire = wires.of(common.get("wire"))
+    if wire is not None and wire.code is None and (F or 1) > 1:
+        raise UserError(
+            f"`wire = {wire.name}` with `fragments`: a matrix may lie in two pieces of the "
+            "weights; use int8 or bf16, or leave `fragments` out"
+        )
+    if F is not None and F > 1 and schedule.fixed is not None:
+        schedule = fragments.InTurn(schedule.fixed, F)
+        made = fragments.Fragmented(lambda: average(*outer), schedule, t0)
+    if t0:
+        schedule, exchange = Switched(schedule, t0), MeanGradient(until=t0)
     return Algorithm(schedule, made, exchange, clusters, P, participants, delay, wire)
 
 

@@ -57,6 +57,10 @@ class Every(Schedule):
     def shortest(self) -> int:
         return self.K
 
+    @property
+    def fixed(self) -> int:
+        return self.K
+
     def after(self, t: int) -> Scope:
         # "synchronize" (kavg); p divides k (adpsgd Alg. 1, line 5); τ divides t (lupa line 6)
         return Scope.NONE if t % self.K else Scope.WORLD

@@ -46,6 +46,7 @@ class Averager:
         self.optimizers, self.objective = asked.optimizers, asked.objective
         self._evaluating = False  # whether the model holds w̄ for a while
         self._start = 0  # t at which the period began
+        self._began = 0  # t after which the last average began
         self.scope, self.variance = Scope.NONE, math.nan
         self._gamma = step_size(self.optimizers)  # γ of the last update
         tensors = by_type(averaged(self.model, asked.statistics == "average"))
@@ -160,7 +161,9 @@ class Averager:
         self._laps.met()
         scope = Scope.NONE
         algorithm, exchanged = self.algorithm, self.algorithm.exchange.at(self.t)
-        late = algorithm.delay or algorithm.wire  # something may not have arrived yet
+        pieces = len(algorithm.average.pieces)
+        # something may not have averaged, or arrived, yet
+        late = algorithm.delay or algorithm.wire or pieces > 1
         if not exchanged and (late or algorithm.schedule.final is not self.scope):
             if self.scope:
                 self._start = self.t
@@ -211,7 +214,8 @@ class Averager:
     def payload_bytes(self) -> tuple[int, int]:
         """Return the bytes of all ranks at the last step: (in nodes, across). Collective."""
         self._meet(What.BYTES)
-        mine = self._payload.handed_over(self.t, self.scope) if self.scope else (0, 0)
+        began = self.t if self.algorithm.exchange.at(self.t) else self._began
+        mine = self._payload.handed_over(began, self.scope) if self.scope else (0, 0)
         within, across = zip(*self.fleet.world.allgather(mine), strict=True)
         self._agreement.leave()
         self._laps.met()
@@ -236,7 +240,7 @@ class Averager:
             tell_other_sums(state, self.transport.name)
         self._agreement.t, self._start = state["t"], state["start"]
         self.scope = Scope.recorded(state["scope"], state.get("level", 1))
-        self.variance = state["variance"]
+        self.variance, self._began = state["variance"], state["t"]
         self._gamma = state.get("gamma", self._gamma)
         self._feedback.load_state_dict(state.get("feedback", {}))
         if self._averaging.pace is not None:
@@ -271,7 +275,7 @@ class Averager:
         """Do what comes after an average of the weights."""
         self.flat.store_()
         self._agreement.leave()
-        self.variance = S
+        self.variance, self._began = S, t if begun is None else begun
         if self._log is not None:
             self._log.averaged(t, scope, S, begun, travelled_s)
 

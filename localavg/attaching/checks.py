@@ -90,6 +90,11 @@ def check(asked: Asked) -> None:
     _check_seconds("warn_after", asked.warn_after)
     _check_seconds("hang_limit", asked.hang_limit)
     _check_algorithm(asked)
+    if len(asked.algorithm.average.pieces) > 1 and words(asked.state) != {"keep"}:
+        raise UserError(
+            "attach: with `fragments` a piece of the weights averages, and the state of the "
+            'optimiser is of all; use state="keep"'
+        )
     _check_tensors(asked.model, asked.statistics == "average")
     _check_optimizers(asked)
 

@@ -94,4 +94,6 @@ def _parts(algorithm: Algorithm) -> str:
     inner = [schedule.rest] if isinstance(schedule, Switched) else []
     kinds = (schedule, *inner, algorithm.average, algorithm.exchange)
     how = [str(part) for part in (algorithm.delay, algorithm.wire) if part is not None]
+    if (pieces := len(algorithm.average.pieces)) > 1:
+        how.append(f"{pieces - 1} fragments")
     return " + ".join([*(type(part).__name__ for part in kinds), *how])

@@ -54,11 +54,12 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     if algorithm.wire is not None:
         transport = in_code(transport, fleet)
     flat = start_equal_(asked, tensors, transport, where)
+    fleet.together(lambda: algorithm.average.cut(flat.d))
     held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)
     gradients = Gradients(held if algorithm.exchange.scope else [], transport, where)
     state = TorchState(asked.state, asked.optimizers, held, fleet, transport, where)
     background = in_background(transport, fleet) if algorithm.delay else None
-    wiring.use(algorithm.wire, background or transport, fleet, flat, asked.seed)
+    wiring.use(algorithm, background or transport, fleet, flat, asked.seed)
     return Rows(transport, background, flat, gradients, state)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localavg.attaching.row import Row
-from localavg.config.state import by_name
+from localavg.config.state import by_name, words
 from localavg.errors import UserError
 from localavg.interfaces import Array, Transport
 from localavg.parallel.device import numbers
@@ -30,12 +30,6 @@ MOMENTS = {  # torch's names
 def step_size(optimizers: Sequence[Optimizer]) -> float:
     """Return the present step size γ of the first optimiser; NaN if there is none."""
     return float(optimizers[0].param_groups[0]["lr"]) if optimizers else math.nan
-
-
-def words(state: str | Mapping[str, str]) -> set[str]:
-    """Return the words keep, average and reset that the argument `state` has."""
-    named = by_name("state", state)
-    return {named} if isinstance(named, str) else {*named.values()}
 
 
 def as_text(state: str | Mapping[str, str]) -> str:

@@ -66,7 +66,12 @@ def check_moments(state: str, optimizer: str) -> None:
     by_moment(state, MOMENTS[optimizer], f"`optimizer = {optimizer}`")
 
 
+def words(state: str | Mapping[str, str]) -> set[str]:
+    """Return the words keep, average and reset that `state` has."""
+    named = by_name("state", state)
+    return {named} if isinstance(named, str) else {*named.values()}
+
+
 def is_averaged(state: str) -> bool:
     """Return whether an average covers a part of the optimiser's state."""
-    named = by_name("state", state)
-    return "average" in ([named] if isinstance(named, str) else named.values())
+    return "average" in words(state)

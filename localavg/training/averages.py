@@ -37,7 +37,9 @@ class Averages:
 
     def count(self) -> None:
         """Add up over the ranks the bytes of an exchange as it is now. Collective."""
-        each = [(kind, scope) for kind in Kind for scope in self._payload.algorithm.scopes]
+        algorithm = self._payload.algorithm
+        pieces = range(len(algorithm.average.pieces))
+        each = [(k, scope, i) for k in Kind for scope in algorithm.scopes for i in pieces]
         mine = np.array([self._payload.of_kind(*one) for one in each], np.int64)
         self._bytes = dict(zip(each, self._fleet.world.allreduce(mine).tolist(), strict=True))
 
@@ -93,7 +95,10 @@ class Averages:
                 waited_s, took_s = took_s + waited_s, next(travelled)
                 hidden_s = max(0.0, took_s - waited_s)
             kind, neighbours = self._payload.kind(begun), scope is Scope.NEIGHBOURS
-            within, across = self._payload.mixed(t) if neighbours else self._bytes[kind, scope]
+            piece = self._payload.piece(begun)
+            within, across = (
+                self._payload.mixed(t) if neighbours else self._bytes[kind, scope, piece]
+            )
             record.append(
                 "averages",
                 t=t,

@@ -77,7 +77,7 @@ class Averaging:
         transport.weights = self.participants.weights
         self.wired = wired(transport)
         if self.wired is not None:
-            self.wired.watch(self.w)
+            self.wired.watch(self.w, self.average.pieces)
 
     def begin(self, t: int, gamma: float) -> None:
         """Begin the schedule after update t, if it begins there.
@@ -131,7 +131,11 @@ class Averaging:
         schedule = self.schedule
         if scope:
             self.before(t, scope)
-            S = self._mean_last_(t, gamma) if last else self._mean_(scope, t, gamma)
+            if last and self.wired is not None:  # sends all that its codes have lost, in float32
+                self.wired.plain, self.wired.plain_at = True, t
+            S = self._mean_(scope, t, gamma, last)
+            if self.wired is not None:
+                self.wired.plain = False
             self._average_state_(scope, t)
             self.after(t, scope, S)
             self._steer(t, S, gamma)
@@ -144,19 +148,12 @@ class Averaging:
             self.begin(t, gamma)
         return scope
 
-    def _mean_(self, scope: Scope, t: int, gamma: float) -> float:
+    def _mean_(self, scope: Scope, t: int, gamma: float, last: bool) -> float:
         """Average the weights over `scope` at once. Return S if it is wanted, else NaN."""
-        return self.average.average_(self.w, scope, self.transport, self.variance, gamma, t)
+        return self._at_once(last)(self.w, scope, self.transport, self.variance, gamma, t)
 
-    def _mean_last_(self, t: int, gamma: float) -> float:
-        """Do the same at the end: a wire sends all that its codes have lost, in float32."""
-        scope = self.schedule.final
-        if self.wired is None:
-            return self._mean_(scope, t, gamma)
-        self.wired.plain, self.wired.plain_at = True, t
-        S = self._mean_(scope, t, gamma)
-        self.wired.plain = False
-        return S
+    def _at_once(self, last: bool) -> Callable[..., float]:
+        return self.average.average_last_ if last else self.average.average_
 
     def _average_state_(self, scope: Scope, t: int) -> None:
         """Keep, average or reset the optimiser's state as the weights average after update t."""

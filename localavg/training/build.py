@@ -178,8 +178,10 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     background = in_background(transport, fleet) if algorithm.delay else None
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))
+    covered = flat.d if c.statistics == "average" else flat.d_trained
+    fleet.together(lambda: algorithm.average.cut(covered))
     start_equal_(problem, flat.w, fleet.world)
-    wiring.use(algorithm.wire, background or transport, fleet, flat, c.seed)
+    wiring.use(algorithm, background or transport, fleet, flat, c.seed)
     participants = algorithm.participants
     participants.start(fleet.learners, fleet.P, c.seed, task.sampler.rows)
     check_resting(c, participants)

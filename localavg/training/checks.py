@@ -12,7 +12,7 @@ from localavg.algorithms.common import COMMON
 from localavg.algorithms.parameters import AUTO
 from localavg.config import TrainConfig
 from localavg.config.settings import WITH_AUTO
-from localavg.config.state import is_averaged
+from localavg.config.state import is_averaged, words
 from localavg.errors import UserError, check_choice
 from localavg.interfaces import Settings
 from localavg.learner import stepsizes
@@ -62,6 +62,11 @@ def read(given: Settings) -> TrainConfig:
         )
     if config.on_failure != "end":
         _check_recovery(config.on_failure, options)
+    if (options.get("fragments") or 1) > 1 and words(config.state) != {"keep"}:
+        raise UserError(
+            f"`state = {config.state}` with `fragments`: a piece of the weights averages, and the "
+            "state of the optimiser is of all; use keep"
+        )
     config.refuse_useless(given)
     if config.replay and config.algorithm in WITH_AUTO and options.get("K") != AUTO:
         raise UserError(
@@ -79,6 +84,8 @@ def _check_recovery(on_failure: str, options: Settings) -> None:
         why = "with `delay`: after a delayed average learners are not equal"
     elif wires.of(options.get("wire")) is not None:
         why = f"with `wire = {options['wire']}`: what its code leaves over is lost with a node"
+    elif (options.get("fragments") or 1) > 1:
+        why = "with `fragments`: after an average of a piece learners are not equal"
     else:
         return
     raise UserError(f"`on_failure = {on_failure}` {why}; leave one of them out")

@@ -43,7 +43,7 @@ class Delayed(Averaging):
         self.flights = Flights(self.average, self.w, background, delay.keeps_copies)
         self.wired = wired(background)
         if self.wired is not None:
-            self.wired.watch(self.flights.z)
+            self.wired.watch(self.flights.z, self.average.pieces)
         self.waiting = Scope.NONE  # an average that fell due while a mean was on its way
         self.anchored = delay.anchored  # the next copies are pulled to the weights that z holds
 
@@ -94,20 +94,22 @@ class Delayed(Averaging):
         flight, (S, seconds) = self.flights.end()
         self.laps.met()
         learners = self.flights.transport.sizes[flight.scope]
-        self.delay.merge_(self.w, self.flights.z, self.flights.own, learners)
+        columns, own = self.flights.columns(flight.t), self.flights.own
+        copies = None if own is None else own[:, columns]
+        self.delay.merge_(self.w[:, columns], self.flights.z[:, columns], copies, learners)
         self._average_state_(flight.scope, t)
         self.laps.computed()
         self.after(t, flight.scope, S, flight.t, seconds)
         self._steer(t, S, flight.gamma)
         return flight.scope
 
-    def _mean_(self, scope: Scope, t: int, gamma: float) -> float:
+    def _mean_(self, scope: Scope, t: int, gamma: float, last: bool) -> float:
         """Average the weights at once; with a wire those copies that it watches."""
         if self.wired is None:
-            return super()._mean_(scope, t, gamma)
+            return super()._mean_(scope, t, gamma, last)
         z = self.flights.z
         z[...] = self.w
-        S = self.average.average_(z, scope, self.wired, self.variance, gamma, t)
+        S = self._at_once(last)(z, scope, self.wired, self.variance, gamma, t)
         self.w[...] = z
         return S
 

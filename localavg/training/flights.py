@@ -61,11 +61,15 @@ class Flights:
         self._thread = ThreadPoolExecutor(1, "localavg-average")
 
     def begin(self, w: Array, t: int, scope: Scope, gamma: float, variance: bool) -> None:
-        """Copy the weights w [L, n] after update t, and let the mean of the copies begin."""
-        self.z[...] = w
+        """Copy the weights w [L, n] after update t, and let the mean of the copies begin.
+
+        Where pieces average in turn, all this is of the piece whose turn it is.
+        """
+        columns = self.columns(t)
+        self.z[:, columns] = w[:, columns]
         if self.own is not None:
-            self.own[...] = w
-        work = self._thread.submit(self._travel, scope, gamma, variance)
+            self.own[:, columns] = w[:, columns]
+        work = self._thread.submit(self._travel, scope, gamma, variance, t)
         self.now = Flight(t, scope, gamma, work)
 
     def end(self) -> tuple[Flight, Arrived]:
@@ -74,9 +78,13 @@ class Flights:
         flight, self.now = self.now, None
         return flight, flight.arrived()
 
-    def _travel(self, scope: Scope, gamma: float, variance: bool) -> Arrived:
+    def columns(self, t: int) -> slice:
+        """Return the columns that average after update t."""
+        return self.average.pieces[self.average.piece(t)]
+
+    def _travel(self, scope: Scope, gamma: float, variance: bool, t: int) -> Arrived:
         start = perf_counter()
-        S = self.average.average_(self.z, scope, self.transport, variance, gamma)
+        S = self.average.average_(self.z, scope, self.transport, variance, gamma, t)
         self.transport.settle()
         return Arrived(S, perf_counter() - start)
 

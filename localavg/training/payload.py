@@ -47,20 +47,28 @@ class Payload:
 
     def nbytes(self, t: float, scope: Scope = Scope.WORLD) -> int:
         """Return the bytes of one learner in an exchange at update t: coded, if it travels so."""
-        exchange, kind = self.algorithm.exchange, self.kind(t)
+        exchange, kind, piece = self.algorithm.exchange, self.kind(t), self.piece(t)
         if kind is Kind.GRADIENTS:
             n = self._gradients
             return exchange.code.nbytes(n) if exchange.code else 4 * n
+        trained, beside = self._columns(piece)
         coded = wired(self.transport)
         if kind is Kind.IN_CODE and coded is not None:
-            return coded.learner_bytes(scope) + self._beside()
-        return 4 * self.flat.d_trained + self._beside()
+            return coded.learner_bytes(scope, piece) + 4 * beside
+        return 4 * (trained + beside)
 
-    def _beside(self) -> int:
-        """Return the bytes of a learner that travel with its parameters."""
+    def piece(self, t: float) -> int:
+        """Return the number of the piece of a row that averages after update t, 0 for all of it."""
+        return self.algorithm.average.piece(t)
+
+    def _columns(self, piece: int) -> tuple[int, int]:
+        """Return the floats of a learner's parameters in this piece, and of what is beside them."""
         flat = self.flat
-        statistics = flat.d - flat.d_trained if self.statistics else 0
-        return 4 * (statistics + self.state.averaged * flat.d_trained)
+        a, b, _ = self.algorithm.average.pieces[piece].indices(
+            flat.d if self.statistics else flat.d_trained
+        )
+        trained = max(0, min(b, flat.d_trained) - a)
+        return trained, b - a - trained + self.state.averaged * flat.d_trained
 
     def handed_over(self, t: float, scope: Scope) -> tuple[int, int]:
         """Return the bytes of an exchange over `scope` at update t on this rank.
@@ -70,19 +78,20 @@ class Payload:
         if scope is Scope.NEIGHBOURS:
             within, across = self._mixed(t)[self.transport.rank].tolist()
             return within, across
-        return self.of_kind(self.kind(t), scope)
+        return self.of_kind(self.kind(t), scope, self.piece(t))
 
-    def of_kind(self, kind: Kind, scope: Scope) -> tuple[int, int]:
-        """Return the same for an exchange of this kind."""
+    def of_kind(self, kind: Kind, scope: Scope, piece: int = 0) -> tuple[int, int]:
+        """Return the same for an exchange of this kind, of this piece."""
         code, coded = self.algorithm.exchange.code, wired(self.transport)
         if kind is Kind.GRADIENTS:
             if code:
                 return self.transport.coded_bytes(self._gradients, code)
             return self.transport.payload_bytes(4 * self._gradients, scope)
-        whole = self._beside()
+        trained, others = self._columns(piece)
         if kind is Kind.WEIGHTS or coded is None:
-            return self.transport.payload_bytes(whole + 4 * self.flat.d_trained, scope)
-        beside, sums = self.transport.payload_bytes(whole, scope), coded.sum_bytes(scope)
+            return self.transport.payload_bytes(4 * (trained + others), scope)
+        beside = self.transport.payload_bytes(4 * others, scope)
+        sums = coded.sum_bytes(scope, piece)
         return beside[0] + sums[0], beside[1] + sums[1]
 
     def mixed(self, t: float) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from localavg.algorithms.base import Algorithm
 from localavg.algorithms.wire import Wire
 from localavg.learner.flat import Flat
 from localavg.parallel.fleet import Fleet
@@ -18,10 +19,15 @@ def coding(wire: Wire, flat: Flat, seed: int) -> Coding:
     return Coding(n, tensors, wire.code, wire.r, seed)
 
 
-def use(wire: Wire | None, transport: HostMPI, fleet: Fleet, flat: Flat, seed: int) -> None:
-    """Let the transport code averages by the wire. Raises UserError on all ranks if it cannot."""
+def use(algorithm: Algorithm, transport: HostMPI, fleet: Fleet, flat: Flat, seed: int) -> None:
+    """Let the transport code averages by the algorithm's wire, if it has one.
+
+    Raises UserError on all ranks if it cannot.
+    """
+    wire = algorithm.wire
     if wire is not None:
         assert isinstance(transport, InCode), "made by `in_code`"
+        transport.pieces = algorithm.average.pieces
         fleet.together(lambda: transport.use(coding(wire, flat, seed)))
 
 

@@ -215,6 +215,10 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         f"kavg {SMALL} --on-failure continue --wire int8",
         ["--on-failure continue", "--wire int8", "leave one of them out"],
     ),
+    "pieces that leave no recovery": (
+        f"kavg {SMALL} --on-failure continue --fragments 2",
+        ["--on-failure continue", "--fragments", "leave one of them out"],
+    ),
     "a recovery of gossip": (
         f"gossip {SMALL} --on-failure continue",
         ["--on-failure continue", "gossip", "never equal", "leave it out"],

@@ -139,7 +139,7 @@ class Count:
 def count(transport, scope):
     """Let the coded parts of a scope count what they send; return the counters."""
     found = []
-    for lanes in transport._coded.get(scope, ()):
+    for lanes in (x for each in transport._watched.values() for x in each.lanes.get(scope, ())):
         for holder in (*getattr(lanes, "pieces", ()), *getattr(lanes, "shares", ())):
             holder.comm = Count(getattr(holder.comm, "comm", holder.comm))
             found.append(holder.comm)
@@ -363,16 +363,19 @@ def test_learners_of_modelled_time_get_what_measured_ones_get(runs):
 # ----------------------------------------------------------------------------------------- attach
 
 
+ATTACHED = {"K": 3, "wire": "int8"}, {"K": 5, "fragments": 2, "delay": 2, "wire": "bf16"}
+
+
 def attached(world):
-    """Every rank's weights after 11 updates by a made-up gradient, with an average every 3 updates
-    and at the end; then the same, saved after update 7 and loaded by another averager.
+    """Every rank's weights after 11 updates by a made-up gradient, with averages and one at the end;
+    then the same, saved after update 7 and loaded by another averager.
     """
     import torch
 
     import localavg
 
     found = []
-    for stop in (None, 7):
+    for stop, how in [(stop, how) for how in ATTACHED for stop in (None, 7)]:
         fleet = localavg.Fleet(world, ranks_per_node=1)
 
         def new():
@@ -380,7 +383,7 @@ def attached(world):
             with torch.no_grad():
                 for p in model.parameters():
                     p.fill_(1)
-            made = localavg.attach(model, fleet, localavg.kavg(K=3, wire="int8"))  # noqa: B023
+            made = localavg.attach(model, fleet, localavg.kavg(**how))  # noqa: B023
             return model, made
 
         model, averager = new()
@@ -403,13 +406,15 @@ def delta(t, rank, i, shape):
     return np.random.default_rng([t, rank, i]).normal(size=tuple(shape)).astype(np.float32)
 
 
-def test_attach_averages_and_resumes_with_a_wire(once):
+@pytest.mark.parametrize("case", range(len(ATTACHED)))
+def test_attach_averages_and_resumes_with_a_wire(once, case):
     pytest.importorskip("torch")
-    whole, resumed = zip(*once("attach", call, 2, attached), strict=True)
-    for rank in range(2):
-        for a, b in zip(whole[rank], resumed[rank], strict=True):
-            assert np.array_equal(a, b) and np.array_equal(a, whole[0][len(a.shape) == 1])
-    for i, x in enumerate(whole[0]):  # what codes lost has arrived at the end
+    ranks = once("attach", call, 2, attached)
+    first = ranks[0][2 * case]
+    for rank in ranks:
+        for a, b, c in zip(*rank[2 * case : 2 * case + 2], first, strict=True):
+            assert np.array_equal(a, b) and np.array_equal(a, c)
+    for i, x in enumerate(first):  # what codes lost has arrived at the end
         added = sum(delta(t, rank, i, x.shape) for t in range(1, 12) for rank in range(2)) / 2
         np.testing.assert_allclose(x, 1 + added, rtol=0, atol=1e-5)
 

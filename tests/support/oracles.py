@@ -703,6 +703,61 @@ def wired(setup, T, gamma, K, wire, server=None):
     return w_tilde, averages
 
 
+def fragmented(
+    setup, T, gamma, K, ends, tau=0, merge="cocod", a=1.0, rule=None, lr=1.0, mu=0.0, wires=None
+):
+    """K-AVG of pieces of the weights in turn (Douillard et al. 2025): piece i = ends[i] .. ends[i+1]
+    averages at t = floor((i + 1) K / F) mod K, and all pieces do at T.
+
+    Each piece has its own w~ and outer optimiser, and its own wire if there are some. tau, merge, a:
+    as in `delayed`, of the piece.
+    """
+    W, states = start(setup)
+    F = len(ends) - 1
+    where = [slice(x, y) for x, y in zip(ends, ends[1:], strict=False)]
+    w_tilde = [np.zeros(y - x) for x, y in zip(ends, ends[1:], strict=False)]
+    servers = [OuterState(rule, lr, mu, zero) if rule else None for zero in w_tilde]
+    averages, flight = [], None
+
+    def target(i, W, last, t):
+        pieces = [w[where[i]] for w in W]
+        new = wires[i].mean(pieces, w_tilde[i], plain=last) if wires else mean(pieces)
+        w_tilde[i] = servers[i].step([new] * setup.P, gamma(t)) if servers[i] else new
+        return w_tilde[i]
+
+    def put(W, i, news):
+        W = [w.copy() for w in W]
+        for w, new in zip(W, news, strict=True):
+            w[where[i]] = new
+        return W
+
+    for t in range(1, T + 1):
+        W, states = every_learner_steps(setup, W, states, gamma(t))
+        if flight and t == flight[0] + tau:
+            _, i, copies, z = flight
+            now = [w[where[i]] for w in W]
+            if merge == "cocod":
+                news = [z + (w - copy) for w, copy in zip(now, copies, strict=True)]
+            else:
+                news = [(1 - a) * w + a * z for w in now]
+            W, flight = put(W, i, news), None
+            averages.append((t, "global"))
+        if t == T:
+            for i in range(F):
+                W = put(W, i, [target(i, W, True, t)] * setup.P)
+            averages.append((t, "global"))
+            return W[0], averages
+        for i in range(F):
+            if t % K == ((i + 1) * K // F) % K:
+                if not tau:
+                    W = put(W, i, [target(i, W, False, t)] * setup.P)
+                    averages.append((t, "global"))
+                elif t + tau <= T:
+                    copies = [w[where[i]].copy() for w in W]
+                    flight = t, i, copies, target(i, W, False, t)
+    raise AssertionError("T is at least 1")
+
+
 def hieravg(setup, T, gamma, K1, K2, S):
     """hieravg Algorithm 1 with clusters of S consecutive learners; K1 need not divide K2.
 

@@ -57,6 +57,8 @@ LINES = {
     "wire": f"kavg --K 5 --outer momentum --mu 0.4 --wire int8 --ranks-per-node 1 {DATA} --steps 40",
     "wire delay": f"hieravg --K1 4 --K2 7 --S 2 --wire bf16 --delay 3 --ranks-per-node 1 {DATA} "
     "--steps 40 --variance averages",
+    "fragments": f"diloco --K 8 --fragments 3 --delay 2 --wire bf16 --ranks-per-node 1 {DATA} "
+    "--data epsilon-like:60x200 --steps 40",
     "low rank": f"kavg --K 3 --wire lowrank:2 --ranks-per-node 1 {NETWORK}",
     "anchor": f"kavg --K 4 --delay 4 --merge lerp --anchor-mu 0.5 {DATA} --steps 40",
     "adpsgd": f"adpsgd --p-init 2 --Ks 12 --warmup 0.2 {DATA} --steps 40",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
-from localavg.algorithms.base import NoExchange
+from localavg.algorithms.base import Mean, NoExchange
 from localavg.algorithms.kavg import kavg
 from localavg.scope import Scope
 from localavg.training import stopwatch
@@ -73,9 +73,13 @@ class Evaluator:
 
 def payload_of(*scopes):
     """Of an algorithm that averages weights over these scopes."""
-    algorithm = SimpleNamespace(scopes=scopes, exchange=NoExchange())
-    kinds = {"kind": lambda t: Kind.WEIGHTS, "of_kind": lambda kind, scope: (8, 0)}
-    return SimpleNamespace(algorithm=algorithm, **kinds)
+    algorithm = SimpleNamespace(scopes=scopes, exchange=NoExchange(), average=Mean())
+    return SimpleNamespace(
+        algorithm=algorithm,
+        kind=lambda t: Kind.WEIGHTS,
+        piece=lambda t: 0,
+        of_kind=lambda kind, scope, piece: (8, 0),
+    )
 
 
 def made(clock, world, rows):

@@ -32,17 +32,29 @@ class Coding(NamedTuple):
     """of the first factors"""
 
 
+Way = CodedLanes | LowRank | Lanes
+
+
+class Watched(NamedTuple):
+    """What averages some columns of the rows that are watched, n of them, over each scope."""
+
+    n: int
+    lanes: Mapping[Scope, Sequence[Way]]
+
+
 class InCode(SharedMemory):
     """As SharedMemory, but the means of some rows cross nodes in code, with feedback.
 
-    `use` says how, `watch` whose. plain: the next mean of those rows carries all feedback, in
-    float32. plain_at: the update after which the last one of that kind was, −1 without one.
+    `use` says how, `watch` whose. pieces: columns that average at once. plain: the next mean of
+    those rows carries all feedback, in float32. plain_at: the update after which the last one of
+    that kind was, −1 without one.
     """
 
     plain = False
     plain_at = -1
     coding: Coding | None = None
-    _address = -1  # of the rows that are watched
+    pieces: Sequence[slice] = (slice(None),)
+    _watched: Mapping[int, Watched] = {}  # by the address of the first learner's columns
 
     def use(self, coding: Coding) -> None:
         """Code so from now on. Raises UserError if no tensor has a product of rank r."""
@@ -56,26 +68,46 @@ class InCode(SharedMemory):
         assert self.coding is not None, "`use` comes first"
         return self.coding
 
-    def watch(self, w: np.ndarray) -> None:
-        """Code the means of w [L, ≥ n], which `zeros` made. Collective; called once."""
-        n = self.how.n
-        self.base = self.common((1, n))[0]  # w̃
-        self._address = w.__array_interface__["data"][0]
-        columns = self._columns(w[:, :n])
-        assert columns is not None, "rows of this transport"
-        self._coded: dict[Scope, list[CodedLanes | LowRank | Lanes]] = {
-            scope: [self._lanes(columns[part.rows], part, scope) for part in parts]
+    def watch(self, w: np.ndarray, pieces: Sequence[slice] = (slice(None),)) -> None:
+        """Code the means of w [L, ≥ n], which `zeros` made. Collective; called once.
+
+        pieces: columns that average at once; if there are several, the first one is all of them,
+        and never coded.
+        """
+        self.base = self.common((1, self.how.n))[0]  # w̃
+        self.pieces = pieces
+        address = w.__array_interface__["data"][0]
+        found: dict[int, Watched] = {}
+        for columns in pieces[1:] or pieces:
+            a, n = self._trained(columns)
+            if n:
+                found[address + a * w.itemsize] = self._watch(w, slice(a, a + n))
+        self._watched = found
+
+    def _watch(self, w: np.ndarray, columns: slice) -> Watched:
+        """Make what averages these columns of w."""
+        rows = self._columns(w[:, columns])
+        assert rows is not None, "rows of this transport"
+        base = self.base[columns]
+        lanes = {
+            scope: [self._lanes(rows[part.rows], part, scope, base) for part in parts]
             for scope, parts in self.parts.items()
             if self.crosses(scope)
         }
+        return Watched(len(base), lanes)
 
-    def _lanes(self, rows: np.ndarray, part: Part, scope: Scope) -> CodedLanes | LowRank | Lanes:
+    def _trained(self, columns: slice) -> tuple[int, int]:
+        """Return where these columns begin, and how many of them are coded."""
+        a, b, _ = columns.indices(self.how.n)
+        return a, max(0, b - a)
+
+    def _lanes(self, rows: np.ndarray, part: Part, scope: Scope, base: np.ndarray) -> Way:
         """Make the work of a part of this rank; its group may be on one node alone."""
         lanes = part.here, part.lanes, part.handled, part.learners
         if not _crosses(part):
             return Lanes(rows, *lanes, self._scratch, self._spread)
         _, tensors, code, r, seed = self.how
-        feedback = self._spread, self.base, scope is Scope.WORLD
+        feedback = self._spread, base, scope is Scope.WORLD
         if code is None:
             return LowRank(rows, *lanes, *feedback, tensors, r, seed)
         return CodedLanes(rows, *lanes, *feedback, code)
@@ -94,20 +126,25 @@ class InCode(SharedMemory):
         self, w: np.ndarray, scope: Scope, variance: bool = False, step: Step | None = None
     ) -> float:
         """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
-        if w.__array_interface__["data"][0] != self._address or scope not in self._coded:
+        watched = self._watched.get(w.__array_interface__["data"][0])
+        if watched is None or scope not in watched.lanes:
             return super().mean_(w, scope, variance, step)
-        if w.shape[1] > (n := self.how.n):
-            super().mean_(w[:, n:], scope)
+        if w.shape[1] > watched.n:
+            super().mean_(w[:, watched.n :], scope)
         weights = Weights.of(self.weights, scope, self._learners)
         spread = 0.0
-        for lanes in self._coded[scope]:
+        for lanes in watched.lanes[scope]:
             plain = () if isinstance(lanes, Lanes) else (self.plain,)
             spread += lanes.mean_(variance, step, weights, *plain)
         return self._over_learners(spread, weights) if variance else np.nan
 
-    def sum_bytes(self, scope: Scope) -> tuple[int, int]:
-        """Return this rank's bytes in one mean of the n columns: within its node, across nodes."""
-        n, tensors, code, r, _ = self.how
+    def sum_bytes(self, scope: Scope, piece: int = 0) -> tuple[int, int]:
+        """Return this rank's bytes in one mean of a piece: within its node, across nodes.
+
+        Only of what is coded of it.
+        """
+        _, tensors, code, r, _ = self.how
+        _, n = self._trained(self.pieces[piece])
         within, across = self.payload_bytes(4 * n, scope)
         crossing = [part for part in self.parts[scope] if _crosses(part)]
         if not crossing:
@@ -120,9 +157,10 @@ class InCode(SharedMemory):
             coded_lanes.sent_bytes(n, part.lanes, part.handled, code) for part in crossing
         )
 
-    def learner_bytes(self, scope: Scope) -> int:
-        """Return the bytes of one learner's n columns, if it is a node of its own."""
-        n, tensors, code, r, _ = self.how
+    def learner_bytes(self, scope: Scope, piece: int = 0) -> int:
+        """Return the bytes of what is coded of a learner's piece, if it is a node of its own."""
+        _, tensors, code, r, _ = self.how
+        _, n = self._trained(self.pieces[piece])
         if not self.crosses(scope):
             return 4 * n
         return low_rank.nbytes(tensors, r) if code is None else code.nbytes(n)
@@ -150,7 +188,12 @@ class InCode(SharedMemory):
 
     def _feedback(self) -> list[np.ndarray]:
         """Return what this rank's lanes keep, from the innermost clusters to everyone."""
-        made = [lanes for scope in sorted(self._coded) for lanes in self._coded[scope]]
+        made = [
+            lanes
+            for watched in self._watched.values()
+            for scope in sorted(watched.lanes)
+            for lanes in watched.lanes[scope]
+        ]
         return [x for lanes in made if not isinstance(lanes, Lanes) for x in lanes.feedback]
 
     def _nodes(self) -> np.ndarray:
