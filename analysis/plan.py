@@ -20,7 +20,7 @@ import style
 
 from localavg.files.record import UserError
 
-NEEDS = ("nodes", "bandwidth_bytes_per_s", "K", "merged", "wall_s", "steps", "step_s")
+NEEDS = ("nodes", "bandwidth_bytes_per_s", "K", "merged", "wire", "wall_s", "steps", "step_s")
 
 
 def read(path: Path) -> list[dict[str, Any]]:
@@ -43,6 +43,11 @@ def title(row: dict[str, Any]) -> str:
     return f"{nodes} nodes, {gbit_s:.4g} Gbit/s" if nodes > 1 else "1 node"
 
 
+def line_of(row: dict[str, Any]) -> str:
+    """Write when an average of a row is merged, and its code if it has one."""
+    return row["merged"] if row["wire"] == "float32" else f"{row['merged']}, {row['wire']}"
+
+
 def main() -> None:
     args = results.arguments(__doc__, "file of plan --json (default: plan.json)")
     rows = read(args.folder or Path("plan.json"))
@@ -50,9 +55,9 @@ def main() -> None:
     figure, panels = style.grid(len(names), across=2)
     for axes, name in zip(panels, names, strict=True):
         of = [row for row in rows if title(row) == name]
-        for number, merged in enumerate(dict.fromkeys(row["merged"] for row in of)):
-            line = sorted((r["K"], r["wall_s"] / r["steps"]) for r in of if r["merged"] == merged)
-            axes.plot(*zip(*line, strict=True), label=merged, **style.LINES[number])
+        for number, label in enumerate(dict.fromkeys(map(line_of, of))):
+            line = sorted((r["K"], r["wall_s"] / r["steps"]) for r in of if line_of(r) == label)
+            axes.plot(*zip(*line, strict=True), label=label, **style.LINES[number])
         style.level(axes, of[0]["step_s"], "an update alone")
         style.doubling(axes, {row["K"] for row in of})
         axes.set(xlabel="period K", ylabel="wall clock an update (s)", yscale="log", title=name)
@@ -65,7 +70,7 @@ def main() -> None:
     table = [
         [
             title(row),
-            row["merged"],
+            line_of(row),
             f"{row['K']}",
             f"{row['wall_s']:.4g}",
             f"{100 * row['communicate']:.1f}",

@@ -1196,6 +1196,21 @@ MUTANTS = [
         "tests/algorithms/test_auto.py::test_a_replay_has_the_bits_of_the_run",
     ),
     Mutant(
+        "hiding: the first round of delayed averages counts",
+        "localavg/cli/bench/hiding.py",
+        "        self._go(1, update)\n        self.fleet",
+        "        self.fleet",
+        "tests/cli/test_bench.py::"
+        "test_a_round_ends_with_an_average_that_is_made_at_once_or_merged_a_round_later",
+    ),
+    Mutant(
+        "plan: a code sends as many bytes as float32",
+        "localavg/cli/plan.py",
+        "predict(machine, nbytes, K",
+        "predict(machine, 4 * floats, K",
+        "tests/cli/test_plan_command.py::test_a_code_sends_fewer_bytes_between_nodes",
+    ),
+    Mutant(
         "plan: an average takes no time inside a node",
         "localavg/simulate/plan.py",
         "within = self.node_s if self.ranks > 1 else 0.0",

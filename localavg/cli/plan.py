@@ -74,6 +74,14 @@ def add(commands: Commands) -> None:
         help="updates after which an average is merged, at most K; the letter K stands for the "
         "period (default: 0 K)",
     )
+    g.add_argument(
+        "--wire",
+        nargs="+",
+        metavar="CODE",
+        default=["float32"],
+        help="code in which averages cross nodes: float32, bf16 or int8; the time of coding is "
+        "left out (default: float32)",
+    )
     p.add_argument(
         "--json", metavar="FILE", help="also write the rows to this file (default: only print)"
     )
@@ -113,6 +121,18 @@ def bytes_per_s(text: str) -> float:
     if not found:
         return above_0(text)
     return above_0(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2]] / 8
+
+
+def coded_bytes(wire: str, floats: int) -> int:
+    """Return the bytes of a row of so many floats in a code of --wire."""
+    from localavg.algorithms.wire import CODES, PLAIN
+
+    if wire != PLAIN and wire not in CODES:
+        raise UserError(
+            f"--wire {wire}: must be one of {PLAIN}, {', '.join(CODES)}; the bytes of lowrank "
+            "depend on the model, and bench average --wire prints them"
+        )
+    return 4 * floats if wire == PLAIN else CODES[wire]().nbytes(floats)
 
 
 def updates_or_K(text: str) -> int | str:
@@ -176,11 +196,12 @@ def _rows(
     from localavg.simulate.plan import predict
 
     timing, rows = machine.timing, []
-    for K in args.K:
+    for K, wire in product(args.K, args.wire):
+        nbytes = coded_bytes(wire, floats)
         for asked in dict.fromkeys(args.delay):
             if (tau := K if asked == "K" else asked) > K:
                 continue
-            found = predict(machine, 4 * floats, K, T, tau, args.seed)
+            found = predict(machine, nbytes, K, T, tau, args.seed)
             rows.append(
                 {
                     "nodes": machine.nodes,
@@ -192,6 +213,7 @@ def _rows(
                     "floats": floats,
                     "steps": T,
                     "K": K,
+                    "wire": wire,
                     "delay": tau,
                     "merged": f"after {asked}" if asked else "at once",
                     "average_s": found.average_s,
@@ -216,13 +238,15 @@ def _print(rows: list[dict[str, object]], machine: Machine, floats: int, T: int)
         link = f" at {8e-9 * rate:.4g} Gbit/s" if nodes > 1 else ""
         title = (
             f"{nodes} node{'s' * (nodes > 1)} of {machine.ranks} learner"
-            f"{'s' * (machine.ranks > 1)}{link}: {T} updates of {timing.step_s:.3g} s, averages of "
-            f"{amount(4 * floats)} in {of[0]['average_s']:.3g} s"
+            f"{'s' * (machine.ranks > 1)}{link}: {T} updates of {timing.step_s:.3g} s, weights of "
+            f"{amount(4 * floats)}"
         )
         shown = [
             {
                 "K": row["K"],
+                "wire": row["wire"],
                 "delay": row["delay"],
+                "an average (s)": row["average_s"],
                 "wall_s": row["wall_s"],
                 "per update (s)": row["wall_s"] / T,
                 "averaging (%)": round(100 * row["communicate"], 1),

@@ -14,7 +14,8 @@ from mpi import call, run
 from mpi4py import MPI
 
 from localavg.cli import bench
-from localavg.cli.bench import checkpoint, memory
+from localavg.cli.bench import checkpoint, hiding, memory
+from localavg.parallel import transport
 from localavg.parallel.fleet import Fleet
 
 RATES = ["ours_samples_per_s", "best_samples_per_s", "floor_samples_per_s"]
@@ -67,6 +68,7 @@ LINES = {
     "stacked": f"train --problem logistic {DATA} --engine batch --batch-size 8 --steps 4 --repeats 1",
     "checkpoint": f"checkpoint --folder FOLDER/disk --floats {FLOATS} --learners {LEARNERS} "
     "--repeats 3",
+    "delay": "delay --sizes 1000 --algorithms kavg diloco --K 2 --rounds 1 --repeats 1",
 }
 MISTAKES = {
     "train --problem network": "--problem network needs --model NAME",
@@ -80,6 +82,7 @@ MISTAKES = {
     "train --model mlp --engine graph": "--engine graph .* --device cuda",
     "train --model mlp --deterministic no": "--deterministic no is for GPUs: add --device cuda",
     f"train {DATA} --engine graph": "--engine graph means nothing to --problem logistic",
+    "delay": "bench delay on 1 rank: nothing travels",
     f"memory {DATA} --steps 0": "--steps '0': must be a whole number of at least 1",
 }
 
@@ -119,13 +122,14 @@ def bench_all(folder, ranks, names, mistakes=()):
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    return bench_all(tmp_path_factory.mktemp("one"), 1, [*LINES], MISTAKES)
+    names = [name for name in LINES if name != "delay"]
+    return bench_all(tmp_path_factory.mktemp("one"), 1, names, MISTAKES)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     alone = [LINES[name] for name in ("logistic", "network", "several")]
-    return bench_all(tmp_path_factory.mktemp("two"), 2, ["memory", "checkpoint"], alone)
+    return bench_all(tmp_path_factory.mktemp("two"), 2, ["memory", "checkpoint", "delay"], alone)
 
 
 @pytest.fixture(params=["one_rank", "two_ranks"])
@@ -272,6 +276,33 @@ def test_the_memory_of_a_run_that_is_over_at_once_is_not_nothing(nothing_trained
 
 
 # --------------------------------------------------------------------------------------------------
+
+
+def test_rounds_are_timed_with_averages_at_once_delayed_and_never(two_ranks):
+    rows = two_ranks.rows["delay"]
+    assert [(row["algorithm"], row["updates"]) for row in rows] == [
+        (name, way) for name in ("kavg", "diloco") for way in ("sleeping", "computing")
+    ]
+    for row in rows:
+        assert row["elements"] == 1000 and row["ranks"] == 2
+        assert min(row[f"{name}_s"] for name in ("average", "never", "at_once", "delayed")) > 0
+        assert row["hidden"] == pytest.approx(
+            min(1, 1 - (row["delayed_s"] - row["never_s"]) / row["average_s"])
+        )
+
+
+def test_a_round_ends_with_an_average_that_is_made_at_once_or_merged_a_round_later():
+    def marked(background):
+        fleet = Fleet(MPI.COMM_SELF, 2)
+        ours, other = (transport.choose("auto", fleet, (), 100) for _ in range(2))
+        rounds = hiding.Rounds(fleet, ours, 3, "kavg", 4, other if background else None)
+        made, average_ = [], rounds.averaging.average_
+        rounds.averaging.average_ = lambda t, gamma: made.append((t, bool(average_(t, gamma))))
+        assert rounds.seconds(2, lambda: None) > 0
+        return [t for t, averaged in made if averaged], len(made)
+
+    assert marked(background=False) == ([4, 8, 12], 12)
+    assert marked(background=True) == ([8, 12], 12)
 
 
 @pytest.mark.parametrize("line", MISTAKES)

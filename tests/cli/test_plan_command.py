@@ -40,6 +40,16 @@ def test_the_rows_range_over_nodes_links_periods_and_delays(tmp_path, capsys):
     assert out.count("4 nodes of 1 learner") == 2 and "The model leaves out" in out
 
 
+def test_a_code_sends_fewer_bytes_between_nodes(tmp_path):
+    plain, coded = planned(
+        f"{NUMBERS} --nodes 2 --bandwidth 800 --K 4 --delay 0 --wire float32 int8", tmp_path / "p"
+    )
+    assert (plain["wire"], coded["wire"]) == ("float32", "int8")
+    assert plain["link_bytes"] == 3 * 400 and 3 * 100 < coded["link_bytes"] < 3 * 120
+    latency_s = 0.25
+    assert coded["average_s"] - latency_s == pytest.approx(coded["link_bytes"] / 3 / 800)
+
+
 def test_a_run_file_gives_the_numbers_and_options_replace_them(tmp_path):
     path = run_file(tmp_path / "run.h5", config={"steps": 32}, provenance={"nodes": 1})
     (row,) = planned(f"{path} --K 8 --delay 0", tmp_path / "a.json")
@@ -58,6 +68,7 @@ def test_a_run_file_gives_the_numbers_and_options_replace_them(tmp_path):
         ("RUN --nodes 2", "was on one node, and says nothing of a link .* give --bandwidth"),
         (f"{NUMBERS} --bandwidth 800 --K 2 --delay 4", "--delay 4: is longer than every --K"),
         (f"{NUMBERS} --bandwidth 800 --node-s -1", "--node-s -1.0: must lie between 0 and"),
+        (f"{NUMBERS} --bandwidth 800 --wire lowrank:4", "--wire lowrank:4: must be one of float32"),
         (f"{NUMBERS} --bandwidth 1gbyte", "--bandwidth '1gbyte': must be bits per second such as"),
         (f"{NUMBERS} --delay k", "--delay 'k': must be a whole number of at least 0, or K"),
     ],

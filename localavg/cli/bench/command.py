@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from localavg.algorithms.outer import RULES
 from localavg.cli import Commands, launched, print_table, probed, rank, world, write_json
-from localavg.cli.bench import options
+from localavg.cli.bench import delay, options
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ def add(commands: Commands) -> None:
     options.add_start(whats).set_defaults(call=_start)
     options.add_memory(whats).set_defaults(call=_memory)
     options.add_average(whats).set_defaults(call=_average)
+    delay.add(whats).set_defaults(call=_delay)
     options.add_checkpoint(whats).set_defaults(call=_checkpoint)
     for s in whats.choices.values():
         s.add_argument(
@@ -151,6 +152,13 @@ def _ratios(row: Row, outer: str | None, fleet: Fleet) -> Row:
         its_bytes_s = row["ours_s"] * RULES[outer]().kept / fleet.layout.node_learners(fleet.rank)
         found["step / its bytes"] = (row["outer_s"] - row["ours_s"]) / its_bytes_s
     return found
+
+
+def _delay(args: argparse.Namespace) -> int:
+    here = world()
+    if here.size == 1:
+        raise UserError("bench delay on 1 rank: nothing travels; run it under mpirun -n 2")
+    return _print("a round of updates and one average (s)", delay.rows(args, here), args.json)
 
 
 def _checkpoint(args: argparse.Namespace) -> int:
