@@ -17,7 +17,7 @@ from mpi import alone, run
 from localavg.cli.doctor.advice import ADVICE, wrong_numbers
 from localavg.cli.doctor.command import _rows
 from localavg.cli.doctor.facts import Facts, Rank
-from localavg.parallel import probe
+from localavg.parallel import losing, probe
 from localavg.parallel.probe import Probe, cached, tried
 
 GPU = (("Fake GPU", "GPU-0"), ("Fake GPU", "GPU-1"))
@@ -255,6 +255,24 @@ def test_the_table_says_whether_averages_overlap(facts, words):
 
 
 @pytest.mark.parametrize(
+    ("status", "out", "words"),
+    [
+        (0, '{"ranks": 3}\n{"left": 2}\n', "the others can go on: one of 3 ranks .*--on-failure"),
+        (0, '{"ranks": 3}\n{"left": 3}\n', "the others cannot go on: the child ended"),
+        (137, '{"ranks": 3}\n', "the others cannot go on: the child ended with status 137"),
+        (None, '{"ranks": 3}\n', "the others cannot go on: no answer within"),
+        (1, "", "unknown: not tried: the child ended with status 1"),
+    ],
+)
+def test_the_table_says_whether_a_job_outlives_a_rank(status, out, words, monkeypatch):
+    monkeypatch.setattr(losing, "which", lambda name: name)
+    monkeypatch.setattr(losing, "run_child", lambda *_: (status, out, ""))
+    survives, why = losing.tried()
+    text = dict(_rows(replace(WELL, survives=survives, survives_why=why)))["a rank that dies"]
+    assert re.match(words, text.replace("\n", " ")), text
+
+
+@pytest.mark.parametrize(
     ("facts", "words"),
     [
         ({"allreduce_wrong": 5}, ["Allreduce: wrong numbers: 5", "--mpi-library"]),
@@ -457,6 +475,7 @@ FACTS = [
     "Allreduce",
     "mean",
     "averages overlap",
+    "a rank that dies",
     "transport",
 ]
 QUIET = {
@@ -530,6 +549,8 @@ def test_two_ranks(mpi, library, more):
         assert found["size"].startswith("2 ranks, 1 node,") and found["link"] == "unknown: one node"
         assert "0.61 GB needed" in found["/dev/shm"] and found["transport"].startswith("shared: ")
     assert re.match("(yes|hardly): a delay hides [0-9]+% of one", found["averages overlap"])
+    goes_on = "unknown: not tried: it needs Open MPI" if more else "the others can go on: one of 3"
+    assert found["a rank that dies"].startswith(goes_on)
     assert ("warning", "OMP_NUM_THREADS=999") in [
         (kind, what.partition(",")[0]) for kind, what, _ in told(done.stdout)
     ]

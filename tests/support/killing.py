@@ -5,8 +5,9 @@
 REQUEST: JSON, a list of [KILLS, words of the command line]. A run after a loss has the ranks that
 live. KILLS: POINT@RANK:N, with commas between several: rank RANK of all kills itself when it comes
 to the point for the Nth time. A point is a function of POINTS before it does its work, or with "-"
-before its name after it; "time" is N milliseconds after the start of training. The first living
-rank writes the exit statuses to REPLY.
+before its name after it; "time" is N milliseconds after the start of training. With "~" before its
+name the rank stops there for a minute and does not die; then a recovery may take 3 seconds only.
+The first living rank writes the exit statuses to REPLY.
 """
 
 import importlib
@@ -52,6 +53,13 @@ POINTS = {
 RANK = MPI.COMM_WORLD.rank
 
 
+STUCK_S, LIMIT_S = 60, 3
+
+
+def stop():
+    time.sleep(STUCK_S)
+
+
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
@@ -71,17 +79,17 @@ class Deadly(MPI.Intracomm):
             die()
 
 
-def counted(plain, N, after):
-    """A function like `plain` that kills the process at its Nth call."""
+def counted(plain, N, after, end):
+    """A function like `plain` that calls `end` before or after its Nth call."""
     calls = [0]
 
     def call(*args, **how):
         calls[0] += 1
         if calls[0] == N and not after:
-            die()
+            end()
         found = plain(*args, **how)
         if calls[0] == N and after:
-            die()
+            end()
         return found
 
     return call
@@ -102,7 +110,9 @@ def timed(ms):
 
 def deadly(point, N):
     """What lets this process die when it comes to the point for the Nth time."""
-    after, name = point.startswith("-"), point.removeprefix("-")
+    after, name, end = point.startswith("-"), point.lstrip("-~"), die
+    if point.startswith("~"):
+        end, survive.LIMIT_S = stop, LIMIT_S
     if name == "barrier":
         return mock.patch.object(Deadly, "after" if after else "before", Deadly.calls + N)
     if name == "time":
@@ -112,7 +122,7 @@ def deadly(point, N):
     *classes, attribute = path.split(".")
     for part in classes:
         owner = getattr(owner, part)
-    return mock.patch.object(owner, attribute, counted(getattr(owner, attribute), N, after))
+    return mock.patch.object(owner, attribute, counted(getattr(owner, attribute), N, after, end))
 
 
 def world():

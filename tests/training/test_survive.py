@@ -16,6 +16,7 @@ from drive import command_lines
 from mpi import SUPPORT, call, run
 from mpi4py import MPI
 
+from localavg.errors import UserError
 from localavg.files.mirror import Mirror
 from localavg.files.record import load
 from localavg.learner.optim import Momentum
@@ -25,7 +26,9 @@ from localavg.parallel.transport.shared import SharedMemory
 from localavg.problems.logistic import Logistic
 from localavg.problems.network import Network
 from localavg.training.averaging import Averaging
+from localavg.training.ending import Interrupted
 from localavg.training.evaluate import Evaluator
+from localavg.training.keeper import Keeper
 from localavg.training.kept import Kept
 from localavg.training.monitor import Monitor
 
@@ -243,6 +246,56 @@ def test_the_ranks_that_live_go_on_to_the_same_bits(ranks, whole, tmp_path, hook
     )
 
 
+def test_a_recovery_that_stands_still_ends_the_job_to_be_resumed(whole, tmp_path, hooks):
+    """Rank 1 dies, and rank 0 does not come back from building the smaller run."""
+    done, statuses = launched(3, [Hit("mavg", "gradient@1:50,~build@0:1", 2)], tmp_path, 60)
+    assert (done.returncode, statuses) == (75, [])
+    assert "could not go on without the lost ranks within 3 s" in done.stderr
+    assert command_lines(MPI.COMM_WORLD, [words(LINES["mavg"], tmp_path / "0.h5", "--resume")]) == [
+        0
+    ]
+    found = load(tmp_path / "0.h5")
+    check(found, whole("mavg"), "mavg")
+    assert found.provenance["resumes"] == 1
+
+
+@pytest.mark.parametrize("resumed", [False, True], ids=["no file", "no average"])
+def test_what_nobody_can_go_on_from_ends_the_job_with_its_reason(resumed, tmp_path, hooks, capsys):
+    """A run file that is not there any more; a run that was resumed and has not averaged yet."""
+    line = words(LINES["oneshot"], tmp_path / "run.h5", *SURVIVING)
+
+    class GaveUp(Exception):
+        pass
+
+    def give_up(world, why, shared=False):
+        raise GaveUp(why)
+
+    def lost(self, path):
+        raise UserError(f"{path} is gone")
+
+    take_over = Mirror.take_over if resumed else lost
+    if resumed:
+        with mock.patch.object(Keeper, "visit", stop_at_20), mock.patch.object(survive, "check"):
+            assert command_lines(
+                MPI.COMM_WORLD, [words(LINES["oneshot"], tmp_path / "run.h5")]
+            ) == [75]
+        line.append("--resume")
+    with (
+        failing(Logistic, "gradient_", 50),
+        mock.patch.object(Mirror, "take_over", take_over),
+        mock.patch.object(survive, "give_up", give_up),
+        pytest.raises(GaveUp, match="no average of everyone" if resumed else "run.h5 is gone"),
+    ):
+        command_lines(MPI.COMM_WORLD, [line])
+
+
+def stop_at_20(keeper, t):
+    keeper.due = t + 1
+    if t == 20:
+        keeper.save(t)
+        raise Interrupted("stopped")
+
+
 # ------------------------------------------------------------------------------- at any point
 
 POINTS = {  # by name, the highest number of the call
@@ -255,6 +308,7 @@ POINTS = {  # by name, the highest number of the call
     **dict.fromkeys(("finish", "-finish", "agree", "-agree"), 1),
     "time": 400,
 }
+LAST = ("-agree", "time")  # perhaps after the run, and the next one starts with all ranks alive
 RECOVERY = ("build", "restore", "take over")
 
 
@@ -271,6 +325,8 @@ def drawn(seed):
         if point.removeprefix("-") in RECOVERY or rng.random() < 0.3:  # with another one
             kills.append(f"gradient@{rng.choice(mortal)}:{rng.randint(1, 60)}")
         hits.append(Hit(rng.choice(names), ",".join(kills), 0))
+        if point in LAST:
+            break
     return ranks, hits
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localavg.cli import Commands, print_table, rank
+from localavg.parallel import losing
 from localavg.parallel.probe import counted, find_gpus, probe
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def _doctor(args: argparse.Namespace) -> int:
 
     gpus, why = find_gpus()
     found = probe(gpus, why, args.fresh) if rank() == 0 else None
+    survives = losing.tried() if rank() == 0 else None
     if not MPI.Is_initialized():
         MPI.Init_thread()
     from localavg.cli.doctor.advice import ADVICE, wrong_numbers
@@ -72,7 +74,7 @@ def _doctor(args: argparse.Namespace) -> int:
     from localavg.parallel.fleet import Fleet
 
     fleet = Fleet(MPI.COMM_WORLD, args.learners, args.ranks_per_node)
-    facts = gather(fleet, args.transport, gpus, why, found)
+    facts = gather(fleet, args.transport, gpus, why, found, survives)
     warnings = [advice for check in ADVICE for advice in check(facts)]
     failures = wrong_numbers(facts)
     if fleet.rank == 0:
@@ -127,6 +129,7 @@ def _rows(f: Facts) -> list[tuple[str, str]]:
         ("Allreduce", _exact(f.allreduce_wrong)),
         ("mean", _exact(f.mean_wrong)),
         ("averages overlap", _overlap(f)),
+        ("a rank that dies", _survives(f)),
         ("transport", f"{f.transport}: {f.transport_why}"),
     ]
 
@@ -141,6 +144,15 @@ def _overlap(f: Facts) -> str:
         return f"yes: {found};\nset --delay to the number of updates that an average lasts"
     near = ": inside a node it lasts little longer than its copies" if f.nodes == 1 else ""
     return f"hardly: {found}{near};\nleave --delay out, and raise K"
+
+
+def _survives(f: Facts) -> str:
+    """Write whether the other ranks can go on, and what to set."""
+    if f.survives:
+        use = "add --on-failure continue, and launch by mpirun --with-ft ulfm"
+        return f"the others can go on: {f.survives_why};\n{use}"
+    known = "unknown: " if f.survives is None else "the others cannot go on: "
+    return f"{known}{f.survives_why}"
 
 
 def _device_memory(f: Facts) -> str:

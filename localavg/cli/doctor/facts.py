@@ -53,6 +53,8 @@ class Facts:
     # (computing); None: averages cannot be delayed here, or there is one rank
     hidden: dict[str, float] | None = None
     hidden_why: str = "not tried"  # why they are not known
+    survives: bool | None = None  # whether ranks go on when one dies; None: not tried
+    survives_why: str = "not tried"  # how that was found
 
     def machines(self) -> list[list[Rank]]:
         """Return the ranks of each host."""

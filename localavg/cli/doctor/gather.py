@@ -36,12 +36,19 @@ LEVELS = {
 }
 
 
-def gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) -> Facts:
+def gather(
+    fleet: Fleet,
+    name: str,
+    gpus: Gpus,
+    why: str,
+    found: Probe | None,
+    survives: tuple[bool | None, str] | None = None,
+) -> Facts:
     """Gather the facts, the same on every rank. Collective.
 
-    name: the transport that was asked for. gpus, why, found: what `find_gpus` returned, and on
-    rank 0 `probe`, before MPI started. Raises UserError on every rank if a transport that was asked
-    for by name cannot be used.
+    name: the transport that was asked for. gpus, why, found, survives: what `find_gpus` returned,
+    and on rank 0 `probe` and `losing.tried`, before MPI started. Raises UserError on every rank if
+    a transport that was asked for by name cannot be used.
     """
     learner_bytes = 4 * MATRICES * RESNET_50
     ours = transport.choose(name, fleet, (), learner_bytes)
@@ -49,6 +56,7 @@ def gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) -
     link = link_bytes_per_s(fleet)
     allreduce_wrong, mean_wrong = _wrong(fleet, ours)
     hidden, hidden_why = _hidden(fleet, ours)
+    lives, lives_why = fleet.world.bcast(survives or (None, "not tried"))
     library = MPI.Get_library_version().splitlines()[0].split(",")[0].strip("\0")
     return Facts(
         mpi=" ".join(library.split()),
@@ -67,6 +75,8 @@ def gather(fleet: Fleet, name: str, gpus: Gpus, why: str, found: Probe | None) -
         mean_wrong=mean_wrong,
         hidden=hidden,
         hidden_why=hidden_why,
+        survives=lives,
+        survives_why=lives_why,
     )
 
 
