@@ -221,6 +221,8 @@ def filled_in(options: Settings) -> Settings:
         made |= zip(names, effective(*map(options.get, names)), strict=True)
     if wires.of(made.get("wire")) is None and "wire" in made:
         made["wire"] = None
+    if made.get("fragments") == 1:
+        made["fragments"] = None
     plain = made.get("outer") is None and made.get("outer_lr") is None
     if (delay := delays.of(options, plain, shortest=None)) is not None:
         made |= {"merge": delay.merge, "pull": delay.pull if delay.merge == "lerp" else None}

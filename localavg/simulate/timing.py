@@ -140,6 +140,7 @@ def _measured(run: record.Run) -> tuple[float, float, tuple[float, float, float]
     # these average something else than the d floats of everyone
     alone = alone and c.get("participants") in (None, R)  # everyone works all the time
     elsewhere = c.get("algorithm") in ("qsgd", "hieravg", "gossip")
+    elsewhere = elsewhere or c.get("wire") is not None or (c.get("fragments") or 1) > 1
     others = elsewhere or is_averaged(c.get("state", "keep"))
     t = run.averages.t
     within = (t > train.t.min()) & (t <= train.t.max())  # without the warm-up before the first row

@@ -214,6 +214,8 @@ def test_predictions_from_a_run(tmp_path):
         ({"algorithm": "postlocal", "switch": 0.5}, "postlocal"),
         ({"algorithm": "kavg", "outer": "adam"}, "kavg --outer adam"),
         ({"algorithm": "hieravg", "switch": 2.0}, "hieravg --switch"),
+        ({"algorithm": "kavg", "wire": "int8", "fragments": 2}, "kavg --wire int8 --fragments 2"),
+        ({"algorithm": "kavg", "delay": 3, "wire": None}, "kavg --delay 3"),
         ({"algorithm": "mavg", "outer": "momentum"}, ""),
         *(({"algorithm": name, "outer": None, "switch": None}, "") for name in command.BOUNDED),
     ],

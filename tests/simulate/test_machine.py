@@ -248,6 +248,8 @@ REFUSED = {
     "no row of train": {"rows": 0},
     "compressed gradients": {"config": {"algorithm": "qsgd"}},
     "averages of clusters": {"config": {"algorithm": "hieravg"}},
+    "averages in code": {"config": {"wire": "int8"}},
+    "averages of pieces": {"config": {"fragments": 2}},
     "averages of the state too": {"config": {"state": "average"}},
 }
 

@@ -218,6 +218,8 @@ def _print_unbounded(run: Run) -> None:
     name, outer = run.config["algorithm"], run.config.get("outer")
     own = [f"--outer {outer}"] if outer and name != "mavg" else []
     own += ["--switch"] if run.config.get("switch") and name != "postlocal" else []
+    late = (option for option in ("delay", "wire", "fragments") if run.config.get(option))
+    own += [f"--{option} {run.config[option]}" for option in late]
     if name not in BOUNDED or own:
         how = " ".join([name, *own])
         print(f"{run.path}: no bound of {how} here; what is predicted is of the papers' algorithms")
