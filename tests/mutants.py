@@ -2292,6 +2292,20 @@ MUTANTS = [
         f"{TESTS['schedules']}::test_learners_that_do_not_form_the_hierarchy_are_refused",
     ),
     Mutant(
+        "a replay begins delayed averages where they ended",
+        TRAINING["replay"],
+        "rows.begun - t0",
+        "rows.t - t0",
+        f"{TESTS['adacomm']}::test_a_replay_has_the_bits_of_the_run",
+    ),
+    Mutant(
+        "links that connect nobody are taken",
+        ALGORITHMS["matchings"],
+        "LEAST * connectivity",
+        "-LEAST * connectivity",
+        f"{TESTS['graphs']}::test_links_that_connect_nobody_are_refused",
+    ),
+    Mutant(
         "a restart of attach begins with the first round",
         "localavg/attaching/saved.py",
         'x.numpy() for name, x in state.get("averaging", {}).items()}',

@@ -115,7 +115,7 @@ class LossAndStep(Schedule):
         block = f"{self.updates} updates" if self.updates else f"{self.seconds:g} s"
         return (
             f"no average came after the first block of {block}, so the period was {self.tau0} all "
-            "along; lower `block`, or train for longer"
+            "along; take a shorter block, or train for longer"
         )
 
     def after(self, t: int) -> Scope:

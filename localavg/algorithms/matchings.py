@@ -30,6 +30,8 @@ BASES = ("ring", "torus", "complete")
 PROBABILITIES = ("optimal", "equal")
 MOST_CUTS, CLOSE = 500, 1e-7
 """linear programs in the search of p, and the distance to the largest λ₂ at which it ends"""
+LEAST = 1e-6
+"""the smallest λ₂ of a budget, as a part of that of all links"""
 KEPT = 64
 """matrices of combinations of matchings that are kept"""
 
@@ -108,15 +110,19 @@ def contraction(Ls: np.ndarray, p: np.ndarray, alpha: float) -> float:
     return float(np.linalg.eigvalsh(second - 1 / P)[-1])  # all of its eigenvalues are ≥ 0
 
 
+def connectivity(Ls: np.ndarray, p: np.ndarray) -> float:
+    """Return λ₂ of Σ_i p_i L_i, 0 where the links that are on at times connect not everyone."""
+    return float(np.linalg.eigvalsh(np.tensordot(p, Ls, 1))[1])
+
+
 def best_alpha(Ls: np.ndarray, p: np.ndarray) -> float:
     """Return the α that minimises ρ, which is convex in α."""
     from scipy.optimize import minimize_scalar
 
     # ρ ≥ 1 beyond 2/λ₂: there 1 − 2αλ₂ + α²λ₂² ≥ 1
-    lambda_2 = np.linalg.eigvalsh(np.tensordot(p, Ls, 1))[1]
     found = minimize_scalar(
         lambda a: contraction(Ls, p, float(a)),
-        bounds=(0.0, 2 / lambda_2),
+        bounds=(0.0, 2 / connectivity(Ls, p)),
         method="bounded",
         options={"xatol": 1e-10},
     )
@@ -145,6 +151,8 @@ class Matchings:
         p = np.full(len(Ls), self.budget)
         if self.probabilities == "optimal" and self.budget < 1 and len(Ls) > 1:
             p = optimal(Ls, len(Ls) * self.budget).round(3)  # digits on which all machines agree
+        if len(Ls) and not connectivity(Ls, p) > LEAST * connectivity(Ls, np.ones(len(Ls))):
+            raise bad("budget", self.budget, "so few links gossip that nothing spreads; use more")
         alpha = round(best_alpha(Ls, p), 6) if len(Ls) else 0.0
         for name, value in (("Ls", Ls), ("p", p), ("alpha", alpha)):
             object.__setattr__(self, name, value)

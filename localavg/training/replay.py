@@ -47,6 +47,5 @@ def replayed(algorithm: Algorithm, c: TrainConfig, T: int, prints: bool) -> Algo
         print(f"localavg: replay {path}: {other}", file=sys.stderr)
     t0 = algorithm.schedule.begins
     rows = earlier.averages[earlier.averages.scope == record.WORLD]
-    began = rows.t.where(rows.begun == 0, rows.begun)  # 0 in files of earlier versions
-    ends = Replayed((began - t0).tolist())
+    ends = Replayed((rows.begun - t0).tolist())  # a delayed one ends after the delay again
     return replace(algorithm, schedule=Switched(ends, t0) if t0 else ends)

@@ -252,13 +252,15 @@ def trained(line, folder, name, status=0):
         "adacomm --tau0 9 --block 10 --switch 2 --outer nesterov",
         "adpsgd --p-init 2 --Ks 8 --warmup 0",
         "adalupa --rule loss --tau0 5",
+        "adacomm --tau0 9 --block 10 --delay 1",
+        "adpsgd --p-init 4 --Ks 12 --warmup 0 --delay 3 --merge lerp --switch 1",
     ],
 )
 def test_a_replay_has_the_bits_of_the_run(line, tmp_path, hooks):
     first = trained(line, tmp_path, "first")
     again = trained(f"{line} --replay {tmp_path}/first.h5", tmp_path, "again")
-    assert first.averages.t.tolist() == again.averages.t.tolist()
-    assert first.averages.period.tolist() == again.averages.period.tolist()
+    for column in ("t", "begun", "period"):
+        assert first.averages[column].tolist() == again.averages[column].tolist()
     assert (first.weights == again.weights).all()
     assert again.averages.variance.isna().all()  # nothing steers it
 
@@ -329,7 +331,7 @@ def test_a_run_shorter_than_its_first_block_says_so():
         Switched(LossAndStep(4, 20), 3),
     ):
         periods(schedule, 12, clock=lambda t: 0.1 * t)
-        assert "the period was 4 all along; lower `block`" in schedule.unsteered
+        assert "the period was 4 all along; take a shorter block" in schedule.unsteered
     steered = LossAndStep(4, 8)
     periods(steered, 12)
     assert steered.unsteered == ""

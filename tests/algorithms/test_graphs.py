@@ -123,6 +123,17 @@ def test_optimal_probabilities_beat_equal_ones_and_keep_the_budget(base, P):
             assert other < connected(best) * 1.002
 
 
+@pytest.mark.parametrize("budget", [1e-9, 1e-300, 4e-4])
+def test_links_that_connect_nobody_are_refused(budget):
+    with pytest.raises(UserError, match=f"`budget = {budget}`: so few links gossip"):
+        Matchings(6, 0, budget=budget)
+    if budget < 1e-8:
+        with pytest.raises(UserError, match=f"`budget = {budget}`"):
+            Matchings(6, 0, budget=budget, probabilities="equal")
+    Matchings(6, 0, budget=0.01)
+    Matchings(64, 0, budget=1e-5, probabilities="equal")
+
+
 def test_matchings_are_on_as_often_as_they_should():
     """Over many gossips and seeds the mean of W is I − αL̄, and of WᵀW what α minimises."""
     m = Matchings(7, 3, budget=0.4)
