@@ -27,13 +27,14 @@ def saved(
     def copied(state: Settings) -> dict[str, torch.Tensor]:
         return {name: torch.tensor(on_host(x)) for name, x in state.items()}
 
+    on_its_way = averaging.state_dict()  # waits for a delayed mean, with which the average steps
     return {
         "algorithm": _parts(algorithm),
         "d": flat.size,
         "transport": transport,
         "schedule": algorithm.schedule.state_dict(),
         "combine": copied(algorithm.average.state_dict()),
-        "averaging": copied(averaging.state_dict()),
+        "averaging": copied(on_its_way),
         "master": {name: x.to("cpu", copy=True) for name, x in flat.masters().items()},
     }
 
