@@ -1191,8 +1191,8 @@ MUTANTS = [
     Mutant(
         "a replay of delayed averages begins them where they were merged",
         "localavg/training/replay.py",
-        "rows.t.where(rows.begun == 0, rows.begun)",
-        "rows.t",
+        "rows.begun - t0",
+        "rows.t - t0",
         "tests/algorithms/test_auto.py::test_a_replay_has_the_bits_of_the_run",
     ),
     Mutant(
@@ -2290,13 +2290,6 @@ MUTANTS = [
         "if levels and S == P:",
         "if levels and S > P:",
         f"{TESTS['schedules']}::test_learners_that_do_not_form_the_hierarchy_are_refused",
-    ),
-    Mutant(
-        "a replay begins delayed averages where they ended",
-        TRAINING["replay"],
-        "rows.begun - t0",
-        "rows.t - t0",
-        f"{TESTS['adacomm']}::test_a_replay_has_the_bits_of_the_run",
     ),
     Mutant(
         "links that connect nobody are taken",
