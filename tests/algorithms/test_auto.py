@@ -320,14 +320,9 @@ def on_ranks(world, folder):
     return statuses, found
 
 
-@pytest.fixture(scope="module")
-def launched(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("auto")
-    return folder, call(2, on_ranks, str(folder))
-
-
-def test_ranks_of_different_speeds_choose_alike(launched):
-    folder, found = launched
+def test_ranks_of_different_speeds_choose_alike(tmp_path):
+    """And a replay on several ranks has the bits of the run."""
+    folder, found = tmp_path, call(2, on_ranks, str(tmp_path))
     assert [statuses for statuses, _ in found] == [[0, 0]] * 2
     ranks = [chosen for _, chosen in found]
     assert ranks[0] == ranks[1] and len(ranks[0]) > 4
@@ -338,9 +333,6 @@ def test_ranks_of_different_speeds_choose_alike(launched):
     last = run.periods.iloc[-1]
     assert last.update_s > 2e-3  # that of the slowest rank
     assert last.time_K == max(1, math.ceil(round(last.average_s / (0.05 * last.update_s), 9)))
-
-
-def test_a_replay_on_several_ranks_has_the_bits_of_the_run(launched):
-    first, again = (load(launched[0] / f"{name}.h5") for name in ("trained", "again"))
+    first, again = (load(folder / f"{name}.h5") for name in ("trained", "again"))
     assert (first.weights == again.weights).all()
     assert first.averages.t.tolist() == again.averages.t.tolist()

@@ -153,6 +153,7 @@ def table(heading):
 DIGITS = " --data digits --batch-size 16 --model"
 MISTAKES = [  # of `train` on one rank
     "mavg --K1 4",
+    "qsr --alpha 0.1 --K auto",
     "adpsgd --steps 8 --Ks 0.9" + SMALL,
     "kavg" + DIGITS + " resnet9",
     "kavg" + DIGITS + " vgg",
