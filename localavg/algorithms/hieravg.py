@@ -154,7 +154,9 @@ def _checked(options: Settings) -> list[Level]:
         pairs = []
     if not pairs or isinstance(levels, str) or not isinstance(levels, Sequence):
         raise bad(
-            "levels", repr(levels), "must be pairs (K, S) such as [(4, 2), (16, 8), (64, 64)]"
+            "levels",
+            " ".join(repr(levels).split()),
+            "must be pairs (K, S) such as [(4, 2), (16, 8), (64, 64)]",
         )
     if fault := _fault(pairs):
         raise bad("levels", ",".join(f"{K}:{S}" for K, S in pairs), fault)

@@ -46,6 +46,8 @@ KEPT = (
     not_with("algorithm", *ASYNCHRONOUS, because="which makes no checkpoints"),
     not_with("simulate", True, because="which makes no checkpoints"),
 )
+STATEFUL = tuple(name for name, moments in MOMENTS.items() if moments)
+NO_STATE = "which has no state"
 MODELLED = only_with("simulate", because="whose time is measured")
 
 
@@ -246,13 +248,8 @@ class TrainConfig:
         "(for fedavg the default is reset)",
         SYNCHRONOUS,
         not_with("algorithm", *UNAVERAGED, lenient=True, because="which averages no weights"),
-        only_with(
-            "optimizer",
-            *(name for name, moments in MOMENTS.items() if moments),
-            or_algorithm="fedavg",
-            lenient=True,
-            because="which has no state",
-        ),
+        only_with("optimizer", *STATEFUL, or_algorithm="fedavg", lenient=True, because=NO_STATE),
+        only_with("optimizer", *STATEFUL, value="average", because=NO_STATE),
         group="training",
         valid=valid_state,
         metavar="POLICY",

@@ -304,6 +304,7 @@ NO_HIERARCHY = [  # levels, and what is said
     ("4:2,8:P", "must be pairs"),
     (5, "must be pairs"),
     ([(4, 2, 1)], "must be pairs"),
+    (np.array([[4, 2], [8, 8]]), "must be pairs"),
     ([(0, 2), (8, 8)], "--levels 0:2,8:8: each K must be a whole number of at least 1"),
     ([(4.0, 2), (8, 8)], "each K must be"),
     ([(True, 2), (8, 8)], "each K must be"),

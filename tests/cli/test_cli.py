@@ -472,6 +472,12 @@ def test_a_policy_of_the_state_means_nothing_where_no_weights_are_averaged(name)
     TrainConfig(algorithm=name, optimizer="momentum", state="keep")
 
 
+def test_fedavg_takes_its_own_policy_without_a_state_and_no_average_of_it():
+    TrainConfig(algorithm="fedavg", state="reset")
+    with pytest.raises(UserError, match="`state = average` means nothing to `optimizer = sgd`"):
+        TrainConfig(algorithm="fedavg", state="average")
+
+
 def test_the_rows_that_average_no_weights_are_known():
     needed = {"qsr": {"alpha": 0.2}, "postlocal": {"switch": 0.5}}
     finals = {
