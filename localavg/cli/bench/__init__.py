@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 
 CIFAR10 = 32  # height and width of its images, in pixels
 
+WAYS = ("sleeping", "computing")
+"""what an update of `bench delay` does: sleep, as while a GPU works, or multiply on the CPU"""
 Row: TypeAlias = dict[str, Any]  # of a benchmark's table: numbers and words
 
 

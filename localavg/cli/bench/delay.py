@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from localavg.cli import Commands, above_0, at_least_1
+from localavg.cli.bench import WAYS
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -48,6 +49,14 @@ def add(whats: Commands) -> argparse.ArgumentParser:
         help="average as these algorithms do (default: kavg mavg diloco)",
     )
     s.add_argument(
+        "--updates",
+        nargs="+",
+        choices=WAYS,
+        default=list(WAYS),
+        metavar="WAY",
+        help=f"let updates do this (default: {' '.join(WAYS)})",
+    )
+    s.add_argument(
         "--length",
         type=above_0,
         default=1.0,
@@ -69,5 +78,5 @@ def rows(args: argparse.Namespace, world: MPI.Intracomm) -> list[Row]:
     from localavg.parallel.fleet import Fleet
 
     fleet = Fleet(world, None, args.ranks_per_node)
-    how = args.sizes, args.algorithms, args.K, args.rounds, args.repeats, args.length
-    return bench_hiding(fleet, *how)
+    how = args.sizes, args.algorithms, args.updates, args.K, args.rounds, args.repeats
+    return bench_hiding(fleet, *how, args.length)

@@ -13,7 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg.algorithms import ALGORITHMS
-from localavg.cli.bench import Row, medians, seconds
+from localavg.cli.bench import WAYS, Row, medians, seconds
 from localavg.interfaces import Array, Transport
 from localavg.learner.flat import Flat
 from localavg.parallel.fleet import Fleet
@@ -22,8 +22,6 @@ from localavg.parallel.transport.mpi import HostMPI
 from localavg.training.averaging import Averaging
 from localavg.training.delayed import Delayed
 
-WAYS = ("sleeping", "computing")
-"""what an update does: sleep, as a rank does while its GPU works, or multiply on the CPU"""
 ROWS = 128  # of the matrices that an update multiplies
 ALONE = 5  # averages that are timed without updates
 
@@ -132,6 +130,7 @@ def bench_hiding(
     fleet: Fleet,
     sizes: Sequence[int],
     algorithms: Sequence[str],
+    ways: Sequence[str],
     K: int,
     rounds: int,
     repeats: int,
@@ -148,19 +147,19 @@ def bench_hiding(
             ours = choose("auto", fleet, (), 4 * n * 4)
             background = in_background(ours, fleet)
             alone_s = average_s(fleet, ours, n, name)
-            for way in WAYS:
+            for way in ways:
                 update = updates(fleet, way, length * alone_s / K)
                 at_once = Rounds(fleet, ours, n, name, K)
                 delayed = Rounds(fleet, ours, n, name, K, background)
                 spent = {"never": 0.0, "delayed": 0.0}
-                ways: dict[str, Callable[[], float]] = {
+                timed: dict[str, Callable[[], float]] = {
                     "never": _spending(spent, "never", partial(never_s, fleet, rounds, K, update)),
                     "at_once": partial(at_once.seconds, rounds, update),
                     "delayed": _spending(
                         spent, "delayed", partial(delayed.seconds, rounds, update)
                     ),
                 }
-                found = medians(ways, repeats)
+                found = medians(timed, repeats)
                 turns = repeats + 1  # the first is not timed, and counts here
                 own = spent["delayed"] / (rounds + 1) - spent["never"] / rounds
                 cpu_s = fleet.world.allreduce(own) / turns / _cores(fleet)
