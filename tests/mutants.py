@@ -407,7 +407,7 @@ MUTANTS = [
     Mutant(
         "a delayed mean is of the weights themselves",
         TRAINING["flights"],
-        "        self.z[...] = w\n",
+        "        self.z[:, columns] = w[:, columns]\n",
         "        self.z = w\n",
         MERGED,
     ),
@@ -1413,8 +1413,8 @@ MUTANTS = [
     Mutant(
         "parameters of a smaller type do not get the average",
         "localavg/attaching/averager.py",
-        "        self.flat.store_()\n        self._agreement.leave()\n        self.variance = S\n",
-        "        self._agreement.leave()\n        self.variance = S\n",
+        "        self.flat.store_()\n        self._agreement.leave()\n        self.variance, self._began",
+        "        self._agreement.leave()\n        self.variance, self._began",
         f"{SMALLER}[1-bf16-mavg]",
     ),
     Mutant(
@@ -1701,10 +1701,10 @@ MUTANTS = [
         """        self.transport.settle()
         self.clock.met()
 
-    def begin""",
+    def pace""",
         """        self.clock.met()
 
-    def begin""",
+    def pace""",
         f"{TESTS['monitor']}::test_queued_work_is_waited_for_before_its_time_is_taken",
     ),
     Mutant(
@@ -1876,8 +1876,8 @@ MUTANTS = [
     Mutant(
         "losses are those of the last replay",
         PROBLEMS["engines/graph"],
-        "list(self._losses.clone())",
-        "list(self._losses)",
+        "[self._losses.clone()]",
+        "[self._losses]",
         f"{TESTS['graph']}::test_losses_that_are_kept_do_not_change_with_later_replays",
     ),
     Mutant(
