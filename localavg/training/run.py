@@ -109,7 +109,7 @@ def watched(
     payload = Payload(e.algorithm, carrier, e.flat, e.optimizer, c.statistics == "average")
     rows: Record | Modelled | None = file
     ahead = None
-    if file is not None and e.timing:
+    if e.timing:
         clock = Synchronous(
             e.timing,
             fleet.P,
@@ -117,9 +117,10 @@ def watched(
             averages(e.timing, fleet.P, payload.nbytes, e.algorithm.clusters),
             deepcopy(e.algorithm.participants),
         )
-        rows = Modelled(file, clock, e.algorithm.average.matrix, payload.nbytes)
         if e.algorithm.schedule.needs in ("losses", "pace"):
-            ahead = deepcopy(clock)
+            ahead = deepcopy(clock)  # alike on all ranks
+        if file is not None:
+            rows = Modelled(file, clock, e.algorithm.average.matrix, payload.nbytes)
     evaluator = Evaluator(
         e.problem, fleet.world, by_learner(fleet), examples=c.eval_examples, grad_norm=c.grad_norm
     )

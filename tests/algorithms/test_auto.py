@@ -257,10 +257,12 @@ def trained(line, folder, name, status=0):
     return load(folder / f"{name}.h5") if status == 0 else None
 
 
+LINK = "--simulate --step-s 0.05 --step-cv 0 --latency-s 0 --bandwidth-bytes-per-s 1e3"
+
+
 def test_modelled_time_chooses_the_period_of_the_rule(tmp_path, hooks):
     """20 bytes in 20 ms, 6/4 of it for 4 learners, and updates of 50 ms: K = ⌈30/2.5⌉ = 12."""
-    link = "--simulate --step-s 0.05 --step-cv 0 --latency-s 0 --bandwidth-bytes-per-s 1e3"
-    run = trained(f"mavg --K auto {link}", tmp_path, "run")
+    run = trained(f"mavg --K auto {LINK}", tmp_path, "run")
     assert run.averages.t.tolist() == [4, 8, 12, 16, *range(28, 90, 12), 90]
     assert run.periods.t.tolist() == run.averages.t.tolist() and run.config["K"] == "auto"
     assert run.periods.reason.tolist() == ["start"] * 3 + ["time"] * (len(run.periods) - 3)
@@ -315,15 +317,16 @@ def on_ranks(world, folder):
     lines = [
         f"train kavg --K auto {LINE} --out {folder}/trained.h5".split(),
         f"train kavg --K auto {LINE} --replay {folder}/trained.h5 --out {folder}/again.h5".split(),
+        f"train mavg --K auto {LINK} {LINE} --out {folder}/modelled.h5".split(),
     ]
     statuses = command_lines(world, lines)
     return statuses, found
 
 
 def test_ranks_of_different_speeds_choose_alike(tmp_path):
-    """And a replay on several ranks has the bits of the run."""
+    """A replay on several ranks has the bits of the run, and modelled time is alike on them too."""
     folder, found = tmp_path, call(2, on_ranks, str(tmp_path))
-    assert [statuses for statuses, _ in found] == [[0, 0]] * 2
+    assert [statuses for statuses, _ in found] == [[0, 0, 0]] * 2
     ranks = [chosen for _, chosen in found]
     assert ranks[0] == ranks[1] and len(ranks[0]) > 4
     run = load(folder / "attached.h5")
@@ -336,3 +339,5 @@ def test_ranks_of_different_speeds_choose_alike(tmp_path):
     first, again = (load(folder / f"{name}.h5") for name in ("trained", "again"))
     assert (first.weights == again.weights).all()
     assert first.averages.t.tolist() == again.averages.t.tolist()
+    modelled = load(folder / "modelled.h5")
+    assert modelled.averages.t.tolist() == [4, 8, 12, 16, *range(28, 90, 12), 90]

@@ -23,6 +23,7 @@ SHARED = {
     "claims",
     "theory",
     "bench_average",
+    "plan",
     "report",
 }
 FIGURES = runpy.run_path(str(ANALYSIS / "__main__.py"), run_name="table")["FIGURES"]
@@ -38,7 +39,8 @@ T = 40
 def rows_of(config):
     """The tables of a made-up run with these settings, lists of rows by group."""
     algorithm, P, seed = config["algorithm"], config["learners"] or 1, config["seed"]
-    K = config.get("K") or config.get("K2") or {"sync": 1, "qsgd": 1, "sgd": T}.get(algorithm, 5)
+    asked = None if config.get("K") == "auto" else config.get("K")
+    K = asked or config.get("K2") or {"sync": 1, "qsgd": 1, "sgd": T}.get(algorithm, 5)
     ends = [*range(K, T, K), T]
     split = {
         "compute_s": 0.01,
