@@ -2173,7 +2173,7 @@ MUTANTS = [
         "survivors keep the rows that they make again",
         "localavg/files/mirror.py",
         "            del new[max(0, stay[group] - self.rows[group]) :]\n",
-        "",
+        "            del new[len(new) :]\n",
         f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
     ),
     Mutant(
