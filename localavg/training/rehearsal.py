@@ -21,7 +21,8 @@ def rehearse(e: Experiment) -> None:
     """
     if e.device.name == "cpu":
         return
-    L, n = e.fleet.L, COLUMNS
+    # a mean takes four columns at a time where their number is a multiple of 4
+    L, n = e.fleet.L, COLUMNS + e.flat.d_trained % 4
     shape = L, n + COLUMNS * (e.flat.d > e.flat.d_trained)
     w, g = e.transport.zeros(shape), e.transport.zeros(shape)
     optimizer, average = copy.copy(e.optimizer), copy.deepcopy(e.algorithm.average)

@@ -27,12 +27,13 @@ CASES = {
     "adpsgd": ({"p_init": 2, "Ks": 4}, {"optimizer": "adam", "state": "reset"}),
     "gossip": ({"K": 2}, {"optimizer": "momentum", "state": "average"}),
     "sync": ({}, {}),
+    "fours": ({"K": 2}, {"data": "epsilon-like:60x8"}),
 }
 
 
 def built(name):
     options, more = CASES[name]
-    algorithm = "kavg" if name == "one learner" else name
+    algorithm = "kavg" if name in ("one learner", "fours") else name
     given = {"learners": 4, "steps": 6, "batch_size": 4, "data": "epsilon-like:60x5", **more}
     c = TrainConfig(algorithm=algorithm, options=options, device="cuda", **given)
     kernels.kernel.cache_clear()
