@@ -29,6 +29,8 @@ NAMES = {  # in the order of the legend, and of the table
     "fragments delay wire": "in pieces, delayed, int8",
     "auto": "K chosen",
 }
+LEVEL = 0.6
+"""the training loss to which time is measured: half way of the runs at laptop scale"""
 GBIT = 1.25e8
 """bytes a second of a link of 1 Gbit/s"""
 
@@ -102,7 +104,7 @@ def table(lines: dict[Hashable, list[Run]], level: float) -> tuple[tuple[str, ..
 
 
 def main() -> None:
-    args = results.arguments(__doc__, numbers={"level": quantities.LEVEL})
+    args = results.arguments(__doc__, numbers={"level": LEVEL})
     groups = results.gather(args.folder, line, expected=NAMES, over=["bandwidth_bytes_per_s"])
     for i, (problem, lines) in enumerate(groups.items()):
         caption = (
