@@ -2292,6 +2292,13 @@ MUTANTS = [
         f"{TESTS['schedules']}::test_learners_that_do_not_form_the_hierarchy_are_refused",
     ),
     Mutant(
+        "classes that nobody has are not told",
+        "localavg/training/header.py",
+        "if held < classes:",
+        "if held > classes:",
+        f"{TESTS['silence']}::test_classes_that_no_learner_has_are_counted",
+    ),
+    Mutant(
         "links that connect nobody are taken",
         ALGORITHMS["matchings"],
         "LEAST * connectivity",

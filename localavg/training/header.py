@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import asdict
 from typing import Protocol
 
+import numpy as np
 from mpi4py import MPI
 
 from localavg.files.record import Record
@@ -76,10 +78,22 @@ def redraws(task: Task) -> dict[str, object]:
 
 
 def write_holdings(file: Record, task: Task) -> None:
-    """Write how many rows of each class a learner has, if it got its rows by class."""
-    if isinstance(task.sampler, ByClass):
-        for learner, label, rows in task.sampler.counts():
-            file.append("holdings", learner=learner, label=label, rows=rows)
+    """Write how many rows of each class a learner has, if it got its rows by class.
+
+    Print how many classes nobody has.
+    """
+    if not isinstance(task.sampler, ByClass):
+        return
+    counts = task.sampler.counts()
+    for learner, label, rows in counts:
+        file.append("holdings", learner=learner, label=label, rows=rows)
+    classes, held = len(np.unique(task.sampler.y)), len({label for _, label, _ in counts})
+    if held < classes:
+        print(
+            f"localavg: --sampling {task.config.sampling} with {task.length.P} learners: nobody "
+            f"has rows of {classes - held} of the {classes} classes, which are not trained on",
+            file=sys.stderr,
+        )
 
 
 def hosts(fleet: Fleet, carrier: Carrier) -> dict[str, object]:

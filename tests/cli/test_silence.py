@@ -8,6 +8,7 @@ import sys
 import tomllib
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mpi import ROOT, alone
 
@@ -18,7 +19,8 @@ from localavg.cli import DEPENDENCIES, missing
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files.record import Record
-from localavg.training import build, run
+from localavg.learner import sampling
+from localavg.training import build, header, run
 
 THEORY = "theory --F1-minus-Fstar 1 --L 1 --M 1 --gamma 0.1 --batch-size 4 --steps 1000"
 
@@ -266,6 +268,23 @@ def test_a_run_of_one_learner_prints_it_once(tmp_path):
     assert "default data" not in done.stderr
     done = alone(*words.replace("run", "two").split(), "--learners", "2", cwd=tmp_path)
     assert done.stderr.count("with K = 16: there is one average of all learners") == 1
+
+
+# Classes that nobody has
+
+
+@pytest.mark.parametrize(("P", "C", "missing"), [(3, 1, 2), (3, 2, 0), (5, 1, 0)])
+def test_classes_that_no_learner_has_are_counted(capsys, P, C, missing):
+    y = np.repeat(np.arange(5), 20)
+    sampler = sampling.make(f"labels:{C}", 100, P, 4, 1, y)
+    config, rows = SimpleNamespace(sampling=f"labels:{C}"), []
+    task = SimpleNamespace(sampler=sampler, config=config, length=SimpleNamespace(P=P))
+    header.write_holdings(SimpleNamespace(append=lambda _, **row: rows.append(row)), task)
+    held = {row["label"] for row in rows}
+    assert len(held) == 5 - missing
+    told = f"--sampling labels:{C} with {P} learners: nobody has rows of {missing} of the 5 classes"
+    err = capsys.readouterr().err
+    assert (told in err and err.count("\n") == 1) if missing else err == ""
 
 
 # Data that nobody named
