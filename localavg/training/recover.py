@@ -43,7 +43,8 @@ class Attempt:
 
     start: where it starts; its file is a mirror. resumed: whether the run began with a checkpoint.
     began_s: the time when it began, by the clock `perf_counter`. repeated, seconds: the updates to
-    make again after all losses, and the time that they cost.
+    make again after all losses, and the time that they cost. old: the runs before on several nodes:
+    a message that failed may still read their rows.
     """
 
     e: Experiment
@@ -56,6 +57,7 @@ class Attempt:
     losses: int = 0
     repeated: int = 0
     seconds: float = 0.0
+    old: tuple[Experiment, ...] = ()
 
     @property
     def t(self) -> int:
@@ -188,6 +190,7 @@ def _again(
         losses=a.losses + 1,
         repeated=a.repeated + repeated,
         seconds=a.seconds + lost_s,
+        old=(*a.old, e) if e.fleet.nodes > 1 else a.old,
     )
 
 

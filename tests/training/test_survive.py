@@ -87,10 +87,10 @@ def words(line, out, *more):
     return ["train", *line.split(), *COMMON.split(), "--out", str(out), *more]
 
 
-def launched(ranks, hits, folder, timeout=120):
+def launched(ranks, hits, folder, timeout=120, more=()):
     """How a launch ended, and the exit statuses of its runs."""
     request, reply = folder / "request.json", folder / "reply.json"
-    how = (*SURVIVING, "--checkpoint-every", "7")
+    how = (*SURVIVING, "--checkpoint-every", "7", *more)
     runs = [
         [hit.kills, words(LINES[hit.name], folder / f"{i}.h5", *how)] for i, hit in enumerate(hits)
     ]
@@ -114,10 +114,10 @@ def whole(tmp_path_factory):
     return get
 
 
-def check(found, whole, name):
-    """That a run ended as the one on one rank did."""
+def check(found, whole, name, rounded=False):
+    """That a run ended as the one on one rank did, or as it but for rounding."""
     assert found.status == "finished" and "failure" not in found.attrs
-    if name in ROUNDED:
+    if rounded or name in ROUNDED:
         np.testing.assert_allclose(found.weights, whole.weights, rtol=1e-4, atol=1e-6)
     else:
         assert np.array_equal(found.weights, whole.weights), name
@@ -126,7 +126,8 @@ def check(found, whole, name):
         mine, theirs = getattr(found, group), getattr(whole, group)
         assert mine.t.tolist() == theirs.t.tolist()
         column = {"train": "loss", "eval": "train_loss"}[group]
-        np.testing.assert_allclose(mine[column], theirs[column], rtol=1e-4)
+        # of learners whose node died the losses since the last row are not known
+        np.testing.assert_allclose(mine[column], theirs[column], rtol=1e-2 if rounded else 1e-4)
     columns = ["t", "scope", "level", "period"]
     assert found.averages[columns].equals(whole.averages[columns])
 
@@ -294,6 +295,18 @@ def stop_at_20(keeper, t):
     if t == 20:
         keeper.save(t)
         raise Interrupted("stopped")
+
+
+@pytest.mark.long
+def test_nodes_go_on_to_the_same_weights(whole, tmp_path, hooks):
+    """Of two nodes a rank dies, while lanes are on their way, and then all ranks of the second."""
+    hits = [Hit("mavg", "lanes@1:3", 3), Hit("hieravg", "gradient@2:20,gradient@3:20", 1)]
+    done, statuses = launched(4, hits, tmp_path, more=("--ranks-per-node", "2"))
+    assert (done.returncode, statuses) == (0, [0, 0]), done.stderr[-4000:]
+    for i, hit in enumerate(hits):
+        found = load(tmp_path / f"{i}.h5")
+        check(found, whole(hit.name), hit.name, rounded=True)
+        assert found.events.ranks_after.iloc[-1] == hit.left
 
 
 # ------------------------------------------------------------------------------- at any point
