@@ -1132,9 +1132,16 @@ MUTANTS = [
     Mutant(
         "auto: the spread does not bound the period",
         "localavg/algorithms/auto.py",
-        "self.K, self.reason = bound.p,",
-        "self.K, self.reason = K,",
+        "self.K = min(bound.p, 2 * self.K)",
+        "self.K = min(K, 2 * self.K)",
         "tests/algorithms/test_auto.py::test_the_spread_bounds_the_period_as_in_adpsgd",
+    ),
+    Mutant(
+        "auto: the period jumps",
+        "localavg/algorithms/auto.py",
+        "self.K = min(bound.p, 2 * self.K)",
+        "self.K = bound.p",
+        "tests/algorithms/test_auto.py::test_the_period_at_most_doubles",
     ),
     Mutant(
         "auto: p grows beyond what the times ask for",

@@ -5,15 +5,17 @@ For the rows with a fixed K, with K = auto:
     K ← 4 for the first rounds; after 3 rounds with known times, at each average of everyone:
         a, c: seconds of an average without waiting, and of an update; medians of the last 5 rounds
         K_time ← ⌈a / (ε c)⌉                             ε = 0.05
-        in the first 16 K_time updates: p ← K_time, and C₂ is sampled    adpsgd Alg. 2, line 14
+        p ← K_time until K has come near it: until K_time < 2K at an average
+        in the 16 K_time updates after that: p ← K_time, C₂ is sampled   adpsgd Alg. 2, line 14
         after them p changes by the test of S against γ C₂, p ≤ K_time   lines 16 to 19
-        K ← min(K_time, p)
+        K ← min(K_time, p, 2K)
 
-So averages take at most ε/(1 + ε) of the time, or as much more as the test of ADPSGD asks for: the
-learners are not to spread further, per γ, than they did at first with K_time. A delayed average
-costs what updates do not hide: a is the time that it holds the learners up. All ranks get the same
-a, c and S, so they choose alike. The times differ from run to run: a run repeats another one by
-`replay`.
+K at most doubles from one average to the next, so that a run on a slow link, whose K_time may be as
+long as the run, does not end with hardly any average. So averages take at most ε/(1 + ε) of the
+time, but for the first ones, or as much more as the test of ADPSGD asks for: the learners are not
+to spread further, per γ, than they did at first with K_time. A delayed average costs what updates
+do not hide: a is the time that it holds the learners up. All ranks get the same a, c and S, so they
+choose alike. The times differ from run to run: a run repeats another one by `replay`.
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ ROUNDS = 3
 """rounds with known times before the first choice"""
 RECENT = 5
 """the last rounds, whose medians count"""
+REASONS = "start", "growth", "time", "variance"
+"""why K is what it is: times are not known; it doubles; what averages cost; the learners' spread"""
 SAMPLED = 16
 """periods in which C₂ is sampled"""
 
@@ -82,7 +86,7 @@ class Auto(Schedule):
         if self.since < 0 and len(self.rounds) < ROUNDS:
             return
         K, bound = time_K(*self.pace), self.bound
-        if self.since < 0:
+        if self.since < 0 or (not bound.n_C and K >= 2 * self.K):
             self.since = t
             bound.K_s = SAMPLED * K
         else:
@@ -90,7 +94,8 @@ class Auto(Schedule):
         if t - self.since <= bound.K_s:
             bound.p = K
         bound.p = min(bound.p, K)
-        self.K, self.reason = bound.p, "variance" if bound.p < K else "time"
+        self.K = min(bound.p, 2 * self.K)
+        self.reason = "variance" if bound.p < K else "time" if self.K == K else "growth"
 
     @property
     def pace(self) -> tuple[float, float]:
@@ -131,7 +136,7 @@ class Auto(Schedule):
         bound, flat = self.bound, [x for pair in self.rounds for x in pair]
         mine = {"K": self.K, "cnt": self.cnt, "since": self.since, "rounds": flat}
         its = {"p": bound.p, "C2": bound.C2, "n_C": bound.n_C, "K_s": bound.K_s}
-        return {**mine, **its, "spread": self.reason == "variance"}
+        return {**mine, **its, "reason": REASONS.index(self.reason)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.K, self.cnt, self.since = (int(state[name]) for name in ("K", "cnt", "since"))
@@ -140,4 +145,4 @@ class Auto(Schedule):
         bound = self.bound
         bound.p, bound.n_C, bound.K_s = (int(state[name]) for name in ("p", "n_C", "K_s"))
         bound.C2 = float(state["C2"])
-        self.reason = "variance" if state["spread"] else "time" if self.since >= 0 else "start"
+        self.reason = REASONS[int(state["reason"])]

@@ -117,7 +117,8 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
         "reason": (
             h5py.string_dtype(),
             "name",
-            "start = times not known yet; time = what averages cost; variance = learners' spread",
+            "start = times not known; growth = at most twice the last one; time = what averages "
+            "cost; variance = learners' spread",
         ),
         "average_s": ("f8", "s", "seconds of an average without waiting, median of some rounds"),
         "update_s": ("f8", "s", "seconds of an update, median of some rounds"),

@@ -51,7 +51,7 @@ def by_the_rule(T, a, c, S, gamma):
             middle = [float(np.median(x)) for x in zip(*times[-5:], strict=True)]
         A, C = (Fraction(x).limit_denominator(10**6) for x in middle)
         by_time = math.ceil(20 * A / C)
-        if begun is None:
+        if begun is None or (not C2 and by_time >= 2 * K):
             begun, sampled, p = t, 16 * by_time, by_time
         elif t - begun <= sampled:
             C2.append(S(t) / gamma(t))
@@ -60,21 +60,28 @@ def by_the_rule(T, a, c, S, gamma):
             p = min(p + 1, by_time)
         elif S(t) > 1.3 * gamma(t) * np.mean(C2):
             p = max(1, min(p - 1, by_time))
-        K = p = min(p, by_time)
+        p = min(p, by_time)
+        K = min(p, 2 * K)
     return np.diff(ends).tolist()
 
 
 def test_the_period_is_that_of_averages_that_take_a_twentieth():
     assert [time_K(a, 2.0) for a in (0, 0.05, 0.1, 0.11, 1.0, 1.01)] == [1, 1, 1, 2, 10, 11]
     assert time_K(0.3, 2.0) == 3  # not 4, by the rounding of a product
-    assert periods(Auto(), 16 + 3 * 10) == [4] * 4 + [10] * 3
+    assert periods(Auto(), 24 + 3 * 10) == [4] * 4 + [8] + [10] * 3
+
+
+def test_the_period_at_most_doubles():
+    schedule = Auto()
+    assert periods(schedule, 200, a=lambda t: 50.0) == [4] * 4 + [8, 16, 32, 64]
+    assert schedule.decision["reason"] == "growth" and schedule.decision["time_K"] == 500
 
 
 def test_the_times_are_medians_of_the_last_five_rounds():
     jump = periods(Auto(), 400, a=lambda t: 1.0 if t < 40 else 2.0)
-    assert jump[:9] == [4] * 4 + [10, 10, 10, 10, 10] and jump[9] == 20
+    assert jump[:9] == [4] * 4 + [8, 10, 10, 10, 10] and jump[9] == 20
     once = periods(Auto(), 400, a=lambda t: 50.0 if t == 12 else 1.0)
-    assert once[:5] == [4] * 4 + [10] and set(once[4:]) == {10}
+    assert once[:5] == [4] * 4 + [8] and set(once[5:]) == {10}
 
 
 def test_times_that_are_not_known_do_not_count():
@@ -91,19 +98,19 @@ def test_times_that_are_not_known_do_not_count():
 def test_the_spread_bounds_the_period_as_in_adpsgd():
     """After 16 periods of 10 with S/γ = 2, S = 2.7 > 1.3 · 2 takes one off, and S = 1 adds one."""
     S = lambda t: 2.0 if t <= 176 else 2.7 if t <= 210 else 2.0 if t <= 230 else 1.0  # noqa: E731
-    found = periods(Auto(), 300, S=S)
-    assert found[4:20] == [10] * 16
-    assert found[20:] == [10, 9, 8, 7, 6, 6, 6, 6, 7, 8, 9, 10, 10, 10, 10]
+    found = periods(Auto(), 308, S=lambda t: S(t - 8))
+    assert found[4:21] == [8] + [10] * 16
+    assert found[21:] == [10, 9, 8, 7, 6, 6, 6, 6, 7, 8, 9, 10, 10, 10, 10]
     schedule = Auto()
-    periods(schedule, 208, S=S)
+    periods(schedule, 216, S=lambda t: S(t - 8))
     assert (schedule.decision["reason"], schedule.decision["C2"]) == ("variance", 2.0)
     assert "every 10 updates for their time, and the learners' spread allowed" in schedule.unsteered
 
 
 def test_the_step_size_scales_the_spread_that_is_allowed():
-    halved = periods(Auto(), 300, gamma=lambda t: 1.0 if t <= 180 else 0.5)
-    assert halved[:20] == [4] * 4 + [10] * 16 and halved[-1] == 1
-    assert set(periods(Auto(), 300, gamma=lambda t: 1.0 if t <= 180 else 2.0)[4:]) == {10}
+    halved = periods(Auto(), 308, gamma=lambda t: 1.0 if t <= 188 else 0.5)
+    assert halved[:21] == [4] * 4 + [8] + [10] * 16 and halved[-1] == 1
+    assert set(periods(Auto(), 308, gamma=lambda t: 1.0 if t <= 188 else 2.0)[5:]) == {10}
 
 
 def test_it_is_the_rule_in_words():
@@ -263,10 +270,14 @@ LINK = "--simulate --step-s 0.05 --step-cv 0 --latency-s 0 --bandwidth-bytes-per
 def test_modelled_time_chooses_the_period_of_the_rule(tmp_path, hooks):
     """20 bytes in 20 ms, 6/4 of it for 4 learners, and updates of 50 ms: K = ⌈30/2.5⌉ = 12."""
     run = trained(f"mavg --K auto {LINK}", tmp_path, "run")
-    assert run.averages.t.tolist() == [4, 8, 12, 16, *range(28, 90, 12), 90]
+    assert run.averages.t.tolist() == [4, 8, 12, 16, 24, *range(36, 90, 12), 90]
     assert run.periods.t.tolist() == run.averages.t.tolist() and run.config["K"] == "auto"
-    assert run.periods.reason.tolist() == ["start"] * 3 + ["time"] * (len(run.periods) - 3)
-    late = run.periods[run.periods.t >= 16]
+    assert run.periods.reason.tolist() == [
+        *["start"] * 3,
+        "growth",
+        *["time"] * (len(run.periods) - 4),
+    ]
+    late = run.periods[run.periods.t >= 24]
     assert set(late.K) == set(late.time_K) == {12}
     assert late.average_s.tolist() == pytest.approx([0.03] * len(late))
     assert late.update_s.tolist() == pytest.approx([0.05] * len(late))
@@ -340,4 +351,4 @@ def test_ranks_of_different_speeds_choose_alike(tmp_path):
     assert (first.weights == again.weights).all()
     assert first.averages.t.tolist() == again.averages.t.tolist()
     modelled = load(folder / "modelled.h5")
-    assert modelled.averages.t.tolist() == [4, 8, 12, 16, *range(28, 90, 12), 90]
+    assert modelled.averages.t.tolist() == [4, 8, 12, 16, 24, *range(36, 90, 12), 90]
