@@ -1211,6 +1211,20 @@ MUTANTS = [
         "test_a_round_ends_with_an_average_that_is_made_at_once_or_merged_a_round_later",
     ),
     Mutant(
+        "hiding: an average is on its way when rounds have been timed",
+        "localavg/cli/bench/hiding.py",
+        "            flight.arrived()\n",
+        "            pass\n",
+        "tests/cli/test_bench.py::test_no_average_is_on_its_way_when_rounds_have_been_timed",
+    ),
+    Mutant(
+        "hiding: the cores of one host count",
+        "localavg/cli/bench/hiding.py",
+        "return sum(min(ranks, cores[host])",
+        "return max(min(ranks, cores[host])",
+        "tests/cli/test_bench.py::test_the_cores_of_all_hosts_count",
+    ),
+    Mutant(
         "plan: a code sends as many bytes as float32",
         "localavg/cli/plan.py",
         "predict(machine, nbytes, K",

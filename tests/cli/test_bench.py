@@ -7,6 +7,7 @@ import json
 import math
 import re
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -303,6 +304,27 @@ def test_a_round_ends_with_an_average_that_is_made_at_once_or_merged_a_round_lat
 
     assert marked(background=False) == ([4, 8, 12], 12)
     assert marked(background=True) == ([8, 12], 12)
+
+
+def test_no_average_is_on_its_way_when_rounds_have_been_timed():
+    """The next rounds that are timed would share the cores with it."""
+    fleet = Fleet(MPI.COMM_SELF, 2)
+    ours, other = (transport.choose("auto", fleet, (), 100) for _ in range(2))
+    rounds = hiding.Rounds(fleet, ours, 3, "kavg", 4, other)
+    flights = rounds.averaging.flights
+    travel = flights._travel
+    flights._travel = lambda *about: (time.sleep(0.1), travel(*about))[1]
+    rounds.seconds(1, lambda: None)
+    assert flights.now.t == 8 and flights.now.result.done()
+
+
+@pytest.mark.parametrize(
+    ("hosts", "cores", "used"),
+    [("a", [4], 1), ("aaa", [2, 2, 2], 2), ("aab", [2, 2, 2], 3), ("abab", [1, 8, 1, 8], 3)],
+)
+def test_the_cores_of_all_hosts_count(hosts, cores, used):
+    world = SimpleNamespace(allgather=lambda mine: cores)
+    assert hiding._cores(SimpleNamespace(hosts=list(hosts), world=world)) == used
 
 
 @pytest.mark.parametrize("line", MISTAKES)

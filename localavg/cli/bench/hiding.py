@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter, process_time
@@ -68,11 +69,15 @@ class Rounds:
     def seconds(self, rounds: int, update: Callable[[], object]) -> float:
         """Return the seconds of a round of the slowest rank, a mean over `rounds`. Collective.
 
-        A round before them is not counted: a delayed average is on its way when they begin.
+        A round before them is not counted: a delayed average is on its way when they begin. That
+        which is on its way when they end arrives before this returns, and is not counted either.
         """
         self._go(1, update)
         self.fleet.world.Barrier()
-        return slowest(self.fleet, seconds(partial(self._go, rounds, update))) / rounds
+        took_s = seconds(partial(self._go, rounds, update))
+        if isinstance(self.averaging, Delayed) and (flight := self.averaging.flights.now):
+            flight.arrived()
+        return slowest(self.fleet, took_s) / rounds  # after which nothing travels on any rank
 
     def _go(self, rounds: int, update: Callable[[], object]) -> None:
         for _ in range(rounds * self.K):
@@ -195,9 +200,12 @@ def _spending(spent: dict[str, float], name: str, work: Callable[[], float]) -> 
 
 
 def _cores(fleet: Fleet) -> int:
-    """Return the cores of all ranks: each of a machine counts once."""
+    """Return the cores that the ranks use: of a host at most one a rank. Collective.
 
-    return max(1, min(fleet.ranks, os.cpu_count() or 1))
+    Emulated hosts count as hosts, though they share the cores of one machine.
+    """
+    cores = dict(zip(fleet.hosts, fleet.world.allgather(os.cpu_count() or 1), strict=True))
+    return sum(min(ranks, cores[host]) for host, ranks in Counter(fleet.hosts).items())
 
 
 def trial(fleet: Fleet, ours: HostMPI) -> dict[str, float]:
