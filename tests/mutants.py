@@ -1132,15 +1132,15 @@ MUTANTS = [
     Mutant(
         "auto: the spread does not bound the period",
         "localavg/algorithms/auto.py",
-        "self.K = min(bound.p, 2 * self.K)",
-        "self.K = min(K, 2 * self.K)",
+        "min(bound.p, 2 * self.K))",
+        "min(K, 2 * self.K))",
         "tests/algorithms/test_auto.py::test_the_spread_bounds_the_period_as_in_adpsgd",
     ),
     Mutant(
         "auto: the period jumps",
         "localavg/algorithms/auto.py",
-        "self.K = min(bound.p, 2 * self.K)",
-        "self.K = bound.p",
+        "min(bound.p, 2 * self.K))",
+        "bound.p)",
         "tests/algorithms/test_auto.py::test_the_period_at_most_doubles",
     ),
     Mutant(

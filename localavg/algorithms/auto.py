@@ -8,7 +8,7 @@ For the rows with a fixed K, with K = auto:
         p ← K_time until K has come near it: until K_time < 2K at an average
         in the 16 K_time updates after that: p ← K_time, C₂ is sampled   adpsgd Alg. 2, line 14
         after them p changes by the test of S against γ C₂, p ≤ K_time   lines 16 to 19
-        K ← min(K_time, p, 2K)
+        K ← max(min(K_time, p, 2K), τ)                   τ = `delay`, 0 without
 
 K at most doubles from one average to the next, so that a run on a slow link, whose K_time may be as
 long as the run, does not end with hardly any average. So averages take at most ε/(1 + ε) of the
@@ -62,11 +62,15 @@ class Auto(Schedule):
     since: int = -1  # t from which C₂ is sampled, -1 before
     bound: VarianceDriven = field(default_factory=lambda: VarianceDriven(1, 1))  # has p and C₂
     reason: str = "start"
+    least: int = 1  # τ: a mean begins no earlier than the last one has arrived
     needs = "pace"
+
+    def delayed(self, tau: int) -> None:
+        self.least = max(1, tau)
 
     def after(self, t: int) -> Scope:
         self.cnt += 1
-        if self.cnt < self.K:
+        if self.cnt < max(self.K, self.least):
             return Scope.NONE
         self.cnt = 0
         return Scope.WORLD
@@ -85,7 +89,7 @@ class Auto(Schedule):
             self.rounds = [*self.rounds, (average_s, update_s)][-RECENT:]
         if self.since < 0 and len(self.rounds) < ROUNDS:
             return
-        K, bound = time_K(*self.pace), self.bound
+        K, bound = max(self.least, time_K(*self.pace)), self.bound
         if self.since < 0 or (not bound.n_C and K >= 2 * self.K):
             self.since = t
             bound.K_s = SAMPLED * K
@@ -94,7 +98,7 @@ class Auto(Schedule):
         if t - self.since <= bound.K_s:
             bound.p = K
         bound.p = min(bound.p, K)
-        self.K = min(bound.p, 2 * self.K)
+        self.K = max(self.least, min(bound.p, 2 * self.K))
         self.reason = "variance" if bound.p < K else "time" if self.K == K else "growth"
 
     @property

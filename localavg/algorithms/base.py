@@ -119,6 +119,9 @@ class Schedule(ABC):
     def after(self, t: int) -> Scope:
         """Return who averages after local update t, t = 1, 2, …"""
 
+    def delayed(self, tau: int) -> None:  # noqa: B027
+        """Take notice that a mean begins no earlier than τ updates after the last one."""
+
     def observe(  # noqa: B027
         self,
         t: int,

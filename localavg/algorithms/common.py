@@ -160,7 +160,8 @@ def composed(
         )
     F, tau = common.get("fragments"), common.get("delay") or 0
     refused = [participants.asked] if participants.asked else []
-    fragments.check(F, schedule.fixed, tau, refused)
+    schedule.delayed(tau)
+    fragments.check(F, schedule.fixed, schedule.needs == "pace", tau, refused)
     delay = delays.of(common, plain=not made.kept, shortest=schedule.shortest)
     if delay is not None and common.get("anchor_mu"):
         outer = "slowmo", 1.0, common["anchor_mu"]

@@ -16,6 +16,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from localavg.algorithms.base import Average, Mean, Schedule
 from localavg.errors import UserError, bad, whole
 from localavg.interfaces import Array, Transport
@@ -70,6 +72,7 @@ class Fragmented(Average):
         self.pieces = (slice(None),) * (schedule.F + 1)
         self.trains: list[bool] = []  # whether a piece has columns that are trained
         self._whole_at = -1  # the update after which all pieces averaged
+        self._last = [-1] * schedule.F  # the update after which each piece averaged last
 
     def cut(self, n: int) -> None:
         F, blocks = self.schedule.F, -(-n // ALIGN)
@@ -122,9 +125,11 @@ class Fragmented(Average):
         gamma: float = math.nan,
         t: int = 0,
     ) -> float:
-        self._whole_at = t
         how = w, variance, scope, transport, gamma, t
-        return sum(self._average_(i, *how) for i in range(self.schedule.F))
+        late = [i for i in range(self.schedule.F) if self._last[i] < t]
+        if len(late) == self.schedule.F:
+            self._whole_at = t
+        return sum(self._average_(i, *how) for i in late)
 
     def _average_(
         self,
@@ -137,31 +142,40 @@ class Fragmented(Average):
         t: int,
     ) -> float:
         """Average piece i. Return its part of S if `variance`, else NaN."""
+        self._last[i] = t
         piece, wanted = w[:, self.pieces[i + 1]], variance and self.trains[i]
         S = self.each[i].average_(piece, scope, transport, wanted, gamma, t)
         return 0.0 if variance and not wanted else S
 
     def state_dict(self) -> dict[str, Array]:
-        return {
+        own = {
             f"{name}_{i}": x
             for i, average in enumerate(self.each)
             for name, x in average.state_dict().items()
         }
+        return {**own, "averaged": np.array(self._last)}
 
     def load_state_dict(self, state: dict[str, Array]) -> None:
         for i, average in enumerate(self.each):
             own = {name: state[f"{name}_{i}"] for name in average.state_dict()}
             average.load_state_dict(own)
+        self._last = [int(t) for t in state["averaged"]]
 
 
-def check(F: int | None, period: int | None, delay: int, refused: Sequence[str]) -> None:
+def check(
+    F: int | None, period: int | None, chosen: bool, delay: int, refused: Sequence[str]
+) -> None:
     """Raise UserError for fragments that cannot be.
 
-    period: K, None where it is not fixed. delay: τ. refused: options that were given, and that
-    fragments exclude.
+    period: K, None where it is not fixed. chosen: whether it is chosen while training. delay: τ.
+    refused: options that were given, and that fragments exclude.
     """
     if F is None:
         return
+    if chosen:
+        raise UserError(
+            "`fragments` with `K = auto`: pieces need a fixed period; give `K` a number"
+        )
     if period is None:
         raise UserError(
             "`fragments` means nothing to an algorithm whose period is not fixed, or with "

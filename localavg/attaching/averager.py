@@ -162,8 +162,11 @@ class Averager:
         scope = Scope.NONE
         algorithm, exchanged = self.algorithm, self.algorithm.exchange.at(self.t)
         pieces = len(algorithm.average.pieces)
-        # something may not have averaged, or arrived, yet
-        late = algorithm.delay or algorithm.wire or pieces > 1
+        # Something may not have averaged, or arrived, yet. What a wire has lost comes too, but an
+        # outer optimiser must not make its step twice.
+        averaged = self.scope is algorithm.schedule.final
+        lost = algorithm.wire and not (averaged and algorithm.average.kept)
+        late = algorithm.delay or lost or pieces > 1
         if not exchanged and (late or algorithm.schedule.final is not self.scope):
             if self.scope:
                 self._start = self.t

@@ -56,7 +56,7 @@ class Bound:
     gradients are kept there; without, it evaluates. l2: weight decay. autocast: the context that
     the forward pass runs in. compiled: compile the module by torch. at_once: add the gradients of
     all tensors to g after a backward pass, by a few kernels of a GPU, not one by one in it; the
-    bits are the same, and the gradients take their memory twice.
+    bits are the same, and the gradients take their memory twice until then.
     """
 
     def __init__(
@@ -80,6 +80,8 @@ class Bound:
                 part._buffers[name] = tensors.get(f"{prefix}.{name}".lstrip("."))
         self.w = rows.tensor(w)[: rows.n]  # [n]
         self.g = None if g is None else self._point_gradients(g)  # [n]
+        if self.at_once and g is not None:
+            self._forget()
         module.train(g is not None)
         if compiled:
             module.compile()
@@ -90,16 +92,19 @@ class Bound:
         Return the loss.
         """
         torch.mul(self.w, self.l2, out=self.g)  # to which the gradients are added
-        if self.at_once:
-            for parameter in self.views:
-                parameter.grad = None
         with self.autocast:
             loss = cross_entropy(self.module(x), y)
         loss.backward()
         if self.at_once:
             found = [(g, p.grad) for p, g in self.views.items() if p.grad is not None]
             torch._foreach_add_([g for g, _ in found], [more for _, more in found])
+            self._forget()  # whose memory the next learner takes
         return loss.detach()
+
+    def _forget(self) -> None:
+        """Give the gradients of single tensors up."""
+        for parameter in self.views:
+            parameter.grad = None
 
     def accumulate_(self) -> Tensor:
         """Set g to zero and return it; later backward passes accumulate into it."""

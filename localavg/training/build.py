@@ -153,7 +153,8 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
     options = own_options(c, length.epoch)
     algorithm = algorithms.make(c.algorithm, options, length.T, length.epoch, step_size=step_size)
     if c.replay:
-        algorithm = fleet.together(lambda: replayed(algorithm, c, length.T, fleet.rank == 0))
+        how = c, options, length.T, fleet.rank == 0
+        algorithm = fleet.together(lambda: replayed(algorithm, *how))
     algorithm.average.lay_out(fleet.learners, fleet.P, c.seed)
     optimizer = optim.make(c.optimizer, c.momentum, c.state, c.weight_decay)
     # weights, gradients, state: [L, d] each; and what the average keeps, once for all

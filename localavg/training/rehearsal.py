@@ -22,7 +22,8 @@ def rehearse(e: Experiment) -> None:
     if e.device.name == "cpu":
         return
     # a mean takes four columns at a time where their number is a multiple of 4
-    L, n = e.fleet.L, COLUMNS + e.flat.d_trained % 4
+    L, pieces = e.fleet.L, max(1, len(e.algorithm.average.pieces) - 1)
+    n = COLUMNS * pieces + e.flat.d_trained % 4
     shape = L, n + COLUMNS * (e.flat.d > e.flat.d_trained)
     w, g = e.transport.zeros(shape), e.transport.zeros(shape)
     optimizer, average = copy.copy(e.optimizer), copy.deepcopy(e.algorithm.average)
@@ -31,11 +32,14 @@ def rehearse(e: Experiment) -> None:
     covered = w if e.config.statistics == "average" else w[:, :n]
     average.start(covered, n, e.transport)
     variance = e.config.variance != "no" or e.algorithm.schedule.spread
+    average_ = average.average_last_ if pieces > 1 else average.average_
     for scope, t in _scopes(e).items():
-        average.average_(covered, scope, e.transport, variance, gamma=1.0, t=t)
+        average_(covered, scope, e.transport, variance, gamma=1.0, t=t)
         optimizer.at_average_(
             partial(average.average_state_, scope=scope, transport=e.transport, t=t)
         )
+    if pieces > 1:
+        e.transport.mean_(g[:, :n], Scope.WORLD)  # of gradients, before a switch
     e.transport.mean(w)  # as an evaluation does
     e.transport.take_spread_s()  # no time of the run
     e.device.settle()

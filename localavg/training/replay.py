@@ -15,14 +15,18 @@ from localavg.algorithms.switch import Switched
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files import record
+from localavg.interfaces import Settings
 from localavg.training.checks import all_settings, difference
 
 
-def replayed(algorithm: Algorithm, c: TrainConfig, T: int, prints: bool) -> Algorithm:
+def replayed(
+    algorithm: Algorithm, c: TrainConfig, options: Settings, T: int, prints: bool
+) -> Algorithm:
     """Return the algorithm with the averages of the run file `c.replay`, for a run of T updates.
 
-    If `prints`, print the first setting that differs there. Raises UserError for a run of another
-    algorithm or with another `switch`, one that is not finished, or a shorter one.
+    options: the algorithm's, filled in. If `prints`, print the first setting that differs there.
+    Raises UserError for a run of another algorithm or with another `switch`, one that is not
+    finished, or a shorter one.
     """
     path = str(c.replay)
     earlier = record.load(path, weights=False)
@@ -37,7 +41,7 @@ def replayed(algorithm: Algorithm, c: TrainConfig, T: int, prints: bool) -> Algo
             f"`replay = {path}`: is {earlier.status}, with averages up to update {made} of {T}; "
             "give a finished run of at least as many updates"
         )
-    there, here = earlier.config.get("switch"), c.options.get("switch")
+    there, here = earlier.config.get("switch"), options.get("switch")
     if (there or None) != (here or None):
         raise UserError(
             f"`replay = {path}`: its averages begin with `switch = {there}`, and here it is "

@@ -27,7 +27,7 @@ from localavg.training.build import NOTHING, Chosen
 from localavg.training.checks import FREE, all_settings, difference, recorded
 from localavg.training.meaning import same
 
-LACKING = {"engine": ("loop", "auto")}
+LACKING = {"engine": ("loop", "auto"), "deterministic": ("yes",)}
 """settings that run files of earlier versions lack: what they meant, and what else is like it"""
 
 

@@ -84,6 +84,12 @@ def test_the_times_are_medians_of_the_last_five_rounds():
     assert once[:5] == [4] * 4 + [8] and set(once[5:]) == {10}
 
 
+def test_a_mean_on_its_way_arrives_before_the_next_begins():
+    """Averages that cost nothing would be at every update, and no more than one is on its way."""
+    made = localavg.kavg(K="auto", delay=6).schedule
+    assert periods(made, 60, a=lambda t: 0.0) == [6] * 10 and made.decision["K"] == 6
+
+
 def test_times_that_are_not_known_do_not_count():
     schedule = Auto()
     for t in (4, 8, 12, 16, 20):
@@ -284,7 +290,14 @@ def test_modelled_time_chooses_the_period_of_the_rule(tmp_path, hooks):
     assert run.averages.variance.notna().all()
 
 
-@pytest.mark.parametrize("line", ["kavg --K auto", "diloco --K auto --delay 3 --switch 2"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "kavg --K auto",
+        "diloco --K auto --delay 3 --switch 2",
+        "postlocal --K auto --lr-schedule steps --milestones 1",
+    ],
+)
 def test_a_replay_has_the_bits_of_the_run(line, tmp_path, hooks):
     first = trained(line, tmp_path, "first")
     again = trained(f"{line} --replay {tmp_path}/first.h5", tmp_path, "again")

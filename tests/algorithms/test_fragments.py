@@ -9,6 +9,7 @@ from mpi import train_all
 from mpi4py import MPI
 from samples import write
 
+import localavg
 from localavg import algorithms
 from localavg.algorithms.fragments import InTurn
 from localavg.cli import in_flags
@@ -184,3 +185,25 @@ def test_more_pieces_than_blocks_are_refused():
     made.cut(200)
     with pytest.raises(UserError, match="use at most 3"):
         made.cut(192)
+
+
+def test_a_piece_that_has_averaged_after_the_last_update_of_a_loop_makes_no_second_step():
+    """In `attach`, where the end is not known before `finish`; also after a restart there."""
+    torch = pytest.importorskip("torch")
+    model = torch.nn.Linear(WIDE, 1, bias=False)
+    algorithm = algorithms.diloco.diloco(K=4, fragments=2)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    averager = localavg.attach(model, localavg.Fleet(MPI.COMM_SELF), algorithm, optimiser)
+    random = np.random.default_rng(0)
+    for t in range(1, 9):
+        x = torch.from_numpy(random.normal(size=(4, WIDE)).astype(np.float32))
+        optimiser.zero_grad()
+        (model(x) - 1).square().mean().backward()
+        optimiser.step()
+        averager.step()
+        if t == 8:
+            averager.load_state_dict(averager.state_dict())
+    before = model.weight.detach().numpy().ravel().copy()
+    averager.finish()
+    moved = np.abs(model.weight.detach().numpy().ravel() - before)
+    assert moved[:128].max() > 1e-4 and moved[128:].max() == 0  # the second piece averaged at 8

@@ -410,6 +410,7 @@ def test_gradients_that_are_added_at_once_have_the_bits_of_those_added_one_by_on
         module = copy.deepcopy(net._skeleton)
         bound = Bound(module, net.rows, w, g, l2, net.autocast, False, at_once)
         losses = [float(bound.gradient_(x, y)) for _ in range(2)]  # the second of the same g
+        assert all((p.grad is None) == at_once for p in module.parameters())
         found.append((losses, w, g[: net.rows.n]))
     (losses, w, g), again = found
     assert losses == again[0] and np.array_equal(w, again[1]) and np.array_equal(g, again[2])

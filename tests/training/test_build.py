@@ -86,6 +86,14 @@ def test_a_run_file_of_before_there_were_engines_is_of_the_loop(engine, same):
         )
 
 
+@pytest.mark.parametrize(("value", "same"), [("yes", True), ("no", False)])
+def test_a_run_file_of_before_one_could_choose_repeats_its_bits(value, same):
+    with nullcontext() if same else pytest.raises(UserError, match="deterministic = yes, not no"):
+        resume._check_settings(
+            "run.h5", SimpleNamespace(config={"lr": 0.5}), {"lr": 0.5, "deterministic": value}
+        )
+
+
 class OutOfMemoryError(RuntimeError):
     """As torch names the error of a GPU."""
 

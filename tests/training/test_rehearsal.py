@@ -28,12 +28,13 @@ CASES = {
     "gossip": ({"K": 2}, {"optimizer": "momentum", "state": "average"}),
     "sync": ({}, {}),
     "fours": ({"K": 2}, {"data": "epsilon-like:60x8"}),
+    "pieces": ({"K": 2, "fragments": 2, "switch": 0.2}, {"data": "epsilon-like:60x200"}),
 }
 
 
 def built(name):
     options, more = CASES[name]
-    algorithm = "kavg" if name in ("one learner", "fours") else name
+    algorithm = "kavg" if name in ("one learner", "fours", "pieces") else name
     given = {"learners": 4, "steps": 6, "batch_size": 4, "data": "epsilon-like:60x5", **more}
     c = TrainConfig(algorithm=algorithm, options=options, device="cuda", **given)
     kernels.kernel.cache_clear()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from localavg.cli.bench import Row, best, best_logistic, medians, seconds
-from localavg.cli.bench.loop import WARM, overhead, train_alone, updates
+from localavg.cli.bench.loop import LOG_EVERY, WARM, overhead, train_alone, updates
 from localavg.config import TrainConfig
 from localavg.interfaces import Device
 from localavg.learner import optim
@@ -137,7 +137,7 @@ def _settings(data: str, B: int, steps: int, device: Device, engine: str) -> Tra
         force_block=True,
         batch_size=B,
         steps=steps,
-        log_every=max(1, steps // 100),
+        log_every=max(1, steps // 100) if device.name == "cpu" else LOG_EVERY["cuda"],
         eval_every=steps,
         # on the CPU that whose parts are timed
         engine="loop" if engine == "auto" and device.name == "cpu" else engine,

@@ -20,6 +20,8 @@ from localavg.training.run import watched
 
 WARM = {"cpu": 0, "cuda": 10}
 """updates of each turn that are not counted: on a GPU a graph is captured in them"""
+LOG_EVERY = {"cpu": 10, "cuda": 100}
+"""updates from one row of /train to the next, as in a run of 1000 or 10 000 updates"""
 P = ParamSpec("P")
 R = TypeVar("R")
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from localavg import models
 from localavg.cli.bench import Row, best, best_network, images, medians, seconds
-from localavg.cli.bench.loop import WARM, train_alone, updates
+from localavg.cli.bench.loop import LOG_EVERY, WARM, train_alone, updates
 from localavg.config import TrainConfig
 from localavg.datasets import Dataset, Split
 from localavg.errors import UserError
@@ -22,7 +22,6 @@ from localavg.training.build import Chosen, assemble, make_problem, task_of
 BATCHES = 4  # batches in the data set: few, so that evaluation, which is not timed, is short
 MOMENTUM, DECAY = 0.9, 1e-4
 MEAN, DEVIATION = 127.5, 73.9  # of random bytes
-LOG_EVERY = {"cpu": 10, "cuda": 100}  # updates, as in a run of 1000 or 10 000 updates
 
 
 def bench_network(
