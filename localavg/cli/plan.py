@@ -155,6 +155,8 @@ def _plan(args: argparse.Namespace) -> int:
         timing = replace(machine.timing, bandwidth_bytes_per_s=rate)
         rows += _rows(args, replace(machine, nodes=N, timing=timing), floats, T)
     _print(rows, machine, floats, T)
+    if too_long := _too_long(args):
+        print(f"\nLeft out, because no delay may be longer than the period: {too_long}.")
     if args.json:
         write_json(args.json, rows)
     return 0
@@ -226,6 +228,13 @@ def _rows(
     if not rows:
         raise UserError(f"--delay {min(args.delay)}: is longer than every --K; use at most K")
     return rows
+
+
+def _too_long(args: argparse.Namespace) -> str:
+    """Return which delays are not in the rows, and of which K."""
+    delays = sorted({asked for asked in args.delay if asked != "K"})
+    short = {tau: [str(K) for K in dict.fromkeys(args.K) if K < tau] for tau in delays}
+    return "; ".join(f"delay {tau} with K = {', '.join(Ks)}" for tau, Ks in short.items() if Ks)
 
 
 def _print(rows: list[dict[str, object]], machine: Machine, floats: int, T: int) -> None:

@@ -38,6 +38,15 @@ def test_the_rows_range_over_nodes_links_periods_and_delays(tmp_path, capsys):
     assert two["link_bytes"] == pytest.approx(1200)
     out = capsys.readouterr().out
     assert out.count("4 nodes of 1 learner") == 2 and "The model leaves out" in out
+    assert re.findall(r"delay (\d+) with K = ([\d, ]+)", out) == [("3", "2")]
+
+
+def test_delays_that_are_left_out_are_named_once(capsys):
+    planned(f"{NUMBERS} --nodes 2 4 --bandwidth 800 --K 2 4 8 --delay 8 3 8 K")
+    out = capsys.readouterr().out
+    assert re.findall(r"delay (\d+) with K = ([\d, ]+)", out) == [("3", "2"), ("8", "2, 4")]
+    planned(f"{NUMBERS} --nodes 2 --bandwidth 800 --K 3 4 --delay 0 3 K")
+    assert "with K =" not in capsys.readouterr().out
 
 
 def test_a_code_sends_fewer_bytes_between_nodes(tmp_path):
