@@ -1196,6 +1196,13 @@ MUTANTS = [
         "tests/algorithms/test_auto.py::test_ranks_of_different_speeds_choose_alike",
     ),
     Mutant(
+        "auto: the last average after a merge counts as a round",
+        "localavg/training/averaging.py",
+        "if not (last and t == self.steered):",
+        "if True:",
+        "tests/training/test_delayed.py::test_a_schedule_gets_its_feedback_once_after_an_update",
+    ),
+    Mutant(
         "a replay of delayed averages begins them where they were merged",
         "localavg/training/replay.py",
         "rows.begun - t0",

@@ -73,6 +73,7 @@ class Averaging:
         self.columns = flat.w[:, :n], flat.w[:, n:]  # parameters, statistics
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
         self.equal_after = 0  # the last update after which everyone averaged or exchanged
+        self.steered = -1  # the last update after which the schedule got its feedback
         self.average.start(self.w, n, transport)
         transport.weights = self.participants.weights
         self.wired = wired(transport)
@@ -138,7 +139,8 @@ class Averaging:
                 self.wired.plain = False
             self._average_state_(scope, t)
             self.after(t, scope, S)
-            self._steer(t, S, gamma)
+            if not (last and t == self.steered):  # else no update since a merge gave the feedback
+                self._steer(t, S, gamma)
             if scope is Scope.WORLD:
                 self.equal_after = t
             if scope is Scope.WORLD and not last:
@@ -169,6 +171,7 @@ class Averaging:
     def _steer(self, t: int, S: float, gamma: float) -> None:
         """Give the schedule the feedback that it needs; S is that of the average at t."""
         schedule = self.schedule
+        self.steered = t
         if schedule.needs == "losses":
             assert self.losses is not None, "whoever averages by losses gives them"
             loss, wall_s = self.losses.take()

@@ -98,6 +98,20 @@ def test_a_mean_that_would_not_arrive_does_not_begin_and_the_run_ends_averaged()
     np.testing.assert_allclose(made.flat.w, np.tile(rows(10).mean(axis=0), (P, 1)), rtol=1e-5)
 
 
+@pytest.mark.parametrize(("T", "outer", "merges"), [(11, None, [7, 11]), (10, "momentum", [7, 10])])
+def test_a_schedule_gets_its_feedback_once_after_an_update(T, outer, merges, monkeypatch):
+    """At T a mean is merged, and then everyone averages; the round of the latter has no updates."""
+    noted, told = [], []
+    made = delayed(algorithms.kavg.kavg(K=4, delay=3, outer=outer), noted=noted)
+    monkeypatch.setattr(type(made.schedule), "needs", "variance")
+    monkeypatch.setattr(
+        type(made.schedule), "observe", lambda self, t, *about, **how: told.append(t)
+    )
+    for t in range(1, T + 1):
+        made.average_(t, 0.1, last=t == T)
+    assert [each[0] for each in noted] == [*merges, T] and told == merges
+
+
 @pytest.mark.parametrize("outer", [None, "momentum"])
 def test_a_run_of_unknown_length_ends_averaged_though_a_mean_is_on_its_way(outer):
     """As attach ends: the mean is dropped; that of an outer optimiser is merged before."""
