@@ -1253,6 +1253,13 @@ MUTANTS = [
         "tests/simulate/test_plan.py::test_delayed_averages_cost_what_their_updates_do_not_hide",
     ),
     Mutant(
+        "plan: an average that falls due while another is on its way is forgotten",
+        "localavg/simulate/plan.py",
+        "            waiting = due",
+        "            pass",
+        "tests/simulate/test_plan.py::test_an_average_that_falls_due_waits_for_the_one_on_its_way",
+    ),
+    Mutant(
         "plan: the bytes of an average are those of half of it",
         "localavg/simulate/plan.py",
         "return 2 * (self.nodes - 1) / self.nodes * nbytes",

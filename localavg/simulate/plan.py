@@ -47,21 +47,27 @@ def modelled_s(
 def elapse(clock: Synchronous, schedule: Schedule, T: int, delay: int = 0) -> int:
     """Let T updates pass on the clock, with the averages of `schedule`; 0 is no delay.
 
-    As in training a delayed average that would not arrive before T does not begin, and at T
-    everyone averages at once. Return the number of averages.
+    As in training a delayed average that would not arrive before T does not begin, one that falls
+    due while another is on its way begins when that is merged, and at T everyone averages at once.
+    Return the number of averages.
     """
     made, begun, scope = 0, 0, Scope.NONE  # averages, and of that on its way its begin and scope
+    waiting = Scope.NONE  # an average that fell due while another was on its way
     for t in range(1, T + 1):
         if scope and t == begun + delay:
             clock.merge(scope, begun, t)
             made, scope = made + 1, Scope.NONE
-        due = schedule.final if t == T else schedule.after(t)
+        due = schedule.final if t == T else max(schedule.after(t), waiting)
         if due and (t == T or not delay):
             clock.advance(t)
             clock.average(due)
             made += 1
-        elif due and t + delay <= T:
-            begun, scope = t, due
+        elif scope:
+            waiting = due
+        elif due:
+            waiting = Scope.NONE
+            if t + delay <= T:
+                begun, scope = t, due
     clock.advance(T)
     return made
 

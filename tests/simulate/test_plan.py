@@ -3,14 +3,17 @@ run files that a plan may be made from.
 """
 
 import math
+from types import SimpleNamespace
 
 import pytest
 from run_files import run_file
 
+from localavg.algorithms.hieravg import Hierarchical
 from localavg.algorithms.kavg import Every
 from localavg.errors import UserError
 from localavg.files import record
-from localavg.simulate.plan import Machine, measured, modelled_s, predict
+from localavg.scope import Scope
+from localavg.simulate.plan import Machine, elapse, measured, modelled_s, predict
 from localavg.simulate.timing import Timing
 
 STEADY = Timing(step_s=0.5, step_cv=0, latency_s=0.125, bandwidth_bytes_per_s=100)
@@ -52,6 +55,24 @@ def test_a_machine_of_one_node_has_no_link_and_one_of_lone_ranks_no_average_insi
     assert Machine(STEADY, 1, 4, 0.25).average_s(400) == 0.25
     assert Machine(STEADY, 1, 4, 0.25).link_bytes(400) == 0
     assert Machine(STEADY, 4, 1, 0.25).average_s(400) == pytest.approx(AVERAGE_S - 0.25)
+
+
+def test_an_average_that_falls_due_waits_for_the_one_on_its_way():
+    """Clusters after 3, 6, 9 …, everyone after 7: that waits for the clusters of 6, until 9."""
+    did = []
+    clock = SimpleNamespace(
+        merge=lambda scope, begun, t: did.append((t, scope, begun)),
+        average=lambda scope: did.append(scope),
+        advance=lambda t: None,
+    )
+    assert elapse(clock, Hierarchical((3, 7)), 15, delay=3) == 5
+    assert did == [
+        (6, Scope.CLUSTER, 3),
+        (9, Scope.CLUSTER, 6),
+        (12, Scope.WORLD, 9),
+        (15, Scope.CLUSTER, 12),
+        Scope.WORLD,
+    ]
 
 
 def test_a_plan_is_the_clock_of_a_modelled_run():
