@@ -492,6 +492,27 @@ MUTANTS = [
         CODED,
     ),
     Mutant(
+        "every node keeps the factor that it made itself",
+        TRANSPORT["low_rank"],
+        "share.comm.Ibcast(share.left, share.owner)",
+        "share.comm.Ibcast(share.left.copy(), share.owner)",
+        CODED,
+    ),
+    Mutant(
+        "nodes multiply factors by BLAS, each as its processor does",
+        TRANSPORT["low_rank"],
+        "product_(each.A, each.B, mean.reshape(each.u.shape))",
+        "np.matmul(each.A, each.B.T, mean.reshape(each.u.shape))",
+        CODED,
+    ),
+    Mutant(
+        "rows that end apart are averaged in code",
+        TRAINING["averaging"],
+        "self.wired.plain = True  # a code",
+        "self.wired.plain = False  # a code",
+        f"{TESTS['wires']}::test_rows_that_end_apart_get_their_mean_in_float32",
+    ),
+    Mutant(
         "a checkpoint forgets the feedback of a wire",
         TRANSPORT["in_code"],
         '            mine[...] = state["wire_feedback"][start : start + len(mine)]\n',

@@ -24,8 +24,10 @@ optimiser, travel in float32.
 
 lowrank, for each tensor of two dimensions or more as shape[0] × rest, with Q drawn from N(0, 1) at
 the start: A ← orthonormalised Σ_nodes u Q;  B = uᵀA;  e ← u − A Bᵀ;  Q ← Σ_nodes B;
-w_j ← w̃ + (1/P) A Qᵀ. Sums of A and B travel in float32, and there is no r. A tensor for which A and
-B are no smaller than itself is not coded.
+w_j ← w̃ + (1/P) A Qᵀ. Sums of A and B travel in float32, and there is no r. One rank
+orthonormalises A for all nodes, and every node sums A Qᵀ in the same order without BLAS, so that
+all get the same bits on processors of any kind. A tensor for which A and B are no smaller than
+itself is not coded.
 
 [1] Diskin et al.: Distributed Deep Learning in Open Collaborations. NeurIPS 2021, arXiv 2106.10207;
 its library hivemind sends 16 bits.

@@ -208,10 +208,14 @@ class Averaging:
         averaged. Collective.
         """
         apart = [not self.transport.equal(columns) for columns in self.columns]
+        if self.wired is not None:
+            self.wired.plain = True  # a code would leave them apart, or off w̄
         for columns, each_its_own in zip(self.columns, apart, strict=True):
             if each_its_own:
                 self.transport.mean_(columns, Scope.WORLD)
                 self.laps.met()
+        if self.wired is not None:
+            self.wired.plain = False
         return Scope.WORLD if apart[0] else Scope.NONE
 
     def mean(self) -> Array:

@@ -12,7 +12,7 @@ from localavg.errors import UserError
 from localavg.interfaces import Rows, Step
 from localavg.parallel.transport.coded_lanes import Mine
 from localavg.parallel.transport.deltas import add_deltas, land_
-from localavg.parallel.transport.lanes import Weights
+from localavg.parallel.transport.lanes import CHUNK, Weights
 from localavg.streams import Stream, generator
 
 Tensor = tuple[slice, tuple[int, ...]]
@@ -68,14 +68,17 @@ class Matrix:
 
 
 class Share:
-    """The tensors of one lane: what the ranks of `comm`, one a node, send for them.
+    """The tensors of lane i: what the ranks of `comm`, one a node, send for them.
 
+    owner: the one of them that orthonormalises A for all. LAPACK's bits depend on the processor.
     e [floats of the tensors]: u of all tensors, one after the other; after a mean the feedback.
     left: the A of all matrices, then all tensors that are not coded. Q: the B of all matrices.
     """
 
-    def __init__(self, comm: MPI.Comm, tensors: Sequence[tuple[int, Tensor]], r: int, seed: int):
-        self.comm = comm
+    def __init__(
+        self, i: int, comm: MPI.Comm, tensors: Sequence[tuple[int, Tensor]], r: int, seed: int
+    ) -> None:
+        self.comm, self.owner = comm, i % comm.size
         tensors = sorted(tensors, key=lambda each: not coded(each[1][1], r))  # matrices first
         shapes = [(*sides(shape), coded(shape, r)) for _, (_, shape) in tensors]
         self.e = np.zeros(sum(m * k for m, k, _ in shapes), np.float32)
@@ -121,9 +124,9 @@ class LowRank:
         self.rows, self.here, self.P, self.spread = rows, here, P, spread
         self.base, self.everyone = base, everyone
         dealt = _dealt(tensors, lanes)
-        self.shares = [Share(comms[0], dealt[i], r, seed) for i, comms in mine]
+        self.shares = [Share(i, comms[0], dealt[i], r, seed) for i, comms in mine]
         most = max((c.stop - c.start for c, _ in tensors), default=0)
-        self._scratch = np.empty(most, np.float32)
+        self._scratch = np.empty(most, np.float32)  # of a tensor
 
     @property
     def feedback(self) -> tuple[np.ndarray, ...]:
@@ -151,8 +154,12 @@ class LowRank:
         for share in self.shares:
             for each in (*share.matrices, *share.whole):
                 whole = plain or each.B is each.A
-                mean = (each.u if plain else each.A) if whole else each.A @ each.B.T
-                mean = mean.reshape(-1) / total
+                mean = self._scratch[: each.u.size]
+                if whole:
+                    mean[...] = (each.u if plain else each.A).reshape(-1)
+                else:
+                    product_(each.A, each.B, mean.reshape(each.u.shape))
+                mean /= total
                 mean += self.base[each.columns]
                 if whole:
                     each.u[...] = 0  # all of it arrived
@@ -175,13 +182,37 @@ class LowRank:
                 np.matmul(each.u, each.B, each.A)  # u Q
             for each in share.whole:
                 each.A[...] = each.u
-        _wait([share.comm.Iallreduce(MPI.IN_PLACE, share.left) for share in self.shares])
+        _wait([_to_owner(share) for share in self.shares])
+        for share in self.shares:
+            for each in share.matrices if share.comm.rank == share.owner else ():
+                each.A[...] = np.linalg.qr(each.A)[0]
+        _wait([share.comm.Ibcast(share.left, share.owner) for share in self.shares])
         for share in self.shares:
             for each in share.matrices:
-                each.A[...] = np.linalg.qr(each.A)[0]
                 np.matmul(each.u.T, each.A, each.B)
                 each.u -= each.A @ each.B.T  # e ← u − A Bᵀ
         _wait([share.comm.Iallreduce(MPI.IN_PLACE, share.Q) for share in self.shares])
+
+
+def _to_owner(share: Share) -> MPI.Request:
+    """Sum `left` over the nodes, on the owner alone."""
+    if share.comm.rank == share.owner:
+        return share.comm.Ireduce(MPI.IN_PLACE, share.left, root=share.owner)
+    return share.comm.Ireduce(share.left, None, root=share.owner)
+
+
+def product_(A: np.ndarray, B: np.ndarray, out: np.ndarray) -> None:
+    """Write A Bᵀ to out [m, k], summed in the order of the r columns.
+
+    By single products and sums, which have the same bits on every processor; those of BLAS do not.
+    """
+    columns = np.ascontiguousarray(B.T)
+    rows = max(1, CHUNK // out.shape[1])
+    for a in range(0, len(out), rows):
+        some, part = A[a : a + rows], out[a : a + rows]
+        np.multiply(some[:, :1], columns[0], part)
+        for j in range(1, len(columns)):
+            part += some[:, j : j + 1] * columns[j]
 
 
 def _wait(requests: Sequence[MPI.Request]) -> None:
