@@ -120,6 +120,14 @@ def put_aside(folder: Path, t: int) -> None:
     hdf5.set_aside(folder / f"t{t:09d}", "damaged")
 
 
+def remove_after(folder: Path, t: int) -> bool:
+    """Delete the checkpoints after later updates than t. Return whether there were any."""
+    later = [s for s in found(folder) if s > t]
+    for s in later:
+        shutil.rmtree(folder / f"t{s:09d}")
+    return bool(later)
+
+
 def remove(folder: Path) -> None:
     """Delete the checkpoints of a finished run."""
     shutil.rmtree(folder, ignore_errors=True)

@@ -11,11 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from localavg.files.record import Record
-from localavg.files.schema import TABLES
+from localavg.files.schema import EVENTS, TABLES
 from localavg.parallel.fleet import Fleet
-
-EVENTS = "events"
-"""the table whose rows are never taken back"""
 
 
 class Mirror(Record):

@@ -26,6 +26,7 @@ from localavg.files.reading import NotARunFile, Run, load, load_many
 from localavg.files.schema import (
     BENCHES,
     CLUSTER,
+    EVENTS,
     NEIGHBOURS,
     SCHEMA,
     SCHEMA_VERSION,
@@ -60,7 +61,7 @@ _REQUIRED = {  # columns that a row must have; the others are NaN where they are
 
 
 class Record:
-    """Writer of one run file, on rank 0 only; make one with `create` or `reopen`."""
+    """Writer of one run file, on rank 0 only; make one with `create`, `reopen` or `taken_over`."""
 
     def __init__(self, path: Path, clock: Callable[[], float]) -> None:
         self.path, self._clock = path, clock
@@ -108,14 +109,14 @@ class Record:
         provenance: Mapping[str, object],
         clock: Callable[[], float] = time.perf_counter,
     ) -> Record:
-        """Resume a run file that did not finish: cut each group to its number in `rows`.
+        """Resume a run file that did not finish: cut each group but events to its number in `rows`.
 
         `provenance` is that of the resuming process; the first start and command are kept, and
         `resumes` is counted up. Raises UserError if the file cannot be read or written.
         """
-        before = load(path, weights=False).provenance
-        record = cls(Path(path), clock)
-        record.rows.update(rows)
+        run = load(path, weights=False)
+        before, record = run.provenance, cls(Path(path), clock)
+        record.rows.update({**rows, EVENTS: len(run.events)})
         origin: dict[str, object] = {
             **provenance,
             **{name: before[name] for name in ("start", "command") if name in before},

@@ -171,3 +171,5 @@ BENCHES: dict[str, dict[str, Column]] = {  # the same of the benchmarks that wri
     }
 }
 TABLES = SCHEMA | BENCHES
+EVENTS = "events"
+"""the table whose rows are never taken back"""

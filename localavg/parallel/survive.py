@@ -92,16 +92,28 @@ def lost(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
     return [int(r) for r in gone.Translate_ranks(list(range(gone.size)), before.group)]
 
 
+class Limit:
+    """The ranks whose recovery has a limit. living: those that live, None while nobody knows."""
+
+    def __init__(self, world: MPI.Intracomm, limit_s: float) -> None:
+        self.world, self.limit_s = world, limit_s
+        self.living: MPI.Intracomm | None = None
+
+    def late(self) -> None:
+        """End the job; the first rank that lives says why, or every rank if that is not known."""
+        why = f"the run could not go on without the lost ranks within {self.limit_s:g} s"
+        give_up(self.living or self.world, why, shared=self.living is not None)
+
+
 @contextmanager
-def limited(world: MPI.Intracomm, limit_s: float | None = None) -> Iterator[None]:
+def limited(world: MPI.Intracomm, limit_s: float | None = None) -> Iterator[Limit]:
     """End the job with status 75 if the code takes longer than the limit, 30 s by default."""
-    limit_s = LIMIT_S if limit_s is None else limit_s
-    late = f"the run could not go on without the lost ranks within {limit_s:g} s"
-    timer = threading.Timer(limit_s, give_up, (world, late))
+    limit = Limit(world, LIMIT_S if limit_s is None else limit_s)
+    timer = threading.Timer(limit.limit_s, limit.late)
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield limit
     finally:
         timer.cancel()
 

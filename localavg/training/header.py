@@ -77,10 +77,10 @@ def redraws(task: Task) -> dict[str, object]:
     return {"sampling_redraws": sampler.redraws} if isinstance(sampler, ByClass) else {}
 
 
-def write_holdings(file: Record, task: Task) -> None:
+def write_holdings(file: Record, task: Task, says: bool = True) -> None:
     """Write how many rows of each class a learner has, if it got its rows by class.
 
-    Print how many classes nobody has.
+    says: print how many classes nobody has.
     """
     if not isinstance(task.sampler, ByClass):
         return
@@ -88,7 +88,7 @@ def write_holdings(file: Record, task: Task) -> None:
     for learner, label, rows in counts:
         file.append("holdings", learner=learner, label=label, rows=rows)
     classes, held = len(np.unique(task.sampler.y)), len({label for _, label, _ in counts})
-    if held < classes:
+    if held < classes and says:
         print(
             f"localavg: --sampling {task.config.sampling} with {task.length.P} learners: nobody "
             f"has rows of {classes - held} of the {classes} classes, which are not trained on",

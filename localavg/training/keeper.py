@@ -31,32 +31,10 @@ MEET_S = 0.5  # seconds between two meetings of the ranks
 GROWTH = 8  # the most by which the number of updates between two meetings grows at once
 
 
-class Keeper:
-    """Saves checkpoints of one run in `folder`, and stops it at a signal or at a time limit.
+class Listener:
+    """Notes signals that ask a run to stop. told: the name of the last one, "" before any."""
 
-    The run is saved before it stops. every_s, every_steps: seconds and updates between two
-    checkpoints (both None: save only before a stop). record: the run file on rank 0. limit_s: the
-    seconds after began_s, which is a time of the clock `monotonic`, now by default.
-    """
-
-    def __init__(
-        self,
-        fleet: Fleet,
-        record: Record | None,
-        folder: Path,
-        *,
-        every_s: float | None = None,
-        every_steps: int | None = None,
-        limit_s: float | None = None,
-        began_s: float | None = None,
-    ) -> None:
-        self.fleet, self.record, self.folder = fleet, record, folder
-        self.every_s, self.every_steps = every_s or math.inf, every_steps
-        self.limit_s = limit_s or math.inf
-        self.due = math.inf  # t of the next meeting
-        self.told = ""  # the name of the signal that asks to stop
-        self._saved_s = monotonic()
-        self._began_s = self._saved_s if began_s is None else began_s
+    told = ""
 
     @contextmanager
     def listening(self) -> Iterator[None]:
@@ -82,6 +60,36 @@ class Keeper:
             raise KeyboardInterrupt
         self.told = signal.Signals(number).name
 
+
+class Keeper:
+    """Saves checkpoints of one run in `folder`, and stops it at a signal or at a time limit.
+
+    The run is saved before it stops. every_s, every_steps: seconds and updates between two
+    checkpoints (both None: save only before a stop). record: the run file on rank 0. limit_s: the
+    seconds after began_s, which is a time of the clock `monotonic`, now by default. listener: hears
+    the signals; those that it heard before count.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        record: Record | None,
+        folder: Path,
+        *,
+        every_s: float | None = None,
+        every_steps: int | None = None,
+        limit_s: float | None = None,
+        began_s: float | None = None,
+        listener: Listener | None = None,
+    ) -> None:
+        self.fleet, self.record, self.folder = fleet, record, folder
+        self.every_s, self.every_steps = every_s or math.inf, every_steps
+        self.limit_s = limit_s or math.inf
+        self.due = math.inf  # t of the next meeting
+        self.listener = listener or Listener()
+        self._saved_s = monotonic()
+        self._began_s = self._saved_s if began_s is None else began_s
+
     def start(self, begun: int, w: Array, monitor: Monitor, parts: Mapping[str, Part]) -> None:
         """Set what is saved: the weights w [L, d] and the parts. `begun` updates are made already.
 
@@ -101,7 +109,7 @@ class Keeper:
         late = now - self._began_s >= self.limit_s
         votes = np.array(
             [
-                bool(self.told) or late,
+                bool(self.listener.told) or late,
                 now - self._saved_s >= self.every_s,
                 (now - self._met_s) / (t - self._met),
             ]
@@ -113,13 +121,17 @@ class Keeper:
         if stop or overdue or (self.every_steps and t % self.every_steps == 0):
             self.save(t)
         if stop:
-            reasons = self.fleet.world.allgather(self.told or late * "the time limit")
+            reasons = self.fleet.world.allgather(self.listener.told or late * "the time limit")
             raise Interrupted(
                 f"stopped by {next(filter(None, reasons))} after step {t}, saved in {self.folder}; "
                 "the same command with `resume` resumes it"
             )
         self._met, self._met_s = t, monotonic()
         self._plan(t)
+
+    def save_soon(self) -> None:
+        """Save at the next meeting; enough on one rank."""
+        self._saved_s = -math.inf
 
     def save(self, t: int) -> None:
         """Write a checkpoint after update t. Collective."""

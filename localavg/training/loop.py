@@ -47,7 +47,7 @@ def train(
     }
     begun = restore_(saved, e.fleet, w, parts)
     if not begun:
-        monitor.clock.start()
+        monitor.clock.start([*monitor.clock.seconds.values()])
         averaging.begin(0, e.step_size(1))
     keeper.start(begun, w, monitor, parts)
     if kept is not None:

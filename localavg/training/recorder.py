@@ -30,9 +30,10 @@ from localavg.training.stopwatch import Stopwatch
 class Recorder:
     """What is measured between two rows of /train.
 
-    record: the run file on rank 0, None elsewhere. losses: L scalars per update since the last row;
-    a GPU's scalars stay on the GPU. reported: t of the last row. wall_s: the time at the last row,
-    a mean over the ranks. split: compute_s, data_s, communicate_s and wait_s so far, likewise.
+    record: the run file on rank 0, None elsewhere; or a mirror of it, on all ranks. losses: those
+    since the last row, L scalars an update; a GPU's scalars stay on the GPU.
+    reported: t of the last row. wall_s: the time at the last row, a mean over the ranks. split:
+    compute_s, data_s, communicate_s and wait_s so far, likewise.
     """
 
     def __init__(

@@ -11,17 +11,21 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
+from typing import NoReturn
 
 import numpy as np
 from mpi4py import MPI
 
-from localavg.errors import UserError
+from localavg.errors import SharedError, UserError
+from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
 from localavg.parallel import survive
+from localavg.parallel.device import Device
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Chosen, Experiment, assemble, task_of
 from localavg.training.ending import Lost
@@ -42,9 +46,9 @@ class Attempt:
     """A run on some ranks, and how often ranks were lost before it.
 
     start: where it starts; its file is a mirror. resumed: whether the run began with a checkpoint.
-    began_s: the time when it began, by the clock `perf_counter`. repeated, seconds: the updates to
-    make again after all losses, and the time that they cost. old: the runs before on several nodes:
-    a message that failed may still read their rows.
+    began_s: the time when the attempt began, by the clock `perf_counter`. repeated, seconds: the
+    updates to make again after all losses, and the time that they cost. old: the runs before on
+    several nodes: a message that failed may still read their rows.
     """
 
     e: Experiment
@@ -83,13 +87,17 @@ class Attempt:
         )
 
 
-def first(e: Experiment, start: Start, watched: Watched) -> Attempt:
-    """Return the attempt of all ranks. Collective. Raises UserError on all for a run on a GPU."""
-    if e.device.name != "cpu":
-        raise UserError(
+def check(device: Device) -> None:
+    """Raise UserError for a run on a GPU; on all ranks, which have the same kind of device."""
+    if device.name != "cpu":
+        raise SharedError(
             f"`on_failure = {CONTINUE}`: it takes averages of the host's memory only; add "
             "`device = cpu`, or leave it out"
         )
+
+
+def first(e: Experiment, start: Start, watched: Watched) -> Attempt:
+    """Return the attempt of all ranks. Collective."""
     resumed = start.saved is not None
     mirror = Mirror(e.fleet, start.file)
     monitor, keeper = watched(e, mirror)
@@ -99,24 +107,28 @@ def first(e: Experiment, start: Start, watched: Watched) -> Attempt:
 
 
 def outlive(
-    first: Attempt, train: Callable[[Attempt], tuple[int, str]], watched: Watched
+    attempts: list[Attempt], train: Callable[[Attempt], tuple[int, str]], watched: Watched
 ) -> tuple[Attempt, int, str]:
     """Train, and again without the ranks that were lost, until it ends. Collective.
 
+    attempts: the first attempt, which is taken out, so that nobody holds its rows after a loss.
     train: trains, and raises Lost where ranks died. watched: makes the monitor and the keeper.
     Return the last attempt, the exit status and why the run did not finish.
     """
-    a, survive.survivors[:] = first, [first.e.fleet.world]
-    while True:
-        status, why, done = 1, "", True
-        try:
-            status, why = train(a)
-        except Lost:
-            done = False
-            survive.revoke(a.e.fleet.made)
-        if survive.agreed(a.e.fleet.world, done):
-            return a, status, why
-        a = _recovered(a, watched)
+    a = attempts.pop()
+    survive.survivors[:] = [a.e.fleet.world]
+    with a.keeper.listener.listening():
+        while True:
+            status, why, done = 1, "", True
+            try:
+                status, why = train(a)
+            except Lost:
+                done = False
+                survive.revoke(a.e.fleet.made)
+            if survive.agreed(a.e.fleet.world, done):
+                return a, status, why
+            a.monitor.close()
+            a = _recovered(a, watched)
 
 
 def passing(work: Callable[[], None], world: MPI.Intracomm) -> None:
@@ -135,22 +147,29 @@ def _recovered(a: Attempt, watched: Watched) -> Attempt:
     The job ends where that fails or takes too long.
     """
     at_s, t, made, world = perf_counter(), a.t, a.e.fleet.made, a.e.fleet.world
-    with survive.limited(world):
+    with survive.limited(world) as limit:
         while True:
             survive.revoke(made)
-            world, made, done = survive.shrunk(world), [], False
+            limit.living = world = survive.shrunk(world)
+            made, done = [], False
             try:
                 again = _again(a, t, world, made, watched)
                 done = True
-            except MPI.Exception as error:
+            except Exception as error:
                 if not survive.is_loss(world, error):
-                    raise
+                    _give_up(world, error)
                 survive.revoke([world, *made])
-            except (UserError, OSError, MemoryError) as error:
-                survive.give_up(world, f"without the lost ranks the run cannot go on: {error}")
             if survive.agreed(world, done):
                 survive.survivors.append(world)
                 return _told(a, again, at_s)
+
+
+def _give_up(world: MPI.Intracomm, error: Exception) -> NoReturn:
+    """End the job for an error of a recovery, with a traceback where that is a defect."""
+    if not isinstance(error, UserError | OSError | MemoryError):
+        traceback.print_exception(error)
+    why = f"without the lost ranks the run cannot go on: {error or type(error).__name__}"
+    survive.give_up(world, why, shared=isinstance(error, SharedError))
 
 
 def _again(
@@ -164,21 +183,25 @@ def _again(
     now = assemble(task, earlier=Chosen(e.device.name, e.engine.name, e.transport.name))
     kept = a.kept.latest(world)
     if kept is None and a.resumed:
-        raise UserError("there was no average of everyone since the run was resumed")
+        raise SharedError("there was no average of everyone since the run was resumed")
     saved, counts, at_s = None, dict.fromkeys(a.mirror.counts(), 0), a.began_s
     if kept is not None:
         saved, note = kept.restored(world, now)
         counts, at_s = {**note.counts}, note.at_s
+    begun = saved.t if saved else 0
     mirror = a.mirror.back_to(fleet, counts)
-    fleet.together(partial(mirror.take_over, c.path) if fleet.rank == 0 else lambda: None)
     monitor, keeper = watched(now, mirror)
-    keeper.told = a.keeper.told
+    fleet.together(
+        partial(_take_over, c.path, mirror, keeper, begun) if fleet.rank == 0 else lambda: None
+    )
     lost_s = world.allreduce(perf_counter() - at_s, MPI.MAX)
     if saved is not None:  # a meeting of all ranks, and a long one
         times = saved.state["monitor"]
         times["seconds"][NAMES.index("communicate")] += lost_s
         times["meetings"] = np.append(times["meetings"], lost_s)
-    begun = saved.t if saved else 0
+    else:  # so were the losses before, which nothing has counted
+        monitor.clock.seconds["communicate"] += a.seconds + lost_s
+        monitor.clock.meetings.append(a.seconds + lost_s)
     repeated = world.allreduce(t, MPI.MAX) - begun
     return replace(
         a,
@@ -187,11 +210,22 @@ def _again(
         monitor=monitor,
         keeper=keeper,
         kept=Kept(now, monitor, mirror, before=kept or a.kept),
+        began_s=perf_counter(),
         losses=a.losses + 1,
         repeated=a.repeated + repeated,
         seconds=a.seconds + lost_s,
         old=(*a.old, e) if e.fleet.nodes > 1 else a.old,
     )
+
+
+def _take_over(path: str, mirror: Mirror, keeper: Keeper, begun: int) -> None:
+    """Go on with the run file after update `begun`, on the rank that writes it.
+
+    Later checkpoints count rows that the file loses, so they go before the rows do.
+    """
+    if checkpoint.remove_after(keeper.folder, begun):
+        keeper.save_soon()
+    mirror.take_over(path)
 
 
 def _told(a: Attempt, again: Attempt, at_s: float) -> Attempt:

@@ -29,7 +29,7 @@ from localavg.training import header, recover
 from localavg.training.build import Experiment, build
 from localavg.training.ending import Outcome, ended
 from localavg.training.evaluate import Evaluator, by_learner
-from localavg.training.keeper import Keeper
+from localavg.training.keeper import Keeper, Listener
 from localavg.training.kept import Kept
 from localavg.training.loop import train
 from localavg.training.monitor import Monitor
@@ -70,6 +70,8 @@ def run(
 
     # 2. Build the pieces.
     e = build(c, fleet, aware, before.chosen)
+    if c.on_failure == recover.CONTINUE:
+        recover.check(e.device)
     rehearse(e)
 
     # 3. Find the checkpoint to resume from, and open the run file.
@@ -81,8 +83,10 @@ def run(
     # 4. Train.
     lost = ""
     if c.on_failure == recover.CONTINUE:
-        watch = partial(watched, began_s=began_s)
-        last, status, why = recover.outlive(recover.first(e, start, watch), _trained, watch)
+        watch = partial(watched, began_s=began_s, listener=Listener())
+        attempts = [recover.first(e, start, watch)]
+        del e, start  # `outlive` frees them after a loss
+        last, status, why = recover.outlive(attempts, _trained, watch)
         e, monitor, keeper, lost = last.e, last.monitor, last.keeper, last.summary
         writes = e.fleet.rank == 0
     else:
@@ -98,11 +102,15 @@ def run(
 
 
 def watched(
-    e: Experiment, file: Record | None, began_s: float | None = None
+    e: Experiment,
+    file: Record | None,
+    began_s: float | None = None,
+    listener: Listener | None = None,
 ) -> tuple[Monitor, Keeper]:
     """Return the monitor that records a run in `file`, and the keeper that saves it. Collective.
 
-    began_s: when the time limit began, by the clock `monotonic`; now by default.
+    began_s: when the time limit began, by the clock `monotonic`; now by default. listener: the
+    keeper's.
     """
     c, fleet = e.config, e.fleet
     carrier = e.background or e.transport
@@ -135,6 +143,7 @@ def watched(
         every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
         limit_s=seconds("time_limit", c.time_limit),
         began_s=began_s,
+        listener=listener,
     )
     return monitor, keeper
 
@@ -150,7 +159,7 @@ def _ended(
     work = partial(_train, e, start, monitor, keeper, kept)
     if kept is not None:
         work = partial(recover.passing, work, e.fleet.world)
-    with nullcontext() if e.timing else keeper.listening():
+    with nullcontext() if e.timing or kept is not None else keeper.listener.listening():
         remedy = stepsizes.remedy(e.config)
         return ended(work, start.file, monitor, e.problem, e.fleet.world, remedy)
 
@@ -159,7 +168,7 @@ def _train(
     e: Experiment, start: Start, monitor: Monitor, keeper: Keeper, kept: Kept | None
 ) -> None:
     if start.file is not None and start.saved is None:
-        header.write_holdings(start.file, e)
+        header.write_holdings(start.file, e, says=e.fleet.rank == 0)
     file = start.file if e.config.save_weights else None
     if file is not None and start.saved is None:
         file.save_weights("initial_weights", e.flat.packed(on_host(e.flat.w[0])))

@@ -4,9 +4,16 @@ The promise is of one host over shared memory with all state kept. The reference
 rank.
 """
 
+import gc
 import json
+import os
 import random
+import signal
+import time
+import weakref
 from contextlib import contextmanager
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
 
@@ -17,6 +24,7 @@ from mpi import SUPPORT, call, run
 from mpi4py import MPI
 
 from localavg.errors import UserError
+from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
 from localavg.files.record import load
 from localavg.learner.optim import Momentum
@@ -25,6 +33,7 @@ from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.shared import SharedMemory
 from localavg.problems.logistic import Logistic
 from localavg.problems.network import Network
+from localavg.training import run as run_module
 from localavg.training.averaging import Averaging
 from localavg.training.ending import Interrupted
 from localavg.training.evaluate import Evaluator
@@ -151,7 +160,7 @@ def failing(owner, function, N):
         mock.patch.multiple(
             survive,
             check=lambda: None,
-            is_loss=lambda world, error: True,
+            is_loss=lambda world, error: isinstance(error, MPI.Exception),
             agreed=lambda world, done: done,
             shrunk=lambda world: MPI.COMM_SELF,
             revoke=lambda communicators: None,
@@ -213,6 +222,95 @@ def test_moments_that_nobody_kept_are_zero_after_a_recovery(tmp_path, hooks):
     assert seen == [0.0] and load(tmp_path / "run.h5").events.t.tolist() == [21]
 
 
+def test_a_recovery_removes_checkpoints_that_it_rolled_back_and_saves_soon(whole, tmp_path, hooks):
+    """Of 20 and 25, after update 26, back at 21: 25 goes. Stopped there, the run resumes."""
+    out, saved = tmp_path / "run.h5", []
+    write = checkpoint.write
+
+    def noted(folder, t, fleet, state):
+        saved.append((t, checkpoint.found(folder)))
+        if saved[-1][1] == [20]:
+            raise Interrupted("stopped")
+        write(folder, t, fleet, state)
+
+    line = words(LINES["kavg"], out, *SURVIVING, "--checkpoint-every", "5")
+    with failing(Logistic, "gradient_", 160), mock.patch.object(checkpoint, "write", noted):
+        assert command_lines(MPI.COMM_WORLD, [line]) == [75]
+    assert (22, [20]) == saved[-1] and (25, [20, 15]) in saved
+    assert command_lines(MPI.COMM_WORLD, [words(LINES["kavg"], out, "--resume")]) == [0]
+    found = load(out)
+    check(found, whole("kavg"), "kavg")
+    assert found.events.t.tolist() == [21]  # which the checkpoint does not count
+
+
+def test_the_rows_before_a_loss_are_freed_two_averages_later(tmp_path, hooks):
+    runs, alive = [], []
+    init, copy = Kept.__init__, Kept.copy
+
+    def noted(self, e, *args, **how):
+        runs.append(weakref.ref(e))
+        init(self, e, *args, **how)
+
+    def counted(self, t):
+        copy(self, t)
+        if len(runs) == 2:
+            gc.collect()
+            alive.append(runs[0]() is not None)
+
+    line = words(LINES["kavg"], tmp_path / "run.h5", *SURVIVING)
+    with (
+        failing(Logistic, "gradient_", 160),
+        mock.patch.multiple(Kept, __init__=noted, copy=counted),
+    ):
+        assert command_lines(MPI.COMM_WORLD, [line]) == [0]
+    assert alive[0] and not any(alive[2:]) and len(alive) > 2
+
+
+def test_a_signal_during_a_recovery_stops_the_run_and_saves_it(whole, tmp_path, hooks):
+    line, back_to = words(LINES["kavg"], tmp_path / "run.h5", *SURVIVING), Mirror.back_to
+
+    def told(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return back_to(self, *args)
+
+    with failing(Logistic, "gradient_", 160), mock.patch.object(Mirror, "back_to", told):
+        assert command_lines(MPI.COMM_WORLD, [line]) == [75]
+    assert "stopped by SIGTERM after step 22" in load(tmp_path / "run.h5").attrs["failure"]
+
+
+def test_losses_before_the_first_average_stay_on_the_clock(tmp_path, hooks):
+    """Each is counted once, and the rows of the run file have all of them."""
+    line, plain, calls = words(LINES["oneshot"], tmp_path / "run.h5", *SURVIVING), Logistic, [0]
+    gradient_ = plain.gradient_
+
+    def fail(self, *args, **how):
+        calls[0] += 1
+        if calls[0] in (60, 120):
+            time.sleep(0.2)
+            raise MPI.Exception(MPI.ERR_OTHER)
+        return gradient_(self, *args, **how)
+
+    with failing(plain, "gradient_", 0), mock.patch.object(plain, "gradient_", fail):
+        began_s = time.perf_counter()
+        assert command_lines(MPI.COMM_WORLD, [line]) == [0]
+        took_s = time.perf_counter() - began_s
+    found = load(tmp_path / "run.h5")
+    lost_s = found.events.seconds
+    assert found.events.t.tolist() == [0, 0] and (lost_s >= 0.2).all() and lost_s.sum() < took_s
+    assert lost_s.sum() <= found.train.wall_s.iloc[0] < took_s
+
+
+def test_a_gpu_is_refused_before_there_is_a_run_file(tmp_path):
+    plain, out = run_module.build, tmp_path / "run.h5"
+
+    def on_gpu(*args):
+        return replace(plain(*args), device=SimpleNamespace(name="cuda:0"))
+
+    with mock.patch.object(run_module, "build", on_gpu), mock.patch.object(survive, "check"):
+        assert command_lines(MPI.COMM_WORLD, [words(LINES["kavg"], out, *SURVIVING)]) == [2]
+    assert not out.exists()
+
+
 def comms_of(world):
     """How many communicators of clusters, lanes and short rows a fleet does not know."""
     fleet = Fleet(world, 4)
@@ -260,19 +358,20 @@ def test_a_recovery_that_stands_still_ends_the_job_to_be_resumed(whole, tmp_path
     assert found.provenance["resumes"] == 1
 
 
-@pytest.mark.parametrize("resumed", [False, True], ids=["no file", "no average"])
-def test_what_nobody_can_go_on_from_ends_the_job_with_its_reason(resumed, tmp_path, hooks, capsys):
-    """A run file that is not there any more; a run that was resumed and has not averaged yet."""
+@pytest.mark.parametrize("why", ["run.h5 is gone", "a defect", "no average of everyone"])
+def test_what_nobody_can_go_on_from_ends_the_job_with_its_reason(why, tmp_path, hooks, capsys):
+    """A run file that is not there; a defect; a run that was resumed and has not averaged yet."""
+    resumed = why.startswith("no average")
     line = words(LINES["oneshot"], tmp_path / "run.h5", *SURVIVING)
 
     class GaveUp(Exception):
         pass
 
     def give_up(world, why, shared=False):
-        raise GaveUp(why)
+        raise GaveUp(f"{why}, shared = {shared}")
 
     def lost(self, path):
-        raise UserError(f"{path} is gone")
+        raise KeyError("a defect") if why == "a defect" else UserError(f"{path} is gone")
 
     take_over = Mirror.take_over if resumed else lost
     if resumed:
@@ -285,7 +384,7 @@ def test_what_nobody_can_go_on_from_ends_the_job_with_its_reason(resumed, tmp_pa
         failing(Logistic, "gradient_", 50),
         mock.patch.object(Mirror, "take_over", take_over),
         mock.patch.object(survive, "give_up", give_up),
-        pytest.raises(GaveUp, match="no average of everyone" if resumed else "run.h5 is gone"),
+        pytest.raises(GaveUp, match=f"{why}.*shared = {why != 'a defect'}"),
     ):
         command_lines(MPI.COMM_WORLD, [line])
 
