@@ -550,8 +550,8 @@ MUTANTS = [
     Mutant(
         "one piece alone averages at the end",
         ALGORITHMS["fragments"],
-        "for i in range(self.schedule.F))\n",
-        "for i in range(1))\n",
+        "for i in range(self.schedule.F) if",
+        "for i in range(1) if",
         PIECES,
     ),
     Mutant(
@@ -2052,8 +2052,8 @@ MUTANTS = [
     Mutant(
         "gradients that are added at once are added twice",
         PROBLEMS["rows"],
-        "                parameter.grad = None\n",
-        "                pass\n",
+        "            parameter.grad = None\n",
+        "            pass\n",
         f"{TESTS['graph']}::test_gradients_that_are_added_at_once_have_the_bits_of_those_added_one_by_one",
     ),
     Mutant(
@@ -2068,7 +2068,7 @@ MUTANTS = [
         "localavg/parallel/kernels.py",
         "s.z += x.z; s.w += x.w;",
         "s.z += x.z;",
-        TESTS["gpu_logic"],
+        f"{TESTS['gpu_logic']}::test_means_on_the_device_are_the_sum_in_order_divided_once",
     ),
     # what is chosen for a GPU, and the start
     Mutant(

@@ -930,6 +930,8 @@ def test_a_run_starts_at_zero_and_evaluates_the_weights_it_stores(runs, name, da
 
 
 def line(algorithm, data, optimiser="sgd", policy="keep", P=8, sampling="iid", B=5, more=""):
+    if optimiser == "sgd" or algorithm.split()[0] in ("sync", "qsgd"):
+        policy = "keep"  # another one means nothing, and is refused
     return (
         f"{algorithm} --learners {P} --data {shlex.quote(data.path)} --sampling {sampling} "
         f"--batch-size {B} "

@@ -105,8 +105,9 @@ def test_streams_keep_their_numbers_or_old_runs_could_not_be_repeated():
         "PARTITION",
         "PARTICIPANTS",
         "GOSSIP",
+        "LOW_RANK",
     ]
-    assert list(map(int, sorted(Stream))) == list(range(9))
+    assert list(map(int, sorted(Stream))) == list(range(10))
 
 
 @pytest.mark.parametrize("kind", ["iid", "block"])
