@@ -464,6 +464,20 @@ MUTANTS = [
         CODED,
     ),
     Mutant(
+        "what codes lose counts in the sum of weights of another round",
+        TRANSPORT["deltas"],
+        "delta *= n / weights.total",
+        "delta *= n / weights.learners",
+        CODED,
+    ),
+    Mutant(
+        "a mean with weights is divided by the learners too",
+        TRANSPORT["deltas"],
+        "return P if weights is None else 1",
+        "return P",
+        CODED,
+    ),
+    Mutant(
         "a wire keeps the first weights as the last average",
         TRANSPORT["deltas"],
         "            base[part] = new\n",

@@ -9,13 +9,14 @@ both 0 at the start. An average of w_j over P learners becomes:
                       C' = code(v);  r ← v − decode(C')        C' crosses nodes
     on every node:    w_j ← w̃ + decode(C')
 
-Σ e + Σ decode(C) is Σ u, and r + decode(C') is v: nothing is lost, it is late. The columns of a row
-are cut into slices. One rank of a node codes a slice of u, one rank of all codes a slice of v, and
-sums are made in float32 in the order of the nodes. Within a node nothing is coded. An outer
-optimiser steps with the mean that arrives, and its step gives the next w̃. Averages of clusters that
-span nodes are coded in the same way, from the same w̃, each level with e and r of its own. The last
-average, at T, carries u and r in float32, so e and r end at 0. Statistics, and a state of the local
-optimiser, travel in float32.
+Σ e + Σ decode(C) is Σ u, and r + decode(C') is v: nothing is lost, it is late. Where learners count
+n_j, u ← Σ (n_j / Σ n) (w_j − w̃) + e, and v is not divided by P: the next Σ n may be another, so e
+is kept in the units of the mean. The columns of a row are cut into slices. One rank of a node codes
+a slice of u, one rank of all codes a slice of v, and sums are made in float32 in the order of the
+nodes. Within a node nothing is coded. An outer optimiser steps with the mean that arrives, and its
+step gives the next w̃. Averages of clusters that span nodes are coded in the same way, from the
+same w̃, each level with e and r of its own. The last average, at T, carries u and r in float32, so
+e and r end at 0. Statistics, and a state of the local optimiser, travel in float32.
 
     wire        code(x)                                                                  source
     bf16        bfloat16, rounded to nearest even                                        [1]

@@ -89,6 +89,8 @@ SETTINGS = {
     "step": (7, 2, (), "int8", SHRUNK, False),
     "low rank step": (5, 3, (), "lowrank:2", SHRUNK, False),
     "weights": (7, 2, (), "bf16", None, True),
+    "weights of 8 bits": (7, 1, (), "int8", None, True),
+    "low rank weights": (7, 2, (), "lowrank:2", None, True),
 }
 
 
@@ -103,8 +105,9 @@ def drift(t, j):
     return found / np.float32(8)
 
 
-def counts(P, weighted):
-    return [(3 * j + 1) % 4 for j in range(P)] if weighted else [1] * P
+def counts(P, weighted, t):
+    """How much learners count in round t: some not at all, and with another sum in every round."""
+    return [(t + 1) * ((3 * j + t + 1) % 4) for j in range(P)] if weighted else [1] * P
 
 
 def scopes(clusters):
@@ -177,10 +180,10 @@ def averaged(world, settings):
         transport.watch(w)
         w[...] = start_of()
         transport.begin(w)
-        transport.weights = counts(P, True) if weighted else None
         found = []
         for t, scope in enumerate(scopes(clusters)):
             w += np.array([drift(t, j) for j in fleet.learners])
+            transport.weights = counts(P, True, t) if weighted else None
             transport.plain = t == len(scopes(clusters)) - 1
             told, counters = transport.sum_bytes(scope), count(transport, scope)
             before = w.copy()
@@ -235,7 +238,7 @@ def wire_of(name):
 def expected(name):
     """The rows of all learners after each average by the oracle, and S."""
     P, _, clusters, _, step, weighted = SETTINGS[name]
-    made, weights = wire_of(name), np.array(counts(P, weighted), np.float32)
+    made = wire_of(name)
     sizes = {**{Scope(i): S for i, S in enumerate(clusters, 1)}, Scope.WORLD: P}
     groups = {s: [range(j, j + S) for j in range(0, P, S)] for s, S in sizes.items()}
     state = {(scope, g): made(group) for scope in groups for g, group in enumerate(groups[scope])}
@@ -244,15 +247,14 @@ def expected(name):
     for t, scope in enumerate(scopes(clusters)):
         W = [w + drift(t, j) for j, w in enumerate(W)]
         last, squares = t == len(scopes(clusters)) - 1, 0.0
+        weights = np.array(counts(P, weighted, t), np.float32)
         for g, group in enumerate(groups[scope]):
             wire, before = state[scope, g], W
-            base, scaled = w_tilde[:n], [w[:n] for w in W]
-            if weighted:  # Σ n_j (w_j − w̃) / Σ n_j
-                scaled = [base + c * (w - base) for w, c in zip(scaled, weights, strict=True)]
-                wire.P = weights.sum()
+            parts = weights / weights.sum() if weighted else None
             alone = len(wire.nodes) == 1  # nothing crosses nodes
             mean = sum(W[j][:n] for j in group) / len(group) if alone else None
-            mean = mean if alone else wire.mean(scaled, base, plain=last)
+            changed = [w[:n] for w in W]
+            mean = mean if alone else wire.mean(changed, w_tilde[:n], last, parts)
             rest = sum(weights[j] * W[j][n:] for j in group) / sum(weights[j] for j in group)
             squares += sum(((before[j][:n] - mean) ** 2).sum() for j in group if weights[j])
             new = np.concatenate([mean if step is None else mean * np.float32(step), rest])

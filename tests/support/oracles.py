@@ -638,17 +638,20 @@ class Wire:
         self.e = [zero.copy() for _ in nodes]
         self.r = zero.copy()
 
-    def mean(self, W, w_tilde, plain=False):
-        """What every learner gets; plain: the last average, in float32 and with all feedback."""
+    def mean(self, W, w_tilde, plain=False, parts=None):
+        """What every learner gets; plain: the last average, in float32 and with all feedback.
+
+        parts: how much every learner's change counts, of 1 in all.
+        """
         total = np.zeros_like(w_tilde)
         for k, node in enumerate(self.nodes):
             u = self.e[k].copy()
             for j in node:
-                u += W[j] - w_tilde
+                u += (W[j] - w_tilde) * (parts[j] if parts is not None else 1)
             D = u if plain else self.code(u)
             self.e[k] = u - D
             total += D
-        v = total / total.dtype.type(self.P) + self.r
+        v = total / total.dtype.type(1 if parts is not None else self.P) + self.r
         reply = v if plain else self.code(v)
         self.r = v - reply
         return w_tilde + reply
@@ -665,25 +668,25 @@ class LowRankWire:
         self.P = sum(len(node) for node in nodes)
         self.e = [zero.copy() for _ in nodes]
 
-    def mean(self, W, w_tilde, plain=False):
-        us = []
+    def mean(self, W, w_tilde, plain=False, parts=None):
+        us, each = [], np.ones(len(W), np.float32) if parts is None else parts
         for k, node in enumerate(self.nodes):
-            us.append(self.e[k] + sum(W[j] - w_tilde for j in node))
+            us.append(self.e[k] + sum(each[j] * (W[j] - w_tilde) for j in node))
         total = sum(us)
         es = [np.zeros_like(u) for u in us]
         for tensor in self.tensors:
             where, m, k, Q = tensor
             if plain or Q is None:
                 continue
-            parts = [u[where].reshape(m, k) for u in us]
-            A, _ = np.linalg.qr(sum(M @ Q for M in parts))
-            Bs = [M.T @ A for M in parts]
-            for e, M, B in zip(es, parts, Bs, strict=True):
+            Ms = [u[where].reshape(m, k) for u in us]
+            A, _ = np.linalg.qr(sum(M @ Q for M in Ms))
+            Bs = [M.T @ A for M in Ms]
+            for e, M, B in zip(es, Ms, Bs, strict=True):
                 e[where] = (M - A @ B.T).ravel()
             tensor[3] = sum(Bs)
             total[where] = (A @ tensor[3].T).ravel()
         self.e = es
-        return w_tilde + total / self.P
+        return w_tilde + total / (self.P if parts is None else 1)
 
 
 def wired(setup, T, gamma, K, wire, server=None):

@@ -14,7 +14,7 @@ import numpy as np
 from mpi4py import MPI
 
 from localavg.interfaces import Rounding, Rows, Step
-from localavg.parallel.transport.deltas import add_deltas, land_
+from localavg.parallel.transport.deltas import add_deltas, divisor, land_
 from localavg.parallel.transport.lanes import SENT, Weights, lane
 from localavg.parallel.wires.float32 import Float32
 
@@ -151,7 +151,7 @@ class CodedLanes:
         for k in range(piece.comm.size):  # in the order of the nodes
             code.decode_(got[k * size : (k + 1) * size], one)
             v += one
-        v /= np.float32(self.P if weights is None else weights.total)
+        v /= np.float32(divisor(self.P, weights))
         v += piece.r
         codes = np.empty(size, np.uint8)
         code.encode_(v, codes)

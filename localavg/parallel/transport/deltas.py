@@ -17,13 +17,22 @@ def add_deltas(
     scratch: np.ndarray,
     weights: Weights | None,
 ) -> None:
-    """Add Σ_j (row_j − base) to total [m], in the order of the rows, each by its weight."""
-    for row, weight in zip(rows, weights.of_rows if weights else [1] * len(rows), strict=True):
-        if weight:
+    """Add Σ_j (row_j − base) to total [m], in the order of the rows.
+
+    With weights add Σ_j (n_j / Σ n) (row_j − base): what codes lose of it, the next mean can add,
+    whose Σ n may be another. `divisor` is what is left to divide by.
+    """
+    for row, n in zip(rows, weights.of_rows if weights else [1] * len(rows), strict=True):
+        if n:
             delta = np.subtract(row, base, scratch[: len(base)])
-            if weight != 1:
-                delta *= weight
+            if weights is not None:
+                delta *= n / weights.total
             total += delta
+
+
+def divisor(P: int, weights: Weights | None) -> int:
+    """Return what the sum of `add_deltas` over the nodes is to be divided by."""
+    return P if weights is None else 1
 
 
 def land_(

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from localavg.errors import UserError
 from localavg.interfaces import Rows, Step
 from localavg.parallel.transport.coded_lanes import Mine
-from localavg.parallel.transport.deltas import add_deltas, land_
+from localavg.parallel.transport.deltas import add_deltas, divisor, land_
 from localavg.parallel.transport.lanes import CHUNK, Weights
 from localavg.streams import Stream, generator
 
@@ -143,7 +143,7 @@ class LowRank:
         """Set every row to the mean, or to what the step makes of it; as `CodedLanes.mean_`."""
         if self.here is not None:
             self.here.Barrier()  # everyone's rows are ready
-        total = np.float32(self.P if weights is None else weights.total)
+        total = np.float32(divisor(self.P, weights))
         for share in self.shares:
             for each in (*share.matrices, *share.whole):
                 u = each.u.reshape(-1)  # e before
