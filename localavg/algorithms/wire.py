@@ -16,7 +16,9 @@ a slice of u, one rank of all codes a slice of v, and sums are made in float32 i
 nodes. Within a node nothing is coded. An outer optimiser steps with the mean that arrives, and its
 step gives the next w̃. Averages of clusters that span nodes are coded in the same way, from the
 same w̃, each level with e and r of its own. The last average, at T, carries u and r in float32, so
-e and r end at 0. Statistics, and a state of the local optimiser, travel in float32.
+e and r of everyone end at 0. It does not carry e and r of clusters: what the codes of the last
+averages of clusters lost never arrives. Statistics, and a state of the local optimiser, travel in
+float32.
 
     wire        code(x)                                                                  source
     bf16        bfloat16, rounded to nearest even                                        [1]
