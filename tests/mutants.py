@@ -2364,8 +2364,8 @@ MUTANTS = [
     Mutant(
         "classes that nobody has are not told",
         "localavg/training/header.py",
-        "if held < classes:",
-        "if held > classes:",
+        "if held < classes and says:",
+        "if held > classes and says:",
         f"{TESTS['silence']}::test_classes_that_no_learner_has_are_counted",
     ),
     Mutant(
