@@ -2221,8 +2221,8 @@ MUTANTS = [
     Mutant(
         "survivors take the weights of the other copy",
         TRAINING["kept"],
-        "{name: copies[slot] for name, (_, copies) in self.common.items()}",
-        "{name: copies[1 - slot] for name, (_, copies) in self.common.items()}",
+        "{name: copies[slot] for name, copies in kept.items()}",
+        "{name: copies[1 - slot] for name, copies in kept.items()}",
         f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
     ),
     Mutant(
@@ -2252,6 +2252,28 @@ MUTANTS = [
         'elif e.config.recovery_state == "all":',
         "else:",
         f"{TESTS['survive']}::test_moments_that_nobody_kept_are_zero_after_a_recovery",
+    ),
+    Mutant(
+        "moments count as equal after the switch",
+        TRAINING["kept"],
+        "self.e.algorithm.exchange.at(t))",
+        "self.e.algorithm.exchange.at(1))",
+        f"{TESTS['survive']}::test_moments_that_nobody_kept_are_zero_after_a_recovery",
+    ),
+    Mutant(
+        "checkpoints that were rolled back stay",
+        "localavg/files/checkpoint.py",
+        "for s in found(folder) if s > t]",
+        "for s in found(folder) if s < 0]",
+        f"{TESTS['survive']}::"
+        "test_a_recovery_removes_checkpoints_that_it_rolled_back_and_saves_soon",
+    ),
+    Mutant(
+        "losses before the first average are off the clock",
+        "localavg/training/loop.py",
+        "monitor.clock.start([*monitor.clock.seconds.values()])",
+        "monitor.clock.start()",
+        f"{TESTS['survive']}::test_losses_before_the_first_average_stay_on_the_clock",
     ),
     Mutant(
         "losses of the last report count again",

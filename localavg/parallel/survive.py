@@ -18,8 +18,9 @@ from typing import NoReturn
 
 from mpi4py import MPI
 
-from localavg.errors import GO_ON, UserError
+from localavg.errors import GO_ON, SharedError, UserError
 from localavg.parallel.abort import FIRST_RANK_S, LAST_WORDS_S
+from localavg.parallel.device import Device
 
 LAUNCH = "mpirun --with-ft ulfm -n N localavg train …"
 ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by mpirun --with-ft
@@ -47,6 +48,15 @@ def check() -> None:
         raise UserError(
             "`on_failure = continue`: this launcher ends the job when a rank dies; launch with "
             f"{LAUNCH}, or leave it out"
+        )
+
+
+def check_device(device: Device) -> None:
+    """Raise UserError for a run on a GPU; on all ranks, which have the same kind of device."""
+    if device.name != "cpu":
+        raise SharedError(
+            "`on_failure = continue`: it takes averages of the host's memory only; add "
+            "`device = cpu`, or leave it out"
         )
 
 

@@ -9,9 +9,9 @@ learners can be made anew from one row of weights, and the updates since can be 
     moments of the local optimiser           none, all, every learner    likewise
     schedule, round, clock, rows recorded    the rank                    its own memory
 
-A moment that `state = average` makes equal, and those of gradients that all learners exchange, are
-copied once. With `recovery_state = all` every other moment is copied for every learner; without, it
-is zero after a recovery.
+A moment that `state = average` makes equal is copied once, and so is one of gradients that all
+learners exchange, while they do. With `recovery_state = all` every other moment is copied for every
+learner; without, it is zero after a recovery.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Kept:
         first = layout.first_row(fleet.rank)
         self.mine = slice(first, first + fleet.L)  # of the node's rows
         self.marks = np.full((2, 1), NEVER)  # t of each rank's copies
+        self.early: set[str] = set()  # moments that are equal while gradients are exchanged
         self._losses, self._reported = (0, 0), 0
         self._notes: list[Note | None] = [None, None]
         self._slot = self._copies = 0
@@ -102,13 +103,21 @@ class Kept:
         vectors = {k: x for k, x in e.algorithm.average.state_dict().items() if np.ndim(x) == 1}
         common |= {f"average {name}": x for name, x in vectors.items()}
         rows = {"statistics": w[:, n:]} if w.shape[1] > n else {}
-        exchanges = e.algorithm.exchange.at(e.length.T)  # at every update
+        always = e.algorithm.exchange.at(e.length.T)  # at every update
         for i, (policy, x) in enumerate(zip(e.optimizer.policies, e.optimizer.state, strict=True)):
-            if policy == "average" or exchanges:
-                common[f"moment {i}"] = x[0]
+            name = f"moment {i}"
+            if policy == "average" or always:
+                common[name] = x[0]
             elif e.config.recovery_state == "all":
-                rows[f"moment {i}"] = x
+                rows[name] = x
+            elif e.algorithm.exchange.at(1):
+                common[name] = x[0]
+                self.early.add(name)
         return common, rows
+
+    def _equal(self, name: str, t: int) -> bool:
+        """Return whether all learners have the same of what is `common`, after update t."""
+        return name not in self.early or bool(self.e.algorithm.exchange.at(t))
 
     def copy(self, t: int) -> None:
         """Copy the run after update t, when all learners are equal. No rank waits for another."""
@@ -117,9 +126,10 @@ class Kept:
         self._slot = slot = 1 - self._slot
         node = self.e.fleet.node
         self.marks[slot, node.rank] = NEVER
-        for x, copies in self.common.values():
-            columns = lane(len(x), node.rank, node.size)
-            copies[slot, columns] = x[columns]
+        for name, (x, copies) in self.common.items():
+            if self._equal(name, t):
+                columns = lane(len(x), node.rank, node.size)
+                copies[slot, columns] = x[columns]
         for x, copies in self.rows.values():
             copies[slot, self.mine] = x
         self._copy_losses()
@@ -170,7 +180,8 @@ class Kept:
         (slot,) = (i for i in (0, 1) if set(self.marks[i].tolist()) == {t})
         note = self._notes[slot]
         assert note is not None, "a marked copy has a note"
-        common = {name: copies[slot] for name, (_, copies) in self.common.items()}
+        kept = {name: copies for name, (_, copies) in self.common.items() if self._equal(name, t)}
+        common = {name: copies[slot] for name, copies in kept.items()}
         rows = self._gathered(world, e, slot, note)
         L, d, n = e.fleet.L, e.flat.d, e.flat.d_trained
         w = np.empty((L, d), np.float32)

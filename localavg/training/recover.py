@@ -25,7 +25,6 @@ from localavg.errors import SharedError, UserError
 from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
 from localavg.parallel import survive
-from localavg.parallel.device import Device
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Chosen, Experiment, assemble, task_of
 from localavg.training.ending import Lost
@@ -84,15 +83,6 @@ class Attempt:
         return (
             f"; ranks were lost {often}, {self.repeated} updates were made again, and "
             f"{self.seconds:.1f} s were lost"
-        )
-
-
-def check(device: Device) -> None:
-    """Raise UserError for a run on a GPU; on all ranks, which have the same kind of device."""
-    if device.name != "cpu":
-        raise SharedError(
-            f"`on_failure = {CONTINUE}`: it takes averages of the host's memory only; add "
-            "`device = cpu`, or leave it out"
         )
 
 

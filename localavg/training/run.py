@@ -71,7 +71,7 @@ def run(
     # 2. Build the pieces.
     e = build(c, fleet, aware, before.chosen)
     if c.on_failure == recover.CONTINUE:
-        recover.check(e.device)
+        survive.check_device(e.device)
     rehearse(e)
 
     # 3. Find the checkpoint to resume from, and open the run file.

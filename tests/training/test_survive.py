@@ -207,8 +207,22 @@ def test_a_run_goes_on_from_any_point(owner, function, N, t, whole, tmp_path, ho
     assert found.events.t.tolist() == [t]
 
 
-def test_moments_that_nobody_kept_are_zero_after_a_recovery(tmp_path, hooks):
-    """By an optimiser that counts: after update 26, t = 21 had moments, which are gone."""
+@pytest.mark.parametrize(("name", "update", "t"), [("kavg", 26, 21), ("switch", 28, 26)])
+def test_moments_that_nobody_kept_are_zero_after_a_recovery(name, update, t, tmp_path, hooks):
+    """By an optimiser that counts: t had moments, which are gone."""
+    assert moments_after(name, update, tmp_path) == [0.0]
+    assert load(tmp_path / "run.h5").events.t.tolist() == [t]
+
+
+def test_moments_are_kept_while_gradients_are_exchanged(whole, tmp_path, hooks):
+    """Without `recovery_state`, before the switch to averages."""
+    (moment,) = moments_after("switch", 5, tmp_path)
+    assert moment > 0 and load(tmp_path / "run.h5").events.t.tolist() == [5]
+    check(load(tmp_path / "run.h5"), whole("switch"), "switch")
+
+
+def moments_after(name, update, folder):
+    """The largest number in the moments after a recovery in the midst of update + 1."""
     seen = []
     load_state = Momentum.load_state_dict
 
@@ -216,10 +230,11 @@ def test_moments_that_nobody_kept_are_zero_after_a_recovery(tmp_path, hooks):
         load_state(self, state)
         seen.append(abs(self.state[0]).max())
 
-    again = words(LINES["kavg"], tmp_path / "run.h5", "--on-failure", "continue")
-    with failing(Logistic, "gradient_", 160), mock.patch.object(Momentum, "load_state_dict", noted):
+    again = words(LINES[name], folder / "run.h5", "--on-failure", "continue")
+    N = 6 * update + 4
+    with failing(Logistic, "gradient_", N), mock.patch.object(Momentum, "load_state_dict", noted):
         assert command_lines(MPI.COMM_WORLD, [again]) == [0]
-    assert seen == [0.0] and load(tmp_path / "run.h5").events.t.tolist() == [21]
+    return seen
 
 
 def test_a_recovery_removes_checkpoints_that_it_rolled_back_and_saves_soon(whole, tmp_path, hooks):
