@@ -2235,8 +2235,8 @@ MUTANTS = [
     Mutant(
         "a copy that is half done counts",
         TRAINING["kept"],
-        "        self.marks[slot, node.rank] = NEVER\n        for x",
-        "        self.marks[slot, node.rank] = t\n        for x",
+        "        self.marks[slot, node.rank] = NEVER\n        for name",
+        "        self.marks[slot, node.rank] = t\n        for name",
         f"{TESTS['survive']}::test_a_run_goes_on_from_any_point",
     ),
     Mutant(
