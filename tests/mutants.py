@@ -736,8 +736,8 @@ MUTANTS = [
             (
                 "push-sum's weights go the other way",
                 "gossip",
-                "self.matrix(t) @ self.s",
-                "self.s @ self.matrix(t)",
+                "self.matrix(due.t) @ self.s",
+                "self.s @ self.matrix(due.t)",
                 PUSHED,
             ),
             (
@@ -766,12 +766,12 @@ MUTANTS = [
                 "S is about the weights after the mix",
                 "gossip",
                 """\
-        S = transport.variance(w[:, : self.trained]) if variance else math.nan
-        transport.mix_(w, self.matrix(t))
+        S = transport.variance(w[:, : self.trained]) if due.variance else math.nan
+        transport.mix_(w, self.matrix(due.t))
 """,
                 """\
-        transport.mix_(w, self.matrix(t))
-        S = transport.variance(w[:, : self.trained]) if variance else math.nan
+        transport.mix_(w, self.matrix(due.t))
+        S = transport.variance(w[:, : self.trained]) if due.variance else math.nan
 """,
                 f"{TESTS['graphs']}::test_s_is_the_distance_before_the_mix_without_statistics",
             ),
@@ -935,8 +935,8 @@ MUTANTS = [
     Mutant(
         "SlowMo's step size is that of the round before",
         TRAINING["averaging"],
-        "transport, self.variance, gamma, t)",
-        "transport, self.variance, self.__dict__.setdefault('old', gamma), t)",
+        "Due(scope, t, gamma, self.variance, last)",
+        "Due(scope, t, self.__dict__.setdefault('old', gamma), self.variance, last)",
         f"{TESTS['in_process']}::test_a_run_is_the_oracles",
     ),
     Mutant(

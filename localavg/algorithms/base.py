@@ -157,6 +157,21 @@ class Never(Schedule):
         return Scope.NONE
 
 
+@dataclass(frozen=True)
+class Due:
+    """An average that is due.
+
+    scope: over whom. t: the update after which it comes. gamma: the step size γ of update t.
+    variance: whether S is wanted. last: whether the run ends with it.
+    """
+
+    scope: Scope
+    t: int = 0
+    gamma: float = math.nan
+    variance: bool = False
+    last: bool = False
+
+
 class Average(ABC):
     """What an average does to the weights of the learners that meet.
 
@@ -199,32 +214,11 @@ class Average(ABC):
         return 0
 
     @abstractmethod
-    def average_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-        t: int = 0,
-    ) -> float:
-        """Average w [L, d] over `scope` in place, or the piece whose turn it is.
+    def average_(self, w: Array, due: Due, transport: Transport) -> float:
+        """Average w [L, d] in place, or the piece whose turn it is; at the end of a run all of it.
 
-        gamma: the step size of the last update, t. Return S of the parameters if `variance` is
-        true, else NaN.
+        Return S of the parameters if it is wanted, else NaN.
         """
-
-    def average_last_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-        t: int = 0,
-    ) -> float:
-        """Average all of w [L, d] after the last update, t; otherwise as `average_`."""
-        return self.average_(w, scope, transport, variance, gamma, t)
 
     def average_state_(self, s: Array, scope: Scope, transport: Transport, t: int = 0) -> None:
         """Average s [L, n], state of the local optimiser, after the weights of update t."""
@@ -253,21 +247,13 @@ class Mean(Average):
     def start(self, w: Array, trained: int, transport: Transport) -> None:
         self.trained = trained
 
-    def average_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-        t: int = 0,
-    ) -> float:
-        step = self.step_of(scope, gamma)
+    def average_(self, w: Array, due: Due, transport: Transport) -> float:
+        step = self.step_of(due.scope, due.gamma)
         # S and the step are of the parameters alone
-        if (not variance and step is None) or self.trained in (None, w.shape[1]):
-            return transport.mean_(w, scope, variance, step)
-        S = transport.mean_(w[:, : self.trained], scope, variance, step)
-        transport.mean_(w[:, self.trained :], scope)
+        if (not due.variance and step is None) or self.trained in (None, w.shape[1]):
+            return transport.mean_(w, due.scope, due.variance, step)
+        S = transport.mean_(w[:, : self.trained], due.scope, due.variance, step)
+        transport.mean_(w[:, self.trained :], due.scope)
         return S
 
     def step_of(self, scope: Scope, gamma: float) -> Step | None:

@@ -12,13 +12,12 @@ and torchft cut by layers. Here a piece may begin within a tensor, so that all h
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from localavg.algorithms.base import Average, Mean, Schedule
+from localavg.algorithms.base import Average, Due, Mean, Schedule
 from localavg.errors import UserError, bad, whole
 from localavg.interfaces import Array, Transport
 from localavg.scope import Scope
@@ -103,49 +102,22 @@ class Fragmented(Average):
         i = None if t == self._whole_at else self.schedule.piece(int(t) - self.t0)
         return 0 if i is None else i + 1
 
-    def average_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-        t: int = 0,
-    ) -> float:
-        i = self.schedule.piece(t - self.t0)
-        assert i is not None, "a piece is due"
-        return self._average_(i, w, variance, scope, transport, gamma, t)
-
-    def average_last_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-        t: int = 0,
-    ) -> float:
-        how = w, variance, scope, transport, gamma, t
-        late = [i for i in range(self.schedule.F) if self._last[i] < t]
+    def average_(self, w: Array, due: Due, transport: Transport) -> float:
+        if not due.last:
+            i = self.schedule.piece(due.t - self.t0)
+            assert i is not None, "a piece is due"
+            return self._average_(i, w, due, transport)
+        late = [i for i in range(self.schedule.F) if self._last[i] < due.t]
         if len(late) == self.schedule.F:
-            self._whole_at = t
-        return sum(self._average_(i, *how) for i in late)
+            self._whole_at = due.t
+        return sum(self._average_(i, w, due, transport) for i in late)
 
-    def _average_(
-        self,
-        i: int,
-        w: Array,
-        variance: bool,
-        scope: Scope,
-        transport: Transport,
-        gamma: float,
-        t: int,
-    ) -> float:
-        """Average piece i. Return its part of S if `variance`, else NaN."""
-        self._last[i] = t
-        piece, wanted = w[:, self.pieces[i + 1]], variance and self.trains[i]
-        S = self.each[i].average_(piece, scope, transport, wanted, gamma, t)
-        return 0.0 if variance and not wanted else S
+    def _average_(self, i: int, w: Array, due: Due, transport: Transport) -> float:
+        """Average piece i. Return its part of S if it is wanted, else NaN."""
+        self._last[i] = due.t
+        own = replace(due, variance=due.variance and self.trains[i])
+        S = self.each[i].average_(w[:, self.pieces[i + 1]], own, transport)
+        return 0.0 if due.variance and not own.variance else S
 
     def state_dict(self) -> dict[str, Array]:
         own = {

@@ -32,7 +32,7 @@ from typing import Annotated, Any, Unpack
 import numpy as np
 
 from localavg.algorithms import matchings
-from localavg.algorithms.base import Algorithm, Gradients, Mean
+from localavg.algorithms.base import Algorithm, Due, Gradients, Mean
 from localavg.algorithms.common import Switch, begins, composed
 from localavg.algorithms.graphs import GRAPHS, Graph, Push
 from localavg.algorithms.kavg import Every
@@ -135,19 +135,11 @@ class Gossip(MeanOfAll):
     def matrix(self, t: int) -> Array:
         return self.graph((t - self.t0) // self.K - 1)  # the first gossip, k = 0, is at t0 + K
 
-    def average_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-        t: int = 0,
-    ) -> float:
-        if scope is not Scope.NEIGHBOURS:
-            return super().average_(w, scope, transport, variance, gamma, t)
-        S = transport.variance(w[:, : self.trained]) if variance else math.nan
-        transport.mix_(w, self.matrix(t))
+    def average_(self, w: Array, due: Due, transport: Transport) -> float:
+        if due.scope is not Scope.NEIGHBOURS:
+            return super().average_(w, due, transport)
+        S = transport.variance(w[:, : self.trained]) if due.variance else math.nan
+        transport.mix_(w, self.matrix(due.t))
         return S
 
     def average_state_(self, s: Array, scope: Scope, transport: Transport, t: int = 0) -> None:
@@ -186,17 +178,10 @@ class PushSum(Gossip):
 
         return at_z
 
-    def average_(
-        self,
-        w: Array,
-        scope: Scope,
-        transport: Transport,
-        variance: bool = False,
-        gamma: float = math.nan,
-        t: int = 0,
-    ) -> float:
-        S = super().average_(w, scope, transport, variance, gamma, t)
-        self.s = self.matrix(t) @ self.s if scope is Scope.NEIGHBOURS else np.ones_like(self.s)
+    def average_(self, w: Array, due: Due, transport: Transport) -> float:
+        S = super().average_(w, due, transport)
+        mixed = due.scope is Scope.NEIGHBOURS
+        self.s = self.matrix(due.t) @ self.s if mixed else np.ones_like(self.s)
         return S
 
     def state_dict(self) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from localavg.algorithms.base import Algorithm, Gradients
+from localavg.algorithms.base import Algorithm, Due, Gradients
 from localavg.interfaces import UNTIMED, Array, Laps, Settings, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
@@ -134,7 +134,7 @@ class Averaging:
             self.before(t, scope)
             if last and self.wired is not None:  # sends all that its codes have lost, in float32
                 self.wired.plain, self.wired.plain_at = True, t
-            S = self._mean_(scope, t, gamma, last)
+            S = self._mean_(Due(scope, t, gamma, self.variance, last))
             if self.wired is not None:
                 self.wired.plain = False
             self._average_state_(scope, t)
@@ -150,12 +150,9 @@ class Averaging:
             self.begin(t, gamma)
         return scope
 
-    def _mean_(self, scope: Scope, t: int, gamma: float, last: bool) -> float:
-        """Average the weights over `scope` at once. Return S if it is wanted, else NaN."""
-        return self._at_once(last)(self.w, scope, self.transport, self.variance, gamma, t)
-
-    def _at_once(self, last: bool) -> Callable[..., float]:
-        return self.average.average_last_ if last else self.average.average_
+    def _mean_(self, due: Due) -> float:
+        """Average the weights at once. Return S if it is wanted, else NaN."""
+        return self.average.average_(self.w, due, self.transport)
 
     def _average_state_(self, scope: Scope, t: int) -> None:
         """Keep, average or reset the optimiser's state as the weights average after update t."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from localavg.algorithms.base import Due
 from localavg.interfaces import Settings, Transport
 from localavg.parallel.device import put_
 from localavg.scope import Scope
@@ -83,7 +84,7 @@ class Delayed(Averaging):
         if self.anchored:
             self.delay.pull_(self.w, self.flights.z)
             self.anchored = False
-        self.flights.begin(self.w, t, scope, gamma, self.variance)
+        self.flights.begin(self.w, Due(scope, t, gamma, self.variance))
         self.begun(t, scope)
 
     def _merge_(self, t: int) -> Scope:
@@ -103,13 +104,13 @@ class Delayed(Averaging):
         self._steer(t, S, flight.gamma)
         return flight.scope
 
-    def _mean_(self, scope: Scope, t: int, gamma: float, last: bool) -> float:
+    def _mean_(self, due: Due) -> float:
         """Average the weights at once; with a wire those copies that it watches."""
         if self.wired is None:
-            return super()._mean_(scope, t, gamma, last)
+            return super()._mean_(due)
         z = self.flights.z
         z[...] = self.w
-        S = self._at_once(last)(z, scope, self.wired, self.variance, gamma, t)
+        S = self.average.average_(z, due, self.wired)
         self.w[...] = z
         return S
 

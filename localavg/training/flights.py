@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from localavg.algorithms.base import Average
+from localavg.algorithms.base import Average, Due
 from localavg.interfaces import Array, Transport
 from localavg.parallel.device import put_
 from localavg.scope import Scope
@@ -60,17 +60,17 @@ class Flights:
         self.now: Flight | None = None
         self._thread = ThreadPoolExecutor(1, "localavg-average")
 
-    def begin(self, w: Array, t: int, scope: Scope, gamma: float, variance: bool) -> None:
-        """Copy the weights w [L, n] after update t, and let the mean of the copies begin.
+    def begin(self, w: Array, due: Due) -> None:
+        """Copy the weights w [L, n], and let the mean of the copies begin.
 
         Where pieces average in turn, all this is of the piece whose turn it is.
         """
-        columns = self.columns(t)
+        columns = self.columns(due.t)
         self.z[:, columns] = w[:, columns]
         if self.own is not None:
             self.own[:, columns] = w[:, columns]
-        work = self._thread.submit(self._travel, scope, gamma, variance, t)
-        self.now = Flight(t, scope, gamma, work)
+        work = self._thread.submit(self._travel, due)
+        self.now = Flight(due.t, due.scope, due.gamma, work)
 
     def end(self) -> tuple[Flight, Arrived]:
         """Wait for the mean, and return what it was of and what it brought."""
@@ -82,9 +82,9 @@ class Flights:
         """Return the columns that average after update t."""
         return self.average.pieces[self.average.piece(t)]
 
-    def _travel(self, scope: Scope, gamma: float, variance: bool, t: int) -> Arrived:
+    def _travel(self, due: Due) -> Arrived:
         start = perf_counter()
-        S = self.average.average_(self.z, scope, self.transport, variance, gamma, t)
+        S = self.average.average_(self.z, due, self.transport)
         self.transport.settle()
         return Arrived(S, perf_counter() - start)
 

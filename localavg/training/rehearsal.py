@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from functools import partial
 
+from localavg.algorithms.base import Due
 from localavg.scope import Scope
 from localavg.training.build import Experiment
 
@@ -32,9 +33,8 @@ def rehearse(e: Experiment) -> None:
     covered = w if e.config.statistics == "average" else w[:, :n]
     average.start(covered, n, e.transport)
     variance = e.config.variance != "no" or e.algorithm.schedule.spread
-    average_ = average.average_last_ if pieces > 1 else average.average_
     for scope, t in _scopes(e).items():
-        average_(covered, scope, e.transport, variance, gamma=1.0, t=t)
+        average.average_(covered, Due(scope, t, 1.0, variance, last=pieces > 1), e.transport)
         optimizer.at_average_(
             partial(average.average_state_, scope=scope, transport=e.transport, t=t)
         )

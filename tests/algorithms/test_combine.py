@@ -4,7 +4,7 @@ import numpy as np
 import oracles as oracle
 import pytest
 
-from localavg.algorithms.base import Mean
+from localavg.algorithms.base import Due, Mean
 from localavg.algorithms.common import average, effective
 from localavg.algorithms.outer import RULES, Momentum, Nesterov
 from localavg.errors import UserError
@@ -54,7 +54,7 @@ def block_steps(means, nesterov):
 def test_a_mean_is_the_mean_over_its_scope():
     for scope, size in ((Scope.WORLD, 4), (Scope.CLUSTER, S)):
         w = weights()
-        started(Mean()).average_(w, scope, Together())
+        started(Mean()).average_(w, Due(scope), Together())
         expected = np.repeat(weights().reshape(-1, size, 6).mean(axis=1), size, axis=0)
         np.testing.assert_allclose(w, expected)
 
@@ -65,7 +65,7 @@ def test_block_momentum_at_global_averages(nesterov):
     expected = block_steps([weights(k).mean(axis=0) for k in (1, 2, 3)], nesterov)
     for k in (1, 2, 3):
         w = weights(k)
-        combine.average_(w, Scope.WORLD, Together())
+        combine.average_(w, Due(Scope.WORLD), Together())
         np.testing.assert_allclose(w, np.tile(expected[k - 1], (4, 1)))
 
 
@@ -75,7 +75,7 @@ def test_averages_of_clusters_are_plain_means_and_no_block_step(nesterov):
     expected = block_steps([weights(k).mean(axis=0) for k in (1, 3)], nesterov)
     for k, scope in ((1, Scope.WORLD), (2, Scope.CLUSTER), (3, Scope.WORLD)):
         w = weights(k)
-        combine.average_(w, scope, Together())
+        combine.average_(w, Due(scope), Together())
         if scope is Scope.CLUSTER:
             pairs = weights(k).reshape(2, 2, 6).mean(axis=1)
             np.testing.assert_allclose(w, np.repeat(pairs, 2, axis=0))
@@ -87,13 +87,13 @@ def test_statistics_take_the_plain_mean():
     combine = started(Momentum(1, MU), d_trained=4)
     for k in (1, 2):
         w = weights(k)
-        combine.average_(w, Scope.WORLD, Together())
+        combine.average_(w, Due(Scope.WORLD), Together())
         np.testing.assert_allclose(w[:, 4:], np.tile(weights(k).mean(axis=0)[4:], (4, 1)))
 
 
 def test_the_variance_is_that_of_the_plain_mean():
     w = weights()
-    spread = started(Momentum(1, MU)).average_(w, Scope.WORLD, Together(), variance=True)
+    spread = started(Momentum(1, MU)).average_(w, Due(Scope.WORLD, variance=True), Together())
     assert spread == pytest.approx(((weights() - weights().mean(axis=0)) ** 2).sum() / 4)
 
 
@@ -103,7 +103,7 @@ def test_outer_steps_are_those_of_the_sources(rule):
     server = oracle.OuterState(rule, 0.3, 0.6, weights(0)[0, :5].astype(float))
     for k, gamma in ((1, 0.5), (2, 0.5), (3, 0.1), (4, 0.2)):
         w = weights(k)
-        combine.average_(w, Scope.WORLD, Together(), gamma=gamma)
+        combine.average_(w, Due(Scope.WORLD, gamma=gamma), Together())
         expected = server.step(list(weights(k)[:, :5].astype(float)), gamma)
         np.testing.assert_allclose(w[:, :5], np.tile(expected, (4, 1)), rtol=1e-6, atol=1e-6)
         np.testing.assert_allclose(w[:, 5], weights(k)[:, 5].mean())
@@ -112,7 +112,7 @@ def test_outer_steps_are_those_of_the_sources(rule):
 def test_yogi_leaves_the_second_moment_where_it_equals_the_square():
     combine = started(RULES["yogi"](0.3, 0.6))
     combine.state[2] = 4
-    combine.average_(weights(0)[:1].repeat(4, 0) + np.float32(2), Scope.WORLD, Together())
+    combine.average_(weights(0)[:1].repeat(4, 0) + np.float32(2), Due(Scope.WORLD), Together())
     assert (combine.state[2] == 4).all()
 
 
@@ -135,4 +135,4 @@ def test_defaults_are_those_of_the_sources():
 def test_slowmo_needs_a_step_size(gamma):
     combine = started(RULES["slowmo"]())
     with pytest.raises(UserError, match="step size"):
-        combine.average_(weights(1), Scope.WORLD, Together(), gamma=gamma)
+        combine.average_(weights(1), Due(Scope.WORLD, gamma=gamma), Together())

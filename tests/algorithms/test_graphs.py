@@ -8,6 +8,7 @@ import oracles as oracle
 import pytest
 
 from localavg.algorithms import graphs, matchings
+from localavg.algorithms.base import Due
 from localavg.algorithms.gossip import gossip
 from localavg.algorithms.graphs import GRAPHS, Push, gap, rho
 from localavg.algorithms.matchings import Matchings, contraction, laplacian
@@ -190,12 +191,12 @@ def test_push_sum_conserves_both_sums_and_finds_the_mean_of_everyone():
     average, w = started(graph="push", K=3)
     mean = w.mean(axis=0)
     for t in range(3, 150, 3):
-        average.average_(w, Scope.NEIGHBOURS, Alone(), t=t)
+        average.average_(w, Due(Scope.NEIGHBOURS, t=t), Alone())
         np.testing.assert_allclose(w.mean(axis=0), mean)
         assert average.s.sum() == pytest.approx(6)
     assert abs(w - mean).max() > 0.01  # x does not
     np.testing.assert_allclose(w / average.s[:, None], np.tile(mean, (6, 1)), rtol=1e-5)
-    average.average_(w, Scope.WORLD, Alone())
+    average.average_(w, Due(Scope.WORLD), Alone())
     np.testing.assert_allclose(w, np.tile(mean, (6, 1)))
     assert (average.s == 1).all()
 
@@ -222,10 +223,9 @@ def test_state_is_mixed_to_a_mean_also_where_rows_do_not_sum_to_1():
 def test_s_is_the_distance_before_the_mix_without_statistics():
     average, w = started()
     before = ((w - w.mean(axis=0))[:, :3] ** 2).sum() / 6
-    assert average.average_(w, Scope.NEIGHBOURS, Alone(), variance=True, t=1) == pytest.approx(
-        before
-    )
-    assert math.isnan(average.average_(w, Scope.NEIGHBOURS, Alone(), t=2))
+    S = average.average_(w, Due(Scope.NEIGHBOURS, variance=True, t=1), Alone())
+    assert S == pytest.approx(before)
+    assert math.isnan(average.average_(w, Due(Scope.NEIGHBOURS, t=2), Alone()))
 
 
 def test_the_kth_gossip_takes_the_kth_matrix():

@@ -21,7 +21,7 @@ P, L2 = 6, 0.01
 class Elastic(Mean):
     """w_j ← w_j + ρ (w̄ − w_j): the learners come closer and stay apart."""
 
-    def average_(self, w, scope, transport, variance=False, gamma=0.0, t=0):
+    def average_(self, w, due, transport):
         w += 0.05 * (transport.mean(w) - w)
         return np.nan
 

@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from mpi4py import MPI
 
+from localavg.algorithms.base import Due
 from localavg.algorithms.outer import RULES
 from localavg.cli.bench import CIFAR10, Row, images, medians
 from localavg.cli.bench.gossip import ROUNDS, Gossips
@@ -189,7 +190,7 @@ def _time(
     if outer is not None:
         step = RULES[outer]()
         step.start(w, n, ours)
-        ways["outer_s"] = lambda: step.average_(w, Scope.WORLD, ours, gamma=1.0)
+        ways["outer_s"] = lambda: step.average_(w, Due(Scope.WORLD, gamma=1.0), ours)
     if graph is not None:
         ways["gossip_s"] = gossips = Gossips(fleet, ours, w, graph)
     if wire is not None:

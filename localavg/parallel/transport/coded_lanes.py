@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from typing import NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -20,6 +21,27 @@ from localavg.parallel.wires.float32 import Float32
 
 Mine = Sequence[tuple[int, Sequence[MPI.Comm]]]
 """the numbers of a rank's lanes, each with the communicators of its ranks on all nodes"""
+
+
+class Group(NamedTuple):
+    """A group of learners whose sums cross nodes, as a rank sees it."""
+
+    rows: np.ndarray
+    """those of the group's learners on this node [l, n]"""
+    here: MPI.Comm | None
+    """the group's ranks on this node, if there are several"""
+    lanes: int
+    """into how many lanes the columns are cut"""
+    mine: Mine
+    """this rank's lanes"""
+    P: int
+    """the group's learners on all nodes"""
+    spread: Callable[[Rows, np.ndarray], float]
+    """(rows, mean) → Σ ‖w̄ − w_j‖²"""
+    base: np.ndarray
+    """w̃ [n], which the node shares"""
+    everyone: bool
+    """whether the group is everyone, whose mean is the next w̃"""
 
 
 @dataclass
@@ -44,29 +66,14 @@ class Piece:
 
 
 class CodedLanes:
-    """This rank's lanes of `rows` [learners of a group on this node, n], of `lanes` in all.
-
-    here, lanes, mine, P, spread: as of `Lanes`. base [n]: w̃, which the node shares. everyone:
-    whether the group is everyone, whose mean is the next w̃.
+    """This rank's lanes of a group's rows.
 
     e [columns of my lanes], r [columns of my slices]: the feedback.
     """
 
-    def __init__(
-        self,
-        rows: np.ndarray,
-        here: MPI.Comm | None,
-        lanes: int,
-        mine: Mine,
-        P: int,
-        spread: Callable[[Rows, np.ndarray], float],
-        base: np.ndarray,
-        everyone: bool,
-        code: Rounding,
-    ) -> None:
-        self.here, self.P, self.spread = here, P, spread
-        self.base, self.code, self.everyone = base, code, everyone
-        n = rows.shape[1]
+    def __init__(self, group: Group, code: Rounding) -> None:
+        rows, self.here, lanes, mine, self.P, self.spread, base, self.everyone = group
+        self.code, n = code, rows.shape[1]
         cuts = [
             [(comms[0], *piece) for piece in _pieces(lane(n, i, lanes), comms[0].size, code.bucket)]
             for i, comms in mine

@@ -11,7 +11,7 @@ import numpy as np
 from localavg.interfaces import Array, Rounding, Step
 from localavg.parallel.device import put_
 from localavg.parallel.transport import coded_lanes, low_rank
-from localavg.parallel.transport.coded_lanes import CodedLanes
+from localavg.parallel.transport.coded_lanes import CodedLanes, Group
 from localavg.parallel.transport.lanes import Lanes, Weights
 from localavg.parallel.transport.low_rank import LowRank, Tensor
 from localavg.parallel.transport.shared import Part, SharedMemory
@@ -103,14 +103,12 @@ class InCode(SharedMemory):
 
     def _lanes(self, rows: np.ndarray, part: Part, scope: Scope, base: np.ndarray) -> Way:
         """Make the work of a part of this rank; its group may be on one node alone."""
-        lanes = part.here, part.lanes, part.handled, part.learners
+        lanes = rows, part.here, part.lanes, part.handled, part.learners
         if not _crosses(part):
-            return Lanes(rows, *lanes, self._scratch, self._spread)
+            return Lanes(*lanes, self._scratch, self._spread)
         _, tensors, code, r, seed = self.how
-        feedback = self._spread, base, scope is Scope.WORLD
-        if code is None:
-            return LowRank(rows, *lanes, *feedback, tensors, r, seed)
-        return CodedLanes(rows, *lanes, *feedback, code)
+        group = Group(*lanes, self._spread, base, everyone=scope is Scope.WORLD)
+        return LowRank(group, tensors, r, seed) if code is None else CodedLanes(group, code)
 
     def crosses(self, scope: Scope) -> bool:
         """Return whether averages over `scope` cross nodes, of any group."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from mpi4py import MPI
 
 from localavg.errors import UserError
-from localavg.interfaces import Rows, Step
-from localavg.parallel.transport.coded_lanes import Mine
+from localavg.interfaces import Step
+from localavg.parallel.transport.coded_lanes import Group, Mine
 from localavg.parallel.transport.deltas import add_deltas, divisor, land_
 from localavg.parallel.transport.lanes import CHUNK, Weights
 from localavg.streams import Stream, generator
@@ -102,29 +102,15 @@ class Share:
 
 
 class LowRank:
-    """This rank's share of `rows` [learners of a group on this node, n], in lanes of whole tensors.
+    """This rank's share of a group's rows, in lanes of whole tensors.
 
-    Arguments as of `CodedLanes`. tensors: of a row, in order. r: the rank. seed: of the first Q.
+    tensors: of a row, in order. r: the rank. seed: of the first Q.
     """
 
-    def __init__(
-        self,
-        rows: np.ndarray,
-        here: MPI.Comm | None,
-        lanes: int,
-        mine: Mine,
-        P: int,
-        spread: Callable[[Rows, np.ndarray], float],
-        base: np.ndarray,
-        everyone: bool,
-        tensors: Sequence[Tensor],
-        r: int,
-        seed: int,
-    ) -> None:
-        self.rows, self.here, self.P, self.spread = rows, here, P, spread
-        self.base, self.everyone = base, everyone
-        dealt = _dealt(tensors, lanes)
-        self.shares = [Share(i, comms[0], dealt[i], r, seed) for i, comms in mine]
+    def __init__(self, group: Group, tensors: Sequence[Tensor], r: int, seed: int) -> None:
+        self.rows, self.here, _, _, self.P, self.spread, self.base, self.everyone = group
+        dealt = _dealt(tensors, group.lanes)
+        self.shares = [Share(i, comms[0], dealt[i], r, seed) for i, comms in group.mine]
         most = max((c.stop - c.start for c, _ in tensors), default=0)
         self._scratch = np.empty(most, np.float32)  # of a tensor
 
