@@ -121,7 +121,7 @@ def toml(name: str) -> Path:
 
 def about(checked: Iterable[tuple[str, claims.Finding]], name: str) -> Checked:
     """Return the findings of the claims that a sweep is for."""
-    return [(claim, finding) for claim, finding in checked if claims.CLAIMS[claim][1] == name]
+    return [(claim, finding) for claim, finding in checked if claims.CLAIMS[claim].sweep == name]
 
 
 def held(folder: Path, runs: list[Run]) -> str:

@@ -113,7 +113,7 @@ TESTS = {
             "graphs",
             "fragments",
         ),
-        "analysis": ("figures", "methods"),
+        "analysis": ("claims", "figures", "methods"),
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
@@ -2341,11 +2341,10 @@ MUTANTS = [
     ),
     Mutant(
         "the claim of fewer averages looks at the accuracy alone",
-        "analysis/claims.py",
-        "all_of(below(theirs, ours, POINTS), below(*counts))",
-        "below(theirs, ours, POINTS)",
-        f"{TESTS['figures']}::"
-        "test_more_averages_fail_the_claim_of_no_less_accuracy_with_fewer[qsr-kavg]",
+        "analysis/trends/comparisons.py",
+        'all_of(*decisions), "; ".join(words)',
+        'decisions[0], "; ".join(words)',
+        f"{TESTS['claims']}::test_more_averages_fail_a_claim_of_fewer_whatever_else[QSR]",
     ),
     Mutant(
         "the letter P of levels is no number of learners",
@@ -2406,10 +2405,31 @@ MUTANTS = [
     ),
     Mutant(
         "any gain of time passes for a quarter of the time",
+        "analysis/trends/methods.py",
+        "1 / TIMES)",
+        "1)",
+        f"{TESTS['claims']}::test_a_claim_is_judged_right",
+    ),
+    Mutant(
+        "any mean difference is a verdict",
+        "analysis/trends/rule.py",
+        "effects.std(ddof=1) / np.sqrt(n)\n",
+        "0 * effects.std(ddof=1) / np.sqrt(n)\n",
+        f"{TESTS['claims']}::test_the_rule",
+    ),
+    Mutant(
+        "the power of the normal law decides how many seeds are enough",
+        "analysis/trends/rule.py",
+        "stats.nct.sf(limit, n - 1, abs(shift) * np.sqrt(n))",
+        "stats.norm.sf(1.645 - abs(shift) * np.sqrt(n))",
+        f"{TESTS['claims']}::test_so_many_seeds_decide_with_the_power_asked_for",
+    ),
+    Mutant(
+        "a claim is decided on the runs of every sweep",
         "analysis/claims.py",
-        "{seed: TIMES * s for",
-        "{seed: s for",
-        f"{TESTS['figures']}::test_a_claim_is_judged_right",
+        "others = sweeps - {claim.sweep}",
+        "others = set()",
+        f"{TESTS['claims']}::test_a_claim_is_decided_on_the_runs_of_its_own_sweep",
     ),
 ]
 
