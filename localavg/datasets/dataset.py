@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Fill: TypeAlias = Callable[[str, np.ndarray, np.ndarray, int, int], None]
 """fill(split, x, y, start, stop) writes rows start … stop − 1 of x and y, which stand for all"""
+COPY = "the node's one copy of the data"
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def filled(
     multiples of `block`, and start = stop on a rank that has none.
     """
     n = shape[0]
-    x = fleet.node_array(shape, types[0])
-    y = fleet.node_array((n,), types[1])
+    x = fleet.node_array(shape, types[0], what=COPY)
+    y = fleet.node_array((n,), types[1], what=COPY)
     blocks, rank, ranks = -(-n // block), fleet.node.rank, fleet.node.size
     start, stop = (min(n, blocks * r // ranks * block) for r in (rank, rank + 1))
     fleet.together(lambda: fill(name, x, y, start, stop))

@@ -138,8 +138,16 @@ class Fleet:
         rows, nodes = layout.rows(self.rank, cluster), len(layout.by_node(members))
         return Group(rows, comm, len(cluster), nodes)
 
-    def node_array(self, shape: tuple[int, ...], dtype: DTypeLike = np.float32) -> np.ndarray:
+    def node_array(
+        self,
+        shape: tuple[int, ...],
+        dtype: DTypeLike = np.float32,
+        what: str = "the rows of its learners",
+        instead: str = "use one rank a node",
+    ) -> np.ndarray:
         """Allocate an array that all ranks of the node share. Collective.
+
+        what: the purpose, for the error where there is no room. instead: what needs less.
 
         It lies in shared memory or, where /dev/shm is too small, in a file in the temporary folder,
         with a line on stderr. The file has no name when this returns, so nothing stays behind,
@@ -148,7 +156,11 @@ class Fleet:
         nbytes = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
         shared = self.node.size > 1 and nbytes > 0
         path = self.node.bcast(
-            self.together(lambda: _shared_file(nbytes) if shared and self.node.rank == 0 else None)
+            self.together(
+                lambda: (
+                    _shared_file(nbytes, what, instead) if shared and self.node.rank == 0 else None
+                )
+            )
         )
 
         def allocate() -> np.ndarray:
@@ -186,7 +198,7 @@ class Fleet:
         return done[0]
 
 
-def _shared_file(nbytes: int) -> str:
+def _shared_file(nbytes: int, what: str, instead: str) -> str:
     """Make a file of nbytes in shared memory, else in the temporary folder; return its path."""
     places = [SHARED_MEMORY, tempfile.gettempdir()]
     for place in places:
@@ -199,9 +211,8 @@ def _shared_file(nbytes: int) -> str:
                 )
             return path
     raise UserError(
-        f"{amount(nbytes)} for the node's one copy of the data: neither "
-        f"{' nor '.join(places)} has room; enlarge /dev/shm (mount -o remount,size=…), set TMPDIR, "
-        "or use one rank a node"
+        f"{amount(nbytes)} a node for {what}: neither {' nor '.join(places)} has room; enlarge "
+        f"/dev/shm (mount -o remount,size=…), set TMPDIR, or {instead}"
     )
 
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import monotonic, sleep
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 from mpi4py import MPI
 
@@ -22,7 +23,10 @@ from localavg.errors import GO_ON, SharedError, UserError
 from localavg.parallel.abort import FIRST_RANK_S, LAST_WORDS_S
 from localavg.parallel.device import Device
 
+T = TypeVar("T")
+
 LAUNCH = "mpirun --with-ft ulfm -n N localavg train …"
+RESUME = "the same command with --resume resumes the run"
 ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by mpirun --with-ft
 LOST = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
 LIMIT_S = 30.0
@@ -35,19 +39,26 @@ survivors: list[MPI.Intracomm] = []
 other runs"""
 
 
-def check() -> None:
-    """Raise UserError where MPI or its launcher cannot go on without a rank that died."""
+class Lost(Exception):
+    """Ranks died, and the others go on without them. Every living rank raises it."""
+
+
+def check(launch: str = LAUNCH) -> None:
+    """Raise UserError where MPI or its launcher cannot go on without a rank that died.
+
+    launch: how to launch the program so that it can.
+    """
     library = MPI.Get_library_version().splitlines()[0].rstrip("\0 ")
     number = library.removeprefix("Open MPI v").partition(".")[0]
     if not (number.isdigit() and int(number) >= 5 and hasattr(MPI.Comm, "Shrink")):
         raise UserError(
             f"`on_failure = continue` needs Open MPI 5 or later, and MPI is {library}; launch with "
-            f"Open MPI: {LAUNCH}, or leave it out"
+            f"Open MPI: {launch}, or leave it out"
         )
     if os.environ.get(ENABLED, "").lower() not in ("1", "true", "yes"):
         raise UserError(
             "`on_failure = continue`: this launcher ends the job when a rank dies; launch with "
-            f"{LAUNCH}, or leave it out"
+            f"{launch}, or leave it out"
         )
 
 
@@ -69,6 +80,17 @@ def is_loss(world: MPI.Intracomm, error: BaseException) -> bool:
     with suppress(MPI.Exception):  # some calls report another class
         return world.Is_revoked() or world.Get_failed().size > 0
     return True
+
+
+@contextmanager
+def noticing(world: MPI.Intracomm) -> Iterator[None]:
+    """Raise Lost in place of an exception of MPI that a rank's death causes."""
+    try:
+        yield
+    except MPI.Exception as error:
+        if not is_loss(world, error):
+            raise
+        raise Lost from error
 
 
 def revoke(communicators: Sequence[MPI.Comm]) -> None:
@@ -102,23 +124,61 @@ def lost(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
     return [int(r) for r in gone.Translate_ranks(list(range(gone.size)), before.group)]
 
 
+def without_lost(
+    world: MPI.Intracomm,
+    made: Sequence[MPI.Comm],
+    build: Callable[[MPI.Intracomm, list[MPI.Comm]], T],
+    remedy: str = RESUME,
+) -> T:
+    """Return what `build` makes on the ranks that live, or on fewer if more of them die.
+
+    made: all communicators of the work that failed, `world` among them. build(world, made): takes
+    the communicator of the living ranks, and adds those that it makes to the list. Collective over
+    the living ranks. The job ends with status 75 where that fails or takes too long; remedy: what
+    to do then.
+    """
+    with limited(world, remedy) as limit:
+        while True:
+            revoke(made)
+            limit.living = world = shrunk(world)
+            made, done = list[MPI.Comm](), False
+            try:
+                found = build(world, made)
+                done = True
+            except Exception as error:
+                if not is_loss(world, error):
+                    _give_up(world, error, remedy)
+                revoke([world, *made])
+            if agreed(world, done):
+                survivors.append(world)
+                return found
+
+
+def _give_up(world: MPI.Intracomm, error: Exception, remedy: str) -> NoReturn:
+    """End the job for an error of a recovery, with a traceback where that is a defect."""
+    if not isinstance(error, UserError | OSError | MemoryError):
+        traceback.print_exception(error)
+    why = f"without the lost ranks the run cannot go on: {error or type(error).__name__}"
+    give_up(world, why, shared=isinstance(error, SharedError), remedy=remedy)
+
+
 class Limit:
     """The ranks whose recovery has a limit. living: those that live, None while nobody knows."""
 
-    def __init__(self, world: MPI.Intracomm, limit_s: float) -> None:
-        self.world, self.limit_s = world, limit_s
+    def __init__(self, world: MPI.Intracomm, limit_s: float, remedy: str) -> None:
+        self.world, self.limit_s, self.remedy = world, limit_s, remedy
         self.living: MPI.Intracomm | None = None
 
     def late(self) -> None:
         """End the job; the first rank that lives says why, or every rank if that is not known."""
         why = f"the run could not go on without the lost ranks within {self.limit_s:g} s"
-        give_up(self.living or self.world, why, shared=self.living is not None)
+        give_up(self.living or self.world, why, self.living is not None, self.remedy)
 
 
 @contextmanager
-def limited(world: MPI.Intracomm, limit_s: float | None = None) -> Iterator[Limit]:
-    """End the job with status 75 if the code takes longer than the limit, 30 s by default."""
-    limit = Limit(world, LIMIT_S if limit_s is None else limit_s)
+def limited(world: MPI.Intracomm, remedy: str) -> Iterator[Limit]:
+    """End the job with status 75 if the code takes longer than LIMIT_S."""
+    limit = Limit(world, LIMIT_S, remedy)
     timer = threading.Timer(limit.limit_s, limit.late)
     timer.daemon = True
     timer.start()
@@ -128,10 +188,10 @@ def limited(world: MPI.Intracomm, limit_s: float | None = None) -> Iterator[Limi
         timer.cancel()
 
 
-def give_up(world: MPI.Intracomm, why: str, shared: bool = False) -> NoReturn:
+def give_up(world: MPI.Intracomm, why: str, shared: bool = False, remedy: str = RESUME) -> NoReturn:
     """Print a line and end the job with the status that asks to start it again.
 
-    shared: all ranks do this, so that the first one alone prints.
+    shared: all ranks do this, so that the first one alone prints. remedy: what to do then.
     """
     last = threading.Timer(FIRST_RANK_S + ABORT_S, os._exit, (GO_ON,))  # an abort may hang by now
     last.daemon = True
@@ -139,8 +199,7 @@ def give_up(world: MPI.Intracomm, why: str, shared: bool = False) -> NoReturn:
     if shared and world.rank > 0:
         sleep(FIRST_RANK_S)
     else:
-        line = f"localavg: {why}; the same command with --resume resumes the run"
-        print(line, file=sys.stderr, flush=True)
+        print(f"localavg: {why}; {remedy}", file=sys.stderr, flush=True)
     sleep(LAST_WORDS_S)
     survivors[0].Abort(GO_ON)
     os._exit(GO_ON)

@@ -13,6 +13,7 @@ from mpi4py import MPI
 from localavg.errors import FAILED, FINISHED, GO_ON, SharedError, UserError
 from localavg.files.record import Record
 from localavg.interfaces import Problem
+from localavg.parallel.survive import Lost
 from localavg.problems.engines.memory import is_shortage
 
 
@@ -22,10 +23,6 @@ class Diverged(Exception):
 
 class Interrupted(Exception):
     """The run was told to stop, and is saved. Every rank raises it."""
-
-
-class Lost(Exception):
-    """Ranks died, and the others go on without them. Every living rank raises it."""
 
 
 class Outcome(NamedTuple):

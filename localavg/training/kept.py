@@ -17,6 +17,7 @@ learner; without, it is zero after a recovery.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -34,6 +35,7 @@ from localavg.training.resume import Part
 Rows = Mapping[str, Array]  # of one learner, by name
 NEVER = -1
 """the update of a copy that is not there"""
+WHAT, INSTEAD = "the copies of the last averages of everyone", "leave `on_failure` out"
 MEMORY = ("schedule", "averaging", "engine")
 """parts whose state is the rank's own and small"""
 
@@ -84,12 +86,13 @@ class Kept:
         """
         self.parts, fleet, node = parts, self.e.fleet, len(self.here)
         common, rows = self._live()
-        self.common = {k: (x, fleet.node_array((2, len(x)))) for k, x in common.items()}
-        self.rows = {k: (x, fleet.node_array((2, node, x.shape[1]))) for k, x in rows.items()}
+        memory = partial(fleet.node_array, what=WHAT, instead=INSTEAD)
+        self.common = {k: (x, memory((2, len(x)))) for k, x in common.items()}
+        self.rows = {k: (x, memory((2, node, x.shape[1]))) for k, x in rows.items()}
         span = min(self.e.length.log_every, self.e.length.eval_every)
-        self.losses = fleet.node_array((2, node, span), np.float64)
+        self.losses = memory((2, node, span), np.float64)
         self._reported = self.monitor.reported
-        marks = fleet.node_array((2, fleet.node.size), np.int64)
+        marks = memory((2, fleet.node.size), np.int64)
         marks[:, fleet.node.rank] = NEVER
         fleet.node.Barrier()
         self.marks = marks

@@ -11,23 +11,20 @@
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from time import perf_counter
-from typing import NoReturn
 
 import numpy as np
 from mpi4py import MPI
 
-from localavg.errors import SharedError, UserError
+from localavg.errors import SharedError
 from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
 from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Chosen, Experiment, assemble, task_of
-from localavg.training.ending import Lost
 from localavg.training.keeper import Keeper
 from localavg.training.kept import Kept
 from localavg.training.monitor import Monitor
@@ -112,7 +109,7 @@ def outlive(
             status, why, done = 1, "", True
             try:
                 status, why = train(a)
-            except Lost:
+            except survive.Lost:
                 done = False
                 survive.revoke(a.e.fleet.made)
             if survive.agreed(a.e.fleet.world, done):
@@ -123,12 +120,8 @@ def outlive(
 
 def passing(work: Callable[[], None], world: MPI.Intracomm) -> None:
     """Do the work, and raise Lost in place of an exception of MPI that a rank's death causes."""
-    try:
+    with survive.noticing(world):
         work()
-    except MPI.Exception as error:
-        if not survive.is_loss(world, error):
-            raise
-        raise Lost from error
 
 
 def _recovered(a: Attempt, watched: Watched) -> Attempt:
@@ -136,34 +129,12 @@ def _recovered(a: Attempt, watched: Watched) -> Attempt:
 
     The job ends where that fails or takes too long.
     """
-    at_s, t, made, world = perf_counter(), a.t, a.e.fleet.made, a.e.fleet.world
-    with survive.limited(world) as limit:
-        while True:
-            survive.revoke(made)
-            limit.living = world = survive.shrunk(world)
-            made, done = [], False
-            try:
-                again = _again(a, t, world, made, watched)
-                done = True
-            except Exception as error:
-                if not survive.is_loss(world, error):
-                    _give_up(world, error)
-                survive.revoke([world, *made])
-            if survive.agreed(world, done):
-                survive.survivors.append(world)
-                return _told(a, again, at_s)
-
-
-def _give_up(world: MPI.Intracomm, error: Exception) -> NoReturn:
-    """End the job for an error of a recovery, with a traceback where that is a defect."""
-    if not isinstance(error, UserError | OSError | MemoryError):
-        traceback.print_exception(error)
-    why = f"without the lost ranks the run cannot go on: {error or type(error).__name__}"
-    survive.give_up(world, why, shared=isinstance(error, SharedError))
+    at_s, build = perf_counter(), partial(_again, a, a.t, watched)
+    return _told(a, survive.without_lost(a.e.fleet.world, a.e.fleet.made, build), at_s)
 
 
 def _again(
-    a: Attempt, t: int, world: MPI.Intracomm, made: list[MPI.Comm], watched: Watched
+    a: Attempt, t: int, watched: Watched, world: MPI.Intracomm, made: list[MPI.Comm]
 ) -> Attempt:
     """Build the run on the ranks of `world`, and find what it goes on from. Collective."""
     e, c = a.e, a.e.config

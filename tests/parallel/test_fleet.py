@@ -9,6 +9,7 @@ from unittest import mock
 import pytest
 from mpi import call, run
 
+from localavg.errors import UserError
 from localavg.parallel.fleet import _reserved, _shared_file
 
 # --------------------------------------------------------------------------------------- what needs
@@ -222,10 +223,21 @@ def test_where_shared_memory_has_no_room_a_file_is_shared(monkeypatch, tmp_path,
     before = set(os.listdir("/dev/shm"))
     monkeypatch.setattr(os, "posix_fallocate", full)
     monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
-    path = _shared_file(4096)
+    path = _shared_file(4096, "the data", "use one rank a node")
     assert os.path.dirname(path) == str(tmp_path) and os.path.getsize(path) == 4096
     assert "do not fit in /dev/shm" in capsys.readouterr().err
     assert set(os.listdir("/dev/shm")) - before == set()
+
+
+def test_where_nothing_has_room_the_error_names_what_it_is_for(monkeypatch, tmp_path):
+    def full(handle, start, nbytes):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    with pytest.raises(UserError, match=r"kB a node for the copies: neither .* or leave it out"):
+        _shared_file(4096, "the copies", "leave it out")
+    assert not [*tmp_path.iterdir()]
 
 
 def test_learners_lie_over_the_ranks_in_order(four_ranks):

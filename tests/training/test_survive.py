@@ -326,6 +326,22 @@ def test_a_gpu_is_refused_before_there_is_a_run_file(tmp_path):
     assert not out.exists()
 
 
+def test_memory_that_is_short_is_that_of_the_copies(tmp_path, hooks):
+    """The error names them, and the option that asked for them."""
+    plain = Fleet.node_array
+
+    def short(self, *args, what="", instead="", **how):
+        if "copies" in what:
+            raise UserError(f"no room for {what}; {instead}")
+        return plain(self, *args, **how)
+
+    line = words(LINES["kavg"], tmp_path / "run.h5", *SURVIVING)
+    with failing(Logistic, "gradient_", 0), mock.patch.object(Fleet, "node_array", short):
+        assert command_lines(MPI.COMM_WORLD, [line]) == [1]
+    why = load(tmp_path / "run.h5").attrs["failure"]
+    assert "no room for the copies of the last averages of everyone; leave `on_failure` out" in why
+
+
 def comms_of(world):
     """How many communicators of clusters, lanes and short rows a fleet does not know."""
     fleet = Fleet(world, 4)
