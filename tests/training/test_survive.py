@@ -398,7 +398,7 @@ def test_what_nobody_can_go_on_from_ends_the_job_with_its_reason(why, tmp_path, 
     class GaveUp(Exception):
         pass
 
-    def give_up(world, why, shared=False):
+    def give_up(world, why, shared=False, remedy=""):
         raise GaveUp(f"{why}, shared = {shared}")
 
     def lost(self, path):
