@@ -10,12 +10,13 @@ import threading
 import time
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 from mpi import call, run
 from mpi4py import MPI
 
 from localavg.cli import bench
-from localavg.cli.bench import checkpoint, hiding, memory
+from localavg.cli.bench import checkpoint, hiding, memory, period
 from localavg.parallel import transport
 from localavg.parallel.fleet import Fleet
 
@@ -70,7 +71,9 @@ LINES = {
     "checkpoint": f"checkpoint --folder FOLDER/disk --floats {FLOATS} --learners {LEARNERS} "
     "--repeats 3",
     "delay": "delay --sizes 1000 --algorithms kavg diloco --K 2 --rounds 1 --repeats 1",
+    "period": "period --Ks 1 8 --steps 24 --eval-every 4 --seeds 1 --loss 2",
 }
+ON_TWO = ["memory", "checkpoint", "delay", "period"]
 MISTAKES = {
     "train --problem network": "--problem network needs --model NAME",
     "train --model resnet81": "--model resnet81: must be one of mlp, ",
@@ -84,6 +87,7 @@ MISTAKES = {
     "train --model mlp --deterministic no": "--deterministic no is for GPUs: add --device cuda",
     f"train {DATA} --engine graph": "--engine graph means nothing to --problem logistic",
     "delay": "bench delay on 1 rank: nothing travels",
+    "period": "bench period on one rank: one learner averages nothing",
     f"memory {DATA} --steps 0": "--steps '0': must be a whole number of at least 1",
 }
 
@@ -123,14 +127,14 @@ def bench_all(folder, ranks, names, mistakes=()):
 
 @pytest.fixture(scope="module")
 def one_rank(tmp_path_factory):
-    names = [name for name in LINES if name != "delay"]
+    names = [name for name in LINES if name not in ("delay", "period")]
     return bench_all(tmp_path_factory.mktemp("one"), 1, names, MISTAKES)
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory):
     alone = [LINES[name] for name in ("logistic", "network", "several")]
-    return bench_all(tmp_path_factory.mktemp("two"), 2, ["memory", "checkpoint", "delay"], alone)
+    return bench_all(tmp_path_factory.mktemp("two"), 2, ON_TWO, alone)
 
 
 @pytest.fixture(params=["one_rank", "two_ranks"])
@@ -290,6 +294,22 @@ def test_rounds_are_timed_with_averages_at_once_delayed_and_never(two_ranks):
         assert row["hidden"] == pytest.approx(
             min(1, 1 - (row["delayed_s"] - row["never_s"]) / row["average_s"])
         )
+
+
+def test_periods_are_compared_by_the_seconds_to_a_loss(two_ranks):
+    rows = {row["K"]: row for row in two_ranks.rows["period"]}
+    assert list(rows) == [1, 8, "auto"]
+    best = min(rows[1]["seconds"], rows[8]["seconds"])
+    for row in rows.values():
+        assert 0 < row["least_s"] <= row["seconds"] <= row["most_s"] < math.inf
+        assert row["seconds / best"] == pytest.approx(row["seconds"] / best)
+
+
+def test_a_loss_is_reached_on_the_line_between_two_looks():
+    wall_s, losses = np.array([0.0, 1.0, 3.0, 4.0]), np.array([2.0, 1.0, 0.5, 0.7])
+    assert period.reached_s(wall_s, losses, 0.75) == 2.0
+    assert period.reached_s(wall_s, losses, 2.5) == 0.0
+    assert period.reached_s(wall_s, losses, 0.4) == math.inf
 
 
 def test_a_round_ends_with_an_average_that_is_made_at_once_or_merged_a_round_later():

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from localavg.algorithms.outer import RULES
 from localavg.cli import Commands, launched, print_table, probed, rank, world, write_json
-from localavg.cli.bench import delay, options
+from localavg.cli.bench import delay, options, period
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def add(commands: Commands) -> None:
     options.add_memory(whats).set_defaults(call=_memory)
     options.add_average(whats).set_defaults(call=_average)
     delay.add(whats).set_defaults(call=_delay)
+    period.add(whats).set_defaults(call=_period)
     options.add_checkpoint(whats).set_defaults(call=_checkpoint)
     for s in whats.choices.values():
         s.add_argument(
@@ -159,6 +160,14 @@ def _delay(args: argparse.Namespace) -> int:
     if here.size == 1:
         raise UserError("bench delay on 1 rank: nothing travels; run it under mpirun -n 2")
     return _print("a round of updates and one average (s)", delay.rows(args, here), args.json)
+
+
+def _period(args: argparse.Namespace) -> int:
+    rows, chosen = period.rows(args, world())
+    _print(f"seconds to a training loss of {args.loss:g}", rows, args.json)
+    if rank() == 0:
+        print("\nK of auto, and the update from which it held:", *chosen, sep="\n")
+    return 0
 
 
 def _checkpoint(args: argparse.Namespace) -> int:
