@@ -89,6 +89,7 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average
 	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 2000 11173962
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench checkpoint
+	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench period
 	if [ "$$(id -u)" != 0 ] || ! command -v tc >/dev/null; then echo 'between hosts: not run, it needs root and iproute2'; else \
 	  jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 7 && \
 	  jobs/emulated/run --ranks 2,2,1 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 && \
@@ -98,7 +99,9 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	  jobs/emulated/run --hosts 4 --ranks-per-host 2 --rate 1gbit -- bench average --sizes 4000000 --repeats 5 --graph ring && \
 	  for ranks in 2,2 2,2,1; do \
 	    jobs/emulated/run --ranks $$ranks --rate 1gbit -- bench delay --sizes 1000000 && \
-	    jobs/emulated/run --ranks $$ranks --rate 100mbit -- bench delay --sizes 250000 --repeats 3 || exit; done; fi
+	    jobs/emulated/run --ranks $$ranks --rate 100mbit -- bench delay --sizes 250000 --repeats 3 || exit; done && \
+	  for rate in 1gbit 100mbit; do \
+	    jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate $$rate -- bench period || exit; done; fi
 
 CIFAR10 := data/cifar10/cifar-10-python.tar.gz
 cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as data/cifar10/cifar10.h5
