@@ -91,6 +91,7 @@ TRAINING = {
         "kept",
         "loop",
         "losses",
+        "marks",
         "meaning",
         "monitor",
         "recorder",
@@ -2235,9 +2236,23 @@ MUTANTS = [
     Mutant(
         "a copy that is half done counts",
         TRAINING["kept"],
-        "        self.marks[slot, node.rank] = NEVER\n        for name",
-        "        self.marks[slot, node.rank] = t\n        for name",
+        "        self.marks.begin(slot, t)\n",
+        "        self.marks.finish(slot, t)\n",
         f"{TESTS['survive']}::test_a_run_goes_on_from_any_point",
+    ),
+    Mutant(
+        "survivors trust the last copy where they cannot know whether a lost node has made it",
+        TRAINING["marks"],
+        " and (known or t < begun)]",
+        "]",
+        f"{TESTS['survive']}::test_survivors_go_on_from_a_copy_that_all_have_finished",
+    ),
+    Mutant(
+        "an error that is not MPI's is never taken for a loss",
+        "localavg/parallel/survive.py",
+        "            if world.Is_revoked() or world.Get_failed().size > 0:\n",
+        "            if isinstance(error, MPI.Exception) and world.Get_failed().size > 0:\n",
+        f"{TESTS['survive']}::test_any_error_may_follow_from_a_death",
     ),
     Mutant(
         "survivors keep the rows that they make again",

@@ -27,14 +27,14 @@ from mpi4py import MPI
 from localavg.files.checkpoint import Saved
 from localavg.files.mirror import Mirror
 from localavg.interfaces import Array
+from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.lanes import lane
 from localavg.training.build import Experiment
+from localavg.training.marks import NEVER, Marks
 from localavg.training.monitor import Monitor
 from localavg.training.resume import Part
 
 Rows = Mapping[str, Array]  # of one learner, by name
-NEVER = -1
-"""the update of a copy that is not there"""
 WHAT, INSTEAD = "the copies of the last averages of everyone", "leave `on_failure` out"
 MEMORY = ("schedule", "averaging", "engine")
 """parts whose state is the rank's own and small"""
@@ -72,7 +72,7 @@ class Kept:
         self.here = [j for r in here for j in layout.learners(r)]  # the node's, in their order
         first = layout.first_row(fleet.rank)
         self.mine = slice(first, first + fleet.L)  # of the node's rows
-        self.marks = np.full((2, 1), NEVER)  # t of each rank's copies
+        self.marks = Marks(fleet)
         self.early: set[str] = set()  # moments that are equal while gradients are exchanged
         self._losses, self._reported = (0, 0), 0
         self._notes: list[Note | None] = [None, None]
@@ -92,10 +92,7 @@ class Kept:
         span = min(self.e.length.log_every, self.e.length.eval_every)
         self.losses = memory((2, node, span), np.float64)
         self._reported = self.monitor.reported
-        marks = memory((2, fleet.node.size), np.int64)
-        marks[:, fleet.node.rank] = NEVER
-        fleet.node.Barrier()
-        self.marks = marks
+        self.marks.share()
         if self.recovered and begun:
             self.copy(begun)
 
@@ -127,12 +124,10 @@ class Kept:
         if self.e.algorithm.schedule.needs == "losses" and self.parts["losses"].found:  # type: ignore[attr-defined]
             return  # gradients are exchanged before the schedule begins
         self._slot = slot = 1 - self._slot
-        node = self.e.fleet.node
-        self.marks[slot, node.rank] = NEVER
+        self.marks.begin(slot, t)
         for name, (x, copies) in self.common.items():
             if self._equal(name, t):
-                columns = lane(len(x), node.rank, node.size)
-                copies[slot, columns] = x[columns]
+                copy_lane(x, copies[slot], self.e.fleet)
         for x, copies in self.rows.values():
             copies[slot, self.mine] = x
         self._copy_losses()
@@ -141,7 +136,7 @@ class Kept:
         self._notes[slot] = Note(
             t, self.monitor.still(), parts, self.mirror.counts(), self._losses, perf_counter()
         )
-        self.marks[slot, node.rank] = t
+        self.marks.finish(slot, t)
         self._copies += 1
         if self._copies > 1:
             self.before = None  # every rank of the node has made its first copy
@@ -163,15 +158,10 @@ class Kept:
 
         world: the living ranks. Collective over them.
         """
-        if world.allreduce(self._whole(), MPI.MIN) != NEVER:
+        if self.marks.last(world) != NEVER:
             return self
         before = world.allgather(self.before is not None)  # all or none: see `copy`
         return self.before.latest(world) if all(before) and self.before is not None else None
-
-    def _whole(self) -> int:
-        """Return t of the latest copy that all ranks of this node have finished, or NEVER."""
-        both = (set(marks.tolist()) for marks in self.marks)
-        return max(ts.pop() if len(ts) == 1 else NEVER for ts in both)
 
     def restored(self, world: MPI.Intracomm, e: Experiment) -> tuple[Saved, Note]:
         """Return the latest copy for the rank's learners in e, and this rank's note with it.
@@ -179,8 +169,8 @@ class Kept:
         e: the run on the ranks of `world`. Rows of a learner whose whole node died are those of
         another learner, and its moments are zero. Collective over `world`.
         """
-        t = world.allreduce(self._whole(), MPI.MIN)
-        (slot,) = (i for i in (0, 1) if set(self.marks[i].tolist()) == {t})
+        t = self.marks.last(world)
+        slot = self.marks.slot(t)
         note = self._notes[slot]
         assert note is not None, "a marked copy has a note"
         kept = {name: copies for name, (_, copies) in self.common.items() if self._equal(name, t)}
@@ -240,6 +230,12 @@ class Kept:
         got = {j: found for each in world.alltoall(sent) for j, found in each.items()}
         lost = {k: np.zeros_like(x) if "moment" in k else x for k, x in row(0).items()}
         return {name: np.stack([got.get(j, lost)[name] for j in e.fleet.learners]) for name in rows}
+
+
+def copy_lane(x: Array, copy: Array, fleet: Fleet) -> None:
+    """Copy this rank's lane of x [n], which all ranks have, to `copy` [n] of its node."""
+    columns = lane(len(x), fleet.node.rank, fleet.node.size)
+    copy[columns] = x[columns]
 
 
 def _arrays(state: Mapping[str, object]) -> dict[str, Array]:

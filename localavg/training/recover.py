@@ -19,12 +19,13 @@ from time import perf_counter
 import numpy as np
 from mpi4py import MPI
 
-from localavg.errors import SharedError
+from localavg.errors import SharedError, UserError
 from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
 from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
 from localavg.training.build import Chosen, Experiment, assemble, task_of
+from localavg.training.ending import Diverged, Interrupted
 from localavg.training.keeper import Keeper
 from localavg.training.kept import Kept
 from localavg.training.monitor import Monitor
@@ -119,8 +120,8 @@ def outlive(
 
 
 def passing(work: Callable[[], None], world: MPI.Intracomm) -> None:
-    """Do the work, and raise Lost in place of an exception of MPI that a rank's death causes."""
-    with survive.noticing(world):
+    """Do the work, and raise Lost in place of an exception that a rank's death causes."""
+    with survive.noticing(world, (Diverged, Interrupted, UserError)):
         work()
 
 

@@ -5,9 +5,10 @@
 REQUEST: JSON, a list of [KILLS, words of the command line]. A run after a loss has the ranks that
 live. KILLS: POINT@RANK:N, with commas between several: rank RANK of all kills itself when it comes
 to the point for the Nth time. A point is a function of POINTS before it does its work, or with "-"
-before its name after it; "time" is N milliseconds after the start of training. With "~" before its
-name the rank stops there for a minute and does not die; then a recovery may take 3 seconds only.
-The first living rank writes the exit statuses to REPLY.
+before its name after it; a barrier of BARRIERS likewise; or of TIMES, N milliseconds after that
+function has begun. With "~" before its name the rank stops there for a minute and does not die;
+then a recovery may take 3 seconds only. The first living rank writes the exit statuses to REPLY,
+and a rank that dies a line to REPLY.hits, in JSON: the number of the run, POINT, and RANK.
 """
 
 import importlib
@@ -17,7 +18,9 @@ import signal
 import sys
 import threading
 import time
-from contextlib import ExitStack
+from collections import Counter
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from unittest import mock
 
@@ -27,12 +30,12 @@ from localavg.__main__ import parser
 from localavg.cli import in_flags, train
 from localavg.errors import UserError
 from localavg.parallel import survive
-from localavg.training import recover
 
 POINTS = {
     "gradient": "localavg.problems.logistic:Logistic.gradient_",
     "network": "localavg.problems.network:Network.gradient_",
     "lanes": "localavg.parallel.transport.lanes:Lanes._finish",
+    "sent": "localavg.parallel.transport.lanes:Lanes._land",  # chunks are on their way
     "average": "localavg.training.averaging:Averaging._average_",
     "mpi": "localavg.parallel.transport.mpi:HostMPI._sum_over_ranks_",
     "coded": "localavg.parallel.transport.mpi:HostMPI._gather_slices",
@@ -44,15 +47,19 @@ POINTS = {
     "compare": "localavg.training.recorder:Recorder.compare",
     "build": "localavg.training.recover:assemble",
     "restore": "localavg.training.kept:Kept.restored",
-    "take over": "localavg.files.mirror:Mirror.take_over",
+    "take-over": "localavg.files.mirror:Mirror.take_over",
     "finish": "localavg.files.mirror:Mirror.finish",
     "agree": "localavg.parallel.survive:agreed",
-    "leave": "localavg.parallel.survive:leave",
-    "train": "localavg.training.recover:passing",
+}
+TIMES = {
+    "time": "localavg.training.recover:outlive",
+    "recovery": "localavg.training.recover:_recovered",
+}
+BARRIERS = {  # where the world's barriers are called: their names in turn
+    "slots": ("slots",),
+    "lanes": ("ready", "written"),
 }
 RANK = MPI.COMM_WORLD.rank
-
-
 STUCK_S, LIMIT_S = 60, 3
 
 
@@ -60,23 +67,35 @@ def stop():
     time.sleep(STUCK_S)
 
 
-def die():
+def die(hits, line):
+    """Leave a line that says where, and die."""
+    descriptor = os.open(hits, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    os.write(descriptor, f"{line}\n".encode())
     os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
 
 
 class Deadly(MPI.Intracomm):
-    """The world, which counts the calls of Barrier."""
+    """The world, which counts the calls of Barrier. ends: what to call, by point and number."""
 
-    before, after, calls = 0, 0, 0
+    calls, ends = Counter(), {}
 
     def Barrier(self):
-        Deadly.calls += 1
-        if Deadly.calls == Deadly.before:
-            die()
+        point = self._point(Path(sys._getframe(1).f_code.co_filename).stem)
+        Deadly.calls[point] += 1
+        self._end(point)
         super().Barrier()
-        if Deadly.calls == Deadly.after:
-            die()
+        self._end(f"-{point}")
+
+    @staticmethod
+    def _point(where):
+        names = BARRIERS.get(where, (where,))
+        return names[sum(Deadly.calls[name] for name in names) % len(names)]
+
+    @staticmethod
+    def _end(point):
+        if end := Deadly.ends.get((point, Deadly.calls[point.lstrip("-")])):
+            end()
 
 
 def counted(plain, N, after, end):
@@ -95,33 +114,37 @@ def counted(plain, N, after, end):
     return call
 
 
-def timed(ms):
-    """A function like `recover.outlive` that kills the process this long after its beginning."""
-    outlive = recover.outlive
+@contextmanager
+def timed(owner, attribute, ms, end):
+    """Until the context ends, the function lets the process end this long after its beginning."""
+    plain, timers = getattr(owner, attribute), []
 
-    def call(*args):
-        timer = threading.Timer(ms / 1000, die)
-        timer.daemon = True
-        timer.start()
-        return outlive(*args)
+    def call(*args, **how):
+        timers.append(threading.Timer(ms / 1000, end))
+        timers[-1].daemon = True
+        timers[-1].start()
+        return plain(*args, **how)
 
-    return call
+    with mock.patch.object(owner, attribute, call):
+        yield
+    for timer in timers:
+        timer.cancel()
 
 
-def deadly(point, N):
-    """What lets this process die when it comes to the point for the Nth time."""
-    after, name, end = point.startswith("-"), point.lstrip("-~"), die
+def deadly(point, N, end):
+    """What lets this process end when it comes to the point for the Nth time."""
+    after, name = point.startswith("-"), point.lstrip("-~")
     if point.startswith("~"):
         end, survive.LIMIT_S = stop, LIMIT_S
-    if name == "barrier":
-        return mock.patch.object(Deadly, "after" if after else "before", Deadly.calls + N)
-    if name == "time":
-        return mock.patch.object(recover, "outlive", timed(N))
-    module, _, path = POINTS[name].partition(":")
+    if any(name in names for names in BARRIERS.values()):
+        return mock.patch.dict(Deadly.ends, {(point, Deadly.calls[name] + N): end})
+    module, _, path = {**POINTS, **TIMES}[name].partition(":")
     owner = importlib.import_module(module)
     *classes, attribute = path.split(".")
     for part in classes:
         owner = getattr(owner, part)
+    if name in TIMES:
+        return timed(owner, attribute, N, end)
     return mock.patch.object(owner, attribute, counted(getattr(owner, attribute), N, after, end))
 
 
@@ -129,14 +152,15 @@ def world():
     return Deadly(survive.survivors[-1] if survive.survivors else MPI.COMM_WORLD)
 
 
-def status_of(kills, words):
+def status_of(number, kills, words, hits):
     with ExitStack() as armed:
         armed.enter_context(mock.patch.object(train, "world", world))
         for kill in filter(None, kills.split(",")):
             point, _, where = kill.partition("@")
             rank, _, N = where.partition(":")
             if int(rank) == RANK:
-                armed.enter_context(deadly(point, int(N)))
+                end = partial(die, hits, json.dumps([number, point.lstrip("-"), int(rank)]))
+                armed.enter_context(deadly(point, int(N), end))
         try:
             args = parser().parse_args(words)
             return args.call(args)
@@ -147,8 +171,8 @@ def status_of(kills, words):
 
 def main(request, reply):
     statuses = []
-    for kills, words in json.loads(Path(request).read_text()):
-        statuses.append(status_of(kills, words))
+    for number, (kills, words) in enumerate(json.loads(Path(request).read_text())):
+        statuses.append(status_of(number, kills, words, f"{reply}.hits"))
         if world().rank == 0:
             Path(reply).write_text(json.dumps(statuses))
     if survive.survivors:

@@ -1,0 +1,177 @@
+"""Ranks are killed at every point of a run, and no run hangs, loses its file or ends otherwise.
+
+Over a hundred runs on 3 and 4 ranks, up to two in a launch. Each ends as the run on one rank: with
+status 0, or with 75 and then resumed. A rank that dies leaves a record of where it died. The last
+test counts these.
+"""
+
+import json
+import random
+import time
+from collections import Counter
+from typing import NamedTuple
+
+import pytest
+from mpi import run
+from test_survive import LINES, NETWORK, Hit, check, launched, whole, words
+
+from localavg.files.record import load
+
+__all__ = ["whole"]  # a fixture
+
+SEED, EACH = 1, 5  # of the draws; how often ranks must die at every point
+WIDE = tuple(name for name in LINES if NETWORK not in LINES[name])
+BUSY = tuple(name for name in WIDE if name != "fedavg")  # all learners make all updates
+STEPPED = ("mavg", "slowmo", "hieravg", "fedavg")  # these average in lanes
+PLAIN = ("kavg", "adalupa", "V", "iid", "moments")  # and these in slots
+EVERY = ("sync", "qsgd", "switch")  # learners are equal after update 1
+FIRST = "gradient"  # where a rank dies before another one dies in the recovery
+
+
+class Point(NamedTuple):
+    """Where ranks die. most: how often each rank comes there at least, or milliseconds."""
+
+    most: int
+    names: tuple[str, ...]
+    cards: int = EACH
+    after: bool = True  # also when it has done its work
+    writer: bool = False  # only the rank that writes the run file comes there
+    recovery: bool = False
+    more: tuple[str, ...] = ()  # options
+
+
+POINTS = {
+    "gradient": Point(38, BUSY),
+    "network": Point(11, ("network", "kept")),
+    "slots": Point(4, PLAIN),
+    "ready": Point(6, STEPPED),  # the barrier before lanes are written
+    "lanes": Point(6, STEPPED),
+    "written": Point(6, STEPPED),  # the barrier after it
+    "sent": Point(5, ("mavg", "iid", "V"), more=("--ranks-per-node", "2")),
+    "mpi": Point(9, ("mpi",)),
+    "coded": Point(38, ("qsgd",)),
+    "average": Point(38, WIDE),
+    "evaluation": Point(4, WIDE),
+    "compare": Point(5, WIDE),
+    "copy": Point(5, PLAIN + STEPPED),
+    "table": Point(5, WIDE, writer=True),
+    "rename": Point(5, WIDE, writer=True),
+    "checkpoint": Point(4, WIDE),
+    "finish": Point(1, WIDE),
+    "agree": Point(1, WIDE),
+    "build": Point(1, WIDE, recovery=True),
+    "restore": Point(1, EVERY, recovery=True),
+    "take-over": Point(1, WIDE, writer=True, recovery=True),
+    "recovery": Point(30, WIDE, cards=8, after=False, recovery=True),
+    "time": Point(80, WIDE, cards=10, after=False),
+}
+LAST = ("-agree", "time")  # perhaps after the run, and the next one starts with all ranks alive
+PAIRS = ("gradient", "average", "slots", "lanes", "compare")  # two die at once
+
+
+class Card(NamedTuple):
+    """A run, and who dies in it."""
+
+    point: str
+    name: str
+    N: int
+    two: bool
+
+    @property
+    def deaths(self):
+        return 2 if self.two or POINTS[self.point.lstrip("-")].recovery else 1
+
+
+def card(point, rng, two=False):
+    how = POINTS[point]
+    sign = "-" * (how.after and rng.random() < 0.3)
+    return Card(sign + point, rng.choice(how.names), rng.randint(1, how.most), two)
+
+
+def hit(card, living, rng):
+    """The run of a card on the ranks that live, and those of them that are left."""
+    how, left = POINTS[card.point.lstrip("-")], list(living)
+    kills = []
+    if how.recovery:  # at least one update has been made
+        kills.append(f"{FIRST}@{taken(left, rng)}:{rng.randint(8, 38)}")
+    for _ in range(1 + card.two):
+        victim = left.pop(0) if how.writer else taken(left, rng)
+        kills.append(f"{card.point}@{victim}:{card.N}")
+    return Hit(card.name, ",".join(kills), len(left), how.more), left
+
+
+def taken(left, rng):
+    return left.pop(rng.randrange(len(left)))
+
+
+def dealt(seed):
+    """All launches: the number of ranks, and its runs, each on 3 ranks at least."""
+    rng = random.Random(seed)
+    cards = [card(point, rng) for point, how in POINTS.items() for _ in range(how.cards)]
+    cards += [card(point, rng, two=True) for point in PAIRS]
+    rng.shuffle(cards)
+    launches = []
+    while cards:
+        ranks = 4 if cards[0].deaths == 1 else rng.choice((3, 4))
+        living, hits = [*range(ranks)], []
+        while cards and len(living) >= 3:
+            one, living = hit(cards[0], living, rng)
+            hits.append(one)
+            if cards.pop(0).point in LAST:
+                break
+        launches.append((ranks, hits))
+    return launches
+
+
+LAUNCHES = dealt(SEED)
+SAMPLE = (0, 1, 3)  # of `make test`: six runs
+DIED = {}  # by launch, the points where ranks died, and the ranks lost together, of each run
+
+
+@pytest.fixture(scope="module")
+def limit_s(tmp_path_factory):
+    """How long a run may take: a minute, or more on a slow machine."""
+    began_s = time.monotonic()
+    done, statuses = launched(4, [Hit("kavg", "", 4)], tmp_path_factory.mktemp("quick"))
+    assert (done.returncode, statuses) == (0, [0]), done.stderr
+    return max(60, 10 * (time.monotonic() - began_s))
+
+
+@pytest.mark.parametrize(
+    "launch",
+    [pytest.param(i, marks=[pytest.mark.long] * (i not in SAMPLE)) for i in range(len(LAUNCHES))],
+)
+def test_no_run_hangs_or_ends_otherwise(launch, limit_s, whole, tmp_path, hooks):
+    ranks, hits = LAUNCHES[launch]
+    print(f"seed {SEED}, launch {launch}, {ranks} ranks, {hits}")
+    done, statuses = launched(ranks, hits, tmp_path, timeout=limit_s * len(hits))
+    assert done.returncode in (0, 75), done.stderr[-4000:]
+    begun = hits[: len(statuses) + (done.returncode == 75)]  # with 75 in place of a reply it ended
+    lost = [load(tmp_path / f"{i}.h5").events.lost for i in range(len(begun))]
+    for i, one in enumerate(begun):
+        out = tmp_path / f"{i}.h5"
+        if i == len(statuses) or statuses[i] == 75:
+            again = run(2, "-m", "localavg", *words(LINES[one.name], out, "--resume"))
+            assert again.returncode == 0, again.stderr
+        check(load(out), whole(one.name), one.name, rounded=bool(one.more))
+    record = tmp_path / "reply.json.hits"
+    died = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    print(statuses, done.returncode, died, lost)
+    DIED[launch] = [(point, rank) for _, point, rank in died], [x for xs in lost for x in xs]
+
+
+@pytest.mark.long
+def test_ranks_died_at_every_point():
+    """By their own record; two at once and rank 0 among them."""
+    if len(DIED) < len(LAUNCHES):
+        pytest.skip("only a part of the launches ran to their end")
+    points = Counter(point for points, _ in DIED.values() for point, _ in points)
+    lost = [names for _, lost in DIED.values() for names in lost]
+    points["two at once"] = sum("," in names for names in lost)
+    points["rank 0"] = sum(names.startswith("rank 0 ") for names in lost)
+    print(dict(points))
+    assert sum(len(hits) for _, hits in LAUNCHES) >= 100
+    assert {
+        point: points[point] for point in [*POINTS, "two at once"] if points[point] < EACH
+    } == {}
+    assert points["rank 0"] >= EACH
