@@ -168,6 +168,7 @@ BENCHES: dict[str, dict[str, Column]] = {  # the same of the benchmarks that wri
         "wire_s": ("f8", "s", "our average, between nodes in code"),
         "wire_bytes": ("f8", "bytes", "what all ranks send between nodes in such an average"),
         "plain_bytes": ("f8", "bytes", "the same in float32"),
+        "kept_s": ("f8", "s", "our average, and a copy of it from which ranks go on"),
     }
 }
 TABLES = SCHEMA | BENCHES

@@ -10,6 +10,7 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import cycle
 
 import numpy as np
 from mpi4py import MPI
@@ -32,6 +33,7 @@ from localavg.parallel.probe import Probe
 from localavg.parallel.transport import nccl
 from localavg.scope import Scope
 from localavg.training.header import gpus, hosts
+from localavg.training.kept import copy_lane
 
 RESNET_18, RESNET_50 = 11_173_962, 25_557_032  # floats of a row
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, RESNET_18, RESNET_50)  # 2000: Epsilon
@@ -39,7 +41,7 @@ LONG, MORE = 1_000_000, 10  # rows shorter than LONG have MORE times the turns: 
 # NaN where they are not timed
 SOMETIMES = (
     *("torch_s", "outer_s", "gossip_s", "gossip_floor_s"),
-    *("wire_s", "wire_bytes", "plain_bytes"),
+    *("wire_s", "wire_bytes", "plain_bytes", "kept_s"),
 )
 TENSORS = 62  # of ResNet-18: torch's averager packs and unpacks this many
 
@@ -92,6 +94,7 @@ def new_file(
     outer: str | None = None,
     graph: str | None = None,
     wire: str | None = None,
+    kept: bool = False,
 ) -> Record | None:
     """Create, on rank 0, the file for the rows of `bench_average` with these settings. Collective.
 
@@ -109,6 +112,7 @@ def new_file(
         "outer": outer,
         "graph": graph,
         "wire": wire,
+        "kept": kept,
     }
     origin = {**provenance, **hosts(fleet, longest), **gpus(fleet, device)}
     return fleet.together(lambda: Record.create(path, config, origin) if fleet.rank == 0 else None)
@@ -125,6 +129,7 @@ def bench_average(
     outer: str | None = None,
     graph: str | None = None,
     wire: str | None = None,
+    kept: bool = False,
 ) -> list[Row]:
     """Time averages of rows of every size; return rows with the columns of `schema.BENCHES`.
 
@@ -134,7 +139,8 @@ def bench_average(
     link between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
     device's memory, Allreduce goes through the host. outer: also time an average with a step of
     this outer optimiser. graph: also time a gossip on it. wire: also time an average
-    that crosses nodes by it. Each row is written to `file` at once.
+    that crosses nodes by it. kept: also time an average that is copied, as runs do whose ranks may
+    die. Each row is written to `file` at once.
     """
     device = device or Cpu()
     direct = device.name == "cpu" or fleet.world.bcast(bool(aware and aware.works))
@@ -143,7 +149,7 @@ def bench_average(
     for n in sizes:
         ours = transport.choose(name, fleet, (), 4 * n, device, aware)
         turns = repeats * (MORE if n < LONG else 1)
-        row = _time(fleet, ours, n, turns, device, direct, outer, graph, link, wire)
+        row = _time(fleet, ours, n, turns, device, direct, outer, graph, link, wire, kept)
         if link is not None:
             row["floor_s"] = max(row["floor_s"], 4 * n / link)
         about = _about(n, fleet, ours)
@@ -178,6 +184,7 @@ def _time(
     graph: str | None,
     link: float | None,
     wire: str | None,
+    kept: bool,
 ) -> dict[str, float]:
     """Return the median seconds of every way to average rows of n floats."""
     w = ours.zeros((fleet.L, n))
@@ -195,6 +202,8 @@ def _time(
         ways["gossip_s"] = gossips = Gossips(fleet, ours, w, graph)
     if wire is not None:
         ways["wire_s"] = wired = Wired(fleet, ours, n, wire)
+    if kept:
+        ways["kept_s"] = _kept(fleet, ours, w)
     if (averager := _torch_averager(fleet, n, device)) is not None:
         ways["torch_s"] = averager
     timed = {name: partial(slowest, fleet, way, device) for name, way in ways.items()}
@@ -205,6 +214,17 @@ def _time(
     if wire is not None:
         found |= {"wire_bytes": wired.coded_bytes, "plain_bytes": wired.plain_bytes}
     return found
+
+
+def _kept(fleet: Fleet, ours: Transport, w: Array) -> Callable[[], None]:
+    """Return a call that averages the rows w [L, n] and copies the mean for a recovery."""
+    copies, slots = fleet.node_array((2, w.shape[1])), cycle((0, 1))
+
+    def average_() -> None:
+        ours.mean_(w, Scope.WORLD)
+        copy_lane(w[0], copies[next(slots)], fleet)
+
+    return average_
 
 
 def _allreduce(fleet: Fleet, flat: Array, direct: bool) -> None:

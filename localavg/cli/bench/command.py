@@ -122,13 +122,19 @@ def _average(args: argparse.Namespace) -> int:
     aware = probed(args.device == "cuda", args.transport)
     here = world()
     from localavg.cli.bench.average import SIZES, bench_average, floats, new_file
+    from localavg.parallel import survive
     from localavg.parallel.device import choose_device
     from localavg.parallel.fleet import Fleet
+    from localavg.training.recover import CONTINUE
 
     fleet = Fleet(here, args.learners, args.ranks_per_node)
     device = choose_device(args.device, fleet)
     how = args.transport, floats(args.sizes) if args.sizes else SIZES, args.repeats
-    more: tuple[Any, ...] = device, aware, args.outer, args.graph, args.wire
+    kept = args.on_failure == CONTINUE
+    if kept:
+        survive.check()
+        survive.check_device(device)
+    more: tuple[Any, ...] = device, aware, args.outer, args.graph, args.wire, kept
     file = new_file(fleet, *how, args.out, origin, *more) if args.out else None
     rows = bench_average(fleet, *how, file, *more)
     ratios = [_ratios(row, args.outer, fleet) for row in rows]
@@ -149,6 +155,8 @@ def _ratios(row: Row, outer: str | None, fleet: Fleet) -> Row:
     if not math.isnan(row["wire_s"]):
         found["ours / wire"] = row["ours_s"] / row["wire_s"]
         found["bytes / wire's"] = row["plain_bytes"] / row["wire_bytes"]
+    if not math.isnan(row["kept_s"]):
+        found["kept / ours"] = row["kept_s"] / row["ours_s"]
     if outer:
         its_bytes_s = row["ours_s"] * RULES[outer]().kept / fleet.layout.node_learners(fleet.rank)
         found["step / its bytes"] = (row["outer_s"] - row["ours_s"]) / its_bytes_s

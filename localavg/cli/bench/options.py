@@ -178,6 +178,13 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         help="also time an average that crosses nodes in this code: bf16, int8 or lowrank:R, and "
         "print how many times fewer bytes and less time it takes (default: only the mean)",
     )
+    s.add_argument(
+        "--on-failure",
+        choices=("end", "continue"),
+        default="end",
+        help="continue: also time an average with the copy from which ranks go on when others die; "
+        "it needs mpirun --with-ft ulfm (default: %(default)s, only the mean)",
+    )
     _add_device(s, "average rows")
     _add_repeats(s, 11)
     s.add_argument(
