@@ -6,7 +6,7 @@ DATA   ?= epsilon-like:100000x2000
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run figure paper check test test-long test-root test-gpu gpu-wheels lint bench cifar10 fashion-mnist clean
+.PHONY: help run figure paper paper-root check test test-long test-root test-gpu gpu-wheels lint bench cifar10 fashion-mnist clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -30,11 +30,16 @@ run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (
 
 figure: .venv/test ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (ids: jobs/sweeps, theory)
 	test "$(ID)" = theory || jobs/local/sweep $(ID)
-	$(BIN)/python analysis $(or $(ID),$(error name one: make figure ID=lupa-fig4))
+	$(BIN)/python analysis $(or $(ID),$(error name one: make figure ID=lupa-fig4)) --scale $$(jobs/local/scale)
 
-paper: .venv/test fashion-mnist ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
+paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
+	$(MAKE) fashion-mnist || echo 'without Fashion-MNIST: the digits take its place'
 	jobs/local/sweep || test $$? = 1
-	$(BIN)/python analysis --all
+	$(BIN)/python analysis --all --scale $$(jobs/local/scale)
+
+paper-root: .venv/test fashion-mnist ## times measured on emulated hosts at two bandwidths, beside modelled ones (as root; a quarter of an hour)
+	command -v tc >/dev/null || (apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq iproute2)
+	jobs/emulated/paper
 
 TESTS := $(BIN)/python -m pytest -q -m 'not root and not long and not gpu'
 LONG  := $(BIN)/python -m pytest -q -m 'long and not gpu'
@@ -109,8 +114,11 @@ cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as
 	$(BIN)/python -m localavg prepare cifar10 $(CIFAR10) --shuffle 0 --out data/cifar10/cifar10.h5
 
 FASHION := data/fashion-mnist/fashion-mnist.h5
-fashion-mnist: .venv/run ## fetch Fashion-MNIST, and prepare it as data/fashion-mnist/fashion-mnist.h5
-	test -s $(FASHION) || (jobs/local/fashion-mnist && $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --name fashion-mnist --out $(FASHION))
+FASHION8 := data/fashion-mnist/fashion-mnist-8.h5
+fashion-mnist: .venv/run ## fetch Fashion-MNIST, and prepare it as data/fashion-mnist/fashion-mnist.h5, and at 8×8 as fashion-mnist-8.h5
+	test -s data/fashion-mnist/idx/train-images-idx3-ubyte.gz || jobs/local/fashion-mnist
+	test -s $(FASHION) || $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --name fashion-mnist --out $(FASHION)
+	test -s $(FASHION8) || $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --size 8 --name fashion-mnist-8 --out $(FASHION8)
 
 clean:           ## remove the environment, caches and results of make run
 	rm -rf .venv .venv-gpu .mpich .wheels runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis

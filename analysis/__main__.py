@@ -58,6 +58,8 @@ def main() -> int:
         worst = max(worst, draw(script(name), *folder, "--out", out))
     if args.all:
         worst = max(worst, draw(HERE / "claims.py", runs, "--out", out))
+        if any(args.runs.glob("*-root")):
+            worst = max(worst, draw(HERE / "measured.py", runs, "--out", out))
         page = (runs, "--scale", args.scale, "--figures", out)
         worst = max(worst, draw(HERE / "report.py", *page))
     return worst

@@ -50,10 +50,14 @@ def main() -> None:
         for axes in panels[2 * i : 2 * i + 2]:
             style.drops(axes, next(iter(lines.values()))[0])
             axes.set(xlabel=curves.X_LABELS["t"], yscale="log", title=style.short(panel))
+        curves.same_x(panels[2 * i : 2 * i + 2])
         panels[2 * i].set_ylabel("mean variance $V_t$")
     style.legend(figure, ncols=5)
     header = ("problem", "algorithm", "averages", "weighted variance (9)", "final training loss")
-    caption = "Mean variance of the learners between two averages, where above 0."
+    caption = (
+        "Mean variance of the learners between two averages, where above 0. Dotted vertical lines: "
+        "the step size drops."
+    )
     output.finish(args, "adpsgd_fig1_2", figure, caption, groups, header, rows)
 
 

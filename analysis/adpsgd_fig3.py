@@ -68,7 +68,7 @@ def main() -> None:
             last = np.mean([periods(run).period.iloc[-1] for run in repeats])
             loss = [quantities.end(run, "train_loss") for run in repeats]
             label = f"{name}: {averages:.0f} averages"
-            curves.curve(axes, repeats, "t", "period", label, looks.index(key), periods)
+            curves.curve(axes, repeats, "t", "period", label, looks.index(key), periods, steps=True)
             spread = f" ± {np.std(loss, ddof=1):.2g}" if len(loss) > 1 else ""
             rows.append(
                 (
@@ -90,7 +90,7 @@ def main() -> None:
         # the legend hides the vertical lines behind it
         axes.legend(loc="upper left", frameon=True, framealpha=1, edgecolor="none")
     header = ("problem, algorithm", "runs", "averages", "last period", "final training loss")
-    caption = "Averaging period; vertical lines: the step size drops."
+    caption = "Averaging period; dotted vertical lines: the step size drops."
     output.finish(args, "adpsgd_fig3", figure, caption, groups, header, rows)
 
 

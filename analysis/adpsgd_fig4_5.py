@@ -52,14 +52,14 @@ Times: TypeAlias = dict[str, dict[str, dict[str, float]]]  # {clock: {algorithm:
 
 
 def times(groups: results.Groups) -> tuple[Times, list[tuple[str, ...]]]:
-    """Return the seconds of every part, means over repeats, and the rows of the table."""
+    """Return the seconds of every part, medians over repeats, and the rows of the table."""
     found: Times = {}
     rows: list[tuple[str, ...]] = []
     for lines in groups.values():
         for key, repeats in lines.items():
             for clock, some in results.by_clock(repeats).items():
                 parts = {
-                    word: np.mean([run.train[column].iloc[-1] for run in some])
+                    word: np.median([run.train[column].iloc[-1] for run in some])
                     for column, word in PARTS.items()
                 }
                 found.setdefault(clock, {})[name(key)] = parts
@@ -106,8 +106,9 @@ def draw(
     for axes, (clock, parts) in zip(panels, found.items(), strict=True):
         style.bars(axes, parts, "wall clock (s)")
         axes.set_title(style.short(clock))
+    curves.same_x(panels)
     style.legend(figure)
-    caption = "Where the time went, means over repeats."
+    caption = "Where the time went, medians over repeats."
     output.finish(args, f"{stem}_times", figure, caption, groups)
 
 

@@ -1,4 +1,4 @@
-"""Curves over repeated runs: their mean, with a band from the least to the greatest."""
+"""Curves over repeated runs: their median, with a band that one disturbed run cannot move far."""
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 
@@ -11,6 +11,10 @@ from matplotlib.figure import Figure
 from localavg.files.record import Run, UserError
 
 X_LABELS = {"epoch": "epochs", "t": "local updates t", "wall_s": "wall clock (s)"}
+IMAGES = 20
+"""test images that an axis of accuracies covers at least"""
+ROBUST = 5
+"""repeats from which on a band is from quartile to quartile"""
 Y_LABELS = {
     "train_loss": "training loss",
     "train_accuracy": "training accuracy (%)",
@@ -26,40 +30,55 @@ def curve(
     label: str,
     number: int = 0,
     rows: Callable[[Run], pd.DataFrame] = lambda run: run.eval,
-    middle: Callable[..., np.ndarray] = np.mean,
     marks: int = 10,
+    steps: bool = False,
 ) -> None:
-    """Draw repeats of one run as their mean, with a band from their minimum to their maximum.
+    """Draw repeats of one run as their median, with their `band`.
 
     `x` (rising) and `y` are columns of the table that `rows` returns for a run. Points that are not
     finite are left out; of points with equal x the last one counts. Repeats with different x are
     interpolated at all of these x, within their common range. `number` chooses the look from
-    `LINES`. middle: np.median draws the median in place of the mean. marks: about as many markers.
+    `LINES`. marks: about as many markers. steps: a value holds from the point before up to its own.
     """
     lines = [line for line in (_clean(rows(run), x, y) for run in runs) if len(line[0])]
     if not lines:
         return
-    grid, values = _common(lines)  # [n], [runs, n]
+    grid, values = _common(lines, steps)  # [n], [runs, n]
     look = style.LINES[number % len(style.LINES)]
     step = max(1, len(grid) // marks)
     first = min(number % 4 * step // 4, len(grid) - 1)  # lines on top of each other show markers
-    axes.plot(grid, middle(values, axis=0), label=label, markevery=(first, step), **look)
+    how = "steps-pre" if steps else "default"
+    middle = np.median(values, axis=0)
+    axes.plot(grid, middle, label=label, markevery=(first, step), drawstyle=how, **look)
     if len(lines) > 1:
-        low, high = values.min(axis=0), values.max(axis=0)  # [n]
-        axes.fill_between(grid, low, high, color=look["color"], alpha=0.2, linewidth=0)
+        low, high = band(values)  # [n], [n]
+        between = "pre" if steps else None
+        axes.fill_between(
+            grid, low, high, color=look["color"], alpha=0.2, linewidth=0, step=between
+        )
+
+
+def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ends of a band over repeats [runs, n]: the quartiles of ROBUST or more, else all.
+
+    Fewer repeats have no quartiles, and their band is from the least to the greatest.
+    """
+    part = 0.25 if len(values) >= ROBUST else 0.0
+    return np.quantile(values, part, axis=0), np.quantile(values, 1 - part, axis=0)
 
 
 def points(axes: Axes, cells: Mapping[float, Sequence[float]], label: str, number: int = 0) -> None:
-    """Draw repeats at a few x as their mean, with a band from their minimum to their maximum.
+    """Draw repeats at a few x as their median, with their `band`.
 
     cells: {x: values of the repeats}. number: as in `curve`.
     """
     if not cells:
         return
     x, look = list(cells), style.LINES[number % len(style.LINES)]
-    axes.plot(x, [np.mean(cells[at]) for at in x], label=label, **look)
+    axes.plot(x, [np.median(cells[at]) for at in x], label=label, **look)
     if any(len(cells[at]) > 1 for at in x):
-        low, high = [min(cells[at]) for at in x], [max(cells[at]) for at in x]
+        ends = [band(np.array(cells[at])) for at in x]
+        low, high = [float(a) for a, _ in ends], [float(b) for _, b in ends]
         if len(x) > 1:
             axes.fill_between(x, low, high, color=look["color"], alpha=0.2, linewidth=0)
         else:
@@ -110,8 +129,16 @@ def curves(
             at.set_yscale("log" if log else "linear")
         else:
             _focus(at)
+    same_x(axes)
     style.legend(figure)
     return figure
+
+
+def same_x(panels: Sequence[Axes]) -> None:
+    """Let panels that are compared cover the same x."""
+    ends = np.array([axes.get_xlim() for axes in panels])  # [panels, 2]
+    for axes in panels:
+        axes.set_xlim(ends[:, 0].min(), ends[:, 1].max())
 
 
 def _places(
@@ -130,10 +157,15 @@ def _places(
 
 
 def _focus(axes: Axes) -> None:
-    """Let the y axis cover the curves after the first fifth of the x axis."""
+    """Let the y axis cover the curves after the first fifth of the x axis.
+
+    It covers at least IMAGES times the least difference of two points: one image of the test.
+    """
     points = np.concatenate([line.get_xydata() for line in axes.lines])  # [n, 2]
     later = points[points[:, 0] >= 0.2 * points[:, 0].max(), 1]
-    room = max(0.15 * np.ptp(later), 0.2)
+    apart = np.diff(np.unique(np.round(later, 6)))
+    image = float(apart.min()) if len(apart) else 0.0
+    room = max(0.15 * np.ptp(later), 0.2, (IMAGES * min(image, 0.5) - np.ptp(later)) / 2)
     axes.set_ylim(later.min() - room, min(later.max() + room, 100 + room / 2))
 
 
@@ -145,9 +177,17 @@ def _clean(rows: pd.DataFrame, x: str, y: str) -> tuple[np.ndarray, np.ndarray]:
     return points[:, 0], points[:, 1]
 
 
-def _common(lines: list[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Interpolate lines (x, y) at all x of their common range; return x [n], y [lines, n]."""
+def _common(
+    lines: list[tuple[np.ndarray, np.ndarray]], steps: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Interpolate lines (x, y) at all x of their common range; return x [n], y [lines, n].
+
+    steps: between two points a line has the value of the later one.
+    """
     first, last = max(x[0] for x, _ in lines), min(x[-1] for x, _ in lines)
     grid = np.unique(np.concatenate([x for x, _ in lines]))  # [n]
     grid = grid[(grid >= first) & (grid <= max(first, last))]
+    if steps:
+        at = [y[np.searchsorted(x, grid, "left").clip(max=len(y) - 1)] for x, y in lines]
+        return grid, np.array(at)
     return grid, np.array([np.interp(grid, x, y) for x, y in lines])  # [n], [runs, n]

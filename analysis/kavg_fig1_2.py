@@ -50,7 +50,7 @@ def main() -> None:
         axes.set(xlabel="learners P", ylabel=label, title=style.short(panel))
     style.legend(figure, ncols=3)
     header = ("problem", "algorithm", "P", "test accuracy (%)", "mean staleness")
-    caption = "Test accuracy of the averaged model, or the center, at the end."
+    caption = "Test accuracy of the averaged model, or the center, at the end. Dotted: guessing."
     output.finish(args, "kavg_fig1_2", figure, caption, groups, header, rows)
 
 

@@ -46,9 +46,12 @@ def main() -> None:
     style.level(axes, 0, "sequential SGD")
     style.doubling(axes, learners or {1})
     axes.set(xlabel="learners P", ylabel="gap in test accuracy (points)")
-    style.legend(figure)
+    style.legend(figure, ncols=1)
     header = ("problem", "P", "K-AVG (%)", "SGD (%)", "gap")
-    caption = "Test accuracy of K-AVG less that of sequential SGD, both at the end."
+    caption = (
+        "Test accuracy of K-AVG less that of sequential SGD, both at the end. Dotted: sequential "
+        "SGD."
+    )
     output.finish(args, "kavg_fig7", figure, caption, groups, header, rows)
 
 

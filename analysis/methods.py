@@ -86,7 +86,7 @@ def draw(lines: dict[Hashable, list[Run]], column: str) -> Figure:
         for key, repeats in lines.items():
             look = list(NAMES).index(key)
             name = NAMES[key] + " (off the scale)" * (key == FAR and len(lines) > 1)
-            curves.curve(axes, repeats, cost, column, name, look, rows, np.median, marks=4)
+            curves.curve(axes, repeats, cost, column, name, look, rows, marks=4)
         axes.set(xlabel=COSTS[cost], ylabel="" if i % 3 else curves.Y_LABELS[column])
         if cost != "t":
             axes.set_xscale("log", nonpositive="mask")

@@ -9,7 +9,7 @@ def add_scale(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
         "--scale",
         default="laptop",
-        choices=("laptop", "paper", "gpu"),
+        choices=("laptop", "digits", "root", "paper", "gpu"),
         help=f"{what} the runs of sweeps at this scale (default: %(default)s)",
     )
 

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import curves
 import numpy as np
 import quantities
 import style
@@ -65,6 +66,19 @@ def settings(groups: Groups) -> str:
     return f"{', '.join(words)}{modelled}; {count} seed{'s' * (many > 1)} a setting."
 
 
+def bands(figure: Figure, groups: Groups) -> str:
+    """Write what lines and bands of a figure are, if it has bands."""
+    if not any(axes.collections for axes in figure.axes):
+        return ""
+    counts = [len(repeats) for panel in groups.values() for repeats in panel.values()]
+    ends = (
+        "from quartile to quartile"
+        if max(counts, default=0) >= curves.ROBUST
+        else "from least to most"
+    )
+    return f"Lines: medians; bands: {ends} over repeats."
+
+
 def finish(
     args: argparse.Namespace,
     stem: str,
@@ -78,9 +92,9 @@ def finish(
 
     The numbers and the names of the files are printed.
     """
+    style.letter(figure)
     paths = style.save(figure, args.out / stem)
-    banded = any(axes.collections for axes in figure.axes)
-    words = [caption, *["Bands: from least to most over repeats."] * banded, settings(groups)]
+    words = [caption, bands(figure, groups), settings(groups)]
     text = " ".join(filter(None, words)) + "\n"
     write(args.out / f"{stem}.txt", text)
     if rows:

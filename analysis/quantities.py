@@ -1,6 +1,6 @@
 """What one run shows: its names, and the quantities that the figures and claims compare."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -109,6 +109,12 @@ def reach(run: Run, level: float, column: str = "wall_s", rows: Rows | None = No
     if i == 0:
         return float(x[0])
     return float(np.interp(-level, -loss[i - 1 : i + 1], x[i - 1 : i + 1]))
+
+
+def common_level(found: Iterable[Run], level: float) -> float:
+    """Return the training loss `level`, or the least, rounded up, that all of the runs reach."""
+    ends = [run.eval.train_loss.min() for run in found]
+    return max(level, float(np.ceil(100 * max(ends)) / 100)) if ends else level
 
 
 def evaluations(run: Run) -> pd.DataFrame:

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import claims
+import conclusions
 import options
 import output
 import quantities
@@ -32,10 +33,9 @@ from localavg.files.record import Run, UserError, load_many
 
 TEMPLATE = Path(__file__).with_name("RESULTS.in.md")
 SWEEPS = Path(__file__).parent.parent / "jobs" / "sweeps"
-# {{overview}}, {{runs}}, {{claims}}, {{ID: STEM STEM}}
+# {{conclusions}}, {{overview}}, {{runs}}, {{claims}}, {{ID: STEM STEM}}
 FILL = re.compile(r"\{\{([\w-]+)(?:: ([\w ]+))?\}\}")
-VERDICT = r"^\*\*(Agrees|Half|Not seen|Not run)\.\*\*"
-SECTION = re.compile(rf"^### (\S+)\n\n(.+?)\n\n.*?{VERDICT}", re.M | re.S)
+SECTION = re.compile(r"^### (\S+)\n\n(.+?)\n\n", re.M | re.S)
 VERSIONS = {
     "python": "Python",
     "numpy": "NumPy",
@@ -87,6 +87,8 @@ def main() -> None:
 
     def fill(found: re.Match[str]) -> str:
         name, stems = found.groups()
+        if name == "conclusions":
+            return conclusions.page(checked)
         if name == "overview":
             return overview(words, states, checked)
         if name == "runs":
@@ -138,18 +140,17 @@ def held(folder: Path, runs: list[Run]) -> str:
 
 
 def overview(words: str, states: dict[str, str], checked: Checked) -> str:
-    """Write a table with a row for each section: its title, verdict, runs and claims."""
+    """Write a table with a row for each section: its title, runs and decided claims."""
     rows = [
         (
             f"[{name}](#{name})",
             title.rstrip("."),
-            verdict.lower(),
             states.get(name, "-").partition(";")[0],
             claims.counts(about(checked, name)) or "-",
         )
-        for name, title, verdict in SECTION.findall(words)
+        for name, title in SECTION.findall(words)
     ]
-    header = ("id", "what it shows", "seen here", "runs", "its claims")
+    header = ("id", "what it shows", "runs", "its claims")
     return tabulate(rows, header, tablefmt="github")
 
 

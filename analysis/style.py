@@ -5,6 +5,7 @@ A script makes its figure with `panels`, `grid` or `curves`, draws repeated runs
 """
 
 import io
+import string
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,6 +133,13 @@ def drops(axes: Axes, run: Run) -> None:
             axes.axvline(milestone * end.t / end.epoch, color="0.6", linewidth=0.6, linestyle=":")
 
 
+def letter(figure: Figure) -> None:
+    """Begin the title of every panel with a letter, if there are several."""
+    for axes, name in zip(figure.axes, string.ascii_lowercase, strict=False):
+        if len(figure.axes) > 1 and not axes.get_title().startswith("("):
+            axes.set_title(f"({name}) {axes.get_title()}".strip())
+
+
 def legend(figure: Figure, ncols: int = 5) -> None:
     """Draw one legend above all panels, every label once in the order of first appearance.
 
@@ -144,7 +152,7 @@ def legend(figure: Figure, ncols: int = 5) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if figure.get_figwidth() < DOUBLE_IN:
-        ncols = min(ncols, 2)
+        ncols = min(ncols, 2)  # of a single column
     if found:
         lines = -(-len(found) // ncols)
         columns = -(-len(found) // lines)

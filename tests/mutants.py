@@ -114,7 +114,7 @@ TESTS = {
             "graphs",
             "fragments",
         ),
-        "analysis": ("claims", "figures", "methods"),
+        "analysis": ("claims", "conclusions", "figures", "measured", "methods"),
         "cli": ("cli", "silence", "sweep", "sweep_gpu", "bench_best", "bench_start", "doctor"),
         "datasets": ("damage", "prepare"),
         "files": ("record",),
@@ -2445,6 +2445,49 @@ MUTANTS = [
         "others = sweeps - {claim.sweep}",
         "others = set()",
         f"{TESTS['claims']}::test_a_claim_is_decided_on_the_runs_of_its_own_sweep",
+    ),
+    Mutant(
+        "a run of many ranks does not wait until it is alone",
+        "localavg/cli/sweep/launch.py",
+        "min(waiting[0][1].ranks, self.at_once) <= room",
+        "1 <= room",
+        f"{TESTS['sweep']}::test_so_many_ranks_are_at_work_at_once_and_a_run_of_more_is_alone",
+    ),
+    Mutant(
+        "a signal reaches one of the runs at work",
+        "localavg/cli/sweep/launch.py",
+        "for child in list(self._children):",
+        "for child in list(self._children)[:1]:",
+        f"{TESTS['sweep']}::test_a_signal_reaches_the_runs_at_work_and_no_other_starts",
+    ),
+    Mutant(
+        "the digits have none of the laptop's settings",
+        "localavg/cli/sweep/file.py",
+        '"digits": "laptop",',
+        "",
+        f"{TESTS['sweep']}::test_the_scale_of_the_digits_is_the_laptops_with_its_own_on_top",
+    ),
+    Mutant(
+        "an advice whose claim fails is an open one",
+        "analysis/conclusions.py",
+        "return FAIL if FAIL in verdicts else PASS",
+        "return PASS",
+        f"{TESTS['conclusions']}::test_one_claim_that_does_not_pass_moves_its_advice_and_no_other",
+    ),
+    Mutant(
+        "QSGD is modelled with the bytes of float32",
+        "analysis/measured.py",
+        "coded = 0.25 if",
+        "coded = 1.0 if",
+        f"{TESTS['measured']}::"
+        "test_the_model_has_the_measured_computation_and_the_bytes_over_the_link",
+    ),
+    Mutant(
+        "a period is drawn as a line between averages",
+        "analysis/curves.py",
+        'how = "steps-pre" if steps else "default"',
+        'how = "default"',
+        f"{TESTS['figures']}::test_periods_are_steps_that_end_at_their_average",
     ),
 ]
 

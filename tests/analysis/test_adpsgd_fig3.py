@@ -113,8 +113,8 @@ def test_the_step_size_drops_where_the_run_says(tmp_path, monkeypatch):
         adpsgd_fig3.main()
     (figure,) = drawn
     assert [axes.get_title() for axes in figure.axes] == [
-        "GoogLeNet (CIFAR-10), 16 learners",
-        "network (digits), 4 learners",
+        "(a) GoogLeNet (CIFAR-10), 16 learners",
+        "(b) network (digits), 4 learners",
     ]
     for axes in figure.axes:
         assert [line.get_xdata()[0] for line in axes.lines if len(set(line.get_xdata())) == 1] == [

@@ -51,9 +51,9 @@ def test_the_figure_has_a_panel_a_file_and_layout(draw, tmp_path):
     status, out, err, (figure,) = draw("bench_average", tmp_path)
     assert (status, err) == (0, "") and f"unfinished: {tmp_path / 'c.h5'} is interrupted" in out
     assert [axes.get_title() for axes in figure.axes] == [
-        "a: 1 learner, 1 rank, 1 node",
-        "b: 2 learners, 2 ranks, 1 node",
-        "c: 4 learners, 4 ranks, 2 nodes",
+        "(a) a: 1 learner, 1 rank, 1 node",
+        "(b) b: 2 learners, 2 ranks, 1 node",
+        "(c) c: 4 learners, 4 ranks, 2 nodes",
     ]
     assert [len(axes.lines) for axes in figure.axes] == [3, 4, 4]
     np.testing.assert_allclose(

@@ -5,10 +5,12 @@ none.
 import re
 from pathlib import Path
 
+import curves
 import matplotlib.image
 import numpy as np
 import pytest
 import quantities
+import style
 from claimed import made
 from figures import (
     FIGURES,
@@ -160,3 +162,43 @@ def test_the_time_to_a_level_is_interpolated():
     run = made("kavg", 0, loss=0.0, seconds=3.0)
     assert quantities.reach(run, 0.35) == pytest.approx(3.0) and quantities.reach(run, 0.8) == 0.0
     assert np.isnan(quantities.reach(run, -1))
+
+
+def test_periods_are_steps_that_end_at_their_average(tmp_path):
+    """Two runs whose periods end at other updates: at each, the median of what holds there."""
+    runs = [
+        made("adpsgd", 0, periods=[50, 50]),  # ends at 50 and 100
+        made("adpsgd", 1, periods=[25, 25, 25, 25]),
+    ]
+    _, (axes,) = style.panels(1)
+    curves.curve(axes, runs, "t", "period", "x", rows=lambda run: run.averages, steps=True)
+    (line,) = axes.lines
+    assert line.get_drawstyle() == "steps-pre"
+    assert line.get_xydata().tolist() == [[50, 37.5], [75, 37.5], [100, 37.5]]
+
+
+def test_one_disturbed_run_moves_neither_line_nor_band(tmp_path):
+    values = np.array([[1.0], [1.1], [0.9], [1.0], [50.0]])
+    low, high = curves.band(values)
+    assert (low[0], high[0]) == (1.0, 1.1)
+    assert [float(x[0]) for x in curves.band(values[:3])] == [0.9, 1.1]
+
+
+def test_panels_are_lettered_and_an_axis_of_accuracies_has_many_images():
+    figure, panels = style.panels(2)
+    for axes in panels:
+        axes.plot([0, 1, 2, 3], [90, 98.89, 99.17, 98.89])  # an image of 360 apart
+        axes.set_title("x")
+        curves._focus(axes)
+    style.letter(figure)
+    assert [axes.get_title() for axes in panels] == ["(a) x", "(b) x"]
+    low, high = panels[0].get_ylim()
+    assert high - low >= 15 * 0.28
+
+
+def test_equal_lines_are_drawn_once(draw, tmp_path):
+    for name, config in planned("kavg_fig3_4", seeds=1).items():
+        write(tmp_path / f"{name}.h5", config)
+    _, _, _, (figure,) = draw("kavg_fig3_4", tmp_path)
+    labels = [line.get_label() for line in figure.axes[0].lines]
+    assert "over Downpour and over EAMSGD" in labels and "over EAMSGD" not in labels

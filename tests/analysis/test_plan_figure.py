@@ -1,5 +1,7 @@
 """The figure of `localavg plan`."""
 
+from itertools import product
+
 import numpy as np
 from figures import check_labels
 
@@ -16,7 +18,8 @@ def test_the_figure_is_drawn_from_what_plan_writes(draw, tmp_path, capsys):
     assert (status, err) == (0, "")
     check_labels(figure)
     assert [axes.get_title() for axes in figure.axes] == [
-        f"{n} nodes, {g} Gbit/s" for n in (2, 4) for g in ("6.4e-06", "6.4e-05")
+        f"({letter}) {n} nodes, {g} Gbit/s"
+        for letter, (n, g) in zip("abcd", product((2, 4), ("6.4e-06", "6.4e-05")), strict=True)
     ]
     at_once, delayed, alone = figure.axes[0].lines
     np.testing.assert_allclose(at_once.get_xydata(), [[K, 0.5 + 0.5 / K] for K in (1, 4, 16)])

@@ -92,7 +92,8 @@ def test_figures_tables_claims_runs_and_pictures_are_filled_in(page, draw, tmp_p
         and "Runs: 43 finished, 2 missing; seeds 0, 1, 2." in text
     )
     assert re.search(
-        r"\| Downpour and EAMSGD degrade as P grows.*\| NiN, digits, γ₀ = 0.1, Downpour", text
+        r"\| Downpour and EAMSGD degrade as P grows.*\| MLP, fashion-mnist, γ₀ = 0.02, Downpour",
+        text,
     )
     assert (tmp_path / "figures" / "kavg_fig1_2.txt").read_text().strip() in text  # the caption
     numbers = (tmp_path / "figures" / "mavg_table1.md").read_text().strip().split("\n")

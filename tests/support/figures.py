@@ -25,6 +25,8 @@ SHARED = {
     "bench_average",
     "plan",
     "report",
+    "conclusions",
+    "measured",
 }
 FIGURES = runpy.run_path(str(ANALYSIS / "__main__.py"), run_name="table")["FIGURES"]
 SCRIPTS = sorted(path.stem for path in ANALYSIS.glob("*.py") if path.stem not in SHARED)

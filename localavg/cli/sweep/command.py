@@ -1,6 +1,6 @@
 """``localavg sweep FILE.toml``: do all runs of a figure or table that are not done yet.
 
-The runs are started here, one after the other, or submitted to a batch system.
+The runs are started here, some at a time, or submitted to a batch system.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localavg.cli import Commands, above_0, at_least_1
+from localavg.cli import Commands, above_0, at_least_1, flag
 from localavg.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,9 +31,11 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--scale",
         default="laptop",
-        choices=("paper", "laptop", "gpu"),
+        choices=("paper", "laptop", "digits", "root", "gpu"),
         help="use the paper's settings, with a rank a learner (paper) or with all learners on one "
-        "GPU (gpu), or reduced ones (laptop) (default: %(default)s)",
+        "GPU (gpu), or reduced ones, on Fashion-MNIST (laptop) or, where it is not at hand, on "
+        "scikit-learn's digits (digits), or the laptop's with measured times, for emulated hosts "
+        "(root) (default: %(default)s)",
     )
     p.add_argument(
         "--launcher",
@@ -96,6 +98,13 @@ def _add_launchers(p: argparse.ArgumentParser) -> None:
     """Declare the options of one launcher or the other."""
     local = p.add_argument_group("--launcher local")
     local.add_argument(
+        "--at-once",
+        type=at_least_1,
+        metavar="N",
+        help="have up to N ranks at work at the same time: so many runs of one rank, with a thread "
+        "each; a run of N ranks or more runs alone (default: 1)",
+    )
+    local.add_argument(
         "--rate",
         type=above_0,
         metavar="X",
@@ -138,10 +147,10 @@ def _sweep(args: argparse.Namespace, train: argparse.ArgumentParser) -> int:
         raise UserError(f"--rate {args.rate:g}: only with --scale gpu; leave it out")
     if args.launcher == "local":
         return _run_here(args, sweep, folder)
-    for option in ("share", "mpirun", "rate"):
+    for option in ("share", "mpirun", "rate", "at_once"):
         if getattr(args, option) is not None:
             raise UserError(
-                f"--{option} {getattr(args, option)}: only with --launcher local; leave it out"
+                f"{flag(option)} {getattr(args, option)}: only with --launcher local; leave it out"
             )
     from localavg.cli.sweep.submit import submit
 
@@ -161,7 +170,7 @@ def _changes(words: list[str]) -> dict[str, str | bool]:
 
 
 def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
-    """Start the runs on this host, one after the other; return the exit status."""
+    """Start the runs on this host; return the exit status."""
     from localavg.cli.status import print_states
     from localavg.cli.sweep import launch, state
     from localavg.cli.sweep.folder import states_of, title, write_plan
@@ -182,7 +191,8 @@ def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
             print(shlex.join(launch.command(run, folder / f"{run.name}.h5", args.mpirun)))
         return 0
     write_plan(sweep, folder)
-    queue = launch.Queue(folder, args.mpirun, args.keep_going, partial(print, flush=True))
+    report = partial(print, flush=True)
+    queue = launch.Queue(folder, args.mpirun, args.keep_going, report, args.at_once or 1)
     status = queue.work(todo)
     states = states_of(runs, folder)
     print_states(f"now in {folder}", states)

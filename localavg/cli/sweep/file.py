@@ -9,8 +9,12 @@ from typing import Any, TypeAlias
 from localavg.algorithms import ASYNCHRONOUS
 from localavg.errors import UserError
 
-SCALES = ("paper", "laptop", "gpu")
-INHERITED = {"gpu": "paper"}  # scale: the scale whose sections it has too, weaker than its own
+SCALES = ("paper", "laptop", "digits", "root", "gpu")
+INHERITED = {
+    "gpu": "paper",
+    "digits": "laptop",
+    "root": "laptop",
+}  # scale: the scale whose sections it has too, weaker than its own
 Table: TypeAlias = dict[str, Any]  # a section of TOML
 SECTIONS = {"sweep", "common", "grid", "runs", *SCALES}
 ABOUT = {"title", "paper", "figure"}  # what [sweep] says
@@ -78,4 +82,5 @@ def levels(table: Table, block: Table, where: str, scale: str) -> list[tuple[str
 
 def _section(table: Table, name: str, scale: str) -> Table:
     section: Table = table.get(name, {})
-    return {k: v for k, v in section.items() if k != "ranks"} if name != scale else section
+    ranked = name == scale or scale != "gpu"
+    return section if ranked else {k: v for k, v in section.items() if k != "ranks"}

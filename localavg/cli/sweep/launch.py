@@ -1,4 +1,4 @@
-"""Start the runs of a sweep one after the other, and stop at a signal."""
+"""Start the runs of a sweep, some at a time, and stop at a signal."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from localavg.cli import shell_words
@@ -56,18 +57,25 @@ def _mpirun() -> str:
 
 
 class Queue:
-    """Starts the runs of a sweep one after the other.
+    """Starts the runs of a sweep in their order.
 
     folder: of the run files. mpirun: as in `command`. keep_going: continue after a user's mistake.
-    report: called with one line for every event.
+    report: called with one line for every event. at_once: ranks at work at the same time; a run of
+    more ranks runs alone.
     """
 
     def __init__(
-        self, folder: Path, mpirun: str | None, keep_going: bool, report: Callable[[str], object]
+        self,
+        folder: Path,
+        mpirun: str | None,
+        keep_going: bool,
+        report: Callable[[str], object],
+        at_once: int = 1,
     ) -> None:
         self.folder, self.mpirun, self.keep_going, self.report = folder, mpirun, keep_going, report
+        self.at_once = at_once
         self._stopped = False  # a signal came
-        self._child: subprocess.Popen[bytes] | None = None
+        self._children: set[subprocess.Popen[bytes]] = set()
 
     def work(self, runs: Iterable[Planned]) -> int:
         """Do the runs and return the exit status.
@@ -76,27 +84,46 @@ class Queue:
         otherwise. A run that fails does not stop the others. A user's mistake (status 2) does,
         unless keep_going.
         """
-        runs, worst = list(runs), 0
+        runs, statuses = list(runs), set[int]()
         before = {s: signal.signal(s, self._stop) for s in STOPS}
         try:
-            for i, run in enumerate(runs, 1):
-                if self._stopped:
-                    self.report(f"stopped by a signal; {len(runs) - i + 1} runs are left")
-                    return GO_ON
-                status = self._one(run, f"[{i}/{len(runs)}] {run.name}")
-                if status == GO_ON:
-                    return GO_ON
-                if status == MISTAKE and not self.keep_going:
-                    self.report(
-                        "stopped after a user's mistake; the other runs would probably fail too "
-                        "(--keep-going runs them anyway)"
-                    )
-                    return FAILED
-                worst = max(worst, min(status, 1))
-            return worst
+            left = self._work(runs, statuses)
         finally:
             for s, handler in before.items():
                 signal.signal(s, handler)
+        if self._stopped and left:
+            self.report(f"stopped by a signal; {left} runs are left")
+        if GO_ON in statuses or (self._stopped and left):
+            return GO_ON
+        if MISTAKE in statuses and not self.keep_going:
+            self.report(
+                "stopped after a user's mistake; the other runs would probably fail too "
+                "(--keep-going runs them anyway)"
+            )
+        return FAILED if statuses - {FINISHED} else FINISHED
+
+    def _work(self, runs: list[Planned], statuses: set[int]) -> int:
+        """Do the runs, add their statuses, and return how many were not started."""
+        ends = {GO_ON} | (set() if self.keep_going else {MISTAKE})
+        busy: dict[Future[int], int] = {}  # a run at work: its ranks
+        waiting = list(enumerate(runs, 1))
+        with ThreadPoolExecutor(self.at_once) as pool:
+            try:
+                while busy or (waiting and not self._stopped and not statuses & ends):
+                    room = self.at_once - sum(busy.values())
+                    going = waiting and not self._stopped and not statuses & ends
+                    if going and min(waiting[0][1].ranks, self.at_once) <= room:
+                        i, run = waiting.pop(0)
+                        title = f"[{i}/{len(runs)}] {run.name}"
+                        busy[pool.submit(self._one, run, title)] = min(run.ranks, self.at_once)
+                        continue
+                    for done in wait(busy, return_when=FIRST_COMPLETED).done:
+                        del busy[done]
+                        statuses.add(done.result())
+            except KeyboardInterrupt:
+                self._stopped = True  # the terminal interrupts the children too
+                raise
+        return len(waiting)
 
     def _one(self, run: Planned, title: str) -> int:
         """Do one run, report how it ended, and return its status."""
@@ -131,21 +158,23 @@ class Queue:
             out.write(f"$ {shlex.join(line)}\n".encode())
             out.flush()
             with clear_errors(f"{line[0]}: cannot start this launcher", "give another --mpirun"):
-                child = self._child = subprocess.Popen(
-                    line, env=environment(), stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                env = environment(alone=self.at_once == 1)
+                child = subprocess.Popen(
+                    line, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
                 )
+            self._children.add(child)
             if self._stopped:  # by a signal that came before there was a child
-                self._stop()
+                child.send_signal(signal.SIGUSR1)
         state.sign(lock, child.pid)
         status = _wait(child, lock)
-        self._child = None
+        self._children.discard(child)
         return status
 
     def _stop(self, *_: object) -> None:
-        """Start no other run, and let this one save itself; launchers send USR1 to the ranks."""
+        """Start no other run, let those at work save themselves; launchers send USR1 to ranks."""
         self._stopped = True
-        if self._child is not None:
-            self._child.send_signal(signal.SIGUSR1)
+        for child in list(self._children):
+            child.send_signal(signal.SIGUSR1)
 
 
 def _wait(child: subprocess.Popen[bytes], lock: Path) -> int:
@@ -155,15 +184,16 @@ def _wait(child: subprocess.Popen[bytes], lock: Path) -> int:
             return child.wait(timeout=state.HEARTBEAT_S)
         except subprocess.TimeoutExpired:
             os.utime(lock)
-        except KeyboardInterrupt:
-            child.wait()  # the terminal interrupts it too
-            raise
 
 
-def environment() -> dict[str, str]:
-    """Return the environment without btl = self, which `__main__` sets for a process alone."""
-    alone = ("OMPI_MCA_btl", "self")
-    return {name: value for name, value in os.environ.items() if (name, value) != alone}
+def environment(alone: bool = True) -> dict[str, str]:
+    """Return the environment without btl = self, which `__main__` sets for a process alone.
+
+    alone: whether no other run is at work; otherwise a rank has one thread, unless told.
+    """
+    single = ("OMPI_MCA_btl", "self")
+    found = {name: value for name, value in os.environ.items() if (name, value) != single}
+    return found if alone else {"OMP_NUM_THREADS": "1", **found}
 
 
 def last_line(log: str) -> str:

@@ -5,7 +5,8 @@ Nothing is started here, and no run file is read.
     [sweep]                         title, paper, figure
     [common]                        options of `localavg train` by their names, for all runs
     [grid]                          option = [values]: every combination is a run
-    [paper], [laptop] or [gpu]      options and [paper.grid] of this scale; also `ranks` and `seeds`
+    [paper], [gpu], [laptop],       options and [paper.grid] of this scale; also `ranks` and `seeds`
+    [digits] or [root]
     [[runs]]                        a line of the figure: algorithm, its options, its own
                                     `grid.option = [values]`
     [runs.paper], [runs.laptop]     what differs at this scale; also [runs.gpu]
@@ -13,9 +14,11 @@ Nothing is started here, and no run file is read.
                                     at other scales
 
 The scale gpu is the paper's with all learners on one GPU: it has the paper's sections, then its
-own, and `file.levels` says what differs. A value or a list replaces the one of a section above it
-in this list. `false` removes an option. `seeds` is the number of repeats (seeds 0, 1, …); `ranks`
-is the largest number of MPI ranks of a run, or "learners" for one rank a learner.
+own, and `file.levels` says what differs. The scales digits, the laptop's on other data, and root,
+the laptop's with measured times, have the laptop's sections, then their own. A value or a list
+replaces the one of a section above it in this list. `false` removes an option. `seeds` is the
+number of repeats (seeds 0, 1, …); `ranks` is the largest number of MPI ranks of a run, or
+"learners" for one rank a learner.
 """
 
 from __future__ import annotations
