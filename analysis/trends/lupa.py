@@ -64,7 +64,7 @@ def sooner(found: list[Run]) -> Iterator[Finding]:
 
 def linear(found: list[Run]) -> Iterator[Finding]:
     """Is the time to a common loss with the most learners P at most 1 / (0.8 P) of one's?"""
-    averaged = chosen(found, "kavg", problem="logistic")
+    averaged = [run for run in chosen(found, "kavg") if not run.config.get("model")]
     for some in results.by_clock(averaged).values():
         for group in alike(some, "learners"):
             Ps = settings_of(group, "learners", "kavg")

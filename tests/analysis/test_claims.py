@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from claimed import LINKS, MAKERS, made, maker_of, pairs
-from figures import FIGURES, planned, write
+from figures import FIGURES, SCRIPTS, SWEEPS, planned, write
 from scipy import stats
 from trends import methods, rule
 from trends.rule import MOST, seeds_needed
@@ -176,3 +176,12 @@ def test_a_claim_is_decided_on_the_runs_of_its_own_sweep(tmp_path):
     places = [f.where for text, f in found if text == "than K-AVG (Fig. 1-6)" or "(Fig. 7)" in text]
     assert any("mavg-fig7-8" in where for where in places)
     assert not any("mavg-fig1-6" in where for where in places)
+
+
+@pytest.mark.long
+def test_every_claim_finds_the_runs_that_its_sweep_makes(tmp_path):
+    for script, sweep in SWEEPS.items():
+        for name, config in planned(script, seeds=1).items() if script in SCRIPTS else ():
+            write(tmp_path / f"{sweep}-laptop" / f"{name}.h5", config)
+    found = list(claims.findings(load_many(tmp_path)))
+    assert [text for text, finding in found if finding.verdict == "missing"] == []
