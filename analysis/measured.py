@@ -65,7 +65,7 @@ def panel(run: Run) -> str:
     if run.config["algorithm"] == "sgd":
         P = hosts = 2  # stands beside the runs whose speed-up it measures
     link = f"{rate(run) / 1e9:g} Gbit/s"
-    return f"{quantities.problem(run)}, P = {P} on {hosts} hosts, measured at {link}"
+    return f"{quantities.problem(run)}, {P} learners on {hosts} hosts, measured at {link}"
 
 
 def gathered(runs: Sequence[Run]) -> dict[str, Cells]:

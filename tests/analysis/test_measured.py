@@ -31,7 +31,8 @@ def test_a_panel_names_problem_hosts_and_link_and_other_folders_are_left_out(tmp
     runs.append(at(tmp_path, "elsewhere", "sync"))
     groups = measured.gathered(runs)
     assert list(groups) == [
-        f"logistic regression, digits, P = 8 on 2 hosts, measured at {g} Gbit/s" for g in (0.1, 1)
+        f"logistic regression, digits, 8 learners on 2 hosts, measured at {g} Gbit/s"
+        for g in (0.1, 1)
     ]
     (lines, _) = groups.values()
     assert [*lines] == [("sync", None), ("adpsgd", None)]

@@ -11,7 +11,13 @@ from mpi import ROOT
 JOBS = ROOT / "jobs"
 SLURM = [JOBS / "slurm" / name for name in ("train.sbatch", "sweep.sbatch")]
 LSF = [JOBS / "lsf" / name for name in ("train.lsf", "sweep.lsf")]
-SCRIPTS = [*SLURM, *LSF, JOBS / "emulated" / "slurm", JOBS / "local" / "sweep", JOBS / "local" / "scale"]
+SCRIPTS = [
+    *SLURM,
+    *LSF,
+    JOBS / "emulated" / "slurm",
+    JOBS / "local" / "sweep",
+    JOBS / "local" / "scale",
+]
 
 
 def name_of(path):
