@@ -584,6 +584,13 @@ MUTANTS = [
         f"{TESTS['fragments']}::test_an_average_sends_its_piece_alone",
     ),
     Mutant(
+        "attach: the end of a loop counts the bytes of one piece",
+        ALGORITHMS["fragments"],
+        "self._rest[1] if t == self._rest[0] else (self.piece(t),)",
+        "(self.piece(t),)",
+        f"{TESTS['fragments']}::test_the_end_of_a_loop_sends_the_pieces_that_have_not_averaged",
+    ),
+    Mutant(
         "a switch averages one update late",
         ALGORITHMS["switch"],
         "self.rest.after(t - self.t0)",
