@@ -1224,6 +1224,13 @@ MUTANTS = [
         "test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out",
     ),
     Mutant(
+        "auto: evaluations in a user's own loop count as updates",
+        "localavg/attaching/averager.py",
+        "                    pace.go_on()",
+        "                    pass",
+        "tests/algorithms/test_auto.py::test_an_evaluation_of_the_averaged_model_is_no_update",
+    ),
+    Mutant(
         "auto: an update is as long as its round",
         "localavg/training/pace.py",
         "self.update_s / updates",
