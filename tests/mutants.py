@@ -61,6 +61,9 @@ TRANSPORT = {
         "deltas",
         "low_rank",
         "in_code",
+        "in_code_on_device",
+        "cuda_aware",
+        "nccl",
         "mpi",
         "staged",
         "trial",
@@ -124,6 +127,7 @@ TESTS = {
             "mixing",
             "late_ranks",
             "wires",
+            "gpu_behind",
             "gpu_logic",
             "agreement",
             "fastest_way",
@@ -166,6 +170,9 @@ TURNS = f"{TESTS['fragments']}::test_every_piece_has_its_turn_once_in_a_period"
 PIECES = f"{TESTS['fragments']}::test_a_piece_of_statistics_is_averaged_plainly_and_s_is_of_the_parameters"
 CODED = f"{TESTS['wires']}::test_means_are_those_of_the_pseudo_code"
 KEPT = f"{TESTS['wires']}::test_nothing_is_lost"
+BEHIND = "test_a_mean_in_the_background_is_of_the_copies_and_leaves_the_learners_alone"
+FLOWN = f"{TESTS['gpu_behind']}::{BEHIND}"
+IN_BOTH = f"{TESTS['gpu_behind']}::test_averages_in_code_have_the_bits_and_the_bytes_of_the_host"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 SHORTER = "a_period_is_the_rules_where_that_is_shorter"
 HALVED = "constant_losses_and_step_sizes_halve_each_block_down_to_one"
@@ -533,6 +540,69 @@ MUTANTS = [
         '            mine[...] = state["wire_feedback"][start : start + len(mine)]\n',
         "",
         f"{TESTS['wires']}::test_attach_averages_and_resumes_with_a_wire",
+    ),
+    Mutant(
+        "rows of a GPU are coded before they have come",
+        TRANSPORT["in_code_on_device"],
+        "        self.device.settle()\n",
+        "",
+        IN_BOTH,
+    ),
+    Mutant(
+        "rows of a GPU in code are counted as sent by every rank",
+        TRANSPORT["in_code_on_device"],
+        "return super().payload_bytes(",
+        "return self.way.payload_bytes(",
+        IN_BOTH,
+    ),
+    Mutant(
+        "other rows of a GPU than the weights are coded too",
+        TRANSPORT["in_code_on_device"],
+        "super().mean_ if watched else super(InCode, self).mean_",
+        "super().mean_",
+        IN_BOTH,
+    ),
+    Mutant(
+        "a mean in the background does not wait for the copies",
+        "localavg/parallel/device.py",
+        "            side.wait_event(after)\n",
+        "",
+        FLOWN,
+    ),
+    Mutant(
+        "a mean in the background has arrived before it is done",
+        TRAINING["flights"],
+        "            self.transport.settle()\n",
+        "",
+        FLOWN,
+    ),
+    Mutant(
+        "MPI gets a GPU's memory from the thread in the background",
+        TRANSPORT["cuda_aware"],
+        'return Staged(fleet, self.device, self.clusters, "in the background")',
+        'return type(self)(fleet, self.device, self.clusters, "in the background")',
+        f"{TESTS['gpu_behind']}::test_mpi_gets_no_gpu_memory_in_the_background",
+    ),
+    Mutant(
+        "sums of two communicators of NCCL begin as they come",
+        TRANSPORT["nccl"],
+        "            self.background.landed.wait()\n",
+        "            pass\n",
+        f"{TESTS['gpu_behind']}::test_sums_of_two_communicators_of_nccl_begin_in_one_order",
+    ),
+    Mutant(
+        "a merge on a GPU forgets what the learner did meanwhile",
+        "localavg/parallel/kernels.py",
+        "w = (w - own) + z",
+        "w = z",
+        f"{TESTS['gpu_behind']}::test_a_merge_on_the_device_is_that_on_the_host",
+    ),
+    Mutant(
+        "a merge is compiled when the clock runs",
+        TRAINING["rehearsal"],
+        "        _merge(e, covered, average.pieces[-1])\n",
+        "        pass\n",
+        f"{TESTS['rehearsal']}::test_training_compiles_nothing_that_the_rehearsal_did_not",
     ),
     Mutant(
         "an average in code is counted as float32",
