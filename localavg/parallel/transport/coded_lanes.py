@@ -6,7 +6,7 @@ slice for each node. The pieces' codes are on their way while the next pieces ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
 from typing import NamedTuple
@@ -21,6 +21,10 @@ from localavg.parallel.wires.float32 import Float32
 
 Mine = Sequence[tuple[int, Sequence[MPI.Comm]]]
 """the numbers of a rank's lanes, each with the communicators of its ranks on all nodes"""
+
+
+Feedback = tuple[str, slice, np.ndarray]
+"""what a rank keeps from one mean to the next: e of its node, r, or Q of all; columns; numbers"""
 
 
 class Group(NamedTuple):
@@ -97,6 +101,14 @@ class CodedLanes:
     def feedback(self) -> tuple[np.ndarray, ...]:
         """What the lanes keep from one mean to the next."""
         return self.e, self.r
+
+    @property
+    def by_column(self) -> Iterator[Feedback]:
+        """The feedback by the columns of the rows."""
+        for piece in self.pieces:
+            yield "e", piece.columns, piece.e
+            start = piece.columns.start + piece.ends[piece.comm.rank]
+            yield "r", slice(start, start + len(piece.r)), piece.r
 
     def mean_(
         self,

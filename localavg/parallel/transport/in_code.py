@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,12 +11,10 @@ import numpy as np
 from localavg.interfaces import Array, Rounding, Step
 from localavg.parallel.device import put_
 from localavg.parallel.transport import coded_lanes, low_rank
-from localavg.parallel.transport.coded_lanes import CodedLanes, Group
+from localavg.parallel.transport.coded_lanes import CodedLanes, Feedback, Group
 from localavg.parallel.transport.lanes import Lanes, Weights
-from localavg.parallel.transport.low_rank import LowRank
+from localavg.parallel.transport.low_rank import LowRank, Tensor
 from localavg.parallel.transport.shared import Part, SharedMemory
-from localavg.parallel.wires import factors
-from localavg.parallel.wires.factors import Tensor
 from localavg.scope import Scope
 
 
@@ -41,6 +39,8 @@ class Watched(NamedTuple):
     """What averages some columns of the rows that are watched, n of them, over each scope."""
 
     n: int
+    columns: slice
+    """of all that is coded"""
     lanes: Mapping[Scope, Sequence[Way]]
 
 
@@ -56,12 +56,14 @@ class InCode(SharedMemory):
     plain_at = -1
     coding: Coding | None = None
     pieces: Sequence[slice] = (slice(None),)
+    late: np.ndarray | None = None
+    """what codes had lost when all living ranks were on one node [n], for the next mean"""
     _watched: Mapping[int, Watched] = {}  # by the address of the first learner's columns
 
     def use(self, coding: Coding) -> None:
         """Code so from now on. Raises UserError if no tensor has a product of rank r."""
         if coding.code is None:
-            factors.check_rank(coding.tensors, coding.r)
+            low_rank.check_rank(coding.tensors, coding.r)
         self.coding = coding
 
     @property
@@ -96,7 +98,7 @@ class InCode(SharedMemory):
             for scope, parts in self.parts.items()
             if self.crosses(scope)
         }
-        return Watched(len(base), lanes)
+        return Watched(len(base), columns, lanes)
 
     def _trained(self, columns: slice) -> tuple[int, int]:
         """Return where these columns begin, and how many of them are coded."""
@@ -127,10 +129,13 @@ class InCode(SharedMemory):
     ) -> float:
         """Set every row of w [L, n] to the mean of its group, in place; see `Transport.mean_`."""
         watched = self._watched.get(w.__array_interface__["data"][0])
-        if watched is None or scope not in watched.lanes:
+        late = self.late if scope is Scope.WORLD else None
+        if watched is None or (late is None and scope not in watched.lanes):
             return super().mean_(w, scope, variance, step)
-        if w.shape[1] > watched.n:
-            super().mean_(w[:, watched.n :], scope)
+        if w.shape[1] > (n := watched.n):
+            super().mean_(w[:, n:], scope)
+        if late is not None:
+            return self._late_mean_(w[:, :n], late[watched.columns], variance, step)
         weights = Weights.of(self.weights, scope, self._learners)
         spread = 0.0
         for lanes in watched.lanes[scope]:
@@ -138,11 +143,19 @@ class InCode(SharedMemory):
             spread += lanes.mean_(variance, step, weights, *plain)
         return self._over_learners(spread, weights) if variance else np.nan
 
-    def sum_bytes(self, scope: Scope, piece: int = 0) -> tuple[int, int]:
-        """Return this rank's bytes in one mean of a piece: within its node, across nodes.
+    def _late_mean_(self, w: Array, late: Array, variance: bool, step: Step | None) -> float:
+        """Set every row of w [L, n] to the mean and what is late of it [n]; else as `mean_`."""
 
-        Only of what is coded of it.
-        """
+        def with_late(mean: Array, columns: slice) -> Array:
+            mean += late[columns]
+            return mean if step is None else step(mean, columns)
+
+        S = super().mean_(w, Scope.WORLD, variance, with_late)
+        late[...] = 0
+        return S
+
+    def sum_bytes(self, scope: Scope, piece: int = 0) -> tuple[int, int]:
+        """Return this rank's bytes in one mean of a piece's code: within its node, across nodes."""
         _, tensors, code, r, _ = self.how
         _, n = self._trained(self.pieces[piece])
         within, across = self.payload_bytes(4 * n, scope)
@@ -163,16 +176,47 @@ class InCode(SharedMemory):
         _, n = self._trained(self.pieces[piece])
         if not self.crosses(scope):
             return 4 * n
-        return factors.nbytes(tensors, r) if code is None else code.nbytes(n)
+        return low_rank.nbytes(tensors, r) if code is None else code.nbytes(n)
 
     def state_dict(self) -> dict[str, Array]:
         """Return w̃, the feedback of this rank's lanes, and what the lanes follow from."""
         feedback = np.concatenate([np.empty(0, np.float32), *self._feedback()])
         return {"wire_base": self.base, "wire_feedback": feedback, "wire_nodes": self._nodes()}
 
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """The names of what is in `by_column`, alike on all ranks."""
+        if not self.crosses(Scope.WORLD):
+            return () if self.late is None else ("r",)
+        return ("e", "Q") if self.how.code is None else ("e", "r")
+
+    def by_column(self) -> Iterator[Feedback]:
+        """Yield what averages of everyone keep on this rank, by the columns that are coded."""
+        if self.late is not None:
+            yield "r", slice(0, self.how.n), self.late
+        for watched in self._watched.values():
+            start = watched.columns.start
+            for lanes in watched.lanes.get(Scope.WORLD, ()):
+                for key, columns, x in () if isinstance(lanes, Lanes) else lanes.by_column:
+                    yield key, slice(start + columns.start, start + columns.stop), x
+
+    def _take(self, state: Mapping[str, Array]) -> None:
+        """Take what the codes of everyone have lost from the state of a run with other ranks.
+
+        wire_e [n]: of the rank's node, wire_r and wire_Q: of all.
+        """
+        kept = {key: state.get(f"wire_{key}", np.zeros(self.how.n, np.float32)) for key in "erQ"}
+        for key, columns, x in self.by_column():
+            x[...] = kept[key][columns]
+        if not self.crosses(Scope.WORLD):  # everything arrives in float32 from now on
+            self.late = kept["r"] + kept["e"] / np.float32(1 if self.weights else self.P)
+
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Resume from `state`; feedback of other lanes is dropped, with a line on stderr."""
         put_(self.base, state["wire_base"])
+        if "wire_feedback" not in state:
+            self._take(state)
+            return
         if not np.array_equal(state["wire_nodes"], self._nodes()):
             if self.fleet.rank == 0:
                 print(
