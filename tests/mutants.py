@@ -61,9 +61,6 @@ TRANSPORT = {
         "deltas",
         "low_rank",
         "in_code",
-        "in_code_on_device",
-        "cuda_aware",
-        "nccl",
         "mpi",
         "staged",
         "trial",
@@ -89,6 +86,8 @@ TRAINING = {
     name: f"localavg/training/{name}.py"
     for name in (
         "averaging",
+        "beyond",
+        "copies",
         "delayed",
         "flights",
         "kept",
@@ -127,7 +126,6 @@ TESTS = {
             "mixing",
             "late_ranks",
             "wires",
-            "gpu_behind",
             "gpu_logic",
             "agreement",
             "fastest_way",
@@ -170,9 +168,6 @@ TURNS = f"{TESTS['fragments']}::test_every_piece_has_its_turn_once_in_a_period"
 PIECES = f"{TESTS['fragments']}::test_a_piece_of_statistics_is_averaged_plainly_and_s_is_of_the_parameters"
 CODED = f"{TESTS['wires']}::test_means_are_those_of_the_pseudo_code"
 KEPT = f"{TESTS['wires']}::test_nothing_is_lost"
-BEHIND = "test_a_mean_in_the_background_is_of_the_copies_and_leaves_the_learners_alone"
-FLOWN = f"{TESTS['gpu_behind']}::{BEHIND}"
-IN_BOTH = f"{TESTS['gpu_behind']}::test_averages_in_code_have_the_bits_and_the_bytes_of_the_host"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 SHORTER = "a_period_is_the_rules_where_that_is_shorter"
 HALVED = "constant_losses_and_step_sizes_halve_each_block_down_to_one"
@@ -542,69 +537,6 @@ MUTANTS = [
         f"{TESTS['wires']}::test_attach_averages_and_resumes_with_a_wire",
     ),
     Mutant(
-        "rows of a GPU are coded before they have come",
-        TRANSPORT["in_code_on_device"],
-        "        self.device.settle()\n",
-        "",
-        IN_BOTH,
-    ),
-    Mutant(
-        "rows of a GPU in code are counted as sent by every rank",
-        TRANSPORT["in_code_on_device"],
-        "return super().payload_bytes(",
-        "return self.way.payload_bytes(",
-        IN_BOTH,
-    ),
-    Mutant(
-        "other rows of a GPU than the weights are coded too",
-        TRANSPORT["in_code_on_device"],
-        "super().mean_ if watched else super(InCode, self).mean_",
-        "super().mean_",
-        IN_BOTH,
-    ),
-    Mutant(
-        "a mean in the background does not wait for the copies",
-        "localavg/parallel/device.py",
-        "            side.wait_event(after)\n",
-        "",
-        FLOWN,
-    ),
-    Mutant(
-        "a mean in the background has arrived before it is done",
-        TRAINING["flights"],
-        "            self.transport.settle()\n",
-        "",
-        FLOWN,
-    ),
-    Mutant(
-        "MPI gets a GPU's memory from the thread in the background",
-        TRANSPORT["cuda_aware"],
-        'return Staged(fleet, self.device, self.clusters, "in the background")',
-        'return type(self)(fleet, self.device, self.clusters, "in the background")',
-        f"{TESTS['gpu_behind']}::test_mpi_gets_no_gpu_memory_in_the_background",
-    ),
-    Mutant(
-        "sums of two communicators of NCCL begin as they come",
-        TRANSPORT["nccl"],
-        "            self.background.landed.wait()\n",
-        "            pass\n",
-        f"{TESTS['gpu_behind']}::test_sums_of_two_communicators_of_nccl_begin_in_one_order",
-    ),
-    Mutant(
-        "a merge on a GPU forgets what the learner did meanwhile",
-        "localavg/parallel/kernels.py",
-        "w = (w - own) + z",
-        "w = z",
-        f"{TESTS['gpu_behind']}::test_a_merge_on_the_device_is_that_on_the_host",
-    ),
-    Mutant(
-        "a merge is compiled when the clock runs",
-        TRAINING["rehearsal"],
-        "        _merge(e, covered, average.pieces[-1])\n",
-        "        pass\n",
-        f"{TESTS['rehearsal']}::test_training_compiles_nothing_that_the_rehearsal_did_not",
-    ),
-    Mutant(
         "an average in code is counted as float32",
         "localavg/training/payload.py",
         "coded.plain_at == t else",
@@ -652,13 +584,6 @@ MUTANTS = [
         "self.algorithm.average.pieces[piece].indices(",
         "self.algorithm.average.pieces[0].indices(",
         f"{TESTS['fragments']}::test_an_average_sends_its_piece_alone",
-    ),
-    Mutant(
-        "attach: the end of a loop counts the bytes of one piece",
-        ALGORITHMS["fragments"],
-        "self._rest[1] if t == self._rest[0] else (self.piece(t),)",
-        "(self.piece(t),)",
-        f"{TESTS['fragments']}::test_the_end_of_a_loop_sends_the_pieces_that_have_not_averaged",
     ),
     Mutant(
         "a switch averages one update late",
@@ -1294,13 +1219,6 @@ MUTANTS = [
         "test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out",
     ),
     Mutant(
-        "auto: evaluations in a user's own loop count as updates",
-        "localavg/attaching/averager.py",
-        "                    pace.go_on()",
-        "                    pass",
-        "tests/algorithms/test_auto.py::test_an_evaluation_of_the_averaged_model_is_no_update",
-    ),
-    Mutant(
         "auto: an update is as long as its round",
         "localavg/training/pace.py",
         "self.update_s / updates",
@@ -1353,29 +1271,15 @@ MUTANTS = [
     ),
     Mutant(
         "plan: a code sends as many bytes as float32",
-        "localavg/cli/plan_rows.py",
+        "localavg/cli/plan.py",
         "predict(machine, nbytes, K",
         "predict(machine, 4 * floats, K",
         "tests/cli/test_plan_command.py::test_a_code_sends_fewer_bytes_between_nodes",
     ),
     Mutant(
-        "plan: the last average is of one piece",
-        "localavg/simulate/plan.py",
-        "average_s * (fragments if t == n else 1)",
-        "average_s",
-        "tests/cli/test_plan_command.py::test_pieces_send_less_at_a_time_and_as_much_in_all",
-    ),
-    Mutant(
-        "plan: factors of low rank carry numbers that are in no tensor",
-        "localavg/cli/plan_rows.py",
-        "+ 4 * (floats - sum(map(math.prod, tensors)))",
-        "",
-        "tests/cli/test_plan_command.py::test_factors_of_a_rank_send_what_the_shapes_say",
-    ),
-    Mutant(
         "plan: an average takes no time inside a node",
         "localavg/simulate/plan.py",
-        "within = part * self.node_s if self.ranks > 1 else 0.0",
+        "within = self.node_s if self.ranks > 1 else 0.0",
         "within = 0.0",
         "tests/simulate/test_plan.py::test_averages_at_once_add_up",
     ),
@@ -2333,7 +2237,7 @@ MUTANTS = [
     ),
     Mutant(
         "a copy that is half done counts",
-        TRAINING["kept"],
+        TRAINING["copies"],
         "        self.marks.begin(slot, t)\n",
         "        self.marks.finish(slot, t)\n",
         f"{TESTS['survive']}::test_a_run_goes_on_from_any_point",
@@ -2361,14 +2265,14 @@ MUTANTS = [
     ),
     Mutant(
         "moments that nobody kept stay",
-        TRAINING["kept"],
+        TRAINING["copies"],
         'elif e.config.recovery_state == "all":',
         "else:",
         f"{TESTS['survive']}::test_moments_that_nobody_kept_are_zero_after_a_recovery",
     ),
     Mutant(
         "moments count as equal after the switch",
-        TRAINING["kept"],
+        TRAINING["copies"],
         "self.e.algorithm.exchange.at(t))",
         "self.e.algorithm.exchange.at(1))",
         f"{TESTS['survive']}::test_moments_that_nobody_kept_are_zero_after_a_recovery",
@@ -2390,10 +2294,73 @@ MUTANTS = [
     ),
     Mutant(
         "losses of the last report count again",
-        TRAINING["kept"],
+        TRAINING["copies"],
         "half, updates, self._reported = 1 - half, 0, self.monitor.reported",
         "half, updates, self._reported = half, updates, self.monitor.reported",
         f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
+    ),
+    Mutant(
+        "averages begin before the run is copied",
+        TRAINING["loop"],
+        "        averaging.holds = True  # nothing is on its way where the run is copied\n",
+        "",
+        f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
+    ),
+    Mutant(
+        "what was on its way begins again an update late",
+        TRAINING["loop"],
+        "        kept.start(begun, averaging, parts)\n    averaging.depart_()\n",
+        "        kept.start(begun, averaging, parts)\n",
+        f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
+    ),
+    Mutant(
+        "a round of pieces ends with any of them",
+        TRAINING["averaging"],
+        "if last or self.average.piece(begun) in (0, len(self.average.pieces) - 1):",
+        "if last or self.average.piece(begun) >= 0:",
+        f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
+    ),
+    Mutant(
+        "learners that are apart go on from one row",
+        TRAINING["kept"],
+        'if (w := rows.get("w")) is None:',
+        'if (w := rows.get("w")[:1].repeat(e.fleet.L, 0) if "w" in rows else None) is None:',
+        f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
+    ),
+    Mutant(
+        "the next node puts rows into the other copy",
+        TRAINING["beyond"],
+        "(self.rows[name][slot, rows] for name in mine)",
+        "(self.rows[name][1 - slot, rows] for name in mine)",
+        f"{TESTS['survive']}::test_the_next_node_has_what_the_learners_of_a_node_have",
+    ),
+    Mutant(
+        "what codes have lost is lost with a rank",
+        TRANSPORT["in_code"],
+        "            x[...] = kept[key][columns]\n",
+        "            pass\n",
+        f"{TESTS['wires']}::test_what_codes_have_lost_outlives_ranks",
+    ),
+    Mutant(
+        "what codes have lost never arrives on one node",
+        TRANSPORT["in_code"],
+        "            mean += late[columns]\n",
+        "",
+        f"{TESTS['wires']}::test_what_codes_have_lost_outlives_ranks",
+    ),
+    Mutant(
+        "the communicators of averages in the background are not revoked",
+        "localavg/parallel/fleet.py",
+        "self.P, self._ranks_per_node, self.made)",
+        "self.P, self._ranks_per_node)",
+        f"{TESTS['survive']}::test_every_communicator_of_a_run_is_revoked",
+    ),
+    Mutant(
+        "the communicator of gossip is not revoked",
+        "localavg/parallel/fleet.py",
+        "        self.made.append(made := self.world.Dup())\n",
+        "        made = self.world.Dup()\n",
+        f"{TESTS['survive']}::test_every_communicator_of_a_run_is_revoked",
     ),
     Mutant(
         "the communicators of clusters are not revoked",

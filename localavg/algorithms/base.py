@@ -46,6 +46,11 @@ class Algorithm:
     options: Settings = field(default_factory=dict)
 
     @property
+    def apart(self) -> bool:
+        """Whether learners may differ at the end of an update in which everyone averaged."""
+        return self.delay is not None or self.average.apart
+
+    @property
     def scopes(self) -> tuple[Scope, ...]:
         """Over which learners weights are averaged: clusters of each level, and everyone."""
         return (*(Scope(level) for level, _ in enumerate(self.clusters, 1)), Scope.WORLD)
@@ -176,10 +181,13 @@ class Average(ABC):
     """What an average does to the weights of the learners that meet.
 
     kept: how many rows of parameters it keeps for all learners together. before_update: whether it
-    comes between the gradients and the update; the last one, at T, comes after the update.
+    comes between the gradients and the update; the last one, at T, comes after the update. apart:
+    whether learners may differ at the end of an update in which everyone averaged. neighbours:
+    whether averages are of neighbours alone, the last one excepted.
     """
 
     kept = 0
+    apart = neighbours = False
     needs_gamma = False  # whether it uses the step size
     before_update = False
     not_attached = ""  # why it cannot work in a loop of the user's, "" if it can
@@ -212,10 +220,6 @@ class Average(ABC):
     def piece(self, t: float) -> int:
         """Return the number of the piece that averages, or that begins to, after update t."""
         return 0
-
-    def averaged(self, t: float) -> tuple[int, ...]:
-        """Return the numbers of the pieces that the last average after update t was of."""
-        return (self.piece(t),)
 
     @abstractmethod
     def average_(self, w: Array, due: Due, transport: Transport) -> float:

@@ -108,7 +108,7 @@ class MeanOfAll(Mean):
     """w_j ← w̄, before the update or after it: gossip on the complete graph."""
 
     def __init__(self, before_update: bool) -> None:
-        self.before_update = before_update
+        self.before_update = self.apart = before_update
         if before_update:
             self.not_attached = (
                 "`mix = first` averages between backward() and step(), where your loop makes no "
@@ -123,10 +123,13 @@ class Gossip(MeanOfAll):
     counts.
     """
 
+    neighbours = True
+
     def __init__(
         self, K: int, on: Callable[[int, int], Graph], before_update: bool = False, t0: int = 0
     ) -> None:
         super().__init__(before_update)
+        self.apart = True
         self.K, self.on, self.t0 = K, on, t0
 
     def lay_out(self, learners: range, P: int, seed: int) -> None:

@@ -390,9 +390,9 @@ class TrainConfig:
         "end",
         "what happens when a rank dies: the job ends (end), or the other ranks take over its "
         "learners and go on from the last average of everyone (continue), of which a node keeps "
-        "two copies of a learner's weights; that needs Open MPI 5 and mpirun --with-ft ulfm",
+        "two copies of a learner's weights; that needs Open MPI 5 and mpirun --with-ft ulfm, and "
+        "with --delay, --fragments and gossip --recovery-state all",
         not_with("algorithm", *ASYNCHRONOUS, because="whose learners are never equal"),
-        not_with("algorithm", "gossip", because="whose learners are never equal"),
         not_with("simulate", True, because="which makes no checkpoints"),
         only_with("device", "auto", "cpu", because="whose averages it cannot go on from"),
         group="stopping and resuming",
@@ -402,7 +402,9 @@ class TrainConfig:
         "policy",
         "what --on-failure continue keeps of the optimizer's state: what --state average or mean "
         "gradients make the same for all learners, while other moments are zero after a recovery "
-        "(policy), or also every learner's moments, of which a node keeps two copies (all)",
+        "(policy), or also every learner's moments, and with --delay, --fragments and gossip every "
+        "learner's weights (all); of these a node keeps two copies for its own learners, and two "
+        "for those of another node, which sends them",
         only_with("on_failure", "continue", lenient=True),
         group="stopping and resuming",
         choices=("policy", "all"),

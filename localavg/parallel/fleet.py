@@ -106,8 +106,16 @@ class Fleet:
         self._groups: dict[int, list[Group]] = {}
 
     def again(self) -> Fleet:
-        """Return the same fleet with communicators of its own, for another thread. Collective."""
-        return Fleet(Patient(self.world.Dup()), self.P, self._ranks_per_node)
+        """Return the same fleet with communicators of its own, for another thread. Collective.
+
+        `made` of both is one list.
+        """
+        return Fleet(Patient(self.world.Dup()), self.P, self._ranks_per_node, self.made)
+
+    def everyone(self) -> MPI.Intracomm:
+        """Make a communicator of all ranks, for messages that nobody may mistake. Collective."""
+        self.made.append(made := self.world.Dup())
+        return made
 
     def communicator(self, ranks: Sequence[int]) -> MPI.Intracomm:
         """Make a communicator of these ranks, which waits as `world` does. Collective over them."""

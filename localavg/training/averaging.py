@@ -41,7 +41,10 @@ class Averaging:
     after it; after one that was delayed with the update after which it began, and the seconds that
     it was on its way.
     laps: the clock of all other work in which computing and communication take turns.
+    holds: whether averages that are delayed begin in `depart_` alone.
     """
+
+    holds = False
 
     def __init__(
         self,
@@ -73,6 +76,7 @@ class Averaging:
         self.columns = flat.w[:, :n], flat.w[:, n:]  # parameters, statistics
         self.w = flat.w if statistics else self.columns[0]  # what an average covers
         self.equal_after = 0  # the last update after which everyone averaged or exchanged
+        self.round_after = 0  # the last update after which a round ended: see `_ends_round`
         self.steered = -1  # the last update after which the schedule got its feedback
         self.average.start(self.w, n, transport)
         transport.weights = self.participants.weights
@@ -143,6 +147,7 @@ class Averaging:
                 self._steer(t, S, gamma)
             if scope is Scope.WORLD:
                 self.equal_after = t
+                self._ends_round(t, t, last)
             if scope is Scope.WORLD and not last:
                 self.participants.next_()
                 self.transport.weights = self.participants.weights
@@ -181,6 +186,17 @@ class Averaging:
             schedule.observe(t, S, gamma, pace=self.pace.take(t))
             self.pace.note(t, schedule.decision)
 
+    def _ends_round(self, begun: int, t: int, last: bool = False) -> None:
+        """Note that a round ends where all weights averaged, or the last piece of them."""
+        if last or self.average.piece(begun) in (0, len(self.average.pieces) - 1):
+            self.round_after = t
+
+    def depart_(self) -> None:
+        """Let an average begin that was held back to the end of the update; here there is none."""
+
+    def abandon(self) -> None:
+        """Wait until nobody works on averages that failed."""
+
     @property
     def at_work(self) -> list[int] | None:
         """The rows of this rank whose learners work in the present round; None: all."""
@@ -190,6 +206,13 @@ class Averaging:
         """Return which round it is, and what the wire keeps."""
         kept = {} if self.wired is None else self.wired.state_dict()
         return {**self.participants.state_dict(), **kept}
+
+    def note(self) -> Settings:
+        """Return what is small of the state, and the same on all ranks, with no mean on its way.
+
+        `load_state_dict` takes it with the weights as z, and with what the wire keeps.
+        """
+        return {**self.participants.state_dict()}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume in the round of `state`."""

@@ -146,8 +146,13 @@ def task_of(
     )
 
 
-def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) -> Experiment:
-    """Add the algorithm and what it works on: rows, transport, engine. Collective."""
+def assemble(
+    task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING, recovers: bool = False
+) -> Experiment:
+    """Add the algorithm and what it works on: rows, transport, engine. Collective.
+
+    recovers: whether the run goes on without ranks that it had before.
+    """
     c, fleet, problem, length = task.config, task.fleet, task.problem, task.length
     step_size = stepsizes.after_warm_up(c, length.epoch, task.step_size)
     options = own_options(c, length.epoch)
@@ -175,7 +180,7 @@ def assemble(task: Task, aware: Probe | None = None, earlier: Chosen = NOTHING) 
         earlier=earlier.transport,
     )
     if algorithm.wire is not None:
-        transport = in_code(transport, fleet)
+        transport = in_code(transport, fleet, crossed=recovers)
     background = in_background(transport, fleet) if algorithm.delay else None
     shapes, parameters = problem.shapes, problem.parameters
     flat = fleet.together(lambda: Flat(shapes, fleet.L, parameters, transport.zeros, problem.align))

@@ -7,7 +7,6 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from localavg import algorithms
-from localavg.algorithms import wire as wires
 from localavg.algorithms.common import COMMON
 from localavg.algorithms.parameters import AUTO
 from localavg.config import TrainConfig
@@ -61,7 +60,7 @@ def read(given: Settings) -> TrainConfig:
             "the optimiser cannot; use keep or reset"
         )
     if config.on_failure != "end":
-        _check_recovery(config.on_failure, options)
+        _check_recovery(config)
     if (options.get("fragments") or 1) > 1 and words(config.state) != {"keep"}:
         raise UserError(
             f"`state = {config.state}` with `fragments`: a piece of the weights averages, and the "
@@ -78,17 +77,22 @@ def read(given: Settings) -> TrainConfig:
     return config
 
 
-def _check_recovery(on_failure: str, options: Settings) -> None:
-    """Raise UserError for averages from which living ranks cannot go on."""
-    if options.get("delay"):
-        why = "with `delay`: after a delayed average learners are not equal"
-    elif wires.of(options.get("wire")) is not None:
-        why = f"with `wire = {options['wire']}`: what its code leaves over is lost with a node"
-    elif (options.get("fragments") or 1) > 1:
-        why = "with `fragments`: after an average of a piece learners are not equal"
+def _check_recovery(c: TrainConfig) -> None:
+    """Raise UserError for learners that are apart, if what each of them has is not kept."""
+    if c.recovery_state == "all":
+        return
+    if c.options.get("delay"):
+        why = f"`delay = {c.options['delay']}`: after a delayed average"
+    elif (c.options.get("fragments") or 1) > 1:
+        why = f"`fragments = {c.options['fragments']}`: after an average of a piece"
+    elif c.algorithm == "gossip":
+        why = "gossip: after an average of neighbours"
     else:
         return
-    raise UserError(f"`on_failure = {on_failure}` {why}; leave one of them out")
+    raise UserError(
+        f"`on_failure = {c.on_failure}` with {why} learners are not equal, so each learner's "
+        "weights must be kept; add `recovery_state = all`, or leave `on_failure` out"
+    )
 
 
 def own_options(c: TrainConfig, epoch: float) -> Settings:

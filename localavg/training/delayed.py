@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from localavg.algorithms.base import Due
-from localavg.interfaces import Settings, Transport
+from localavg.interfaces import Array, Settings, Transport
 from localavg.parallel.device import put_
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging
@@ -45,6 +45,7 @@ class Delayed(Averaging):
         self.wired = wired(background)
         if self.wired is not None:
             self.wired.watch(self.flights.z, self.average.pieces)
+        self.held: Due | None = None  # an average that begins in `depart_`
         self.waiting = Scope.NONE  # an average that fell due while a mean was on its way
         self.anchored = delay.anchored  # the next copies are pulled to the weights that z holds
 
@@ -71,21 +72,24 @@ class Delayed(Averaging):
             self.waiting = scope
         elif scope:
             self.waiting = Scope.NONE
-            self._begin_(t, scope, gamma)
+            self.held = Due(scope, t, gamma, self.variance)
+            if not self.holds:
+                self.depart_()
         elif t == self.schedule.begins:
             self.begin(t, gamma)
         return arrived
 
-    def _begin_(self, t: int, scope: Scope, gamma: float) -> None:
-        """Copy the weights, and let their mean begin."""
-        if t + self.delay.tau > self.T:
+    def depart_(self) -> None:
+        """Copy the weights, and let their mean begin, if one is held back."""
+        due, self.held = self.held, None
+        if due is None or due.t + self.delay.tau > self.T:
             return
-        self.before(t, scope)
+        self.before(due.t, due.scope)
         if self.anchored:
             self.delay.pull_(self.w, self.flights.z)
             self.anchored = False
-        self.flights.begin(self.w, Due(scope, t, gamma, self.variance))
-        self.begun(t, scope)
+        self.flights.begin(self.w, due)
+        self.begun(due.t, due.scope)
 
     def _merge_(self, t: int) -> Scope:
         """Merge the mean that has arrived into the weights after update t."""
@@ -102,6 +106,8 @@ class Delayed(Averaging):
         self.laps.computed()
         self.after(t, flight.scope, S, flight.t, seconds)
         self._steer(t, S, flight.gamma)
+        if flight.scope is Scope.WORLD:
+            self._ends_round(flight.t, t)
         return flight.scope
 
     def _mean_(self, due: Due) -> float:
@@ -127,18 +133,31 @@ class Delayed(Averaging):
         else:
             self.flights.end()
 
+    def abandon(self) -> None:
+        self.flights.abandon()
+
+    def note(self) -> Settings:
+        assert self.flights.now is None, "no mean is on its way"
+        return {**super().note(), "about": self._about()}
+
+    def _about(self) -> Array:
+        held = self.held or Due(Scope.NONE)
+        return np.array([self.waiting, self.anchored, held.scope, held.t, held.gamma], np.float64)
+
     def state_dict(self) -> Settings:
         """Return what a resumed run needs: the mean on its way, and what waits for it."""
         on_its_way = self.flights.state_dict()  # waits until the average has done its work
         anchor = {"z": self.flights.z} if self.anchored else {}
-        about = np.array([self.waiting, self.anchored], np.float64)
-        return {**super().state_dict(), **anchor, **on_its_way, "about": about}
+        return {**super().state_dict(), **anchor, **on_its_way, "about": self._about()}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume from `state`."""
         super().load_state_dict(state)
-        waiting, anchored = np.asarray(state["about"]).tolist()
+        # earlier versions held nothing back
+        waiting, anchored, *held = np.asarray(state["about"]).tolist()
         self.waiting, self.anchored = Scope(int(waiting)), bool(anchored)
+        scope, t, gamma = held or (0, 0, 0)
+        self.held = Due(Scope(int(scope)), int(t), gamma, self.variance) if scope else None
         if self.anchored:
             put_(self.flights.z, state["z"])
         self.flights.load_state_dict(state)

@@ -1,16 +1,13 @@
 """Means that travel in the background while the learners go on, one at a time.
 
 A mean is that of copies of the weights, on a transport with communicators of its own, in a thread:
-MPI libraries send nothing while nobody calls them, and the thread is always in a call. On a GPU the
-thread's work is queued in a stream of its own, behind the copies. A mean has arrived when that work
-is done, so the learners' stream need not wait.
+MPI libraries send nothing while nobody calls them, and the thread is always in a call.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -72,7 +69,7 @@ class Flights:
         self.z[:, columns] = w[:, columns]
         if self.own is not None:
             self.own[:, columns] = w[:, columns]
-        work = self._thread.submit(self._travel, due, self.transport.aside())
+        work = self._thread.submit(self._travel, due)
         self.now = Flight(due.t, due.scope, due.gamma, work)
 
     def end(self) -> tuple[Flight, Arrived]:
@@ -81,15 +78,20 @@ class Flights:
         flight, self.now = self.now, None
         return flight, flight.arrived()
 
+    def abandon(self) -> None:
+        """Wait until the thread is done with a mean that failed, and forget it."""
+        if self.now is not None and isinstance(self.now.result, Future):
+            wait([self.now.result])
+        self.now = None
+
     def columns(self, t: int) -> slice:
         """Return the columns that average after update t."""
         return self.average.pieces[self.average.piece(t)]
 
-    def _travel(self, due: Due, aside: AbstractContextManager[None]) -> Arrived:
+    def _travel(self, due: Due) -> Arrived:
         start = perf_counter()
-        with aside:  # after the copies
-            S = self.average.average_(self.z, due, self.transport)
-            self.transport.settle()
+        S = self.average.average_(self.z, due, self.transport)
+        self.transport.settle()
         return Arrived(S, perf_counter() - start)
 
     def state_dict(self) -> dict[str, Array]:

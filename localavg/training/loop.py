@@ -51,7 +51,9 @@ def train(
         averaging.begin(0, e.step_size(1))
     keeper.start(begun, w, monitor, parts)
     if kept is not None:
-        kept.start(begun, parts)
+        averaging.holds = True  # nothing is on its way where the run is copied
+        kept.start(begun, averaging, parts)
+    averaging.depart_()
     monitor.start(begun, w)
     T, step_size = e.length.T, e.step_size
     gradients_, update_ = averaging.gradients_at(e.engine.gradients_), e.optimizer.update_
@@ -74,8 +76,9 @@ def train(
             monitor.report(t, gamma, w)
         if t == keeper.due:
             keeper.visit(t)
-        if kept is not None and averaging.equal_after == t:
+        if kept is not None and kept.due(t):
             kept.copy(t)
+        averaging.depart_()
 
 
 def _averaging(e: Experiment, monitor: Monitor, losses: Losses) -> Averaging:

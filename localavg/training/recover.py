@@ -24,6 +24,7 @@ from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
 from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport.mpi import HostMPI
 from localavg.training.build import Chosen, Experiment, assemble, task_of
 from localavg.training.ending import Diverged, Interrupted
 from localavg.training.keeper import Keeper
@@ -44,8 +45,8 @@ class Attempt:
 
     start: where it starts; its file is a mirror. resumed: whether the run began with a checkpoint.
     began_s: the time when the attempt began, by the clock `perf_counter`. repeated, seconds: the
-    updates to make again after all losses, and the time that they cost. old: the runs before on
-    several nodes: a message that failed may still read their rows.
+    updates to make again after all losses, and the time that they cost. old: runs before, and
+    their copies, whose rows messages that failed may still read.
     """
 
     e: Experiment
@@ -58,7 +59,7 @@ class Attempt:
     losses: int = 0
     repeated: int = 0
     seconds: float = 0.0
-    old: tuple[Experiment, ...] = ()
+    old: tuple[tuple[Experiment, Kept], ...] = ()
 
     @property
     def t(self) -> int:
@@ -113,6 +114,7 @@ def outlive(
             except survive.Lost:
                 done = False
                 survive.revoke(a.e.fleet.made)
+                a.kept.abandon()
             if survive.agreed(a.e.fleet.world, done):
                 return a, status, why
             a.monitor.close()
@@ -142,7 +144,8 @@ def _again(
     fleet = Fleet(world, e.fleet.P, c.ranks_per_node, made)
     problem = make_problem(c, e.problem.data, fleet, e.device)
     task = task_of(c, fleet, fleet.P, e.device, problem)
-    now = assemble(task, earlier=Chosen(e.device.name, e.engine.name, e.transport.name))
+    chosen = Chosen(e.device.name, e.engine.name, e.transport.name)
+    now = assemble(task, earlier=chosen, recovers=True)
     kept = a.kept.latest(world)
     if kept is None and a.resumed:
         raise SharedError("there was no average of everyone since the run was resumed")
@@ -176,8 +179,13 @@ def _again(
         losses=a.losses + 1,
         repeated=a.repeated + repeated,
         seconds=a.seconds + lost_s,
-        old=(*a.old, e) if e.fleet.nodes > 1 else a.old,
+        old=(*a.old, (e, a.kept)) if _may_read(e) else a.old,
     )
+
+
+def _may_read(e: Experiment) -> bool:
+    """Return whether a message that failed may still read rows of this run."""
+    return e.fleet.nodes > 1 or e.transport.name == HostMPI.name
 
 
 def _take_over(path: str, mirror: Mirror, keeper: Keeper, begun: int) -> None:

@@ -37,6 +37,9 @@ POINTS = {
     "lanes": "localavg.parallel.transport.lanes:Lanes._finish",
     "sent": "localavg.parallel.transport.lanes:Lanes._land",  # chunks are on their way
     "average": "localavg.training.averaging:Averaging._average_",
+    "travel": "localavg.training.flights:Flights._travel",
+    "merge": "localavg.training.delayed:Delayed._merge_",
+    "mix": "localavg.parallel.transport.mixing:Mix.mix_",
     "mpi": "localavg.parallel.transport.mpi:HostMPI._sum_over_ranks_",
     "coded": "localavg.parallel.transport.mpi:HostMPI._gather_slices",
     "evaluation": "localavg.training.evaluate:Evaluator._means",

@@ -21,6 +21,9 @@ __all__ = ["whole"]  # a fixture
 
 SEED, EACH = 1, 5  # of the draws; how often ranks must die at every point
 WIDE = tuple(name for name in LINES if NETWORK not in LINES[name])
+DELAYED = tuple(name for name in WIDE if "--delay" in LINES[name])
+AT_ONCE = tuple(name for name in WIDE if name not in DELAYED)
+MIXED = ("gossip", "push", "matching")
 BUSY = tuple(name for name in WIDE if name != "fedavg")  # all learners make all updates
 STEPPED = ("mavg", "slowmo", "hieravg", "fedavg")  # these average in lanes
 PLAIN = ("kavg", "adalupa", "V", "iid", "moments")  # and these in slots
@@ -50,10 +53,13 @@ POINTS = {
     "sent": Point(5, ("mavg", "iid", "V"), more=("--ranks-per-node", "2")),
     "mpi": Point(9, ("mpi",)),
     "coded": Point(38, ("qsgd",)),
-    "average": Point(38, WIDE),
+    "average": Point(38, AT_ONCE),
+    "travel": Point(5, DELAYED),  # in the thread of a mean in the background
+    "merge": Point(5, DELAYED),
+    "mix": Point(18, MIXED),
     "evaluation": Point(4, WIDE),
     "compare": Point(5, WIDE),
-    "copy": Point(5, PLAIN + STEPPED),
+    "copy": Point(5, PLAIN + STEPPED + DELAYED),
     "table": Point(5, WIDE, writer=True),
     "rename": Point(5, WIDE, writer=True),
     "checkpoint": Point(4, WIDE),
@@ -124,7 +130,7 @@ def dealt(seed):
 
 
 LAUNCHES = dealt(SEED)
-SAMPLE = (0, 1, 3)  # of `make test`: six runs
+SAMPLE = (0, 4, 13)  # of `make test`: six runs
 DIED = {}  # by launch, the points where ranks died, and the ranks lost together, of each run
 
 

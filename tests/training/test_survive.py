@@ -12,6 +12,7 @@ import time
 import weakref
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
@@ -22,22 +23,24 @@ from drive import command_lines
 from mpi import SUPPORT, call, run
 from mpi4py import MPI
 
-from localavg.errors import UserError
+from localavg.errors import SharedError, UserError
 from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
 from localavg.files.record import load
 from localavg.learner.optim import Momentum
 from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport import in_background
 from localavg.parallel.transport.shared import SharedMemory
 from localavg.problems.logistic import Logistic
 from localavg.problems.network import Network
 from localavg.training import run as run_module
 from localavg.training.averaging import Averaging
+from localavg.training.beyond import Beyond
 from localavg.training.ending import Interrupted
 from localavg.training.evaluate import Evaluator
 from localavg.training.keeper import Keeper
-from localavg.training.kept import Kept
+from localavg.training.kept import Kept, Offer
 from localavg.training.marks import Marks
 from localavg.training.monitor import Monitor
 
@@ -65,10 +68,22 @@ LINES = {  # what is rolled back differs
     "iid": f"kavg --K 3 {WIDE} --sampling iid",
     "oneshot": f"oneshot {WIDE}",
     "mpi": f"kavg --K 4 {WIDE} --transport mpi --optimizer momentum",
+    "cocod": f"kavg --K 5 --delay 5 {WIDE} --optimizer momentum",
+    "lerp": f"kavg --K 4 --delay 4 --merge lerp {WIDE}",
+    "anchor": f"kavg --K 6 --delay 3 --merge lerp --anchor-mu 0.6 --switch 1 {WIDE}",
+    "outer": f"diloco --K 6 --delay 6 {WIDE} --state reset --optimizer adam",
+    "levels delayed": f"hieravg --K1 2 --K2 6 --S 2 --delay 2 {WIDE}",
+    "pieces": f"diloco --K 6 --fragments 2 {WIDE} --optimizer momentum",
+    "pieces delayed": f"kavg --K 6 --fragments 2 --delay 1 --outer adam {WIDE}",
+    "gossip": f"gossip --K 2 {WIDE} --optimizer momentum --state average",
+    "push": f"gossip --graph push {WIDE}",
+    "matching": f"gossip --K 2 --graph matching --mix first {WIDE}",
+    "complete": f"gossip --K 4 --graph complete --mix first {WIDE}",
     "network": f"kavg --K 3 {NETWORK} --optimizer momentum",
     "kept": f"hieravg --K1 2 --K2 4 --S 2 {NETWORK} --statistics keep",
 }
 LATER = ("levels", "kept", "iid", "oneshot", "V", "qsr")  # in the long tests
+LATER += ("anchor", "levels delayed", "pieces delayed", "matching")
 ROUNDED = ("mpi",)  # MPI decides the order of the sums over ranks
 
 
@@ -83,7 +98,11 @@ class Hit(NamedTuple):
 
 LAUNCHES = {  # by the number of ranks at the start
     # rank 0 in the midst of an average; in a gradient; the new rank 0, after a barrier
-    4: [Hit("mavg", "lanes@0:2", 3), Hit("kavg", "gradient@2:31", 2), Hit("sync", "-slots@1:3", 1)],
+    4: [
+        Hit("mavg", "lanes@0:2", 3),
+        Hit("cocod", "gradient@2:31", 2),
+        Hit("sync", "-slots@1:3", 1),
+    ],
     # two at once; of three, one while the others recover
     3: [Hit("levels", "copy@1:4,gradient@0:40", 1)],
 }
@@ -168,6 +187,16 @@ def failing(owner, function, N):
         yield
 
 
+def points(name, run):
+    """The updates after which a run can be gone on with: see the README."""
+    if "gossip" in LINES[name]:
+        return {*run.train.t, *run.eval.t}
+    t = run.averages.query("scope == 2").t
+    if "pieces" in name:  # the second one, which averages after a multiple of K
+        t = t[run.averages.begun % 6 == 0]
+    return {*t}
+
+
 @pytest.mark.parametrize(
     "name", [pytest.param(x, marks=[pytest.mark.long] * (x in LATER)) for x in LINES]
 )
@@ -181,9 +210,8 @@ def test_what_is_rolled_back_is_made_again_to_the_same_bits(name, whole, tmp_pat
     found = load(tmp_path / "run.h5")
     check(found, whole(name), name)
     (event,) = found.events.to_dict("records")
-    before = [t for t in whole(name).averages.query("scope == 2").t if t <= made]
     assert event["t"] + event["repeated"] == made
-    assert event["t"] == max(before, default=0)
+    assert event["t"] == max((t for t in points(name, whole(name)) if t <= made), default=0)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +365,7 @@ def test_memory_that_is_short_is_that_of_the_copies(tmp_path, hooks):
     with failing(Logistic, "gradient_", 0), mock.patch.object(Fleet, "node_array", short):
         assert command_lines(MPI.COMM_WORLD, [line]) == [1]
     why = load(tmp_path / "run.h5").attrs["failure"]
-    assert "no room for the copies of the last averages of everyone; leave `on_failure` out" in why
+    assert "no room for the copies that living ranks go on from; leave `on_failure` out" in why
 
 
 @pytest.mark.parametrize(
@@ -371,11 +399,13 @@ def test_any_error_may_follow_from_a_death():
 
 
 def comms_of(world):
-    """How many communicators of clusters, lanes and short rows a fleet does not know."""
+    """How many communicators of clusters, lanes, short rows and messages a fleet does not know."""
     fleet = Fleet(world, 4)
     transport = SharedMemory(fleet, (2,))
+    background = in_background(transport, fleet)
     used = [group.comm for S in (2, 4) for group in fleet.groups(S) if group.comm is not None]
-    for parts in transport.parts.values():
+    used += [transport._messages(), background.world]
+    for parts in (*transport.parts.values(), *background.parts.values()):
         for part in parts:
             used += [part.here, *(comm for _, comms in part.handled for comm in comms)]
     return len({comm.py2f() for comm in used if comm} - {comm.py2f() for comm in fleet.made})
@@ -383,6 +413,39 @@ def comms_of(world):
 
 def test_every_communicator_of_a_run_is_revoked():
     assert call(4, comms_of) == [0] * 4
+
+
+def kept_beyond(world):
+    """What the node of this rank has of the node before, of nodes of three ranks and of one."""
+    fleet = Fleet(world, 7, ranks_per_node=3)
+    beyond = Beyond(fleet, {"w": 2, "moment 0": 1}, 4, fleet.node_array)
+    own = np.array([*fleet.learners], np.float32)[:, None]
+    for slot, round in ((0, 1), (1, 2)):
+        mine = {"w": np.repeat(10 * own + round, 2, 1), "moment 0": -own - round}
+        beyond.exchange(slot, mine, 0, (own + round).astype(float), round - 1)
+    fleet.node.Barrier()
+    return beyond.learners, {k: x.copy() for k, x in beyond.rows.items()}, beyond.losses.copy()
+
+
+def test_the_next_node_has_what_the_learners_of_a_node_have():
+    for rank, (learners, rows, losses) in enumerate(call(4, kept_beyond)):
+        assert learners == ([5, 6] if rank < 3 else [0, 1, 2, 3, 4])
+        j = np.array(learners)
+        for slot in (0, 1):
+            assert np.array_equal(rows["w"][slot], np.array([10 * j + slot + 1] * 2).T)
+            assert np.array_equal(rows["moment 0"][slot], -j[:, None] - slot - 1)
+        assert np.array_equal(losses[0, :, :2], j[:, None] + [[1, 2]])
+
+
+def test_a_learner_whose_two_nodes_died_ends_the_run():
+    kept = SimpleNamespace(beyond=object())
+    give = partial(Kept._givers, kept)
+    a, b = Offer([0, 1], [4, 5], range(3)), Offer([2, 3], [0, 1], range(3, 6))
+    assert [(j, giver, far) for j, _, giver, far in give([a, b])] == [
+        (0, 0, False), (1, 0, False), (2, 1, False), (3, 1, False), (4, 0, True), (5, 0, True)
+    ]  # fmt: skip
+    with pytest.raises(SharedError, match="learner 4 died"):
+        [*give([a._replace(beyond=[]), b])]
 
 
 @pytest.mark.parametrize("ranks", LAUNCHES)
@@ -454,6 +517,59 @@ def stop_at_20(keeper, t):
     if t == 20:
         keeper.save(t)
         raise Interrupted("stopped")
+
+
+NARROW = WIDE.replace("--lr 0.3", "--lr 0.001")
+CODED = {  # with hardly any step the gradients do not depend on what the codes have lost so far
+    "int8": f"kavg --K 5 {NARROW}",
+    "bf16": f"kavg --K 5 {NARROW} --delay 5",
+    "pieces in code": f"kavg --K 6 --fragments 2 {NARROW}",
+    "low rank": f"kavg --K 3 {NETWORK}".replace("--lr 0.02", "--lr 0.00001"),
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("wire", "hits"),
+    [
+        # a rank of each node, so that both go on, first as two nodes and then as one
+        ("int8", [Hit("int8", "gradient@1:60", 3), Hit("int8", "gradient@2:60", 2)]),
+        ("bf16", [Hit("bf16", "gradient@1:60", 3), Hit("bf16", "gradient@2:60", 2)]),
+        ("int8", [Hit("pieces in code", "gradient@1:60,gradient@2:31", 2)]),
+        ("lowrank:1", [Hit("low rank", "network@1:14", 3)]),
+    ],
+)
+def test_what_codes_have_lost_is_not_lost_with_a_rank(wire, hits, tmp_path, hooks):
+    """Σ of what arrived is Σ of what the learners did, as without a code."""
+    for hit in {hit.name: hit for hit in hits}.values():
+        LINES.setdefault(hit.name, CODED[hit.name])
+    more = ("--ranks-per-node", "2", "--wire", wire)
+    done, statuses = launched(4, hits, tmp_path, more=more)
+    assert (done.returncode, statuses) == (0, [0] * len(hits)), done.stderr[-4000:]
+    for i, hit in enumerate(hits):
+        found, out = load(tmp_path / f"{i}.h5"), tmp_path / f"{i} whole.h5"
+        assert command_lines(MPI.COMM_WORLD, [words(CODED[hit.name], out)]) == [0]
+        whole = load(out)
+        way = abs(whole.weights - whole.initial_weights).max()
+        off = abs(found.weights - whole.weights).max() / way
+        assert found.events.ranks_after.iloc[-1] == hit.left
+        assert off < 1e-5, (hit, off)
+
+
+@pytest.mark.long
+def test_what_a_dead_node_had_is_on_the_next_one(whole, tmp_path, hooks):
+    """One node after the other dies, of nodes of one rank each."""
+    hits = [
+        Hit("cocod", "gradient@1:31", 3),
+        Hit("gossip", "gradient@3:50", 2),
+        Hit("kavg", "gradient@2:60", 1),
+    ]
+    done, statuses = launched(4, hits, tmp_path, more=("--ranks-per-node", "1"))
+    assert (done.returncode, statuses) == (0, [0] * len(hits)), done.stderr[-4000:]
+    for i, hit in enumerate(hits):
+        found = load(tmp_path / f"{i}.h5")
+        check(found, whole(hit.name), hit.name, rounded=True)
+        assert found.events.ranks_after.iloc[-1] == hit.left
 
 
 @pytest.mark.long

@@ -32,8 +32,8 @@ from localavg.parallel.measure import link_bytes_per_s, slowest
 from localavg.parallel.probe import Probe
 from localavg.parallel.transport import nccl
 from localavg.scope import Scope
+from localavg.training.copies import copy_lane
 from localavg.training.header import gpus, hosts
-from localavg.training.kept import copy_lane
 
 RESNET_18, RESNET_50 = 11_173_962, 25_557_032  # floats of a row
 SIZES = (2_000, 20_000, 200_000, 1_000_000, 4_000_000, RESNET_18, RESNET_50)  # 2000: Epsilon

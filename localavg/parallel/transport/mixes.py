@@ -24,6 +24,7 @@ class Mixes:
 
     def __init__(self, fleet: Fleet) -> None:
         self.world, self.layout, self.rank, self.P = fleet.world, fleet.layout, fleet.rank, fleet.P
+        self._everyone = fleet.everyone
         self._between: MPI.Intracomm | None = None  # all ranks, for the messages of mixes
         # (address, n, id of W) → W, which so keeps its id, and the mix by it
         self._mixes: dict[tuple[int, int, int], tuple[np.ndarray, Mixing]] = {}
@@ -51,7 +52,7 @@ class Mixes:
     def _messages(self) -> MPI.Intracomm:
         """Return a communicator where no message of others can be mistaken. Collective at first."""
         if self._between is None:
-            self._between = self.world.Dup()
+            self._between = self._everyone()
         return self._between
 
     def mix_bytes(self, nbytes: int, W: np.ndarray) -> np.ndarray:
