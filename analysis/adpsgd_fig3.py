@@ -87,6 +87,7 @@ def main() -> None:
             ylim=(0, None),
             title=f"{panel} ({quantities.data(first)}), {first.config['learners']} learners",
         )
+        axes.set_ylim(0, 1.25 * axes.dataLim.y1)  # room for the legend
         # the legend hides the vertical lines behind it
         axes.legend(loc="upper left", frameon=True, framealpha=1, edgecolor="none")
     header = ("problem, algorithm", "runs", "averages", "last period", "final training loss")

@@ -51,13 +51,20 @@ def findings(found: list[Run]) -> Iterator[tuple[str, Finding]]:
     A claim is decided on the runs of its own sweep, where their folder is named after a sweep.
     """
     sweeps = {claim.sweep for claim in CLAIMS.values()}
-    names = [run.path.absolute().parent.name.rpartition("-")[0] for run in found]
+    names = [owner(run) for run in found]
     for text, claim in CLAIMS.items():
         others = sweeps - {claim.sweep}
         own = [run for run, name in zip(found, names, strict=True) if name not in others]
         why = f"no runs to compare: localavg sweep jobs/sweeps/{claim.sweep}.toml"
         for finding in list(claim.check(own)) or [Finding("-", Decision(MISSING), why)]:
             yield text, finding
+
+
+def owner(run: Run) -> str:
+    """Return the sweep whose folder has the run, RUNS/NAME-SCALE or one below it, or ""."""
+    sweeps = {claim.sweep for claim in CLAIMS.values()}
+    names = [folder.name.rpartition("-")[0] for folder in run.path.absolute().parents[:2]]
+    return next((name for name in names if name in sweeps), "")
 
 
 def would_decide(text: str, finding: Finding) -> str:

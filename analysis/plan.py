@@ -44,8 +44,10 @@ def title(row: dict[str, Any]) -> str:
 
 
 def line_of(row: dict[str, Any]) -> str:
-    """Write when an average of a row is merged, and its code if it has one."""
-    return row["merged"] if row["wire"] == "float32" else f"{row['merged']}, {row['wire']}"
+    """Write when an average of a row is merged, its code and its pieces if it has them."""
+    code = "" if row["wire"] == "float32" else f", {row['wire']}"
+    pieces = f", {F} pieces" if (F := row.get("fragments", 1)) > 1 else ""
+    return f"{row['merged']}{code}{pieces}"
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ is how rows are averaged over ranks, a problem is what is trained.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -112,9 +113,9 @@ class Transport(Protocol):
     cluster). weights: [P] how much each learner counts in a mean of everyone and in its S, 0 for
     one that is left out; None, the default, for all alike. Then a mean is Σ n_j w_j / Σ n_j, and S
     is a mean over the learners that count. Coded means are of all alike. Every method but
-    `ordinary` and `settle` is collective over the ranks of its scope. name and why: which transport
-    this is, and why it was chosen. rank: the number of this rank. laps: the clock of `equal` and of
-    a coded mean, in which computing and communication take turns.
+    `ordinary`, `settle` and `aside` is collective over the ranks of its scope. name and why: which
+    transport this is, and why it was chosen. rank: the number of this rank. laps: the clock of
+    `equal` and of a coded mean, in which computing and communication take turns.
     """
 
     name: str
@@ -198,6 +199,12 @@ class Transport(Protocol):
 
     def settle(self) -> None:
         """Wait until all queued work on the rows is done."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context for another thread, which averages in it and settles before its end.
+
+        Its work comes after all that is queued here now, on the GPU in a stream of its own.
+        """
 
 
 class Engine(Protocol):

@@ -106,6 +106,22 @@ WIDE = [  # rows too wide for the short way within a node
     "mavg --K 4 --optimizer momentum --state average",
     "hieravg --K1 2 --K2 6 --S 2 --optimizer adam --state average",
     "adpsgd --p-init 2 --Ks 8 --warmup 0",
+    "kavg --K 4 --fragments 4",
+    "diloco --K 6 --fragments 3 --delay 1",
+    "slowmo --K 5 --fragments 2 --optimizer adam --state reset",
+]
+ON_NODES = "shared --ranks-per-node 2"  # for wires, where there are as many ranks
+WIRED = [  # as WIDE
+    "kavg --K 4 --wire int8",
+    "kavg --K 4 --wire bf16 --fragments 2",
+    "diloco --K 4 --wire int8 --delay 2",
+    "mavg --K 3 --mu 0.5 --wire bf16 --optimizer momentum --state average",
+    "hieravg --K1 2 --K2 6 --S 2 --wire int8 --variance averages",
+]
+WIRED_NETWORKS = [
+    "kavg --K 3 --model mlp --wire lowrank:2 --optimizer momentum --lr 0.05",
+    "diloco --K 3 --model nin --wire lowrank:1 --delay 2 --lr 0.02",
+    "kavg --K 3 --model nin --wire int8 --fragments 3 --statistics keep --lr 0.02",
 ]
 RESUMED = [
     "sync --sampling shuffle",
@@ -144,6 +160,14 @@ RESUMED_NETWORKS = [
     "mavg --K 3 --model mlp --optimizer adam --state average --lr 0.002",
     "hieravg --K1 2 --K2 5 --S 2 --model nin --optimizer momentum --statistics keep --lr 0.02",
 ]
+
+RESUMED_WIRED = {
+    "features": ["kavg --K 3 --wire int8", "diloco --K 3 --wire bf16 --delay 3"],
+    "networks": [
+        "kavg --K 3 --model mlp --wire lowrank:2 --lr 0.05",
+        "diloco --K 4 --model mlp --wire int8 --fragments 2 --delay 1 --lr 0.05",
+    ],
+}
 
 ASYNCHRONOUS = ["downpour --K 3", "eamsgd --K 2", "eamsgd --K 4 --alpha 0.2 --momentum 0.8"]
 ASYNCHRONOUS_NETWORKS = ["downpour --K 3 --model nin", "eamsgd --K 2 --model mlp"]
@@ -191,6 +215,8 @@ def logistic(ranks: int) -> Iterator[str]:
         for k, (optimiser, state) in enumerate(LOCAL):
             if "participants" in row and optimiser in ("adam", "adamw") and state == "keep":
                 continue  # refused
+            if "delay" in row and state == "average":
+                continue  # so is this
             if row.split()[0] in ("sync", "qsgd"):
                 state = "keep"  # they average no weights
             step = STEP_SIZES[(3 * i + k + k // 5) % 5].format(lr=OPTIMISERS[optimiser])
@@ -200,12 +226,12 @@ def logistic(ranks: int) -> Iterator[str]:
             yield f"{row} {where} --sampling {sampling} --steps 40 {how} {FILE}"
     for n, row in enumerate(OTHERS):
         yield f"{row} --learners 4 --epochs 8 --lr 0.5 --transport {ways[n % len(ways)]} {FILE}"
-    for way in ways:
-        for row in WIDE:
-            yield (
-                f"{row} --learners 4 --steps 12 --eval-every 12 --batch-size 5 --lr 0.5 "
-                f"--data epsilon-like:60x9000 --transport {way} {ALWAYS}"
-            )
+    wide = [(row, way) for way in ways for row in WIDE]
+    for row, way in wide + [(row, ON_NODES) for row in WIRED if ON_NODES in ways]:
+        yield (
+            f"{row} --learners 4 --steps 12 --eval-every 12 --batch-size 5 --lr 0.5 "
+            f"--data epsilon-like:60x9000 --transport {way} {ALWAYS}"
+        )
 
 
 def networks(ranks: int) -> Iterator[str]:
@@ -213,6 +239,8 @@ def networks(ranks: int) -> Iterator[str]:
     for n, row in enumerate(NETWORKS):
         way = TRANSPORTS[ranks][n % len(TRANSPORTS[ranks])]
         yield f"{row} --learners 4 --steps 10 --transport {way} {IMAGES}"
+    for row in WIRED_NETWORKS if ON_NODES in TRANSPORTS[ranks] else ():
+        yield f"{row} --learners 4 --steps 10 --transport {ON_NODES} {IMAGES}"
 
 
 def saved(kind: str, ranks: int) -> Iterator[tuple[str, int]]:
@@ -224,6 +252,9 @@ def saved(kind: str, ranks: int) -> Iterator[tuple[str, int]]:
             yield f"{row} {how} --steps 40 --lr 0.1 --schedule steps --milestones 3 {FILE}", t
         else:
             yield f"{row} {how} --steps 10 {IMAGES}", t
+    for row in RESUMED_WIRED[kind] if ON_NODES in TRANSPORTS[ranks] else ():
+        how = f"--learners 4 --checkpoint-every 5 --steps 10 --transport {ON_NODES}"
+        yield f"{row} {how} {IMAGES if kind == 'networks' else f'--lr 0.5 {FILE}'}", 5
 
 
 def asynchronous(kind: str) -> list[str]:

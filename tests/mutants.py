@@ -61,6 +61,9 @@ TRANSPORT = {
         "deltas",
         "low_rank",
         "in_code",
+        "in_code_on_device",
+        "cuda_aware",
+        "nccl",
         "mpi",
         "staged",
         "trial",
@@ -126,6 +129,7 @@ TESTS = {
             "mixing",
             "late_ranks",
             "wires",
+            "gpu_behind",
             "gpu_logic",
             "agreement",
             "fastest_way",
@@ -168,6 +172,9 @@ TURNS = f"{TESTS['fragments']}::test_every_piece_has_its_turn_once_in_a_period"
 PIECES = f"{TESTS['fragments']}::test_a_piece_of_statistics_is_averaged_plainly_and_s_is_of_the_parameters"
 CODED = f"{TESTS['wires']}::test_means_are_those_of_the_pseudo_code"
 KEPT = f"{TESTS['wires']}::test_nothing_is_lost"
+BEHIND = "test_a_mean_in_the_background_is_of_the_copies_and_leaves_the_learners_alone"
+FLOWN = f"{TESTS['gpu_behind']}::{BEHIND}"
+IN_BOTH = f"{TESTS['gpu_behind']}::test_averages_in_code_have_the_bits_and_the_bytes_of_the_host"
 STATIC = f"{TESTS['schedules']}::test_a_schedule_averages_after_these_updates"
 SHORTER = "a_period_is_the_rules_where_that_is_shorter"
 HALVED = "constant_losses_and_step_sizes_halve_each_block_down_to_one"
@@ -537,6 +544,69 @@ MUTANTS = [
         f"{TESTS['wires']}::test_attach_averages_and_resumes_with_a_wire",
     ),
     Mutant(
+        "rows of a GPU are coded before they have come",
+        TRANSPORT["in_code_on_device"],
+        "        self.device.settle()\n",
+        "",
+        IN_BOTH,
+    ),
+    Mutant(
+        "rows of a GPU in code are counted as sent by every rank",
+        TRANSPORT["in_code_on_device"],
+        "return super().payload_bytes(",
+        "return self.way.payload_bytes(",
+        IN_BOTH,
+    ),
+    Mutant(
+        "other rows of a GPU than the weights are coded too",
+        TRANSPORT["in_code_on_device"],
+        "super().mean_ if watched else super(InCode, self).mean_",
+        "super().mean_",
+        IN_BOTH,
+    ),
+    Mutant(
+        "a mean in the background does not wait for the copies",
+        "localavg/parallel/device.py",
+        "            side.wait_event(after)\n",
+        "",
+        FLOWN,
+    ),
+    Mutant(
+        "a mean in the background has arrived before it is done",
+        TRAINING["flights"],
+        "            self.transport.settle()\n",
+        "",
+        FLOWN,
+    ),
+    Mutant(
+        "MPI gets a GPU's memory from the thread in the background",
+        TRANSPORT["cuda_aware"],
+        'return Staged(fleet, self.device, self.clusters, "in the background")',
+        'return type(self)(fleet, self.device, self.clusters, "in the background")',
+        f"{TESTS['gpu_behind']}::test_mpi_gets_no_gpu_memory_in_the_background",
+    ),
+    Mutant(
+        "sums of two communicators of NCCL begin as they come",
+        TRANSPORT["nccl"],
+        "            self.background.landed.wait()\n",
+        "            pass\n",
+        f"{TESTS['gpu_behind']}::test_sums_of_two_communicators_of_nccl_begin_in_one_order",
+    ),
+    Mutant(
+        "a merge on a GPU forgets what the learner did meanwhile",
+        "localavg/parallel/kernels.py",
+        "w = (w - own) + z",
+        "w = z",
+        f"{TESTS['gpu_behind']}::test_a_merge_on_the_device_is_that_on_the_host",
+    ),
+    Mutant(
+        "a merge is compiled when the clock runs",
+        TRAINING["rehearsal"],
+        "        _merge(e, covered, average.pieces[-1])\n",
+        "        pass\n",
+        f"{TESTS['rehearsal']}::test_training_compiles_nothing_that_the_rehearsal_did_not",
+    ),
+    Mutant(
         "an average in code is counted as float32",
         "localavg/training/payload.py",
         "coded.plain_at == t else",
@@ -584,6 +654,13 @@ MUTANTS = [
         "self.algorithm.average.pieces[piece].indices(",
         "self.algorithm.average.pieces[0].indices(",
         f"{TESTS['fragments']}::test_an_average_sends_its_piece_alone",
+    ),
+    Mutant(
+        "attach: the end of a loop counts the bytes of one piece",
+        ALGORITHMS["fragments"],
+        "self._rest[1] if t == self._rest[0] else (self.piece(t),)",
+        "(self.piece(t),)",
+        f"{TESTS['fragments']}::test_the_end_of_a_loop_sends_the_pieces_that_have_not_averaged",
     ),
     Mutant(
         "a switch averages one update late",
@@ -1219,6 +1296,13 @@ MUTANTS = [
         "test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out",
     ),
     Mutant(
+        "auto: evaluations in a user's own loop count as updates",
+        "localavg/attaching/averager.py",
+        "                    pace.go_on()",
+        "                    pass",
+        "tests/algorithms/test_auto.py::test_an_evaluation_of_the_averaged_model_is_no_update",
+    ),
+    Mutant(
         "auto: an update is as long as its round",
         "localavg/training/pace.py",
         "self.update_s / updates",
@@ -1271,15 +1355,29 @@ MUTANTS = [
     ),
     Mutant(
         "plan: a code sends as many bytes as float32",
-        "localavg/cli/plan.py",
+        "localavg/cli/plan_rows.py",
         "predict(machine, nbytes, K",
         "predict(machine, 4 * floats, K",
         "tests/cli/test_plan_command.py::test_a_code_sends_fewer_bytes_between_nodes",
     ),
     Mutant(
+        "plan: the last average is of one piece",
+        "localavg/simulate/plan.py",
+        "average_s * (fragments if t == n else 1)",
+        "average_s",
+        "tests/cli/test_plan_command.py::test_pieces_send_less_at_a_time_and_as_much_in_all",
+    ),
+    Mutant(
+        "plan: factors of low rank carry numbers that are in no tensor",
+        "localavg/cli/plan_rows.py",
+        "+ 4 * (floats - sum(map(math.prod, tensors)))",
+        "",
+        "tests/cli/test_plan_command.py::test_factors_of_a_rank_send_what_the_shapes_say",
+    ),
+    Mutant(
         "plan: an average takes no time inside a node",
         "localavg/simulate/plan.py",
-        "within = self.node_s if self.ranks > 1 else 0.0",
+        "within = part * self.node_s if self.ranks > 1 else 0.0",
         "within = 0.0",
         "tests/simulate/test_plan.py::test_averages_at_once_add_up",
     ),

@@ -221,6 +221,10 @@ class Average(ABC):
         """Return the number of the piece that averages, or that begins to, after update t."""
         return 0
 
+    def averaged(self, t: float) -> tuple[int, ...]:
+        """Return the numbers of the pieces that the last average after update t was of."""
+        return (self.piece(t),)
+
     @abstractmethod
     def average_(self, w: Array, due: Due, transport: Transport) -> float:
         """Average w [L, d] in place, or the piece whose turn it is; at the end of a run all of it.

@@ -34,6 +34,7 @@ import numpy as np
 
 from localavg.errors import UserError, bad, check_choice, whole
 from localavg.interfaces import Array, Settings
+from localavg.parallel import kernels
 
 MERGES = ("cocod", "lerp", "daso")
 PIECE = 1 << 15  # elements merged at a time: they stay in a core's cache
@@ -70,6 +71,10 @@ class Delay:
 
         own [L, n]: the learners' copies, if the merge needs them. learners: those whose mean it is.
         """
+        xp = kernels.array_module(w)
+        if own is not None and xp is not None:
+            kernels.follow_(xp, w, z, own)
+            return
         if own is not None:
             for i in range(0, w.shape[1], PIECE):
                 piece = w[:, i : i + PIECE]  # z + (w_j − s_j)
@@ -83,6 +88,9 @@ class Delay:
         a = self.pull if a is None else a
         if a == 1:
             w[...] = z
+            return
+        if (xp := kernels.array_module(w)) is not None:
+            kernels.pull_(xp, w, z, a)
             return
         for i in range(0, w.shape[1], PIECE):
             way = z[:, i : i + PIECE]

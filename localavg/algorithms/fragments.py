@@ -72,6 +72,8 @@ class Fragmented(Average):
         self.pieces = (slice(None),) * (schedule.F + 1)
         self.trains: list[bool] = []  # whether a piece has columns that are trained
         self._whole_at = -1  # the update after which all pieces averaged
+        # an update after which one piece averaged, and then the others at the end of a run
+        self._rest: tuple[int, tuple[int, ...]] = -1, ()
         self._last = [-1] * schedule.F  # the update after which each piece averaged last
 
     def cut(self, n: int) -> None:
@@ -103,6 +105,9 @@ class Fragmented(Average):
         i = None if t == self._whole_at else self.schedule.piece(int(t) - self.t0)
         return 0 if i is None else i + 1
 
+    def averaged(self, t: float) -> tuple[int, ...]:
+        return self._rest[1] if t == self._rest[0] else (self.piece(t),)
+
     def average_(self, w: Array, due: Due, transport: Transport) -> float:
         if not due.last:
             i = self.schedule.piece(due.t - self.t0)
@@ -111,6 +116,8 @@ class Fragmented(Average):
         late = [i for i in range(self.schedule.F) if self._last[i] < due.t]
         if len(late) == self.schedule.F:
             self._whole_at = due.t
+        else:
+            self._rest = due.t, tuple(i + 1 for i in late)
         return sum(self._average_(i, w, due, transport) for i in late)
 
     def _average_(self, i: int, w: Array, due: Due, transport: Transport) -> float:

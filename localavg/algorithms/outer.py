@@ -34,7 +34,7 @@ from localavg.algorithms.base import Mean
 from localavg.errors import UserError, bad, positive
 from localavg.interfaces import Array, Step, Transport
 from localavg.parallel import kernels
-from localavg.parallel.device import put_
+from localavg.parallel.device import on_host, put_
 from localavg.scope import Scope
 
 SMALLEST = 1e-37  # step size whose inverse float32 holds with room
@@ -69,7 +69,9 @@ class OuterStep(Mean):
         self.begin(w)
 
     def begin(self, w: Array) -> None:
-        self.state[0] = w[0, : self.trained]
+        first = w[0, : self.trained]
+        # with a wire the state of rows on a GPU is the host's
+        self.state[0] = on_host(first) if isinstance(self.state, np.ndarray) else first
 
     def step_of(self, scope: Scope, gamma: float) -> Step | None:
         self.gamma = gamma

@@ -189,8 +189,10 @@ class Averager:
 
         The model has its own weights again after it.
         """
-        flat = self.flat
+        flat, pace = self.flat, self._averaging.pace
         with self._place.here():
+            if pace is not None:
+                pace.pause()
             self._meet(What.AVERAGED)
             self._laps.met()
             own = flat.copied()
@@ -208,6 +210,8 @@ class Averager:
                 if self._log is not None:
                     self.transport.settle()
                     self._log.clock.lap("outside")
+                if pace is not None:
+                    pace.go_on()
 
     def evaluated(self, **row: float) -> None:
         """Write a row of /eval to the log: train_loss, test_accuracy, … of the averaged model."""

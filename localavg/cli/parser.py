@@ -17,6 +17,7 @@ KINDS = {
     "float": "a number",
     "at_least_1": "a whole number of at least 1",
     "above_0": "a finite number above 0",
+    "shape": "the sizes of a tensor such as 64x3x3x3",
     "bytes_per_s": "bits per second such as 1gbit or 100mbit, or a number of bytes per second",
     "updates_or_auto": "a whole number of at least 1, or auto",
     "updates_or_K": "a whole number of at least 0, or K, the period",

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from dataclasses import replace
 from itertools import product
 from typing import TYPE_CHECKING
 
 from localavg.cli import Commands, above_0, at_least_1, flag, launched, print_table, write_json
+from localavg.cli.plan_rows import left_out, predicted
 from localavg.errors import UserError, amount
 
 if TYPE_CHECKING:
@@ -71,16 +73,24 @@ def add(commands: Commands) -> None:
         nargs="+",
         metavar="N",
         default=[0, "K"],
-        help="updates after which an average is merged, at most K; the letter K stands for the "
-        "period (default: 0 K)",
+        help="updates after which an average is merged, at most K, with fragments below K/F; the "
+        "letter K stands for the longest delay (default: 0 K)",
     )
     g.add_argument(
         "--wire",
         nargs="+",
         metavar="CODE",
         default=["float32"],
-        help="code in which averages cross nodes: float32, bf16 or int8; the time of coding is "
-        "left out (default: float32)",
+        help="code in which averages cross nodes: float32, bf16, int8 or lowrank:r, which needs "
+        "--tensors; the time of coding is left out (default: float32)",
+    )
+    g.add_argument(
+        "--fragments",
+        type=at_least_1,
+        nargs="+",
+        metavar="N",
+        default=[1],
+        help="pieces of the weights that average in turn, each once in K updates (default: 1)",
     )
     p.add_argument(
         "--json", metavar="FILE", help="also write the rows to this file (default: only print)"
@@ -111,6 +121,14 @@ def _add_machine(g: argparse._ArgumentGroup) -> None:
     for name, what in wholes:
         g.add_argument(f"--{name}", type=at_least_1, metavar="N", help=what)
     g.add_argument(
+        "--tensors",
+        type=shape,
+        nargs="+",
+        metavar="SHAPE",
+        help="shapes of the model's weights, such as 64x3x3x3 64 10x64 10; --floats beyond them "
+        "are not coded by lowrank (default: not known)",
+    )
+    g.add_argument(
         "--seed", type=int, metavar="N", default=0, help="seed of the times (default: 0)"
     )
 
@@ -123,16 +141,9 @@ def bytes_per_s(text: str) -> float:
     return above_0(found[1]) * {"k": 1e3, "m": 1e6, "g": 1e9}[found[2]] / 8
 
 
-def coded_bytes(wire: str, floats: int) -> int:
-    """Return the bytes of a row of so many floats in a code of --wire."""
-    from localavg.algorithms.wire import CODES, PLAIN
-
-    if wire != PLAIN and wire not in CODES:
-        raise UserError(
-            f"--wire {wire}: must be one of {PLAIN}, {', '.join(CODES)}; the bytes of lowrank "
-            "depend on the model, and bench average --wire prints them"
-        )
-    return 4 * floats if wire == PLAIN else CODES[wire]().nbytes(floats)
+def shape(text: str) -> tuple[int, ...]:
+    """Convert the shape of a tensor such as 64x3x3x3."""
+    return tuple(at_least_1(side) for side in text.split("x"))
 
 
 def updates_or_K(text: str) -> int | str:
@@ -153,10 +164,13 @@ def _plan(args: argparse.Namespace) -> int:
     rates = args.bandwidth or [machine.timing.bandwidth_bytes_per_s]
     for N, rate in product(nodes, rates):
         timing = replace(machine.timing, bandwidth_bytes_per_s=rate)
-        rows += _rows(args, replace(machine, nodes=N, timing=timing), floats, T)
+        rows += predicted(args, replace(machine, nodes=N, timing=timing), floats, T)
     _print(rows, machine, floats, T)
-    if too_long := _too_long(args):
-        print(f"\nLeft out, because no delay may be longer than the period: {too_long}.")
+    if missing := left_out(args):
+        print(
+            "\nLeft out, because no delay may be longer than the period, and fragments need a "
+            f"period of as many updates and a mean before the next piece: {missing}."
+        )
     if args.json:
         write_json(args.json, rows)
     return 0
@@ -168,6 +182,9 @@ def _machine(args: argparse.Namespace) -> tuple[Machine, int, int]:
     from localavg.simulate.plan import Machine, measured
     from localavg.simulate.timing import Timing
 
+    if args.tensors is not None:
+        inside = sum(map(math.prod, args.tensors))
+        args.floats = args.floats or inside
     if args.run:
         run = load(args.run, weights=False)
         machine, d, T = measured(run), run.config["d"], run.config["steps"]
@@ -188,53 +205,13 @@ def _machine(args: argparse.Namespace) -> tuple[Machine, int, int]:
         machine = replace(machine, node_s=args.node_s)
     if args.ranks_per_node is not None:
         machine = replace(machine, ranks=args.ranks_per_node)
-    return machine, args.floats or d, args.steps or T
-
-
-def _rows(
-    args: argparse.Namespace, machine: Machine, floats: int, T: int
-) -> list[dict[str, object]]:
-    """Predict every K and delay on one machine. Return a row for each."""
-    from localavg.simulate.plan import predict
-
-    timing, rows = machine.timing, []
-    for K, wire in product(args.K, args.wire):
-        nbytes = coded_bytes(wire, floats)
-        for asked in dict.fromkeys(args.delay):
-            if (tau := K if asked == "K" else asked) > K:
-                continue
-            found = predict(machine, nbytes, K, T, tau, args.seed)
-            rows.append(
-                {
-                    "nodes": machine.nodes,
-                    "learners": found.learners,
-                    "bandwidth_bytes_per_s": timing.bandwidth_bytes_per_s,
-                    "latency_s": timing.latency_s,
-                    "step_s": timing.step_s,
-                    "step_cv": timing.step_cv,
-                    "floats": floats,
-                    "steps": T,
-                    "K": K,
-                    "wire": wire,
-                    "delay": tau,
-                    "merged": f"after {asked}" if asked else "at once",
-                    "average_s": found.average_s,
-                    "wall_s": found.wall_s,
-                    "communicate": found.communicate,
-                    "wait": found.wait,
-                    "link_bytes": found.link_bytes,
-                }
-            )
-    if not rows:
-        raise UserError(f"--delay {min(args.delay)}: is longer than every --K; use at most K")
-    return rows
-
-
-def _too_long(args: argparse.Namespace) -> str:
-    """Return which delays are not in the rows, and of which K."""
-    delays = sorted({asked for asked in args.delay if asked != "K"})
-    short = {tau: [str(K) for K in dict.fromkeys(args.K) if K < tau] for tau in delays}
-    return "; ".join(f"delay {tau} with K = {', '.join(Ks)}" for tau, Ks in short.items() if Ks)
+    floats = args.floats or d
+    if args.tensors is not None and inside > floats:
+        raise UserError(
+            f"--tensors: they have {inside} numbers, more than --floats {floats}; leave one of "
+            "them out"
+        )
+    return machine, floats, args.steps or T
 
 
 def _print(rows: list[dict[str, object]], machine: Machine, floats: int, T: int) -> None:
@@ -253,6 +230,7 @@ def _print(rows: list[dict[str, object]], machine: Machine, floats: int, T: int)
         shown = [
             {
                 "K": row["K"],
+                "fragments": row["fragments"],
                 "wire": row["wire"],
                 "delay": row["delay"],
                 "an average (s)": row["average_s"],

@@ -11,8 +11,8 @@ import ctypes
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from importlib import import_module
 from itertools import islice
 from types import ModuleType
@@ -48,6 +48,12 @@ class Stream(Protocol):
     """The part of CuPy's streams that is needed here."""
 
     ptr: int
+
+    def __enter__(self) -> Stream:
+        """Queue this thread's work here while the context lasts."""
+
+    def __exit__(self, *error: object) -> None:
+        """Queue it where it was queued before."""
 
     def record(self) -> Event:
         """Return the event that the work queued so far is done."""
@@ -114,8 +120,22 @@ class Cuda(Device):
         return self.xp.cuda.get_current_stream()
 
     def side_stream(self) -> Stream:
-        """Make a second stream, for copies."""
+        """Make a second stream, for copies and for means in the background."""
         return self.xp.cuda.Stream(non_blocking=True)
+
+    def behind(self, side: Stream) -> AbstractContextManager[None]:
+        """Return a context for another thread, whose work is queued in `side` while it lasts.
+
+        That work comes after all that is queued here now.
+        """
+        return self._queued(side, self.stream().record())
+
+    @contextmanager
+    def _queued(self, side: Stream, after: Event) -> Iterator[None]:
+        self.xp.cuda.Device(self.index).use()  # a new thread is on GPU 0
+        with side:
+            side.wait_event(after)
+            yield
 
     def holding(self, x: np.ndarray) -> Array:
         """Return a copy of the host's values x on the GPU, made without a second host copy."""

@@ -111,6 +111,9 @@ ELEMENTWISE = {  # name: (inputs, outputs, CUDA text for one element)
         "g += l2 * w; "
         "if (i % width == 0) loss[i / width] = total[i / width] / B + l2 * square[i / width] / 2",
     ),
+    # the merges of algorithms/delay.py
+    "follow": ("T z, T own", "T w", "w = (w - own) + z"),
+    "pull": ("T z, T a", "T w", "w += a * (z - w)"),
     "sgd": ("T g, T gamma", "T w", "w -= gamma * g"),
     "momentum": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * v"),
     "nesterov": ("T g, T gamma, T m", "T w, T v", "v = m * v + g; w -= gamma * (g + m * v)"),
@@ -191,6 +194,16 @@ def update_(
 ) -> None:
     """Do the local update `name` of w [L, n] by g [L, n]; numbers: its parameters in order."""
     kernel(xp, name)(g, *map(np.float32, numbers), w, *state)
+
+
+def follow_(xp: ModuleType, w: Array, z: Array, own: Array) -> None:
+    """Set w [L, n] to z + (w − own)."""
+    kernel(xp, "follow")(z, own, w)
+
+
+def pull_(xp: ModuleType, w: Array, z: Array, a: float) -> None:
+    """Set w [L, n] to (1 − a) w + a z."""
+    kernel(xp, "pull")(z, np.float32(a), w)
 
 
 def logistic_(xp: ModuleType, y: Array, rows: Array, z: Array, slope: Array) -> None:

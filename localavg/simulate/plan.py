@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from localavg.algorithms.base import Schedule
+from localavg.algorithms.fragments import InTurn, check
 from localavg.algorithms.kavg import Every
 from localavg.errors import UserError, at_least, bad
 from localavg.files import record
@@ -95,9 +96,12 @@ class Machine:
         """The number of learners."""
         return self.nodes * self.ranks
 
-    def average_s(self, nbytes: float) -> float:
-        """Return the seconds of an average of nbytes a learner, without waiting."""
-        within = self.node_s if self.ranks > 1 else 0.0
+    def average_s(self, nbytes: float, part: float = 1.0) -> float:
+        """Return the seconds of an average of nbytes a learner, without waiting.
+
+        part: of the weights that it is of.
+        """
+        within = part * self.node_s if self.ranks > 1 else 0.0
         return within + self.timing.mean_s(self.nodes, nbytes)
 
     def link_bytes(self, nbytes: float) -> float:
@@ -138,27 +142,41 @@ class Prediction:
     wait: float
     """the part of a learner's time in waiting for other learners"""
     average_s: float
-    """duration of one average, without waiting"""
+    """duration of one average, of one piece if there are several, without waiting"""
     link_bytes: float
     """bytes on a node's link, in each direction"""
     learners: int
 
 
 def predict(
-    machine: Machine, nbytes: float, K: int, T: int, delay: int = 0, seed: int = 0
+    machine: Machine,
+    nbytes: float,
+    K: int,
+    T: int,
+    delay: int = 0,
+    seed: int = 0,
+    fragments: int = 1,
 ) -> Prediction:
     """Predict T updates with averages of nbytes a learner every K updates, merged after `delay`.
 
-    A long run is modelled for a part of its rounds, and the rest is extrapolated.
+    With `fragments` an average is of one of so many pieces, which take turns, and nbytes of a
+    piece; after update T all pieces average. A long run is modelled for a part of its rounds, and
+    the rest is extrapolated.
     """
     if not 0 <= delay <= K:
         raise bad("delay", delay, f"must lie between 0 and the period of {K} updates")
+    check(fragments, K, False, delay, ())
     rounds = -(-T // K)
     part = max(FEWEST, WORK // machine.P)
     n, whole = (T, 1.0) if rounds <= part else (K * part, T / (K * part))
-    average_s = machine.average_s(nbytes)
-    clock = Synchronous(machine.timing, machine.P, seed, lambda scope, t: (machine.P, average_s))
-    made = elapse(clock, Every(K), n, delay)
+    average_s = machine.average_s(nbytes, 1 / fragments)
+
+    def seconds(scope: Scope, t: int) -> tuple[int, float]:
+        return machine.P, average_s * (fragments if t == n else 1)
+
+    clock = Synchronous(machine.timing, machine.P, seed, seconds)
+    schedule = Every(K) if fragments == 1 else InTurn(K, fragments)
+    made = elapse(clock, schedule, n, delay) + fragments - 1
     return Prediction(
         wall_s=whole * clock.wall_s,
         communicate=clock.communicate_s / clock.wall_s,

@@ -15,6 +15,9 @@ from localavg.scope import Scope
 from localavg.simulate.clock import Modelled
 from localavg.training.payload import Kind, Payload
 
+Pieces = tuple[int, ...]
+"""numbers of pieces of a row"""
+
 
 class Averages:
     """Exchanges of weights or gradients since the last report.
@@ -28,9 +31,10 @@ class Averages:
         self.diagnosis_s = 0.0
         self._last = 0  # t of the last exchange
         self._drift: list[float] = []  # Var[W_k] of the updates since then
-        # t, scope, period, S, V_t, the numbers of its meetings (the first, and the next one's), and
-        # the update after which it began
-        self._rows: list[tuple[int, Scope, int, float, float, int, int, int]] = []
+        # t, scope, period, S, V_t, the numbers of its meetings (the first, and the next one's), the
+        # update after which it began, and the numbers of its pieces
+        self._rows: list[tuple[int, Scope, int, float, float, int, int, int, Pieces]] = []
+        self._several: dict[tuple[Kind, Scope, Pieces], None] = {}  # averages of several pieces
         self.travelled: list[float] = []  # seconds of the delayed ones among them, on this rank
         self._fleet, self._payload = fleet, payload
         self.count()
@@ -39,7 +43,10 @@ class Averages:
         """Add up over the ranks the bytes of an exchange as it is now. Collective."""
         algorithm = self._payload.algorithm
         pieces = range(len(algorithm.average.pieces))
-        each = [(k, scope, i) for k in Kind for scope in algorithm.scopes for i in pieces]
+        each: list[tuple[Kind, Scope, Pieces]] = [
+            (kind, scope, (i,)) for kind in Kind for scope in algorithm.scopes for i in pieces
+        ]
+        each += self._several
         mine = np.array([self._payload.of_kind(*one) for one in each], np.int64)
         self._bytes = dict(zip(each, self._fleet.world.allreduce(mine).tolist(), strict=True))
 
@@ -65,6 +72,10 @@ class Averages:
         """
         if begun is not None:
             self.travelled.append(travelled_s)
+        began = t if begun is None else begun
+        pieces = self._payload.pieces(began)
+        if len(pieces) != 1:
+            self._several[self._payload.kind(began), scope, pieces] = None
         period, self._last = t - self._last, t
         V = math.nan
         if self._drift:
@@ -72,7 +83,7 @@ class Averages:
             self._drift.clear()
         if self.writes:
             span = meetings.start, meetings.stop
-            self._rows.append((t, scope, period, S, V, *span, t if begun is None else begun))
+            self._rows.append((t, scope, period, S, V, *span, began, pieces))
 
     def write(
         self,
@@ -88,16 +99,15 @@ class Averages:
         """
         algorithm = self._payload.algorithm
         travelled = iter(travelled_s.tolist())
-        for t, scope, period, S, V, first, end, begun in self._rows:
+        for t, scope, period, S, V, first, end, begun, pieces in self._rows:
             took_s, waited_s = float(seconds[first:end].sum()), float(waits[first:end].sum())
             hidden_s = 0.0
             if begun != t:  # what the learners waited for it is all that is not hidden
                 waited_s, took_s = took_s + waited_s, next(travelled)
                 hidden_s = max(0.0, took_s - waited_s)
             kind, neighbours = self._payload.kind(begun), scope is Scope.NEIGHBOURS
-            piece = self._payload.piece(begun)
             within, across = (
-                self._payload.mixed(t) if neighbours else self._bytes[kind, scope, piece]
+                self._payload.mixed(t) if neighbours else self._bytes[kind, scope, pieces]
             )
             record.append(
                 "averages",
@@ -125,12 +135,12 @@ class Averages:
 
     def state_dict(self) -> dict[str, object]:
         """Return what a resumed run needs; `averages` has the rows, one after the other."""
-        rows = [(t, scope.kind, *more) for t, scope, *more, _ in self._rows]
+        rows = [(t, scope.kind, *more) for t, scope, *more, _, _ in self._rows]
         return {
             "drift": self._drift,
             "averages": np.array(rows, np.float64).ravel(),
             "travelled": self.travelled,
-            "begun": np.array([begun for *_, begun in self._rows], np.float64),
+            "begun": np.array([begun for *_, begun, _ in self._rows], np.float64),
             "levels": np.array([scope for _, scope, *_ in self._rows], np.float64),
             "diagnosis_s": self.diagnosis_s,
             "last": self._last,
@@ -153,6 +163,7 @@ class Averages:
                 int(first),
                 int(end),
                 int(begun),
+                self._payload.pieces(begun),
             )
             for (t, kind, period, S, V, first, end), level, begun in zip(
                 rows, levels, began, strict=True

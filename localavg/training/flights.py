@@ -1,13 +1,16 @@
 """Means that travel in the background while the learners go on, one at a time.
 
 A mean is that of copies of the weights, on a transport with communicators of its own, in a thread:
-MPI libraries send nothing while nobody calls them, and the thread is always in a call.
+MPI libraries send nothing while nobody calls them, and the thread is always in a call. On a GPU the
+thread's work is queued in a stream of its own, behind the copies. A mean has arrived when that work
+is done, so the learners' stream need not wait.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from time import perf_counter
 from typing import NamedTuple
@@ -69,7 +72,7 @@ class Flights:
         self.z[:, columns] = w[:, columns]
         if self.own is not None:
             self.own[:, columns] = w[:, columns]
-        work = self._thread.submit(self._travel, due)
+        work = self._thread.submit(self._travel, due, self.transport.aside())
         self.now = Flight(due.t, due.scope, due.gamma, work)
 
     def end(self) -> tuple[Flight, Arrived]:
@@ -88,10 +91,11 @@ class Flights:
         """Return the columns that average after update t."""
         return self.average.pieces[self.average.piece(t)]
 
-    def _travel(self, due: Due) -> Arrived:
+    def _travel(self, due: Due, aside: AbstractContextManager[None]) -> Arrived:
         start = perf_counter()
-        S = self.average.average_(self.z, due, self.transport)
-        self.transport.settle()
+        with aside:  # after the copies
+            S = self.average.average_(self.z, due, self.transport)
+            self.transport.settle()
         return Arrived(S, perf_counter() - start)
 
     def state_dict(self) -> dict[str, Array]:

@@ -67,6 +67,14 @@ class Pace:
 
         return timed_after
 
+    def pause(self) -> None:
+        """Stop the clock: what comes is neither update nor average, such as an evaluation."""
+        self.update_s += self._lap()
+
+    def go_on(self) -> None:
+        """Start the clock again after a pause."""
+        self._lap()
+
     def _lap(self) -> float:
         """Return the seconds since the last lap, without those outside."""
         self.settle()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -47,28 +48,30 @@ class Payload:
 
     def nbytes(self, t: float, scope: Scope = Scope.WORLD) -> int:
         """Return the bytes of one learner in an exchange at update t: coded, if it travels so."""
-        exchange, kind, piece = self.algorithm.exchange, self.kind(t), self.piece(t)
+        exchange, kind, pieces = self.algorithm.exchange, self.kind(t), self.pieces(t)
         if kind is Kind.GRADIENTS:
             n = self._gradients
             return exchange.code.nbytes(n) if exchange.code else 4 * n
-        trained, beside = self._columns(piece)
+        trained, beside = self._columns(pieces)
         coded = wired(self.transport)
         if kind is Kind.IN_CODE and coded is not None:
-            return coded.learner_bytes(scope, piece) + 4 * beside
+            return sum(coded.learner_bytes(scope, piece) for piece in pieces) + 4 * beside
         return 4 * (trained + beside)
 
-    def piece(self, t: float) -> int:
-        """Return the number of the piece of a row that averages after update t, 0 for all of it."""
-        return self.algorithm.average.piece(t)
+    def pieces(self, t: float) -> tuple[int, ...]:
+        """Return the numbers of the pieces of a row that averaged after update t, 0 for all."""
+        return self.algorithm.average.averaged(t)
 
-    def _columns(self, piece: int) -> tuple[int, int]:
-        """Return the floats of a learner's parameters in this piece, and of what is beside them."""
-        flat = self.flat
-        a, b, _ = self.algorithm.average.pieces[piece].indices(
-            flat.d if self.statistics else flat.d_trained
-        )
-        trained = max(0, min(b, flat.d_trained) - a)
-        return trained, b - a - trained + self.state.averaged * flat.d_trained
+    def _columns(self, pieces: Sequence[int]) -> tuple[int, int]:
+        """Return the floats of a learner's parameters in these pieces, and of what is beside."""
+        flat, trained, others = self.flat, 0, self.state.averaged * self.flat.d_trained
+        for piece in pieces:
+            a, b, _ = self.algorithm.average.pieces[piece].indices(
+                flat.d if self.statistics else flat.d_trained
+            )
+            own = max(0, min(b, flat.d_trained) - a)
+            trained, others = trained + own, others + b - a - own
+        return trained, others
 
     def handed_over(self, t: float, scope: Scope) -> tuple[int, int]:
         """Return the bytes of an exchange over `scope` at update t on this rank.
@@ -78,21 +81,22 @@ class Payload:
         if scope is Scope.NEIGHBOURS:
             within, across = self._mixed(t)[self.transport.rank].tolist()
             return within, across
-        return self.of_kind(self.kind(t), scope, self.piece(t))
+        return self.of_kind(self.kind(t), scope, self.pieces(t))
 
-    def of_kind(self, kind: Kind, scope: Scope, piece: int = 0) -> tuple[int, int]:
-        """Return the same for an exchange of this kind, of this piece."""
+    def of_kind(self, kind: Kind, scope: Scope, pieces: Sequence[int] = (0,)) -> tuple[int, int]:
+        """Return the same for an exchange of this kind, of these pieces."""
         code, coded = self.algorithm.exchange.code, wired(self.transport)
         if kind is Kind.GRADIENTS:
             if code:
                 return self.transport.coded_bytes(self._gradients, code)
             return self.transport.payload_bytes(4 * self._gradients, scope)
-        trained, others = self._columns(piece)
+        trained, others = self._columns(pieces)
         if kind is Kind.WEIGHTS or coded is None:
             return self.transport.payload_bytes(4 * (trained + others), scope)
-        beside = self.transport.payload_bytes(4 * others, scope)
-        sums = coded.sum_bytes(scope, piece)
-        return beside[0] + sums[0], beside[1] + sums[1]
+        sent = [self.transport.payload_bytes(4 * others, scope)]
+        sent += [coded.sum_bytes(scope, piece) for piece in pieces]
+        within, across = zip(*sent, strict=True)
+        return sum(within), sum(across)
 
     def mixed(self, t: float) -> list[int]:
         """Return the bytes of all ranks when neighbours average after update t, as `handed_over`.

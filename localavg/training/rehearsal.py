@@ -6,6 +6,7 @@ import copy
 from functools import partial
 
 from localavg.algorithms.base import Due
+from localavg.interfaces import Array
 from localavg.scope import Scope
 from localavg.training.build import Experiment
 
@@ -38,11 +39,25 @@ def rehearse(e: Experiment) -> None:
         optimizer.at_average_(
             partial(average.average_state_, scope=scope, transport=e.transport, t=t)
         )
+    if e.algorithm.delay is not None:
+        _merge(e, covered, average.pieces[-1])
     if pieces > 1:
         e.transport.mean_(g[:, :n], Scope.WORLD)  # of gradients, before a switch
     e.transport.mean(w)  # as an evaluation does
     e.transport.take_spread_s()  # no time of the run
     e.device.settle()
+
+
+def _merge(e: Experiment, w: Array, columns: slice) -> None:
+    """Merge a mean of these columns of w into them."""
+    delay = e.algorithm.delay
+    assert delay is not None
+    z, own = e.transport.zeros(w.shape), e.transport.ordinary(w.shape)
+    z[:, columns] = w[:, columns]
+    copies = own[:, columns] if delay.keeps_copies else None
+    delay.merge_(w[:, columns], z[:, columns], copies, e.fleet.P)
+    if delay.anchored:
+        delay.pull_(w, z)
 
 
 def _scopes(e: Experiment) -> dict[Scope, int]:

@@ -365,3 +365,25 @@ def test_ranks_of_different_speeds_choose_alike(tmp_path):
     assert first.averages.t.tolist() == again.averages.t.tolist()
     modelled = load(folder / "modelled.h5")
     assert modelled.averages.t.tolist() == [4, 8, 12, 16, 24, *range(36, 90, 12), 90]
+
+
+@pytest.mark.parametrize("logged", [True, False])
+def test_an_evaluation_of_the_averaged_model_is_no_update(logged, tmp_path):
+    """In a user's own loop, with a log and without."""
+    import torch
+
+    model, fleet = torch.nn.Linear(5, 1), localavg.Fleet(MPI.COMM_SELF)
+    log = str(tmp_path / "run.h5") if logged else None
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.05)
+    averager = localavg.attach(model, fleet, localavg.kavg(K="auto"), optimiser, log=log)
+    pace = averager._averaging.pace
+    for t in range(1, 7):
+        time.sleep(0.01)
+        averager.step()
+        if t == 6:
+            with averager.averaged():
+                time.sleep(0.5)
+    time.sleep(0.01)
+    pace.pause()
+    assert 0.02 < pace.update_s < 0.3 and pace.average_s < 0.2
+    averager.finish()

@@ -5,7 +5,7 @@ import shlex
 import numpy as np
 import oracles as oracle
 import pytest
-from mpi import train_all
+from mpi import call, train_all
 from mpi4py import MPI
 from samples import write
 
@@ -14,6 +14,7 @@ from localavg import algorithms
 from localavg.algorithms.fragments import InTurn
 from localavg.cli import in_flags
 from localavg.errors import UserError
+from localavg.files import record
 from localavg.learner.flat import Flat
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.mpi import HostMPI
@@ -207,3 +208,27 @@ def test_a_piece_that_has_averaged_after_the_last_update_of_a_loop_makes_no_seco
     averager.finish()
     moved = np.abs(model.weight.detach().numpy().ravel() - before)
     assert moved[:128].max() > 1e-4 and moved[128:].max() == 0  # the second piece averaged at 8
+
+
+def ended(world, path):
+    """What `payload_bytes` says at the end of a loop, right after the last of three pieces."""
+    import torch
+
+    model = torch.nn.Linear(3 * 64, 1, bias=False)
+    algorithm = algorithms.kavg.kavg(K=3, fragments=3)
+    averager = localavg.attach(model, localavg.Fleet(world), algorithm, log=path)
+    for _ in range(6):
+        with torch.no_grad():
+            model.weight += world.rank
+        averager.step()
+    averager.finish()
+    return averager.payload_bytes()
+
+
+def test_the_end_of_a_loop_sends_the_pieces_that_have_not_averaged(tmp_path):
+    pytest.importorskip("torch")
+    path, sent = tmp_path / "run.h5", 2 * 4 * (64 + 64)
+    assert call(2, ended, str(path)) == [(sent, 0)] * 2
+    averages = record.load(path).averages
+    assert averages.bytes_node.tolist() == [2 * 4 * 64] * 6 + [sent]
+    assert averages.t.tolist() == [1, 2, 3, 4, 5, 6, 6]

@@ -171,7 +171,9 @@ def test_a_wrong_claim_planted_in_run_files_is_caught(planted, verdict, draw, tm
 def test_a_claim_is_decided_on_the_runs_of_its_own_sweep(tmp_path):
     for sweep in ("mavg-fig1-6", "mavg-fig7-8"):
         for run in pairs(MAKERS["than K-AVG (Fig. 1-6)"], 0.5, 0.05, 3):
-            write(tmp_path / f"{sweep}-laptop" / run.path.name, {**run.config, "data_name": sweep})
+            for folder in (f"{sweep}-laptop", f"{sweep}-root/1gbit"):
+                data = {"data_name": f"{sweep} {folder[-5:]}"}
+                write(tmp_path / folder / run.path.name, {**run.config, **data})
     found = claims.findings(load_many(tmp_path))
     places = [f.where for text, f in found if text == "than K-AVG (Fig. 1-6)" or "(Fig. 7)" in text]
     assert any("mavg-fig7-8" in where for where in places)

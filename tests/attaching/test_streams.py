@@ -36,12 +36,17 @@ ALGORITHMS = {
     "kavg-reset": (lambda: localavg.kavg(K=3), {"state": "reset"}),
     "mavg": (lambda: localavg.mavg(K=3, mu=0.5), {}),
     "mavg-master": (lambda: localavg.mavg(K=3, mu=0.5), {"master": True}),
+    "delay": (lambda: localavg.kavg(K=3, delay=2), {}),
+    "delay-lerp": (lambda: localavg.mavg(K=3, mu=0.5, delay=2, merge="lerp", pull=0.5), {}),
+    "delay-wire": (lambda: localavg.mavg(K=3, mu=0.5, delay=2, wire="int8"), {}),
+    "wire": (lambda: localavg.kavg(K=3, wire="lowrank:1"), {"state": "average"}),
     "adpsgd": (lambda: localavg.adpsgd(p_init=2, Ks=6, warmup_steps=2), {}),
     "sync": (lambda: localavg.sync(), {}),
     "qsgd": (lambda: localavg.qsgd(), {}),
 }
-ALONE = ("kavg-reset", "mavg", "mavg-master", "qsgd")  # on one rank, where a mean moves nothing
-TOGETHER = ("kavg-average", "mavg-master", "adpsgd", "sync")
+# on one rank, where a mean moves nothing
+ALONE = ("kavg-reset", "mavg", "mavg-master", "qsgd", "delay-lerp")
+TOGETHER = ("kavg-average", "mavg-master", "adpsgd", "sync", "delay", "delay-wire", "wire")
 
 
 class Net(nn.Module):
@@ -131,10 +136,11 @@ def same(found, expected):
 
 def compared(world):
     """The loops whose bits are other than those on the CPU, by algorithm and transport."""
-    fleet, differ = localavg.Fleet(world), []
+    differ = []
     for name in TOGETHER if world.size > 1 else ALONE:
+        fleet = localavg.Fleet(world, ranks_per_node=1 if "wire" in name else None)
         expected = loop(fleet, name)
-        for nccl in (False, True) if name == "mavg-master" else (False,):
+        for nccl in (False, True) if name in ("mavg-master", "delay") else (False,):
             if not same(on_stand_in(fleet, name, nccl), expected):
                 differ.append((name, nccl))
     return differ

@@ -59,6 +59,36 @@ def test_a_code_sends_fewer_bytes_between_nodes(tmp_path):
     assert coded["average_s"] - latency_s == pytest.approx(coded["link_bytes"] / 3 / 800)
 
 
+def test_factors_of_a_rank_send_what_the_shapes_say(tmp_path):
+    """Of 8 × 2·3 and of a vector; 5 numbers more are statistics."""
+    (row,) = planned(
+        "--step-s 0.5 --steps 10 --tensors 8x2x3 7 --floats 60 --nodes 2 --bandwidth 800 --K 4 "
+        "--delay 0 --wire lowrank:2",
+        tmp_path / "p.json",
+    )
+    assert row["floats"] == 60 and row["link_bytes"] == 3 * 4 * (2 * (8 + 6) + 7 + 5)
+    (row,) = planned(
+        "--step-s 0.5 --tensors 8x2x3 7 --nodes 2 --bandwidth 800 --K 4 --delay 0", tmp_path / "q"
+    )
+    assert row["floats"] == 55
+
+
+def test_pieces_send_less_at_a_time_and_as_much_in_all(tmp_path, capsys):
+    line, path = f"{NUMBERS} --nodes 2 --bandwidth 800 --K 4", tmp_path / "p.json"
+    one, two = planned(f"{line} --delay 0 --fragments 1 2", path)
+    (late,) = planned(f"{line} --delay K --fragments 2", path)
+    assert [row["fragments"] for row in (one, two, late)] == [1, 2, 2]
+    assert two["average_s"] == pytest.approx(0.25 + 200 / 800)
+    # pieces at 2, 4, 6, 8, and both at 10
+    assert two["wall_s"] == pytest.approx(10 * 0.5 + 4 * 0.5 + 2 * 0.5)
+    assert one["link_bytes"] == two["link_bytes"] == 3 * 400
+    assert (late["delay"], late["merged"]) == (1, "before the next")
+    assert late["wall_s"] == pytest.approx(10 * 0.5 + 2 * 0.5)  # all but the last are hidden
+    planned(f"{NUMBERS} --nodes 2 --bandwidth 800 --K 2 4 --delay 0 1 --fragments 2")
+    out = capsys.readouterr().out
+    assert re.findall(r"2 fragments, delay (\d+) with K = ([\d, ]+)", out) == [("1", "2")]
+
+
 def test_a_run_file_gives_the_numbers_and_options_replace_them(tmp_path):
     path = run_file(tmp_path / "run.h5", config={"steps": 32}, provenance={"nodes": 1})
     (row,) = planned(f"{path} --K 8 --delay 0", tmp_path / "a.json")
@@ -75,9 +105,24 @@ def test_a_run_file_gives_the_numbers_and_options_replace_them(tmp_path):
     [
         ("--step-s 0.1", "plan needs --bandwidth, --floats; give them, or a run file"),
         ("RUN --nodes 2", "was on one node, and says nothing of a link .* give --bandwidth"),
-        (f"{NUMBERS} --bandwidth 800 --K 2 --delay 4", "--delay 4: is longer than every --K"),
+        (
+            f"{NUMBERS} --bandwidth 800 --K 2 --delay 4",
+            "no --K is long enough: delay 4 with K = 2; a delay is at",
+        ),
         (f"{NUMBERS} --bandwidth 800 --node-s -1", "--node-s -1.0: must lie between 0 and"),
-        (f"{NUMBERS} --bandwidth 800 --wire lowrank:4", "--wire lowrank:4: must be one of float32"),
+        (f"{NUMBERS} --bandwidth 800 --wire lowrank:4", "--wire lowrank:4: its bytes .* --tensors"),
+        (f"{NUMBERS} --bandwidth 800 --wire int4", "--wire int4: must be one of float32"),
+        (f"{NUMBERS} --bandwidth 800 --tensors 11x10", "have 110 numbers, more than --floats 100"),
+        (f"{NUMBERS} --bandwidth 800 --tensors 9x 1", "--tensors '9x': must be the sizes"),
+        (
+            f"{NUMBERS} --bandwidth 800 --tensors 10x10 --wire lowrank:5",
+            "--wire lowrank:5: no matrix is larger than .* at most lowrank:4",
+        ),
+        (
+            f"{NUMBERS} --bandwidth 800 --tensors 10x10 --wire lowrank:1 --fragments 2",
+            "--wire lowrank:1 with --fragments 2: a matrix may lie in two pieces",
+        ),
+        (f"{NUMBERS} --bandwidth 800 --K 2 --fragments 4", "long enough: 4 fragments, delay 0"),
         (f"{NUMBERS} --bandwidth 1gbyte", "--bandwidth '1gbyte': must be bits per second such as"),
         (f"{NUMBERS} --delay k", "--delay 'k': must be a whole number of at least 0, or K"),
     ],

@@ -13,6 +13,7 @@ ALGORITHMS = {
     "kavg": lambda localavg: localavg.kavg(K=4),
     "mavg": lambda localavg: localavg.mavg(K=4, mu=0.5),
     "sync": lambda localavg: localavg.sync(),
+    "delay": lambda localavg: localavg.mavg(K=4, mu=0.5, delay=2),
     "adpsgd": lambda localavg: localavg.adpsgd(p_init=3, Ks=20, warmup_steps=5),
 }
 CASES = {name: (name, {}) for name in ALGORITHMS} | {

@@ -1,13 +1,8 @@
 """Rows on a GPU: means by every transport on 1, 2 and 4 ranks that share it, and the kernels."""
 
-import json
-import subprocess
-import sys
-
 import numpy as np
 import pytest
-from gpus import AWARE, answered, at_once, guarded, launch, place, take
-from mpi import ROOT
+from gpus import answered, at_once, aware, guarded, launch, place, take
 from rows import ordered, values
 
 RANKS, TRANSPORTS, ROWS = (1, 2, 4), ("staged", "cuda_aware", "nccl"), (1, 3, 8)  # rows of a rank
@@ -63,13 +58,8 @@ def one_length(fleet, transport, L, n):
 
 def begin_averaged(folder):
     """Whether MPI takes a GPU's memory, and {ranks: answers}."""
-    done = subprocess.run(
-        [sys.executable, "-c", AWARE], cwd=ROOT, capture_output=True, text=True, timeout=150
-    )
-    aware = (
-        json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else [None, done.stderr]
-    )
-    return aware, {ranks: launch(ranks, means, aware, timeout=100) for ranks in RANKS}
+    found = aware()
+    return found, {ranks: launch(ranks, means, found, timeout=100) for ranks in RANKS}
 
 
 averaged = answered("averaged")

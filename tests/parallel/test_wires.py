@@ -21,8 +21,8 @@ from localavg.parallel.fleet import Fleet
 from localavg.parallel.layout import Layout
 from localavg.parallel.transport import choose, in_code
 from localavg.parallel.transport.in_code import Coding, InCode
-from localavg.parallel.transport.low_rank import check_rank
 from localavg.parallel.wires.bf16 import Bf16
+from localavg.parallel.wires.factors import check_rank
 from localavg.parallel.wires.float32 import Float32
 from localavg.parallel.wires.scaled import Scaled8
 from localavg.scope import Scope

@@ -36,6 +36,12 @@ def test_every_algorithm_meets_every_sampling_optimiser_and_state_at_every_numbe
         assert samplings >= set(product(["sgd"], SAMPLING))
         assert {optimiser for row, optimiser, _ in updates if row == "sgd"} == set(OPTIMIZERS)
     assert {run.get("transport") for run in runs} >= {"shared", "mpi"}
+    wires = {str(run.get("wire")).partition(":")[0] for run in runs}
+    assert wires == ({"None", "bf16", "int8", "lowrank"} if ranks == 4 else {"None"})
+    late = {("fragments" in run, "delay" in run, "wire" in run) for run in runs}
+    assert late >= {(True, True, False), (True, False, False), (False, True, False)}
+    if ranks == 4:
+        assert late >= {(True, True, True), (False, True, True), (True, False, True)}
     on_nodes = {run["transport"] for run in runs if "ranks_per_node" in run}
     assert on_nodes == ({"shared", "mpi"} if ranks == 4 else set())
 

@@ -28,6 +28,7 @@ PARTS = [
     "ranks-2-staged",
     "ranks-2-cuda_aware",
     "ranks-2-auto",
+    "delay-2",
     "start",
     "memcheck",
     "nin-1-any",

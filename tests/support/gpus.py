@@ -1,5 +1,6 @@
 """For the tests on a GPU: why they are skipped, launches, and cases that fail one by one."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -45,6 +46,15 @@ def why_not():
     )
     lines = done.stderr.strip().splitlines()
     return "" if done.returncode == 0 else (lines or [f"status {done.returncode}"])[-1]
+
+
+def aware():
+    """Whether MPI takes a GPU's memory, and why, from a process that has not started MPI."""
+    done = subprocess.run(
+        [sys.executable, "-c", AWARE], cwd=ROOT, capture_output=True, text=True, timeout=150
+    )
+    found = json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else None
+    return found or [None, done.stderr]
 
 
 def launch(ranks, function, *args, timeout=LIMIT_S):

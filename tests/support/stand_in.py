@@ -148,19 +148,23 @@ class Stream:
         return cls.known[ptr]
 
     def __enter__(self):
-        current.append(self)
+        thread.current = [*here(), self]
         return self
 
     def __exit__(self, *_):
-        assert current.pop() is self
+        assert here()[-1] is self
+        thread.current = here()[:-1]
 
     def queue(self, what, work=lambda: None):
+        main = threading.current_thread() is threading.main_thread()
+        assert main or hasattr(thread, "device"), "a new thread is on GPU 0"
         log.append((self.name, what))
         self.pending.append(work)
         self.dirty = True
 
     def record(self):
-        return Event(self, self.done + len(self.pending))
+        with lock:  # another thread may be in `run`
+            return Event(self, self.done + len(self.pending))
 
     def wait_event(self, event):
         self.pending.append(event.reach)
@@ -197,12 +201,17 @@ class Event:
 
 
 null = Stream(name="main")
-current = [null]
+thread = threading.local()  # each has streams and a GPU of its own
+
+
+def here():
+    """The streams whose contexts this thread is in."""
+    return getattr(thread, "current", [null])
 
 
 def now():
-    """The stream in which work is queued."""
-    return current[-1]
+    """The stream in which this thread's work is queued."""
+    return here()[-1]
 
 
 def _copy(to, x, nbytes, kind, stream):
@@ -217,7 +226,7 @@ class NcclCommunicator:
     """Sums over the ranks of the MPI communicator that the id came over."""
 
     def __init__(self, size, key, rank):
-        self.comm = came_over[0]
+        self.comm = came_over[0].Dup()
         assert (size, rank) == (self.comm.size, self.comm.rank) and key == 12345
 
     def allReduce(self, x, out, n, dtype, op, stream):
@@ -247,7 +256,7 @@ class Used:
         self.number = index
 
     def use(self):
-        Used.index = self.number
+        Used.index = thread.device = self.number
 
 
 gpus = [4]  # how many this machine has

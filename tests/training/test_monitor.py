@@ -77,8 +77,8 @@ def payload_of(*scopes):
     return SimpleNamespace(
         algorithm=algorithm,
         kind=lambda t: Kind.WEIGHTS,
-        piece=lambda t: 0,
-        of_kind=lambda kind, scope, piece: (8, 0),
+        pieces=lambda t: (0,),
+        of_kind=lambda kind, scope, pieces: (8, 0),
     )
 
 

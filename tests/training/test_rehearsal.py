@@ -9,6 +9,7 @@ import pytest
 import stand_in
 from mpi4py import MPI
 
+from localavg.algorithms import ALGORITHMS
 from localavg.config import TrainConfig
 from localavg.parallel import kernels
 from localavg.parallel.device import choose_device
@@ -28,13 +29,16 @@ CASES = {
     "gossip": ({"K": 2}, {"optimizer": "momentum", "state": "average"}),
     "sync": ({}, {}),
     "fours": ({"K": 2}, {"data": "epsilon-like:60x8"}),
+    "delay": ({"K": 2, "delay": 1}, {"optimizer": "momentum"}),
+    "anchored": ({"K": 2, "delay": 2, "merge": "lerp"}, {}),
+    "delayed pieces": ({"K": 4, "fragments": 2, "delay": 1}, {"data": "epsilon-like:60x200"}),
     "pieces": ({"K": 2, "fragments": 2, "switch": 0.2}, {"data": "epsilon-like:60x200"}),
 }
 
 
 def built(name):
     options, more = CASES[name]
-    algorithm = "kavg" if name in ("one learner", "fours", "pieces") else name
+    algorithm = name if name in ALGORITHMS else "kavg"
     given = {"learners": 4, "steps": 6, "batch_size": 4, "data": "epsilon-like:60x5", **more}
     c = TrainConfig(algorithm=algorithm, options=options, device="cuda", **given)
     kernels.kernel.cache_clear()
@@ -54,7 +58,7 @@ def test_training_compiles_nothing_that_the_rehearsal_did_not(name):
     e.problem.close()
 
 
-@pytest.mark.parametrize("name", ["kavg", "adpsgd", "mavg"])
+@pytest.mark.parametrize("name", ["kavg", "adpsgd", "mavg", "delay"])
 def test_the_rehearsal_leaves_the_run_as_it_was(name):
     weights = []
     for rehearsed in (True, False):

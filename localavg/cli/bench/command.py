@@ -164,10 +164,13 @@ def _ratios(row: Row, outer: str | None, fleet: Fleet) -> Row:
 
 
 def _delay(args: argparse.Namespace) -> int:
+    aware = probed(args.device == "cuda", "auto")  # starts a child, so it comes before MPI
     here = world()
     if here.size == 1:
         raise UserError("bench delay on 1 rank: nothing travels; run it under mpirun -n 2")
-    return _print("a round of updates and one average (s)", delay.rows(args, here), args.json)
+    return _print(
+        "a round of updates and one average (s)", delay.rows(args, here, aware), args.json
+    )
 
 
 def _period(args: argparse.Namespace) -> int:

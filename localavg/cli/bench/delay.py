@@ -6,12 +6,13 @@ import argparse
 from typing import TYPE_CHECKING
 
 from localavg.cli import Commands, above_0, at_least_1
-from localavg.cli.bench import WAYS
+from localavg.cli.bench import WAYS, options
 
 if TYPE_CHECKING:
     from mpi4py import MPI
 
     from localavg.cli.bench import Row
+    from localavg.parallel.probe import Probe
 
 
 def add(whats: Commands) -> argparse.ArgumentParser:
@@ -20,9 +21,9 @@ def add(whats: Commands) -> argparse.ArgumentParser:
         "delay",
         help="time rounds with averages at once, delayed and never, under mpirun",
         description="Time rounds of updates that sleep, as a rank does while its GPU works, or "
-        "that compute on the CPU, with an average at the end of each that is made at once, delayed "
-        "by a round, or never made. Print what part of an average the delay hides, and the CPU "
-        "seconds that it takes, divided by the cores.",
+        "that compute on the device, with an average at the end of each that is made at once, "
+        "delayed by a round, or never made. Print what part of an average the delay hides, and the "
+        "CPU seconds that it takes, divided by the cores.",
     )
     wholes = (
         ("sizes", [4_000_000], "floats in a row", "+"),
@@ -63,6 +64,7 @@ def add(whats: Commands) -> argparse.ArgumentParser:
         metavar="X",
         help="let the updates of a round take X times as long as one average (default: 1)",
     )
+    options.add_device(s, "average rows, and compute updates,")
     s.add_argument(
         "--ranks-per-node",
         type=at_least_1,
@@ -72,11 +74,13 @@ def add(whats: Commands) -> argparse.ArgumentParser:
     return s
 
 
-def rows(args: argparse.Namespace, world: MPI.Intracomm) -> list[Row]:
+def rows(args: argparse.Namespace, world: MPI.Intracomm, aware: Probe | None) -> list[Row]:
     """Return the rows of the benchmark. Collective."""
     from localavg.cli.bench.hiding import bench_hiding
+    from localavg.parallel.device import choose_device
     from localavg.parallel.fleet import Fleet
 
     fleet = Fleet(world, None, args.ranks_per_node)
+    device = choose_device(args.device, fleet)
     how = args.sizes, args.algorithms, args.updates, args.K, args.rounds, args.repeats
-    return bench_hiding(fleet, *how, args.length)
+    return bench_hiding(fleet, *how, args.length, device, aware)

@@ -10,20 +10,22 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter, process_time
 
-import numpy as np
 from mpi4py import MPI
 
 from localavg.algorithms import ALGORITHMS
 from localavg.cli.bench import WAYS, Row, medians, seconds
-from localavg.interfaces import Array, Transport
+from localavg.interfaces import Array, Device, Transport
 from localavg.learner.flat import Flat
+from localavg.parallel.device import Cpu
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.probe import Probe
 from localavg.parallel.transport import choose, in_background
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.training.averaging import Averaging
 from localavg.training.delayed import Delayed
 
-ROWS = 128  # of the matrices that an update multiplies
+ROWS, ON_GPU = 128, 2048  # of the matrices that an update multiplies, on a CPU and on a GPU
+HOST = Cpu()
 ALONE = 5  # averages that are timed without updates
 
 
@@ -51,7 +53,7 @@ class Rounds:
         K: int,
         background: Transport | None = None,
     ) -> None:
-        self.fleet, self.K, self.t = fleet, K, 0
+        self.fleet, self.ours, self.K, self.t = fleet, ours, K, 0
         made = ALGORITHMS[algorithm](K=K, delay=K if background else None)
         made.participants.start(fleet.learners, fleet.P, 0)
         made.average.lay_out(fleet.learners, fleet.P, 0)
@@ -74,7 +76,7 @@ class Rounds:
         """
         self._go(1, update)
         self.fleet.world.Barrier()
-        took_s = seconds(partial(self._go, rounds, update))
+        took_s = seconds(partial(_all_of, partial(self._go, rounds, update), self.ours))
         if isinstance(self.averaging, Delayed) and (flight := self.averaging.flights.now):
             flight.arrived()
         return slowest(self.fleet, took_s) / rounds  # after which nothing travels on any rank
@@ -84,6 +86,12 @@ class Rounds:
             update()
             self.t += 1
             self.averaging.average_(self.t, 0.1)
+
+
+def _all_of(work: Callable[[], object], transport: Transport | Device) -> None:
+    """Do `work`, and what it queued on a GPU."""
+    work()
+    transport.settle()
 
 
 def slowest(fleet: Fleet, own_s: float) -> float:
@@ -97,32 +105,36 @@ def average_s(fleet: Fleet, ours: Transport, n: int, algorithm: str = "kavg") ->
     return medians({"": lambda: alone.seconds(1, _no)}, ALONE)[""]
 
 
-def updates(fleet: Fleet, way: str, length_s: float) -> Callable[[], None]:
+def updates(fleet: Fleet, way: str, length_s: float, device: Device = HOST) -> Callable[[], None]:
     """Return an update of this way that takes so long where every rank makes it. Collective."""
     if way == "sleeping":
         return partial(time.sleep, length_s)
-    x = np.ones((ROWS, ROWS), np.float32)
-    out = np.empty_like(x)
+    rows = ROWS if device.name == "cpu" else ON_GPU
+    x, out = device.zeros((rows, rows)), device.zeros((rows, rows))
+    x += 1
 
     def multiply(times: int) -> None:
         for _ in range(times):
-            np.matmul(x, x, out=out)
+            device.xp.matmul(x, x, out=out)
 
-    multiply(20)
+    _all_of(partial(multiply, 20), device)
     fleet.world.Barrier()
     took_s, calls = 0.0, 0
     while slowest(fleet, took_s) < 0.05:  # alike on all ranks
-        took_s += seconds(partial(multiply, 50))
+        took_s += seconds(partial(_all_of, partial(multiply, 50), device))
         calls += 50
     return partial(multiply, max(1, round(length_s * calls / slowest(fleet, took_s))))
 
 
-def never_s(fleet: Fleet, rounds: int, K: int, update: Callable[[], object]) -> float:
+def never_s(
+    fleet: Fleet, rounds: int, K: int, update: Callable[[], object], device: Device = HOST
+) -> float:
     """Return the seconds of a round that ends without an average. Collective."""
     fleet.world.Barrier()
     start = perf_counter()
     for _ in range(rounds * K):
         update()
+    device.settle()
     return slowest(fleet, perf_counter() - start) / rounds
 
 
@@ -140,25 +152,28 @@ def bench_hiding(
     rounds: int,
     repeats: int,
     length: float = 1.0,
+    device: Device = HOST,
+    aware: Probe | None = None,
 ) -> list[Row]:
     """Time rounds of K updates for every size, algorithm and way. Collective. Return the rows.
 
     The updates of a round take `length` times as long as one average. cpu_s: what the ranks spend
-    on a delayed average, divided by the cores that they have.
+    on a delayed average, divided by the cores that they have. aware: as in `transport.choose`.
     """
     rows = []
     for n in sizes:
         for name in algorithms:
-            ours = choose("auto", fleet, (), 4 * n * 4)
+            ours = choose("auto", fleet, (), 4 * n * 4, device, aware, n)
             background = in_background(ours, fleet)
             alone_s = average_s(fleet, ours, n, name)
             for way in ways:
-                update = updates(fleet, way, length * alone_s / K)
+                update = updates(fleet, way, length * alone_s / K, device)
                 at_once = Rounds(fleet, ours, n, name, K)
                 delayed = Rounds(fleet, ours, n, name, K, background)
                 spent = {"never": 0.0, "delayed": 0.0}
+                never = partial(never_s, fleet, rounds, K, update, device)
                 timed: dict[str, Callable[[], float]] = {
-                    "never": _spending(spent, "never", partial(never_s, fleet, rounds, K, update)),
+                    "never": _spending(spent, "never", never),
                     "at_once": partial(at_once.seconds, rounds, update),
                     "delayed": _spending(
                         spent, "delayed", partial(delayed.seconds, rounds, update)
@@ -173,6 +188,7 @@ def bench_hiding(
                         "algorithm": name,
                         "updates": way,
                         "elements": n,
+                        "transport": ours.name,
                         "ranks": fleet.ranks,
                         "nodes": fleet.nodes,
                         "average_s": alone_s,

@@ -68,7 +68,7 @@ def _add_network(s: argparse.ArgumentParser) -> None:
         default="yes",
         help="whether ours takes kernels of the GPU that repeat their bits (default: %(default)s)",
     )
-    _add_device(s, "train")
+    add_device(s, "train")
     s.add_argument(
         "--learners",
         type=at_least_1,
@@ -185,7 +185,7 @@ def add_average(whats: Commands) -> argparse.ArgumentParser:
         help="continue: also time an average with the copy from which ranks go on when others die; "
         "it needs mpirun --with-ft ulfm (default: %(default)s, only the mean)",
     )
-    _add_device(s, "average rows")
+    add_device(s, "average rows")
     _add_repeats(s, 11)
     s.add_argument(
         "--out",
@@ -223,7 +223,7 @@ def add_checkpoint(whats: Commands) -> argparse.ArgumentParser:
     return s
 
 
-def _add_device(s: argparse.ArgumentParser, what: str) -> None:
+def add_device(s: argparse.ArgumentParser, what: str) -> None:
     """Declare --device, where to do `what`."""
     s.add_argument(
         "--device",

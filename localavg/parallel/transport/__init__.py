@@ -18,13 +18,13 @@ from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport import nccl
 from localavg.parallel.transport.cuda_aware import CudaAware
 from localavg.parallel.transport.in_code import InCode
+from localavg.parallel.transport.in_code_on_device import InCodeOnDevice
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.nccl import Nccl
 from localavg.parallel.transport.on_device import OnDevice
 from localavg.parallel.transport.shared import SharedMemory
 from localavg.parallel.transport.staged import Staged
 from localavg.parallel.transport.trial import fastest
-from localavg.scope import Scope
 
 if TYPE_CHECKING:
     from localavg.parallel.probe import Probe
@@ -73,50 +73,38 @@ def choose(
 
 
 def in_background(transport: HostMPI, fleet: Fleet) -> HostMPI:
-    """Make a transport of the same kind that another thread may use. Collective.
+    """Make a transport like this one that another thread may use. Collective.
 
-    Raises UserError on a GPU, and where the MPI library takes calls from one thread only.
+    Raises UserError where the MPI library takes calls from one thread only.
     """
-    if isinstance(transport, OnDevice):
-        raise UserError(
-            "`delay`: means in the background are of the host's memory; add `device = cpu`, or "
-            "leave `delay` out"
-        )
     if MPI.Query_thread() < MPI.THREAD_MULTIPLE:
         raise UserError(
             "`delay` needs an MPI library that takes calls from several threads "
             "(MPI_THREAD_MULTIPLE); leave `delay` out, or use another library"
         )
-    return type(transport)(
-        fleet.again(), _clusters(transport), "in the background", transport.dtype
-    )
+    return transport.again(fleet.again())
 
 
 def in_code(transport: Transport, fleet: Fleet, crossed: bool = False) -> InCode:
     """Make a transport like this one, whose averages can cross nodes in code. Collective.
 
     crossed: whether the run had several nodes before ranks were lost. Raises UserError where
-    nothing crosses nodes, and for a transport of other memory than that which a node shares.
+    nothing crosses nodes, and on the host for a transport of other memory than that which a node
+    shares.
     """
-    if isinstance(transport, OnDevice):
-        raise UserError(
-            "`wire`: codes are made in the host's memory; add `device = cpu`, or leave `wire` out"
-        )
     if fleet.nodes == 1 and not crossed:
         raise UserError(
             "`wire`: all ranks are on one node, so nothing crosses nodes; leave `wire` out, or "
             "make nodes of some ranks each with `ranks_per_node`"
         )
+    if isinstance(transport, OnDevice):
+        return InCodeOnDevice(transport, fleet)
     if not isinstance(transport, SharedMemory):
         raise UserError(
             f"`wire`: sums of a node are made in memory that its ranks share, and the transport is "
             f"{transport.name} ({transport.why}); use `transport = shared`, or leave `wire` out"
         )
-    return InCode(fleet, _clusters(transport), transport.why, transport.dtype)
-
-
-def _clusters(transport: Transport) -> list[int]:
-    return [S for scope, S in transport.sizes.items() if scope is not Scope.WORLD]
+    return InCode(fleet, transport.clusters, transport.why, transport.dtype)
 
 
 def _on_host(name: str, fleet: Fleet, clusters: Sequence[int], learner_bytes: int) -> HostMPI:

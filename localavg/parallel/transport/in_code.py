@@ -13,8 +13,10 @@ from localavg.parallel.device import put_
 from localavg.parallel.transport import coded_lanes, low_rank
 from localavg.parallel.transport.coded_lanes import CodedLanes, Feedback, Group
 from localavg.parallel.transport.lanes import Lanes, Weights
-from localavg.parallel.transport.low_rank import LowRank, Tensor
+from localavg.parallel.transport.low_rank import LowRank
 from localavg.parallel.transport.shared import Part, SharedMemory
+from localavg.parallel.wires import factors
+from localavg.parallel.wires.factors import Tensor
 from localavg.scope import Scope
 
 
@@ -63,7 +65,7 @@ class InCode(SharedMemory):
     def use(self, coding: Coding) -> None:
         """Code so from now on. Raises UserError if no tensor has a product of rank r."""
         if coding.code is None:
-            low_rank.check_rank(coding.tensors, coding.r)
+            factors.check_rank(coding.tensors, coding.r)
         self.coding = coding
 
     @property
@@ -176,7 +178,7 @@ class InCode(SharedMemory):
         _, n = self._trained(self.pieces[piece])
         if not self.crosses(scope):
             return 4 * n
-        return low_rank.nbytes(tensors, r) if code is None else code.nbytes(n)
+        return factors.nbytes(tensors, r) if code is None else code.nbytes(n)
 
     def state_dict(self) -> dict[str, Array]:
         """Return w̃, the feedback of this rank's lanes, and what the lanes follow from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from hashlib import blake2b
 from time import perf_counter
 
@@ -47,7 +48,7 @@ class HostMPI(Mixes):
     ) -> None:
         super().__init__(fleet)
         self.why, self.dtype = why, np.dtype(dtype)
-        self.sizes = sizes(clusters, fleet.P)
+        self.clusters, self.sizes = clusters, sizes(clusters, fleet.P)
         self.groups = {scope: fleet.groups(S) for scope, S in self.sizes.items()}
         self._memory = np.empty(0, dtype)  # [≥ n] the sum over a group's rows
         self.laps: Laps = UNTIMED
@@ -68,6 +69,14 @@ class HostMPI(Mixes):
 
     def settle(self) -> None:
         """Wait until all queued work is done; on a host nothing is queued."""
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context for another thread; on a host nothing is queued."""
+        return nullcontext()
+
+    def again(self, fleet: Fleet) -> HostMPI:
+        """Return a transport like this one on another fleet of the same learners. Collective."""
+        return type(self)(fleet, self.clusters, "in the background", self.dtype)
 
     def mean_(
         self, w: np.ndarray, scope: Scope, variance: bool = False, step: Step | None = None

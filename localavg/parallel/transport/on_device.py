@@ -8,12 +8,13 @@ and writes the rows. Learners of one rank take one kernel in all. A subclass imp
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 import numpy as np
 
 from localavg.interfaces import Array, Code, Rows, Step
 from localavg.parallel import kernels
-from localavg.parallel.device import Cuda, on_host, put_
+from localavg.parallel.device import Cuda, Stream, on_host, put_
 from localavg.parallel.fleet import Fleet, Group
 from localavg.parallel.transport.lanes import Weights, add_up, counted
 from localavg.parallel.transport.mixing_on_device import MixOnDevice
@@ -32,6 +33,7 @@ class OnDevice(HostMPI):
         super().__init__(fleet, clusters, why)
         self.device, self.xp = device, device.xp
         self._memory = device.zeros((0,))  # [≥ n] the sum over a group's rows
+        self._side: Stream | None = None  # of another thread's work
 
     def zeros(self, shape: tuple[int, int]) -> Array:
         """Make zero rows [L, n] on the device."""
@@ -42,6 +44,15 @@ class OnDevice(HostMPI):
     def settle(self) -> None:
         """Wait until all queued work of the device is done."""
         self.device.settle()
+
+    def aside(self) -> AbstractContextManager[None]:
+        """Return a context for another thread, whose work is queued in a stream of its own."""
+        if self._side is None:
+            self._side = self.device.side_stream()
+        return self.device.behind(self._side)
+
+    def again(self, fleet: Fleet) -> OnDevice:
+        return type(self)(fleet, self.device, self.clusters, "in the background")
 
     def mean_(
         self, w: Array, scope: Scope, variance: bool = False, step: Step | None = None
