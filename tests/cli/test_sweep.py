@@ -588,7 +588,7 @@ def fake(tmp_path):
     return make
 
 
-@pytest.mark.parametrize("launcher", ["local", "slurm", "lsf"])
+@pytest.mark.parametrize("launcher", ["local", "slurm", "lsf", "jsrun"])
 def test_a_dry_run_tells_the_runs_and_starts_none(launcher, small, tmp_path):
     done = alone(
         "sweep", small, "--launcher", launcher, "--dry-run", "--out", tmp_path / "runs", "--jobs", 3
@@ -599,8 +599,11 @@ def test_a_dry_run_tells_the_runs_and_starts_none(launcher, small, tmp_path):
     if launcher == "local":
         assert len(re.findall(r"-m localavg train .* --resume$", done.stdout, re.M)) == 5
     else:
-        word = {"slurm": "--array=1-3", "lsf": "small-laptop[1-3]"}[launcher]
-        assert word in done.stdout and ("sbatch" in done.stdout or "bsub" in done.stdout)
+        for ranks, jobs in ((1, 1), (2, 2)):  # of two ranks two runs go at once
+            name = f"small-laptop-{ranks}"
+            word = {"slurm": f"{name} --array=1-{jobs} "}.get(launcher, f"{name}[1-{jobs}]")
+            assert word in done.stdout
+        assert "gpus-per-node=0" in done.stdout or "-gpu" not in done.stdout
 
 
 @pytest.mark.parametrize(
@@ -764,6 +767,9 @@ def test_words_of_launchers(small, monkeypatch, tmp_path):
         "2",
         "--nodes=1",
     ]
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "4")
+    step = launch.command(run, out, "srun", at_once=4)
+    assert step[:6] == ["srun", "-n", "2", "--nodes=1", "--exact", "--gpus-per-node=2"]
     jsrun = launch.command(run, out, "jsrun --smpiargs='-gpu' --np {ranks} -a 4")
     assert jsrun[:7] == ["jsrun", "--smpiargs=-gpu", "--np", "2", "-a", "4", sys.executable]
     assert (
@@ -775,87 +781,168 @@ def test_words_of_launchers(small, monkeypatch, tmp_path):
 
 
 def submitted(folder, capsys, launcher, text, *words):
-    """The words of sbatch or bsub that a sweep would be submitted with."""
+    """The words of sbatch or bsub that a sweep would be submitted with, a list for each array, and
+    all that is printed.
+    """
     (folder / "some.toml").write_text(text)
-    words = [
-        "sweep",
-        str(folder / "some.toml"),
-        "--launcher",
-        launcher,
-        "--dry-run",
-        "--out",
-        str(folder / "runs"),
-        *words,
-    ]
-    args = parser().parse_args(words)
+    out = str(folder / "runs")
+    given = ["sweep", str(folder / "some.toml"), "--launcher", launcher, "--dry-run", "--out", out]
+    args = parser().parse_args([*given, *words])
     assert args.call(args) == 0
-    (line,) = (
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if " bsub " in line or " sbatch " in line
+    printed, tool = capsys.readouterr().out, "sbatch" if launcher == "slurm" else "bsub"
+    lines = [shlex.split(line) for line in printed.splitlines() if f" {tool} " in line]
+    return [line[line.index(tool) :] for line in lines], printed
+
+
+def size_of(words):
+    """Ranks, ranks a node and GPUs a node that bsub -n or sbatch is told on the command line."""
+    text = " ".join(words)
+    patterns = (
+        r"-n (\d+)|--ntasks=(\d+)",
+        r"ptile=(\d+)|-per-node=(\d+)",
+        r"num=(\d+)|gpus-\S+=(\d+)",
     )
-    words = shlex.split(line)
-    return words[words.index({"lsf": "bsub", "slurm": "sbatch"}[launcher]) :]
+    found = [re.search(pattern, text) for pattern in patterns]
+    return tuple(int(m[1] or m[2]) if m else 0 for m in found)
 
 
-def nodes_of(words):
-    """What bsub or sbatch is told on the command line, which counts above the template."""
-    told = [words[i + 1] for i, word in enumerate(words) if word == "-nnodes"]
-    (nodes,) = told or [word.partition("=")[2] for word in words if word.startswith("--nodes=")]
-    return int(nodes)
+LEARNERS = '[[runs]]\nalgorithm = "kavg"\nranks = "learners"\n'
+ON_GPUS = LEARNERS + 'model = "nin"\ndata = "digits"\ndevice = "cuda"\n'
 
 
 @pytest.mark.parametrize("launcher", ["lsf", "slurm"])
-@pytest.mark.parametrize(
-    ("ranks", "nodes"), [(1, 1), (3, 1), (4, 1), (5, 2), (8, 2), (9, 3), (128, 32)]
-)
-def test_a_sweep_asks_for_the_nodes_of_its_largest_run_at_four_ranks_each(
-    launcher, ranks, nodes, tmp_path, capsys
-):
-    text = (
-        f'[[runs]]\nalgorithm = "kavg"\nranks = "learners"\ngrid.learners = {sorted({1, ranks})}\n'
-    )
-    words = submitted(tmp_path, capsys, launcher, text)
-    assert nodes_of(words) == nodes
+def test_every_number_of_ranks_is_an_array_with_the_nodes_that_it_needs(launcher, tmp_path, capsys):
+    text = f"{LEARNERS}grid.learners = [3, 4, 5, 6, 8, 9, 128]\n"
+    arrays, _ = submitted(tmp_path, capsys, launcher, text)
+    # ranks, ranks a node: nodes as full as can be, and as even; none asks for a GPU
+    nodes = [(3, 3, 0), (4, 4, 0), (5, 3, 0), (6, 3, 0), (8, 4, 0), (9, 3, 0), (128, 4, 0)]
+    assert [size_of(words) for words in arrays] == nodes
+    arrays, _ = submitted(tmp_path, capsys, launcher, f"{ON_GPUS}grid.learners = [3, 6, 8]\n")
+    assert [size_of(words) for words in arrays] == [(3, 3, 3), (6, 3, 3), (8, 4, 4)]
     if launcher == "slurm":
-        assert f"--ntasks={ranks}" in words
+        assert [w for words in arrays for w in words if "--nodes" in w] == [
+            "--nodes=1", "--nodes=2", "--nodes=2",
+        ]  # fmt: skip
 
 
-def test_servers_need_places_on_nodes_too_and_simulated_runs_one(tmp_path, capsys):
+def test_small_runs_go_several_at_once_on_one_node(tmp_path, capsys):
+    text = f"{ON_GPUS}learners = 1\ngrid.lr = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]\n"
+    ((*words,),), printed = submitted(tmp_path, capsys, "slurm", text)
+    assert "--array=1-2" in words and size_of(words) == (3, 3, 3)  # 3 + 3, not 4 + 2
+    assert words[-4:] == ["--only-ranks", "1", "--at-once", "3"]
+    assert "0.0 % of the GPU hours are idle" in printed
+    ((*words,),), printed = submitted(tmp_path, capsys, "jsrun", text)
+    assert "25.0 % of the GPU hours are idle" in printed  # it gets whole nodes, of 4 GPUs
+
+
+def test_the_papers_sweep_leaves_no_gpu_idle(capsys):
+    words = f"sweep {ROOT}/jobs/sweeps/kavg-fig5-6.toml --scale paper --launcher slurm --dry-run"
+    args = parser().parse_args(words.split())
+    assert args.call(args) == 0
+    idle = re.search(r"([\d.]+) % of the GPU hours are idle", capsys.readouterr().out)
+    assert float(idle[1]) <= 10
+
+
+def test_hours_are_work_by_the_rate_of_a_rank(tmp_path, capsys):
+    """Two runs of 5 ranks in one job: 5 learners on 2 nodes of 3 GPUs, so a sixth is idle."""
+    text = f"{ON_GPUS}learners = 5\nbatch-size = 9\nsteps = 1000\ngrid.lr = [0.1, 0.2]\n"
+    _, printed = submitted(tmp_path, capsys, "slurm", text, "--jobs", "1", "--rate", "2.5")
+    each = 1000 * 9 / 2.5 / 3600  # hours
+    assert f"{2 * each * 6:,.2f} GPU hours, 16.7 % of them idle, and {2 * each:.2f}" in printed
+
+
+def test_rates_of_runs_that_have_begun_count(tmp_path, capsys):
+    text = f'{LEARNERS}learners = 4\ndata = "epsilon-like:200x10"\nepochs = 9\nbatch-size = 10\n'
+    _, printed = submitted(tmp_path, capsys, "slurm", text)
+    assert "how many they are is not known: no run like kavg-s0" in printed
+    (tmp_path / "runs").mkdir()
+    args = parser().parse_args(["sweep", str(tmp_path / "some.toml"), "--out", "x"])
+    asked = plan.read(args.file, "laptop", train_parser()).runs[0].asked
+    made = Record.create(tmp_path / "runs/other.h5", {**asked, "rows": 200}, {"ranks": 2})
+    made.append("train", t=1, samples=50, wall_s=0.5)
+    made.finish("finished")
+    _, printed = submitted(tmp_path, capsys, "slurm", text)
+    assert f"{9 * 200 / 50 / 3600:,.2f} hours of ranks" in printed  # 50 a second and rank
+
+
+def test_servers_need_places_too_and_simulated_runs_one(tmp_path, capsys):
     text = '[[runs]]\nalgorithm = "downpour"\nlearners = 8\nservers = 1\nranks = "learners"\n'
-    assert nodes_of(submitted(tmp_path, capsys, "lsf", text)) == 3
-    assert nodes_of(submitted(tmp_path, capsys, "lsf", text, "--ranks", "4")) == 2
-    assert nodes_of(submitted(tmp_path, capsys, "lsf", text, "--set", "simulate=true")) == 1
+    for words, size in (
+        ((), (9, 3, 0)),
+        (("--ranks", "4"), (5, 3, 0)),
+        (("--set", "simulate=true"), (1, 1, 0)),
+    ):
+        ((*found,),), _ = submitted(tmp_path, capsys, "lsf", text, *words)
+        assert size_of(found) == size
 
 
-def test_nodes_that_the_user_asks_lsf_for_stand_alone(tmp_path, capsys):
-    text = '[[runs]]\nalgorithm = "kavg"\nlearners = 8\nranks = "learners"\n'
-    words = submitted(tmp_path, capsys, "lsf", text, "--submit=-nnodes 7 -W 1:00")
-    assert words.count("-nnodes") == 1 and nodes_of(words) == 7 and "1:00" in words
+def test_what_the_user_asks_for_stands_last(tmp_path, capsys):
+    text = f"{LEARNERS}learners = 8\n"
+    ((*words,),), _ = submitted(tmp_path, capsys, "jsrun", text, "--submit=-nnodes 7 -W 1:00")
+    assert words.count("-nnodes") == 1 and words[3:7] == ["-nnodes", "7", "-W", "1:00"]
+    ((*words,),), _ = submitted(
+        tmp_path, capsys, "slurm", text, "--submit=--ntasks-per-node=8 --gpus-per-node=4"
+    )
+    assert "--nodes=1" in words and words.index("--gpus-per-node=4") > words.index("--ntasks=8")
 
 
 @pytest.mark.parametrize(
-    ("launcher", "said"),
+    ("launcher", "name", "said"),
     [
-        ("lsf", "jsrun --np {ranks} --tasks_per_rs 6 --bind x"),
-        ("slurm", "#SBATCH --ntasks-per-node=6"),
+        ("lsf", "lsf/sweep.lsf", '#BSUB -R "span[ptile=6]"'),
+        ("jsrun", "lsf/sweep.jsrun", "tasks=${TASKS:-6} gpus=${GPUS:-6}"),
+        ("slurm", "slurm/sweep.sbatch", "#SBATCH --ntasks-per-node=6"),
     ],
-    ids=["lsf", "slurm"],
 )
 def test_the_template_says_how_many_ranks_a_node_takes(
-    launcher, said, tmp_path, capsys, monkeypatch
+    launcher, name, said, tmp_path, capsys, monkeypatch
 ):
-    (tmp_path / launcher).mkdir()
-    (tmp_path / launcher / {"lsf": "sweep.lsf", "slurm": "sweep.sbatch"}[launcher]).write_text(
-        f"#!/bin/bash\n{said}\n"
-    )
+    (tmp_path / name).parent.mkdir()
+    (tmp_path / name).write_text(f"#!/bin/bash\n{said}\n")
     monkeypatch.setattr("localavg.cli.sweep.submit.JOBS", tmp_path)
-    text = '[[runs]]\nalgorithm = "kavg"\nranks = "learners"\nlearners = {P}\n'
-    nodes = {
-        P: nodes_of(submitted(tmp_path, capsys, launcher, text.replace("{P}", str(P))))
-        for P in (6, 7, 12, 13)
-    }
-    assert nodes == {6: 1, 7: 2, 12: 2, 13: 3}
+    _, printed = submitted(
+        tmp_path, capsys, launcher, f"{LEARNERS}grid.learners = [6, 7, 12, 13]\n"
+    )
+    table = [line.split() for line in printed.splitlines() if re.match(r" +\d", line)]
+    assert {int(row[0]): int(row[4]) for row in table} == {6: 1, 7: 2, 12: 2, 13: 3}
+
+
+@pytest.mark.parametrize("launcher", ["slurm", "lsf", "jsrun"])
+def test_nothing_is_submitted_before_data_account_and_partition_are_there(
+    launcher, tmp_path, monkeypatch
+):
+    (tmp_path / "some.toml").write_text(f'{LEARNERS}learners = 2\ndata = "gone.h5"\n')
+    tool = tmp_path / ("sbatch" if launcher == "slurm" else "bsub")
+    tool.write_text(f"#!/bin/sh\necho $* >>{tmp_path}/submitted\n")
+    tool.chmod(0o755)
+    path = f"{tmp_path}:/usr/bin:/bin"
+    words = "sweep", tmp_path / "some.toml", "--launcher", launcher, "--out", tmp_path / "runs"
+    done = alone(*words, cwd=tmp_path, PATH=path)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    names = ["ACCOUNT", "PARTITION"] if launcher == "slurm" else ["PROJECT", "QUEUE"]
+    assert all(word in done.stderr for word in ("gone.h5", "localavg prepare", *names))
+    given = "-A me --partition=gpu" if launcher == "slurm" else "-P me -q gpu"
+    done = alone(*words, "--submit", given, cwd=tmp_path, PATH=path)
+    assert done.returncode == 2 and "gone.h5" in done.stderr and names[0] not in done.stderr
+    assert not (tmp_path / "submitted").exists() and not (tmp_path / "runs").exists()
+    done = alone(*words, "--submit", given, "--set", "data=digits", cwd=tmp_path, PATH=path)
+    assert done.returncode == 0 and given in (tmp_path / "submitted").read_text()
+
+
+def test_several_runs_at_once_share_the_gpus(small, fake, tmp_path, monkeypatch):
+    """Each run has two of four ranks: it writes its GPUs and waits for the other run."""
+    gpus = tuple((f"GPU {i}", f"GPU-{i}") for i in range(5))
+    monkeypatch.setattr("localavg.cli.sweep.launch.find_gpus", lambda: (gpus, ""))
+    mpirun = fake(
+        f"echo $CUDA_VISIBLE_DEVICES >>{tmp_path}/gpus\n"
+        f"while [ $(wc -l <{tmp_path}/gpus) -lt 2 ]; do sleep 0.05; done; exit 75"
+    )
+    (tmp_path / "runs").mkdir()
+    said = []
+    queue = launch.Queue(tmp_path / "runs", mpirun, False, said.append, at_once=4)
+    assert queue.work(read(small).runs) == 75
+    assert len(fake.started()) == 2 and sum("interrupted" in line for line in said) == 2
+    assert sorted((tmp_path / "gpus").read_text().split()) == ["GPU-0,GPU-1", "GPU-2,GPU-3"]
 
 
 @pytest.mark.parametrize(
@@ -873,6 +960,7 @@ def test_the_template_says_how_many_ranks_a_node_takes(
         ("sweep FILE --set wings=1", "wings"),
         ("sweep FILE --launcher slurm --share 1/2", "--share 1/2"),
         ("sweep FILE --launcher slurm --at-once 2", "--at-once 2: only with --launcher local"),
+        ("sweep FILE --only-ranks 7", "--only-ranks 7: the runs have 1, 2 ranks"),
         ("status .", "no run files"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from drive import parser
 from mpi import ROOT, alone
 
-from localavg.cli.sweep import gpu, plan
+from localavg.cli.sweep import cost, gpu, plan
 from localavg.config import TrainConfig
 
 SWEEPS = sorted((ROOT / "jobs" / "sweeps").glob("*.toml"))
@@ -79,14 +79,14 @@ def test_hours_are_the_examples_of_all_learners_by_the_rate(tmp_path):
 
     def rate_of(run):
         asked.append(run.name)
-        return gpu.Rate(10.0, 160) if run.given["algorithm"] == "kavg" else "not known"
+        return cost.Rate(10.0, 160) if run.given["algorithm"] == "kavg" else "not known"
 
     found = list(gpu.hours(runs, rate_of))
     # three epochs of 160 rows are twelve updates of four learners and 24 of two, for two step sizes
     exact = 2 * 3 * 160 / 10.0 / 3600
     assert [taken for taken, _ in found] == [pytest.approx(exact)] * 2 + [None] * 2
     assert asked == ["kavg-P2-lr0.1-s0", "kavg-P4-lr0.1-s0", "eamsgd-P2-s0", "eamsgd-P4-s0"]
-    assert gpu.work(read(written(tmp_path, TEXT), "laptop")[0], 160) == 7 * 2 * 10
+    assert cost.work(read(written(tmp_path, TEXT), "laptop")[0], 160) == 7 * 2 * 10
 
 
 def test_a_rate_is_that_of_a_few_updates_outside_the_sweep(tmp_path):
@@ -127,12 +127,13 @@ def test_a_plan_has_hours_by_a_given_rate(shards, tmp_path):
     assert wrong.returncode == 2 and "--rate 0.7: only with --scale gpu" in wrong.stderr
 
 
-@pytest.mark.parametrize("launcher", ["slurm", "lsf"])
+@pytest.mark.parametrize("launcher", ["slurm", "lsf", "jsrun"])
 def test_a_submitted_sweep_is_one_task_with_one_gpu(launcher, tmp_path):
     words = "sweep", written(tmp_path, TEXT), "--scale", "gpu", "--launcher", launcher, "--dry-run"
-    line = alone(*words, cwd=tmp_path).stdout.splitlines()[-1]
+    line = next(s for s in alone(*words, cwd=tmp_path).stdout.splitlines() if "PYTHON=" in s)
     asked = {
         "slurm": ("--array=1-1", "--ntasks=1", "--ntasks-per-node=1", "--gpus-per-node=1"),
-        "lsf": ("some-gpu[1-1]", "-nnodes 1"),
+        "lsf": ("some-gpu-1[1-1]", "-n 1", "span[ptile=1]", "num=1:mode=shared"),
+        "jsrun": ("some-gpu-1[1-1]", "-nnodes 1", "TASKS=1 GPUS=1"),
     }
     assert all(word in line for word in asked[launcher]) and "--scale gpu" in line

@@ -4,6 +4,7 @@ import gzip
 import hashlib
 import struct
 import subprocess
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -12,6 +13,7 @@ from mpi import ROOT
 from mpi4py import MPI
 
 from localavg import datasets
+from localavg.datasets import where
 from localavg.datasets.dataset import Augment
 from localavg.datasets.mnist import FASHION, prepare_mnist
 from localavg.datasets.two_classes import prepare_features
@@ -285,14 +287,22 @@ def test_features_of_features_are_refused(images, tmp_path):
 # ----------------------------------------------------------------------------------- the real set
 
 
-def test_the_named_set_is_where_make_puts_it(put, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "FASHION", datasets.FASHION.with_name("nowhere.h5"))
+def test_a_set_is_found_where_make_puts_it(put, tmp_path, monkeypatch):
+    """By its name in the current folder, below data/ there, and below data/ in the checkout."""
+    monkeypatch.setattr(where, "CHECKOUT", tmp_path / "checkout")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="make fashion-mnist"):
         datasets.load("fashion-mnist", Fleet(MPI.COMM_SELF))
-    (tmp_path / datasets.FASHION.parent).mkdir(parents=True)
-    prepare_mnist([put()], tmp_path / datasets.FASHION)
-    assert len(datasets.load("fashion-mnist", Fleet(MPI.COMM_SELF)).train.y) == 30
+    for file in ("checkout/data/fashion-mnist/fashion-mnist.h5", "data/clothes/clothes.h5"):
+        (tmp_path / file).parent.mkdir(parents=True)
+        prepare_mnist([put()], tmp_path / file)
+    for spec in ("fashion-mnist", "fashion-mnist.h5", "clothes.h5"):
+        assert len(datasets.load(spec, Fleet(MPI.COMM_SELF)).train.y) == 30 == where.rows(spec)
+    prepare_mnist([put()], tmp_path / "clothes.h5")
+    assert where.found("clothes.h5") == Path("clothes.h5")
+    for spec in ("shoes.h5", "data/clothes.h5", "./clothes/clothes.h5"):
+        with pytest.raises(UserError, match=f"{spec}: no such file"):
+            datasets.load(spec, Fleet(MPI.COMM_SELF))
     with pytest.raises(UserError, match="one size"):
         datasets.load("fashion-mnist:9", Fleet(MPI.COMM_SELF))
 

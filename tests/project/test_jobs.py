@@ -10,7 +10,8 @@ from mpi import ROOT
 
 JOBS = ROOT / "jobs"
 SLURM = [JOBS / "slurm" / name for name in ("train.sbatch", "sweep.sbatch")]
-LSF = [JOBS / "lsf" / name for name in ("train.lsf", "sweep.lsf")]
+JSRUN = [JOBS / "lsf" / name for name in ("train.jsrun", "sweep.jsrun")]
+LSF = [*JSRUN, *(JOBS / "lsf" / name for name in ("train.lsf", "sweep.lsf"))]
 SCRIPTS = [
     *SLURM,
     *LSF,
@@ -55,18 +56,81 @@ def test_slurms_directives(path):
         "--ntasks-per-node",
         "--cpus-per-task",
         "--gpus-per-node",
+        "--mem-per-cpu",
         "--time",
         "--output",
     } <= found.keys()
     assert "--gpus-per-task" not in found
     text = path.read_text()
-    assert (
-        "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in text
-        and "export CUPY_CACHE_DIR=" in text
-    )
-    assert "--mpi=pmix --kill-on-bad-exit=1" in commands(
-        path
-    ) and 'scontrol requeue "$SLURM_JOB_ID"' in commands(path)
+    assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in text
+    assert "--cpu-bind=cores --mem-bind=local --kill-on-bad-exit=1" in commands(path)
+    assert 'scontrol requeue "$SLURM_JOB_ID"' in commands(path)
+
+
+@pytest.mark.parametrize("path", [*SLURM, *LSF], ids=name_of)
+def test_modules_are_loaded_in_one_file(path):
+    assert '. "${MODULES:-jobs/modules.sh}" || exit 2' in commands(path)
+    assert "module load" not in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("library", "plugins", "chosen", "said"),
+    [
+        ("Open MPI v5.0.7", "none\n\tcray_shasta\n\tpmi2\n\tpmix\nspecific: pmix_v4", "", "pmix"),
+        ("Open MPI v4.1.6", "none\n\tpmi2", "", "pmi2"),
+        ("MPICH Version: 4.2", "none\n\tpmix\n\tpmi2", "", "pmi2"),
+        ("MPI VERSION : CRAY MPICH", "none\n\tcray_shasta\n\tpmi2", "", "cray_shasta"),
+        ("Open MPI v5.0.7", "none\n\tpmix_v4\n\tpmix", "pmix_v4", "pmix_v4"),
+        ("Open MPI v5.0.7", "none", "", None),
+    ],
+)
+def test_srun_starts_ranks_by_what_slurm_and_the_mpi_library_have(
+    library, plugins, chosen, said, tmp_path
+):
+    for name, text in (("srun", f"MPI plugin types are...\n\t{plugins}"), ("python", library)):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncat <<'END'\n{text}\nEND\n")
+        (tmp_path / name).chmod(0o755)
+    env = {"PATH": f"{tmp_path}:/usr/bin:/bin", "python": "python"}
+    env |= {"SRUN_MPI": chosen} if chosen else {}
+    line = f". {JOBS}/modules.sh && srun_mpi"
+    done = subprocess.run(["bash", "-c", line], env=env, capture_output=True, text=True, timeout=60)
+    if said is None:
+        assert (
+            done.returncode == 2
+            and "has none of pmix pmi2; start the ranks by mpirun" in done.stderr
+        )
+    else:
+        assert (done.returncode, done.stdout.strip()) == (0, said)
+
+
+@pytest.mark.parametrize("path", SLURM, ids=name_of)
+def test_slurm_requeues_a_job_so_many_times_and_no_more(path, tmp_path):
+    """On stand-ins: Slurm counts the restarts, and the run is interrupted each time."""
+    for name, text in (
+        ("python", "case $* in *mpi-lib*) echo Open MPI ;; *sweep*) exit 75 ;; esac"),
+        ("srun", "case $* in *list*) echo pmix ;; *) exit 75 ;; esac"),
+        ("scontrol", "echo scontrol $*"),
+    ):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    env = {
+        "PATH": f"{tmp_path}:/usr/bin:/bin",
+        "PYTHON": str(tmp_path / "python"),
+        "MODULES": str(JOBS / "modules.sh"),
+        "SLURM_SUBMIT_DIR": str(tmp_path),
+        "SLURM_JOB_ID": "7",
+        "SLURM_CPUS_PER_TASK": "1",
+        "REQUEUES": "3",
+    }
+    for restarts, status, said in (("2", 0, "scontrol requeue 7"), ("3", 75, "submit it again")):
+        done = subprocess.run(
+            ["bash", path, "kavg", "--out", "a.h5"],
+            env={**env, "SLURM_RESTART_COUNT": restarts},
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == status and said in done.stdout + done.stderr
 
 
 def test_the_warning_goes_to_the_ranks_of_a_run_and_to_the_shell_of_a_sweep():
@@ -81,12 +145,12 @@ def test_a_template_starts_the_package(path):
 
 
 def test_train_runs_through_mpi4py_so_that_a_failing_rank_ends_the_job():
-    for path in (SLURM[0], LSF[0]):
+    for path in (SLURM[0], JSRUN[0], LSF[2]):
         assert re.search(r'"\$python" -m mpi4py -m localavg train "\$@" --resume', commands(path))
 
 
 @pytest.mark.parametrize("path", LSF, ids=name_of)
-def test_lsfs_directives_and_its_jsrun_line(path):
+def test_lsfs_directives_and_its_launch_line(path):
     found = directives(path)
     assert {
         "-P": "PROJECT",
@@ -95,9 +159,15 @@ def test_lsfs_directives_and_its_jsrun_line(path):
         "-wt": "2",
         "-Q": "75",
     }.items() <= found.items()
-    assert {"-W", "-nnodes", "-o", "-J"} <= found.keys()
+    assert {"-W", "-o", "-J"} <= found.keys()
+    if path not in JSRUN:
+        assert "affinity[core(8)" in found["-R"] and "rusage[mem=" in found["-R"]
+        assert "$(lsf_mpirun)" in commands(path) and "jsrun" not in commands(path)
+        return
+    assert "-nnodes" in found
     line = next(line for line in commands(path).splitlines() if "jsrun --" in line)
-    assert '--smpiargs="-gpu"' in line and "--gpu_per_rs 4" in line and "--rs_per_host 1" in line
+    assert '--smpiargs="-gpu"' in commands(path) and "--gpu_per_rs " in line
+    assert "--rs_per_host 1" in line and "--bind packed:8" in line
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=name_of)
@@ -114,7 +184,7 @@ def test_a_script_parses(path):
     assert subprocess.run([shell, "-n", path], timeout=60).returncode == 0
 
 
-@pytest.mark.parametrize("path", [SLURM[0], LSF[0]], ids=name_of)
+@pytest.mark.parametrize("path", [SLURM[0], JSRUN[0], LSF[2]], ids=name_of)
 def test_a_training_template_asks_for_the_name_of_the_run_file(path, tmp_path):
     """It has to look how the run ended."""
     env = {
@@ -127,3 +197,12 @@ def test_a_training_template_asks_for_the_name_of_the_run_file(path, tmp_path):
         ["bash", path, "kavg"], env=env, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 2 and "add --out FILE.h5" in done.stderr
+
+
+def test_an_unknown_figure_lists_the_ids_before_anything_is_set_up():
+    done = subprocess.run(
+        ["make", "figure", "ID=kavg-fig9"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 2 and "ID=kavg-fig9: must be one of" in done.stderr
+    ids = {path.stem for path in (JOBS / "sweeps").glob("*.toml")} | {"theory"}
+    assert ids <= set(done.stderr.replace(".", " ").split()) and "pip" not in done.stdout

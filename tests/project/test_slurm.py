@@ -158,7 +158,8 @@ def test_the_train_template_runs_on_two_nodes_and_finishes(uninterrupted):
     assert (uninterrupted.averages.bytes_cross > 0).all()
 
 
-def test_a_job_array_does_a_sweep_share_by_share(cluster, tmp_path):
+def test_a_job_array_does_a_sweep_share_by_share_two_runs_at_once(cluster, tmp_path):
+    """Runs of two ranks, of which a node takes four: each job does both runs of its share at once."""
     (tmp_path / "small.toml").write_text(SMALL)
     out = tmp_path / "runs"
     cluster.run(
@@ -174,10 +175,12 @@ def test_a_job_array_does_a_sweep_share_by_share(cluster, tmp_path):
         "--out",
         out,
         "--submit",
-        f"--wait --partition=debug --output={tmp_path}/log-%a",
+        f"--wait --partition=debug --account=me --output={tmp_path}/log-%a",
     )
     logs = [(tmp_path / f"log-{k}").read_text() for k in (1, 2)]
     assert all("2 runs: 2 done" in log for log in logs), logs
+    steps = "".join(path.read_text() for path in sorted(out.glob("*.log")))
+    assert steps.count("--cpu-bind=cores --mem-bind=local") == steps.count("--exact") == 4
     runs = record.load_many(out)
     assert [run.path.stem for run in runs] == ["kavg-K1-s0", "kavg-K2-s0", "kavg-K4-s0", "sync-s0"]
     assert {run.status for run in runs} == {"finished"} and {
@@ -230,7 +233,7 @@ def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_p
         "--out",
         tmp_path,
         "--submit",
-        f"--partition=debug --time=2 --signal=B:USR1@75 --output={tmp_path}/log --job-name=limited",
+        f"--partition=debug --account=me --time=2 --signal=B:USR1@75 --output={tmp_path}/log --job-name=limited",
     )
     number = cluster.run("squeue", "--noheader", "--name=limited", "--format=%A").split()[0]
     try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from localavg.cli import Commands, rank, world
-from localavg.cli.prepare.options import add_name, add_out, add_shuffle, print_path
+from localavg.cli import Commands, rank
+from localavg.cli.prepare.options import add_name, add_out, add_shuffle, print_path, ranks
 
 
 def add_cifar10(sets: Commands) -> None:
@@ -127,7 +127,7 @@ def _prepare_cifar10(args: argparse.Namespace) -> int:
     from localavg.datasets.cifar10 import prepare_cifar10
 
     official = prepare_cifar10(
-        args.archive, args.out, shuffle=args.shuffle, name=args.name, comm=world()
+        args.archive, args.out, shuffle=args.shuffle, name=args.name, comm=ranks()
     )
     if rank() == 0:
         found = "is" if official else "is not"
@@ -152,7 +152,7 @@ def _prepare_mnist(args: argparse.Namespace) -> int:
         augment=Augment(pad=args.pad, flip=args.flip),
         shuffle=args.shuffle,
         name=args.name,
-        comm=world(),
+        comm=ranks(),
     )
     if rank() == 0:
         counts = " and ".join(f"{n} to {split} on" for split, n in found.rows.items())
@@ -178,7 +178,7 @@ def _prepare_imagenet(args: argparse.Namespace) -> int:
         args.out,
         any_count=args.any_count,
         name=args.name,
-        comm=world(),
+        comm=ranks(),
     )
     return print_path(args.out)
 
@@ -193,7 +193,7 @@ def _prepare_folder(args: argparse.Namespace) -> int:
         size=args.size,
         shuffle=args.shuffle,
         name=args.name,
-        comm=world(),
+        comm=ranks(),
     )
     if passed_over and rank() == 0:
         print(f"localavg: {passed_over}", file=sys.stderr)

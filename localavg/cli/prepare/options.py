@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-from localavg.cli import rank
+from localavg.cli import launched, rank, world
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
 
 
 def add_shuffle(s: argparse.ArgumentParser) -> None:
@@ -32,6 +36,11 @@ def add_name(
 def add_out(s: argparse.ArgumentParser) -> None:
     """Declare --out."""
     s.add_argument("--out", required=True, metavar="FILE.h5", help="write the dataset here")
+
+
+def ranks() -> MPI.Intracomm | None:
+    """Return COMM_WORLD under a launcher; None for one process, which needs no MPI library."""
+    return world() if launched() else None
 
 
 def print_path(path: str) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 
-from localavg.cli import Commands, world
-from localavg.cli.prepare.options import add_name, add_out, add_shuffle, print_path
+from localavg.cli import Commands
+from localavg.cli.prepare.options import add_name, add_out, add_shuffle, print_path, ranks
 
 
 def add_libsvm(sets: Commands, name: str, what: str, features: int | None) -> None:
@@ -116,7 +116,7 @@ def _prepare_libsvm(args: argparse.Namespace) -> int:
         name=args.name,
         zero_based=args.zero_based,
         any_size=args.any_size,
-        comm=world(),
+        comm=ranks(),
     )
     return print_path(args.out)
 
@@ -125,7 +125,7 @@ def _prepare_epsilon_like(args: argparse.Namespace) -> int:
     from localavg.datasets.epsilon_like import prepare_epsilon_like
 
     prepare_epsilon_like(
-        args.out, rows=args.rows, features=args.features, seed=args.seed, comm=world()
+        args.out, rows=args.rows, features=args.features, seed=args.seed, comm=ranks()
     )
     return print_path(args.out)
 
@@ -134,5 +134,5 @@ def _prepare_features(args: argparse.Namespace) -> int:
     from localavg.datasets.two_classes import prepare_features
 
     classes = [name.strip() for name in args.positive.split(",") if name.strip()]
-    prepare_features(args.images, args.out, classes, sort=args.sort, name=args.name, comm=world())
+    prepare_features(args.images, args.out, classes, sort=args.sort, name=args.name, comm=ranks())
     return print_path(args.out)

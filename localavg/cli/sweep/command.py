@@ -40,8 +40,9 @@ def add(commands: Commands) -> None:
     p.add_argument(
         "--launcher",
         default="local",
-        choices=("local", "slurm", "lsf"),
-        help="run here, or submit an array of batch jobs (default: %(default)s)",
+        choices=("local", "slurm", "lsf", "jsrun"),
+        help="run here, or submit arrays of batch jobs, one for each number of ranks: to Slurm, to "
+        "LSF with mpirun, or to LSF with jsrun (default: %(default)s)",
     )
     p.add_argument(
         "--dry-run",
@@ -54,6 +55,14 @@ def add(commands: Commands) -> None:
     _add_changes(p)
     _add_failures(p)
     _add_launchers(p)
+    p.add_argument(
+        "--rate",
+        type=above_0,
+        metavar="X",
+        help="print the hours of the runs at this rate, in examples a second of one rank (default: "
+        "with a batch system, the rates of runs in DIR that have begun; at scale gpu, measure it "
+        "before the sweep starts, for every kind of run)",
+    )
     p.set_defaults(call=partial(_sweep, train=commands.choices["train"]))
 
 
@@ -101,15 +110,15 @@ def _add_launchers(p: argparse.ArgumentParser) -> None:
         "--at-once",
         type=at_least_1,
         metavar="N",
-        help="have up to N ranks at work at the same time: so many runs of one rank, with a thread "
-        "each; a run of N ranks or more runs alone (default: 1)",
+        help="have up to N ranks at work at the same time: so many runs of one rank, each on its "
+        "part of the GPUs, with a thread a rank unless srun or jsrun binds it; a run of N ranks or "
+        "more runs alone (default: 1)",
     )
     local.add_argument(
-        "--rate",
-        type=above_0,
-        metavar="X",
-        help="at scale gpu, print the hours of the runs at this rate, in examples a second of all "
-        "learners together (default: measure it before the sweep starts, for every kind of run)",
+        "--only-ranks",
+        type=at_least_1,
+        metavar="N",
+        help="do only the runs of N ranks, as the jobs of one array do (default: all)",
     )
     local.add_argument(
         "--share",
@@ -122,13 +131,13 @@ def _add_launchers(p: argparse.ArgumentParser) -> None:
         help="start runs with this launcher; it takes -n RANKS COMMAND, or {ranks} stands in its "
         "words (default: jobs/local/mpirun, or the mpirun on PATH)",
     )
-    batch = p.add_argument_group("--launcher slurm, lsf")
+    batch = p.add_argument_group("--launcher slurm, lsf, jsrun")
     batch.add_argument(
         "--jobs",
         type=at_least_1,
         metavar="N",
-        help="share the runs among N batch jobs (default: one a run, at most 10; one at scale "
-        "gpu, which is one task with one GPU)",
+        help="share the runs of an array among N batch jobs (default: one a run, at most 10; one "
+        "at scale gpu, which is one task with one GPU)",
     )
     batch.add_argument(
         "--submit",
@@ -143,15 +152,15 @@ def _sweep(args: argparse.Namespace, train: argparse.ArgumentParser) -> int:
 
     sweep = plan.read(args.file, args.scale, train, args.seeds, args.ranks, _changes(args.set))
     folder = Path(args.out or f"runs/{Path(args.file).stem}-{args.scale}")
-    if args.rate is not None and args.scale != "gpu":
-        raise UserError(f"--rate {args.rate:g}: only with --scale gpu; leave it out")
     if args.launcher == "local":
-        return _run_here(args, sweep, folder)
-    for option in ("share", "mpirun", "rate", "at_once"):
-        if getattr(args, option) is not None:
+        if args.rate is not None and args.scale != "gpu":
             raise UserError(
-                f"{flag(option)} {getattr(args, option)}: only with --launcher local; leave it out"
+                f"--rate {args.rate:g}: only with --scale gpu or a batch system; leave it out"
             )
+        return _run_here(args, sweep, folder)
+    for option in ("share", "mpirun", "only_ranks", "at_once"):
+        if (value := getattr(args, option)) is not None:
+            raise UserError(f"{flag(option)} {value}: only with --launcher local; leave it out")
     from localavg.cli.sweep.submit import submit
 
     return submit(args, sweep, folder)
@@ -176,7 +185,13 @@ def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     from localavg.cli.sweep.folder import states_of, title, write_plan
     from localavg.cli.sweep.gpu import check_gpu
 
-    runs = _share(sweep.runs, args.share)
+    runs = sweep.runs
+    if args.only_ranks is not None:
+        runs = tuple(run for run in runs if run.ranks == args.only_ranks)
+        if not runs:
+            counts = ", ".join(map(str, sorted({run.ranks for run in sweep.runs})))
+            raise UserError(f"--only-ranks {args.only_ranks}: the runs have {counts} ranks")
+    runs = _share(runs, args.share)
     states = states_of(runs, folder)
     todo = [run for run in runs if states[run.name].kind in state.WANTED]
     if args.retry_failed:
@@ -202,12 +217,13 @@ def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
 def _print_hours(args: argparse.Namespace, todo: list[Planned]) -> None:
     """Print the hours of the runs, by a given rate or a measured one. A plan measures nothing."""
     from localavg.cli.sweep import gpu
+    from localavg.cli.sweep.cost import given_rate
 
     if not todo or (args.dry_run and args.rate is None):
         return
     if args.rate is None:
         print("the rate of every kind of run is measured first:", flush=True)
-    rate_of = gpu.measured_rate(args.mpirun) if args.rate is None else gpu.given_rate(args.rate)
+    rate_of = gpu.measured_rate(args.mpirun) if args.rate is None else given_rate(args.rate)
     total, unknown = 0.0, False
     for taken, what in gpu.hours(todo, rate_of):
         unknown |= taken is None

@@ -10,48 +10,23 @@ from __future__ import annotations
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-
-import h5py
 
 from localavg.algorithms import ASYNCHRONOUS
 from localavg.cli import flag
 from localavg.cli.sweep import launch
+from localavg.cli.sweep.cost import Rate, kind, work
 from localavg.cli.sweep.plan import Planned
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files import record
 from localavg.parallel.gpus import find_gpus
 from localavg.training import checks
-from localavg.training.length import Length
 
 UPDATES = 40  # of a measurement; the second half counts
-# what decides how fast the learners of a run compute
-SPEED = (
-    *(
-        "data",
-        "problem",
-        "model",
-        "batch_size",
-        "learners",
-        "precision",
-        "deterministic",
-        "compile",
-        "engine",
-    ),
-    *("optimizer", "no_augment", "device"),
-)
 # what a measurement does not need: it has a length of its own, and no modelled time
 OTHER = {*checks.TIMING, "simulate", "steps", "epochs", "eval_examples", "save_weights", "variance"}
-
-
-@dataclass(frozen=True)
-class Rate:
-    """The speed of a kind of runs. rows: the examples of its training data."""
-
-    examples_per_s: float
-    rows: int
 
 
 def check_gpu(runs: Sequence[Planned]) -> None:
@@ -75,7 +50,7 @@ def hours(
     """
     kinds: dict[object, list[Planned]] = {}
     for run in runs:
-        kinds.setdefault(_kind(run), []).append(run)
+        kinds.setdefault(kind(run), []).append(run)
     for like in kinds.values():
         first, rate = like[0].given, rate_of(like[0])
         what = f"{len(like)} run{'s' * (len(like) > 1)} like {like[0].name}"
@@ -85,27 +60,6 @@ def hours(
         taken = sum(work(run, rate.rows) for run in like) / rate.examples_per_s / 3600
         learners = f"P = {first.get('learners', 1)}"
         yield taken, f"{what}, {learners}, at {rate.examples_per_s:,.0f} examples/s"
-
-
-def work(run: Planned, rows: int) -> int:
-    """Return the examples that all learners of a run train on, of data with so many rows."""
-    c = checks.read(run.given)
-    P = c.learners or 1
-    return Length.of(c, P, rows / (P * c.batch_size)).T * P * c.batch_size
-
-
-def given_rate(examples_per_s: float) -> Callable[[Planned], Rate | str]:
-    """Make the `rate_of` of a rate that the user gives, which starts nothing."""
-
-    def rate_of(run: Planned) -> Rate | str:
-        data = checks.read(run.given).data
-        try:
-            with h5py.File(data, "r") as file:
-                return Rate(examples_per_s, len(file["train/y"]))
-        except (OSError, KeyError):
-            return f"{data} is no prepared file here, so the number of its rows is not known"
-
-    return rate_of
 
 
 def measured_rate(mpirun: str | None) -> Callable[[Planned], Rate | str]:
@@ -127,11 +81,6 @@ def measured_rate(mpirun: str | None) -> Callable[[Planned], Rate | str]:
         return Rate(float(passed.samples / passed.wall_s), int(found.config["rows"]))
 
     return rate_of
-
-
-def _kind(run: Planned) -> object:
-    speed = tuple((name, str(run.given.get(name))) for name in SPEED)
-    return run.given["algorithm"] in ASYNCHRONOUS, speed
 
 
 def _short(run: Planned) -> Planned:

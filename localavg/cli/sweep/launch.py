@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -19,16 +20,24 @@ from localavg.cli.sweep import state
 from localavg.cli.sweep.plan import Planned
 from localavg.errors import FAILED, FINISHED, GO_ON, MISTAKE, UserError
 from localavg.files.hdf5 import clear_errors
+from localavg.parallel.gpus import find_gpus
 
 # Signals that a batch system sends ahead of the time limit.
 STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
+BESIDE = {  # environment of a run beside others, unless told
+    "OMP_NUM_THREADS": "1",
+    # otherwise each mpirun binds its ranks to the same first cores
+    "PRTE_MCA_hwloc_default_binding_policy": "none",
+    "OMPI_MCA_hwloc_base_binding_policy": "none",
+}
 
-def command(run: Planned, path: Path, mpirun: str | None = None) -> list[str]:
+
+def command(run: Planned, path: Path, mpirun: str | None = None, at_once: int = 1) -> list[str]:
     """Return the command line of a run with the run file `path`.
 
     mpirun: the launcher's words; it takes -n RANKS, or {ranks} stands in its words. By default the
-    launcher is `mpirun`, or none for a run of one rank.
+    launcher is `mpirun`, or none for a run of one rank. at_once: ranks of all runs at work.
     """
     train = ["-m", "localavg", *run.words, "--out", str(path), "--resume"]
     if mpirun is None and run.ranks == 1 and "SLURM_JOB_ID" not in os.environ:
@@ -38,11 +47,21 @@ def command(run: Planned, path: Path, mpirun: str | None = None) -> list[str]:
         launcher = [word.replace("{ranks}", n) for word in launcher]
     else:
         launcher += ["-n", n]
-    per_node = os.environ.get("SLURM_NTASKS_PER_NODE", "")
-    if Path(launcher[0]).name == "srun" and per_node.isdigit():
-        # otherwise srun spreads a small run over all nodes of a large allocation
-        launcher.append(f"--nodes={math.ceil(run.ranks / int(per_node))}")
+    if Path(launcher[0]).name == "srun":
+        launcher += _step(run.ranks, at_once)
     return [*launcher, sys.executable, "-m", "mpi4py", *train]
+
+
+def _step(ranks: int, at_once: int) -> list[str]:
+    """Return what srun needs to give a run only its part of the allocation."""
+    words, per_node = [], os.environ.get("SLURM_NTASKS_PER_NODE", "")
+    if per_node.isdigit():  # otherwise srun spreads a small run over all nodes
+        words.append(f"--nodes={math.ceil(ranks / int(per_node))}")
+    if at_once > ranks:  # otherwise the first run holds all cores and GPUs, and the others wait
+        words.append("--exact")
+        if (gpus := os.environ.get("SLURM_GPUS_ON_NODE", "")).isdigit():
+            words.append(f"--gpus-per-node={int(gpus) * ranks // at_once}")
+    return words
 
 
 def _mpirun() -> str:
@@ -76,6 +95,9 @@ class Queue:
         self.at_once = at_once
         self._stopped = False  # a signal came
         self._children: set[subprocess.Popen[bytes]] = set()
+        self._free = [uuid for _, uuid in find_gpus()[0]] if at_once > 1 else []  # GPUs
+        self._gpus = len(self._free)
+        self._lock = threading.Lock()
 
     def work(self, runs: Iterable[Planned]) -> int:
         """Do the runs and return the exit status.
@@ -153,12 +175,12 @@ class Queue:
 
     def _start(self, run: Planned, path: Path, log: Path, lock: Path) -> int:
         """Start a run, whose output goes to `log`, and return its status when it has ended."""
+        line = command(run, path, self.mpirun, self.at_once)
+        gpus, env = self._part(run, line[0])
         with log.open("ab") as out:
-            line = command(run, path, self.mpirun)
             out.write(f"$ {shlex.join(line)}\n".encode())
             out.flush()
             with clear_errors(f"{line[0]}: cannot start this launcher", "give another --mpirun"):
-                env = environment(alone=self.at_once == 1)
                 child = subprocess.Popen(
                     line, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
                 )
@@ -168,7 +190,23 @@ class Queue:
         state.sign(lock, child.pid)
         status = _wait(child, lock)
         self._children.discard(child)
+        with self._lock:
+            self._free += gpus
         return status
+
+    def _part(self, run: Planned, launcher: str) -> tuple[list[str], dict[str, str]]:
+        """Take a run's part of this host's GPUs; return it, and the environment of the run.
+
+        srun and jsrun share out GPUs and cores by themselves. Where there are more runs than GPUs,
+        those that find none left use all of them.
+        """
+        env = environment()
+        if self.at_once == 1 or Path(launcher).name in ("srun", "jsrun"):
+            return [], env
+        with self._lock:
+            each = max(1, self._gpus * min(run.ranks, self.at_once) // self.at_once)
+            gpus, self._free = self._free[:each], self._free[each:]
+        return gpus, {**BESIDE, **env} | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
 
     def _stop(self, *_: object) -> None:
         """Start no other run, let those at work save themselves; launchers send USR1 to ranks."""
@@ -186,14 +224,10 @@ def _wait(child: subprocess.Popen[bytes], lock: Path) -> int:
             os.utime(lock)
 
 
-def environment(alone: bool = True) -> dict[str, str]:
-    """Return the environment without btl = self, which `__main__` sets for a process alone.
-
-    alone: whether no other run is at work; otherwise a rank has one thread, unless told.
-    """
-    single = ("OMPI_MCA_btl", "self")
-    found = {name: value for name, value in os.environ.items() if (name, value) != single}
-    return found if alone else {"OMP_NUM_THREADS": "1", **found}
+def environment() -> dict[str, str]:
+    """Return the environment without btl = self, which `__main__` sets for a process alone."""
+    alone = ("OMPI_MCA_btl", "self")
+    return {name: value for name, value in os.environ.items() if (name, value) != alone}
 
 
 def last_line(log: str) -> str:

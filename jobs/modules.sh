@@ -1,0 +1,65 @@
+# shellcheck shell=bash
+# What this cluster needs before a run: sourced by every template in jobs/slurm and jobs/lsf. Fill it in once.
+
+# module load gcc cuda openmpi        # the modules with which mpi4py was built
+
+requeues=${REQUEUES:-20} # an interrupted job is put back into the queue at most so many times
+export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-/tmp/cupy-$(id -u)} # compiled kernels: on the node, not in a shared home
+
+# InfiniBand, where the defaults of MPI and NCCL are not right (ibv_devinfo and ip link show the names):
+# export UCX_NET_DEVICES=mlx5_0:1 NCCL_SOCKET_IFNAME=ib0
+# PyPI's Open MPI under srun prints "find-available:not-valid"; this line stops it:
+# export PMIX_MCA_gds=hash PMIX_MCA_psec=native
+
+srun_mpi() { # srun's --mpi: the first that mpi4py's library prefers and this Slurm has. SRUN_MPI=pmi2 chooses by hand
+    local order list mpi
+    case $("$python" -m mpi4py --mpi-lib-version 2>/dev/null) in
+    *CRAY*) order='cray_shasta pmi2 pmix' ;;
+    *MPICH* | *Intel*) order='pmi2 pmix' ;;
+    *) order='pmix pmi2' ;; # Open MPI and its kin
+    esac
+    list=$(srun --mpi=list 2>&1)
+    for mpi in ${SRUN_MPI:-$order}; do
+        if grep -qw -- "$mpi" <<<"$list"; then
+            echo "$mpi"
+            return
+        fi
+    done
+    echo "modules.sh: srun --mpi=list has none of ${SRUN_MPI:-$order}; start the ranks by mpirun instead, or set" \
+        "SRUN_MPI to one of: $(tr -s '[:space:]' ' ' <<<"$list")" >&2
+    return 2
+}
+
+lsf_mpirun() { # mpirun under LSF: alone where it knows LSF, else with LSF's hosts and with blaunch for ssh
+    case $(mpirun --version 2>/dev/null) in
+    *'Open MPI'*) ;;
+    *) # MPICH's and Intel's Hydra ask LSF by themselves
+        echo mpirun
+        return
+        ;;
+    esac
+    if { prte_info || ompi_info; } 2>/dev/null | grep -q 'MCA ras: lsf'; then
+        echo mpirun
+    elif mpirun --version | grep -q ' 4\.'; then
+        echo "mpirun --hostfile $LSB_DJOB_HOSTFILE --mca plm_rsh_agent blaunch"
+    else
+        echo "mpirun --hostfile $LSB_DJOB_HOSTFILE --prtemca plm_ssh_agent blaunch"
+    fi
+}
+
+lsf_status() { # the status of an LSF job that ended with $1: 75, on which LSF requeues it, at most $requeues times
+    local count=.requeued-$LSB_JOBID-${LSB_JOBINDEX:-0} n=0
+    [ ! -s "$count" ] || read -r n <"$count"
+    if [ "$1" = 75 ] && [ "$n" -lt "$requeues" ]; then
+        echo $((n + 1)) >"$count"
+        echo 75
+        return
+    fi
+    rm -f "$count"
+    if [ "$1" = 75 ]; then
+        echo "interrupted and saved, and requeued $requeues times already: submit it again to resume" >&2
+        echo 1
+    else
+        echo "$1"
+    fi
+}
