@@ -102,6 +102,7 @@ bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench memory
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench average
 	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench average --sizes 2000 11173962
+	$(MPIRUN) --with-ft ulfm -n 2 python -m mpi4py -m localavg bench average --sizes 2000 1000000 11173962 --on-failure continue
 	$(MPIRUN) -n 2 python -m mpi4py -m localavg bench checkpoint
 	$(MPIRUN) -n 4 python -m mpi4py -m localavg bench period
 	if [ "$$(id -u)" != 0 ] || ! command -v tc >/dev/null; then echo 'between hosts: not run, it needs root and iproute2'; else \
