@@ -334,17 +334,19 @@ def test_a_rank_takes_the_gpu_of_its_place_on_the_machine(place, gpus, index, mo
 def bench_on_device(world, way):
     from localavg.cli.bench import average
 
-    fleet, aware = Fleet(world), AWARE if way == "cuda_aware" else None
+    fleet = Fleet(world, ranks_per_node=1)
+    how = {"device": device_of(fleet), "aware": AWARE if way == "cuda_aware" else None}
     with mock.patch.object(average, "_torch_averager", lambda *_: None):
-        return average.bench_average(fleet, way, [1000], 2, device=device_of(fleet), aware=aware)
+        return average.bench_average(fleet, way, [1000], 2, **how, wire="int8")
 
 
 @pytest.mark.parametrize("way", ["cuda_aware", "staged"])
 def test_averages_on_the_device_can_be_timed(way):
     for (row,) in call(2, bench_on_device, way):
         assert row["transport"] == way and all(
-            row[name] > 0 for name in ("ours_s", "allreduce_s", "floor_s")
+            row[name] > 0 for name in ("ours_s", "allreduce_s", "floor_s", "wire_s")
         )
+        assert row["plain_bytes"] > 3 * row["wire_bytes"]
 
 
 def on_artificial_nodes(world):

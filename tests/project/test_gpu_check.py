@@ -28,6 +28,7 @@ PARTS = [
     "ranks-2-staged",
     "ranks-2-cuda_aware",
     "ranks-2-auto",
+    "wire-2",
     "delay-2",
     "start",
     "memcheck",

@@ -21,8 +21,9 @@ class Nccl(OnDevice):
     The first rank of a group makes the communicator's id and broadcasts it over MPI.
 
     background: the transport of another thread. Two sums that are on a GPU at once may each wait
-    for the other's end, if another rank's GPU began them in another order. So all ranks wait for
-    that in the background, until it has `landed`, before they begin another one.
+    for the other's end, if another rank's GPU began them in another order (NCCL's guide, "Using
+    multiple NCCL communicators concurrently"). So all ranks wait for that in the background, until
+    it has `landed`, before they begin another one.
     """
 
     name = "nccl"
