@@ -656,6 +656,13 @@ MUTANTS = [
         f"{TESTS['fragments']}::test_an_average_sends_its_piece_alone",
     ),
     Mutant(
+        "a piece whose mean was dropped counts as averaged",
+        TRAINING["delayed"],
+        "            self.average.drop(flight.t)\n",
+        "            pass\n",
+        f"{TESTS['delayed']}::test_a_piece_whose_mean_is_dropped_averages_at_the_end",
+    ),
+    Mutant(
         "attach: the end of a loop counts the bytes of one piece",
         ALGORITHMS["fragments"],
         "self._rest[1] if t == self._rest[0] else (self.piece(t),)",

@@ -225,6 +225,9 @@ class Average(ABC):
         """Return the numbers of the pieces that the last average after update t was of."""
         return (self.piece(t),)
 
+    def drop(self, t: int) -> None:  # noqa: B027
+        """Forget that a piece averaged after update t: what came of it is not used."""
+
     @abstractmethod
     def average_(self, w: Array, due: Due, transport: Transport) -> float:
         """Average w [L, d] in place, or the piece whose turn it is; at the end of a run all of it.

@@ -108,6 +108,9 @@ class Fragmented(Average):
     def averaged(self, t: float) -> tuple[int, ...]:
         return self._rest[1] if t == self._rest[0] else (self.piece(t),)
 
+    def drop(self, t: int) -> None:
+        self._last = [-1 if last == t else last for last in self._last]
+
     def average_(self, w: Array, due: Due, transport: Transport) -> float:
         if not due.last:
             i = self.schedule.piece(due.t - self.t0)

@@ -131,7 +131,8 @@ class Delayed(Averaging):
         if self.average.kept or self.wired is not None:
             self._merge_(t)
         else:
-            self.flights.end()
+            flight, _ = self.flights.end()
+            self.average.drop(flight.t)
 
     def abandon(self) -> None:
         self.flights.abandon()

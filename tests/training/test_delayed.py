@@ -124,6 +124,19 @@ def test_a_run_of_unknown_length_ends_averaged_though_a_mean_is_on_its_way(outer
     assert (np.ptp(made.flat.w, axis=0) == 0).all()
 
 
+def test_a_piece_whose_mean_is_dropped_averages_at_the_end(monkeypatch):
+    """As in `attach`, where the end may come right after the copies; it is no average of its own."""
+    monkeypatch.setitem(globals(), "N", 128)
+    made = delayed(algorithms.kavg.kavg(K=4, fragments=2, delay=1))
+    for t in (1, 2):
+        made.flat.w[:] = rows(t)
+        made.average_(t, 0.1)
+    assert made.flights.now is not None and made.flights.now.t == 2
+    made.average_(2, 0.1, last=True)
+    np.testing.assert_allclose(made.flat.w, np.tile(rows(2).mean(axis=0), (P, 1)), rtol=1e-4)
+    assert made.average.averaged(2) == (0,)
+
+
 def test_the_state_holds_a_mean_on_its_way():
     one, other = (delayed(algorithms.kavg.kavg(K=4, delay=3)) for _ in range(2))
     for t in range(1, 6):
