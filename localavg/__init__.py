@@ -4,7 +4,9 @@
     attach                  averages the models of your own torch loop
     kavg, mavg, adpsgd, …   the algorithms for `attach`: all synchronous ones of
                             localavg.algorithms; lengths are numbers of local updates
-    load                    reads a run file as pandas DataFrames
+    train                   trains as the command line does, and returns the Run
+    load, Run               reads a run file as pandas DataFrames
+    compare                 a table of runs
     UserError               a mistake in a call, setting or file of the user
 
 Importing the package does not import MPI, torch, CuPy, h5py or NumPy: a module is imported when
@@ -19,7 +21,10 @@ __version__ = "0.1.0"
 _HOME = {
     "Fleet": "parallel.fleet",
     "attach": "attaching.attach",
+    "train": "library",
     "load": "files.record",
+    "Run": "files.record",
+    "compare": "files.compare",
     "UserError": "errors",
 }
 

@@ -25,7 +25,7 @@ PATIENCE_S = 60.0  # how long a rank that made a mistake waits for the others to
 def parser() -> Parser:
     """Make the parser of all commands and their options."""
     # Here, so that `main` can say which library is missing: some of these import NumPy.
-    from localavg.cli import plan, status, train
+    from localavg.cli import plan, plot, status, train
     from localavg.cli.bench import command as bench
     from localavg.cli.doctor import command as doctor
     from localavg.cli.prepare import command as prepare
@@ -37,7 +37,7 @@ def parser() -> Parser:
     )
     top.add_argument("--version", action="version", version=f"localavg {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (train, sweep, status, prepare, theory, plan, bench, doctor):
+    for command in (train, sweep, status, plot, prepare, theory, plan, bench, doctor):
         command.add(commands)
     return top
 

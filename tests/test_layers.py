@@ -15,6 +15,7 @@ PACKAGE = ROOT / "localavg"
 
 ORDER = (  # a folder imports only from those further down; from its own line only itself
     {"__main__"},
+    {"library"},
     {"cli"},
     {"attaching"},
     {"training"},
@@ -180,6 +181,7 @@ def test_only_the_command_line_reaches_for_the_world():
         }
     assert {place(module) for module in reaching - {"parallel.probe", "parallel.losing"}} <= {
         "__main__",
+        "library",
         "cli",
     }  # their children are commands
 

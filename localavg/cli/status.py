@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from localavg.cli import Commands, print_table
+from localavg.cli.watch import pace, watch, word
 from localavg.errors import FAILED, FINISHED, GO_ON, UserError
 
 if TYPE_CHECKING:
     from localavg.cli.sweep.state import State
 
-WORDS = {  # kind of `State` -> the word that is printed
-    "finished": "done",
-    "running": "running",
-    "missing": "missing",
-    "interrupted": "interrupted",
-    "stale": "interrupted",
-    "failed": "failed",
-}
+WORDS = ("done", "running", "missing", "interrupted", "died", "failed")
+ANY = set(WORDS) - {"died"}  # those that are counted where no run is in this state too
 
 
 def add(commands: Commands) -> None:
@@ -34,6 +31,12 @@ def add(commands: Commands) -> None:
         "all are done; 75 if some are interrupted and the same command resumes them; 1 otherwise.",
     )
     p.add_argument("where", metavar="DIR", help="a folder of run files, or one run file")
+    p.add_argument(
+        "--watch",
+        action="store_true",
+        help="print again every 2 seconds, with the loss, the rate and the time left of running "
+        "runs, until none runs or Ctrl-C (default: off)",
+    )
     p.set_defaults(call=_status)
 
 
@@ -43,7 +46,11 @@ def _status(args: argparse.Namespace) -> int:
     where = Path(args.where)
     with clear_errors(f"{where}: cannot look into it", "make it readable, or name another"):
         title, states = _found(where)
-    print_states(title or str(where), states, every=True)
+    show = partial(print_states, title or str(where), every=True)
+    if args.watch:
+        states = dict(watch(lambda: _found(where)[1], show))
+    else:
+        show(states)
     kinds = {s.kind for s in states.values()}
     return FINISHED if kinds == {"finished"} else GO_ON if "interrupted" in kinds else FAILED
 
@@ -93,8 +100,9 @@ def print_states(title: str, states: Mapping[str, State], every: bool = False) -
     rows = [
         {
             "run": name,
-            "status": WORDS[s.kind],
+            "status": word(s),
             "updates": f"{s.t} of {s.T}" if s.T else "-",
+            "pace": ", ".join(pace(s).values()),
             "": shorten(s.why, 60),
         }
         for name, s in states.items()
@@ -102,9 +110,7 @@ def print_states(title: str, states: Mapping[str, State], every: bool = False) -
     ]
     if rows:
         print_table(title, rows)
-    counts = dict.fromkeys(WORDS.values(), 0)
-    for s in states.values():
-        counts[WORDS[s.kind]] += 1
+    counts = Counter(word(s) for s in states.values())
     start = "" if rows else f"{title}: "
-    numbers = ", ".join(f"{n} {word}" for word, n in counts.items())
+    numbers = ", ".join(f"{counts[name]} {name}" for name in WORDS if counts[name] or name in ANY)
     print(f"{start}{len(states)} runs: {numbers}", flush=True)

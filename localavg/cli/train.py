@@ -13,15 +13,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import cache
 from inspect import getdoc
-from typing import Any, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from localavg import algorithms
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
 from localavg.algorithms.parameters import updates_or_auto
 from localavg.cli import age_s, flag, in_flags, probed, rank, world
 from localavg.config import TrainConfig
+from localavg.interfaces import Settings
 from localavg.models import MODELS
 from localavg.training import checks
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+    from localavg.parallel.probe import Probe
+    from localavg.training.ending import Outcome
 
 ANY = "ALGORITHM"  # stands for the name of an algorithm
 WIDTH = 100  # of the text about the algorithms
@@ -139,9 +146,14 @@ def _hints() -> dict[str, object]:
     return get_type_hints(TrainConfig)
 
 
-def _add_common(to: argparse._ActionsContainer, f: Field) -> None:
+def kind_of(f: Field) -> type:
+    """Return the kind of a setting's value, or of each where there are several."""
     hint = _hints()[f.name]
-    kind = next((t for t in (*get_args(hint), hint) if t in (int, float, str, bool)), str)
+    return next((t for t in (*get_args(hint), hint) if t in (int, float, str, bool)), str)
+
+
+def _add_common(to: argparse._ActionsContainer, f: Field) -> None:
+    kind = kind_of(f)
     extra = {key: f.metadata[key] for key in ("choices", "metavar") if key in f.metadata}
     if isinstance(f.default, tuple):
         extra["nargs"] = "+"
@@ -176,26 +188,40 @@ def _add(
         to.add_argument(*hidden, help=SUPPRESS, **how)
 
 
+def may_use_gpus(config: TrainConfig) -> bool:
+    """Return whether averages of the run may be between GPUs, as far as the settings tell.
+
+    With `device = auto`, logistic regression takes a GPU by its data, which are not known yet.
+    """
+    asked = config.names_network or config.transport == "cuda_aware"
+    on_device = config.device == "cuda" or (config.device == "auto" and asked)
+    return on_device and config.algorithm not in ASYNCHRONOUS
+
+
+def start(
+    config: TrainConfig,
+    world: MPI.Intracomm,
+    origin: Settings | None,
+    aware: Probe | None,
+    age_s: float,
+) -> Outcome:
+    """Run on the ranks of `world`. The arguments are those of `training.run.run`. Collective."""
+    if config.algorithm in ASYNCHRONOUS:
+        from localavg.training.asynchronous import run as asynchronous
+
+        return asynchronous.run(config, world, origin)
+    from localavg.training.run import run
+
+    return run(config, world, origin, aware, age_s)
+
+
 def _train(args: argparse.Namespace) -> int:
     config = checks.read(given(args))
     from localavg.files.provenance import provenance
 
-    origin = provenance() if rank() == 0 else None  # it runs git, so before MPI starts
-    how: dict[str, Any] = {}
-    averages = config.algorithm not in ASYNCHRONOUS
-    if averages:
-        # with auto, logistic regression takes a GPU by its data, which are not known yet
-        asked = config.names_network or config.transport == "cuda_aware"
-        on_device = config.device == "cuda" or (config.device == "auto" and asked)
-        how["aware"] = probed(on_device, config.transport)  # also before MPI starts
-    here = world()
-    if not averages:
-        from localavg.training.asynchronous.run import run
-    else:
-        from localavg.training.run import run
-
-        how["age_s"] = age_s()
-    outcome = run(config, here, origin, **how)
+    origin = provenance() if rank() == 0 else None
+    aware = probed(may_use_gpus(config), config.transport)  # before MPI starts
+    outcome = start(config, world(), origin, aware, age_s())
     if outcome.text:
         print(in_flags(outcome.text), file=sys.stderr)
         print(config.path, flush=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import platform
 import shlex
-import subprocess
 import sys
 from datetime import UTC, datetime
 from importlib import metadata
@@ -15,18 +13,19 @@ from pathlib import Path
 import h5py
 import numpy as np
 
+from localavg.files import git
+
 
 def provenance(argv: list[str] | None = None) -> dict[str, str | bool | None]:
     """Return the command line, git state of the package, versions, start (UTC), platform and CPU.
 
-    A value that cannot be found is None. This runs git as a child process, so call it before MPI
-    starts.
+    A value that cannot be found is None. No process is started, so MPI may have started.
     """
-    commit, changes = _git("rev-parse", "HEAD"), _git("status", "--porcelain", "--", "localavg")
+    commit, dirty = _git()
     return {
         "command": shlex.join(sys.orig_argv if argv is None else argv),
         "git_commit": commit,
-        "git_dirty": None if commit is None or changes is None else changes != "",
+        "git_dirty": dirty,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "h5py": h5py.__version__,
@@ -40,19 +39,11 @@ def provenance(argv: list[str] | None = None) -> dict[str, str | bool | None]:
     }
 
 
-def _git(*words: str) -> str | None:
-    """Return what git prints on the package's checkout; None if there is none or git fails."""
+def _git() -> tuple[str | None, bool | None]:
+    """Return the commit of the package's checkout, and whether the package differs from it."""
     checkout = Path(__file__).resolve().parents[2]
-    if not (checkout / ".git").exists():
-        return None
-    env = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-    command = ["git", "--no-optional-locks", "-C", str(checkout), *words]
-    with contextlib.suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(
-            command, env=env, capture_output=True, check=True, timeout=10, text=True
-        )
-        return done.stdout.strip()
-    return None
+    commit = git.head(checkout)
+    return commit, None if commit is None else git.changed(checkout, commit, "localavg")
 
 
 def _version(*names: str) -> str | None:

@@ -14,18 +14,15 @@ import h5py
 import numpy as np
 
 from localavg.errors import UserError
-from localavg.files import tables
+from localavg.files import drawing, process, shown, tables
 from localavg.files.hdf5 import clear_errors, opened
 from localavg.files.schema import LATER, RENAMED, SCHEMA, SCHEMA_VERSION, TABLES, WEIGHTS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from pandas import DataFrame
 
 Settings: TypeAlias = dict[str, Any]  # by name: numbers, text, bool, None and lists
-
-
-SHOWN = ("algorithm", "data_name", "model", "learners", "K", "batch_size", "lr", "steps", "seed")
-"""settings in a Run's repr, where the run has them"""
 
 
 class NotARunFile(UserError):
@@ -34,9 +31,11 @@ class NotARunFile(UserError):
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """The contents of a run file; printed, it is a few lines.
+    """The contents of a run file; printed, it is three lines.
 
-    Tables have the columns of `SCHEMA`, and no rows where the run recorded none.
+    status: finished, interrupted, failed or running; or died, where the file says running and its
+    process was of this host and is gone. Tables have the columns of `SCHEMA`, and no rows where
+    the run recorded none.
     """
 
     path: Path
@@ -56,24 +55,15 @@ class Run:
     rows: DataFrame | None = None  # of a benchmark, with the columns of `BENCHES`
 
     def __repr__(self) -> str:
-        """Return the file, how the run ended, its main settings, its length and its last row."""
-        given = {name: self.config[name] for name in SHOWN if self.config.get(name) is not None}
-        settings = ", ".join(f"{name}={value}" for name, value in given.items())
-        tables = {group: getattr(self, group) for group in SCHEMA} | {"rows": self.rows}
-        lengths = [f"{len(t)} in .{name}" for name, t in tables.items() if t is not None and len(t)]
-        vectors = [
-            f".{name} [{len(w)}]" for name in WEIGHTS if (w := getattr(self, name)) is not None
-        ]
-        lines = [f"Run {self.path}: {self.status}", settings or "no settings of training"]
-        lines.append(
-            f"rows: {', '.join(lengths) or 'none'}{'; ' * bool(vectors)}{', '.join(vectors)}"
-        )
-        if len(self.eval):
-            last = self.eval.iloc[-1].dropna()
-            lines.append("at the end: " + ", ".join(f"{k} {v:.6g}" for k, v in last.items()))
-        if why := self.attrs.get("failure"):
-            lines.append(f"failure: {why}")
-        return "\n  ".join(lines)
+        """Return three lines: what was run, where it ended, and where the file lies."""
+        return shown.lines(self)
+
+    def plot(self) -> list[Axes]:
+        """Draw the loss against updates and seconds, and the periods; return the three panels.
+
+        `panels[0].figure.savefig("curves.png")` saves them. Raises UserError without matplotlib.
+        """
+        return drawing.draw(drawing.new_figure(shown=True), {self.path.stem: self})
 
 
 def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None = None) -> Run:
@@ -99,15 +89,16 @@ def load(path: str | os.PathLike[str], weights: bool = True, bench: str | None =
                 f"{path} has schema {attrs['schema']}, not {SCHEMA_VERSION}: use the version that "
                 "wrote it"
             )
+        origin = _read_attrs(file["provenance"])
         frames: dict[str, Any] = {group: DataFrame(_read_table(file, group)) for group in SCHEMA}
         vectors: dict[str, Any] = {
             name: file[name][:] if weights and name in file else None for name in WEIGHTS
         }
         return Run(
             path=Path(path),
-            status=attrs["status"],
+            status=_status(attrs["status"], origin.get("process")),
             config={RENAMED.get(k, k): value for k, value in _read_attrs(file["config"]).items()},
-            provenance=_read_attrs(file["provenance"]),
+            provenance=origin,
             **frames,
             **vectors,
             attrs=attrs,
@@ -138,6 +129,11 @@ def load_many(
             f"{source}: no run files (*.h5) here: {first} first, or give another folder"
         )
     return [runs[path] for path in sorted(runs)]
+
+
+def _status(written: str, process_: object) -> str:
+    """Return the status in a file, or "died" where it says running and its process has ended."""
+    return "died" if written == "running" and process.gone(process_) else written
 
 
 def _writer(bench: str | None) -> str:

@@ -117,6 +117,15 @@ class Fleet:
         self.made.append(made := self.world.Dup())
         return made
 
+    def free(self) -> None:
+        """Free all communicators that were made for this fleet, which is used no more. Collective.
+
+        MPI libraries have room for a few thousand, which many runs in one process use up.
+        """
+        for comm in self.made[1:]:
+            comm.Free()
+        del self.made[1:]
+
     def communicator(self, ranks: Sequence[int]) -> MPI.Intracomm:
         """Make a communicator of these ranks, which waits as `world` does. Collective over them."""
         made = self.world.Create_group(self.world.group.Incl(list(ranks)), tag=ranks[0])

@@ -22,7 +22,14 @@ class Diverged(Exception):
 
 
 class Interrupted(Exception):
-    """The run was told to stop, and is saved. Every rank raises it."""
+    """The run was told to stop, and is saved. Every rank raises it.
+
+    by: the name of the signal, or "the time limit".
+    """
+
+    def __init__(self, message: str, by: str = "") -> None:
+        super().__init__(message)
+        self.by = by
 
 
 class Outcome(NamedTuple):
@@ -63,7 +70,7 @@ def ended(
         finish("failed", failure=f"{e}; {remedy}")
         return FAILED, f"{e}; {remedy}"
     except Interrupted as e:
-        finish("interrupted", failure=str(e))
+        finish("interrupted", failure=str(e), stopped_by=e.by)
         return GO_ON, str(e)
     except Lost:
         raise

@@ -122,9 +122,11 @@ class Keeper:
             self.save(t)
         if stop:
             reasons = self.fleet.world.allgather(self.listener.told or late * "the time limit")
+            by = next(filter(None, reasons))
             raise Interrupted(
-                f"stopped by {next(filter(None, reasons))} after step {t}, saved in {self.folder}; "
-                "the same command with `resume` resumes it"
+                f"stopped by {by} after step {t}, saved in {self.folder}; the same command with "
+                "`resume` resumes it",
+                by,
             )
         self._met, self._met_s = t, monotonic()
         self._plan(t)

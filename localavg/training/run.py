@@ -53,7 +53,7 @@ def run(
 ) -> Outcome:
     """Train with the settings `c` on the ranks of `world`.
 
-    Rank 0 writes c.path. provenance: `provenance.provenance()`, made on rank 0 before MPI started.
+    Rank 0 writes c.path. provenance: `provenance.provenance()`, made on rank 0.
     aware: the result of doctor's test of MPI on device memory, on rank 0 if a choice needs it.
     age_s: the seconds since the start of the process, which the time limit counts.
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
@@ -94,6 +94,8 @@ def run(
         status, why = _ended(e, start, monitor, keeper)
 
     # 5. End.
+    if c.on_failure != recover.CONTINUE:  # else ranks may be lost
+        fleet.free()
     if writes and status == FINISHED:
         checkpoint.remove(keeper.folder)
         if why_not := e.algorithm.schedule.unsteered:

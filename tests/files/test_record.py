@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from mpi4py import MPI
 
+import localavg
 from localavg.errors import UserError
 from localavg.files import atomic, provenance, record
 from localavg.files.mirror import Mirror
@@ -255,6 +256,7 @@ def test_a_flush_that_fails_leaves_the_file_and_keeps_the_rows(path, monkeypatch
 def test_a_full_disk_ends_in_one_line_and_a_readable_file(path):
     code = """
 import resource, sys
+import localavg
 from localavg.errors import UserError
 from localavg.files.record import Record
 file = Record.create(sys.argv[1], {}, {})
@@ -436,8 +438,8 @@ def test_scope_tells_world_from_cluster(path):
     assert (load(path).averages.scope == WORLD).tolist() == [False, True, True]
 
 
-def test_provenance_without_git_says_nothing(tmp_path, monkeypatch, capfd):
-    monkeypatch.setenv("PATH", str(tmp_path))
+def test_provenance_without_a_checkout_says_nothing_of_a_commit(tmp_path, monkeypatch, capfd):
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "localavg" / "files" / "record.py"))
     origin = provenance.provenance(["localavg", "train", "--out", "a b"])
     assert origin["command"] == "localavg train --out 'a b'"
     assert origin["git_commit"] is None and origin["git_dirty"] is None
@@ -453,38 +455,61 @@ def test_provenance_without_git_says_nothing(tmp_path, monkeypatch, capfd):
     assert load(tmp_path / "run.h5").provenance["git_commit"] is None
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
-def test_provenance_knows_the_commit_and_whether_the_package_was_changed(tmp_path, monkeypatch):
-    package = tmp_path / "checkout" / "localavg"
-    (package / "files").mkdir(parents=True)
-    (package / "files" / "record.py").write_text("")
-    monkeypatch.setattr(provenance, "__file__", str(package / "files" / "record.py"))
-    assert provenance.provenance()["git_commit"] is None
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout with a package, and git(*words) in it."""
+    place = tmp_path / "checkout"
+    (place / "localavg" / "files").mkdir(parents=True)
+    for i in range(20):  # alike, so that git packs some as changes of others
+        (place / "localavg" / "files" / f"a{i}.py").write_text("line\n" * 2000 + f"{i}\n")
+    (place / ".gitignore").write_text("*.pyc\n")
 
-    def git(*words):
-        identity = [
-            "-c",
-            "user.name=t",
-            "-c",
-            "user.email=t@localhost",
-            "-c",
-            "commit.gpgsign=false",
-        ]
-        command = ["git", "-C", package.parent, *identity, *words]
+    def git(*words, at=place):
+        identity = ["-c", "user.name=t", "-c", "user.email=t@localhost", "-c", "commit.gpgsign=0"]
+        command = ["git", "-C", at, *identity, *words]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
     git("init")
-    assert provenance.provenance()["git_commit"] is None
+    return place, git
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
+def test_provenance_knows_the_commit_and_whether_the_package_was_changed(
+    checkout, tmp_path, monkeypatch
+):
+    place, git = checkout
+
+    def found(at=place):
+        monkeypatch.setattr(provenance, "__file__", str(at / "localavg" / "files" / "a0.py"))
+        with monkeypatch.context() as m:
+            m.setenv("PATH", "")  # no program is asked
+            origin = provenance.provenance()
+        return origin["git_commit"], origin["git_dirty"]
+
+    assert found() == (None, None)  # no commit yet
     git("add", ".")
     git("commit", "-m", "all")
-    assert (provenance.provenance()["git_commit"], provenance.provenance()["git_dirty"]) == (
-        git("rev-parse", "HEAD"),
-        False,
-    )
-    (package.parent / "notes").write_text("not the package")
-    assert provenance.provenance()["git_dirty"] is False
-    (package / "files" / "record.py").write_text("changed")
-    assert provenance.provenance()["git_dirty"] is True
+    loose = git("rev-parse", "HEAD")
+    assert found() == (loose, False)
+    git("gc")  # objects and references in packs
+    assert found() == (loose, False)
+    git("commit", "--allow-empty", "-m", "more")
+    git("worktree", "add", tmp_path / "other", "HEAD~1")
+    assert found(tmp_path / "other") == (loose, False)
+    newest = git("rev-parse", "HEAD")
+    (place / "notes").write_text("not the package")
+    (place / "localavg" / "a.pyc").write_text("no code")
+    assert found() == (newest, False)
+    (place / "localavg" / "new.py").write_text("")
+    assert found() == (newest, True)
+    (place / "localavg" / "new.py").unlink()
+    (place / "localavg" / "files" / "a3.py").write_text("changed")
+    assert found() == (newest, True)
+    git("add", ".")  # what is staged is not committed
+    assert found() == (newest, True)
+    git("gc", "--prune=now")
+    shutil.rmtree(place / ".git" / "objects" / "pack")
+    assert found() == (newest, None)  # what cannot be known is not guessed
 
 
 def test_the_module_needs_no_pandas_torch_or_mpi_to_write(path):
@@ -540,24 +565,72 @@ def test_a_file_that_cannot_be_opened_twice_is_said_to_be_open_and_not_damaged(p
 # A run in a notebook
 
 
-def test_a_run_is_printed_in_a_few_lines(path):
-    config = {"algorithm": "kavg", "K": 4, "learners": 2, "model": None, "lr": 0.1}
+def test_a_run_is_printed_in_three_lines(path):
+    config = {"algorithm": "kavg", "K": 4, "learners": 2, "model": None, "lr": 0.1, "steps": 400}
     file = Record.create(path, config, {"command": "x" * 1000})
     for i in range(1, 400):
-        file.append("train", **row("train", i))
-    file.append("eval", t=399, train_loss=0.25, test_accuracy=0.9)
-    file.save_weights("weights", np.zeros(1000))
+        file.append("train", **row("train", i) | {"wall_s": i / 100})
+    file.append("eval", t=398, train_loss=0.25, test_accuracy=0.9)
     file.finish("failed", failure="rank 1 raised")
     assert repr(load(path)).splitlines() == [
-        f"Run {path}: failed",
-        "  algorithm=kavg, learners=2, K=4, lr=0.1",
-        "  rows: 399 in .train, 1 in .eval; .weights [1000]",
-        "  at the end: t 399, train_loss 0.25, test_accuracy 0.9",
-        "  failure: rank 1 raised",
+        "kavg: K=4, learners=2, lr=0.1",
+        "  failed: 399 of 400 updates, 3.99 s, after update 398 train_loss 0.25, "
+        "test_accuracy 0.9 (rank 1 raised)",
+        f"  in {path}",
     ]
 
 
 def test_a_run_that_recorded_nothing_is_printed_too(path):
     Record.create(path, {}, {})
-    lines = [f"Run {path}: running", "  no settings of training", "  rows: none"]
-    assert repr(load(path)).splitlines() == lines == str(load(path)).splitlines()
+    what, end, where = repr(load(path)).splitlines()
+    assert (what, end) == ("no algorithm: no settings", "  running: 0 updates")
+    assert where.startswith(f"  in {path}, written by a process on ") and where.endswith("s ago")
+
+
+def test_a_run_whose_process_is_gone_died_and_one_that_cannot_be_seen_is_left(path, monkeypatch):
+    code = f"from localavg.files.record import Record; Record.create({str(path)!r}, {{}}, {{}})"
+    assert python(code).wait(60) == 0
+    assert load(path).status == "died" and load(path).attrs["status"] == "running"
+    monkeypatch.setattr("platform.node", lambda: "elsewhere")
+    assert load(path).status == "running" and "s ago" in repr(load(path))
+
+
+# Several runs
+
+
+def test_runs_are_compared_in_a_table(tmp_path):
+    for name, config in {"a": {"K": 4}, "b": {"K": None, "K1": 2, "lr": 0.2}}.items():
+        settings = {"algorithm": "kavg", "learners": 2, "lr": 0.1, "seed": 0, **config}
+        file = Record.create(tmp_path / name / "run.h5", settings, {})
+        for t in (4, 8):
+            size = {"bytes_node": 100, "bytes_cross": 10, "seconds": 0.5}
+            file.append("averages", **row("averages", t) | size)
+        file.append("eval", t=8, wall_s=3.0, train_loss=0.25, test_accuracy=0.9)
+        file.finish("finished")
+    found = localavg.compare([load(tmp_path / "a" / "run.h5"), tmp_path / "b"])
+    assert list(found.index) == [str(tmp_path / name / "run.h5") for name in "ab"]
+    assert list(found)[:6] == ["algorithm", "K", "K1", "learners", "lr", "status"]  # seed is alike
+    assert found.K.iloc[0] == 4 and found.K.isna().iloc[1] and found.lr.tolist() == [0.1, 0.2]
+    last = found.iloc[1]
+    assert (last.updates, last.averages, last.bytes, last.average_s) == (8, 2, 220, 1.0)
+    assert (last.train_loss, last.test_accuracy, last.seconds) == (0.25, 0.9, 3.0)
+    assert np.isnan(last.test_loss)
+    with pytest.raises(UserError, match="no runs"):
+        localavg.compare([])
+
+
+def test_a_run_draws_its_loss_and_periods(path, monkeypatch):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("agg")
+    file = Record.create(path, {"algorithm": "kavg"}, {})
+    for t in (0, 4, 8):
+        file.append("eval", t=t, wall_s=t / 2, train_loss=1 / (1 + t))
+    file.append("averages", **row("averages", 4) | {"t": 4, "period": 4})
+    file.finish("finished")
+    loss, seconds, periods = load(path).plot()
+    assert loss.lines[0].get_xdata().tolist() == [0, 4, 8]
+    assert seconds.lines[0].get_xdata().tolist() == [0, 2, 4]
+    assert periods.lines[0].get_ydata().tolist() == [4]
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UserError, match=r"matplotlib.*pip install 'localavg\[analysis\]'"):
+        load(path).plot()

@@ -27,6 +27,7 @@ HEARTBEAT_S = 20.0
 STALE_S = 180.0  # after this time untouched, a lock of another host is stale
 # the same for the run file of a run that no sweep started, if it may be of another host
 UNLOCKED_STALE_S = 900.0
+PACE_ROWS = 20  # rows of /train whose pace is that of a run
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class State:
     """The state of a run.
 
     kind: one of KINDS. t: completed local updates, of T. why: the reason of a failure, or who runs
-    it. config: the settings in the run file.
+    it. config: the settings in the run file. loss: of the last mini-batches. rate: local updates a
+    second over the last rows of /train; None where time is modelled, or no two rows are there.
     """
 
     kind: str
@@ -42,6 +44,8 @@ class State:
     T: int | None = None
     why: str = ""
     config: Mapping[str, object] | None = None
+    loss: float | None = None
+    rate: float | None = None
 
 
 def look(path: Path) -> State:
@@ -63,9 +67,12 @@ def look(path: Path) -> State:
         why = f"{lost} rank{'s' * (lost > 1)} lost"
     if holder and kind != "finished":
         kind, why = "running", holder
-    elif kind == "running" and (_lock(path).exists() or _ended(path, run)):
+    elif kind == "died":
         kind, why = "stale", "its process is gone, and did not write how it ended"
-    return State(kind, t, run.config.get("steps"), why, run.config)
+    elif kind == "running" and (_lock(path).exists() or _silent(path, run)):
+        silent_s = _age_s(path)
+        kind, why = "stale", f"silent for {silent_s:.0f} s; its process cannot be seen from here"
+    return State(kind, t, run.config.get("steps"), why, run.config, *_pace(run))
 
 
 @contextlib.contextmanager
@@ -142,10 +149,21 @@ def _holder(path: Path) -> str:
     return who if age_s < STALE_S else ""
 
 
-def _ended(path: Path, run: record.Run) -> bool:
-    """Return whether nobody writes a run file that no sweep holds; by its age if not otherwise."""
-    gone = process.gone(run.provenance.get("process"))
-    return _age_s(path) >= UNLOCKED_STALE_S if gone is None else gone
+def _silent(path: Path, run: record.Run) -> bool:
+    """Return whether a process that cannot be seen from here has written nothing for long."""
+    unseen = process.gone(run.provenance.get("process")) is None
+    return unseen and _age_s(path) >= UNLOCKED_STALE_S
+
+
+def _pace(run: record.Run) -> tuple[float | None, float | None]:
+    """Return the loss and the updates a second of the last rows of a run."""
+    rows = run.train.iloc[-PACE_ROWS:]
+    if not len(rows):
+        return None, None
+    last, first = rows.iloc[-1], rows.iloc[0]
+    took_s = last.wall_s - first.wall_s
+    known = took_s > 0 and not run.config.get("simulate")
+    return float(last.loss), float((last.t - first.t) / took_s) if known else None
 
 
 def _lives(pid: int) -> bool:

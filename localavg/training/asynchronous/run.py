@@ -86,6 +86,7 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
         stepsizes.remedy(c),
     )
     roles.free()
+    fleet.free()
 
     # 5. End.
     took = f"{'modelled ' * bool(task.timing)}{log.summary()}"
