@@ -6,10 +6,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import Field, fields, replace
 from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def train(
     the command line. None leaves a setting out. out: the run file; by default a new one in the
     system's temporary folder. world: an intracommunicator of mpi4py, COMM_WORLD by default.
 
-    Collective: under mpirun every rank calls it with the same settings, and gets the Run. Nothing
+    Collective: under mpirun every rank calls it with the same settings, and gets the Run; an
+    exception that nobody catches ends the whole job from then on. Nothing
     is printed on stdout. No process is started; whether MPI takes the memory of GPUs is read from
     the cache of `localavg doctor`.
 
@@ -56,8 +58,12 @@ def train(
     status 75. Raises UserError, on every rank, for what the command line refuses.
     """
     here = _world() if world is None else world
-    with _restored():
-        config = _agreed({"algorithm": algorithm, "out": out, **settings}, here)
+    if here.size > 1:
+        from localavg.parallel.abort import abort_on_exception
+
+        abort_on_exception(here)  # as `Fleet` does
+    config = _agreed({"algorithm": algorithm, "out": out, **settings}, here)
+    with _restored(config.names_network):
         return _ended(config, _run(config, here), here)
 
 
@@ -221,10 +227,16 @@ def _ended(config: TrainConfig, outcome: Outcome, world: MPI.Intracomm) -> Run:
 
 
 @contextmanager
-def _restored() -> Iterator[None]:
-    """Give the process back its numbers of threads, and torch its modes, after a run."""
+def _restored(network: bool) -> Iterator[None]:
+    """Give the process back its numbers of threads, and torch its modes, after a run.
+
+    network: load torch before, since its modes are not known otherwise.
+    """
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+    if network:
+        with suppress(ImportError):  # the run says that it is missing
+            import_module("torch")
     torch = sys.modules.get("torch")
     with threadpool_limits(limits=None):
         if torch is None:

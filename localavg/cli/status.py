@@ -18,8 +18,8 @@ from localavg.errors import FAILED, FINISHED, GO_ON, UserError
 if TYPE_CHECKING:
     from localavg.cli.sweep.state import State
 
-WORDS = ("done", "running", "missing", "interrupted", "died", "failed")
-ANY = set(WORDS) - {"died"}  # those that are counted where no run is in this state too
+WORDS = ("done", "running", "missing", "interrupted", "died", "silent", "failed")
+ANY = set(WORDS) - {"died", "silent"}  # those that are counted where no run is in this state too
 
 
 def add(commands: Commands) -> None:

@@ -56,8 +56,12 @@ def line(name: str, state: State) -> str:
 
 
 def word(state: State) -> str:
-    """Return the word for the state of a run: a run whose process is gone died."""
-    return {"finished": "done", "stale": "died"}.get(state.kind, state.kind)
+    """Return the word for the state of a run.
+
+    A run whose process is gone died. Where that cannot be seen from this host, it is silent.
+    """
+    stale = "silent" if state.why.startswith("silent") else "died"
+    return {"finished": "done", "stale": stale}.get(state.kind, state.kind)
 
 
 def progress(state: State) -> str:

@@ -1,5 +1,7 @@
 """localavg.train: the command line's run from Python, alone, again and again, and under MPI."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -15,6 +17,7 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_info
 
 import localavg
+from localavg import library
 from localavg.cli import in_flags
 from localavg.errors import GO_ON
 from localavg.files.record import load
@@ -164,8 +167,6 @@ def test_a_time_limit_returns_the_run_that_can_go_on(tmp_path):
 
 
 def test_whether_mpi_takes_gpu_memory_is_read_and_not_tried(no_children, monkeypatch, tmp_path):
-    from localavg import library
-
     monkeypatch.setattr(probe, "_case", lambda gpus: (tmp_path / "none.json", "here", []))
     monkeypatch.setattr(probe, "find_gpus", lambda: ([("a GPU", "0")], ""))
     seen = []
@@ -194,16 +195,22 @@ def together(world, folder):
         except localavg.UserError as e:
             said.append(str(e))
     alone = localavg.train("kavg", learners=2, world=MPI.COMM_SELF, **SMALL)
-    return [*said, alone.provenance["ranks"]]
+    library.WARN_AFTER_S = 0.5
+    if world.rank:
+        time.sleep(2)  # the other rank waits for this one, and says so
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        localavg.train("kavg", **SMALL)
+    return [*said, alone.provenance["ranks"]], told.getvalue()
 
 
 def test_ranks_call_it_together_and_fail_together(tmp_path):
-    first, second = call(2, together, str(tmp_path))
+    (first, told), (second, _) = call(2, together, str(tmp_path))
     assert first == second and first[:4] == ["finished", 2, 12, 12.0] and first[-1] == 1
     differ, wrong, few, there = first[5:-1]
     assert "`K = 5` on rank 1 and `K = 4` on rank 0" in differ
-    assert wrong == "`K = 0`: must be at least 1"
+    assert wrong == "`K = 0`: a period must be at least 1"
     assert "every rank must hold one" in few and "never overwritten" in there
+    assert "rank 0 has been waiting for" in told and "which every rank must call" in told
 
 
 def test_an_error_that_nobody_catches_ends_the_job_with_one_line(tmp_path):
@@ -214,23 +221,4 @@ def test_an_error_that_nobody_catches_ends_the_job_with_one_line(tmp_path):
     )
     done = run(2, program, program=["python"], timeout=60)
     assert done.returncode == 2
-    assert done.stderr.count("localavg: `K = 0`: must be at least 1") == 1
-
-
-def late(world):
-    """One rank comes late; the other says so."""
-    from localavg import library
-
-    library.WARN_AFTER_S = 0.5
-    if world.rank:
-        time.sleep(2)
-    return localavg.train("kavg", **SMALL).status
-
-
-def test_a_rank_that_waits_for_the_others_says_so(capfd):
-    from mpi import _drive
-
-    answers, done = _drive(2, late, ())
-    assert answers == ["finished"] * 2
-    assert "rank 0 has been waiting for" in done.stderr
-    assert "localavg.train, which every rank must call" in done.stderr
+    assert done.stderr.count("localavg: `K = 0`: a period must be at least 1") == 1

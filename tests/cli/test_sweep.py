@@ -1000,7 +1000,7 @@ def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path, monkeypatch)
 
     monkeypatch.setattr("localavg.cli.status._planned", stat)
     with pytest.raises(UserError, match=f"^{tmp_path}: cannot look into it .Permission denied"):
-        status._status(argparse.Namespace(where=str(tmp_path)))
+        status._status(argparse.Namespace(where=str(tmp_path), watch=False))
 
 
 def slow(tmp_path, seconds):

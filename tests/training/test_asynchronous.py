@@ -585,7 +585,7 @@ def test_a_killed_rank_ends_the_job_within_seconds(victim, mpi, tmp_path):
     thread.join()
     assert done.returncode != 0 and time.monotonic() - killed[0] < 20
     found = record.load(tmp_path / "run.h5")
-    assert found.status == "running" and found.config["algorithm"] == "downpour"
+    assert found.status == "died" and found.config["algorithm"] == "downpour"
 
 
 DIVERGING = (
@@ -657,8 +657,7 @@ def test_resume_leaves_a_finished_run_alone_and_begins_an_unfinished_one_again(w
     assert again.returncode == 0, again.stderr
     assert f"no checkpoint: kept as {out}.unfinished1, starting from the beginning" in again.stderr
     assert (
-        record.load(out).status == "finished"
-        and record.load(f"{out}.unfinished1").status == "running"
+        record.load(out).status == "finished" and record.load(f"{out}.unfinished1").status == "died"
     )
 
 

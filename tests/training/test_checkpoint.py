@@ -462,7 +462,7 @@ def test_sigterm_to_the_launcher_ends_it_and_the_run_can_be_resumed(tmp_path, wh
     process.communicate(timeout=60)
     assert process.returncode != 0
     kill(mark)
-    assert load(out).status in ("running", "interrupted")
+    assert load(out).status in ("died", "interrupted")
     assert launch(out, "--resume").returncode == 0
     same(load(out), whole)
 
@@ -715,7 +715,7 @@ def test_two_runs_never_write_into_one_file(tmp_path):
         background(out, marks[1], "--resume", line=line, steps=10**8)
         err = first.communicate(timeout=90)[1]
         assert first.returncode != 0 and "another run has put its own file there, or moved" in err
-        assert load(f"{out}.unfinished1").status == "running"
+        assert load(f"{out}.unfinished1").status == "died"
         until = time.monotonic() + 60
         while not len(load(out).train) and time.monotonic() < until:  # the other goes on
             time.sleep(0.1)
@@ -723,7 +723,7 @@ def test_two_runs_never_write_into_one_file(tmp_path):
         for mark in marks:
             kill(mark)
     found = load(out)
-    assert found.status in ("running", "interrupted") and len(found.train)
+    assert found.status in ("died", "interrupted") and len(found.train)
     assert found.train.t.is_monotonic_increasing and found.train.t.is_unique
 
 

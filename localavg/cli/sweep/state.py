@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import socket
 import time
@@ -70,8 +71,8 @@ def look(path: Path) -> State:
     elif kind == "died":
         kind, why = "stale", "its process is gone, and did not write how it ended"
     elif kind == "running" and (_lock(path).exists() or _silent(path, run)):
-        silent_s = _age_s(path)
-        kind, why = "stale", f"silent for {silent_s:.0f} s; its process cannot be seen from here"
+        min_ = _age_s(path) / 60
+        kind, why = "stale", f"silent for {min_:.0f} min; its process cannot be seen from here"
     return State(kind, t, run.config.get("steps"), why, run.config, *_pace(run))
 
 
@@ -163,7 +164,8 @@ def _pace(run: record.Run) -> tuple[float | None, float | None]:
     last, first = rows.iloc[-1], rows.iloc[0]
     took_s = last.wall_s - first.wall_s
     known = took_s > 0 and not run.config.get("simulate")
-    return float(last.loss), float((last.t - first.t) / took_s) if known else None
+    loss = None if math.isnan(last.loss) else float(last.loss)
+    return loss, float((last.t - first.t) / took_s) if known else None
 
 
 def _lives(pid: int) -> bool:
