@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import tempfile
@@ -64,7 +65,9 @@ def train(
         abort_on_exception(here)  # as `Fleet` does
     config = _agreed({"algorithm": algorithm, "out": out, **settings}, here)
     with _restored(config.names_network):
-        return _ended(config, _run(config, here), here)
+        outcome = _run(config, here)
+        gc.collect()  # the pieces of a run refer to each other, and hold shared memory
+        return _ended(config, outcome, here)
 
 
 def _world() -> MPI.Intracomm:
