@@ -1755,7 +1755,7 @@ MUTANTS = [
     # a run from Python
     Mutant(
         "a call takes a number in quotes",
-        "localavg/library.py",
+        "localavg/cli/given.py",
         "if not isinstance(value, Real) or isinstance(value, bool):",
         "if isinstance(value, bool):",
         f"{TESTS['library']}::test_what_only_python_can_ask_is_refused_by_its_name",
