@@ -1884,8 +1884,8 @@ MUTANTS = [
     Mutant(
         "at scale gpu the paper's ranks count",
         "localavg/cli/sweep/file.py",
-        'if k != "ranks"} if name != scale',
-        "} if name != scale",
+        'or scale != "gpu"',
+        "or True",
         ON_ONE,
     ),
     Mutant(
@@ -1904,7 +1904,7 @@ MUTANTS = [
     ),
     Mutant(
         "hours of one learner's work",
-        "localavg/cli/sweep/gpu.py",
+        "localavg/cli/sweep/cost.py",
         ".T * P * c.batch_size",
         ".T * c.batch_size",
         f"{TESTS['sweep_gpu']}::test_hours_are_the_examples_of_all_learners_by_the_rate",
