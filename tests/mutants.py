@@ -2493,6 +2493,13 @@ MUTANTS = [
         f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
     ),
     Mutant(
+        "an average that is held back is not in the checkpoint",
+        TRAINING["delayed"],
+        "[self.waiting, self.anchored, held.scope, held.t, held.gamma]",
+        "[self.waiting, self.anchored, 0, held.t, held.gamma]",
+        f"{TESTS['survive']}::test_an_average_that_is_held_back_for_a_copy_is_in_the_checkpoint",
+    ),
+    Mutant(
         "a round of pieces ends with any of them",
         TRAINING["averaging"],
         "if last or self.average.piece(begun) in (0, len(self.average.pieces) - 1):",

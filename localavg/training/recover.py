@@ -114,7 +114,8 @@ def outlive(
             except survive.Lost:
                 done = False
                 survive.revoke(a.e.fleet.made)
-                a.kept.abandon()
+                with survive.limited(a.e.fleet.world, survive.RESUME):
+                    a.kept.abandon()
             if survive.agreed(a.e.fleet.world, done):
                 return a, status, why
             a.monitor.close()

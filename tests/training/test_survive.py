@@ -553,7 +553,7 @@ def test_what_codes_have_lost_is_not_lost_with_a_rank(wire, hits, tmp_path, hook
         way = abs(whole.weights - whole.initial_weights).max()
         off = abs(found.weights - whole.weights).max() / way
         assert found.events.ranks_after.iloc[-1] == hit.left
-        assert off < 1e-5, (hit, off)
+        assert off < (1e-3 if "digits" in CODED[hit.name] else 1e-5), (hit, off)
 
 
 @pytest.mark.long
@@ -570,6 +570,23 @@ def test_what_a_dead_node_had_is_on_the_next_one(whole, tmp_path, hooks):
         found = load(tmp_path / f"{i}.h5")
         check(found, whole(hit.name), hit.name, rounded=True)
         assert found.events.ranks_after.iloc[-1] == hit.left
+
+
+def test_an_average_that_is_held_back_for_a_copy_is_in_the_checkpoint(whole, tmp_path, hooks):
+    """Saved after update 20, where one has been merged and the next one is due."""
+    for how in (SURVIVING, ()):
+        copy = tmp_path / f"{len(how)}.h5"
+        held = mock.patch.multiple(survive, check=lambda: None, survivors=[], agreed=all_done)
+        with held, mock.patch.object(Keeper, "visit", stop_at_20):
+            assert command_lines(MPI.COMM_WORLD, [words(LINES["cocod"], copy, *SURVIVING)]) == [75]
+        with held:
+            again = words(LINES["cocod"], copy, "--resume", *how)
+            assert command_lines(MPI.COMM_WORLD, [again]) == [0]
+        check(load(copy), whole("cocod"), "cocod")
+
+
+def all_done(world, done):
+    return done
 
 
 @pytest.mark.long
