@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from localavg.training.ending import Outcome
 
 WARN_AFTER_S = 60.0  # how long a rank waits for the others to call `train` before it prints so
+LIMIT_S = 600.0  # how long it waits before it ends the job
 BTL = "OMPI_MCA_btl"  # Open MPI's choice of what carries messages
 BETWEEN = ("auto", "cuda_aware")  # transports whose choice asks whether MPI takes GPU memory
 
@@ -45,9 +46,9 @@ def train(
     system's temporary folder. world: an intracommunicator of mpi4py, COMM_WORLD by default.
 
     Collective: under mpirun every rank calls it with the same settings, and gets the Run; an
-    exception that nobody catches ends the whole job from then on. Nothing
-    is printed on stdout. No process is started; whether MPI takes the memory of GPUs is read from
-    the cache of `localavg doctor`.
+    exception that nobody catches ends the whole job from then on, and so does a rank that has
+    waited for 10 minutes for another one to call it. Nothing is printed on stdout. No process is
+    started; whether MPI takes the memory of GPUs is read from the cache of `localavg doctor`.
 
     A run that diverges is returned with the status "failed", one that meets its `time_limit` with
     "interrupted"; a line on stderr says so. After Ctrl-C the run is saved, and KeyboardInterrupt
@@ -94,7 +95,7 @@ def _agreed(given: Settings, world: MPI.Intracomm) -> TrainConfig:
         settings = checks.all_settings(config)
     except UserError as e:
         error = str(e)
-    with watched(world, "localavg.train, which every rank must call", WARN_AFTER_S, None):
+    with watched(world, "localavg.train, which every rank must call", WARN_AFTER_S, LIMIT_S):
         told = world.allgather((error, settings))
     first = told[0][1]
     for rank, (message, theirs) in enumerate(told):
