@@ -1,5 +1,6 @@
 """Emulated hosts: real node and cross-node communicators on one machine. Root; `make test-root`."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -129,6 +130,61 @@ def test_gossip_between_hosts_sends_the_rows_of_neighbours_alone(tmp_path):
     assert runs["hosts"].averages.bytes_cross.tolist() == [4 * 4 * 50] * 39 + [4 * 50 * 2]
     assert runs["hosts"].train.loss.equals(runs["one"].train.loss)  # to the bit, until T
     np.testing.assert_allclose(runs["hosts"].weights, runs["one"].weights, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("lost", [1, 2])  # the host of rank 0, and another one
+def test_the_run_goes_on_without_a_host_that_is_cut_off(lost, tmp_path):
+    """Its link goes down, and its ranks and its daemon die, so that nobody hears of it."""
+    out, K, steps = tmp_path / "run.h5", 500, 40_000
+    long = [*map(str, (*TRAIN[:3], K, *TRAIN[4:-1], steps))]
+    words = ["--ranks", "2,2", "--with-ft", "--", *long, "--on-failure", "continue", "--out", out]
+    with open(tmp_path / "said", "w") as said:
+        process = subprocess.Popen([ROOT / "jobs/emulated/run", *map(str, words)], stderr=said)
+    try:
+        wait_for(lambda: process.poll() is not None or has_rows(out))
+        assert process.poll() is None, (tmp_path / "said").read_text()
+        cut_off(process.pid, lost)
+        wait_for(lambda: process.poll() is not None or record.load(out).status != "running")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
+    run = record.load(out)
+    assert run.status == "finished", (tmp_path / "said").read_text()
+    (event,) = run.events.to_dict("records")
+    print(event)
+    first = 2 * (lost - 1)
+    assert event["lost"] == f"rank {first} on h{lost}, rank {first + 1} on h{lost}"
+    rounds_s = run.train.wall_s.iloc[-1] / (steps / K)
+    assert event["repeated"] <= 2 * K and event["seconds"] <= 2 * rounds_s + 15
+    subprocess.run(
+        [ROOT / ".venv/bin/python", "-m", "localavg", *long, "--learners", "4", "--out", tmp_path / "one.h5"],
+        check=True, capture_output=True, timeout=LIMIT_S,
+    )  # fmt: skip
+    np.testing.assert_allclose(run.weights, record.load(tmp_path / "one.h5").weights, rtol=1e-3)
+
+
+def has_rows(out):
+    with contextlib.suppress(record.UserError):  # there is none, or its name only
+        return len(record.load(out).train) > 0
+    return False
+
+
+def wait_for(met):
+    until = time.monotonic() + LIMIT_S
+    while not met() and time.monotonic() < until:
+        time.sleep(0.2)
+    assert met()
+
+
+def cut_off(number, host):
+    """Cut off a host of the emulated ones that a process of this number has made."""
+    name = f"{number % 60_000}-{host}"
+    subprocess.run(["ip", "link", "set", f"lav{name}", "down"], check=True)
+    pids = subprocess.run(
+        ["ip", "netns", "pids", f"lah{name}"], check=True, capture_output=True, text=True
+    ).stdout
+    for pid in map(int, pids.split()):
+        os.kill(pid, signal.SIGKILL)
 
 
 def test_an_interrupt_ends_it_and_leaves_nothing(tmp_path):

@@ -2,18 +2,21 @@
 `make test-root`.
 """
 
+import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import nvml
 import psutil
 import pytest
-from mpi import ROOT
+from mpi import ROOT, marked
 
 from localavg.files import record
 
@@ -98,6 +101,20 @@ class Cluster:
     def job(self, number):
         """What scontrol knows of a job."""
         return dict(re.findall(r"(\w+)=(\S*)", self.run("scontrol", "show", "job", number)))
+
+    def lose(self, node):
+        """Kill the daemon of a node and all that runs there."""
+        pids = Path(self.env["SLURM_CONF"]).parent / f"slurmd.{node}.pid"
+        os.kill(int(pids.read_text()), signal.SIGKILL)
+        for process in marked(node, "SLURMD_NODENAME"):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def until(self, met):
+        until = time.monotonic() + LIMIT_S
+        while not met() and time.monotonic() < until:
+            time.sleep(0.2)
+        assert met()
 
     def wait(self, number, done, seconds=LIMIT_S):
         until = time.monotonic() + seconds
@@ -198,12 +215,7 @@ def test_a_run_told_to_stop_is_requeued_and_goes_on_to_the_same_bits(
     number = cluster.submit(
         f"--output={log}", ROOT / "jobs/slurm/train.sbatch", *TRAIN, "--steps", STEPS, "--out", out
     )
-    until = time.monotonic() + LIMIT_S
-    while (
-        not (log.exists() and re.search(r"^t [1-9]", log.read_text(), re.M))
-        and time.monotonic() < until
-    ):
-        time.sleep(0.2)
+    cluster.until(lambda: log.exists() and re.search(r"^t [1-9]", log.read_text(), re.M))
     cluster.run("scancel", "--signal=USR1", number)
     cluster.wait(number, lambda job: job["Restarts"] == "1", 60)
     assert record.load(out).status == "interrupted" and record.load(out).weights is None
@@ -215,6 +227,35 @@ def test_a_run_told_to_stop_is_requeued_and_goes_on_to_the_same_bits(
     assert run.status == "finished"
     np.testing.assert_array_equal(run.weights, uninterrupted.weights)
     assert run.train.t.tolist() == uninterrupted.train.t.tolist()
+
+
+def test_a_lost_node_ends_mpirun_and_the_job_resumes_on_whole_nodes(
+    cluster, uninterrupted, tmp_path
+):
+    """The lines for mpirun in the template; the daemons and the rank of the second node die."""
+    template = (ROOT / "jobs/slurm/train.sbatch").read_text()
+    lines = re.findall(r"^#   (.*)$", template, re.M)
+    # both nodes are this host, whose other networks come and go
+    start = f"{ROOT}/.venv/bin/mpirun --with-ft ulfm --mca btl_tcp_if_include 127.0.0.0/8 -n"
+    mpirun = "\n".join(lines[-6:]).replace("mpirun -n", start)
+    mpirun = mpirun.replace(":PE=$SLURM_CPUS_PER_TASK", "")  # which are only names here
+    script, out, log = tmp_path / "train.sbatch", tmp_path / "a.h5", tmp_path / "log"
+    head, _, tail = re.split(r"^(srun .*)$", template, flags=re.M)
+    script.write_text(f"{head}{mpirun}{tail}".replace("\nstatus=$?\n", "\n", 1))
+    cluster.until(lambda: cluster.run("squeue", "--noheader") == "")  # the nodes are idle again
+    how = "--on-failure", "continue", "--checkpoint-every", 5_000
+    number = cluster.submit(
+        "--no-kill", "--nodes=2", f"--output={log}", script, *TRAIN, "--steps", STEPS, *how, "--out", out
+    )  # fmt: skip
+    cluster.until(lambda: log.exists() and re.search(r"^t [1-9]", log.read_text(), re.M))
+    cluster.lose("n2")
+    cluster.wait(number, lambda job: job["Restarts"] == "1", 60)
+    cluster.run("slurmd", "-N", "n2")
+    job = cluster.wait(number, over)
+    text = log.read_text()
+    assert job["JobState"] == "COMPLETED", text
+    assert f"job {number} is requeued to resume" in text and "resumes after step" in text
+    np.testing.assert_allclose(record.load(out).weights, uninterrupted.weights, rtol=1e-5)
 
 
 def test_the_time_limit_warns_a_sweep_which_is_saved_and_requeued(cluster, tmp_path):
