@@ -34,8 +34,8 @@ def train(world, name, path, device="cuda", choose=None, stop=False, **more):
     c = TrainConfig(
         algorithm=algorithm, options=options, data="epsilon-like:80x150", learners=4, steps=14,
         batch_size=8, lr=0.5, out=path, save_weights=True, device=device, checkpoint_every="5",
-        log_every=7, **settings, **more,
-    )  # fmt: skip
+        log_every=7, engine="loop", **settings, **more,
+    )  # fmt: skip  # auto takes the fastest engine of the moment, with other bits
 
     def step_size(t):
         if t == STOPPED_AT and stop:
