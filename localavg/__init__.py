@@ -7,6 +7,7 @@
     train                   trains as the command line does, and returns the Run
     load, Run               reads a run file as pandas DataFrames
     compare                 a table of runs
+    Recovered               what `attach` raises when ranks died and the others can go on
     UserError               a mistake in a call, setting or file of the user
 
 Importing the package does not import MPI, torch, CuPy, h5py or NumPy: a module is imported when
@@ -25,6 +26,7 @@ _HOME = {
     "load": "files.record",
     "Run": "files.record",
     "compare": "files.compare",
+    "Recovered": "attaching.recovery",
     "UserError": "errors",
 }
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from localavg.algorithms.base import Algorithm
 from localavg.attaching.averager import Averager
 from localavg.attaching.checks import Asked, check, check_kinds
-from localavg.attaching.meetings import meet_again
+from localavg.attaching.meetings import check_alone, meet_again
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.watchdog import watched
 
@@ -44,6 +44,8 @@ def attach(
     config: Mapping[str, object] | None = None,
     warn_after: float = 300.0,
     hang_limit: float | None = None,
+    on_failure: str = "end",
+    recovery_state: str = "policy",
 ) -> Averager:
     """Average `model` over the fleet with `algorithm`, one learner per rank. Collective.
 
@@ -89,6 +91,16 @@ def attach(
     warn_after: print where a rank waits for the others after this many seconds. hang_limit: end the
     job after this many seconds of waiting; never if it is None.
 
+    on_failure: what happens when a rank dies: the job ends ("end"), or the living ranks go back to
+    the last average of everyone, and the averager raises `localavg.Recovered` ("continue"). That
+    needs Open MPI 5 and mpirun --with-ft ulfm. There is one learner on each living rank then, so P
+    is smaller; K, the schedule and the seeds stay, and learners have new numbers. The row and the
+    optimiser's state lie elsewhere then, so torch.compile and samplers must begin anew. A rank
+    keeps two copies of its weights and buffers for that, and after a loss the row of before.
+    recovery_state: what of the optimiser's state goes back with them: what is equal on all ranks
+    after an average by `state` or by exchanged gradients, while other state starts anew ("policy"),
+    or all of it, two copies more ("all").
+
     Every rank must make the same calls at the same updates. Raises UserError on every rank where
     they differ, for several learners on a rank, for models that differ between ranks, lie on
     several devices or have other types than float32, bfloat16 and float16, and for an argument that
@@ -96,12 +108,14 @@ def attach(
     """
     asked = Asked(
         model, fleet, copy.deepcopy(algorithm), _several(optimizer), state, statistics, master,
-        objective, seed, log, config or {}, warn_after, hang_limit, rows,
+        objective, seed, log, config or {}, warn_after, hang_limit, rows, on_failure,
+        recovery_state,
     )  # fmt: skip
     check_kinds(asked)
     with watched(fleet.world, "localavg.attach()", *asked.patience):
         meet_again(model)
         fleet.together(lambda: check(asked))
+        fleet.together(lambda: check_alone(asked))
         return Averager(asked)
 
 

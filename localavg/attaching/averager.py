@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from copy import deepcopy
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from localavg.attaching.checks import Asked, check_same, diverged
+from localavg.attaching.checks import CONTINUE, Asked, check_same, diverged
+from localavg.attaching.copies import Copy
 from localavg.attaching.exchange import Exchanging
 from localavg.attaching.feedback import Feedback
 from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings
 from localavg.attaching.place import place_of
-from localavg.attaching.row import averaged, by_type
+from localavg.attaching.recovery import Now, Recovery, outlived
+from localavg.attaching.row import Row, averaged, by_type
 from localavg.attaching.saved import check_state, load_, saved, tell_other_sums
 from localavg.attaching.start import Rows, start
 from localavg.attaching.state import step_size
 from localavg.errors import UserError
 from localavg.interfaces import UNTIMED, Array, Settings
+from localavg.parallel.fleet import Fleet
 from localavg.parallel.places import What
 from localavg.scope import Scope
 from localavg.training.averaging import Averaging
@@ -34,16 +39,32 @@ class Averager:
 
     scope: who averaged weights or gradients at the last step. variance: S of the parameters at the
     last average (adpsgd Alg. 2, line 11), NaN if the algorithm does not need it. algorithm: a copy
-    of the algorithm that was given.
+    of the algorithm that was given. fleet: the one that was given, or that of the last Recovered.
     """
 
     def __init__(self, asked: Asked) -> None:
         import torch
 
-        fleet, algorithm = asked.fleet, asked.algorithm
-        torch.set_num_threads(min(fleet.threads, torch.get_num_threads()))
-        self.model, self.fleet, self.algorithm = asked.model, fleet, algorithm
-        self.optimizers, self.objective = asked.optimizers, asked.objective
+        torch.set_num_threads(min(asked.fleet.threads, torch.get_num_threads()))
+        self.model, self.optimizers, self.objective = asked.model, asked.optimizers, asked.objective
+        self._asked = asked
+        self._log: Log | None = None
+        # of fleets whose ranks died: a message that failed may still read their rows
+        self._old: list[object] = []
+        self._recovery = None
+        if asked.on_failure == CONTINUE:
+            self._recovery = Recovery(asked, self._now, self.state_dict, self._go_back)
+        self._lay_out(asked.fleet)
+        with self._place.here():
+            self._averaging.begin(0, math.nan)
+
+    def _lay_out(self, fleet: Fleet) -> None:
+        """Begin on the ranks of `fleet`, with the weights of its first rank. Collective."""
+        import torch
+
+        # the algorithm of self._asked never begins
+        asked = replace(self._asked, fleet=fleet, algorithm=deepcopy(self._asked.algorithm))
+        self.fleet, self.algorithm = fleet, asked.algorithm
         self._evaluating = False  # whether the model holds w̄ for a while
         self._start = 0  # t at which the period began
         self._began = 0  # t after which the last average began
@@ -53,8 +74,8 @@ class Averager:
         check_same(fleet, tensors)
         first = next(iter(tensors.values()), torch.empty(0))
         self._place = place_of(first.device, fleet)
-        algorithm.exchange.start(fleet.learners, asked.seed)
-        algorithm.average.lay_out(fleet.learners, fleet.P, asked.seed)
+        self.algorithm.exchange.start(fleet.learners, asked.seed)
+        self.algorithm.average.lay_out(fleet.learners, fleet.P, asked.seed)
         with self._place.here():
             self._set_up(asked, start(asked, tensors, self._place))
 
@@ -65,14 +86,15 @@ class Averager:
         transport, travels = self.transport, gradients.row.d_trained
         carrier = background or transport
         self._payload = Payload(self.algorithm, carrier, self.flat, state, gradients=travels)
-        self._log = None
-        if asked.log is not None:
+        if asked.log is not None and self._log is None:
             self._log = Log(asked, place, transport, self._payload, self.flat.size)
+        elif self._log is not None:
+            self._log.move(self.fleet, transport, self._payload)
         self._laps = self._log or UNTIMED
         self._feedback = Feedback(self.fleet, self._laps, self.algorithm, asked.log is not None)
         self._meetings = Meetings(asked, self.flat)
         self._exchanging = Exchanging(
-            exchange, transport, gradients, self._meetings, self._log, place
+            exchange, transport, gradients, self._meetings, self._log, place, self.watching
         )
         self._agreement = self._meetings.agreement
         if self._log is not None:
@@ -89,7 +111,6 @@ class Averager:
             if background is None
             else Delayed(*pieces, background=background, begun=self._begun, **how)
         )
-        self._averaging.begin(0, math.nan)
 
     def __repr__(self) -> str:
         return (
@@ -111,6 +132,7 @@ class Averager:
         """Whether this rank works in the present round; else the next average drops its updates."""
         return self._averaging.at_work != []
 
+    @outlived
     def exchange(self) -> Scope:
         """Exchange all gradients of this update, for sync and qsgd; other algorithms do nothing.
 
@@ -118,9 +140,12 @@ class Averager:
         the same gradients and skip the same steps. The optimiser's step does not exchange again.
         Return who exchanged.
         """
+        if self._recovery is not None and self._recovery.lacking:
+            self._recovery.copy()
         with self._place.here():
             return self._exchanging.everything()
 
+    @outlived
     def step(self, loss: float | Tensor | None = None) -> Scope:
         """Average if it is time; call right after every optimizer.step().
 
@@ -145,8 +170,11 @@ class Averager:
             self.scope = scope or exchanged
             if self._log is not None:
                 self._log.step(self.t, self.scope, self._gamma, kept)
+            if self._recovery is not None:
+                self._recovery.met()
         return self.scope
 
+    @outlived
     def finish(self) -> Scope:
         """Make all models equal to their average; call after the last update.
 
@@ -179,6 +207,8 @@ class Averager:
         why = diverged(self.flat.w[0, : self.flat.d_trained], self.t, self.fleet.rank)
         if self._log is not None:
             self._log.end("failed" if why else "finished", why)
+        if self._recovery is not None:
+            self._recovery.sure()
         self._agreement.leave()
         self._agreement.finished = self.t
         return scope
@@ -189,17 +219,10 @@ class Averager:
 
         The model has its own weights again after it.
         """
-        flat, pace = self.flat, self._averaging.pace
-        with self._place.here():
-            if pace is not None:
-                pace.pause()
-            self._meet(What.AVERAGED)
-            self._laps.met()
-            own = flat.copied()
-            flat.load_()
-            flat.w[0] = self.transport.mean(flat.w)
-            flat.store_()
-            self._agreement.leave()
+        pace = self._averaging.pace
+        if pace is not None:
+            pace.pause()
+        flat, own = self._averaged_()
         self._evaluating = True
         try:
             yield
@@ -213,11 +236,35 @@ class Averager:
                 if pace is not None:
                     pace.go_on()
 
+    @outlived
+    def _averaged_(self) -> tuple[Row, list[Tensor]]:
+        """Set the model to w̄. Return its row, and what was in it. Collective."""
+        flat = self.flat
+        with self._place.here():
+            self._meet(What.AVERAGED)
+            self._laps.met()
+            own = flat.copied()
+            flat.load_()
+            flat.w[0] = self.transport.mean(flat.w)
+            if self._recovery is not None:
+                self._recovery.sure()
+            flat.store_()
+            self._agreement.leave()
+        return flat, own
+
+    def watching(self) -> AbstractContextManager[None]:
+        """Return a context for meetings of your own, such as averager.fleet.world.allreduce(…).
+
+        With on_failure="continue" it raises Recovered where they fail because a rank died.
+        """
+        return nullcontext() if self._recovery is None else self._recovery.watching()
+
     def evaluated(self, **row: float) -> None:
         """Write a row of /eval to the log: train_loss, test_accuracy, … of the averaged model."""
         if self._log is not None:
             self._log.evaluated(self.t, row)
 
+    @outlived
     def payload_bytes(self) -> tuple[int, int]:
         """Return the bytes of all ranks at the last step: (in nodes, across). Collective."""
         self._meet(What.BYTES)
@@ -245,6 +292,12 @@ class Averager:
         check_state(state, self.algorithm, self.flat)
         if self.fleet.rank == 0:
             tell_other_sums(state, self.transport.name)
+        if self._recovery is not None:
+            self._recovery.copies.forget()
+        self._load(state)
+
+    def _load(self, state: Settings) -> None:
+        """Set everything but the model and the optimisers to a state that fits."""
         self._agreement.t, self._start = state["t"], state["start"]
         self.scope = Scope.recorded(state["scope"], state.get("level", 1))
         self.variance, self._began = state["variance"], state["t"]
@@ -254,6 +307,20 @@ class Averager:
             self._averaging.pace.begin(self.t)
         with self._place.here():
             load_(state, self.algorithm, self.flat, self._averaging)
+
+    def _now(self) -> Now:
+        """Return what the recovery needs."""
+        equal = self.t == 0 or self.scope is Scope.WORLD
+        return Now(self.fleet, self._agreement, equal, self.flat, self._log)
+
+    def _go_back(self, fleet: Fleet, copy: Copy) -> None:
+        """Go on from a copy, on the ranks of `fleet`. Collective over them."""
+        self._old += [self.flat, self.transport, self._exchanging]
+        if self._log is not None and copy.log is not None:
+            self._log.back_to(copy.log, fleet, copy.t)
+        self._lay_out(fleet)
+        copy.restore_(self.model, self.optimizers, self.flat)
+        self._load(deepcopy(copy.state))
 
     def _meet(self, what: What) -> None:
         """Agree with the others on what comes next; what was before it counts as computing."""

@@ -17,7 +17,9 @@ from localavg.attaching.state import as_text, check_moments, words
 from localavg.config.state import by_name
 from localavg.errors import UserError, bad, check_choice, positive
 from localavg.interfaces import Array
+from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
+from localavg.scope import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
+CONTINUE = "continue"
+"""the value of `on_failure`"""
+LAUNCH = "mpirun --with-ft ulfm -n N python -m mpi4py PROGRAM"
 START_S = 60.0  # how long a rank waits in attach before it prints that others do not come
 
 
@@ -46,6 +51,8 @@ class Asked:
     warn_after: float
     hang_limit: float | None
     rows: int | None = None
+    on_failure: str = "end"
+    recovery_state: str = "policy"
 
     @property
     def stepped(self) -> bool:
@@ -90,6 +97,7 @@ def check(asked: Asked) -> None:
     _check_seconds("warn_after", asked.warn_after)
     _check_seconds("hang_limit", asked.hang_limit)
     _check_algorithm(asked)
+    _check_recovery(asked)
     if len(asked.algorithm.average.pieces) > 1 and words(asked.state) != {"keep"}:
         raise UserError(
             "attach: with `fragments` a piece of the weights averages, and the state of the "
@@ -139,6 +147,34 @@ def _check_algorithm(asked: Asked) -> None:
             "attach: with `delay` the weights average later, and their state cannot; use "
             'state="keep" or "reset"'
         )
+
+
+def _check_recovery(asked: Asked) -> None:
+    """Raise UserError if this rank cannot go on from the last average when others die."""
+    check_choice("on_failure", asked.on_failure, ("end", CONTINUE))
+    check_choice("recovery_state", asked.recovery_state, ("policy", "all"))
+    if asked.on_failure != CONTINUE:
+        if asked.recovery_state != "policy":
+            raise UserError(
+                f"attach: `recovery_state = {asked.recovery_state}` means nothing without "
+                '`on_failure = "continue"`; add it, or leave this out'
+            )
+        return
+    algorithm = asked.algorithm
+    if algorithm.delay is not None:
+        why = "with `delay`: after a delayed average learners are not equal"
+    elif algorithm.wire is not None:
+        why = "with `wire`: what its code leaves over is lost with a node"
+    elif len(algorithm.average.pieces) > 1:
+        why = "with `fragments`: after an average of a piece learners are not equal"
+    elif Scope.NEIGHBOURS in (algorithm.schedule.after(1), algorithm.schedule.final):
+        why = "with gossip: its learners are never equal"
+    elif any(x.device.type != "cpu" for x in averaged(asked.model).values()):
+        why = "on a GPU: it takes averages of the host's memory only"
+    else:
+        survive.check(LAUNCH)
+        return
+    raise UserError(f"attach: `on_failure = {CONTINUE}` {why}; leave one of them out")
 
 
 def _check_seconds(name: str, value: float | None) -> None:

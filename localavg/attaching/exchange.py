@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 from localavg.algorithms.base import Exchange
 from localavg.attaching.checks import parts as parts_of
 from localavg.attaching.gradients import Gradients, Steps
@@ -16,7 +19,8 @@ from localavg.scope import Scope
 class Exchanging:
     """Exchanges the gradients before each optimiser's step, or all of them when the user asks.
 
-    Other algorithms than sync and qsgd do nothing here.
+    Other algorithms than sync and qsgd do nothing here. watching: makes the context of an exchange
+    in an optimiser's step.
     """
 
     def __init__(
@@ -27,9 +31,10 @@ class Exchanging:
         meetings: Meetings,
         log: Log | None,
         place: Place,
+        watching: Callable[[], AbstractContextManager[None]],
     ) -> None:
         self.exchange, self.transport, self.gradients = exchange, transport, gradients
-        self.place = place
+        self.place, self.watching = place, watching
         self.meetings, self.agreement, self.log = meetings, meetings.agreement, log
         asked = meetings.asked
         if asked.stepped:
@@ -69,7 +74,7 @@ class Exchanging:
                 "them; call backward() first and step() without a closure"
             )
         if closure or not self.gradients.used(i):
-            with self.place.here():
+            with self.watching(), self.place.here():
                 self._exchange(1 << i)
 
     def _exchange(self, which: int) -> None:

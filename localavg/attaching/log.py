@@ -6,18 +6,21 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from copy import copy
 from typing import Any
 
 from localavg import algorithms
 from localavg.algorithms.base import Algorithm
-from localavg.attaching.checks import Asked
+from localavg.attaching.checks import CONTINUE, Asked
 from localavg.attaching.place import Place
 from localavg.attaching.state import as_text
 from localavg.errors import UserError
+from localavg.files.mirror import Mirror
 from localavg.files.provenance import provenance
 from localavg.files.record import Record
 from localavg.interfaces import Transport
 from localavg.parallel.abort import on_exception
+from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
 from localavg.training import header
 from localavg.training.payload import Payload
@@ -47,11 +50,15 @@ class Log(Recorder):
                 else None
             )
         )
-        super().__init__(fleet, transport, file, payload)
-        self.file, self.end = file, End(file)  # `end` does not keep the rest alive
+        record = Mirror(fleet, file) if asked.on_failure == CONTINUE else file
+        super().__init__(fleet, transport, record, payload)
+        self.file, self.end = record, End(record)  # `end` does not keep the rest alive
         on_exception(self.end.failed)
         self.due, self._noted = 1, 0  # t of the next row, and of the last exchange of gradients
         self._rows, self._examples = (_number(asked.config, x) for x in ("rows", "batch_size"))
+        self._path = os.path.abspath(asked.log or "")
+        self.counts: Mapping[str, int] = {}  # of a copy: the rows of each table
+        self._before = 0, 0.0, 0.0  # t of the last loss of ranks, and samples and epochs there
         fleet.world.Barrier()
         self.clock.start()
 
@@ -87,9 +94,8 @@ class Log(Recorder):
         self.averages.count()
         self.met()
         loss, _ = self.compare(t)
-        samples = t * self.working * self._examples
         if new:
-            self.write(t, self._epoch(t), int(samples), gamma, loss)
+            self.write(t, self._epoch(t), int(self._samples(t)), gamma, loss)
         self.due = t + max(1, t // SPACING)
         self.clock.lap("compute")
 
@@ -103,7 +109,50 @@ class Log(Recorder):
         """Return passes over the data, NaN if `config` does not say what they take."""
         if not self._rows or not self._examples:
             return math.nan
-        return t * self.fleet.P * self._examples / self._rows
+        before, _, epochs = self._before
+        return epochs + (t - before) * self.fleet.P * self._examples / self._rows
+
+    def _samples(self, t: int) -> float:
+        """Return the training examples so far, 0 if `config` does not say an update's."""
+        before, samples, _ = self._before
+        return samples + (t - before) * self.working * self._examples
+
+    # ---------------------------------------------------------------------- where ranks die
+
+    def still(self) -> Log:
+        """Return a copy that stays as it is now, for `back_to`."""
+        still = copy(self)
+        still.clock, still.averages = self.clock.still(), self.averages.still()
+        still.losses, still.split = [*self.losses], self.split.copy()
+        still.counts = self.file.counts() if isinstance(self.file, Mirror) else {}
+        return still
+
+    def back_to(self, then: Log, fleet: Fleet, t: int) -> None:
+        """Go back to what the log was after update t, and go on with the ranks of `fleet`.
+
+        Call `move` next. Collective over these ranks. Raises UserError on all of them if the new
+        first rank cannot write the file.
+        """
+        assert isinstance(self.file, Mirror), "only such a log outlives ranks"
+        samples, epochs = then._samples(t), then._epoch(t)
+        vars(self).update(vars(then.still()))
+        self._before = t, samples, epochs
+        mirror = self.file.back_to(fleet, then.counts)
+        fleet.together(lambda: mirror.take_over(self._path) if fleet.rank == 0 else None)
+        self.end.written = False
+        self.clock.start([*self.clock.seconds.values()])
+
+    def move(self, fleet: Fleet, transport: Transport, payload: Payload) -> None:
+        """Go on with other ranks and their rows. Collective."""
+        self.fleet, self.transport = fleet, transport
+        self.working = payload.algorithm.participants.working
+        self.averages.move(fleet, payload)
+
+    def lost(self, seconds: float) -> None:
+        """Count the seconds since the last average as a meeting of all ranks, and a long one."""
+        self.clock.start([*self.clock.seconds.values()])
+        self.clock.seconds["communicate"] += seconds
+        self.clock.meetings.append(seconds)
 
 
 class End:

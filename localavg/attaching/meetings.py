@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from localavg.attaching.checks import Asked, covered, foreign, uncovered
+from localavg.attaching.checks import CONTINUE, Asked, covered, foreign, uncovered
 from localavg.attaching.gradients import Steps
 from localavg.attaching.row import Row, averaged
 from localavg.errors import UserError
@@ -34,6 +34,17 @@ def meet_again(model: Module) -> None:
             agreement.leave()
 
 
+def check_alone(asked: Asked) -> None:
+    """Raise UserError if another model is attached that would not go on when ranks die, or this."""
+    mine = {*asked.model.modules()}
+    others = {a for module, a in ATTACHED.items() if module not in mine and a.at_work}
+    if any(a.outlives or asked.on_failure == CONTINUE for a in others):
+        raise UserError(
+            f"attach: `on_failure = {CONTINUE}` takes one model, and another one is attached; "
+            "attach one module that has both, as nn.ModuleList([model, other])"
+        )
+
+
 class Meetings:
     """The agreement of an averager, and the checks of its model and optimisers at every meeting.
 
@@ -44,7 +55,11 @@ class Meetings:
     def __init__(self, asked: Asked, flat: Row) -> None:
         self.asked, self.fleet, self.flat = asked, asked.fleet, flat
         self.agreement = Agreement(
-            asked.fleet, asked.algorithm.clusters, asked.warn_after, asked.hang_limit
+            asked.fleet,
+            asked.algorithm.clusters,
+            asked.warn_after,
+            asked.hang_limit,
+            outlives=asked.on_failure == CONTINUE,
         )
         self.steps: Steps | None = None
         self.fault = ""

@@ -78,9 +78,14 @@ class Row(Flat):
         for part, memory in self.smaller:
             memory.copy_(part)
 
-    def copied(self) -> list[Tensor]:
-        """Return copies of the row and of the tensors, for `restore_`."""
-        return [x.clone() for x in self._memories()]
+    def copied(self, into: Sequence[Tensor] | None = None) -> list[Tensor]:
+        """Return copies of the row and of the tensors, for `restore_`.
+
+        into: earlier copies, whose memory is used again.
+        """
+        if into is None:
+            return [x.clone() for x in self._memories()]
+        return [copy.copy_(x) for copy, x in zip(into, self._memories(), strict=True)]
 
     def restore_(self, copies: Sequence[Tensor]) -> None:
         """Write the values back that `copied` returned."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from copy import deepcopy
 
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.switch import Switched
@@ -32,7 +33,7 @@ def saved(
         "algorithm": _parts(algorithm),
         "d": flat.size,
         "transport": transport,
-        "schedule": algorithm.schedule.state_dict(),
+        "schedule": deepcopy(algorithm.schedule.state_dict()),
         "combine": copied(algorithm.average.state_dict()),
         "averaging": copied(on_its_way),
         "master": {name: x.to("cpu", copy=True) for name, x in flat.masters().items()},

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import atexit
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from itertools import count
 
 import numpy as np
 from mpi4py import MPI
 
-from localavg.errors import MISTAKE, SharedError, UserError
+from localavg.errors import FINISHED, MISTAKE, SharedError, UserError
+from localavg.parallel import survive
 from localavg.parallel.abort import end_job
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.places import NOBODY, TEXTS, Place, Taking, What, differ
 from localavg.parallel.watchdog import Watchdog
 from localavg.scope import Scope, sizes
 
+AGAIN = "start the program again from its own checkpoint"
 LAST_S = 60.0  # how long a rank whose program ends waits for the others
 NUMBERS = count()  # of the agreements of this process
 
@@ -31,15 +34,22 @@ class Agreement:
     t: the number of updates so far, which its owner counts here. finished: t at the last `finish`.
     detached: whether the model was attached again, so that this agreement is no longer used.
     ended(status, why): called on this rank when the ranks differ, or the program ends too early.
-    clusters: learners in a cluster of each level, innermost first.
+    clusters: learners in a cluster of each level, innermost first. outlives: whether this rank goes
+    on when others die.
 
     A rank whose program ends meets the others too: they may end alike, but a rank that waits
     elsewhere gets the error. Only without `finish` does this meeting have a time limit.
     """
 
     def __init__(
-        self, fleet: Fleet, clusters: Sequence[int], warn_after: float, hang_limit: float | None
+        self,
+        fleet: Fleet,
+        clusters: Sequence[int],
+        warn_after: float,
+        hang_limit: float | None,
+        outlives: bool = False,
     ) -> None:
+        self.outlives = outlives
         self.world, self.t, self.finished = fleet.world, 0, -1
         self.failed = self.detached = False
         # by which an averager differs from others of the same ranks: the same number on all ranks
@@ -61,6 +71,11 @@ class Agreement:
             inner = inner + mine
         self._comms[Scope.NEIGHBOURS] = self._comms[Scope.WORLD]
 
+    @property
+    def at_work(self) -> bool:
+        """Whether its averager is used, and has not finished."""
+        return not self.detached and self.finished != self.t
+
     def guard(self, owner: object) -> None:
         """Start the watchdog for as long as `owner` exists, and meet at the end of the program."""
         atexit.register(self._end)
@@ -72,6 +87,11 @@ class Agreement:
         if not self.detached and self.finished != self.t:
             self.ended("interrupted", f"the model was attached again after update {self.t}")
         self.detached = True
+
+    def abandon(self) -> None:
+        """Note that ranks died: nobody meets here any more, nor at the end of the program."""
+        self.detached = True
+        atexit.unregister(self._end)
 
     def refuse_detached(self) -> None:
         """Raise UserError if the model was attached again. All ranks do, where all attached it."""
@@ -132,9 +152,17 @@ class Agreement:
             self.watchdog.limit_s = LAST_S if limit_s is None else min(LAST_S, limit_s)
             self.watchdog.start(self)
         try:
-            self.meet(What.OVER if over else What.END, self.t)
+            with survive.noticing(self.world) if self.outlives else nullcontext():
+                self.meet(What.OVER if over else What.END, self.t)
         except UserError as e:
             end_job(self.world, f"localavg: {e}", MISTAKE, isinstance(e, SharedError))
+        except survive.Lost:
+            if not over:
+                why = "ranks died, and this program ended without averager.finish()"
+                survive.give_up(self.world, why, remedy=AGAIN)
+            survive.leave(FINISHED)
         self.leave()
         if not over:
             self.ended("interrupted", "the program ended without averager.finish()")
+        if len(survive.survivors) > 1:
+            survive.leave(FINISHED)

@@ -80,7 +80,7 @@ class Fleet:
         made: list[MPI.Comm] | None = None,
     ) -> None:
         check_world_size(MPI.COMM_WORLD.size, os.environ)  # `world` may be a part of it
-        self.world, self._ranks_per_node = world, ranks_per_node
+        self.world, self.ranks_per_node = world, ranks_per_node
         self.rank, self.ranks = world.rank, world.size
         self.made = [] if made is None else made
         self.made.append(world)
@@ -110,7 +110,7 @@ class Fleet:
 
         `made` of both is one list.
         """
-        return Fleet(Patient(self.world.Dup()), self.P, self._ranks_per_node, self.made)
+        return Fleet(Patient(self.world.Dup()), self.P, self.ranks_per_node, self.made)
 
     def everyone(self) -> MPI.Intracomm:
         """Make a communicator of all ranks, for messages that nobody may mistake. Collective."""
@@ -189,6 +189,10 @@ class Fleet:
             if path is not None and self.node.rank == 0:
                 os.unlink(path)
         return np.asarray(array)
+
+    def least(self, value: float) -> float:
+        """Return the smallest value over the ranks. Collective."""
+        return float(self.world.allreduce(value, MPI.MIN))
 
     def shared_memory_room(self) -> float:
         """Return the free bytes of this node's shared memory; inf for a rank alone on its node."""

@@ -50,6 +50,11 @@ class Averages:
         mine = np.array([self._payload.of_kind(*one) for one in each], np.int64)
         self._bytes = dict(zip(each, self._fleet.world.allreduce(mine).tolist(), strict=True))
 
+    def move(self, fleet: Fleet, payload: Payload) -> None:
+        """Go on with other ranks, or with other rows. Collective."""
+        self._fleet, self._payload = fleet, payload
+        self.count()
+
     def drifted(self, variance: float, seconds: float) -> None:
         """Record Var[W_k] before an update, and the seconds that computing it took."""
         self._drift.append(variance)

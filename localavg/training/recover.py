@@ -22,6 +22,7 @@ from mpi4py import MPI
 from localavg.errors import SharedError, UserError
 from localavg.files import checkpoint
 from localavg.files.mirror import Mirror
+from localavg.files.record import Record
 from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.mpi import HostMPI
@@ -201,20 +202,39 @@ def _take_over(path: str, mirror: Mirror, keeper: Keeper, begun: int) -> None:
 
 def _told(a: Attempt, again: Attempt, at_s: float) -> Attempt:
     """Record that ranks were lost, on all ranks, and print it on the first one."""
-    before, after = a.e.fleet, again.e.fleet
-    gone = survive.lost(before.world, after.world)
-    names = ", ".join(f"rank {r} on {before.hosts[r]}" for r in gone)
     t = again.start.saved.t if again.start.saved else 0
     repeated, seconds = again.repeated - a.repeated, again.seconds - a.seconds
-    again.mirror.append(
-        "events",
-        t=t,
-        repeated=repeated,
-        lost=names,
-        ranks_before=before.ranks,
-        ranks_after=after.ranks,
-        seconds=seconds,
-    )
+    tell(again.mirror, a.e.fleet, again.e.fleet, t, repeated, seconds, at_s)
+    return again
+
+
+def tell(
+    file: Record | None,
+    before: Fleet,
+    after: Fleet,
+    t: int,
+    repeated: int,
+    seconds: float,
+    at_s: float,
+) -> str:
+    """Write a row of /events, if there is a file, and print it on the first rank that lives.
+
+    before, after: the ranks. t, repeated: the update from which they go on, and the updates to make
+    again. seconds: what the loss cost. at_s: when the recovery began, by the clock `perf_counter`.
+    Return who died.
+    """
+    gone = survive.lost(before.world, after.world)
+    names = ", ".join(f"rank {r} on {before.hosts[r]}" for r in gone)
+    if file is not None:
+        file.append(
+            "events",
+            t=t,
+            repeated=repeated,
+            lost=names,
+            ranks_before=before.ranks,
+            ranks_after=after.ranks,
+            seconds=seconds,
+        )
     if after.rank == 0:
         print(
             f"localavg: {names} died; {after.ranks} rank{'s go' if after.ranks > 1 else ' goes'} "
@@ -223,4 +243,4 @@ def _told(a: Attempt, again: Attempt, at_s: float) -> Attempt:
             file=sys.stderr,
             flush=True,
         )
-    return again
+    return names

@@ -1,0 +1,244 @@
+"""Ranks of `attach` die and the others go on: from the last average of everyone, with fewer learners.
+
+On one rank in this process a call of MPI fails once, as MPI does when a rank has died, and this rank
+goes on with itself: then nothing may be lost but the updates since the average. With several ranks
+the oracle is a loop over the learners that live.
+"""
+
+import json
+import sys
+from contextlib import contextmanager
+from unittest import mock
+
+import numpy as np
+import pytest
+from mpi import ROOT, SUPPORT, run
+from mpi4py import MPI
+
+import localavg
+from localavg.attaching.copies import Copies
+from localavg.attaching.log import Log
+from localavg.files.record import load
+from localavg.parallel import survive
+from localavg.parallel.agreement import Agreement
+from localavg.parallel.transport.shared import SharedMemory
+from localavg.training.averaging import Averaging
+
+torch = pytest.importorskip(
+    "torch", reason="localavg.attach is for torch, which is not installed: make test"
+)
+import outliving  # noqa: E402
+from outliving import LOOPS, batch, gamma, net, optimizer_of  # noqa: E402
+from torch.nn.functional import cross_entropy  # noqa: E402
+from torch.nn.utils import vector_to_parameters  # noqa: E402
+
+T = 23
+SGD = {"lr": 0.05, "momentum": 0.9}
+ALGORITHMS = {  # a function that makes it, and what else attach gets
+    "kavg": (lambda: localavg.kavg(K=4), {}),
+    "mavg": (lambda: localavg.mavg(K=4, mu=0.6), {"state": "average"}),
+    "yogi": (lambda: localavg.kavg(K=5, outer="yogi"), {"statistics": "keep"}),
+    "sync": (localavg.sync, {"recovery_state": "policy"}),
+    "qsgd": (localavg.qsgd, {}),
+    "switch": (lambda: localavg.kavg(K=4, switch=6), {}),
+    "adpsgd": (lambda: localavg.adpsgd(p_init=3, Ks=6), {}),
+    "adacomm": (lambda: localavg.adacomm(tau0=4, block=8), {}),
+    "bfloat16": (lambda: localavg.mavg(K=4, mu=0.5), {"master": True}),
+}
+
+
+@contextmanager
+def failing(owner, function, N):
+    """The Nth call of a function fails, once; see `test_survive.failing`."""
+    plain, calls = getattr(owner, function), [0]
+
+    def fail(*args, **how):
+        calls[0] += 1
+        if calls[0] == N:
+            raise MPI.Exception(MPI.ERR_OTHER)
+        return plain(*args, **how)
+
+    with (
+        mock.patch.object(owner, function, fail),
+        mock.patch.multiple(
+            survive,
+            check=lambda launch: None,
+            is_loss=lambda world, error, *more: isinstance(error, MPI.Exception),
+            agreed=lambda world, done: done,
+            shrunk=lambda world: MPI.COMM_SELF,
+            revoke=lambda communicators: None,
+            survivors=[],
+        ),
+    ):
+        yield calls
+
+
+def loop(name, log=None, catch=True, **more):
+    """Train one learner; returns its state at the end, and where it went back to."""
+    make, how = ALGORITHMS[name]
+    model, back = net(), []
+    if name == "bfloat16":
+        model.bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+    averager = localavg.attach(
+        model,
+        localavg.Fleet(MPI.COMM_SELF),
+        make(),
+        optimizer,
+        log=log,
+        config={"rows": 100, "batch_size": 8},
+        on_failure="continue",
+        **{"recovery_state": "all", **how, **more},
+    )
+    while averager.t < T:
+        try:
+            t = averager.t + 1
+            optimizer.param_groups[0]["lr"] = gamma(t)
+            optimizer.zero_grad()
+            x, y = batch(0, t)
+            loss = cross_entropy(model(x.to(model[0].weight.dtype)).float(), y)
+            loss.backward()
+            optimizer.step()
+            averager.step(loss)
+            if t == T:
+                averager.finish()
+        except localavg.Recovered as lost:
+            if not catch:
+                raise
+            back.append((lost.t, lost.lost, lost.fleet is averager.fleet))
+            assert averager.t == lost.t
+    averager._agreement.abandon()  # as at the end of the program
+    state = {**model.state_dict(), **optimizer.state_dict()["state"][0]}
+    return {name: x.float().numpy() for name, x in state.items()}, back, averager
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_nothing_is_lost_but_the_updates_since_the_average(name):
+    with failing(Agreement, "meet", 0) as calls:
+        whole, none, _ = loop(name)
+    assert none == []
+    with failing(Agreement, "meet", calls[0] * 2 // 3):
+        again, back, averager = loop(name)
+    ((t, lost, fleet),) = back
+    assert 0 < t < T and lost == [] and fleet
+    assert same(again, whole)
+    assert averager.t == T and averager.participates
+
+
+@pytest.mark.parametrize(
+    ("owner", "function", "N", "t"),
+    [
+        (SharedMemory, "mean_", 4, 12),  # in the average at 16
+        (Averaging, "_steer", 5, 12),  # the first one is at the start
+        (Copies, "_keeps", 4, 8),  # in the copy after 12, of which this is the fourth
+        (Log, "row", 4, 12),
+        (Agreement, "meet", 1, 0),
+        (Agreement, "leave", 6, 20),  # of finish()
+    ],
+)
+def test_a_loop_goes_on_from_any_point(owner, function, N, t, tmp_path):
+    with failing(Agreement, "meet", 0):
+        whole, _, _ = loop("kavg", tmp_path / "whole.h5")
+    with failing(owner, function, N):
+        again, back, _ = loop("kavg", tmp_path / "again.h5")
+    assert [at for at, _, _ in back] == [t]
+    if t == 0:  # the first forward pass has changed BatchNorm's statistics before the copy
+        again, whole = ({k: x for k, x in s.items() if ".n" not in k} for s in (again, whole))
+        again, whole = ({k: x for k, x in s.items() if "1.r" not in k} for s in (again, whole))
+    assert same(again, whole)
+    whole, again = load(tmp_path / "whole.h5"), load(tmp_path / "again.h5")
+    assert again.status == "finished" and again.events.t.tolist() == [t]
+    assert again.averages[["t", "scope", "period"]].equals(whole.averages[["t", "scope", "period"]])
+    columns = ["t", "epoch", "samples", "loss"]
+    np.testing.assert_allclose(again.train[columns], whole.train[columns], rtol=1e-12)
+    assert (again.train.wall_s.diff().dropna() >= 0).all()
+
+
+# ---------------------------------------------------------------------------------- several ranks
+
+
+def vector(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def oracle(loop, P, back):
+    """The parameters of K-AVG, M-AVG or sync on P learners, fewer after each loss."""
+    nets, t = [net() for _ in range(P)], 0
+    optimizers = [optimizer_of(loop.optimizer, each) for each in nets]
+    w, v = vector(nets[0]), torch.zeros_like(vector(nets[0]))  # M-AVG's w̃ and v
+    for end, lost, left in [*back, (outliving.T, [], 0)]:
+        while t < end:
+            t += 1
+            for j, (each, optimizer) in enumerate(zip(nets, optimizers, strict=True)):
+                optimizer.zero_grad()
+                x, y = batch(j, t)
+                cross_entropy(each(x), y).backward()
+            if loop.algorithm == "sync":
+                for same in zip(*(each.parameters() for each in nets), strict=True):
+                    mean = sum(p.grad for p in same) / len(nets)
+                    for p in same:
+                        p.grad = mean.clone()
+            for optimizer in optimizers:
+                optimizer.step()
+            if loop.algorithm != "sync" and t % loop.options["K"] == 0:
+                v = loop.options.get("mu", 0.0) * v + sum(map(vector, nets)) / len(nets) - w
+                w = w + v
+                for each in nets:
+                    vector_to_parameters(w.clone(), each.parameters())
+        for j in sorted(lost, reverse=True):
+            del nets[j], optimizers[j]
+        if lost and loop.recovery_state == "policy" and loop.algorithm != "sync":
+            optimizers = [optimizer_of(loop.optimizer, each) for each in nets]
+        assert not lost or len(nets) == left
+    return vector(nets[0])
+
+
+def test_fewer_learners_go_on_from_the_last_average(tmp_path):
+    """In its midst, between averages with a log when rank 0 dies, and down to one rank."""
+    reply = tmp_path / "reply.json"
+    done = run(4, SUPPORT / "outliving.py", reply, ft=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    answers, P = json.loads(reply.read_text()), 4
+    assert [back for _, back in answers] == [[[8, [3], 3]], [[12, [0], 2]], [[8, [1], 1]]]
+    for loop, (weights, back) in zip(LOOPS, answers, strict=True):
+        np.testing.assert_allclose(weights, oracle(loop, P, back), rtol=1e-4, atol=1e-5)
+        P = back[-1][2]
+    log = load(tmp_path / "1.h5")
+    assert log.status == "finished" and log.averages.t.tolist() == [*range(4, 41, 4)]
+    (event,) = log.events.to_dict("records")
+    assert (event["t"], event["ranks_before"], event["ranks_after"]) == (12, 3, 2)
+    assert "rank 0 on" in event["lost"] and 0 < event["seconds"] < 60
+    assert done.stderr.count("died") == 3
+
+
+def test_the_example_goes_on_after_a_kill(tmp_path):
+    example, out = ROOT / "jobs" / "examples" / "survive.py", tmp_path / "run.h5"
+    words = ["step@0:70", example, "--epochs", "5", "--out", out]
+    done = run(3, SUPPORT / "dying.py", *words, ft=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = load(out)
+    assert found.status == "finished" and found.events.t.tolist() == [64]
+    # 30 updates of 3 learners an epoch; the third one is cut after 4 of them
+    left = (1440 - 4 * 48) // 32
+    assert found.train.t.iloc[-1] == 64 + left + 2 * 45
+    assert "2 learners  test accuracy" in done.stdout
+
+
+def test_a_loop_that_does_not_catch_it_ends_with_one_line(capsys):
+    """And with the status that asks to start it again."""
+    lines, before = [], sys.excepthook
+    with failing(Agreement, "meet", 3):
+        try:
+            with mock.patch.object(survive, "give_up", lambda *a, **how: lines.append((a, how))):
+                with pytest.raises(localavg.Recovered) as raised:
+                    loop("kavg", catch=False)
+                sys.excepthook(raised.type, raised.value, None)
+        finally:
+            sys.excepthook = before
+    (_, why), how = lines[0]
+    assert why.endswith("died; all models are as after update 8") and how["shared"]
+    assert "catch it and go on from its t" in how["remedy"]
