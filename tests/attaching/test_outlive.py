@@ -6,6 +6,7 @@ the oracle is a loop over the learners that live.
 """
 
 import json
+import re
 import sys
 from contextlib import contextmanager
 from unittest import mock
@@ -67,6 +68,7 @@ def failing(owner, function, N):
             agreed=lambda world, done: done,
             shrunk=lambda world: MPI.COMM_SELF,
             revoke=lambda communicators: None,
+            give_up=mock.Mock(side_effect=AssertionError),
             survivors=[],
         ),
     ):
@@ -156,6 +158,46 @@ def test_a_loop_goes_on_from_any_point(owner, function, N, t, tmp_path):
     columns = ["t", "epoch", "samples", "loss"]
     np.testing.assert_allclose(again.train[columns], whole.train[columns], rtol=1e-12)
     assert (again.train.wall_s.diff().dropna() >= 0).all()
+
+
+REFUSED = {  # by the words of the error, the algorithm and what else attach gets
+    "with `delay`: after a delayed average": (lambda: localavg.kavg(K=4, delay=2), {}),
+    "with `wire`: what its code": (lambda: localavg.kavg(K=4, wire="bf16"), {}),
+    "with `fragments`: after an average of a piece": (lambda: localavg.kavg(K=4, fragments=2), {}),
+    "with gossip: its learners are never equal": (lambda: localavg.gossip(graph="ring"), {}),
+    "`on_failure = go`: must be one of end, continue": (localavg.kavg, {"on_failure": "go"}),
+    "`recovery_state = no`: must be one of policy, all": (localavg.kavg, {"recovery_state": "no"}),
+    "`recovery_state = all` means nothing without": (
+        localavg.kavg,
+        {"on_failure": "end", "recovery_state": "all"},
+    ),
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_what_cannot_go_on_is_refused_at_the_start(words):
+    make, how = REFUSED[words]
+    how = {"on_failure": "continue", **how}
+    with failing(Agreement, "meet", 0), pytest.raises(localavg.UserError, match=re.escape(words)):
+        localavg.attach(net(), localavg.Fleet(MPI.COMM_SELF), make(), **how)
+
+
+def test_a_second_model_is_refused_while_the_first_one_works():
+    fleet = localavg.Fleet(MPI.COMM_SELF)
+    with failing(Agreement, "meet", 0):
+        first = localavg.attach(net(), fleet, localavg.kavg(K=2), on_failure="continue")
+        with pytest.raises(localavg.UserError, match="takes one model, and another one is"):
+            localavg.attach(net(), fleet, localavg.kavg(K=2))
+        first.finish()
+        second = localavg.attach(net(), fleet, localavg.kavg(K=2))
+        second.finish()
+
+
+def test_a_launcher_that_ends_the_job_is_named():
+    with pytest.raises(localavg.UserError, match="mpirun --with-ft ulfm -n N python -m mpi4py PRO"):
+        localavg.attach(
+            net(), localavg.Fleet(MPI.COMM_SELF), localavg.kavg(), on_failure="continue"
+        )
 
 
 # ---------------------------------------------------------------------------------- several ranks

@@ -36,6 +36,8 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average": "long; make bench",
     "jobs/local/mpirun -n 2 python -m mpi4py "
     "jobs/examples/attach.py": "test_averager.py runs it and looks at its accuracy",
+    "jobs/local/mpirun --with-ft ulfm -n 3 python -m mpi4py "
+    "jobs/examples/survive.py": "test_outlive.py runs it and kills a rank",
     ".venv/bin/python analysis/pictures/readme.py "
     "runs/lupa-fig2": "writes into the checkout; test_the_picture below",
     "srun --mpi=pmix": "a part of a command; test_slurm.py",
@@ -189,6 +191,7 @@ LAUNCHES = [  # (command, what its environment has), in this order
     (LONG + " --lr 0.5 --time-limit 1s", {}),
     (LONG + " --lr 0.3 --resume", {}),
     (".venv/bin/python attach.py", {}),
+    ("jobs/local/mpirun --with-ft ulfm -n 2 python -m mpi4py dying.py", {}),
     (PREPARE + "libsvm train.txt --features 2147483647 --out mine.h5", {}),
     (PREPARE + "folder photos/train --out photos.h5", {}),
 ]
@@ -196,6 +199,20 @@ ATTACH = """
 import localavg, torch
 from mpi4py import MPI
 localavg.attach(torch.nn.Linear(3, 2).double(), localavg.Fleet(MPI.COMM_WORLD), localavg.kavg())
+"""
+DYING = """
+import os, localavg, torch
+from mpi4py import MPI
+model, fleet = torch.nn.Linear(3, 2), localavg.Fleet(MPI.COMM_WORLD)
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+averager = localavg.attach(model, fleet, localavg.kavg(K=16), optimizer, on_failure="continue")
+for t in range(100):
+    if fleet.rank == 1 and t == 70:
+        os.kill(os.getpid(), 9)
+    model(torch.randn(8, 3)).square().mean().backward()
+    optimizer.step()
+    averager.step()
+averager.finish()
 """
 
 
@@ -206,6 +223,7 @@ def said(folder, tmp_path_factory):
     for name in ("jobs", ".venv", "localavg", "train.txt"):
         (place / name).symlink_to(folder / name)
     (place / "attach.py").write_text(ATTACH)
+    (place / "dying.py").write_text(DYING)
     (place / "photos" / "train" / "cats").mkdir(parents=True)
     (place / "photos" / "train" / "cats" / "0.jpg").write_bytes(packed(photo(64, 64))[:-30])
     (place / "photos" / "train" / "dogs").mkdir()
