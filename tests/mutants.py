@@ -155,6 +155,7 @@ TESTS = {
             "delayed",
             "ends_averaged",
             "survive",
+            "survive_center",
             "monitor",
             "where",
             "rehearsal",
@@ -2406,6 +2407,35 @@ MUTANTS = [
         "{name: copies[slot] for name, copies in kept.items()}",
         "{name: copies[1 - slot] for name, copies in kept.items()}",
         f"{TESTS['survive']}::test_what_is_rolled_back_is_made_again_to_the_same_bits",
+    ),
+    Mutant(
+        "a push that was served is pushed again after a loss",
+        "localavg/training/asynchronous/client.py",
+        "for learner in waiting if served[learner.j] < learner.t]",
+        "for learner in waiting]",
+        f"{TESTS['survive_center']}::test_a_learner_that_waits_pushes_again_unless_it_was_served",
+    ),
+    Mutant(
+        "learners of dead ranks begin at update 0",
+        "localavg/training/asynchronous/client.py",
+        "            learner.t = served[j]\n",
+        "            learner.t = 0\n",
+        f"{TESTS['survive_center']}::test_a_learner_that_waits_pushes_again_unless_it_was_served",
+    ),
+    Mutant(
+        "a server lacks exchanges after a loss",
+        "localavg/training/asynchronous/server.py",
+        "last[len(last) - (served - self.served) :]",
+        "last[len(last) :]",
+        f"{TESTS['survive_center']}::test_servers_have_the_same_exchanges_after_a_loss",
+    ),
+    Mutant(
+        "learners that resume around a center begin at update 0",
+        "localavg/training/asynchronous/run.py",
+        "            learner.t = t[learner.j]\n",
+        "            learner.t = 0\n",
+        f"{TESTS['survive_center']}::"
+        "test_a_lost_server_ends_the_job_and_the_run_resumes_on_other_ranks",
     ),
     Mutant(
         "an attached model takes back no statistics of its own",

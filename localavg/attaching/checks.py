@@ -27,8 +27,7 @@ if TYPE_CHECKING:
     from torch.optim import Optimizer
 
 
-CONTINUE = "continue"
-"""the value of `on_failure`"""
+CONTINUE = survive.CONTINUE
 LAUNCH = "mpirun --with-ft ulfm -n N python -m mpi4py PROGRAM"
 START_S = 60.0  # how long a rank waits in attach before it prints that others do not come
 

@@ -22,7 +22,7 @@ from localavg.attaching.checks import Asked
 from localavg.attaching.copies import Copies, Copy
 from localavg.attaching.log import Log
 from localavg.attaching.row import Row
-from localavg.errors import SharedError
+from localavg.errors import SharedError, UserError
 from localavg.parallel import survive
 from localavg.parallel.abort import on_exception
 from localavg.parallel.agreement import AGAIN, Agreement
@@ -132,7 +132,7 @@ class Recovery:
             return
         self._watching, recovered = True, None
         try:
-            with survive.noticing(self.now().fleet.world):
+            with survive.noticing(self.now().fleet.world, (UserError,)):
                 try:
                     yield
                 except Recovered as done:

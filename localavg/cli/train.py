@@ -209,7 +209,7 @@ def start(
     if config.algorithm in ASYNCHRONOUS:
         from localavg.training.asynchronous import run as asynchronous
 
-        return asynchronous.run(config, world, origin)
+        return asynchronous.run(config, world, origin, age_s)
     from localavg.training.run import run
 
     return run(config, world, origin, aware, age_s)

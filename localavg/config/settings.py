@@ -42,10 +42,7 @@ INVERSE = only_with("lr_schedule", "inverse")
 SYNCHRONOUS = not_with(
     "algorithm", *ASYNCHRONOUS, lenient=True, because="whose local update and messages are its own"
 )
-KEPT = (
-    not_with("algorithm", *ASYNCHRONOUS, because="which makes no checkpoints"),
-    not_with("simulate", True, because="which makes no checkpoints"),
-)
+KEPT = not_with("simulate", True, because="which makes no checkpoints")
 STATEFUL = tuple(name for name, moments in MOMENTS.items() if moments)
 NO_STATE = "which has no state"
 MODELLED = only_with("simulate", because="whose time is measured")
@@ -367,7 +364,7 @@ class TrainConfig:
         None,
         "time between two checkpoints, such as 90s, 10min, 2h or H:MM:SS, or a number of updates "
         "(default: save only before a stop)",
-        *KEPT,
+        KEPT,
         group="stopping and resuming",
         valid=time_or_updates,
         metavar="TIME",
@@ -376,7 +373,7 @@ class TrainConfig:
         None,
         "time since the start of the process after which to save a checkpoint and stop with exit "
         "status 75, such as 90s, 50min, 2h or H:MM:SS (default: no limit)",
-        *KEPT,
+        KEPT,
         group="stopping and resuming",
         valid=time,
         metavar="TIME",
@@ -390,10 +387,10 @@ class TrainConfig:
         "end",
         "what happens when a rank dies: the job ends (end), or the other ranks take over its "
         "learners and go on from the last average of everyone (continue), of which a node keeps "
-        "two copies of a learner's weights; that needs Open MPI 5 and mpirun --with-ft ulfm, and "
-        "with --delay, --fragments and gossip --recovery-state all",
-        not_with("algorithm", *ASYNCHRONOUS, because="whose learners are never equal"),
-        not_with("simulate", True, because="which makes no checkpoints"),
+        "two copies of a learner's weights; for downpour and eamsgd from the center, while a lost "
+        "server ends the job; that needs Open MPI 5 and mpirun --with-ft ulfm, and with --delay, "
+        "--fragments and gossip --recovery-state all",
+        KEPT,
         only_with("device", "auto", "cpu", because="whose averages it cannot go on from"),
         group="stopping and resuming",
         choices=("end", "continue"),
@@ -406,6 +403,9 @@ class TrainConfig:
         "learner's weights (all); of these a node keeps two copies for its own learners, and two "
         "for those of another node, which sends them",
         only_with("on_failure", "continue", lenient=True),
+        not_with(
+            "algorithm", *ASYNCHRONOUS, lenient=True, because="whose learners go on from the center"
+        ),
         group="stopping and resuming",
         choices=("policy", "all"),
     )

@@ -12,10 +12,10 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import h5py
 import numpy as np
@@ -24,11 +24,30 @@ from localavg.errors import SharedError, UserError
 from localavg.files import atomic, hdf5
 from localavg.interfaces import Array
 from localavg.parallel.device import on_host
-from localavg.parallel.fleet import Fleet
 
+T = TypeVar("T")
 State: TypeAlias = "Mapping[str, Mapping[str, Array | float]]"  # {part: {name: value}}
 
 KEPT = 2
+
+
+class Writers(Protocol):
+    """The ranks that write a checkpoint: a fleet, or one rank alone."""
+
+    @property
+    def rank(self) -> int:
+        """This rank's number."""
+
+    @property
+    def ranks(self) -> int:
+        """Their number."""
+
+    @property
+    def learners(self) -> range:
+        """The learners of this rank."""
+
+    def together(self, work: Callable[[], T]) -> T:
+        """Run `work` on every rank; an error of one is a SharedError of all."""
 
 
 class Saved(NamedTuple):
@@ -48,7 +67,7 @@ def folder_of(run: str | os.PathLike[str]) -> Path:
     return Path(f"{run}.ckpt")
 
 
-def write(folder: Path, t: int, fleet: Fleet, state: State) -> None:
+def write(folder: Path, t: int, fleet: Writers, state: State) -> None:
     """Save this rank's state after update t, and remove all but the last KEPT checkpoints.
 
     Collective. Raises SharedError if a rank cannot write; then the checkpoints of before are kept.

@@ -25,6 +25,8 @@ from localavg.parallel.device import Device
 
 T = TypeVar("T")
 
+CONTINUE = "continue"
+"""the value of `on_failure`"""
 LAUNCH = "mpirun --with-ft ulfm -n N localavg train …"
 RESUME = "the same command with --resume resumes the run"
 ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by mpirun --with-ft

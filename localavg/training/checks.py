@@ -32,6 +32,7 @@ FREE = {  # settings that do not change the result
     "time_limit",
     "on_failure",
     "recovery_state",
+    "servers",
 }
 
 

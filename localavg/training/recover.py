@@ -35,8 +35,7 @@ from localavg.training.problem import make_problem
 from localavg.training.resume import Start
 from localavg.training.stopwatch import NAMES
 
-CONTINUE = "continue"
-"""the value of `on_failure`"""
+CONTINUE = survive.CONTINUE
 Watched = Callable[[Experiment, Mirror], tuple[Monitor, Keeper]]
 
 

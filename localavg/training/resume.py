@@ -90,9 +90,9 @@ def resume(
     """Find the checkpoint to resume from, and open the run file on the rank that writes.
 
     config, provenance: what to write to the run file about this run. d: the length of a row in a
-    checkpoint; None if runs of this kind save none, and start from the beginning. Collective.
-    Raises UserError on every rank if the earlier run has other settings or its file cannot be
-    written.
+    checkpoint, or of the center; None if runs of this kind save none, and start from the beginning.
+    Collective. Raises UserError on every rank if the earlier run has other settings or its file
+    cannot be written.
     """
     fleet.together(lambda: _check_settings(c.path, before.run, config))
     saved = latest(c, fleet) if d is not None and before.there else None
@@ -182,6 +182,8 @@ def _found(c: TrainConfig) -> Run | None:
 
 def _check_version(saved: Saved, d: int) -> None:
     """Raise UserError for a checkpoint whose rows or times are not of this version."""
+    if "center" in saved.state:
+        return
     if "meetings" not in saved.state["monitor"] or saved.state["weights"]["w"].shape[1] != d:
         raise UserError(
             f"the checkpoint after step {saved.t} is of an earlier version, which laid out rows or "

@@ -53,6 +53,11 @@ POINTS = {
     "take-over": "localavg.files.mirror:Mirror.take_over",
     "finish": "localavg.files.mirror:Mirror.finish",
     "agree": "localavg.parallel.survive:agreed",
+    "push": "localavg.training.asynchronous.client:Pending.send",
+    "pull": "localavg.training.asynchronous.client:Client._pull_",
+    "serve": "localavg.training.asynchronous.server:Server.serve",
+    "plan": "localavg.training.asynchronous.play:Play._planned",
+    "rejoin": "localavg.training.asynchronous.client:Client.rejoin",
 }
 TIMES = {
     "time": "localavg.training.recover:outlive",

@@ -700,8 +700,13 @@ MISTAKES = {  # ranks: {command line: how the one line begins}
         "downpour --mu 0.5 "
         "--simulate": "--mu means nothing to downpour, which takes --K, --servers",
         "kavg --servers 2": "--servers means nothing to kavg",
-        "downpour --time-limit "
-        "1h": "--time-limit 1h means nothing to downpour, which makes no checkpoints; leave it out",
+        "downpour --simulate --time-limit "
+        "1h": "--time-limit 1h means nothing to a run with --simulate, which makes no checkpoints",
+        "downpour --on-failure continue --simulate": "--on-failure continue means nothing to a run",
+        "downpour --on-failure continue --recovery-state "
+        "all": "--recovery-state all means nothing to downpour, whose learners go on from the center",
+        "downpour --checkpoint-every 5 --replay "
+        "x.h5": "--checkpoint-every 5 with --replay: a run that goes on from the center does not",
         "kavg --checkpoint-every 5 "
         "--simulate": "--checkpoint-every 5 means nothing to a run with --simulate, which makes",
         "downpour --step-s "

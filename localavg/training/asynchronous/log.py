@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
+import numpy as np
+
 from localavg.files.record import Record
 from localavg.interfaces import Array
 from localavg.training.ending import Diverged
@@ -109,6 +111,23 @@ class Log:
             self.file.flush()
         if self.progress is not None:
             self.progress.evaluated(t, row["train_loss"], row["test_accuracy"])
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what a resumed run needs."""
+        numbers = [self.n, self.U, self.most, self.total, self._counted]
+        return {
+            "numbers": np.array([*numbers, self._log_due, self._eval_due], np.int64),
+            "pulled": np.array(self.pulled, np.int64),
+            "seconds": np.array([self.wall_s, self._losses]),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Resume from `state`. Every learner pulls the center now."""
+        numbers = state["numbers"].tolist()
+        self.n, self.U, self.most, self.total, self._counted, *due = numbers
+        self._log_due, self._eval_due = due
+        self.pulled = [self.n] * len(self.pulled)
+        self.wall_s, self._losses = state["seconds"].tolist()
 
     def summary(self) -> str:
         """Return one line about times and staleness."""

@@ -14,6 +14,7 @@ late.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from mpi4py import MPI
@@ -47,11 +48,20 @@ class Nap:
 class Roles:
     """P learners on the first ranks of `world`, the center variable on the last `servers` ranks.
 
-    notes, vectors: two separate communicators, so that messages do not mix. The constructor is
-    collective. Raises UserError if there are too few ranks or learners.
+    notes, vectors: two separate communicators, so that messages do not mix. held: the learners of
+    each of the first ranks, if they are not all P as evenly as possible. made: all communicators.
+    The constructor is collective. Raises UserError if there are too few ranks or learners.
     """
 
-    def __init__(self, world: MPI.Intracomm, P: int | None, servers: int, name: str) -> None:
+    def __init__(
+        self,
+        world: MPI.Intracomm,
+        P: int | None,
+        servers: int,
+        name: str,
+        held: Sequence[Sequence[int]] | None = None,
+        made: list[MPI.Comm] | None = None,
+    ) -> None:
         self.clients = clients = world.size - servers
         if clients < 1:
             ranks = f"{world.size} rank{'s' * (world.size > 1)}"
@@ -68,11 +78,26 @@ class Roles:
                 f"must hold one at least; use {clients} learners or more, or mpirun -n "
                 f"{self.P + servers}"
             )
-        self.world, self.layout = world, Layout(self.P, (0,) * clients)
-        self.servers = range(clients, world.size)
+        self.world, self.servers = world, range(clients, world.size)
         self.first = world.rank == clients
-        self.learners = self.layout.learners(world.rank) if world.rank < clients else range(0)
-        self.notes, self.vectors = world.Dup(), world.Dup()
+        if held is None:
+            layout = Layout(self.P, (0,) * clients)
+            held = [layout.learners(r) for r in range(clients)]
+        self.held = held
+        self.rank_of = {j: r for r, learners in enumerate(held) for j in learners}
+        self.learners = held[world.rank] if world.rank < clients else range(0)
+        self.serves = world.rank >= clients
+        self.notes = world.Dup()
+        self.made = [] if made is None else made
+        self.made += [world, self.notes]
+        self.vectors = world.Dup()
+        self.made.append(self.vectors)
+
+    @property
+    def per_rank(self) -> int | list[int]:
+        """How many learners a rank holds; where ranks differ, the fewest and the most."""
+        few, many = min(map(len, self.held)), max(map(len, self.held))
+        return few if few == many else [few, many]
 
     def parts(self, d: int) -> list[slice]:
         """Return the part of a vector [d] that each server holds."""
@@ -89,3 +114,8 @@ class Roles:
         """Free the communicators. Collective."""
         self.notes.Free()
         self.vectors.Free()
+
+
+def span(learners: Sequence[int]) -> range:
+    """Return a range that has these learners; range(1) for none."""
+    return range(min(learners), max(learners) + 1) if learners else range(1)

@@ -11,9 +11,9 @@ its copies, on their GPUs. In simulated time the center lies on the GPU, too.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from time import perf_counter
-from typing import NamedTuple
+from functools import partial
+from time import monotonic
+from typing import Any, NamedTuple
 
 import numpy as np
 from mpi4py import MPI
@@ -21,26 +21,32 @@ from mpi4py import MPI
 from localavg import algorithms
 from localavg.algorithms.center import CenterLearner
 from localavg.algorithms.eamsgd import EAMSGD
-from localavg.config import TrainConfig
+from localavg.config import TrainConfig, seconds
 from localavg.errors import FINISHED, UserError
+from localavg.files import checkpoint
+from localavg.files.checkpoint import Saved
 from localavg.interfaces import Array, Feed, Settings
 from localavg.learner import stepsizes
 from localavg.learner.flat import Flat, Places
+from localavg.parallel import survive
 from localavg.parallel.device import choose_device, on_host, put_
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.gpus import find_gpus
 from localavg.training import header, where
-from localavg.training.asynchronous.client import client
+from localavg.training.asynchronous import saver
+from localavg.training.asynchronous.client import Client
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.log import Log
-from localavg.training.asynchronous.mail import Mail
-from localavg.training.asynchronous.messages import Roles
-from localavg.training.asynchronous.replay import order_of
+from localavg.training.asynchronous.messages import Roles, span
+from localavg.training.asynchronous.play import Play
+from localavg.training.asynchronous.replay import check, order_of
+from localavg.training.asynchronous.saver import Saver
 from localavg.training.asynchronous.server import FirstServer, Server
 from localavg.training.asynchronous.simulate import simulate
 from localavg.training.build import Task, load_task, start_equal_
-from localavg.training.ending import Diverged, Outcome, ended
+from localavg.training.ending import Outcome, ended
 from localavg.training.evaluate import Evaluator, by_rank
+from localavg.training.keeper import Listener
 from localavg.training.resume import earlier, resume
 from localavg.training.stopwatch import Stopwatch
 
@@ -52,9 +58,15 @@ class Carrier(NamedTuple):
     why: str = "two-sided, between learners and servers"
 
 
-def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None) -> Outcome:
+def run(
+    c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None, age_s: float = 0.0
+) -> Outcome:
     """Do the same as `training.run.run`, for an algorithm of `algorithms.ASYNCHRONOUS`."""
+    began_s = monotonic() - age_s
     _check_ranks(c, world)
+    check(c)
+    if c.on_failure == survive.CONTINUE:
+        survive.check()
     # 1. Look for an earlier run in this file, before anything is read.
     fleet, servers = Fleet(world), _make(c, c.learners or 1).servers
     roles = Roles(world, c.learners, 0 if c.simulate else servers, c.algorithm)
@@ -67,29 +79,34 @@ def run(c: TrainConfig, world: MPI.Intracomm, provenance: Settings | None = None
     clock = Stopwatch()
     task, local, center = _build(c, fleet, roles, clock)
 
-    # 3. Open the run file. Such a run makes no checkpoints: it starts from the beginning.
+    # 3. Find the checkpoint to resume from, and open the run file. A simulated run has none.
     config = header.config(task) | _filled_in(local)
     replay = fleet.together(lambda: _order(c, config, roles.P, local.T, local.rule.K))
     origin = _origin(task, roles, provenance)
-    _, file = resume(c, fleet, before, config, origin, writes)
-    if file is not None:
+    d = None if task.timing or replay else len(center)
+    saved, file = resume(c, fleet, before, config, origin, writes, d)
+    if file is not None and saved is None:
         header.write_holdings(file, task)
     log = Log(task.length, task.step_size, file)
 
     # 4. Train.
-    status, why = ended(
-        lambda: _train(task, local, center, roles, servers, log, clock, replay),
-        file,
-        log,
-        task.problem,
-        world,
-        stepsizes.remedy(c),
-    )
-    roles.free()
-    fleet.free()
+    lost = ""
+    if task.timing:
+        work = partial(_simulated, task, local, center, servers, log)
+        status, why = ended(work, file, log, task.problem, world, stepsizes.remedy(c))
+    else:
+        play = _play(task, local, center, roles, log, clock, replay, saved, began_s)
+        work = partial(_played, play, saved is None)
+        status, why = ended(work, file, log, task.problem, world, stepsizes.remedy(c))
+        lost = play.summary
+    if not lost:
+        roles.free()
+        fleet.free()
 
     # 5. End.
-    took = f"{'modelled ' * bool(task.timing)}{log.summary()}"
+    if file is not None and status == FINISHED:
+        checkpoint.remove(checkpoint.folder_of(c.path))
+    took = f"{'modelled ' * bool(task.timing)}{log.summary()}{lost}"
     done = f"{c.algorithm}: {local.T} updates of {roles.P} learners in {took}"
     return Outcome(status, "" if file is None else why or done)
 
@@ -130,7 +147,7 @@ def _build(
     start_equal_(problem, flat.w, fleet.world)
 
     def parts() -> tuple[Feed, list[CenterLearner]]:
-        feed = problem.feed(task.sampler, roles.learners or range(1), T, in_step=False)
+        feed = problem.feed(task.sampler, span(roles.learners), T, in_step=False)
         return feed, [rule.learner(j, center, device.zeros) for j in roles.learners]
 
     feed, learners = fleet.together(parts)
@@ -146,49 +163,47 @@ def _origin(task: Task, roles: Roles, provenance: Settings | None) -> dict[str, 
         **header.hosts(task.fleet, carrier),
         **header.gpus(task.fleet, task.device),
         **header.redraws(task),
-        "learners_per_rank": roles.layout.per_rank,
+        "learners_per_rank": roles.per_rank,
     }
 
 
-def _train(
-    task: Task,
-    local: Local,
-    center: Array,
-    roles: Roles,
-    servers: int,
-    log: Log,
-    clock: Stopwatch,
-    replay: list[int] | None,
-) -> None:
-    """Train with `center` [d], evaluate it on the way, and save what was evaluated last."""
-    c, file = task.config, log.file if task.config.save_weights else None
-    world, problem = roles.world, task.problem
-    places = Places(problem.shapes, problem.parameters, problem.align)
-    on_gpus = c.device == "cuda" and not c.simulate
-    shares = by_rank(world, roles.clients if on_gpus else world.size)
-    evaluator = Evaluator(problem, world, shares, examples=c.eval_examples, grad_norm=c.grad_norm)
+def _simulated(task: Task, local: Local, center: Array, servers: int, log: Log) -> None:
+    """Train in simulated time with `center` [d], and evaluate it on the way."""
+    c, world = task.config, task.fleet.world
+    how: dict[str, Any] = {"examples": c.eval_examples, "grad_norm": c.grad_norm}
+    evaluator = Evaluator(task.problem, world, by_rank(world, world.size), **how)
     # [d] a network keeps the address of the weights that it evaluates, so always give it these
     last, looked_at = np.empty(center.shape, np.float32), center.copy()
 
-    def look(U: int, wall_s: float, w: Array) -> None:
-        """Evaluate w [d], the center after U updates."""
-        last[:] = on_host(w)
+    def look() -> None:
+        """Evaluate the center as it is."""
+        last[:] = on_host(center)
         put_(looked_at, last)
-        log.evaluated(U, wall_s, evaluator.row(looked_at))
+        log.evaluated(log.U, log.wall_s, evaluator.row(looked_at))
 
-    def look_now() -> None:
-        look(log.U, log.wall_s, center)
-
-    if file is not None:
-        file.save_weights("initial_weights", places.packed(on_host(center)))
+    _save(log, task, "initial_weights", center)
     with np.errstate(over="ignore", invalid="ignore"):  # the log checks the losses
-        look(0, 0.0, center)
-        if task.timing:
-            simulate(local, center, roles.P, log, task.timing, servers, c.seed, look_now)
-        else:
-            _play(local, center, roles, log, clock, replay, look)
-    if file is not None:
-        file.save_weights("weights", places.packed(last))
+        look()
+        assert task.timing is not None, "only a simulated run has modelled times"
+        simulate(local, center, task.length.P, log, task.timing, servers, c.seed, look)
+    _save(log, task, "weights", last)
+
+
+def _played(play: Play, fresh: bool) -> None:
+    """Train over MPI. fresh: the run starts from the beginning."""
+    if fresh:
+        _save(play.log, play.task, "initial_weights", play.center)
+    with np.errstate(over="ignore", invalid="ignore"):
+        play.run()
+    _save(play.log, play.task, "weights", play.evaluated)
+
+
+def _save(log: Log, task: Task, name: str, w: Array) -> None:
+    """Write w [d] to the run file, on the rank that writes it, if weights are asked for."""
+    problem = task.problem
+    if log.file is not None and task.config.save_weights:
+        places = Places(problem.shapes, problem.parameters, problem.align)
+        log.file.save_weights(name, places.packed(on_host(w)))
 
 
 def _filled_in(local: Local) -> dict[str, object]:
@@ -206,38 +221,46 @@ def _make(c: TrainConfig, P: int) -> algorithms.Asynchronous:
 
 
 def _play(
+    task: Task,
     local: Local,
     center: Array,
     roles: Roles,
     log: Log,
     clock: Stopwatch,
     replay: list[int] | None,
-    look: Callable[[int, float, Array], None],
-) -> None:
-    """Let every rank play its role until all learners are done.
-
-    Then all ranks evaluate the copies of the center together, by `look`.
-    """
-    copies, why = [], ""
-    mails = [Mail(learner.message, local.device) for learner in local.learners]
-    roles.meet()
-    started = perf_counter()
-    clock.start()
-    if roles.learners:
-        client(local, mails, roles, clock)
-    elif roles.first:
-        server = FirstServer(
-            local.rule, center, roles, log, lambda: perf_counter() - started, replay
-        )
-        why, copies = server.lead(local.T), server.copies
+    saved: Saved | None,
+    began_s: float,
+) -> Play:
+    """Return the run with this rank in its role, at the start or as it was saved."""
+    t, listener = saver.progress(saved, roles.P), Listener()
+    if saved is not None:
+        put_(center, saved.state["center"]["x"])
+        log.load_state_dict(saved.state["log"])
+        zeros = local.device.zeros
+        local.learners = [local.rule.learner(j, center, zeros) for j in roles.learners]
+        for learner in local.learners:
+            learner.t = t[learner.j]
+    role: Client | Server
+    if not roles.serves:
+        role = Client(local, roles, clock)
+    elif not roles.first:
+        role = Server(local.rule, center, roles)
     else:
-        Server(local.rule, center, roles).follow()
-    roles.meet()
-    source = roles.servers[0]
-    why, kept = roles.world.bcast((why, [(U, wall_s) for U, wall_s, _ in copies]), source)
-    for k, (U, wall_s) in enumerate(kept):
-        w = copies[k][2] if roles.first else np.empty(center.shape, np.float32)  # [d]
-        roles.world.Bcast(w, source)
-        look(U, wall_s, w)
-    if why:
-        raise Diverged(why)
+        keeper = None if replay else _saver(task.config, listener, began_s)
+        role = FirstServer(local.rule, center, roles, log, local.T, t, replay, keeper)
+        start = [(0, 0.0, on_host(center).copy())]
+        role.copies += start if saved is None else saver.copies_of(saved, len(center))
+    return Play(task, local, center, roles, log, role, listener)
+
+
+def _saver(c: TrainConfig, listener: Listener, began_s: float) -> Saver:
+    every = c.checkpoint_every or ""
+    steps = int(every) if every.isdecimal() else None
+    return Saver(
+        checkpoint.folder_of(c.path),
+        listener,
+        every_s=None if steps else seconds("checkpoint_every", c.checkpoint_every),
+        every_steps=steps,
+        limit_s=seconds("time_limit", c.time_limit),
+        began_s=began_s,
+    )

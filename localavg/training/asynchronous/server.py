@@ -13,8 +13,10 @@ served twice while another one waits.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+import math
+from collections import Counter, deque
+from collections.abc import Collection, Iterator, Sequence
+from time import perf_counter
 
 import numpy as np
 from mpi4py import MPI
@@ -23,20 +25,32 @@ from localavg.algorithms.center import CenterRule
 from localavg.interfaces import Array
 from localavg.training.asynchronous.log import Log
 from localavg.training.asynchronous.messages import APPLY, END, KEEP, NOTE, REFUSE, Nap, Roles
+from localavg.training.asynchronous.saver import Saver
 from localavg.training.ending import Diverged
 
 COMPUTE, WAIT = (NOTE[3:].index(name) for name in ("compute_s", "wait_s"))
 
 
 class Server:
-    """One server: its part x̃ [m] of the center [d], updated in place."""
+    """One server: its part x̃ [m] of the center [d], updated in place.
+
+    served: the number of exchanges that x̃ has had here.
+    """
 
     def __init__(self, rule: CenterRule, center: Array, roles: Roles) -> None:
         self.rule, self.center, self.roles = rule, center, roles
         self.part = part = roles.parts(len(center))[roles.world.rank - roles.clients]
         self.x = center[part]  # [m]
         self.n = min(max(rule.n - part.start, 0), part.stop - part.start)  # trained numbers in x
-        self.nap = Nap()
+        self.nap, self.served = Nap(), 0
+        self._old: list[object] = []  # a message that failed may still use its memory
+        self._empty()
+
+    def begin(self) -> None:
+        """Start the clock, if there is one and it has not been started."""
+
+    def _empty(self) -> None:
+        """Begin without messages."""
         self._coming: dict[int, MPI.Request] = {}  # by learner
         self._messages: dict[int, Array] = {}  # by learner; [m] each, whole if not in _coming
         self._idle: list[Array] = []  # buffers [m] of messages and replies
@@ -54,20 +68,25 @@ class Server:
             del self._coming[j]
         return whole
 
-    def exchange(self, j: int, what: int) -> None:
-        """Serve learner j, whose message is here, and send the reply without waiting."""
-        vectors, rank = self.roles.vectors, self.roles.layout.rank_of(j)
+    def serve(self, j: int, what: int) -> Array:
+        """Serve learner j, whose message is here. Return the reply [m]."""
         message = self._messages.pop(j)
-        self._idle += [buffer for request, buffer in self._sent if request.Test()]
-        # A request is false when it is complete.
-        self._sent = [(request, buffer) for request, buffer in self._sent if request]
-        reply = self._idle.pop() if self._idle else np.empty_like(self.x)  # [m]
+        reply = self._idle.pop() if self._idle else np.empty_like(self.x)
         if what == APPLY:
             self.rule.answer_(self.x, message, reply, self.n)
+            self.served += 1
         else:
             reply[...] = self.x
         self._idle.append(message)
-        self._sent.append((vectors.Isend(reply, rank, j), reply))
+        return reply
+
+    def answer(self, j: int, reply: Array) -> None:
+        """Send the reply [m] to learner j without waiting."""
+        self._idle += [buffer for request, buffer in self._sent if request.Test()]
+        # A request is false when it is complete.
+        self._sent = [(request, buffer) for request, buffer in self._sent if request]
+        request = self.roles.vectors.Isend(reply, self.roles.rank_of[j], j)
+        self._sent.append((request, reply))
 
     def follow(self) -> None:
         """Tell the first server what has arrived, and follow its orders until the order END."""
@@ -89,7 +108,7 @@ class Server:
             if what == KEEP:
                 vectors.Send(self.x, first, self.roles.P)
             else:
-                self.exchange(j, what)
+                self.answer(j, self.serve(j, what))
         self.finish()
 
     def finish(self) -> None:
@@ -98,14 +117,33 @@ class Server:
             while not request.Test():
                 self.nap.sleep()
 
+    def catch_up(self, served: int, last: Sequence[int]) -> None:
+        """Serve what the first server has served and this one has not, after ranks died.
+
+        served: the number of its exchanges. last: the learners of the last ones. Their messages are
+        here, since only messages that have arrived everywhere are served.
+        """
+        for j in last[len(last) - (served - self.served) :]:
+            self.serve(j, APPLY)
+
+    def rejoin(self, roles: Roles) -> None:
+        """Go on with these ranks, after others died. All learners that wait push again."""
+        self.roles = roles
+        self._old += [self._messages, self._idle, self._sent, self._coming]
+        self._empty()
+
 
 class FirstServer(Server):
     """The server that decides the order, and keeps the log and copies of x̃.
 
     The copies are evaluated after the run: an evaluation during the run would delay the learners,
     or let them compute in time that is not counted. A copy takes d floats of this rank's memory.
-    clock: returns the seconds since the start. replay: the learners in the order to repeat, None
-    for the order of arrival.
+    T, t: the updates of each learner, and by learner those that x̃ has. replay: the learners in the
+    order to repeat, None for the order of arrival. saver: saves the run, and says when it must
+    stop.
+
+    left: the number of learners that have not made T updates and were not told to stop. why: why
+    they are told to stop, "" if they are not. stopped: whether somebody asked for that.
     """
 
     def __init__(
@@ -114,51 +152,110 @@ class FirstServer(Server):
         center: Array,
         roles: Roles,
         log: Log,
-        clock: Callable[[], float],
+        T: int,
+        t: Sequence[int],
         replay: list[int] | None = None,
+        saver: Saver | None = None,
     ) -> None:
         super().__init__(rule, center, roles)
-        self.log, self.clock, self.replay = log, clock, replay
+        self.log, self.replay, self.T, self.saver = log, replay, T, saver
         self.copies: list[tuple[int, float, Array]] = []  # (U, wall_s, x̃ [d])
+        self.t, self.left = [*t], sum(made < T for made in t)
+        self.why, self.stopped = "", False
+        # the learners of the last exchanges: each has one that not all servers know, at most
+        self.last: deque[int] = deque(maxlen=roles.P)
+        self._told: tuple[int, Array] | None = None  # what others may have served, and this not yet
+        self._due = False  # whether a copy of the center is due
+        self._before_s, self._began_s = log.wall_s, math.nan
         # the seconds of NOTE, a row per rank with learners
         self._split = np.zeros((roles.clients, 4))
-        self._left = np.array(roles.layout.counts)  # [clients] learners that are not at the end
+        # [clients] learners that are not at the end
+        self._left = np.array([sum(t[j] < T for j in held) for held in roles.held])
+
+    def begin(self) -> None:
+        if math.isnan(self._began_s):
+            self._began_s = perf_counter()
+
+    def clock(self) -> float:
+        """Return the seconds since the start, those before a restart included."""
+        return self._before_s + perf_counter() - self._began_s
+
+    def _empty(self) -> None:
+        super()._empty()
         self._notes: dict[int, Array] = {}  # of learners whose message is not whole everywhere
         self._parts: Counter[int] = Counter()  # servers at which a learner's message has arrived
 
-    def lead(self, T: int) -> str:
-        """Serve all learners until each has made T updates or was stopped.
-
-        Return why they were stopped, "" if they were not.
-        """
-        left, why = self.roles.P, ""
-        for j, note in self._in_order():
-            t, steps, losses, *seconds = note.tolist()
-            rank = self.roles.layout.rank_of(j)
-            self._split[rank] = seconds
-            what = REFUSE if why else APPLY
+    def lead(self) -> None:
+        """Serve all learners until each has made T updates or was stopped."""
+        if self._due:
+            self._keep()
+        order = self._in_order()
+        while self.left:
+            j, note = next(order)
+            what = REFUSE if self.why else APPLY
+            self._told = j, note
             self._tell(j, what)
-            self.exchange(j, what)
-            left -= what == REFUSE or t == T
-            self._left[rank] -= t == T
-            due = False
-            if what == APPLY:
-                wall_s = self.clock()
-                try:
-                    due = self.log.exchanged(
-                        j, int(t), int(steps), losses, self.x, wall_s, self._so_far(wall_s)
-                    )
-                except Diverged as e:
-                    why = str(e)
-                    left -= t != T  # this learner is told to stop, too
-            self.roles.notes.Send(np.array([REFUSE if why else APPLY], np.int64), rank, j)
-            if due:
+            self.answer(j, self._take(what))
+            verdict = np.array([REFUSE if self.why else APPLY], np.int64)
+            self.roles.notes.Send(verdict, self.roles.rank_of[j], j)
+            if self._due:
                 self._keep()
-            if not left:
-                break
+            if self.saver is not None and self.left and not self.why:
+                self.why = self._visited(self.saver)
         self._tell(-1, END)
         self.finish()
+
+    def _take(self, what: int) -> Array:
+        """Serve the learner that the others were told of, and record it. Return the reply [m]."""
+        assert self._told is not None, "the others were told"
+        (j, note), self._told = self._told, None
+        t, steps, losses, *seconds = note.tolist()
+        rank, reply = self.roles.rank_of[j], self.serve(j, what)
+        self._split[rank] = seconds
+        self._left[rank] -= t == self.T
+        self.left -= what == REFUSE or t == self.T
+        if what == REFUSE:
+            return reply
+        self.t[j] = int(t)
+        self.last.append(j)
+        wall_s = self.clock()
+        try:
+            self._due = self.log.exchanged(
+                j, int(t), int(steps), losses, self.x, wall_s, self._so_far(wall_s)
+            )
+        except Diverged as e:
+            self.why = str(e)
+            self.left -= t != self.T  # this learner is told to stop, too
+        return reply
+
+    def _visited(self, saver: Saver) -> str:
+        """Save the run if it is time. Return why it must stop, "" if it need not."""
+        why = saver.told()
+        if why or saver.due(self.log.t):
+            self._keep()
+            *_, center = self.copies.pop()
+            saver.save(center, self)
+        self.stopped = bool(why)
         return why
+
+    # -------------------------------------------------------------------------------- recovery
+
+    def settle(self) -> tuple[int, list[int]]:
+        """Serve what others may have served. Return what they need for `catch_up`."""
+        if self._told is not None and not self.why:
+            self._take(APPLY)
+        self._told = None
+        return self.served, [*self.last]
+
+    def lead_again(self, clients: Sequence[int], anew: Collection[int]) -> None:
+        """Go on with learners on what were the ranks `clients`; those in `anew` pull x̃ now."""
+        self._split = self._split[[*clients]]
+        self._left = np.array([*map(len, self.roles.held)])
+        self.left = int(self._left.sum())
+        for j in anew:
+            self.log.pulled[j] = self.log.n
+
+    # ------------------------------------------------------------------------------------------
 
     def _so_far(self, wall_s: float) -> dict[str, float]:
         """Return the seconds by purpose, means over the learners' ranks.
@@ -176,7 +273,7 @@ class FirstServer(Server):
     def _in_order(self) -> Iterator[tuple[int, Array]]:
         """Yield learners and their notes, in the order of arrival or of the run to replay."""
         whole: dict[int, Array] = {}  # notes of the learners that can be served
-        wanted = iter(self.replay or ())
+        wanted = iter(self.replay[self.log.n :] if self.replay else ())
         following = next(wanted, None)
         while True:
             whole.update(self._whole())
@@ -224,3 +321,4 @@ class FirstServer(Server):
         for server, part in zip(self.roles.servers[1:], parts[1:], strict=True):
             self.roles.vectors.Recv(copy[part], server, self.roles.P)
         self.copies.append((self.log.U, self.log.wall_s, copy))
+        self._due = False
