@@ -100,6 +100,8 @@ class Copies:
     def forget(self) -> None:
         """Forget all copies: the model becomes another one."""
         self._copies = [None, None]
+        for slot in (0, 1):
+            self.marks.begin(slot, NEVER)
 
     def copy(self, t: int, flat: Row, state: Mapping[str, Any], log: Log | None) -> None:
         """Copy the rank after update t, in place of the older copy; see `Copy`."""

@@ -171,7 +171,7 @@ class Recovery:
             fleet = Fleet(world, None, before.ranks_per_node, made)
             copy = self.copies.common(fleet)
             if copy is None:
-                raise SharedError("no average of everyone followed the state that was loaded")
+                raise SharedError("there is no average of everyone yet to go back to")
             self.go_back(fleet, copy)
             marks = self.copies.marked(copy.t, fleet)
             repeated, seconds = -fleet.least(copy.t - t), -fleet.least(copy.at_s - perf_counter())

@@ -9,6 +9,7 @@ import json
 import re
 import sys
 from contextlib import contextmanager
+from copy import deepcopy
 from unittest import mock
 
 import numpy as np
@@ -160,6 +161,35 @@ def test_a_loop_goes_on_from_any_point(owner, function, N, t, tmp_path):
     assert (again.train.wall_s.diff().dropna() >= 0).all()
 
 
+def test_a_state_that_is_loaded_is_gone_back_to():
+    """And not an average of before, which had more updates."""
+    model = net()
+    optimizer = torch.optim.SGD(model.parameters(), **SGD)
+
+    def until(end, averager):
+        while averager.t < end:
+            optimizer.zero_grad()
+            x, y = batch(0, averager.t + 1)
+            cross_entropy(model(x), y).backward()
+            optimizer.step()
+            averager.step()
+
+    with failing(Agreement, "meet", 4):
+        fleet = localavg.Fleet(MPI.COMM_SELF)
+        averager = localavg.attach(model, fleet, localavg.kavg(K=4), on_failure="continue")
+        until(4, averager)
+        parts = averager, model, optimizer
+        saved = [deepcopy(part.state_dict()) for part in parts]
+        until(12, averager)
+        for part, state in zip(parts, saved, strict=True):
+            part.load_state_dict(state)
+        with pytest.raises(localavg.Recovered) as raised:
+            until(8, averager)
+    averager._agreement.abandon()
+    assert raised.value.t == averager.t == 4
+    assert all(torch.equal(x, saved[1][name]) for name, x in model.named_parameters())
+
+
 REFUSED = {  # by the words of the error, the algorithm and what else attach gets
     "with `delay`: after a delayed average": (lambda: localavg.kavg(K=4, delay=2), {}),
     "with `wire`: what its code": (lambda: localavg.kavg(K=4, wire="bf16"), {}),
@@ -268,6 +298,30 @@ def test_the_example_goes_on_after_a_kill(tmp_path):
     left = (1440 - 4 * 48) // 32
     assert found.train.t.iloc[-1] == 64 + left + 2 * 45
     assert "2 learners  test accuracy" in done.stdout
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "kills",
+    [
+        "mean@1:3,back@0:1",  # another one while the others go back
+        "meet@1:5,restore@2:1",
+        "-mean@0:4",
+        "row@2:4",
+        "keep@1:3",
+        "averaged@2:1",
+        "finish@1:1",
+        "-finish@1:1",
+    ],
+)
+def test_no_point_hangs_the_example(kills, tmp_path):
+    example, out = ROOT / "jobs" / "examples" / "survive.py", tmp_path / "run.h5"
+    words = [kills, example, "--epochs", "5", "--out", out]
+    done = run(3, SUPPORT / "dying.py", *words, ft=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = load(out)
+    assert found.status == "finished" and f"{3 - len(kills.split(','))} learners" in done.stdout
+    assert len(found.events) == 1 and found.train.t.is_monotonic_increasing
 
 
 def test_a_loop_that_does_not_catch_it_ends_with_one_line(capsys):
