@@ -219,9 +219,9 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         f"gossip {SMALL} --on-failure continue",
         ["--on-failure continue", "gossip", "not equal", "add --recovery-state all"],
     ),
-    "a recovery of servers": (
-        f"downpour {SMALL} --on-failure continue",
-        ["--on-failure continue", "downpour", "leave it out"],
+    "a recovery of moments around a center": (
+        f"downpour {SMALL} --on-failure continue --recovery-state all",
+        ["--recovery-state all", "downpour", "go on from the center", "leave it out"],
     ),
     "a recovery on a GPU": (
         f"kavg {SMALL} --on-failure continue --device cuda",

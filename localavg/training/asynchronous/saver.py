@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,12 +18,12 @@ from localavg.errors import SharedError, UserError
 from localavg.files import checkpoint
 from localavg.files.checkpoint import Saved
 from localavg.interfaces import Array
+from localavg.training.asynchronous.log import Log
 from localavg.training.keeper import Listener
 
-if TYPE_CHECKING:
-    from localavg.training.asynchronous.server import FirstServer
-
 X = TypeVar("X")
+Kept: TypeAlias = tuple[int, float, Array]
+"""a copy of the center to evaluate: (U, wall_s, x̃ [d])"""
 
 
 class _Alone:
@@ -74,14 +74,16 @@ class Saver:
         """Return whether it is time to save the run, of which t updates have reached the center."""
         return monotonic() - self._saved_s >= self.every_s or t - self._saved >= self.every_steps
 
-    def save(self, center: Array, server: FirstServer) -> None:
-        """Write a checkpoint with the center [d]. Raises UserError where that fails."""
-        log, copies = server.log, server.copies
+    def save(self, center: Array, t: Sequence[int], log: Log, copies: Sequence[Kept]) -> None:
+        """Write a checkpoint with the center [d]. Raises UserError where that fails.
+
+        t: by learner the updates that the center has. copies: those to evaluate.
+        """
         assert log.file is not None, "the first server writes the run file"
         log.file.flush(force=True)
         state: dict[str, Mapping[str, Any]] = {
             "center": {"x": center},
-            "learners": {"t": np.array(server.t)},
+            "learners": {"t": np.array(t)},
             "log": log.state_dict(),
             "record": log.file.rows,
             "copies": {
@@ -96,8 +98,8 @@ class Saver:
         self._saved_s, self._saved = monotonic(), log.t
 
 
-def copies_of(saved: Saved, d: int) -> list[tuple[int, float, Array]]:
-    """Return the copies of the center that a checkpoint has: (U, wall_s, x̃ [d])."""
+def copies_of(saved: Saved, d: int) -> list[Kept]:
+    """Return the copies of the center that a checkpoint has, to be evaluated."""
     at, w = saved.state["copies"]["at"].reshape(-1, 2).tolist(), saved.state["copies"]["w"]
     return [(int(U), wall_s, x) for (U, wall_s), x in zip(at, w.reshape(-1, d), strict=True)]
 

@@ -234,7 +234,7 @@ class FirstServer(Server):
         if why or saver.due(self.log.t):
             self._keep()
             *_, center = self.copies.pop()
-            saver.save(center, self)
+            saver.save(center, self.t, self.log, self.copies)
         self.stopped = bool(why)
         return why
 
