@@ -221,7 +221,8 @@ class Averager:
         """
         pace = self._averaging.pace
         if pace is not None:
-            pace.pause()
+            with self._place.here():
+                pace.pause()
         flat, own = self._averaged_()
         self._evaluating = True
         try:

@@ -99,7 +99,7 @@ def run(
         work = partial(_played, play, saved is None)
         status, why = ended(work, file, log, task.problem, world, stepsizes.remedy(c))
         lost = play.summary
-    if not lost:
+    if c.on_failure != survive.CONTINUE:  # else ranks may be lost
         roles.free()
         fleet.free()
 
