@@ -6,7 +6,7 @@ DATA   ?= epsilon-like:100000x2000
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run figure paper paper-root check test test-long test-root test-gpu gpu-wheels lint bench cifar10 fashion-mnist clean
+.PHONY: help run figure paper paper-root check test test-long test-root test-gpu package gpu-wheels lint bench cifar10 fashion-mnist clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -81,6 +81,9 @@ test-gpu:        ## the tests on a GPU, skipped with the reason where there is n
 	  echo "test-gpu: all is skipped: $$(echo "$$why" | tail -n 1)"; else \
 	  PYTHONPATH=$(CURDIR) timeout -k 5 240 $(GPU_PYTHON) -m pytest -q -m gpu -p no:cacheprovider tests/gpu; fi
 
+package: .venv/test ## build the sdist and the wheel, install them into a clean environment and train there (some minutes)
+	$(BIN)/python -m pytest -q tests/project/test_package.py
+
 gpu-wheels:      ## fetch into .wheels what a machine with a GPU lacks, for jobs/local/gpu-check there
 	jobs/local/gpu-wheels
 
@@ -131,5 +134,5 @@ fashion-mnist: .venv/data ## fetch Fashion-MNIST, and prepare it as data/fashion
 	test -s $(FASHION8) || $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --size 8 --name fashion-mnist-8 --out $(FASHION8)
 
 clean:           ## remove the environment, caches and results of make run
-	rm -rf .venv .venv-gpu .mpich .wheels runs figures *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-gpu .mpich .wheels runs figures build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

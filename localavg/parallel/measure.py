@@ -41,3 +41,25 @@ def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
             times.append(perf_counter() - start)
         rate = n / min(times[1:])
     return fleet.world.allreduce(rate, MPI.MIN)
+
+
+def latency_s(fleet: Fleet, times: int = 20) -> float:
+    """Measure the seconds of an empty message between the first two nodes. Collective.
+
+    It is half of the quickest round trip. On one node the result is 0.
+    """
+    leaders = [fleet.node_of.index(k) for k in range(min(2, fleet.nodes))]
+    quickest = 0.0
+    if fleet.nodes > 1 and fleet.rank in leaders:
+        here, peer = leaders.index(fleet.rank), leaders[1 - leaders.index(fleet.rank)]
+        word, trips = np.zeros(1, np.uint8), []
+        for _ in range(times):
+            start = perf_counter()
+            for turn in (0, 1):
+                if turn == here:
+                    fleet.world.Send(word, peer)
+                else:
+                    fleet.world.Recv(word, peer)
+            trips.append(perf_counter() - start)
+        quickest = min(trips) / 2
+    return fleet.world.allreduce(quickest, MPI.MAX)

@@ -12,11 +12,12 @@ from pathlib import Path
 
 import nvml
 import pytest
-from mpi import alone, run
+from mpi import ROOT, alone, run
 
 from localavg.cli.doctor.advice import ADVICE, wrong_numbers
 from localavg.cli.doctor.command import _rows
 from localavg.cli.doctor.facts import Facts, Rank
+from localavg.cli.doctor.line import launch_line, launcher
 from localavg.parallel import losing, probe
 from localavg.parallel.probe import Probe, cached, tried
 
@@ -55,6 +56,7 @@ WELL = Facts(
     cuda_flag=False,
     memory_bytes_per_s=1e10,
     link_bytes_per_s=None,
+    latency_s=None,
     transport="shared",
     transport_why="ranks of a node share its memory",
     allreduce_wrong=0,
@@ -272,6 +274,76 @@ def test_the_table_says_whether_a_job_outlives_a_rank(status, out, words, monkey
     assert re.match(words, text.replace("\n", " ")), text
 
 
+def test_the_period_keeps_averages_under_five_hundredths_of_the_time():
+    """K updates of 0.2 s and an average of 0.1 s: 9.5 updates are 1.9 s, of 2 s in all."""
+    assert facts_of(average_s=0.1).period == 10
+    assert facts_of(average_s=0.1, step_s=0.05).period == 38
+    assert facts_of(average_s=1e-9).period == 1 and facts_of(average_s=None).period is None
+
+
+def facts_of(**more):
+    return replace(WELL, **more)
+
+
+TWO = (*[replace(r, gpus=GPU) for r in (RANK, OTHER)], *elsewhere([RANK, OTHER]))
+
+
+@pytest.mark.parametrize(
+    ("facts", "line"),
+    [
+        (
+            {"launcher": ("jobs/local/mpirun",)},
+            "jobs/local/mpirun -n 2 localavg train kavg --K 16 ",
+        ),
+        (
+            {"launcher": ("srun", "--mpi=pmix"), "ranks": TWO, "average_s": 0.1},
+            "srun --mpi=pmix --nodes=2 --ntasks=4 --cpus-per-task=2 --gpus-per-node=2 "
+            "--cpu-bind=cores --kill-on-bad-exit=1 localavg train kavg --K 10 ",
+        ),
+        (
+            {"launcher": ("jsrun",), "ranks": TWO},
+            "jsrun --np 4 --rs_per_host 1 --tasks_per_rs 2 --cpu_per_rs 4 --gpu_per_rs 2 "
+            "--bind packed:2 localavg train ",
+        ),
+        ({"ranks": TWO}, "mpirun -n 4 --map-by ppr:2:node:PE=2 localavg train "),
+        ({"ranks": TWO, "mpi": "MPICH 4"}, "mpirun -n 4 localavg train "),
+        # alone: a rank a core, or a GPU, where there are several
+        ({"ranks": (replace(RANK, cores=2),)}, "mpirun -n 2 localavg train "),
+        ({"ranks": (replace(RANK, gpus=GPU, cores=64),)}, "mpirun -n 2 localavg train "),
+        ({"ranks": (replace(RANK, cores=1),)}, "localavg train "),
+        ({"ranks": (RANK,), "launcher": ()}, "localavg train "),
+    ],
+)
+def test_the_launch_line_is_for_these_ranks(facts, line):
+    assert launch_line(facts_of(**facts)).startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ("JSM_NAMESPACE_RANK=0", ("jsrun",)),
+        ("SLURM_JOB_ID=1 SLURM_STEP_ID=0 PMIX_RANK=0", ("srun", "--mpi=pmix")),
+        ("SLURM_JOB_ID=1 SLURM_STEP_ID=0 PMI_RANK=0", ("srun", "--mpi=pmi2")),
+        ("SLURM_JOB_ID=1 SLURM_STEP_ID=0 PMIX_RANK=0 OMPI_COMM_WORLD_RANK=0", ("mpirun",)),
+        ("SLURM_JOB_ID=1 SLURM_STEP_ID=0 PMI_RANK=0 MPI_LOCALRANKID=0", ("mpirun",)),
+        ("LSB_JOBID=1", ("mpirun",)),
+        ("PMI_RANK=0", ("mpirun",)),
+        ("PMI_RANK=0 MPI=mpich", ("MPI=mpich", "jobs/local/mpirun")),
+        ("OMPI_COMM_WORLD_RANK=0", ("jobs/local/mpirun",)),
+        ("", ("jobs/local/mpirun",)),
+    ],
+)
+def test_the_launcher_is_known_by_its_environment(given, words, monkeypatch):
+    for name in list(os.environ):
+        if name == "MPI" or name.startswith(("OMPI_", "PMI", "SLURM_", "JSM_", "LSB_", "MPI_")):
+            monkeypatch.delenv(name)
+    for word in given.split():
+        monkeypatch.setenv(*word.split("=", 1))
+    monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.chdir(ROOT)
+    assert launcher() == words
+
+
 @pytest.mark.parametrize(
     ("facts", "words"),
     [
@@ -474,6 +546,7 @@ FACTS = [
     "link",
     "Allreduce",
     "mean",
+    "period",
     "averages overlap",
     "a rank that dies",
     "transport",
@@ -527,7 +600,10 @@ def test_one_rank_outside_any_job(tmp_path):
     )
     assert found["averages overlap"] == "unknown: one rank" and facts["hidden"] is None
     assert facts["warnings"] == facts["failures"] == [] and facts["allreduce_wrong"] == 0
-    assert done.stdout.rstrip().endswith("training will work here") and done.stderr == ""
+    assert found["period"] == "unknown: one rank" and done.stderr == ""
+    assert "training will work here\n" in done.stdout
+    last = done.stdout.splitlines()[-1]
+    assert re.match("launch it by: (jobs/local/mpirun -n [0-9]+ )?.venv/bin/localavg train", last)
 
 
 @pytest.mark.parametrize(
@@ -536,15 +612,15 @@ def test_one_rank_outside_any_job(tmp_path):
 )
 def test_two_ranks(mpi, library, more):
     words = ("-m", "localavg", "doctor", "--learners", "3", *more)
-    done = run(2, *words, mpi=mpi, env={**QUIET, "OMP_NUM_THREADS": "999"})
+    done = run(2, *words, "--step-s", "1000", mpi=mpi, env={**QUIET, "OMP_NUM_THREADS": "999"})
     assert done.returncode == 0, done.stderr
     found = rows(done.stdout)
     assert found["MPI library"].startswith(library) and found["thread level"] == "multiple"
     assert found["Allreduce"] == found["mean"] == "exact" and found["size"].endswith("3 learners")
     if more:
-        assert found["size"].startswith("2 ranks, 2 nodes, 1 machine") and found["link"].endswith(
-            "GB/s each way"
-        )
+        assert found["size"].startswith("2 ranks, 2 nodes, 1 machine")
+        rate, latency = re.match("(.*) GB/s each way, (.*) µs for an empty", found["link"]).groups()
+        assert 0.01 < float(rate) < 100 and 0.05 < float(latency) < 1e5
     else:
         assert found["size"].startswith("2 ranks, 1 node,") and found["link"] == "unknown: one node"
         assert "0.61 GB needed" in found["/dev/shm"] and found["transport"].startswith("shared: ")
@@ -554,7 +630,12 @@ def test_two_ranks(mpi, library, more):
     assert ("warning", "OMP_NUM_THREADS=999") in [
         (kind, what.partition(",")[0]) for kind, what, _ in told(done.stdout)
     ]
-    assert done.stdout.rstrip().endswith("training will work here")
+    assert found["period"].startswith("K = 1 or more") and "training will work here" in done.stdout
+    launched = done.stdout.splitlines()[-1].removeprefix("launch it by: ")
+    assert re.match(
+        "(MPI=mpich )?jobs/local/mpirun -n 2 localavg train kavg --K 1 --learners 3 ", launched
+    )
+    assert launched.startswith("MPI=mpich") == (mpi == "mpich")
 
 
 def test_a_launcher_that_disagrees_with_mpi_is_the_answer():
@@ -620,7 +701,7 @@ def fake_gpu(tmp_path, monkeypatch):
 def test_device_memory_is_tried_in_a_launch_within_the_launch(fake_gpu, mpi):
     """A right sum; the kept result while sums are wrong; the wrong sum with --fresh."""
     words = ("-m", "localavg", "doctor")
-    found = rows(run(2, *words, mpi=mpi, env=fake_gpu, check=True).stdout)
+    found = rows(run(2, *words, "--step-s", "1000", mpi=mpi, env=fake_gpu, check=True).stdout)
     assert found["GPUs"] == "1 × Fake GPU" and found["MPI on device memory"].startswith("yes: ")
     if mpi == "openmpi":
         again = run(2, *words, env={**fake_gpu, "FAKE_ERROR": "1"}, check=True)

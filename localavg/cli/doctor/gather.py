@@ -15,18 +15,21 @@ from mpi4py import MPI
 
 from localavg.cli import in_flags
 from localavg.cli.bench.hiding import trial
-from localavg.cli.doctor.facts import Facts, Rank
+from localavg.cli.doctor.facts import STEP_S, Facts, Rank
+from localavg.cli.doctor.line import launcher, program
 from localavg.errors import UserError
 from localavg.interfaces import Transport
 from localavg.parallel import transport
+from localavg.parallel.device import Cpu
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.measure import link_bytes_per_s
+from localavg.parallel.measure import latency_s, link_bytes_per_s, slowest
 from localavg.parallel.probe import Gpus, Probe
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.scope import Scope
 
 RESNET_50 = 25_557_032  # floats of a row: the largest model of the papers
 MATRICES = 2  # weights and gradients, [L, d] each
+EIGHTH = 8  # part of it in which an average is measured, for the memory
 CHECKED = 100_003  # floats of a row that is checked: odd, so that the ranks' shares differ
 LEVELS = {
     MPI.THREAD_SINGLE: "single",
@@ -43,12 +46,13 @@ def gather(
     why: str,
     found: Probe | None,
     survives: tuple[bool | None, str] | None = None,
+    step_s: float | None = None,
 ) -> Facts:
     """Gather the facts, the same on every rank. Collective.
 
     name: the transport that was asked for. gpus, why, found, survives: what `find_gpus` returned,
-    and on rank 0 `probe` and `losing.tried`, before MPI started. Raises UserError on every rank if
-    a transport that was asked for by name cannot be used.
+    and on rank 0 `probe` and `losing.tried`, before MPI started. step_s: of an update of ResNet-50.
+    Raises UserError on every rank if a transport that was asked for by name cannot be used.
     """
     learner_bytes = 4 * MATRICES * RESNET_50
     ours = transport.choose(name, fleet, (), learner_bytes)
@@ -69,6 +73,7 @@ def gather(
         cuda_flag=fleet.world.bcast(_cuda_flag()),
         memory_bytes_per_s=_memory_bytes_per_s(fleet),
         link_bytes_per_s=None if np.isinf(link) else link,
+        latency_s=None if np.isinf(link) else latency_s(fleet),
         transport=ours.name,
         transport_why=ours.why,
         allreduce_wrong=allreduce_wrong,
@@ -77,7 +82,20 @@ def gather(
         hidden_why=hidden_why,
         survives=lives,
         survives_why=lives_why,
+        average_s=_average_s(fleet, ours),
+        step_s=step_s or STEP_S,
+        launcher=fleet.world.bcast(launcher()),
+        program=fleet.world.bcast(program()),
     )
+
+
+def _average_s(fleet: Fleet, ours: HostMPI) -> float | None:
+    """Measure an average of ResNet-50, an eighth of it; None for one rank. Collective."""
+    if fleet.ranks == 1:
+        return None
+    w = ours.zeros((fleet.L, RESNET_50 // EIGHTH))
+    times = [slowest(fleet, lambda: ours.mean_(w, Scope.WORLD), Cpu()) for _ in range(4)]
+    return EIGHTH * min(times[1:])
 
 
 def _hidden(fleet: Fleet, ours: HostMPI) -> tuple[dict[str, float] | None, str]:
