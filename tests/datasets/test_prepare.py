@@ -677,3 +677,20 @@ def test_without_a_communicator_mpi_is_not_touched(tmp_path):
         timeout=60,
         check=True,
     )
+
+
+def test_one_process_prepares_where_no_mpi_can_be_loaded(tmp_path):
+    """As on a machine that only fetches data, with mpi4py and no MPI library."""
+    (tmp_path / "mpi4py").mkdir()
+    (tmp_path / "mpi4py" / "__init__.py").write_text(
+        "raise RuntimeError('cannot load MPI library')"
+    )
+    words = f"-m localavg prepare epsilon-like --rows 40 --features 3 --out {tmp_path}/a.h5"
+    root = Path(__file__).resolve().parents[2]
+    env = {**os.environ, "PYTHONPATH": f"{tmp_path}:{root}"}
+    done = subprocess.run(
+        [sys.executable, *words.split()], env=env, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    with h5py.File(tmp_path / "a.h5") as file:
+        assert file["train/x"].shape == (40, 3)

