@@ -1574,8 +1574,8 @@ MUTANTS = [
     Mutant(
         "the first average of gradients on a GPU is queued in CuPy's own stream",
         "localavg/attaching/exchange.py",
-        "            with self.place.here():\n                self._exchange(1 << i)\n",
-        "            self._exchange(1 << i)\n",
+        "with self.watching(), self.place.here():\n                self._exchange(1 << i)\n",
+        "if True:\n                self._exchange(1 << i)\n",
         f"{TESTS['streams']}::test_a_loop_in_any_stream_has_the_bits_of_the_cpu",
     ),
     Mutant(
@@ -1872,12 +1872,12 @@ MUTANTS = [
         "the GPU's computing before a push counts as communicating",
         "localavg/training/asynchronous/client.py",
         """\
-                pushed = local.take_losses(learner)  # a GPU has computed all of it then
-                clock.lap("compute")
+        pushed = local.take_losses(learner)  # a GPU has computed all of it then
+        clock.lap("compute")
 """,
         """\
-                clock.lap("compute")
-                pushed = local.take_losses(learner)
+        clock.lap("compute")
+        pushed = local.take_losses(learner)
 """,
         f"{TESTS['asynchronous_device']}::test_the_time_in_which_the_device_computes_is_computing",
     ),
@@ -2687,8 +2687,8 @@ MUTANTS = [
     Mutant(
         "the communicators of averages in the background are not revoked",
         "localavg/parallel/fleet.py",
-        "self.P, self._ranks_per_node, self.made)",
-        "self.P, self._ranks_per_node)",
+        "self.P, self.ranks_per_node, self.made)",
+        "self.P, self.ranks_per_node)",
         f"{TESTS['survive']}::test_every_communicator_of_a_run_is_revoked",
     ),
     Mutant(
