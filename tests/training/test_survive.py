@@ -73,7 +73,7 @@ LINES = {  # what is rolled back differs
     "anchor": f"kavg --K 6 --delay 3 --merge lerp --anchor-mu 0.6 --switch 1 {WIDE}",
     "outer": f"diloco --K 6 --delay 6 {WIDE} --state reset --optimizer adam",
     "levels delayed": f"hieravg --K1 2 --K2 6 --S 2 --delay 2 {WIDE}",
-    "pieces": f"diloco --K 6 --fragments 2 {WIDE} --optimizer momentum",
+    "pieces": f"diloco --K 10 --fragments 2 {WIDE} --optimizer momentum",
     "pieces delayed": f"kavg --K 6 --fragments 2 --delay 1 --outer adam {WIDE}",
     "gossip": f"gossip --K 2 {WIDE} --optimizer momentum --state average",
     "push": f"gossip --graph push {WIDE}",
@@ -193,7 +193,7 @@ def points(name, run):
         return {*run.train.t, *run.eval.t}
     t = run.averages.query("scope == 2").t
     if "pieces" in name:  # the second one, which averages after a multiple of K
-        t = t[run.averages.begun % 6 == 0]
+        t = t[run.averages.begun % int(LINES[name].split()[2]) == 0]
     return {*t}
 
 
