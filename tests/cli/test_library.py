@@ -130,7 +130,7 @@ def test_a_mistake_is_the_error_of_the_command_line(settings, line, tmp_path, ca
 )
 def test_what_only_python_can_ask_is_refused_by_its_name(settings, told):
     with pytest.raises(localavg.UserError, match=told):
-        localavg.train("kavg", **settings)
+        localavg.train("kavg", **{**SMALL, **settings})
     with pytest.raises(localavg.UserError, match=r"give its name, as in localavg.train\("):
         localavg.train(localavg.kavg(K=4))
 
