@@ -1762,10 +1762,10 @@ MUTANTS = [
         f"{TESTS['library']}::test_what_only_python_can_ask_is_refused_by_its_name",
     ),
     Mutant(
-        "a call leaves torch with the threads of its run",
+        "a call leaves NumPy with the threads of its run",
         "localavg/library.py",
-        "torch.set_num_threads(threads)",
-        "pass",
+        "with threadpool_limits(limits=None):",
+        "if threadpool_limits:",
         f"{TESTS['library']}::test_a_call_is_the_command_and_leaves_nothing_behind",
     ),
     Mutant(

@@ -14,7 +14,7 @@ import pytest
 from drive import command_lines
 from mpi import call, run
 from mpi4py import MPI
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 import localavg
 from localavg import library
@@ -66,6 +66,7 @@ def test_a_call_is_the_command_and_leaves_nothing_behind(
             fleets.append(self)
 
     torch.set_num_threads(2)
+    threadpool_limits(2)
     before = left()
     monkeypatch.setattr("localavg.training.run.Fleet", Seen)
     first = localavg.train("kavg", K=5, learners=4, save_weights=True, **SMALL)
@@ -75,6 +76,7 @@ def test_a_call_is_the_command_and_leaves_nothing_behind(
     assert len(fleets) == 2 and all(len(fleet.made) == 1 for fleet in fleets)
     assert capsys.readouterr().out == ""
     torch.set_num_threads(1)
+    threadpool_limits(1)
     assert (first.status, second.status, second.path) == ("finished",) * 2 + (tmp_path / "b.h5",)
     assert second.config["K"] == 2 and len(second.averages) == 2
     monkeypatch.undo()
