@@ -2890,6 +2890,20 @@ MUTANTS = [
         'how = "default"',
         f"{TESTS['figures']}::test_periods_are_steps_that_end_at_their_average",
     ),
+    Mutant(
+        "any loss of rare averages passes for a slight one",
+        "analysis/trends/headline.py",
+        "return all_of(rule.less(sync, rare, digits=4), rule.times(lost, most, SLIGHT))",
+        "return rule.less(sync, rare, digits=4)",
+        f"{TESTS['claims']}::test_what_is_neither_equal_nor_slight_fails",
+    ),
+    Mutant(
+        "a loss far below that of sync passes for an equal one",
+        "analysis/trends/headline.py",
+        "        rule.less(sync, five, room, digits=4),\n",
+        "",
+        f"{TESTS['claims']}::test_what_is_neither_equal_nor_slight_fails",
+    ),
 ]
 
 

@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from claimed import LINKS, MAKERS, made, maker_of, pairs
+from claimed import LINKS, MAKERS, by_period, made, maker_of, pairs
 from figures import FIGURES, SCRIPTS, SWEEPS, planned, write
 from scipy import stats
 from trends import methods, rule
@@ -57,6 +57,19 @@ def test_more_averages_fail_a_claim_of_fewer_whatever_else(words):
         if run.config["algorithm"] == ours:
             object.__setattr__(run, "averages", pd.concat([run.averages] * 5))
     assert [f.verdict for f in of(words).check(better)] == ["fail"]
+
+
+@pytest.mark.parametrize(
+    "words, losses",
+    [
+        ("every 5 updates", {"five": 0.09}),
+        ("every 91 updates", {"rare": 0.16}),
+        ("every 91 updates", {"once": 0.11}),
+    ],
+)
+def test_what_is_neither_equal_nor_slight_fails(words, losses):
+    found = [run for seed in range(3) for run in by_period(seed, **losses)]
+    assert [f.verdict for f in of(words).check(found)] == ["fail"]
 
 
 def test_a_clock_with_latency_does_not_count_at_other_rates():

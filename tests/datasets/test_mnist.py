@@ -254,6 +254,17 @@ def test_features_are_pixels_of_norm_1_and_the_classes_asked_for_are_positive(
     assert data.name == "mine: 0+2"
 
 
+def test_features_of_the_digits_need_no_file(tmp_path):
+    prepare_features("digits", tmp_path / "out.h5", list("02468"), sort=True)
+    for split in ("train", "test"):
+        whole = getattr(datasets.load("digits", Fleet(MPI.COMM_SELF)), split)
+        order = np.argsort(whole.y, kind="stable") if split == "train" else slice(None)
+        rows, digit = whole.x[order].reshape(len(whole.y), 64).astype(float), whole.y[order]
+        features, labels = read(tmp_path / "out.h5", split)
+        np.testing.assert_allclose(features * np.linalg.norm(rows, axis=1)[:, None], rows, 1e-5)
+        assert np.array_equal(labels, np.where(digit % 2, -1, 1))
+
+
 @pytest.mark.parametrize(
     ("positive", "message"),
     [

@@ -141,6 +141,16 @@ def quick(ours, theirs, most=1.0):
     ]
 
 
+def by_period(seed, sync=0.1, five=0.1, rare=0.11, once=0.3):
+    """Runs that end at these losses."""
+    return [
+        made("sync", seed, loss=sync),
+        made("kavg", seed, loss=five, K=5),
+        made("kavg", seed, loss=rare, K=91),
+        made("oneshot", seed, loss=once),
+    ]
+
+
 AD, SYNC, P8, QS = ("adpsgd", {}), ("sync", {}), ("kavg", {"K": 8}), ("qsgd", {})
 STEPS = ("piecewise", {"pieces": "0:1,3:8"})
 MA, KA = ("mavg", {"K": 4, "mu": 0.7}), ("kavg", {"K": 4})
@@ -322,6 +332,9 @@ MAKERS = {
             **SLOW | {"bandwidth_bytes_per_s": 1.25e9},
         ),
     ],
+    "every 5 updates": lambda x, s: by_period(s, five=0.107 - 0.01 * x),
+    "every 91 updates": lambda x, s: by_period(s, rare=0.1 + 0.01 * x),
+    "one average at the end": lambda x, s: by_period(s, once=0.18 + 0.01 * x),
 }  # fmt: skip
 
 

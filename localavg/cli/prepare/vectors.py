@@ -82,11 +82,11 @@ def add_features(sets: Commands) -> None:
     """Declare `prepare features`."""
     s = sets.add_parser(
         "features",
-        help="a prepared set of images as feature vectors of two classes",
-        description="Make feature vectors of two classes, for logistic regression, from a prepared "
-        "set of images: the pixels of an image, divided by their norm.",
+        help="a set of images as feature vectors of two classes",
+        description="Make feature vectors of two classes, for logistic regression, from a set of "
+        "images: the pixels of an image, divided by their norm.",
     )
-    s.add_argument("images", metavar="IMAGES.h5", help="prepared set of images")
+    s.add_argument("images", metavar="IMAGES", help="prepared set of images, or digits")
     s.add_argument(
         "--positive",
         required=True,
