@@ -1,8 +1,11 @@
 # localavg: set-up, the main job, tests and figures. Needs Python >= 3.11 with venv and pip; no MPI, GPU or root.
 
 PYTHON ?= python3
-RUNS   ?= runs/lupa-fig2
-DATA   ?= epsilon-like:100000x2000
+FASHION := data/fashion-mnist/fashion-mnist.h5
+FASHION8 := data/fashion-mnist/fashion-mnist-8.h5
+BODY   := data/fashion-mnist/upper-body.h5
+EVEN   := data/digits/even-odd.h5
+SCALE  ?= $(if $(wildcard $(BODY) $(FASHION)),laptop,digits)
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
@@ -29,19 +32,25 @@ help:            ## what there is to make
 	$(BIN)/pip install -q --disable-pip-version-check -c constraints.txt --prefix .mpich --ignore-installed mpich
 	touch $@
 
-run: .venv/run   ## the main job: LUPA's Fig. 2 on two ranks, with its picture (under 3 minutes after set-up)
-	$(BIN)/python -m localavg sweep jobs/sweeps/lupa-fig2.toml --seeds 1 --set data=$(DATA) --out $(RUNS)
-	$(BIN)/python analysis/lupa_fig2.py $(RUNS) --out figures
+run: .venv/run $(if $(filter laptop,$(SCALE)),$(BODY),$(EVEN)) ## why learners average, and why not too rarely: runs, table, picture (under 3 minutes after set-up)
+	$(BIN)/python -m localavg sweep jobs/sweeps/headline.toml --scale $(SCALE)
+	$(BIN)/python analysis/headline.py runs/headline-$(SCALE) --out figures
+
+$(EVEN): | .venv/data
+	$(BIN)/python -m localavg prepare features digits --positive 0,2,4,6,8 --sort --name 'digits, even or odd' --out $@
+
+$(BODY): | .venv/data
+	$(BIN)/python -m localavg prepare features $(FASHION) --positive 0,2,4,6 --sort --name 'Fashion-MNIST, upper body or not' --out $@
 
 IDS := $(sort $(basename $(notdir $(wildcard jobs/sweeps/*.toml)))) theory
 ifneq ($(filter figure,$(MAKECMDGOALS)),)
 $(if $(filter $(ID),$(IDS)),,$(error ID=$(ID): must be one of $(IDS)))
 endif
-figure: .venv/test ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (an unknown ID lists them)
+figure: .venv/test $(EVEN) ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (an unknown ID lists them)
 	test "$(ID)" = theory || jobs/local/sweep $(ID)
 	$(BIN)/python analysis $(ID) --scale $$(jobs/local/scale)
 
-paper: .venv/test ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
+paper: .venv/test $(EVEN) ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
 	$(MAKE) fashion-mnist || echo 'without Fashion-MNIST: the digits take its place'
 	jobs/local/sweep || test $$? = 1
 	$(BIN)/python analysis --all --scale $$(jobs/local/scale)
@@ -126,13 +135,12 @@ cifar10: .venv/data ## fetch CIFAR-10 where there is a network, and prepare it: 
 	test -s $(CIFAR10) || curl -fL --retry 3 -o $(CIFAR10) https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz
 	$(BIN)/python -m localavg prepare cifar10 $(CIFAR10) --shuffle 0 --out data/cifar10/cifar10.h5
 
-FASHION := data/fashion-mnist/fashion-mnist.h5
-FASHION8 := data/fashion-mnist/fashion-mnist-8.h5
-fashion-mnist: .venv/data ## fetch Fashion-MNIST, and prepare it as data/fashion-mnist/fashion-mnist.h5, and at 8×8 as fashion-mnist-8.h5
+fashion-mnist: .venv/data ## fetch Fashion-MNIST, and prepare it as data/fashion-mnist/fashion-mnist.h5, at 8×8 as fashion-mnist-8.h5, and its features as upper-body.h5
 	test -s data/fashion-mnist/idx/train-images-idx3-ubyte.gz || jobs/local/fashion-mnist
 	test -s $(FASHION) || $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --name fashion-mnist --out $(FASHION)
 	test -s $(FASHION8) || $(BIN)/python -m localavg prepare mnist data/fashion-mnist/idx --size 8 --name fashion-mnist-8 --out $(FASHION8)
+	$(MAKE) $(BODY)
 
 clean:           ## remove the environment, caches and results of make run
-	rm -rf .venv .venv-gpu .mpich .wheels runs figures build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-gpu .mpich .wheels runs figures build dist $(EVEN) $(BODY) *.egg-info .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

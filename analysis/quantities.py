@@ -168,6 +168,24 @@ def on_links(run: Run) -> pd.DataFrame:
     return rows.assign(MB=1e-6 * link * spent_s, **clocks)
 
 
+def update_s(run: Run) -> float:
+    """Return the measured seconds of a learner's update, its data included, on average."""
+    end = run.train.iloc[-1]
+    return float(end.compute_s + end.data_s) / end.t / run.provenance.get("learners_per_rank", 1)
+
+
+def on_link(run: Run, step_s: float, latency_s: float, bytes_per_s: float) -> pd.DataFrame:
+    """Return `evaluations` with the column `link_s`: seconds on P machines joined by such links.
+
+    An update lasts step_s, and an average what `--simulate` models: 2 log₂P messages, and 2 (P −
+    1)/P of the 4d bytes of the weights. Machines are alike, and none waits for another.
+    """
+    P, nbytes = run.config["learners"], 4 * run.config["d"]
+    average_s = 2 * np.log2(P) * latency_s + 2 * (P - 1) / P * nbytes / bytes_per_s
+    rows = evaluations(run)
+    return rows.assign(link_s=rows.t * step_s + rows.rounds * average_s)
+
+
 def sent_MB(run: Run) -> float:
     """Return the payload of all averages, within nodes and between them, in MB."""
     return 1e-6 * float((run.averages.bytes_node + run.averages.bytes_cross).sum())

@@ -33,7 +33,8 @@ SCRIPTS = sorted(path.stem for path in ANALYSIS.glob("*.py") if path.stem not in
 SWEEPS = {name.replace("-", "_"): name for name in FIGURES}
 TABLES = {"adpsgd_table1", "hieravg_table1"}
 STRANGER = {
-    script: {"lupa_fig2": "hieravg", "methods": "sgd"}.get(script, "oneshot") for script in SCRIPTS
+    script: {"lupa_fig2": "hieravg", "headline": "hieravg", "methods": "sgd"}.get(script, "oneshot")
+    for script in SCRIPTS
 }  # an algorithm it does not show
 T = 40
 
@@ -119,7 +120,7 @@ def planned(script, scale="laptop", seeds=None):
         return {**filled, **given} if asked.get("simulate") else {}
 
     return {
-        name: {**asked, "data_name": asked["data"], "steps": T, **clock(asked)}
+        name: {**asked, "data_name": asked["data"], "steps": T, "d": 65, **clock(asked)}
         for name, asked in found.items()
     }
 
