@@ -23,7 +23,17 @@ import output
 import results
 import style
 from tabulate import tabulate
-from trends import adpsgd, adpsgd_periods, headline, hieravg, kavg, lupa, mavg, methods
+from trends import (
+    adpsgd,
+    adpsgd_periods,
+    headline,
+    hieravg,
+    kavg,
+    lupa,
+    many_learners,
+    mavg,
+    methods,
+)
 from trends.rule import FAIL, MISSING, MOST, OPEN, PASS, Decision
 from trends.select import Claim, Finding
 
@@ -31,7 +41,17 @@ from localavg.files.record import Run, load_many
 
 CLAIMS: dict[str, Claim] = {
     claim.text: claim
-    for paper in (kavg, lupa, adpsgd_periods, adpsgd, mavg, hieravg, methods, headline)
+    for paper in (
+        kavg,
+        lupa,
+        adpsgd_periods,
+        adpsgd,
+        mavg,
+        hieravg,
+        methods,
+        headline,
+        many_learners,
+    )
     for claim in paper.CLAIMS
 }
 HEADER = (

@@ -5,7 +5,7 @@ Training loss of the averaged model (a) against local updates; (b) against the s
 took here; (c) against the seconds of as many machines as learners, with links of 1 Gbit/s and 50 µs
 a message: modelled, with the time of an update as it was measured here. Against seconds a curve has
 one point a round, the first evaluation after it. A table is printed, and three conclusions, each
-with the verdict of its check in claims.py.
+with the verdict of its claim.
 
 Cost: about 2 s for a finished sweep.
 
@@ -16,7 +16,6 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
 from string import ascii_lowercase
 
-import claims
 import curves
 import numpy as np
 import output
@@ -24,6 +23,8 @@ import quantities
 import results
 import style
 from matplotlib.axes import Axes
+from trends import headline as checks
+from trends import rule
 
 from localavg.files.record import Run
 
@@ -35,10 +36,10 @@ NAMES = {
     ONCE: "once, at the end",
 }
 LINK = {"latency_s": 5e-5, "bytes_per_s": 1.25e8}
-CONCLUSIONS = (  # what it says, the lines whose numbers it has, its check
-    ("One average at the end is not enough", (ONCE, RARE), claims.visibly_worse),
-    ("An average every 5 updates is often enough", (OFTEN, SYNC), claims.often_enough),
-    ("One every 91 updates is slightly too rare", (RARE, SYNC), claims.slightly_worse),
+CONCLUSIONS = (  # what it says, the lines whose numbers it has, what decides it
+    ("One average at the end is not enough", (ONCE, RARE), checks.visibly_worse),
+    ("An average every 5 updates is often enough", (OFTEN, SYNC), checks.often_enough),
+    ("One every 91 updates is slightly too rare", (RARE, SYNC), checks.slightly_worse),
 )
 LABELS = {
     "t": "local updates t",
@@ -86,15 +87,16 @@ def numbers(lines: Lines) -> Iterator[tuple[str, ...]]:
 
 
 def conclusions(lines: Lines) -> Iterator[str]:
-    """Write the three conclusions of a problem, with the verdicts of their checks."""
+    """Write the three conclusions of a problem, with the verdicts of their claims."""
     runs = [run for repeats in lines.values() for run in repeats]
-    for words, (one, other), check in CONCLUSIONS:
+    for words, (one, other), decide in CONCLUSIONS:
         if one in lines and other in lines:
-            verdicts = [finding.verdict for finding in claims.by_period(runs, check)]
+            found = [finding.decision for finding in checks.by_period(decide)(runs)]
+            verdict = rule.all_of(*found).verdict if found else rule.MISSING
             losses = [output.over(lines[key], "train_loss", 3) for key in (one, other)]
             yield (
                 f"{words}: training loss {losses[0]}, and {losses[1]} with one "
-                f"{NAMES[other]} ({claims.all_of(*verdicts)})."
+                f"{NAMES[other]} ({verdict})."
             )
 
 

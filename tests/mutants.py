@@ -2891,6 +2891,21 @@ MUTANTS = [
         f"{TESTS['figures']}::test_periods_are_steps_that_end_at_their_average",
     ),
     Mutant(
+        "the speed-up is asked for beyond the P of its bound",
+        "analysis/trends/many_learners.py",
+        "if 1 < P <= last}",
+        "if P > 1}",
+        f"{TESTS['claims']}::test_beyond_the_bound_no_linear_speed_up_is_asked_for",
+    ),
+    Mutant(
+        "half of what bound (3.2) allows",
+        "localavg/theory/kavg.py",
+        "return 6 * K / (L *",
+        "return 3 * K / (L *",
+        "tests/theory/test_theory.py::"
+        "test_the_speed_up_ends_where_both_terms_of_noise_are_equal[2]",
+    ),
+    Mutant(
         "any loss of rare averages passes for a slight one",
         "analysis/trends/headline.py",
         "return all_of(rule.less(sync, rare, digits=4), rule.times(lost, most, SLIGHT))",

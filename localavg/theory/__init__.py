@@ -27,6 +27,7 @@ from localavg.theory.kavg import (
     kavg_K_above_1,
     kavg_K_opt,
     kavg_N_conditions,
+    kavg_P_end,
     kavg_step,
 )
 from localavg.theory.lupa import (
@@ -35,6 +36,7 @@ from localavg.theory.lupa import (
     adalupa_conditions,
     lupa_bound,
     lupa_conditions,
+    lupa_P_end,
     lupa_tau,
     stich_tau,
 )
@@ -79,10 +81,12 @@ __all__ = [
     "kavg_K_above_1",
     "kavg_K_opt",
     "kavg_N_conditions",
+    "kavg_P_end",
     "kavg_bound",
     "kavg_conditions",
     "kavg_step",
     "kavg_table",
+    "lupa_P_end",
     "lupa_bound",
     "lupa_conditions",
     "lupa_table",

@@ -15,6 +15,12 @@ def lupa_tau(*, B: X, P: X, T: X) -> X:
 
 
 @checked
+def lupa_P_end(*, B: X, T: X, tau: X) -> X:
+    """T²/(Bτ³), the p whose τ of Corollary 1 is this one: up to it the speed-up is linear."""
+    return T**2 / (B * tau**3)
+
+
+@checked
 def stich_tau(*, B: X, P: X, T: X) -> X:
     """Stich's τ = sqrt(T/(pB)), §6, not rounded (the paper cuts 5.8 to 5)."""
     return np.sqrt(T / (P * B))

@@ -5,7 +5,7 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-from claimed import LINKS, MAKERS, by_period, made, maker_of, pairs
+from claimed import LINKS, MAKERS, by_period, made, maker_of, pairs, speedup
 from figures import FIGURES, SCRIPTS, SWEEPS, planned, write
 from scipy import stats
 from trends import methods, rule
@@ -70,6 +70,16 @@ def test_more_averages_fail_a_claim_of_fewer_whatever_else(words):
 def test_what_is_neither_equal_nor_slight_fails(words, losses):
     found = [run for seed in range(3) for run in by_period(seed, **losses)]
     assert [f.verdict for f in of(words).check(found)] == ["fail"]
+
+
+def test_beyond_the_bound_no_linear_speed_up_is_asked_for():
+    """With K = 8 bound (3.2) ends the speed-up of the problem at P = 6.7, and LUPA at 32768."""
+    found = [run for s in range(3) for P, x in ((4, 0.5), (64, -1.0)) for run in speedup(x, s, P=P)]
+    verdicts = {
+        words: [f.verdict for f in of(words).check(found)]
+        for words in ("sync up to the P of bound", "speed-up ends", "up to LUPA's p")
+    }
+    assert [*verdicts.values()] == [["pass"], ["pass"], ["fail"]]
 
 
 def test_a_clock_with_latency_does_not_count_at_other_rates():

@@ -55,6 +55,7 @@ FIGURES = {  # the papers' figures and tables, by the file that has their runs, 
     "methods",
     "bandwidth",
     "headline",
+    "many-learners",
 }
 MS = {("nin", 16): 2.8, ("mlp", 16): 0.9, ("mlp", 32): 0.65, (None, 128): 0.12, (None, 1): 0.02}
 # ms of processor time of a learner's step by model and B, on a machine that was not alone

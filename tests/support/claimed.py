@@ -17,8 +17,10 @@ EMPTY = {
 
 def made(algorithm, seed, loss=0.1, accuracy=0.9, rounds=10, seconds=1.0, **config):
     """A finished run of these ends; `seconds` is when its loss came down to 0.35, half-way from
-    0.7. variances: V_t of ten averages; periods: of the averages; train: accuracies of /eval.
+    0.7. variances: V_t of ten averages; periods: of the averages; train: accuracies of /eval;
+    gradient: ‖∇F‖² of all evaluations.
     """
+    gradient = config.pop("gradient", np.nan)
     variances, periods = config.pop("variances", None), config.pop("periods", None)
     train = config.pop("train", (0.1, 0.5))
     tables = dict(EMPTY)
@@ -31,6 +33,7 @@ def made(algorithm, seed, loss=0.1, accuracy=0.9, rounds=10, seconds=1.0, **conf
             "train_loss": [0.7, loss],
             "train_accuracy": train,
             "test_accuracy": [0.1, accuracy],
+            "grad_norm_sq": gradient,
         }
     )
     if loss == 0.0:
@@ -151,6 +154,17 @@ def by_period(seed, sync=0.1, five=0.1, rare=0.11, once=0.3):
     ]
 
 
+def speedup(x, seed, K=8, P=4, at=1.0):
+    """Runs whose ‖∇F‖² falls as 1/P for sync, and for K-AVG is `at` exp(−x) times as large at P."""
+    cells = [("sync", {"learners": 1}, 1.0), ("sync", {"learners": P}, 1.0)]
+    cells.append(("kavg", {"learners": P, "K": K}, at * np.exp(-x)))
+    return [
+        made(name, seed, gradient=g / line["learners"], **PROBLEM, **line)
+        for name, line, g in cells
+    ]
+
+
+PROBLEM = {"data_name": "epsilon-like:16384x64", "lr": 0.5, "batch_size": 1, "steps": 4096}
 AD, SYNC, P8, QS = ("adpsgd", {}), ("sync", {}), ("kavg", {"K": 8}), ("qsgd", {})
 STEPS = ("piecewise", {"pieces": "0:1,3:8"})
 MA, KA = ("mavg", {"K": 4, "mu": 0.7}), ("kavg", {"K": 4})
@@ -332,6 +346,13 @@ MAKERS = {
             **SLOW | {"bandwidth_bytes_per_s": 1.25e9},
         ),
     ],
+    "sync is linear in P": lambda x, s: [
+        made("sync", s, gradient=g, learners=P, **PROBLEM)
+        for P, g in ((1, 1.0), (4096, np.exp(-x) / (0.8 * 4096)))
+    ],
+    "sync up to the P of bound": lambda x, s: speedup(x, s, at=1.25),
+    "speed-up ends": lambda x, s: speedup(-x, s, P=64, at=2.0),
+    "up to LUPA's p": lambda x, s: speedup(x, s, P=1024, at=1.25),
     "every 5 updates": lambda x, s: by_period(s, five=0.107 - 0.01 * x),
     "every 91 updates": lambda x, s: by_period(s, rare=0.1 + 0.01 * x),
     "one average at the end": lambda x, s: by_period(s, once=0.18 + 0.01 * x),

@@ -93,6 +93,7 @@ def rows_of(config):
                 "train_loss": end + 2.3 * np.exp(-t / 5),
                 "train_accuracy": 0.9 - end,
                 "test_accuracy": 0.85 - end - 0.001 * np.exp(-t),
+                "grad_norm_sq": end / P,
             }
             for t in times
         ],

@@ -876,6 +876,20 @@ def test_theorem_3_6_by_hand_and_where_it_ends():
 # --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("K", [2, 16, 64])
+def test_the_speed_up_ends_where_both_terms_of_noise_are_equal(K):
+    """At P = ∞ only the term that does not fall is left, and at the end there is twice as much."""
+    noise = {"F1_minus_Fstar": 0, "L": 0.3, "M": 2, "gamma": 0.2, "B": 4, "N": 9, "delta": 0.5}
+    end = theory.kavg_P_end(L=0.3, gamma=0.2, K=K)
+    bounds = [float(theory.kavg_bound(P=max(P, 1), K=K, **noise)) for P in (end, np.inf)]
+    assert end < 1 or close(bounds[0], 2 * bounds[1], 1e-6)
+    assert theory.kavg_P_end(L=0.3, gamma=0.2, K=1) == np.inf
+
+
+def test_lupas_P_is_the_one_whose_tau_it_is():
+    assert close(theory.lupa_tau(T=1000, P=theory.lupa_P_end(T=1000, B=2, tau=50), B=2), 50)
+
+
 def test_the_papers_periods():
     assert round(float(theory.lupa_tau(T=21875, P=5, B=128))) == 91
     assert int(theory.stich_tau(T=21875, P=5, B=128)) == 5
