@@ -38,8 +38,6 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "jobs/examples/attach.py": "test_averager.py runs it and looks at its accuracy",
     "jobs/local/mpirun --with-ft ulfm -n 3 python -m mpi4py "
     "jobs/examples/survive.py": "test_outlive.py runs it and kills a rank",
-    ".venv/bin/python analysis/pictures/readme.py "
-    "runs/lupa-fig2": "writes into the checkout; test_the_picture below",
     "srun --mpi=pmix": "a part of a command; test_slurm.py",
 }
 SMALL = " --data epsilon-like:400x20 --batch-size 10"
@@ -254,23 +252,6 @@ def test_a_message_of_the_table_is_printed(message, said):
 
 
 # --------------------------------------------------------------------------------------------------
-
-
-def test_the_picture(folder, tmp_path):
-    """It is drawn from runs of these names."""
-    lines = {
-        "sync-s0": "sync",
-        "kavg-tau5-s0": "kavg --tau 5",
-        "kavg-tau91-s0": "kavg --tau 91",
-        "oneshot-s0": "oneshot",
-    }
-    runs = train_all(
-        tmp_path, 1, {name: line + SMALL + " --steps 200" for name, line in lines.items()}
-    ).folder
-    status, text = run(
-        f".venv/bin/python analysis/pictures/readme.py {runs} {tmp_path}/a.png", folder
-    )
-    assert status == 0 and (tmp_path / "a.png").stat().st_size > 10_000, text
 
 
 def put(package, block):
