@@ -119,7 +119,7 @@ TESTS = {
             "graphs",
             "fragments",
         ),
-        "analysis": ("claims", "conclusions", "figures", "measured", "methods"),
+        "analysis": ("claims", "conclusions", "figures", "headline", "measured", "methods"),
         "cli": (
             "cli",
             "silence",
@@ -2906,6 +2906,13 @@ MUTANTS = [
         "test_the_speed_up_ends_where_both_terms_of_noise_are_equal[2]",
     ),
     Mutant(
+        "the link of the headline has no latency",
+        "analysis/quantities.py",
+        "2 * np.log2(P) * latency_s + ",
+        "",
+        f"{TESTS['headline']}::test_the_modelled_clock_is_that_of_a_simulated_run",
+    ),
+    Mutant(
         "any loss of rare averages passes for a slight one",
         "analysis/trends/headline.py",
         "return all_of(rule.less(sync, rare, digits=4), rule.times(lost, most, SLIGHT))",
@@ -2915,8 +2922,8 @@ MUTANTS = [
     Mutant(
         "a loss far below that of sync passes for an equal one",
         "analysis/trends/headline.py",
-        "        rule.less(sync, five, room, digits=4),\n",
-        "",
+        ", rule.less(sync, five, room, digits=4))",
+        ")",
         f"{TESTS['claims']}::test_what_is_neither_equal_nor_slight_fails",
     ),
 ]

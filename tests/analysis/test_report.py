@@ -129,7 +129,8 @@ def test_the_launch_lines_at_the_papers_scale_are_commands(name):
     args = parser().parse_args(words[2:])
     assert args.scale == "paper" and str(args.file) == f"jobs/sweeps/{name}.toml"
     assert re.search(r"\d+ runs? of \d+ (epochs|updates)", cost)
-    assert ("--submit" in line) == name.startswith("lupa")  # logistic regression runs on processors
+    logistic = name.startswith("lupa") or name in ("headline", "many-learners")
+    assert ("--submit" in line) == logistic  # it runs on processors
 
 
 def test_the_committed_page_is_the_templates_and_its_pictures_are_there():
