@@ -34,8 +34,8 @@ class Known(NamedTuple):
     M: float
 
 
-CONSTANTS = {"epsilon-like:16384x64": Known(0.1359, 0.1534)}
-"""of the problems with λ = 0.01, by `localavg theory --from-run`"""
+CONSTANTS = {"epsilon-like:16384x32": Known(0.1735, 0.1249)}
+"""of the problems with λ = 0.02, by `localavg theory --from-run`"""
 SYNC, DESCENT = ("sync", None), ("sgd", None)
 EXPECTED = {SYNC: "sync", ("kavg", 8): "K-AVG, K = 8", ("kavg", 64): "K-AVG, K = 64"}
 LABELS = ("training loss above the least", "‖∇F(w̄)‖²", "variance S of the learners")

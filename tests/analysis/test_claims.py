@@ -73,7 +73,7 @@ def test_what_is_neither_equal_nor_slight_fails(words, losses):
 
 
 def test_beyond_the_bound_no_linear_speed_up_is_asked_for():
-    """With K = 8 bound (3.2) ends the speed-up of the problem at P = 6.7, and LUPA at 32768."""
+    """With K = 8 bound (3.2) ends the speed-up of the problem at P = 5.3, and LUPA at 8192."""
     found = [run for s in range(3) for P, x in ((4, 0.5), (64, -1.0)) for run in speedup(x, s, P=P)]
     verdicts = {
         words: [f.verdict for f in of(words).check(found)]

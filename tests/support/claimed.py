@@ -164,7 +164,7 @@ def speedup(x, seed, K=8, P=4, at=1.0):
     ]
 
 
-PROBLEM = {"data_name": "epsilon-like:16384x64", "lr": 0.5, "batch_size": 1, "steps": 4096}
+PROBLEM = {"data_name": "epsilon-like:16384x32", "lr": 0.5, "batch_size": 1, "steps": 2048}
 AD, SYNC, P8, QS = ("adpsgd", {}), ("sync", {}), ("kavg", {"K": 8}), ("qsgd", {})
 STEPS = ("piecewise", {"pieces": "0:1,3:8"})
 MA, KA = ("mavg", {"K": 4, "mu": 0.7}), ("kavg", {"K": 4})
