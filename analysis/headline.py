@@ -3,9 +3,9 @@
 It shows averages after every update (SyncSGD), every 5 updates, every 91, and one at the end.
 Training loss of the averaged model (a) against local updates; (b) against the seconds that the runs
 took here; (c) against the seconds of as many machines as learners, with links of 1 Gbit/s and 50 µs
-a message: modelled, with the time of an update as it was measured here. Against seconds a curve has
-one point a round, the first evaluation after it. A table is printed, and three conclusions, each
-with the verdict of its claim.
+a message: modelled, with the time of an update as it was measured here. Against seconds a curve is
+the median over repeats and has one point a round, the first evaluation after it. A table is
+printed, and three conclusions, each with the verdict of its claim.
 
 Cost: about 2 s for a finished sweep.
 
@@ -19,12 +19,13 @@ from string import ascii_lowercase
 import curves
 import numpy as np
 import output
+import pandas as pd
 import quantities
 import results
 import style
 from matplotlib.axes import Axes
 from trends import headline as checks
-from trends import rule
+from trends import rule, select
 
 from localavg.files.record import Run
 
@@ -57,17 +58,26 @@ def clocked(lines: Lines) -> quantities.Rows:
     return partial(quantities.on_link, step_s=step_s, **LINK)
 
 
+def timed(axes: Axes, repeats: Sequence[Run], x: str, key: Hashable, rows: quantities.Rows) -> None:
+    """Draw the medians over repeats of seconds x and loss; a bar is the range of their ends."""
+    look = style.LINES[list(NAMES).index(key)]
+    tables = [rows(run)[["t", x, "train_loss"]] for run in repeats]
+    middle = pd.concat(tables).groupby("t").median()  # [evaluations, 2]
+    step = max(1, len(middle) // 10)
+    axes.plot(middle[x], middle.train_loss, label=NAMES[key], markevery=step, **look)
+    ends = [table[x].iloc[-1] for table in tables]
+    axes.hlines(middle.train_loss.iloc[-1], min(ends), max(ends), color=look["color"])
+
+
 def draw(panels: Sequence[Axes], lines: Lines) -> None:
     """Draw the three panels of a problem."""
-    rows = {
-        "t": quantities.evaluations,
-        "wall_s": quantities.by_rounds,
-        "link_s": partial(quantities.by_rounds, rows=clocked(lines)),
-    }
-    for axes, (x, of) in zip(panels, rows.items(), strict=True):
-        for number, (key, repeats) in enumerate(lines.items()):
-            curves.curve(axes, repeats, x, "train_loss", NAMES[key], number, of)
-        axes.set(xlabel=LABELS[x], xlim=(0, None), yscale="log")
+    on_link = partial(quantities.by_rounds, rows=clocked(lines))
+    for key, repeats in lines.items():
+        curves.curve(panels[0], repeats, "t", "train_loss", NAMES[key], list(NAMES).index(key))
+        timed(panels[1], repeats, "wall_s", key, quantities.by_rounds)
+        timed(panels[2], repeats, "link_s", key, on_link)
+    for axes, label in zip(panels, LABELS.values(), strict=True):
+        axes.set(xlabel=label, xlim=(0, None), yscale="log")
         axes.yaxis.set_minor_formatter("{x:g}")
         axes.yaxis.set_major_formatter("{x:g}")
 
@@ -81,8 +91,8 @@ def numbers(lines: Lines) -> Iterator[tuple[str, ...]]:
             output.over(repeats, quantities.rounds, 0),
             output.over(repeats, "train_loss", 4),
             output.over(repeats, "test_accuracy"),
-            output.over(repeats, quantities.wall_s),
-            output.over(repeats, lambda run: on_link(run).link_s.iloc[-1]),
+            f"{np.median([quantities.wall_s(run) for run in repeats]):.2f}",
+            f"{np.median([on_link(run).link_s.iloc[-1] for run in repeats]):.2f}",
         )
 
 
@@ -93,9 +103,9 @@ def conclusions(lines: Lines) -> Iterator[str]:
         if one in lines and other in lines:
             found = [finding.decision for finding in checks.by_period(decide)(runs)]
             verdict = rule.all_of(*found).verdict if found else rule.MISSING
-            losses = [output.over(lines[key], "train_loss", 3) for key in (one, other)]
+            losses = [np.mean([*map(select.loss, lines[key])]) for key in (one, other)]
             yield (
-                f"{words}: training loss {losses[0]}, and {losses[1]} with one "
+                f"{words}: training loss {losses[0]:.3f}, and {losses[1]:.3f} with one "
                 f"{NAMES[other]} ({verdict})."
             )
 
@@ -119,7 +129,8 @@ def main() -> None:
     header = (*["problem"] * several, *HEADER, LABELS["wall_s"], "seconds at 1 Gbit/s")
     caption = (
         f"{', '.join(groups)}: training loss of the averaged model; the learners hold different "
-        "classes. (b) Seconds of the runs. (c) Modelled seconds of as many machines as learners, "
+        "classes. (b) Seconds of the runs, medians; bars: the range of their ends. (c) Modelled "
+        "seconds of as many machines as learners, "
         "1 Gbit/s and 50 µs a message between them, an update as long as here."
     )
     output.finish(args, "headline", figure, caption, groups, header, rows)

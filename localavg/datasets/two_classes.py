@@ -26,7 +26,7 @@ class _Images(NamedTuple):
     name: str
     classes: Sequence[str]
     shape: Sequence[int]
-    rows: Mapping[str, int]
+    rows: dict[str, int]
     path: str
     order: Mapping[str, object]
 

@@ -44,7 +44,7 @@ def test_conclusions_have_their_verdicts_and_numbers(losses, verdicts):
     runs = [run for seed in range(3) for run in by_period(seed, **losses)]
     said = [*headline.conclusions(lines_of(runs))]
     assert [words.rpartition("(")[2] for words in said] == [f"{v})." for v in verdicts]
-    assert f"{losses.get('once', 0.3):.3f} ± 0.000, and 0.110" in said[0]
+    assert f"{losses.get('once', 0.3):.3f}, and 0.110 with" in said[0]
 
 
 @pytest.mark.long
