@@ -23,6 +23,15 @@ ADVICE: list[tuple[str, tuple[str, ...]]] = [  # the words, and what the claims'
         f"synchronous SGD, in {100 * lupa.TIME:g} % of its time or less",
         ("LUPA τ = 91 is at", "LUPA τ = 91 is sooner"),
     ),
+    (
+        "Where learners hold different classes, average every 5 updates: every 91 is slightly "
+        "worse, and one average at the end much worse",
+        ("Different classes",),
+    ),
+    (
+        "Up to the number of learners that the bounds allow, K-AVG speeds up as synchronous SGD",
+        ("K-AVG is as good as sync",),
+    ),
     ("Periods that grow save averages at the same loss or accuracy", ("ADA-LUPA", "QSR")),
     (
         f"Where learners are many a long period costs {kavg.FALL:g} points of accuracy or more, "

@@ -14,7 +14,6 @@ Cost: about 2 s for a finished sweep.
 
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from functools import partial
-from string import ascii_lowercase
 
 import curves
 import numpy as np
@@ -123,8 +122,6 @@ def main() -> None:
         draw(panels[3 * i : 3 * i + 3], lines)
         panels[3 * i].set(ylabel=curves.Y_LABELS["train_loss"])
         rows += [(problem, *row) if several else row for row in numbers(lines)]
-    for letter, axes in zip(ascii_lowercase, panels, strict=False):
-        axes.set_title(f"({letter})", loc="left")
     style.legend(figure)
     header = (*["problem"] * several, *HEADER, LABELS["wall_s"], "seconds at 1 Gbit/s")
     caption = (

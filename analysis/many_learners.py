@@ -12,7 +12,6 @@ Cost: about 3 s for 58 runs.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from string import ascii_lowercase
 from typing import NamedTuple
 
 import curves
@@ -141,8 +140,6 @@ def main() -> None:
         least = min(descents, default=np.nan)
         draw(panels[3 * i : 3 * i + 3], lines, least)
         rows += [(problem, *row) if len(groups) > 1 else row for row in numbers(lines, least)]
-    for letter, axes in zip(ascii_lowercase, panels, strict=False):
-        axes.set_title(f"({letter})", loc="left")
     style.legend(figure)
     caption = (
         f"{', '.join(groups)}: means over the second half of a run. (a) Loss above the least one. "
