@@ -57,11 +57,19 @@ FIGURES = {  # the papers' figures and tables, by the file that has their runs, 
     "headline",
     "many-learners",
 }
-MS = {("nin", 16): 2.8, ("mlp", 16): 0.9, ("mlp", 32): 0.65, (None, 128): 0.12, (None, 1): 0.02}
+MS = {
+    ("nin", 16): 2.8,
+    ("mlp", 16): 0.9,
+    ("mlp", 32): 0.65,
+    (None, 128): 0.12,
+    (None, 1): 0.02,
+    (None, 16384): 1.0,
+}
 # ms of processor time of a learner's step by model and B, on a machine that was not alone
 ROWS = {
     "digits": 1437,
     "data/fashion-mnist/upper-body.h5": 60000,
+    "data/digits/even-odd.h5": 1437,
     "fashion-mnist": 60000,
     "data/fashion-mnist/fashion-mnist-8.h5": 60000,
 }
@@ -346,6 +354,8 @@ def test_all_laptop_sweeps_together_take_under_an_hour_on_two_cores(scale):
             )
             steps = g.get("steps") or g["epochs"] * n / (P * g["batch_size"])
             step_ms = MS[model, g["batch_size"]] * (1.8 if g.get("variance") == "steps" else 1)
+            if model is None and P >= 64:  # many learners of logistic regression at once
+                step_ms = 0.004
             seconds += 3.5 * run.ranks + steps * P * step_ms / 1000
     assert seconds / 2 < 52 * 60, seconds / 2 / 60
 
