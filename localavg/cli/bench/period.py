@@ -125,7 +125,8 @@ def _train(
         found = (math.inf, "")
         if world.rank == 0:
             made = load(out)
-            found = reached_s(made.eval["wall_s"], made.eval["train_loss"], args.loss), ""
+            wall_s, losses = (made.eval[name].to_numpy() for name in ("wall_s", "train_loss"))
+            found = reached_s(wall_s, losses, args.loss), ""
             if K == AUTO:
                 each = zip(made.periods["t"], made.periods["K"], strict=True)
                 found = found[0], _changes([(int(t), int(k)) for t, k in each])
@@ -134,7 +135,6 @@ def _train(
 
 def reached_s(wall_s: np.ndarray, losses: np.ndarray, loss: float) -> float:
     """Return when the loss first fell to `loss`, between two looks on a line; inf if never."""
-    wall_s, losses = np.asarray(wall_s, float), np.asarray(losses, float)
     below = np.flatnonzero(losses <= loss)
     if not below.size:
         return math.inf
