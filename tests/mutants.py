@@ -2579,6 +2579,13 @@ MUTANTS = [
         f"{TESTS['survive']}::test_survivors_go_on_from_a_copy_that_all_have_finished",
     ),
     Mutant(
+        "a number is added up in a communicator that nobody can revoke",
+        "localavg/parallel/transport/mpi.py",
+        "sum(self.world.allgather(spread))",
+        "self.world.allreduce(spread)",
+        "tests/test_layers.py::test_objects_are_not_reduced_by_mpi4py",
+    ),
+    Mutant(
         "an error that is not MPI's is never taken for a loss",
         "localavg/parallel/survive.py",
         "            if world.Is_revoked() or world.Get_failed().size > 0:\n",

@@ -229,3 +229,17 @@ def test_the_library_offers_every_synchronous_algorithm_and_loads_nothing_before
 def test_the_list_of_loaded_packages_shows_h5py_where_it_is():
     found = loaded("-c", "import localavg.files.record")
     assert {"localavg", "h5py"} <= found and not found & {"matplotlib", "pandas"}
+
+
+@pytest.mark.parametrize("folder", ["parallel", "training", "attaching"])
+def test_objects_are_not_reduced_by_mpi4py(folder):
+    """It does that in a copy of the communicator, which survivors of a dead rank cannot revoke: they
+    would wait for ever.
+    """
+    calls = [
+        f"{path.name}:{node.lineno}"
+        for path in sorted((PACKAGE / folder).rglob("*.py"))
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Attribute) and node.attr in ("allreduce", "scan", "exscan")
+    ]
+    assert calls == []

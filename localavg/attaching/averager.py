@@ -254,9 +254,10 @@ class Averager:
         return flat, own
 
     def watching(self) -> AbstractContextManager[None]:
-        """Return a context for meetings of your own, such as averager.fleet.world.allreduce(…).
+        """Return a context for meetings of your own, such as averager.fleet.world.allgather(…).
 
-        With on_failure="continue" it raises Recovered where they fail because a rank died.
+        With on_failure="continue" it raises Recovered where they fail because a rank died. Leave
+        out mpi4py's reductions of objects (allreduce, reduce, scan): they may wait for ever then.
         """
         return nullcontext() if self._recovery is None else self._recovery.watching()
 
@@ -359,6 +360,6 @@ class Averager:
         assert self.objective is not None, "attach refuses such an algorithm without an objective"
         F = float(self.objective())
         self._laps.computed()
-        total = self.fleet.world.allreduce(F)
+        total = sum(self.fleet.world.allgather(F))
         self._laps.met()
         return total / self.fleet.P

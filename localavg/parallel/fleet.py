@@ -99,7 +99,7 @@ class Fleet:
         self.learners = layout.learners(self.rank)
         self.L = len(self.learners)
         # the learners of this host in memory that a node shares, those of artificial nodes too
-        self.sharing = host.allreduce(self.L if self.node.size > 1 else 0)
+        self.sharing = sum(host.allgather(self.L if self.node.size > 1 else 0))
         self.hosts = world.allgather(MPI.Get_processor_name())  # [R]
         self.threads = threads_per_rank(host)
         threadpool_limits(self.threads)
@@ -192,7 +192,7 @@ class Fleet:
 
     def least(self, value: float) -> float:
         """Return the smallest value over the ranks. Collective."""
-        return float(self.world.allreduce(value, MPI.MIN))
+        return float(min(self.world.allgather(value)))
 
     def shared_memory_room(self) -> float:
         """Return the free bytes of this node's shared memory; inf for a rank alone on its node."""

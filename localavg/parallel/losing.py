@@ -61,7 +61,7 @@ def lose_one() -> None:
     if survive.agreed(world, False):
         sys.exit("error: nobody was lost")
     survive.survivors.append(survive.shrunk(world))
-    left = survive.survivors[-1].allreduce(1)
+    left = sum(survive.survivors[-1].allgather(1))
     if survive.survivors[-1].rank == 0:
         print(json.dumps({"left": left}), flush=True)
     survive.leave(0)

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from time import perf_counter
 
 import numpy as np
-from mpi4py import MPI
 
 from localavg.interfaces import Device
 from localavg.parallel.fleet import Fleet
@@ -21,7 +20,7 @@ def slowest(fleet: Fleet, work: Callable[[], object], device: Device) -> float:
     start = perf_counter()
     work()
     device.settle()
-    return fleet.world.allreduce(perf_counter() - start, MPI.MAX)
+    return max(fleet.world.allgather(perf_counter() - start))
 
 
 def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
@@ -40,7 +39,7 @@ def link_bytes_per_s(fleet: Fleet, n: int = 1 << 22) -> float:
             fleet.world.Sendrecv(out, peer, recvbuf=back, source=peer)
             times.append(perf_counter() - start)
         rate = n / min(times[1:])
-    return fleet.world.allreduce(rate, MPI.MIN)
+    return min(fleet.world.allgather(rate))
 
 
 def latency_s(fleet: Fleet, times: int = 20) -> float:
@@ -62,4 +61,4 @@ def latency_s(fleet: Fleet, times: int = 20) -> float:
                     fleet.world.Recv(word, peer)
             trips.append(perf_counter() - start)
         quickest = min(trips) / 2
-    return fleet.world.allreduce(quickest, MPI.MAX)
+    return max(fleet.world.allgather(quickest))

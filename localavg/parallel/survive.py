@@ -113,7 +113,11 @@ def noticing(world: MPI.Intracomm, usual: tuple[type[Exception], ...] = ()) -> I
 
 
 def revoke(communicators: Sequence[MPI.Comm]) -> None:
-    """Let every call in these communicators fail, on all their ranks."""
+    """Let every call in these communicators fail, on all their ranks.
+
+    But mpi4py's reductions of objects (allreduce, reduce, scan) travel in a copy that it makes of
+    the communicator, which nobody can revoke; take allgather.
+    """
     for comm in communicators:
         with suppress(MPI.Exception):
             if not comm.Is_revoked():

@@ -56,8 +56,8 @@ class Marks:
         fleet = self.fleet
         living = set(range(fleet.ranks)) - {*survive.lost(fleet.world, world)}
         known = {fleet.node_of[r] for r in living} == {*fleet.node_of}
-        begun = world.allreduce(max(np.maximum(self.marks, -2 - self.marks).flat), MPI.MAX)
+        begun = max(world.allgather(max(np.maximum(self.marks, -2 - self.marks).flat)))
         both = (set(marks.tolist()) for marks in self.marks)
         whole = [ts.pop() for ts in both if len(ts) == 1]
         good = [t for t in whole if t > NEVER and (known or t < begun)]
-        return int(world.allreduce(max(good, default=NEVER), MPI.MIN))
+        return int(min(world.allgather(max(good, default=NEVER))))

@@ -160,7 +160,7 @@ def _again(
     fleet.together(
         partial(_take_over, c.path, mirror, keeper, begun) if fleet.rank == 0 else lambda: None
     )
-    lost_s = world.allreduce(perf_counter() - at_s, MPI.MAX)
+    lost_s = max(world.allgather(perf_counter() - at_s))
     if saved is not None:  # a meeting of all ranks, and a long one
         times = saved.state["monitor"]
         times["seconds"][NAMES.index("communicate")] += lost_s
@@ -168,7 +168,7 @@ def _again(
     else:  # so were the losses before, which nothing has counted
         monitor.clock.seconds["communicate"] += a.seconds + lost_s
         monitor.clock.meetings.append(a.seconds + lost_s)
-    repeated = world.allreduce(t, MPI.MAX) - begun
+    repeated = max(world.allgather(t)) - begun
     return replace(
         a,
         e=now,

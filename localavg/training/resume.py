@@ -12,8 +12,6 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple, Protocol
 
-from mpi4py import MPI
-
 from localavg.config import TrainConfig
 from localavg.errors import UserError
 from localavg.files import checkpoint
@@ -73,9 +71,9 @@ def earlier(c: TrainConfig, fleet: Fleet, writes: bool) -> Earlier:
     finished = run is not None and run.status == "finished"
     if finished:
         print(f"{c.path} is finished already", file=sys.stderr)
-    there = fleet.world.allreduce(run is not None, MPI.LOR)
+    there = any(fleet.world.allgather(run is not None))
     chosen = fleet.world.bcast(_chosen(run) if run else NOTHING)
-    return Earlier(run, there, fleet.world.allreduce(finished, MPI.LOR), chosen)
+    return Earlier(run, there, any(fleet.world.allgather(finished)), chosen)
 
 
 def resume(

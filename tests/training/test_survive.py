@@ -383,7 +383,7 @@ def test_memory_that_is_short_is_that_of_the_copies(tmp_path, hooks):
 def test_survivors_go_on_from_a_copy_that_all_have_finished(marks, gone, t):
     """Marks of the two ranks of my node, of two; the other node agrees."""
     fleet = SimpleNamespace(ranks=4, node_of=(0, 0, 1, 1), world=None)
-    mine, world = Marks(fleet), SimpleNamespace(allreduce=lambda x, op: x)
+    mine, world = Marks(fleet), SimpleNamespace(allgather=lambda x: [x])
     mine.marks = np.array(marks)
     with mock.patch.object(survive, "lost", lambda before, after: gone):
         assert mine.last(world) == t

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import reduce
 from typing import TYPE_CHECKING
 
 from mpi4py import MPI
@@ -117,7 +118,7 @@ def _on_host(name: str, fleet: Fleet, clusters: Sequence[int], learner_bytes: in
     if name == "mpi":
         return HostMPI(fleet, clusters, why="asked for")
     need = learner_bytes * fleet.sharing
-    room, need = fleet.world.allreduce((fleet.shared_memory_room(), need), op=_tightest)
+    room, need = reduce(_tightest, fleet.world.allgather((fleet.shared_memory_room(), need)))
     if need <= room:
         return SharedMemory(
             fleet,

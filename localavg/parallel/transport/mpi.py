@@ -229,7 +229,7 @@ class HostMPI(Mixes):
 
     def _over_learners(self, spread: float, weights: Weights | None) -> float:
         """Return the mean over the learners that count of what ranks have added up. Collective."""
-        return self.world.allreduce(spread) / (weights.learners if weights else self.P)
+        return sum(self.world.allgather(spread)) / (weights.learners if weights else self.P)
 
     def _mean(self, rows: np.ndarray, group: Group, weights: Weights | None) -> np.ndarray:
         n = rows.shape[1]

@@ -10,8 +10,6 @@ from contextlib import suppress
 from functools import partial
 from statistics import median
 
-from mpi4py import MPI
-
 from localavg.errors import SharedError, UserError
 from localavg.interfaces import Array
 from localavg.parallel.device import Cuda
@@ -59,7 +57,7 @@ def _scratch(fleet: Fleet, device: Cuda, n: int, ways: int) -> Array:
         rows = None
         with suppress(UserError):
             rows = device.zeros((fleet.L + sums, m))
-        fits = fleet.world.allreduce(rows is not None, MPI.LAND)
+        fits = all(fleet.world.allgather(rows is not None))
         del rows  # CuPy's pool keeps the memory
         if fits:
             return device.zeros((fleet.L, m))
