@@ -42,6 +42,7 @@ class Point(NamedTuple):
     writer: bool = False  # only the rank that writes the run file comes there
     recovery: bool = False
     more: tuple[str, ...] = ()  # options
+    least: int = 1
 
 
 POINTS = {
@@ -62,7 +63,7 @@ POINTS = {
     "compare": Point(5, WIDE),
     "copy": Point(5, PLAIN + STEPPED + DELAYED),
     "table": Point(5, WIDE, writer=True),
-    "rename": Point(5, WIDE, writer=True),
+    "rename": Point(6, WIDE, least=2, writer=True),  # the first one is before training
     "checkpoint": Point(4, WIDE),
     "finish": Point(1, WIDE),
     "agree": Point(1, WIDE),
@@ -93,7 +94,7 @@ class Card(NamedTuple):
 def card(point, rng, two=False):
     how = POINTS[point]
     sign = "-" * (how.after and rng.random() < 0.3)
-    return Card(sign + point, rng.choice(how.names), rng.randint(1, how.most), two)
+    return Card(sign + point, rng.choice(how.names), rng.randint(how.least, how.most), two)
 
 
 def hit(card, living, rng):
