@@ -2593,6 +2593,14 @@ MUTANTS = [
         f"{TESTS['survive']}::test_any_error_may_follow_from_a_death",
     ),
     Mutant(
+        "who knows of a loss waits for ever for a rank that never hears",
+        "localavg/parallel/survive.py",
+        "    with nullcontext() if done else limited(world, remedy, HEARD_S):\n",
+        "    with nullcontext():\n",
+        f"{TESTS['survive']}::test_whoever_knows_of_a_loss_does_not_wait_for_ever"
+        "_for_a_rank_that_never_hears",
+    ),
+    Mutant(
         "survivors keep the rows that they make again",
         "localavg/files/mirror.py",
         "            del new[max(0, stay[group] - self.rows[group]) :]\n",

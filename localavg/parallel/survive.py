@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from time import monotonic, sleep
 from typing import NoReturn, TypeVar
 
@@ -33,6 +33,8 @@ ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by mpirun --with-ft
 LOST = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
 LIMIT_S = 25.0
 """how long a recovery may take; then the job ends, to be resumed from its checkpoint"""
+HEARD_S = 300.0
+"""how long ranks that know of a loss wait for those that do not, which may evaluate for long"""
 NOTICE_S = 1.0  # how long after an exception MPI may report the death that it follows from
 LEAVE_S = 10.0  # how long a rank at its end waits for the others
 ABORT_S = 3.0  # how long an abort may take
@@ -124,16 +126,21 @@ def revoke(communicators: Sequence[MPI.Comm]) -> None:
                 comm.Revoke()
 
 
-def agreed(world: MPI.Intracomm, done: bool) -> bool:
-    """Return whether all ranks of `world` are alive and done; the same on all. Collective."""
-    try:
-        return bool(world.Agree(int(done)))
-    except MPI.Exception as error:
-        if not is_loss(world, error):
-            raise
-        with suppress(MPI.Exception):
-            world.Ack_failed()
-        return False
+def agreed(world: MPI.Intracomm, done: bool, remedy: str = RESUME) -> bool:
+    """Return whether all ranks of `world` are alive and done; the same on all. Collective.
+
+    A rank that is not done waits for at most HEARD_S, and then ends the job: a rank that does not
+    hear of a loss waits in a call that nobody can revoke. remedy: what to do then.
+    """
+    with nullcontext() if done else limited(world, remedy, HEARD_S):
+        try:
+            return bool(world.Agree(int(done)))
+        except MPI.Exception as error:
+            if not is_loss(world, error):
+                raise
+            with suppress(MPI.Exception):
+                world.Ack_failed()
+            return False
 
 
 def shrunk(world: MPI.Intracomm) -> MPI.Intracomm:
@@ -199,9 +206,9 @@ class Limit:
 
 
 @contextmanager
-def limited(world: MPI.Intracomm, remedy: str) -> Iterator[Limit]:
-    """End the job with status 75 if the code takes longer than LIMIT_S."""
-    limit = Limit(world, LIMIT_S, remedy)
+def limited(world: MPI.Intracomm, remedy: str, limit_s: float | None = None) -> Iterator[Limit]:
+    """End the job with status 75 if the code takes longer than limit_s, by default LIMIT_S."""
+    limit = Limit(world, LIMIT_S if limit_s is None else limit_s, remedy)
     timer = threading.Timer(limit.limit_s, limit.late)
     timer.daemon = True
     timer.start()

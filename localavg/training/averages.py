@@ -48,7 +48,8 @@ class Averages:
         ]
         each += self._several
         mine = np.array([self._payload.of_kind(*one) for one in each], np.int64)
-        self._bytes = dict(zip(each, np.sum(self._fleet.world.allgather(mine), 0).tolist(), strict=True))
+        together = np.sum(self._fleet.world.allgather(mine), axis=0)
+        self._bytes = dict(zip(each, together.tolist(), strict=True))
 
     def move(self, fleet: Fleet, payload: Payload) -> None:
         """Go on with other ranks, or with other rows. Collective."""

@@ -599,3 +599,23 @@ def test_nodes_go_on_to_the_same_weights(whole, tmp_path, hooks):
         found = load(tmp_path / f"{i}.h5")
         check(found, whole(hit.name), hit.name, rounded=True)
         assert found.events.ranks_after.iloc[-1] == hit.left
+
+
+UNHEARD = """
+import sys, time
+from mpi4py import MPI
+from localavg.parallel import survive
+
+survive.HEARD_S = 1
+survive.survivors[:] = [MPI.COMM_WORLD]
+if MPI.COMM_WORLD.rank == 0:
+    survive.agreed(MPI.COMM_WORLD, False)
+time.sleep(300)
+"""
+
+
+def test_whoever_knows_of_a_loss_does_not_wait_for_ever_for_a_rank_that_never_hears(tmp_path):
+    (tmp_path / "unheard.py").write_text(UNHEARD)
+    done = run(2, tmp_path / "unheard.py", ft=True, timeout=150)
+    assert done.returncode == 75, done.stderr
+    assert "could not go on without the lost ranks within 1 s" in done.stderr
