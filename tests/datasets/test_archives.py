@@ -548,7 +548,7 @@ def test_every_rank_of_a_node_shares_places_and_labels(tmp_path):
     for rank in range(3):
 
         class OfThree(Fleet):
-            def node_array(self, shape, dtype):
+            def node_array(self, shape, dtype, **words):
                 self.asked += 1
                 if self.asked > len(self.shared):
                     self.shared.append(np.full(shape, -1, dtype))

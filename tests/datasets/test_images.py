@@ -233,7 +233,7 @@ def test_ranks_share_one_copy_of_the_digits():
 
 def test_a_node_of_several_ranks_fills_every_generated_row():
     class OfThree(Fleet):
-        def node_array(self, shape, dtype):
+        def node_array(self, shape, dtype, **words):
             self.asked += 1
             if self.asked > len(self.shared):
                 self.shared.append(np.full(shape, 255, dtype))
