@@ -39,6 +39,8 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "jobs/local/mpirun --with-ft ulfm -n 3 python -m mpi4py "
     "jobs/examples/survive.py": "test_outlive.py runs it and kills a rank",
     "srun --mpi=pmix": "a part of a command; test_slurm.py",
+    "mpirun --with-ft ulfm": "a part of a command, which runs below",
+    "jobs/emulated/run --with-ft": "a part of a command that needs root; test_emulated.py",
 }
 SMALL = " --data epsilon-like:400x20 --batch-size 10"
 LIMIT_S = 600
