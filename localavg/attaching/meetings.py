@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
@@ -37,8 +38,14 @@ def meet_again(model: Module) -> None:
 def check_alone(asked: Asked) -> None:
     """Raise UserError if another model is attached that would not go on when ranks die, or this."""
     mine = {*asked.model.modules()}
-    others = {a for module, a in ATTACHED.items() if module not in mine and a.at_work}
-    if any(a.outlives or asked.on_failure == CONTINUE for a in others):
+
+    def others() -> bool:
+        found = {a for module, a in ATTACHED.items() if module not in mine and a.at_work}
+        return any(a.outlives or asked.on_failure == CONTINUE for a in found)
+
+    if others():
+        gc.collect()  # a model that nobody holds any more may be in a circle of references
+    if others():
         raise UserError(
             f"attach: `on_failure = {CONTINUE}` takes one model, and another one is attached; "
             "attach one module that has both, as nn.ModuleList([model, other])"

@@ -111,14 +111,17 @@ def held_up(world, folder):
     from localavg.training.asynchronous import run as asynchronous
     from localavg.training.asynchronous.server import Server
 
-    plain, seconds = Server.exchange, []
+    serve, answer, began, seconds = Server.serve, Server.answer, [], []
 
-    def exchange(server, j, what):
-        start = time.perf_counter()
-        plain(server, j, what)
-        seconds.append(time.perf_counter() - start)
+    def timed_serve(server, j, what):
+        began.append(time.perf_counter())
+        return serve(server, j, what)
 
-    Server.exchange = exchange
+    def timed_answer(server, j, reply):
+        answer(server, j, reply)
+        seconds.append(time.perf_counter() - began[-1])
+
+    Server.serve, Server.answer = timed_serve, timed_answer
     config = TrainConfig(
         algorithm="downpour", options={"K": 1}, data="epsilon-like:64x200000", batch_size=1,
         learners=4, steps=5, log_every=5, eval_every=5, eval_examples=4, out=f"{folder}/run.h5",
