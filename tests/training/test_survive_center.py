@@ -119,7 +119,7 @@ def test_a_lost_server_ends_the_job_and_the_run_resumes_on_other_ranks(shards, t
     assert done.returncode == 75, done.stderr[-4000:]
     assert done.stderr.count("died, a server, and its part of the center is lost") == 1
     saved = checkpoint.found(checkpoint.folder_of(out))
-    assert saved and 60 <= saved[0] < 100 and load(out).status == "running"
+    assert saved and 60 <= saved[0] < 100 and load(out).status in ("running", "died")
     words = words.replace("--servers 2", "--servers 1")
     done = run(3, "-m", "localavg", "train", *words.split(), "--resume", "--out", out)
     assert done.returncode == 0 and f"resumes after step {saved[0]}" in done.stderr, done.stderr
