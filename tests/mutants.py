@@ -2553,8 +2553,8 @@ MUTANTS = [
     Mutant(
         "two models may be attached where ranks may die",
         "localavg/attaching/meetings.py",
-        "if any(a.outlives or asked.on_failure == CONTINUE for a in others):",
-        "if False:",
+        "        return any(a.outlives or asked.on_failure == CONTINUE for a in found)\n",
+        "        return False\n",
         f"{TESTS['outlive']}::test_a_second_model_is_refused_while_the_first_one_works",
     ),
     Mutant(
