@@ -2551,6 +2551,13 @@ MUTANTS = [
         f"{TESTS['outlive']}::test_a_loop_goes_on_from_any_point",
     ),
     Mutant(
+        "a model that nobody holds stands in the way of another",
+        "localavg/attaching/meetings.py",
+        "        gc.collect()  # a model that nobody holds any more may be in a circle of references\n",
+        "        pass\n",
+        f"{TESTS['outlive']}::test_a_model_that_nobody_holds_is_not_another_one",
+    ),
+    Mutant(
         "two models may be attached where ranks may die",
         "localavg/attaching/meetings.py",
         "        return any(a.outlives or asked.on_failure == CONTINUE for a in found)\n",

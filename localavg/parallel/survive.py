@@ -154,6 +154,20 @@ def lost(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
     return [int(r) for r in gone.Translate_ranks(list(range(gone.size)), before.group)]
 
 
+def summary(losses: int, repeated: str, seconds: float) -> str:
+    """Write what the losses of ranks cost a run, "" if there were none.
+
+    repeated: the number of updates that were made again, in words.
+    """
+    if not losses:
+        return ""
+    often = f"{losses} time{'s' * (losses > 1)}"
+    return (
+        f"; ranks were lost {often}, {repeated} updates were made again, and {seconds:.1f} s were "
+        "lost"
+    )
+
+
 def without_lost(
     world: MPI.Intracomm,
     made: Sequence[MPI.Comm],

@@ -76,13 +76,7 @@ class Attempt:
     @property
     def summary(self) -> str:
         """What the losses of ranks cost, "" if there were none."""
-        if not self.losses:
-            return ""
-        often = f"{self.losses} time{'s' * (self.losses > 1)}"
-        return (
-            f"; ranks were lost {often}, {self.repeated} updates were made again, and "
-            f"{self.seconds:.1f} s were lost"
-        )
+        return survive.summary(self.losses, str(self.repeated), self.seconds)
 
 
 def first(e: Experiment, start: Start, watched: Watched) -> Attempt:

@@ -5,6 +5,7 @@ goes on with itself: then nothing may be lost but the updates since the average.
 the oracle is a loop over the learners that live.
 """
 
+import gc
 import json
 import re
 import sys
@@ -221,6 +222,26 @@ def test_a_second_model_is_refused_while_the_first_one_works():
         first.finish()
         second = localavg.attach(net(), fleet, localavg.kavg(K=2))
         second.finish()
+
+
+def test_a_model_that_nobody_holds_is_not_another_one():
+    """It lies in a circle of references, which Python leaves until it looks for circles."""
+    fleet = localavg.Fleet(MPI.COMM_SELF)
+    with failing(Agreement, "meet", 0), collecting_nothing():
+        gone = net()
+        gone.circle = [gone]
+        localavg.attach(gone, fleet, localavg.kavg(K=2), on_failure="continue")
+        del gone
+        localavg.attach(net(), fleet, localavg.kavg(K=2)).finish()
+
+
+@contextmanager
+def collecting_nothing():
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def test_a_launcher_that_ends_the_job_is_named():

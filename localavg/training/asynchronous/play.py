@@ -87,13 +87,7 @@ class Play:
     @property
     def summary(self) -> str:
         """What the losses of ranks cost, "" if there were none."""
-        if not self.losses:
-            return ""
-        often = f"{self.losses} time{'s' * (self.losses > 1)}"
-        return (
-            f"; ranks were lost {often}, at most {self.repeated} updates were made again, and "
-            f"{self.seconds:.1f} s were lost"
-        )
+        return survive.summary(self.losses, f"at most {self.repeated}", self.seconds)
 
     def _run(self) -> None:
         if not self.outlives:
