@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from numbers import Integral
 
 FINISHED, FAILED, MISTAKE, GO_ON = 0, 1, 2, 75
@@ -36,6 +37,11 @@ def shown(name: str) -> str:
     """
     text = name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda found: repr(found[0])[1:-1], text)
+
+
+def pip_install(packages: str) -> str:
+    """Return the command that installs packages where this program runs."""
+    return f"{sys.executable} -m pip install {packages}"
 
 
 def amount(nbytes: float) -> str:

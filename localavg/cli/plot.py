@@ -14,7 +14,7 @@ def add(commands: Commands) -> None:
         "plot",
         help="draw the curves of runs into a file",
         description="Draw the training loss of runs against local updates and against seconds, and "
-        "the periods of their averages. It needs matplotlib, of the extra localavg[analysis].",
+        "the periods of their averages. It needs matplotlib.",
     )
     p.add_argument("runs", metavar="RUN", nargs="+", help="a run file, or a folder of run files")
     p.add_argument(

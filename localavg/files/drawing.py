@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from localavg.errors import UserError
+from localavg.errors import UserError, pip_install
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,8 +29,7 @@ def new_figure(shown: bool) -> Figure:
         if (e.name or "").partition(".")[0] != "matplotlib":
             raise
         raise UserError(
-            "curves are drawn by matplotlib, which is not installed: pip install "
-            "'localavg[analysis]'"
+            f"curves are drawn by matplotlib, which is not installed: {pip_install('matplotlib')}"
         ) from e
     return Figure(figsize=PANELS, layout="constrained")
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 import numpy as np
 from numpy.typing import DTypeLike
 
-from localavg.errors import UserError
+from localavg.errors import UserError, pip_install
 from localavg.interfaces import Array, Device
 from localavg.parallel.aligned import address, host_zeros
 
@@ -246,7 +246,8 @@ def _take_gpu(
         xp = load("cupy")
     except ImportError as e:
         raise UserError(
-            f"`device = cuda`: CuPy cannot be loaded on {host} ({e}); pip install 'localavg[cuda]'"
+            f"`device = cuda`: CuPy cannot be loaded on {host} ({e}); "
+            f"{pip_install('cupy-cuda13x[ctk]')}, or cupy-cuda12x[ctk] beside a torch for CUDA 12"
         ) from e
     try:
         count = xp.cuda.runtime.getDeviceCount()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from localavg import models
 from localavg.config import TrainConfig
 from localavg.datasets import Dataset, Split
-from localavg.errors import UserError
+from localavg.errors import UserError, pip_install
 from localavg.interfaces import Device, Problem
 from localavg.parallel.device import Cpu, Cuda
 from localavg.parallel.fleet import Fleet
@@ -53,7 +53,7 @@ def _network(c: TrainConfig, data: Dataset, fleet: Fleet, device: Device) -> Net
         from localavg.problems.network import Network, set_up_torch
     except ImportError as e:
         raise UserError(
-            f"`model = {c.model}`: networks need torch ({e}); pip install 'localavg[torch]'"
+            f"`model = {c.model}`: networks need torch ({e}); {pip_install('torch')}"
         ) from e
     if c.model is None and data.kind != "features":
         raise UserError(

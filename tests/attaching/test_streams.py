@@ -201,7 +201,9 @@ def test_cupy_takes_the_models_gpu_or_one_line_tells_what_to_install(missing, mo
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
     where, fleet = torch.device("cuda:3"), localavg.Fleet(MPI.COMM_SELF)
     if missing:
-        with pytest.raises(UserError, match=r"^.*CuPy cannot be loaded .*; pip install '.*cuda]'$"):
+        with pytest.raises(
+            UserError, match=r"^.*CuPy cannot be loaded .*; .* -m pip install cupy-cuda13x.*$"
+        ):
             places.place_of(where, fleet)
     else:
         assert places.place_of(where, fleet).device.index == 3 == stand_in.Used.index

@@ -148,7 +148,5 @@ def test_what_is_no_size_is_refused(size):
 def test_without_torch_networks_have_no_size_and_numbers_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert average.floats(["5"]) == [5]
-    with pytest.raises(
-        UserError, match=r"--sizes mlp: .*needs torch .*pip install 'localavg\[torch\]'"
-    ):
+    with pytest.raises(UserError, match=r"--sizes mlp: .*needs torch .*-m pip install torch"):
         average.floats(["mlp"])

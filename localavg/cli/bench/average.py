@@ -21,7 +21,7 @@ from localavg.cli.bench import CIFAR10, Row, images, medians
 from localavg.cli.bench.gossip import ROUNDS, Gossips
 from localavg.cli.bench.wire import Wired
 from localavg.datasets import Dataset, Split
-from localavg.errors import UserError
+from localavg.errors import UserError, pip_install
 from localavg.files.record import Record
 from localavg.interfaces import Array, Device, Transport
 from localavg.models import MODELS
@@ -70,8 +70,8 @@ def _row_of(model: str) -> int:
         import torch  # noqa: F401
     except ImportError as e:
         raise UserError(
-            f"--sizes {model}: the size of a network needs torch ({e}); pip install "
-            "'localavg[torch]', or give numbers of floats"
+            f"--sizes {model}: the size of a network needs torch ({e}); "
+            f"{pip_install('torch')}, or give numbers of floats"
         ) from e
     from localavg.problems.network import Network
 
