@@ -9,7 +9,7 @@ SCALE  ?= $(if $(wildcard $(BODY) $(FASHION)),laptop,digits)
 BIN    := .venv/bin
 MPIRUN := jobs/local/mpirun
 
-.PHONY: help run figure paper paper-root check test test-long test-root test-gpu package gpu-wheels lint bench cifar10 fashion-mnist clean
+.PHONY: help run figure paper paper-root check test test-long test-root test-gpu package gpu-wheels lint docs bench cifar10 fashion-mnist clean
 
 help:            ## what there is to make
 	@grep -hE '^[a-z.-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -100,6 +100,9 @@ lint: .venv/test ## ruff (rules, format) and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: .venv/test ## write the generated parts of docs/: algorithms, options, columns of run files
+	$(BIN)/python docs/generate.py
 
 bench: .venv/test ## speed and memory, the numbers of BENCHMARKS.md
 	$(BIN)/python -m localavg bench train --problem logistic

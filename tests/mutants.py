@@ -1946,6 +1946,13 @@ MUTANTS = [
         "tests/project/test_lsf.py::test_a_job_is_requeued_so_many_times_and_no_more",
     ),
     Mutant(
+        "an option's default changes and the pages keep the old one",
+        "localavg/algorithms/diloco.py",
+        'Period("K", 500,',
+        'Period("K", 400,',
+        "tests/project/test_readme.py::test_generated_parts_are_up_to_date[docs/command-line.md]",
+    ),
+    Mutant(
         "preparing alone loads MPI",
         "localavg/cli/prepare/options.py",
         "return world() if launched() else None",

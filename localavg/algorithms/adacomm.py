@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import Length, algorithm
@@ -43,6 +44,11 @@ class UpdatesOrTime(Length):
         return _lengths(value)
 
 
+@about(
+    take_if="rounds may be rare at first and more frequent as the loss falls",
+    rounds="steered by the loss",
+    source="arXiv 1810.08313",
+)
 @algorithm
 def adacomm(
     tau0: Annotated[int, "τ₀, the first averaging period, in local updates"] = 16,

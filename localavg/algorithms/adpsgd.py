@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs, algorithm
@@ -21,6 +22,11 @@ from localavg.errors import UserError, bad, whole
 from localavg.scope import Scope
 
 
+@about(
+    take_if="you do not know K, and the step size falls",
+    rounds="steered by the learners' variance",
+    source="adpsgd Alg. 2",
+)
 @algorithm
 def adpsgd(
     p_init: Annotated[int, "the first averaging period, in local updates"] = 4,
@@ -53,6 +59,11 @@ def adpsgd(
     return composed(schedule, **common)
 
 
+@about(
+    take_if="you want to give each stage of the run its period",
+    rounds="by stage",
+    source="adpsgd §V-B",
+)
 @algorithm
 def piecewise(
     pieces: Annotated[

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import MU, OUTER_LR, Others, composed
 from localavg.algorithms.kavg import every
 from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 
 
+@about(take_if="rounds must be very rare", rounds="⌈T/K⌉", source="Alg. 1 of arXiv 2311.08105")
 @algorithm
 def diloco(
     K: Annotated[

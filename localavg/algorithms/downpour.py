@@ -9,11 +9,18 @@ from __future__ import annotations
 
 from typing import Annotated
 
+from localavg.algorithms.about import about
 from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule
 from localavg.algorithms.parameters import algorithm
 from localavg.interfaces import Array, Batch, Problem
 
 
+@about(
+    take_if="you compare with asynchronous SGD: changes go to a server, weights come back",
+    rounds="⌈T/K⌉ for each learner",
+    source="kavg §4.1",
+    sent="4d, and 4d back",
+)
 @algorithm
 def downpour(
     P: int,

@@ -10,12 +10,19 @@ from typing import Annotated
 
 import numpy as np
 
+from localavg.algorithms.about import about
 from localavg.algorithms.center import Asynchronous, CenterLearner, CenterRule, Zeros
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import bad
 from localavg.interfaces import Array, Batch, Problem
 
 
+@about(
+    take_if="you compare with asynchronous SGD: an elastic force pulls learners to a center",
+    rounds="⌈T/K⌉ for each learner",
+    source="kavg §4.1",
+    sent="4d, and 4d back",
+)
 @algorithm
 def eamsgd(
     P: int,

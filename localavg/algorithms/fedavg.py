@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.kavg import every
@@ -25,6 +26,11 @@ C = 0.1
 """the part of the learners that works in a round, unless told"""
 
 
+@about(
+    take_if="learners have data of their own, and only some of them work in a round",
+    rounds="⌈T/K⌉",
+    source="Alg. 1 of arXiv 1602.05629",
+)
 @algorithm
 def fedavg(
     K: Annotated[

@@ -32,6 +32,7 @@ from typing import Annotated, Any, Unpack
 import numpy as np
 
 from localavg.algorithms import matchings
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Due, Gradients, Mean
 from localavg.algorithms.common import Switch, begins, composed
 from localavg.algorithms.graphs import GRAPHS, Graph, Push
@@ -46,6 +47,12 @@ NAMES = (*GRAPHS, MATCHING, PUSH, COMPLETE)
 AFTER, FIRST = "after", "first"
 
 
+@about(
+    take_if="a meeting of everyone is expensive, and learners may meet their neighbours only",
+    rounds="1, at T",
+    source="arXiv 1705.09056, arXiv 1811.10792, arXiv 1905.09435",
+    sent="4d for each neighbour",
+)
 @algorithm
 def gossip(
     K: Annotated[int, "local updates between two gossips"] = 1,

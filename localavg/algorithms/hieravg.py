@@ -27,6 +27,7 @@ from itertools import pairwise
 from numbers import Integral
 from typing import Annotated, Any, ClassVar, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.kavg import Every
@@ -56,6 +57,11 @@ class Pairs(Length):
             raise bad(self.name, value, "must read K:S,K:S,… such as 4:2,16:8,64:P") from None
 
 
+@about(
+    take_if="links inside a node or rack are faster than the links between them",
+    rounds="⌈T/K2⌉",
+    source="hieravg Alg. 1",
+)
 @algorithm
 def hieravg(
     K1: Annotated[

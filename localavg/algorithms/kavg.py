@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.auto import Auto
 from localavg.algorithms.base import Algorithm, Schedule, check_period
 from localavg.algorithms.common import Common, composed
@@ -23,6 +24,11 @@ from localavg.errors import bad
 from localavg.scope import Scope
 
 
+@about(
+    take_if="you begin: it is the simplest, and K is its only number",
+    rounds="⌈T/K⌉",
+    source="kavg Alg. 1",
+)
 @algorithm
 def kavg(
     K: Annotated[int | str, Period("K", 16, f"local updates between two averages; {OR_AUTO}")] = 16,

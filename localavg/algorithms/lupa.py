@@ -12,6 +12,7 @@ from bisect import bisect_left
 from dataclasses import dataclass, field
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import algorithm
@@ -19,12 +20,14 @@ from localavg.errors import UserError, bad
 from localavg.scope import Scope
 
 
+@about(take_if="you want to see how far one average goes", rounds="1", source="lupa §6")
 @algorithm
 def oneshot() -> Algorithm:
     """One-shot averaging (lupa §6): one average, at T."""
     return Algorithm(OneShot(), Mean(), NoExchange())
 
 
+@about(take_if="rounds may become rare during the run", rounds="≈ √(2T/(ατ₀))", source="lupa §5–6")
 @algorithm
 def adalupa(
     tau0: Annotated[int, "τ₀, the first averaging period, in local updates"] = 91,

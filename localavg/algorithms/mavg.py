@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import MU, OUTER_LR, Others, composed
 from localavg.algorithms.kavg import every
@@ -26,6 +27,7 @@ from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 from localavg.errors import check_choice
 
 
+@about(take_if="K-AVG makes too little progress per round", rounds="⌈T/K⌉", source="mavg Alg. 1")
 @algorithm
 def mavg(
     K: Annotated[int | str, Period("K", 16, f"local updates between two averages; {OR_AUTO}")] = 16,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.kavg import every
@@ -11,6 +12,11 @@ from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 from localavg.errors import UserError
 
 
+@about(
+    take_if="a large batch P·B generalises badly",
+    rounds="t₀ + ⌈(T − t₀)/K⌉, t₀ = --switch",
+    source="arXiv 1808.07217",
+)
 @algorithm
 def postlocal(
     K: Annotated[

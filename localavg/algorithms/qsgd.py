@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError
@@ -20,6 +21,12 @@ from localavg.scope import Scope
 from localavg.streams import Stream, uniform
 
 
+@about(
+    take_if="bytes are expensive and rounds are cheap: gradients travel in 8 bits",
+    rounds="T",
+    source="adpsgd §IV",
+    sent="d + 4⌈d/512⌉",
+)
 @algorithm
 def qsgd(
     bits: Annotated[int, "number of bits of a quantised entry, 2 to 8: a sign and the level"] = 8,

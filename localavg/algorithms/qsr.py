@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Schedule, check_period
 from localavg.algorithms.common import Common, begins, composed
 from localavg.algorithms.parameters import algorithm
@@ -26,6 +27,11 @@ from localavg.scope import Scope
 LONGEST = 1 << 62  # updates: no run is as long
 
 
+@about(
+    take_if="rounds may become rare as the step size γ falls",
+    rounds="by γ",
+    source="arXiv 2310.14423",
+)
 @algorithm
 def qsr(
     alpha: Annotated[

@@ -19,12 +19,18 @@ from __future__ import annotations
 
 from typing import Annotated, Unpack
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.common import MU, OUTER_LR, Others, composed
 from localavg.algorithms.kavg import every
 from localavg.algorithms.parameters import OR_AUTO, Period, algorithm
 
 
+@about(
+    take_if="you want block momentum and a step size that falls",
+    rounds="⌈T/K⌉",
+    source="Alg. 1 of arXiv 1910.00643",
+)
 @algorithm
 def slowmo(
     K: Annotated[

@@ -9,18 +9,26 @@ from __future__ import annotations
 
 import math
 
+from localavg.algorithms.about import about
 from localavg.algorithms.base import Algorithm, Exchange, Mean, Never, NoExchange
 from localavg.algorithms.parameters import algorithm
 from localavg.interfaces import Array, Transport
 from localavg.scope import Scope
 
 
+@about(
+    take_if="you need the reference: one learner, which averages with nobody",
+    rounds="0",
+    source="all papers",
+    sent="0",
+)
 @algorithm
 def sgd() -> Algorithm:
     """Sequential mini-batch SGD, P = 1."""
     return Algorithm(Never(), Mean(), NoExchange())
 
 
+@about(take_if="rounds are cheap, or you need the baseline", rounds="T", source="all papers")
 @algorithm
 def sync() -> Algorithm:
     """Synchronous SGD (FULLSGD): the mean gradient at every update."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from localavg import algorithms
 from localavg.algorithms import ALGORITHMS, ASYNCHRONOUS, BOTH
+from localavg.algorithms.about import about_of
 from localavg.algorithms.parameters import updates_or_auto
 from localavg.cli import age_s, flag, in_flags, probed, rank, world
 from localavg.config import TrainConfig
@@ -91,7 +92,7 @@ def help_of(prog: str, algorithm: str | None) -> argparse.ArgumentParser:
     """Make the parser for --help: with one algorithm's options, or with a list of algorithms."""
     if algorithm is not None and algorithm not in BOTH:
         raise algorithms.unknown(algorithm)
-    about = _table() if algorithm is None else _wrapped(getdoc(BOTH[algorithm]) or "")
+    about = _table() if algorithm is None else _about(algorithm)
     shown = argparse.ArgumentParser(
         f"{prog} {algorithm or ANY}",
         usage=f"{prog} {algorithm or ANY} [OPTION ...]",
@@ -125,7 +126,9 @@ def _table() -> str:
     return text + "\nlocalavg train ALGORITHM --help also shows the algorithm's own options."
 
 
-def _wrapped(doc: str) -> str:
+def _about(algorithm: str) -> str:
+    """Return the text about one algorithm: its docstring, and when to take it."""
+    doc = "\n\n".join(map(str, filter(None, (getdoc(BOTH[algorithm]), about_of(BOTH[algorithm])))))
     return "\n\n".join(textwrap.fill(" ".join(p.split()), WIDTH) for p in doc.split("\n\n"))
 
 

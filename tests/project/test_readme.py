@@ -9,6 +9,7 @@ different files.
 import re
 from itertools import pairwise
 
+import generate
 import pytest
 from mpi import ROOT
 from pages import PAGES, START, anchors, broken_links, perform, prose, shows, steps
@@ -34,6 +35,9 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "srun --mpi=pmix": "a part of a command; test_slurm.py",
     "mpirun --with-ft ulfm": "a part of a command, which runs on docs/failures.md",
     "jobs/emulated/run --with-ft": "a part of a command that needs root; test_emulated.py",
+    ".venv/bin/pip install -c constraints.txt -e "
+    "'.[torch,cuda]'": "needs a package index; tests/gpu has what needs CuPy",
+    ".venv/bin/pip install -c constraints.txt -e '.[torch,cuda12]'": "the same",
     # --- docs/tutorial.md
     # --- docs/torch.md
     # --- docs/cluster.md
@@ -65,6 +69,17 @@ def test_nothing_escapes():
 
 def test_readme_is_short():
     assert len(PAGES["README.md"].splitlines()) <= LINES
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_generated_parts_are_up_to_date(name):
+    """`make docs` writes them."""
+    assert generate.fresh(PAGES[name]) == PAGES[name]
+
+
+def test_every_generated_part_is_on_a_page():
+    names = [name for text in PAGES.values() for _, name, _ in generate.PART.findall(text)]
+    assert sorted(names) == sorted(generate.PARTS)
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -3,7 +3,7 @@
 A step is something that a reader does: a line of a ```sh block, inline code that begins like a
 command, or a ```python block. A ```python or ```toml block whose first line is a comment with the
 name of a file, `# mine.py`, is what the reader writes into that file. A ```text block shows what
-the step before it prints.
+the step before it prints, and a block without a language is a quotation.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ def steps(text: str) -> list[Step]:
     """Return the steps of a page in their order."""
     found: list[Step] = []
     for language, what in blocks(text):
+        if language == "":
+            continue
         if language == "text":
             found[-1] = found[-1]._replace(prints=what)
         elif language != "sh" and (name := NAMED.match(what)):
