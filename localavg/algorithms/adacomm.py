@@ -26,7 +26,7 @@ from numbers import Integral
 from typing import Annotated, Unpack
 
 from localavg.algorithms.about import about
-from localavg.algorithms.base import Algorithm, Schedule, check_period
+from localavg.algorithms.base import NO_COSTS, Algorithm, Costs, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import Length, algorithm
 from localavg.config import seconds
@@ -128,12 +128,7 @@ class LossAndStep(Schedule):
         return Scope.WORLD if t == self.due else Scope.NONE
 
     def observe(
-        self,
-        t: int,
-        value: float,
-        gamma: float,
-        wall_s: float = math.nan,
-        pace: tuple[float, float] = (math.nan, math.nan),
+        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
     ) -> None:
         now = t if self.updates else wall_s
         if t == 0:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Unpack
 
 from localavg.algorithms.about import about
-from localavg.algorithms.base import Algorithm, Schedule, check_period
+from localavg.algorithms.base import NO_COSTS, Algorithm, Costs, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs, algorithm
 from localavg.errors import UserError, bad, whole
@@ -122,12 +122,7 @@ class VarianceDriven(Schedule):
         return Scope.WORLD
 
     def observe(
-        self,
-        t: int,
-        value: float,
-        gamma: float,
-        wall_s: float = math.nan,
-        pace: tuple[float, float] = (math.nan, math.nan),
+        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
     ) -> None:
         S, k = value, t - self.warmup_steps - 1  # S_k of line 11
         if k < 0:

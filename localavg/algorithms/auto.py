@@ -1,21 +1,27 @@
-"""K chosen while training: what averages cost asks for a period, the learners' spread allows it.
+"""K chosen while training: by what averages cost, and by what the learners lose at an average.
 
 For the rows with a fixed K, with K = auto:
 
-    K ← 4 for the first rounds; after 3 rounds with known times, at each average of everyone:
+    K ← 4; from the second average of everyone on, after which times are known, at each of them:
         a, c: seconds of an average without waiting, and of an update; medians of the last 5 rounds
+        f, l: mean loss of the learners in the first update after an average, in the last before it
+        x ← Σ(f − l) / Σ(K − 1)l, at least 0             sums over the last 16 averages with K > 1
         K_time ← ⌈a / (ε c)⌉                             ε = 0.05
-        p ← K_time until K has come near it: until K_time < 2K at an average
-        in the 16 K_time updates after that: p ← K_time, C₂ is sampled   adpsgd Alg. 2, line 14
-        after them p changes by the test of S against γ C₂, p ≤ K_time   lines 16 to 19
-        K ← max(min(K_time, p, 2K), τ)                   τ = `delay`, 0 without
+        K* ← the K ≤ K_time with the least (1 + a/(Kc)) √(1 + (K − 1)x)
+        K ← max(min(K*, 2K), τ)                          τ = `delay`, 0 without
+
+The first factor is the time of an update with its part of an average. The second one says how many
+updates a loss takes. Where learners hold different data each one's loss falls by its own updates,
+and an average undoes a part: f > l. In runs f/l was about 1 + (K − 1)x for all K, and the updates
+to a loss grew about as √(f/l) (BENCHMARKS.md has them). Where the learners' data are alike, f ≤ l
+and K* = K_time: averages take at most ε/(1 + ε) of the time. The spread S of the learners does not
+tell these cases apart: with different data, too, S/(γK) was the same for all K.
 
 K at most doubles from one average to the next, so that a run on a slow link, whose K_time may be as
-long as the run, does not end with hardly any average. So averages take at most ε/(1 + ε) of the
-time, but for the first ones, or as much more as the test of ADPSGD asks for: the learners are not
-to spread further, per γ, than they did at first with K_time. A delayed average costs what updates
-do not hide: a is the time that it holds the learners up. All ranks get the same a, c and S, so they
-choose alike. The times differ from run to run: a run repeats another one by `replay`.
+long as the run, does not end with hardly any average. With K = 1 nothing is undone that could be
+seen: after 16 such rounds one has K = 2. A delayed average costs what updates do not hide: a is the
+time that it holds the learners up. All ranks get the same a, c, f and l, so they choose alike. The
+times differ from run to run: a run repeats another one by `replay`.
 """
 
 from __future__ import annotations
@@ -28,28 +34,38 @@ from typing import Any
 
 import numpy as np
 
-from localavg.algorithms.adpsgd import VarianceDriven
-from localavg.algorithms.base import Schedule
+from localavg.algorithms.base import NO_COSTS, Costs, Schedule
 from localavg.scope import Scope
 
 EPSILON = 0.05
 """ε, the time of averages that is asked for, divided by that of updates"""
 FIRST = 4
 """K before the times are known"""
-ROUNDS = 3
-"""rounds with known times before the first choice"""
 RECENT = 5
 """the last rounds, whose medians count"""
-REASONS = "start", "growth", "time", "variance"
-"""why K is what it is: times are not known; it doubles; what averages cost; the learners' spread"""
-SAMPLED = 16
-"""periods in which C₂ is sampled"""
+SEEN = 16
+"""the last averages whose losses count; rounds of one update after which one has two"""
+REASONS = "start", "growth", "time", "losses", "look"
+"""why K is what it is: times are not known; it doubles; what averages cost; what they undo; x"""
 
 
 def time_K(average_s: float, update_s: float) -> int:
     """Return K_time = ⌈a / (ε c)⌉, at least 1."""
     # 0.3 / (0.05 · 2) is 3, not 3.0000000000000004
     return max(1, math.ceil(round(average_s / (EPSILON * update_s), 9)))
+
+
+def best_K(ratio: float, x: float, most: int) -> int:
+    """Return the K in 1, …, most with the least (1 + r/K) √(1 + (K − 1)x), the smaller of equals.
+
+    ratio: r = a/c. Its derivative is zero at K² − rK = 2r(1 − x)/x; x = 0: it falls with K.
+    """
+    if x <= 0:
+        return most
+    inside = ratio**2 + 8 * ratio * (1 - x) / x
+    root = (ratio + math.sqrt(max(0.0, inside))) / 2
+    Ks = sorted({1, most, *(min(max(1, K), most) for K in (math.floor(root), math.ceil(root)))})
+    return min(Ks, key=lambda K: (1 + ratio / K) * math.sqrt(1 + (K - 1) * x))
 
 
 @dataclass
@@ -59,8 +75,10 @@ class Auto(Schedule):
     K: int = FIRST
     cnt: int = 0  # updates since the last average
     rounds: list[tuple[float, float]] = field(default_factory=list)  # (a, c), the last ones
-    since: int = -1  # t from which C₂ is sampled, -1 before
-    bound: VarianceDriven = field(default_factory=lambda: VarianceDriven(1, 1))  # has p and C₂
+    undone: list[tuple[float, float]] = field(default_factory=list)  # (f − l, (K − 1)l), likewise
+    before: tuple[int, float] = 0, 0.0  # K and l of the last round
+    t: int = 0  # of the last average
+    ones: int = 0  # rounds of one update since K was last another
     reason: str = "start"
     least: int = 1  # τ: a mean begins no earlier than the last one has arrived
     needs = "pace"
@@ -76,33 +94,40 @@ class Auto(Schedule):
         return Scope.WORLD
 
     def observe(
-        self,
-        t: int,
-        value: float,
-        gamma: float,
-        wall_s: float = math.nan,
-        pace: tuple[float, float] = (math.nan, math.nan),
+        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
     ) -> None:
-        """Choose K. value: S. pace: a and c of the round that ends at t, NaN if not known."""
-        average_s, update_s = pace
-        if average_s >= 0 and update_s > 0:
-            self.rounds = [*self.rounds, (average_s, update_s)][-RECENT:]
-        if self.since < 0 and len(self.rounds) < ROUNDS:
+        """Choose K. costs: a, c, f and l of the round that ends at t."""
+        self._see(t, costs.first, costs.last)
+        if costs.average_s >= 0 and costs.update_s > 0:
+            self.rounds = [*self.rounds, (costs.average_s, costs.update_s)][-RECENT:]
+        if not self.rounds:
             return
-        K, bound = max(self.least, time_K(*self.pace)), self.bound
-        if self.since < 0 or (not bound.n_C and K >= 2 * self.K):
-            self.since = t
-            bound.K_s = SAMPLED * K
-        else:
-            bound.observe(t - self.since, value, gamma)
-        if t - self.since <= bound.K_s:
-            bound.p = K
-        bound.p = min(bound.p, K)
-        self.K = max(self.least, min(bound.p, 2 * self.K))
-        self.reason = "variance" if bound.p < K else "time" if self.K == K else "growth"
+        average_s, update_s = self.medians
+        by_time = time_K(average_s, update_s)
+        best = best_K(average_s / update_s, self.x, by_time)
+        self.ones = self.ones + 1 if self.K == best == 1 else 0
+        look = self.ones == SEEN and by_time > 1
+        wanted = max(self.least, 2 if look else best)
+        growing = wanted > 2 * self.K
+        self.K = 2 * self.K if growing else wanted
+        by_losses = "losses" if best < by_time else "time"
+        self.reason = "look" if look else "growth" if growing else by_losses
+
+    def _see(self, t: int, first: float, last: float) -> None:
+        """Note what the average before the round that ends at t has undone."""
+        K, l = self.before
+        if K > 1 and math.isfinite(first - l):
+            self.undone = [*self.undone, (first - l, (K - 1) * l)][-SEEN:]
+        self.before, self.t = (t - self.t, last), t
 
     @property
-    def pace(self) -> tuple[float, float]:
+    def x(self) -> float:
+        """The growth of the loss at an average, by its ratio, per update before it but one."""
+        grown, scale = (sum(part) for part in zip(*self.undone or [(0.0, 0.0)], strict=True))
+        return grown / scale if grown > 0 and scale > 0 else math.inf if grown > 0 else 0.0
+
+    @property
+    def medians(self) -> tuple[float, float]:
         """The medians of a and c, NaN before any round is known."""
         if not self.rounds:
             return math.nan, math.nan
@@ -111,42 +136,46 @@ class Auto(Schedule):
 
     @property
     def decision(self) -> Mapping[str, float | str]:
-        average_s, update_s = self.pace
-        known = self.since >= 0
+        average_s, update_s = self.medians
         return {
             "K": self.K,
             "reason": self.reason,
             "average_s": average_s,
             "update_s": update_s,
-            "time_K": time_K(average_s, update_s) if known else math.nan,
-            "C2": self.bound.C2 if self.bound.n_C else math.nan,
+            "time_K": time_K(average_s, update_s) if self.rounds else math.nan,
+            "x": self.x if self.undone else math.nan,
         }
 
     @property
     def unsteered(self) -> str:
-        if self.since < 0:
+        if not self.rounds:
             return (
-                f"the run ended before the times of {ROUNDS} rounds were known, so K was {FIRST} "
-                "all along; train for longer, or give a number"
+                f"the run ended before the times of a round were known, so K was {FIRST} all "
+                "along; train for longer, or give a number"
             )
-        if self.reason == "variance":
+        if self.reason == "losses":
             return (
-                f"in the end averages were to be every {time_K(*self.pace)} updates for their "
-                f"time, and the learners' spread allowed {self.K}; `delay` hides averages"
+                f"in the end averages were to be every {time_K(*self.medians)} updates for their "
+                f"time, and every {self.K} for what they undo, since the learners' data differ; "
+                "`delay` hides averages"
             )
         return ""
 
     def state_dict(self) -> dict[str, Any]:
-        bound, flat = self.bound, [x for pair in self.rounds for x in pair]
-        mine = {"K": self.K, "cnt": self.cnt, "since": self.since, "rounds": flat}
-        its = {"p": bound.p, "C2": bound.C2, "n_C": bound.n_C, "K_s": bound.K_s}
-        return {**mine, **its, "reason": REASONS.index(self.reason)}
+        pairs: dict[str, list[Any]]
+        pairs = {"rounds": self.rounds, "undone": self.undone, "before": [self.before]}
+        flat = {name: [float(x) for pair in of for x in pair] for name, of in pairs.items()}
+        mine = {"K": self.K, "cnt": self.cnt, "t": self.t, "ones": self.ones}
+        return {**mine, **flat, "reason": REASONS.index(self.reason)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.K, self.cnt, self.since = (int(state[name]) for name in ("K", "cnt", "since"))
-        flat = np.asarray(state["rounds"], float).tolist()
-        self.rounds = list(zip(flat[::2], flat[1::2], strict=True))
-        bound = self.bound
-        bound.p, bound.n_C, bound.K_s = (int(state[name]) for name in ("p", "n_C", "K_s"))
-        bound.C2 = float(state["C2"])
+        for name in ("K", "cnt", "t", "ones"):
+            setattr(self, name, int(state[name]))
+        pairs = {}
+        for name in ("rounds", "undone", "before"):
+            flat = np.asarray(state[name], float).tolist()
+            pairs[name] = list(zip(flat[::2], flat[1::2], strict=True))
+        self.rounds, self.undone = pairs["rounds"], pairs["undone"]
+        K, l = pairs["before"][0]
+        self.before = int(K), l
         self.reason = REASONS[int(state["reason"])]

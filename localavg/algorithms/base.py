@@ -10,7 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from localavg.algorithms.delay import Delay
 from localavg.algorithms.participants import Participants
@@ -79,6 +79,22 @@ class Algorithm:
         return f"{self.name or type(self.schedule).__name__}({given})"
 
 
+class Costs(NamedTuple):
+    """What a schedule that chooses K learns of the updates since the last average.
+
+    average_s, update_s: seconds of an average without waiting, and of an update. first, last: the
+    mean loss of all learners in the first update, and in the last one. NaN is not known.
+    """
+
+    average_s: float = math.nan
+    update_s: float = math.nan
+    first: float = math.nan
+    last: float = math.nan
+
+
+NO_COSTS = Costs()
+
+
 class Schedule(ABC):
     """When learners average.
 
@@ -113,7 +129,12 @@ class Schedule(ABC):
     @property
     def spread(self) -> bool:
         """Whether it needs S of every average."""
-        return self.needs in ("variance", "pace")
+        return self.needs == "variance"
+
+    @property
+    def hears(self) -> bool:
+        """Whether it needs the losses of all updates."""
+        return self.needs in ("losses", "pace")
 
     @property
     def decision(self) -> Mapping[str, float | str]:
@@ -128,19 +149,14 @@ class Schedule(ABC):
         """Take notice that a mean begins no earlier than τ updates after the last one."""
 
     def observe(  # noqa: B027
-        self,
-        t: int,
-        value: float,
-        gamma: float,
-        wall_s: float = math.nan,
-        pace: tuple[float, float] = (math.nan, math.nan),
+        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
     ) -> None:
         """Take the feedback after the average at t, and F(w̄) or the time where it begins.
 
         value: S, F(w̄), or the mean loss of all learners in the updates since the last average, as
-        `needs` says; S for pace. gamma: the step size γ of update t. wall_s: the seconds of the run
-        so far, for schedules that need losses. pace: the seconds of an average without waiting and
-        of an update since the last average, NaN where not known. All are the same on all ranks.
+        `needs` says; the latter for pace. gamma: the step size γ of update t. wall_s: the seconds
+        of the run so far, for schedules that need losses. costs: for pace, NaN where not known.
+        All are the same on all ranks.
         """
 
     def state_dict(self) -> dict[str, Any]:

@@ -13,7 +13,15 @@ from dataclasses import dataclass, field
 from typing import Annotated, Unpack
 
 from localavg.algorithms.about import about
-from localavg.algorithms.base import Algorithm, Mean, NoExchange, Schedule, check_period
+from localavg.algorithms.base import (
+    NO_COSTS,
+    Algorithm,
+    Costs,
+    Mean,
+    NoExchange,
+    Schedule,
+    check_period,
+)
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
@@ -106,12 +114,7 @@ class LossDriven(Schedule):
         return Scope.WORLD if t == self.due else Scope.NONE  # line 6
 
     def observe(
-        self,
-        t: int,
-        value: float,
-        gamma: float,
-        wall_s: float = math.nan,
-        pace: tuple[float, float] = (math.nan, math.nan),
+        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
     ) -> None:
         if t == 0:
             self.F0 = value

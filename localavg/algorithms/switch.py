@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from localavg.algorithms.base import Schedule
+from localavg.algorithms.base import NO_COSTS, Costs, Schedule
 from localavg.scope import Scope
 
 
@@ -57,14 +57,9 @@ class Switched(Schedule):
         return self.rest.decision
 
     def observe(
-        self,
-        t: int,
-        value: float,
-        gamma: float,
-        wall_s: float = math.nan,
-        pace: tuple[float, float] = (math.nan, math.nan),
+        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
     ) -> None:
-        self.rest.observe(t - self.t0, value, gamma, wall_s, pace)
+        self.rest.observe(t - self.t0, value, gamma, wall_s, costs)
 
     def state_dict(self) -> dict[str, Any]:
         return self.rest.state_dict()

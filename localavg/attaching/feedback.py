@@ -29,7 +29,9 @@ class Feedback(Losses):
     def __init__(self, fleet: Fleet, laps: Laps, algorithm: Algorithm, logged: bool) -> None:
         super().__init__(fleet, lambda: perf_counter() - self._began_s, laps)
         self._began_s = perf_counter()
-        self._name, self._steers = algorithm.name, algorithm.schedule.needs == "losses"
+        self._name, self._steers = algorithm.name, algorithm.schedule.hears
+        if algorithm.schedule.needs == "pace":
+            self._name += " with `K = auto`"
         self._wanted = logged or self._steers
 
     def noted(self, loss: float | Tensor | None) -> Any:

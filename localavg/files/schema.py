@@ -118,12 +118,12 @@ SCHEMA: dict[str, dict[str, Column]] = {  # of training: {group: {name: column}}
             h5py.string_dtype(),
             "name",
             "start = times not known; growth = at most twice the last one; time = what averages "
-            "cost; variance = learners' spread",
+            "cost; losses = what averages undo; look = 2 after many rounds of 1",
         ),
         "average_s": ("f8", "s", "seconds of an average without waiting, median of some rounds"),
         "update_s": ("f8", "s", "seconds of an update, median of some rounds"),
         "time_K": ("f8", "updates", "period for which averages take 1/20 of the updates' time"),
-        "C2": ("f8", "1", "C_2 of ADPSGD, the mean of S / gamma while it is sampled"),
+        "x": ("f8", "1", "growth of the loss at an average, per update before it but one"),
     },
     "events": {
         "t": ("i8", "updates", "the update after which the run went on, without ranks that died"),

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from localavg.algorithms.base import Algorithm, Due, Gradients
+from localavg.algorithms.base import Algorithm, Costs, Due, Gradients
 from localavg.interfaces import UNTIMED, Array, Laps, Settings, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
@@ -96,6 +96,7 @@ class Averaging:
                 self.wired.begin(self.w)
             if self.pace is not None:
                 self.pace.begin(t)
+                self._heard.take()  # of updates before it begins
             elif self.schedule.needs != "variance":
                 self._steer(t, math.nan, gamma)
 
@@ -166,24 +167,29 @@ class Averaging:
 
     def learn(self, losses: Sequence[float | Array]) -> None:
         """Note the losses of an update, of this rank's learners, for a schedule that needs them."""
-        if self.schedule.needs == "losses":
-            assert self.losses is not None, "whoever averages by losses gives them"
-            self.losses.add(losses)
+        if self.schedule.hears:
+            self._heard.add(losses)
+
+    @property
+    def _heard(self) -> Losses:
+        assert self.losses is not None, "whoever averages by losses gives them"
+        return self.losses
 
     def _steer(self, t: int, S: float, gamma: float) -> None:
         """Give the schedule the feedback that it needs; S is that of the average at t."""
         schedule = self.schedule
         self.steered = t
         if schedule.needs == "losses":
-            assert self.losses is not None, "whoever averages by losses gives them"
-            loss, wall_s = self.losses.take()
-            schedule.observe(t, loss, gamma, wall_s)
+            found = self._heard.take()
+            schedule.observe(t, found.mean, gamma, found.wall_s)
         elif schedule.needs == "objective":
             schedule.observe(t, self.objective(t, self.mean()), gamma)
         elif schedule.needs == "variance":
             schedule.observe(t, S, gamma)
         elif self.pace is not None:
-            schedule.observe(t, S, gamma, pace=self.pace.take(t))
+            times, found = self.pace.take(t), self._heard.take()
+            costs = Costs(*times, found.first, found.last)
+            schedule.observe(t, found.mean, gamma, found.wall_s, costs)
             self.pace.note(t, schedule.decision)
 
     def _ends_round(self, begun: int, t: int, last: bool = False) -> None:

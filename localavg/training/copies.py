@@ -154,7 +154,7 @@ class Copies:
         assert self._averaging is not None, "`start` comes first"
         algorithm, averaging = self.e.algorithm, self._averaging
         if not algorithm.apart:
-            if algorithm.schedule.needs == "losses" and self.parts["losses"].found:  # type: ignore[attr-defined]
+            if algorithm.schedule.hears and self.parts["losses"].found:  # type: ignore[attr-defined]
                 return False  # gradients are exchanged before the schedule begins
             return averaging.equal_after == t
         if algorithm.average.neighbours or algorithm.exchange.at(t):

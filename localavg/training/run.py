@@ -127,7 +127,7 @@ def watched(
             averages(e.timing, fleet.P, payload.nbytes, e.algorithm.clusters),
             deepcopy(e.algorithm.participants),
         )
-        if e.algorithm.schedule.needs in ("losses", "pace"):
+        if e.algorithm.schedule.hears:
             ahead = deepcopy(clock)  # alike on all ranks
         if file is not None:
             rows = Modelled(file, clock, e.algorithm.average.matrix, payload.nbytes)

@@ -12,7 +12,8 @@ from mpi4py import MPI
 
 import localavg
 from localavg import algorithms
-from localavg.algorithms.auto import Auto, time_K
+from localavg.algorithms.auto import Auto, best_K, time_K
+from localavg.algorithms.base import NO_COSTS, Costs
 from localavg.algorithms.switch import Switched
 from localavg.cli import in_flags
 from localavg.errors import UserError
@@ -21,67 +22,71 @@ from localavg.parallel.fleet import Fleet
 from localavg.scope import Scope
 from localavg.simulate.clock import Synchronous, averages
 from localavg.simulate.timing import Timing
-from localavg.training.pace import Pace
+from localavg.training import pace as paces
+
+NOT_KNOWN = math.nan, math.nan
 
 
-def periods(schedule, T, a=lambda t: 1.0, c=lambda t: 2.0, S=lambda t: 1.0, gamma=lambda t: 1.0):
+def periods(schedule, T, a=lambda t: 1.0, c=lambda t: 2.0, f=lambda t: 1.0, l=lambda t: 1.0):
     """The periods of a schedule that begins at update 0; the first round's times are not known."""
     found, last = [], 0
     for t in range(1, T + 1):
         if schedule.after(t) is Scope.WORLD:
-            known = (a(t), c(t)) if last else (math.nan, math.nan)
-            schedule.observe(t, S(t), gamma(t), pace=known)
+            known = (a(t), c(t)) if last else NOT_KNOWN
+            schedule.observe(t, math.nan, 1.0, costs=Costs(*known, f(t), l(t)))
             found.append(t - last)
             last = t
     return found
 
 
-def by_the_rule(T, a, c, S, gamma):
+def by_the_rule(T, a, c, f, l):
     """The same, from the rule in words and with nothing of the package."""
-    K, ends, times, C2, begun, p = 4, [0], [], [], None, None
+    K, ends, times, undone, ones = 4, [0], [], [], 0
     while ends[-1] + K <= T:
         t = ends[-1] + K
-        ends.append(t)
-        if len(ends) > 2:
+        if len(ends) > 1:
             times.append((a(t), c(t)))
-        if len(times) < 3:
+            before = ends[-1] - ends[-2]
+            if before > 1:
+                undone.append((f(t) - l(ends[-1]), (before - 1) * l(ends[-1])))
+        ends.append(t)
+        if not times:
             continue
-        middle = [sorted(x)[len(x) // 2] for x in zip(*times[-5:], strict=True)]
-        if len(times[-5:]) % 2 == 0:
-            middle = [float(np.median(x)) for x in zip(*times[-5:], strict=True)]
-        A, C = (Fraction(x).limit_denominator(10**6) for x in middle)
+        A, C = (
+            Fraction(float(np.median(x))).limit_denominator(10**6)
+            for x in zip(*times[-5:], strict=True)
+        )
         by_time = math.ceil(20 * A / C)
-        if begun is None or (not C2 and by_time >= 2 * K):
-            begun, sampled, p = t, 16 * by_time, by_time
-        elif t - begun <= sampled:
-            C2.append(S(t) / gamma(t))
-            p = by_time
-        elif S(t) < 0.7 * gamma(t) * np.mean(C2):
-            p = min(p + 1, by_time)
-        elif S(t) > 1.3 * gamma(t) * np.mean(C2):
-            p = max(1, min(p - 1, by_time))
-        p = min(p, by_time)
-        K = min(p, 2 * K)
+        x = max(0, sum(u for u, _ in undone[-16:]) / sum(s for _, s in undone[-16:]))
+        # equal ones, as all are without x, rounded apart: the longest that averages may take
+        cost = {
+            k: float(1 + A / (k * C)) * math.sqrt(1 + (k - 1) * x) for k in range(1, by_time + 1)
+        }
+        best = min(cost, key=cost.get)
+        ones = ones + 1 if K == best == 1 else 0
+        if ones == 16 and by_time > 1:
+            best = 2
+        K = min(best, 2 * K)
     return np.diff(ends).tolist()
 
 
 def test_the_period_is_that_of_averages_that_take_a_twentieth():
     assert [time_K(a, 2.0) for a in (0, 0.05, 0.1, 0.11, 1.0, 1.01)] == [1, 1, 1, 2, 10, 11]
     assert time_K(0.3, 2.0) == 3  # not 4, by the rounding of a product
-    assert periods(Auto(), 24 + 3 * 10) == [4] * 4 + [8] + [10] * 3
+    assert periods(Auto(), 16 + 3 * 10) == [4] * 2 + [8] + [10] * 3
 
 
 def test_the_period_at_most_doubles():
     schedule = Auto()
-    assert periods(schedule, 200, a=lambda t: 50.0) == [4] * 4 + [8, 16, 32, 64]
+    assert periods(schedule, 200, a=lambda t: 50.0) == [4] * 2 + [8, 16, 32, 64]
     assert schedule.decision["reason"] == "growth" and schedule.decision["time_K"] == 500
 
 
 def test_the_times_are_medians_of_the_last_five_rounds():
     jump = periods(Auto(), 400, a=lambda t: 1.0 if t < 40 else 2.0)
-    assert jump[:9] == [4] * 4 + [8, 10, 10, 10, 10] and jump[9] == 20
-    once = periods(Auto(), 400, a=lambda t: 50.0 if t == 12 else 1.0)
-    assert once[:5] == [4] * 4 + [8] and set(once[5:]) == {10}
+    assert jump[:8] == [4] * 2 + [8] + [10] * 5 and jump[8] == 20
+    once = periods(Auto(), 400, a=lambda t: 50.0 if t == 36 else 1.0)
+    assert once[:3] == [4] * 2 + [8] and set(once[3:]) == {10}
 
 
 def test_a_mean_on_its_way_arrives_before_the_next_begins():
@@ -93,47 +98,74 @@ def test_a_mean_on_its_way_arrives_before_the_next_begins():
 def test_times_that_are_not_known_do_not_count():
     schedule = Auto()
     for t in (4, 8, 12, 16, 20):
-        schedule.observe(t, 1.0, 1.0, pace=(math.nan, math.nan))
+        schedule.observe(t, 1.0, 1.0, costs=NO_COSTS)
     assert (schedule.K, schedule.reason) == (
         4,
         "start",
     ) and "K was 4 all along" in schedule.unsteered
-    assert math.isnan(schedule.decision["time_K"])
+    assert math.isnan(schedule.decision["time_K"]) and math.isnan(schedule.decision["x"])
 
 
-def test_the_spread_bounds_the_period_as_in_adpsgd():
-    """After 16 periods of 10 with S/γ = 2, S = 2.7 > 1.3 · 2 takes one off, and S = 1 adds one."""
-    S = lambda t: 2.0 if t <= 176 else 2.7 if t <= 210 else 2.0 if t <= 230 else 1.0  # noqa: E731
-    found = periods(Auto(), 308, S=lambda t: S(t - 8))
-    assert found[4:21] == [8] + [10] * 16
-    assert found[21:] == [10, 9, 8, 7, 6, 6, 6, 6, 7, 8, 9, 10, 10, 10, 10]
+def test_what_averages_undo_bounds_the_period():
+    """a = 10 c, f = (1 + 0.2 (K − 1)) l: (1 + 10/K) √(0.8 + K/5) is least at 5 + √105 = 15.2."""
+    schedule, last = Auto(), {0: 0}
+
+    def f(t):  # the round before has the period K
+        K = last.get(t - schedule.K, 0)
+        last[t] = schedule.K
+        return 1 + 0.2 * (K - 1) if K else 1.0
+
+    found = periods(schedule, 400, a=lambda t: 20.0, f=f)
+    assert found[:4] == [4] * 2 + [8, 15] and set(found[3:]) == {15}
+    assert schedule.decision["x"] == pytest.approx(0.2)
+    assert schedule.decision["reason"] == "losses" and schedule.decision["time_K"] == 200
+    assert "every 200 updates for their time, and every 15 for what they undo" in schedule.unsteered
+
+
+@pytest.mark.parametrize(
+    ("ratio", "x", "most"),
+    [
+        (r, x, m)
+        for r in (0.01, 0.7, 5, 90)
+        for x in (-1, 0, 1e-6, 0.01, 0.3, 1, 1.5, 40, math.inf)
+        for m in (1, 7, 300)
+    ],
+)
+def test_the_best_period_is_the_best_of_all(ratio, x, most):
+    if x <= 0:
+        assert best_K(ratio, x, most) == most
+        return
+    cost = [
+        (1 + ratio / K) * math.sqrt(1 + (K - 1) * x if K > 1 else 1) for K in range(1, most + 1)
+    ]
+    assert cost[best_K(ratio, x, most) - 1] <= min(cost) * (1 + 1e-12)
+
+
+def test_learners_that_lose_all_at_an_average_average_always_and_look_again():
+    """With K = 1 nothing shows, so after 16 rounds one has 2; where nothing is lost K grows."""
     schedule = Auto()
-    periods(schedule, 216, S=lambda t: S(t - 8))
-    assert (schedule.decision["reason"], schedule.decision["C2"]) == ("variance", 2.0)
-    assert "every 10 updates for their time, and the learners' spread allowed" in schedule.unsteered
-
-
-def test_the_step_size_scales_the_spread_that_is_allowed():
-    halved = periods(Auto(), 308, gamma=lambda t: 1.0 if t <= 188 else 0.5)
-    assert halved[:21] == [4] * 4 + [8] + [10] * 16 and halved[-1] == 1
-    assert set(periods(Auto(), 308, gamma=lambda t: 1.0 if t <= 188 else 2.0)[5:]) == {10}
+    found = periods(schedule, 500, f=lambda t: 50.0 if t < 90 else 1.0)
+    assert found[:20] == [4] * 2 + [1] * 16 + [2, 1]
+    assert found[-1] == 10 and schedule.decision["reason"] == "time"
 
 
 def test_it_is_the_rule_in_words():
     draw = np.random.default_rng(0)
     for _ in range(30):
         a, c = draw.lognormal(0, 1, 600).round(2) + 0.01, draw.lognormal(0, 0.3, 600).round(2) + 0.1
-        S, gamma = draw.lognormal(0, 0.5, 600), 1 / (1 + np.arange(600) // 100)
-        of = [lambda t, x=x: float(x[t - 1]) for x in (a, c, S, gamma)]
+        l = draw.lognormal(0, 0.5, 600)
+        f = l * draw.lognormal(draw.uniform(0.2, 1.5), 0.3, 600)
+        of = [lambda t, x=x: float(x[t - 1]) for x in (a, c, f, l)]
         assert periods(Auto(), 600, *of) == by_the_rule(600, *of)
 
 
 def test_it_resumes_where_it_was():
     draw = np.random.default_rng(1)
-    S, a = draw.lognormal(0, 0.6, 700), draw.lognormal(0, 0.6, 700)
-    of = {"S": lambda t: float(S[t]), "a": lambda t: float(a[t])}
+    f, l, a = (draw.lognormal(of, 0.6, 700) for of in (0.1, 0, 2))
+    of = {name: lambda t, x=x: float(x[t]) for name, x in (("f", f), ("l", l), ("a", a))}
     whole = Auto()
     expected = np.cumsum(periods(whole, 600, **of)).tolist()
+    assert len(set(np.diff(expected))) > 4
     for stop in (3, 10, 17, 55, 300, 501):
         cut, other = Auto(), Auto()
         made = np.cumsum(periods(cut, stop, **of)).astype(int).tolist()
@@ -143,23 +175,25 @@ def test_it_resumes_where_it_was():
         )
         for t in range(stop + 1, 601):
             if other.after(t):
-                pace = (of["a"](t), 2.0) if made else (math.nan, math.nan)
-                other.observe(t, of["S"](t), 1.0, pace=pace)
+                times = (of["a"](t), 2.0) if made else NOT_KNOWN
+                costs = Costs(*times, of["f"](t), of["l"](t))
+                other.observe(t, math.nan, 1.0, costs=costs)
                 made.append(t)
         assert made == expected and other.state_dict() == whole.state_dict()
 
 
 def test_it_counts_from_the_switch():
     switched = Switched(Auto(), 5)
-    assert switched.needs == "pace" and switched.spread
-    ends = np.cumsum(periods(Auto(), 60)).tolist()
+    assert switched.needs == "pace" and switched.hears and not switched.spread
+    of = {"f": lambda t: 1.5, "l": lambda t: 1.0}
+    ends = np.cumsum(periods(Auto(), 60, a=lambda t: 9.0, **of)).tolist()
     found = []
     for t in range(1, 66):
         if switched.after(t):
-            known = (1.0, 2.0) if found else (math.nan, math.nan)
-            switched.observe(t, 1.0, 1.0, pace=known)
+            known = (9.0, 2.0) if found else NOT_KNOWN
+            switched.observe(t, 1.0, 1.0, costs=Costs(*known, 1.5, 1.0))
             found.append(t - 5)
-    assert found == ends and switched.decision["K"] == 10
+    assert found == ends and switched.decision["K"] == switched.rest.K
 
 
 @pytest.mark.parametrize(
@@ -202,15 +236,31 @@ class Laps:
 
 
 def paced(monkeypatch, **how):
-    """A Pace whose clock is what `now` says, and what its hooks were told."""
+    """A clock whose clock is what `now` says, and what its hooks were told."""
     now = {"s": 0.0, "outside": 0.0}
     monkeypatch.setattr("localavg.training.pace.perf_counter", lambda: now["s"])
-    pace = Pace(Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: now["outside"], None, **how)
+    pace = paces.Pace(
+        Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: now["outside"], None, **how
+    )
     told = []
     before, after = pace.timed(
         lambda *x: told.append(("before", x)), lambda *x: told.append(("after", x))
     )
     return pace, now, before, after, told
+
+
+def test_losses_from_before_the_switch_do_not_count(monkeypatch, tmp_path, hooks):
+    """The first round after it, of 4 updates, has the losses of its first and last update."""
+    heard = []
+    real = Auto.observe
+    monkeypatch.setattr(
+        Auto, "observe", lambda self, *x, **y: (heard.append((x, y)), real(self, *x, **y))[1]
+    )
+    run = trained(f"postlocal --K auto --switch 1 {LINK}", tmp_path, "run", log_every=1)
+    (t, *_, costs), _ = heard[0]
+    losses = run.train.set_index("t").loss
+    assert t == 4 and run.averages.t.tolist()[:4] == [1, 2, 3, 7]  # an epoch has 3 updates
+    assert math.isnan(costs.update_s) and costs[2:] == pytest.approx((losses[4], losses[7]))
 
 
 def test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out(monkeypatch):
@@ -248,7 +298,7 @@ def test_both_parts_of_a_delayed_average_count(monkeypatch):
 def test_modelled_times_are_those_of_the_clock():
     timing = Timing(step_s=0.5, step_cv=0, latency_s=0, bandwidth_bytes_per_s=100)
     clock = Synchronous(timing, 4, 0, averages(timing, 4, 100))
-    pace = Pace(Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: 0.0, None, modelled=clock)
+    pace = paces.Pace(Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: 0.0, None, modelled=clock)
     found = []
     for t in (4, 8, 13):
         clock.meet(Scope.WORLD, t, t)
@@ -260,12 +310,13 @@ def test_modelled_times_are_those_of_the_clock():
 
 LINE = (
     "--learners 4 --batch-size 5 --steps 90 --lr 0.3 --save-weights --data epsilon-like:60x5 "
-    "--log-every 90 --eval-every 90"
+    "--eval-every 90"
 )
 
 
-def trained(line, folder, name, status=0):
+def trained(line, folder, name, status=0, log_every=90):
     words = ["train", *line.split(), *LINE.split(), "--out", str(folder / f"{name}.h5")]
+    words += ["--log-every", str(log_every)]
     assert command_lines(MPI.COMM_WORLD, [words]) == [status]
     return load(folder / f"{name}.h5") if status == 0 else None
 
@@ -276,18 +327,13 @@ LINK = "--simulate --step-s 0.05 --step-cv 0 --latency-s 0 --bandwidth-bytes-per
 def test_modelled_time_chooses_the_period_of_the_rule(tmp_path, hooks):
     """20 bytes in 20 ms, 6/4 of it for 4 learners, and updates of 50 ms: K = ⌈30/2.5⌉ = 12."""
     run = trained(f"mavg --K auto {LINK}", tmp_path, "run")
-    assert run.averages.t.tolist() == [4, 8, 12, 16, 24, *range(36, 90, 12), 90]
+    assert run.averages.t.tolist() == [4, 8, 16, *range(28, 90, 12), 90]
     assert run.periods.t.tolist() == run.averages.t.tolist() and run.config["K"] == "auto"
-    assert run.periods.reason.tolist() == [
-        *["start"] * 3,
-        "growth",
-        *["time"] * (len(run.periods) - 4),
-    ]
-    late = run.periods[run.periods.t >= 24]
+    assert run.periods.reason.tolist() == ["start", "growth", *["time"] * (len(run.periods) - 2)]
+    late = run.periods[run.periods.t >= 16]
     assert set(late.K) == set(late.time_K) == {12}
     assert late.average_s.tolist() == pytest.approx([0.03] * len(late))
     assert late.update_s.tolist() == pytest.approx([0.05] * len(late))
-    assert run.averages.variance.notna().all()
 
 
 @pytest.mark.parametrize(
@@ -331,9 +377,10 @@ def on_ranks(world, folder):
     for t in range(1, 61):
         time.sleep(2e-3 * world.rank)
         optimiser.zero_grad()
-        mse_loss(model(torch.randn(4, 5)), torch.zeros(4, 1)).backward()
+        loss = mse_loss(model(torch.randn(4, 5)), torch.zeros(4, 1))
+        loss.backward()
         optimiser.step()
-        if averager.step():
+        if averager.step(loss):
             found.append((t, averager.algorithm.schedule.K))
         if t == 40:
             averager.load_state_dict(averager.state_dict())
@@ -364,7 +411,7 @@ def test_ranks_of_different_speeds_choose_alike(tmp_path):
     assert (first.weights == again.weights).all()
     assert first.averages.t.tolist() == again.averages.t.tolist()
     modelled = load(folder / "modelled.h5")
-    assert modelled.averages.t.tolist() == [4, 8, 12, 16, 24, *range(36, 90, 12), 90]
+    assert modelled.averages.t.tolist() == [4, 8, 16, *range(28, 90, 12), 90]
 
 
 @pytest.mark.parametrize("logged", [True, False])
@@ -379,7 +426,7 @@ def test_an_evaluation_of_the_averaged_model_is_no_update(logged, tmp_path):
     pace = averager._averaging.pace
     for t in range(1, 7):
         time.sleep(0.01)
-        averager.step()
+        averager.step(1.0)
         if t == 6:
             with averager.averaged():
                 time.sleep(0.5)
