@@ -10,17 +10,17 @@ Cost: about 2 s for the figure; the runs take a minute and a half on two cores:
 
     python analysis/adpsgd_fig3.py runs/adpsgd-fig3 --out figures
 
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg train adpsgd \\
+    jobs/local/mpirun -n 2 localavg train adpsgd \\
         --data epsilon-like:50000x500 --learners 16 --sampling shuffle --batch-size 128 \\
         --epochs 160 --lr 1 --lr-schedule steps --milestones 80 120 \\
         --out runs/adpsgd-fig3/logistic-adpsgd-s0.h5
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg train kavg --K 8 \\
+    jobs/local/mpirun -n 2 localavg train kavg --K 8 \\
         --data epsilon-like:50000x500 --learners 16 --sampling shuffle --batch-size 128 \\
         --epochs 160 --lr 1 --lr-schedule steps --milestones 80 120 \\
         --out runs/adpsgd-fig3/logistic-kavg8-s0.h5
-    jobs/local/mpirun -n 4 python -m mpi4py jobs/examples/attach.py --algorithm adpsgd \\
+    jobs/local/mpirun -n 4 python jobs/examples/attach.py --algorithm adpsgd \\
         --batch-size 16 --epochs 60 --out runs/adpsgd-fig3/network-adpsgd-s0.h5
-    jobs/local/mpirun -n 4 python -m mpi4py jobs/examples/attach.py --algorithm kavg K=8 \\
+    jobs/local/mpirun -n 4 python jobs/examples/attach.py --algorithm kavg K=8 \\
         --batch-size 16 --epochs 60 --out runs/adpsgd-fig3/network-kavg8-s0.h5
 
 and the two lines with --K 8 or K=8 once more, with 4 in place of 8.

@@ -8,9 +8,9 @@ Cost: about 2 s; the first benchmark below takes half a minute on two cores.
 
     python analysis/bench_average.py runs/bench-average --out figures
 
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average \\
+    jobs/local/mpirun -n 2 localavg bench average \\
         --out runs/bench-average/ranks2.h5
-    jobs/local/mpirun -n 2 python -m mpi4py -m localavg bench average \\
+    jobs/local/mpirun -n 2 localavg bench average \\
         --sizes 2000 cifar10 --out runs/bench-average/cifar10.h5
 """
 

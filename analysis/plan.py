@@ -5,7 +5,7 @@ axes are logarithmic. The dotted line is an update alone.
 
 Cost: about 2 s.
 
-    python -m localavg plan --step-s 0.01 --floats 4000000 --bandwidth 1gbit 100mbit \\
+    .venv/bin/localavg plan --step-s 0.01 --floats 4000000 --bandwidth 1gbit 100mbit \\
         --json plan.json
     python analysis/plan.py plan.json --out figures
 """

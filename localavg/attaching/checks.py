@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 CONTINUE = survive.CONTINUE
-LAUNCH = "mpirun --with-ft ulfm -n N python -m mpi4py PROGRAM"
+LAUNCH = "mpirun --with-ft ulfm -n N python PROGRAM"
 START_S = 60.0  # how long a rank waits in attach before it prints that others do not come
 
 

@@ -54,13 +54,12 @@ def slabs(
 def opened(path: str | os.PathLike[str]) -> Iterator[h5py.File]:
     """Yield the HDF5 file `path` for reading; UserError if it is missing, not HDF5, or damaged."""
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file; write it first with `python -m localavg prepare …`")
+        raise UserError(f"{path}: no such file; write it first with `localavg prepare …`")
     with open(path, "rb"):  # an unreadable file fails here, with its reason
         pass
     if not h5py.is_hdf5(path):
         raise UserError(
-            f"{path} is not an HDF5 file; a dataset is a file written by `python -m localavg "
-            "prepare …`"
+            f"{path} is not an HDF5 file; a dataset is a file written by `localavg prepare …`"
         )
     try:
         with hdf5.opened(path) as file:

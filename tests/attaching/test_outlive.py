@@ -245,7 +245,7 @@ def collecting_nothing():
 
 
 def test_a_launcher_that_ends_the_job_is_named():
-    with pytest.raises(localavg.UserError, match="mpirun --with-ft ulfm -n N python -m mpi4py PRO"):
+    with pytest.raises(localavg.UserError, match="mpirun --with-ft ulfm -n N python PRO"):
         localavg.attach(
             net(), localavg.Fleet(MPI.COMM_SELF), localavg.kavg(), on_failure="continue"
         )

@@ -127,6 +127,8 @@ def test_a_step_of_a_page_works(page, step, folder, done):
         path.parent.mkdir(parents=True, exist_ok=True)
         assert path.resolve().is_relative_to(folder), "a file of the checkout"
         path.write_text(step.what)
+        for what in [what for what in done if step.file in what]:
+            del done[what]  # it ran with another page's file of this name
         return
     if step.language == "python":
         (folder / "example.py").write_text(step.what)

@@ -188,7 +188,7 @@ def failing(owner, function, N):
 
 
 def points(name, run):
-    """The updates after which a run can be gone on with: see the README."""
+    """The updates after which a run can be gone on with: see docs/failures.md."""
     if "gossip" in LINES[name]:
         return {*run.train.t, *run.eval.t}
     t = run.averages.query("scope == 2").t
