@@ -111,6 +111,12 @@ def test_a_page_has_one_title_and_no_heading_twice(name):
     assert all(len(b) - len(a) <= 1 for (a, _), (b, _) in pairwise(headings))
 
 
+def test_what_a_page_shows_must_be_printed_whatever_the_numbers():
+    printed = "run 1: loss 0.25\n| a   |   7 s |\nend\n"
+    assert shows(printed, "run 3: loss 1e-3\n…\n| a | 12 s |") and shows(printed, "run … loss 9")
+    assert not shows(printed, "run 1: error 0.25") and not shows(printed, "run 1")
+
+
 @pytest.fixture(scope="module")
 def done():
     """The commands that have run, with their status and what they printed."""
