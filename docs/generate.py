@@ -1,9 +1,8 @@
 """Write the generated parts of the pages in docs/, from the code that they are about.
 
-A part stands between <!-- begin: NAME --> and <!-- end: NAME -->, and NAME is one of `PARTS`. All
-other text of a page is written by hand. A test fails if a part is not what this program writes.
+A part stands between <!-- begin: NAME --> and <!-- end: NAME -->, where NAME is one of `PARTS`.
 
-    python docs/generate.py     (or `make docs`)
+    python docs/generate.py     (or `make docs`; a test fails if a part is old)
 """
 
 from __future__ import annotations
