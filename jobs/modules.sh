@@ -30,6 +30,23 @@ srun_mpi() { # srun's --mpi: the first that mpi4py's library prefers and this Sl
     return 2
 }
 
+stage() { # copy the files in STAGE to a folder on every node of a Slurm job, where --data looks first
+    [ -n "${STAGE:-}" ] || return 0
+    export LOCALAVG_DATA=${LOCAL:-${TMPDIR:-/tmp}}/localavg-$SLURM_JOB_ID
+    # shellcheck disable=SC2016,SC2086 # the variables of each node; STAGE may be several files
+    srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c 'mkdir -p "$LOCALAVG_DATA" && for file; do
+        copy=$LOCALAVG_DATA/${file##*/} part=$LOCALAVG_DATA/part-$SLURM_NODEID
+        [ "$copy" -nt "$file" ] || { cp "$file" "$part" && mv "$part" "$copy"; } || exit
+    done' stage $STAGE && return
+    echo "modules.sh: cannot copy $STAGE to $LOCALAVG_DATA on every node: set LOCAL to a disk with room, or leave STAGE out" >&2
+    return 2
+}
+
+unstage() { # remove the copies
+    # shellcheck disable=SC2016
+    [ -z "${STAGE:-}" ] || srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c 'rm -rf "$LOCALAVG_DATA"'
+}
+
 lsf_mpirun() { # mpirun under LSF: alone where it knows LSF, else with LSF's hosts and with blaunch for ssh
     case $(mpirun --version 2>/dev/null) in
     *'Open MPI'*) ;;

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+STAGED = "LOCALAVG_DATA"
+"""environment variable with the folder of a node's own copies"""
 SUFFIXES = (".h5", ".hdf5")
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -11,14 +14,16 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 def places(spec: str | Path) -> list[Path]:
     """Return the paths at which a prepared file is looked for, the first one first.
 
-    A name without a folder, such as cifar10.h5, is also looked for as data/cifar10/cifar10.h5,
-    where the Makefile writes it: below the current folder, and in the checkout.
+    A name without a folder, such as cifar10.h5, is looked for in the folder that LOCALAVG_DATA
+    names, where a job has put a copy of it, and in the current folder; then as
+    data/cifar10/cifar10.h5, where the Makefile writes it, here and in the checkout.
     """
     path = Path(spec)
     if path.suffix not in SUFFIXES or path.parent != Path():
         return [path]
     made = Path("data", path.stem, path.name)
-    return [path, made, CHECKOUT / made]
+    staged = [Path(folder, path)] if (folder := os.environ.get(STAGED)) else []
+    return [*staged, path, made, CHECKOUT / made]
 
 
 def found(spec: str | Path) -> Path | None:

@@ -299,7 +299,10 @@ def test_features_of_features_are_refused(images, tmp_path):
 
 
 def test_a_set_is_found_where_make_puts_it(put, tmp_path, monkeypatch):
-    """By its name in the current folder, below data/ there, and below data/ in the checkout."""
+    """By its name in the current folder, below data/ there, and below data/ in the checkout; a
+    node's own copy comes before all of them.
+    """
+    monkeypatch.delenv("LOCALAVG_DATA", raising=False)
     monkeypatch.setattr(where, "CHECKOUT", tmp_path / "checkout")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="make fashion-mnist"):
@@ -310,7 +313,11 @@ def test_a_set_is_found_where_make_puts_it(put, tmp_path, monkeypatch):
     for spec in ("fashion-mnist", "fashion-mnist.h5", "clothes.h5"):
         assert len(datasets.load(spec, Fleet(MPI.COMM_SELF)).train.y) == 30 == where.rows(spec)
     prepare_mnist([put()], tmp_path / "clothes.h5")
+    monkeypatch.setenv("LOCALAVG_DATA", str(tmp_path / "disk"))
     assert where.found("clothes.h5") == Path("clothes.h5")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "disk" / "clothes.h5").hardlink_to(tmp_path / "clothes.h5")
+    assert where.found("clothes.h5") == tmp_path / "disk" / "clothes.h5"
     for spec in ("shoes.h5", "data/clothes.h5", "./clothes/clothes.h5"):
         with pytest.raises(UserError, match=f"{spec}: no such file"):
             datasets.load(spec, Fleet(MPI.COMM_SELF))

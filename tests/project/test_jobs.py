@@ -1,5 +1,6 @@
 """The batch templates: their directives, what they start, and shellcheck."""
 
+import os
 import re
 import shlex
 import shutil
@@ -8,12 +9,19 @@ import subprocess
 import pytest
 from mpi import ROOT
 
+from localavg.__main__ import parser
+from localavg.cli.train import given
+from localavg.training import checks
+from localavg.training.length import Length
+
 JOBS = ROOT / "jobs"
 SLURM = [JOBS / "slurm" / name for name in ("train.sbatch", "sweep.sbatch")]
 JSRUN = [JOBS / "lsf" / name for name in ("train.jsrun", "sweep.jsrun")]
 LSF = [*JSRUN, *(JOBS / "lsf" / name for name in ("train.lsf", "sweep.lsf"))]
+IMAGENET = JOBS / "examples" / "imagenet.sbatch"
 SCRIPTS = [
     *SLURM,
+    IMAGENET,
     *LSF,
     JOBS / "emulated" / "slurm",
     JOBS / "local" / "sweep",
@@ -63,7 +71,8 @@ def test_slurms_directives(path):
     assert "--gpus-per-task" not in found
     text = path.read_text()
     assert "export SRUN_CPUS_PER_TASK=$SLURM_CPUS_PER_TASK" in text
-    assert "--cpu-bind=cores --mem-bind=local --kill-on-bad-exit=1" in commands(path)
+    bound = "--distribution=block:block --cpu-bind=cores --mem-bind=local --kill-on-bad-exit=1"
+    assert bound in commands(path)
     assert 'scontrol requeue "$SLURM_JOB_ID"' in commands(path)
 
 
@@ -131,6 +140,82 @@ def test_slurm_requeues_a_job_so_many_times_and_no_more(path, tmp_path):
             timeout=60,
         )
         assert done.returncode == status and said in done.stdout + done.stderr
+
+
+SRUN = """#!/bin/bash
+case $* in *list*) echo pmix; exit ;; esac
+echo "srun ${*//$'\\n'/ }" >>"$LOG"
+while [[ $1 == --* ]]; do shift; done
+case $* in bash*) for SLURM_NODEID in 0 1; do export SLURM_NODEID; "$@" || exit; done ;; esac
+[[ $* == bash* ]] || ls "${LOCALAVG_DATA:-/nowhere}" >>"$LOG" 2>&1
+"""
+
+
+def submitted(path, folder, *words, **env):
+    """A template's status and what it said, with a stand-in of srun: what it started is in `log`."""
+    for name, text in (("srun", SRUN), ("python", "#!/bin/sh\necho Open MPI\n")):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    (folder / "jobs").symlink_to(JOBS)
+    env = {
+        "PATH": f"{folder}:/usr/bin:/bin",
+        "PYTHON": str(folder / "python"),
+        "SLURM_SUBMIT_DIR": str(folder),
+        "SLURM_JOB_ID": "7",
+        "SLURM_NNODES": "2",
+        "SLURM_CPUS_PER_TASK": "1",
+        "LOG": str(folder / "log"),
+        **env,
+    }
+    return subprocess.run(
+        ["bash", path, *words], env=env, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_data_is_on_the_nodes_while_the_run_lasts(tmp_path):
+    """Two files, one of which is there already, and an old copy that is made again."""
+    local = tmp_path / "disk" / "localavg-7"
+    local.mkdir(parents=True)
+    for name in ("a.h5", "b.h5"):
+        (tmp_path / name).write_text("new")
+        (local / name).write_text("old")
+    os.utime(local / "a.h5", (0, 0))
+    os.utime(local / "b.h5", (2**31, 2**31))
+    files = f"{tmp_path}/a.h5 {tmp_path}/b.h5"
+    where = {"STAGE": files, "LOCAL": str(tmp_path / "disk")}
+    done = submitted(SLURM[0], tmp_path, "kavg", "--out", "x.h5", **where)
+    assert done.returncode == 0, done.stderr
+    copied, run, *there, removed = (tmp_path / "log").read_text().splitlines()
+    assert "--ntasks=2 --ntasks-per-node=1" in copied and " localavg train kavg" in run
+    assert there == ["a.h5", "b.h5"] and "rm -rf" in removed and not local.exists()
+
+
+def test_a_copy_is_whole_or_the_job_does_not_start(tmp_path):
+    where = {"STAGE": f"{tmp_path}/nothing.h5", "LOCAL": str(tmp_path / "disk")}
+    done = submitted(SLURM[0], tmp_path, "kavg", "--out", "x.h5", **where)
+    assert done.returncode == 2 and "set LOCAL to a disk with room" in done.stderr
+    assert " train " not in (tmp_path / "log").read_text()
+
+
+def test_the_imagenet_job_starts_a_run_that_the_command_line_takes(tmp_path):
+    """As it stands, and as the trial of its head; it asks for what the template asks for."""
+    mine, template = directives(IMAGENET), directives(SLURM[0])
+    assert mine.keys() == template.keys()
+    differ = {name for name in mine if mine[name] != template[name]}
+    assert differ == {"--job-name", "--time", "--nodes", "--signal"}
+    trial = re.search(r"^#   sbatch --time=\S+ (\S+) (.*)$", IMAGENET.read_text(), re.M)
+    assert trial[1] == "jobs/examples/imagenet.sbatch"
+    (tmp_path / "imagenet.h5").write_text("")
+    where = {"STAGE": str(tmp_path / "imagenet.h5"), "LOCAL": str(tmp_path)}
+    for words, steps in (((), 56_302), (shlex.split(trial[2]), 19)):
+        (tmp_path / str(steps)).mkdir()
+        done = submitted(IMAGENET, tmp_path / str(steps), *words, **where)
+        assert done.returncode == 0, done.stderr
+        line = (tmp_path / str(steps) / "log").read_text().splitlines()[1]
+        command = shlex.split(line.partition(" localavg ")[2])
+        config = checks.read(given(parser().parse_args(command)))
+        checked = Length.of(config, 16, 1_281_167 / (16 * config.batch_size))
+        assert checked.T == steps and config.resume and config.data == "imagenet.h5"
 
 
 def test_the_warning_goes_to_the_ranks_of_a_run_and_to_the_shell_of_a_sweep():
