@@ -15,6 +15,7 @@ one of its names is first used.
 """
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 __version__ = "0.1.0"
@@ -36,6 +37,8 @@ def __getattr__(name: str) -> Any:
         return getattr(import_module(f"localavg.{_HOME[name]}"), name)
     if name == "__all__":
         return [*_HOME, *_algorithms(), "__version__"]
+    if find_spec(f"{__name__}.{name}"):  # a module: `from localavg import errors` imports it next
+        raise AttributeError(name)
     if not name.startswith("_") and name in (table := _algorithms()):
         return table[name]
     raise AttributeError(f"module 'localavg' has no attribute {name!r}")

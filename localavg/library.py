@@ -6,7 +6,7 @@ import gc
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from importlib import import_module
@@ -24,6 +24,7 @@ from localavg.training import checks
 if TYPE_CHECKING:
     from mpi4py import MPI
 
+    from localavg.algorithms.base import Algorithm
     from localavg.interfaces import Settings
     from localavg.parallel.probe import Probe
     from localavg.training.ending import Outcome
@@ -35,12 +36,19 @@ BETWEEN = ("auto", "cuda_aware")  # transports whose choice asks whether MPI tak
 
 
 def train(
-    algorithm: str, *, out: str | os.PathLike[str] | None = None, world: Any = None, **settings: Any
+    algorithm: str | Callable[..., Algorithm],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    world: Any = None,
+    **settings: Any,
 ) -> Run:
     """Train as ``localavg train ALGORITHM`` does, and return what is in the run file.
 
         run = localavg.train("kavg", K=16, learners=8, data="digits", model="mlp", epochs=5)
 
+    algorithm: its name, or a function of your own that makes one, as the functions of the table do:
+    `jobs/examples/own_algorithm.py`. Its parameters are settings too, and its name is that of the
+    algorithm in the run file.
     settings: the options of the command line by their names, with _ for -; their units are those of
     the command line. None leaves a setting out. out: the run file; by default a new one in the
     system's temporary folder. world: an intracommunicator of mpi4py, COMM_WORLD by default.

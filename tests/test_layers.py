@@ -226,6 +226,14 @@ def test_the_library_offers_every_synchronous_algorithm_and_loads_nothing_before
     assert loaded("-c", words) & HEAVY == set()
 
 
+def test_any_name_of_the_library_may_be_the_first_that_a_program_uses():
+    """Modules import each other, so what comes first decides whether it works."""
+    words = "import sys, localavg; names = [*localavg._HOME, 'kavg']\nfor name in names:\n"
+    words += " for module in [m for m in sys.modules if m.startswith('localavg')]:\n"
+    words += "  del sys.modules[module]\n import localavg; getattr(localavg, name)"
+    assert "mpi4py" in loaded("-c", words)  # for Fleet
+
+
 def test_the_list_of_loaded_packages_shows_h5py_where_it_is():
     found = loaded("-c", "import localavg.files.record")
     assert {"localavg", "h5py"} <= found and not found & {"matplotlib", "pandas"}

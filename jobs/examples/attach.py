@@ -7,12 +7,12 @@ on 360 test digits, about 98 %.
 
 Cost: about 10 s and 400 MB a rank on two cores; nothing is downloaded.
 
-    jobs/local/mpirun -n 2 python -m mpi4py jobs/examples/attach.py
+    jobs/local/mpirun -n 2 python jobs/examples/attach.py
 
 --algorithm takes any synchronous algorithm with its options as NAME=VALUE; --out writes a run file
 for the figures:
 
-    jobs/local/mpirun -n 2 python -m mpi4py jobs/examples/attach.py \\
+    jobs/local/mpirun -n 2 python jobs/examples/attach.py \\
         --algorithm hieravg K1=2 K2=8 S=2 --out digits.h5
 """
 

@@ -6,7 +6,7 @@ last average, deal out what is left of the epoch among themselves, and go on.
 
 Cost: about 15 s and 400 MB a rank on two cores; nothing is downloaded. It needs Open MPI 5.
 
-    jobs/local/mpirun --with-ft ulfm -n 3 python -m mpi4py jobs/examples/survive.py
+    jobs/local/mpirun --with-ft ulfm -n 3 python jobs/examples/survive.py
 """
 
 from __future__ import annotations

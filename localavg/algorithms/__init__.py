@@ -167,4 +167,7 @@ def make(
             f"give a number, or use one of {rows}"
         )
     run = {"P": P, "momentum": momentum, "step_size": step_size}
-    return BOTH[name](**arguments(BOTH[name], given, T, epoch, run))
+    made = BOTH[name](**arguments(BOTH[name], given, T, epoch, run))
+    if not isinstance(made, Algorithm | Asynchronous):
+        raise UserError(f"algorithm {name}: its function returned {made!r}, and not an Algorithm")
+    return made

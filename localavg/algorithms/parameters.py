@@ -22,7 +22,7 @@ from numbers import Real
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_args, get_type_hints
 
 from localavg.algorithms.base import Algorithm
-from localavg.errors import LARGEST, bad, positive, whole
+from localavg.errors import LARGEST, UserError, bad, positive, whole
 from localavg.interfaces import Settings
 
 Given = ParamSpec("Given")
@@ -158,7 +158,9 @@ def declared(function: Callable) -> dict[str, Declared]:
     found: dict[str, Declared] = {}
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.VAR_KEYWORD:
-            (common,) = get_args(hints[p.name])  # of Unpack[Common]
+            (common,) = get_args(hints.get(p.name)) or (None,)  # of Unpack[Common]
+            if common is None:
+                raise UserError(f"`**{p.name}` of an algorithm: declare it as Unpack[Common]")
             keys = get_type_hints(common, include_extras=True)
             found |= {name: Declared(None, hint) for name, hint in keys.items()}
         else:
@@ -247,5 +249,6 @@ def _option(name: str, p: Declared) -> Option:
     kind = _plain(_bare(p.hint))
     if isinstance(note, Length):
         return Option(note.name, name, note.takes, note.default, note.help, note)
-    assert kind is not None, f"{name}: declare bool, int, float or str, or a Length"
+    if kind is None:
+        raise UserError(f"`{name}` of an algorithm: declare it as bool, int, float or str")
     return Option(name, name, kind, p.default, note, None)

@@ -297,6 +297,8 @@ class Averager:
         if self._recovery is not None:
             self._recovery.copies.forget()
         self._load(state)
+        if self._log is not None:
+            self._log.resume(self.t, last=self.t if self.scope else self._start)
 
     def _load(self, state: Settings) -> None:
         """Set everything but the model and the optimisers to a state that fits."""

@@ -87,6 +87,12 @@ class Log(Recorder):
         if scope in (Scope.WORLD, Scope.NEIGHBOURS) and t >= self.due:
             self.row(t, gamma)
 
+    def resume(self, t: int, last: int) -> None:
+        """Go on after update t of an earlier program, whose last exchange came after `last`."""
+        self.losses.clear()
+        self.reported, self.due = t, t + 1
+        self.averages.resume(last)
+
     def row(self, t: int, gamma: float) -> None:
         """Write a row of /train, unless t has one, and the rows of /averages. Collective."""
         new = t > self.reported

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from dataclasses import Field, fields
 from difflib import get_close_matches
-from functools import cache
 from numbers import Real
 from typing import Any
 
 from localavg import algorithms
 from localavg.algorithms.parameters import AUTO, Option, updates_or_auto
+from localavg.cli.own import name_of
 from localavg.cli.train import ALSO, kind_of
 from localavg.config import TrainConfig
 from localavg.errors import UserError, bad, whole
@@ -21,7 +21,7 @@ def read(given: Settings) -> dict[str, object]:
     """Return the settings as the command line would give them, those that are given."""
     algorithm = given["algorithm"]
     if not isinstance(algorithm, str):
-        raise UserError(f'algorithm {algorithm!r}: give its name, as in localavg.train("kavg")')
+        algorithm = name_of(algorithm)
     if algorithm not in algorithms.BOTH:
         raise algorithms.unknown(algorithm)
     earlier = {word.removeprefix("--"): name for name, words in ALSO.items() for word in words}
@@ -40,7 +40,6 @@ def read(given: Settings) -> dict[str, object]:
     return found
 
 
-@cache
 def _known(algorithm: str) -> dict[str, Field | Option]:
     """Return the settings that a run with this algorithm may have, and the options of others."""
     own = {name: x for a in algorithms.BOTH for name, x in algorithms.declared(a).items()}

@@ -51,6 +51,10 @@ class Averages:
         together = np.sum(self._fleet.world.allgather(mine), axis=0)
         self._bytes = dict(zip(each, together.tolist(), strict=True))
 
+    def resume(self, last: int) -> None:
+        """Go on in a new run file; the last exchange came after update `last`."""
+        self._last = last
+
     def move(self, fleet: Fleet, payload: Payload) -> None:
         """Go on with other ranks, or with other rows. Collective."""
         self._fleet, self._payload = fleet, payload

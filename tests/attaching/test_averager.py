@@ -1358,7 +1358,7 @@ def launch_lines():
 
 def test_the_example_by_its_own_launch_line():
     _, ranks, *words = launch_lines()[0]
-    done = run(int(ranks), *words[3:], check=True)
+    done = run(int(ranks), *words[1:], check=True, program=("python",))
     accuracies = [float(x) for x in re.findall(r"test accuracy ([\d.]+) %", done.stdout)]
     assert accuracies[-1] >= 97
 

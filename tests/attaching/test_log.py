@@ -150,6 +150,40 @@ def test_a_run_that_does_not_finish_says_so_in_its_file(tmp_path):
     assert differ.status == "failed" and differ.attrs["failure"] == said
 
 
+def resumed(world, folder):
+    """A loop that stops after update 10, and one that goes on from there in a new file."""
+    fleet = localavg.Fleet(world)
+    for name, make in (("kavg", lambda: localavg.kavg(K=4)), ("sync", localavg.sync)):
+        states = []
+        for part, (start, end) in enumerate(((0, 10), (10, 17))):
+            torch.manual_seed(0)
+            model = nn.Linear(D, 1)
+            optimizer = torch.optim.SGD(model.parameters(), 0.1)
+            path = f"{folder}/{name}-{part}.h5"
+            averager = localavg.attach(model, fleet, make(), optimizer, log=path)
+            for x, state in zip((model, averager), states, strict=False):
+                x.load_state_dict(state)
+            for t in range(start + 1, end + 1):
+                optimizer.zero_grad()
+                model(torch.ones(B, D)).square().mean().backward()
+                optimizer.step()
+                averager.step(float(t))
+            states = [x.state_dict() for x in (model, averager)]
+        averager.finish()
+
+
+def test_the_file_of_a_resumed_program_counts_from_where_it_resumes(tmp_path):
+    """Its losses are those of its own updates, and the first period began before it."""
+    call(2, resumed, str(tmp_path))
+    second = load(tmp_path / "kavg-1.h5")
+    assert second.train.t.tolist() == [12, 16, 17]
+    assert second.train.loss.tolist() == [11.5, 14.5, 17]
+    assert second.averages.t.tolist() == [12, 16, 17]
+    assert second.averages.period.tolist() == [4, 4, 1]
+    sync = load(tmp_path / "sync-1.h5")
+    assert sync.averages.t.tolist() == [*range(11, 18)] and (sync.averages.period == 1).all()
+
+
 ENDS = """\
 import sys, threading
 import torch, localavg

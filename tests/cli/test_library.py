@@ -8,6 +8,8 @@ import subprocess
 import sys
 import threading
 import time
+from types import FunctionType
+from typing import Unpack
 
 import numpy as np
 import pytest
@@ -17,12 +19,15 @@ from mpi4py import MPI
 from threadpoolctl import threadpool_info, threadpool_limits
 
 import localavg
-from localavg import library
+from localavg import algorithms, library
+from localavg.algorithms.base import Algorithm, Schedule
+from localavg.algorithms.common import Common, composed
 from localavg.cli import in_flags
 from localavg.errors import GO_ON
 from localavg.files.record import load
 from localavg.parallel import probe
 from localavg.parallel.fleet import Fleet
+from localavg.scope import Scope
 
 SMALL = {"data": "epsilon-like:400x20", "batch_size": 10, "steps": 12, "eval_every": 12}
 LINE = "--data epsilon-like:400x20 --batch-size 10 --steps 12 --eval-every 12"
@@ -133,8 +138,97 @@ def test_a_mistake_is_the_error_of_the_command_line(settings, line, tmp_path, ca
 def test_what_only_python_can_ask_is_refused_by_its_name(settings, told):
     with pytest.raises(localavg.UserError, match=told):
         localavg.train("kavg", **{**SMALL, **settings})
-    with pytest.raises(localavg.UserError, match=r"give its name, as in localavg.train\("):
-        localavg.train(localavg.kavg(K=4))
+
+
+def doubling(first: int = 1, **common: Unpack[Common]) -> Algorithm:
+    """Everyone averages after updates first, 2 first, 4 first, …"""
+
+    class Doubling(Schedule):
+        def after(self, t):
+            return Scope.WORLD if t in (first << i for i in range(20)) else Scope.NONE
+
+    return composed(Doubling(), **common)
+
+
+@pytest.fixture
+def table():
+    """The tables of algorithms, without the test's own afterwards."""
+    tables = algorithms.ALGORITHMS, algorithms.BOTH
+    kept = [dict(table) for table in tables]
+    yield
+    for table, before in zip(tables, kept, strict=True):
+        table.clear()
+        table.update(before)
+
+
+def test_an_algorithm_of_ones_own_is_an_algorithm(tmp_path, table):
+    """Its options and the common ones work, a later one of its name takes its place, and its run
+    resumes.
+    """
+    whole = localavg.train(doubling, first=3, mu=0.5, learners=4, save_weights=True, **SMALL)
+    assert whole.averages.t.tolist() == [3, 6, 12] and whole.config["algorithm"] == "doubling"
+    assert (whole.config["first"], whole.config["outer"]) == (3, "momentum")
+    more = {"first": 3, "mu": 0.5, "learners": 4, "save_weights": True, "out": tmp_path / "a.h5"}
+    localavg.train(doubling, time_limit="1s", **{**SMALL, **more, "steps": 10**8})
+    with pytest.raises(localavg.UserError, match="was made with steps = 100000000, not 12"):
+        localavg.train("doubling", resume=True, **SMALL, **more)
+    again = FunctionType(doubling.__code__, globals(), "doubling", (2,), doubling.__closure__)
+    again.__annotations__ = doubling.__annotations__
+    assert localavg.train(again, learners=2, **SMALL).averages.t.tolist() == [2, 4, 8, 12]
+    with pytest.raises(localavg.UserError, match="`second`: no setting of a run has this name"):
+        localavg.train(doubling, second=3, **SMALL)
+
+
+def kavg(K: int = 4) -> Algorithm:
+    """Another function of the name of a row."""
+    return localavg.kavg(K)
+
+
+def with_lr(lr: float = 0.1) -> Algorithm:
+    return localavg.kavg()
+
+
+def with_every(every: int = 4) -> Algorithm:
+    return localavg.kavg(every)
+
+
+def without_default(K: int) -> Algorithm:
+    return localavg.kavg(K)
+
+
+def undeclared(K=4):
+    return localavg.kavg(K)
+
+
+def unpacked(**common):
+    return localavg.kavg()
+
+
+def nothing(K: int = 4) -> Algorithm:
+    """Forgets to return."""
+
+
+@pytest.mark.parametrize(
+    ("function", "told"),
+    [
+        (localavg.kavg(K=4), r"^algorithm kavg\(K=4\): must be a name, or a function: def mine"),
+        (lambda: localavg.kavg(), "must be a name, or a function"),
+        (kavg, "^algorithm kavg: localavg has one of this name; give yours another one"),
+        (with_lr, "^algorithm with_lr: `lr` is a setting of every run"),
+        (with_every, "^algorithm with_every: `every` is a setting of every run"),
+        (without_default, "^algorithm without_default: `K` needs a default"),
+        (undeclared, "^`K` of an algorithm: declare it as bool, int, float or str"),
+        (unpacked, r"^`\*\*common` of an algorithm: declare it as Unpack\[Common\]"),
+        (nothing, "^algorithm nothing: its function returned None, and not an Algorithm"),
+    ],
+)
+def test_a_function_that_makes_no_algorithm_is_refused(function, told, table):
+    with pytest.raises(localavg.UserError, match=told):
+        localavg.train(function, **SMALL)
+
+
+def test_the_packages_own_functions_may_be_given_too():
+    assert localavg.train(localavg.kavg, K=6, learners=2, **SMALL).averages.t.tolist() == [6, 12]
 
 
 def test_a_run_that_diverges_is_returned(tmp_path, capsys):
