@@ -219,11 +219,10 @@ def launch(name: str) -> list[str]:
     cost = re.search(r"^#.*paper: (\d+ runs?.*)\.$", text, re.M)
     data = re.search(r'^data = "(.*)"', paper, re.M)
     assert cost and data, f"{name}.toml states no cost or no data of the paper's scale"
-    no_gpu = "" if "cuda" in paper else " --submit=--gpus-per-node=0"
     return [
         f"The paper's scale, {cost[1]}:",
         f"    .venv/bin/python -m localavg sweep jobs/sweeps/{name}.toml --scale paper "
-        f"--launcher slurm{no_gpu} --set data={data[1]}",
+        f"--launcher slurm --set data={data[1]}",
     ]
 
 

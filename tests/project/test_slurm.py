@@ -175,6 +175,35 @@ def test_the_train_template_runs_on_two_nodes_and_finishes(uninterrupted):
     assert (uninterrupted.averages.bytes_cross > 0).all()
 
 
+def test_the_smoke_test_of_the_page_about_clusters(cluster, tmp_path):
+    """A run that finishes, and one that stops by itself and is requeued."""
+    page = (ROOT / "docs/cluster.md").read_text()
+    finishes, stops = re.findall(r"^sbatch --time=5 (--\S+ .*) --out \S+$", page, re.M)
+    out, log = tmp_path / "smoke.h5", tmp_path / "log"
+    number = cluster.submit(f"--output={log}", *finishes.split(), "--out", out)
+    assert cluster.wait(number, over)["JobState"] == "COMPLETED", log.read_text()
+    assert record.load(out).status == "finished"
+    words = stops.replace("--time-limit 1min", "--time-limit 15s").split()
+    number = cluster.submit(f"--output={log}", *words, "--out", tmp_path / "stops.h5")
+    cluster.wait(number, lambda job: job["Restarts"] == "1", 120)
+    cluster.run("scancel", number)
+    assert f"job {number} is requeued to resume" in log.read_text()
+
+
+def test_data_is_copied_to_every_node_and_removed(cluster, tmp_path):
+    rows = "".join(f"{'+1' if i % 3 else '-1'} 1:{i / 10} 2:{-i / 7}\n" for i in range(40))
+    (tmp_path / "rows.txt").write_text(rows)
+    prepare = "prepare", "libsvm", tmp_path / "rows.txt", "--out", tmp_path / "rows.h5"
+    cluster.run(sys.executable, "-m", "localavg", *prepare)
+    log, disk = tmp_path / "log", tmp_path / "disk"
+    words = "kavg", "--data", "rows.h5", "--batch-size", "4", "--out", tmp_path / "a.h5"
+    env = f"--export=ALL,STAGE={tmp_path / 'rows.h5'},LOCAL={disk}"
+    number = cluster.submit(env, f"--output={log}", ROOT / "jobs/slurm/train.sbatch", *words)
+    assert cluster.wait(number, over)["JobState"] == "COMPLETED", log.read_text()
+    assert record.load(tmp_path / "a.h5").status == "finished"
+    assert disk.exists() and list(disk.iterdir()) == []
+
+
 def test_a_job_array_does_a_sweep_share_by_share_two_runs_at_once(cluster, tmp_path):
     """Runs of two ranks, of which a node takes four: each job does both runs of its share at once."""
     (tmp_path / "small.toml").write_text(SMALL)
