@@ -1251,14 +1251,14 @@ MUTANTS = [
     Mutant(
         "auto: the last round alone counts",
         "localavg/algorithms/auto.py",
-        "(average_s, update_s)][-RECENT:]",
-        "(average_s, update_s)][-1:] * RECENT",
+        "(of.average_s, of.update_s)][-RECENT:]",
+        "(of.average_s, of.update_s)][-1:] * RECENT",
         "tests/algorithms/test_auto.py::test_the_times_are_medians_of_the_last_five_rounds",
     ),
     Mutant(
         "auto: rounds whose times are not known count",
         "localavg/algorithms/auto.py",
-        "if average_s >= 0 and update_s > 0:",
+        "if of.average_s >= 0 and of.update_s > 0:",
         "if True:",
         "tests/algorithms/test_auto.py::test_times_that_are_not_known_do_not_count",
     ),
@@ -1272,15 +1272,15 @@ MUTANTS = [
     Mutant(
         "auto: the losses of the same round are compared",
         "localavg/algorithms/auto.py",
-        "if K > 1 and math.isfinite(first - l):",
-        "l = last\n        if K > 1 and math.isfinite(first - l):",
+        "if K > 1 and math.isfinite(of.first - l):",
+        "l = of.last\n        if K > 1 and math.isfinite(of.first - l):",
         "tests/algorithms/test_auto.py::test_it_is_the_rule_in_words",
     ),
     Mutant(
         "auto: a loss is undone by all updates of a round",
         "localavg/algorithms/auto.py",
-        "(first - l, (K - 1) * l)",
-        "(first - l, K * l)",
+        "(of.first - l, (K - 1) * l)",
+        "(of.first - l, K * l)",
         "tests/algorithms/test_auto.py::test_what_averages_undo_bounds_the_period",
     ),
     Mutant(
@@ -1300,7 +1300,7 @@ MUTANTS = [
     Mutant(
         "auto: one update a round for ever",
         "localavg/algorithms/auto.py",
-        "look = self.ones == SEEN and by_time > 1",
+        "look = self.K == best == 1 < by_time and self.ones >= SEEN",
         "look = False",
         "tests/algorithms/test_auto.py::test_learners_that_lose_all_at_an_average_average_always_and_look_again",
     ),
@@ -1328,17 +1328,23 @@ MUTANTS = [
     Mutant(
         "auto: the last losses count twice",
         "localavg/training/losses.py",
-        "(sum(row), row[0], row[-1])",
-        "(sum(row), row[-1], row[-1])",
-        "tests/algorithms/test_adacomm.py::"
-        "test_the_mean_of_the_losses_is_over_learners_and_updates_since_the_last_call",
+        "rows[:, 0].sum()",
+        "rows[:, -1].sum()",
+        "tests/algorithms/test_auto.py::test_losses_from_before_the_switch_do_not_count",
     ),
     Mutant(
         "auto: losses before its begin count",
         "localavg/training/averaging.py",
-        "                self._heard.take()  # of updates before it begins\n",
+        "                self._heard.ends()  # of updates before it begins: they do not count\n",
         "",
         "tests/algorithms/test_auto.py::test_losses_from_before_the_switch_do_not_count",
+    ),
+    Mutant(
+        "auto: ranks meet at every average",
+        "localavg/algorithms/auto.py",
+        "self.left, self.every = self.every, min(2 * self.every, EVERY)",
+        "pass",
+        "tests/algorithms/test_auto.py::test_ranks_meet_for_a_choice_after_more_and_more_averages",
     ),
     Mutant(
         "auto: the first round counts",

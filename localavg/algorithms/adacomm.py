@@ -21,12 +21,13 @@ that no average falls into is passed over.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Annotated, Unpack
 
 from localavg.algorithms.about import about
-from localavg.algorithms.base import NO_COSTS, Algorithm, Costs, Schedule, check_period
+from localavg.algorithms.base import Algorithm, Costs, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import Length, algorithm
 from localavg.config import seconds
@@ -128,7 +129,12 @@ class LossAndStep(Schedule):
         return Scope.WORLD if t == self.due else Scope.NONE
 
     def observe(
-        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        costs: Sequence[Costs] = (),
     ) -> None:
         now = t if self.updates else wall_s
         if t == 0:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Unpack
 
 from localavg.algorithms.about import about
-from localavg.algorithms.base import NO_COSTS, Algorithm, Costs, Schedule, check_period
+from localavg.algorithms.base import Algorithm, Costs, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import Epochs, FractionOfT, StagesInEpochs, algorithm
 from localavg.errors import UserError, bad, whole
@@ -122,7 +122,12 @@ class VarianceDriven(Schedule):
         return Scope.WORLD
 
     def observe(
-        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        costs: Sequence[Costs] = (),
     ) -> None:
         S, k = value, t - self.warmup_steps - 1  # S_k of line 11
         if k < 0:

@@ -2,7 +2,8 @@
 
 For the rows with a fixed K, with K = auto:
 
-    K ← 4; from the second average of everyone on, after which times are known, at each of them:
+    K ← 4; at the second average of everyone, after which times are known, then at each one while K
+    doubles, else after 1, 2, 4, 8, 8, … averages:
         a, c: seconds of an average without waiting, and of an update; medians of the last 5 rounds
         f, l: mean loss of the learners in the first update after an average, in the last before it
         x ← Σ(f − l) / Σ(K − 1)l, at least 0             sums over the last 16 averages with K > 1
@@ -17,6 +18,7 @@ to a loss grew about as √(f/l) (BENCHMARKS.md has them). Where the learners' d
 and K* = K_time: averages take at most ε/(1 + ε) of the time. The spread S of the learners does not
 tell these cases apart: with different data, too, S/(γK) was the same for all K.
 
+A choice takes a meeting of all ranks, which may cost as much as an average: so after 8 of them.
 K at most doubles from one average to the next, so that a run on a slow link, whose K_time may be as
 long as the run, does not end with hardly any average. With K = 1 nothing is undone that could be
 seen: after 16 such rounds one has K = 2. A delayed average costs what updates do not hide: a is the
@@ -27,14 +29,14 @@ times differ from run to run: a run repeats another one by `replay`.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
 import numpy as np
 
-from localavg.algorithms.base import NO_COSTS, Costs, Schedule
+from localavg.algorithms.base import Costs, Schedule
 from localavg.scope import Scope
 
 EPSILON = 0.05
@@ -43,6 +45,8 @@ FIRST = 4
 """K before the times are known"""
 RECENT = 5
 """the last rounds, whose medians count"""
+EVERY = 8
+"""averages from one choice to the next, at last"""
 SEEN = 16
 """the last averages whose losses count; rounds of one update after which one has two"""
 REASONS = "start", "growth", "time", "losses", "look"
@@ -77,8 +81,9 @@ class Auto(Schedule):
     rounds: list[tuple[float, float]] = field(default_factory=list)  # (a, c), the last ones
     undone: list[tuple[float, float]] = field(default_factory=list)  # (f − l, (K − 1)l), likewise
     before: tuple[int, float] = 0, 0.0  # K and l of the last round
-    t: int = 0  # of the last average
     ones: int = 0  # rounds of one update since K was last another
+    left: int = 2  # averages until the next choice
+    every: int = 1  # averages between choices, more and more of them
     reason: str = "start"
     least: int = 1  # τ: a mean begins no earlier than the last one has arrived
     needs = "pace"
@@ -91,34 +96,48 @@ class Auto(Schedule):
         if self.cnt < max(self.K, self.least):
             return Scope.NONE
         self.cnt = 0
+        self.left -= 1
         return Scope.WORLD
 
+    @property
+    def chooses(self) -> bool:
+        return self.left <= 0
+
     def observe(
-        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        costs: Sequence[Costs] = (),
     ) -> None:
-        """Choose K. costs: a, c, f and l of the round that ends at t."""
-        self._see(t, costs.first, costs.last)
-        if costs.average_s >= 0 and costs.update_s > 0:
-            self.rounds = [*self.rounds, (costs.average_s, costs.update_s)][-RECENT:]
+        """Choose K."""
+        for each in costs:
+            self._see(each)
+        self.left = 1
         if not self.rounds:
             return
         average_s, update_s = self.medians
         by_time = time_K(average_s, update_s)
         best = best_K(average_s / update_s, self.x, by_time)
-        self.ones = self.ones + 1 if self.K == best == 1 else 0
-        look = self.ones == SEEN and by_time > 1
+        look = self.K == best == 1 < by_time and self.ones >= SEEN
         wanted = max(self.least, 2 if look else best)
         growing = wanted > 2 * self.K
         self.K = 2 * self.K if growing else wanted
         by_losses = "losses" if best < by_time else "time"
         self.reason = "look" if look else "growth" if growing else by_losses
+        if not (look or growing):
+            self.left, self.every = self.every, min(2 * self.every, EVERY)
 
-    def _see(self, t: int, first: float, last: float) -> None:
-        """Note what the average before the round that ends at t has undone."""
+    def _see(self, of: Costs) -> None:
+        """Note the times of a round, and what the average before it has undone."""
         K, l = self.before
-        if K > 1 and math.isfinite(first - l):
-            self.undone = [*self.undone, (first - l, (K - 1) * l)][-SEEN:]
-        self.before, self.t = (t - self.t, last), t
+        if K > 1 and math.isfinite(of.first - l):
+            self.undone = [*self.undone, (of.first - l, (K - 1) * l)][-SEEN:]
+        self.before = of.updates, of.last
+        self.ones = self.ones + 1 if of.updates == 1 else 0
+        if of.average_s >= 0 and of.update_s > 0:
+            self.rounds = [*self.rounds, (of.average_s, of.update_s)][-RECENT:]
 
     @property
     def x(self) -> float:
@@ -165,11 +184,12 @@ class Auto(Schedule):
         pairs: dict[str, list[Any]]
         pairs = {"rounds": self.rounds, "undone": self.undone, "before": [self.before]}
         flat = {name: [float(x) for pair in of for x in pair] for name, of in pairs.items()}
-        mine = {"K": self.K, "cnt": self.cnt, "t": self.t, "ones": self.ones}
+        mine = {"K": self.K, "cnt": self.cnt, "ones": self.ones, "left": self.left}
+        mine["every"] = self.every
         return {**mine, **flat, "reason": REASONS.index(self.reason)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        for name in ("K", "cnt", "t", "ones"):
+        for name in ("K", "cnt", "ones", "left", "every"):
             setattr(self, name, int(state[name]))
         pairs = {}
         for name in ("rounds", "undone", "before"):

@@ -80,19 +80,18 @@ class Algorithm:
 
 
 class Costs(NamedTuple):
-    """What a schedule that chooses K learns of the updates since the last average.
+    """What a schedule that chooses K learns of a round, the updates from an average to the next.
 
-    average_s, update_s: seconds of an average without waiting, and of an update. first, last: the
-    mean loss of all learners in the first update, and in the last one. NaN is not known.
+    updates: how many. average_s, update_s: seconds of an average without waiting, and of an update.
+    first, last: the mean loss of all learners in the first update, and in the last one. NaN is not
+    known.
     """
 
+    updates: int
     average_s: float = math.nan
     update_s: float = math.nan
     first: float = math.nan
     last: float = math.nan
-
-
-NO_COSTS = Costs()
 
 
 class Schedule(ABC):
@@ -145,17 +144,27 @@ class Schedule(ABC):
     def after(self, t: int) -> Scope:
         """Return who averages after local update t, t = 1, 2, …"""
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a schedule that needs pace chooses at this average; else it waits for more."""
+        return True
+
     def delayed(self, tau: int) -> None:  # noqa: B027
         """Take notice that a mean begins no earlier than τ updates after the last one."""
 
     def observe(  # noqa: B027
-        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        costs: Sequence[Costs] = (),
     ) -> None:
         """Take the feedback after the average at t, and F(w̄) or the time where it begins.
 
         value: S, F(w̄), or the mean loss of all learners in the updates since the last average, as
-        `needs` says; the latter for pace. gamma: the step size γ of update t. wall_s: the seconds
-        of the run so far, for schedules that need losses. costs: for pace, NaN where not known.
+        `needs` says; NaN for pace. gamma: the step size γ of update t. wall_s: the seconds of the
+        run so far, for schedules that need losses. costs: for pace, the rounds since the last call.
         All are the same on all ranks.
         """
 

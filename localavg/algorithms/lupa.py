@@ -9,19 +9,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Unpack
 
 from localavg.algorithms.about import about
-from localavg.algorithms.base import (
-    NO_COSTS,
-    Algorithm,
-    Costs,
-    Mean,
-    NoExchange,
-    Schedule,
-    check_period,
-)
+from localavg.algorithms.base import Algorithm, Costs, Mean, NoExchange, Schedule, check_period
 from localavg.algorithms.common import Common, composed
 from localavg.algorithms.parameters import algorithm
 from localavg.errors import UserError, bad
@@ -114,7 +107,12 @@ class LossDriven(Schedule):
         return Scope.WORLD if t == self.due else Scope.NONE  # line 6
 
     def observe(
-        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        costs: Sequence[Costs] = (),
     ) -> None:
         if t == 0:
             self.F0 = value

@@ -18,11 +18,11 @@ t₀, which this row leaves out.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from localavg.algorithms.base import NO_COSTS, Costs, Schedule
+from localavg.algorithms.base import Costs, Schedule
 from localavg.scope import Scope
 
 
@@ -53,11 +53,20 @@ class Switched(Schedule):
         return self.rest.after(t - self.t0) if t > self.t0 else Scope.NONE
 
     @property
+    def chooses(self) -> bool:
+        return self.rest.chooses
+
+    @property
     def decision(self) -> Mapping[str, float | str]:
         return self.rest.decision
 
     def observe(
-        self, t: int, value: float, gamma: float, wall_s: float = math.nan, costs: Costs = NO_COSTS
+        self,
+        t: int,
+        value: float,
+        gamma: float,
+        wall_s: float = math.nan,
+        costs: Sequence[Costs] = (),
     ) -> None:
         self.rest.observe(t - self.t0, value, gamma, wall_s, costs)
 

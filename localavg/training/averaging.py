@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-from localavg.algorithms.base import Algorithm, Costs, Due, Gradients
+from localavg.algorithms.base import Algorithm, Due, Gradients
 from localavg.interfaces import UNTIMED, Array, Laps, Settings, Transport
 from localavg.learner.flat import Flat
 from localavg.scope import Scope
@@ -96,7 +96,7 @@ class Averaging:
                 self.wired.begin(self.w)
             if self.pace is not None:
                 self.pace.begin(t)
-                self._heard.take()  # of updates before it begins
+                self._heard.ends()  # of updates before it begins: they do not count
             elif self.schedule.needs != "variance":
                 self._steer(t, math.nan, gamma)
 
@@ -180,16 +180,17 @@ class Averaging:
         schedule = self.schedule
         self.steered = t
         if schedule.needs == "losses":
-            found = self._heard.take()
-            schedule.observe(t, found.mean, gamma, found.wall_s)
+            loss, wall_s = self._heard.take()
+            schedule.observe(t, loss, gamma, wall_s)
         elif schedule.needs == "objective":
             schedule.observe(t, self.objective(t, self.mean()), gamma)
         elif schedule.needs == "variance":
             schedule.observe(t, S, gamma)
         elif self.pace is not None:
-            times, found = self.pace.take(t), self._heard.take()
-            costs = Costs(*times, found.first, found.last)
-            schedule.observe(t, found.mean, gamma, found.wall_s, costs)
+            self.pace.end(t, *self._heard.ends())
+            if not schedule.chooses:
+                return
+            schedule.observe(t, math.nan, gamma, costs=self.pace.take())
             self.pace.note(t, schedule.decision)
 
     def _ends_round(self, begun: int, t: int, last: bool = False) -> None:

@@ -7,24 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 from localavg.interfaces import Array, Laps
 from localavg.parallel.device import numbers
 from localavg.parallel.fleet import Fleet
-
-
-class Round(NamedTuple):
-    """Mean losses of all learners between two averages, NaN without an update; and the time.
-
-    mean: over all updates. first, last: in the first update and in the last one. wall_s: the
-    seconds of the run so far.
-    """
-
-    mean: float
-    first: float
-    last: float
-    wall_s: float
 
 
 class Losses:
@@ -41,21 +27,24 @@ class Losses:
         """Add the losses of an update, of this rank's learners in their order."""
         self.found += losses
 
-    def take(self) -> Round:
-        """Return the losses since the last call: the same bits on all ranks, on any layout.
+    def ends(self) -> tuple[float, float]:
+        """Return this rank's sums of the losses of the first and of the last update, and forget."""
+        rows = self._taken()
+        return (float(rows[:, 0].sum()), float(rows[:, -1].sum())) if rows.size else (0.0, 0.0)
 
-        Collective.
+    def take(self) -> tuple[float, float]:
+        """Return the mean over all learners and the updates since the last call, and the seconds.
+
+        The mean is NaN without an update. The same bits on all ranks, on any layout. Collective.
         """
-        rows = self._rows()  # [L, updates]
-        updates, P = rows.shape[1], self.fleet.P
-        mine = [(sum(row), row[0], row[-1]) for row in rows.tolist()] if updates else []
-        self.found.clear()
+        rows = self._taken()
+        mine, updates = [sum(row) for row in rows.tolist()], rows.shape[1]
         self.laps.computed()
         found = self.fleet.world.allgather((mine, self.now_s()))
         self.laps.met()
-        sums = [sum(of) for of in zip(*(each for rank, _ in found for each in rank), strict=True)]
-        mean, first, last = (s / P for s in sums) if updates else [math.nan] * 3
-        return Round(mean / max(1, updates), first, last, found[0][1])
+        sums = [loss for losses, _ in found for loss in losses]  # [P]
+        mean = sum(sums) / (updates * self.fleet.P) if updates else math.nan
+        return mean, found[0][1]
 
     def state_dict(self) -> dict[str, Array]:
         """Return the losses since the last average, a row [updates] a learner."""
@@ -69,3 +58,9 @@ class Losses:
     def _rows(self) -> Array:
         """Return the losses [L, updates]."""
         return numbers(self.found).reshape(-1, self.fleet.L).T
+
+    def _taken(self) -> Array:
+        """Return the losses [L, updates], and forget them."""
+        rows = self._rows()
+        self.found.clear()
+        return rows

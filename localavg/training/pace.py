@@ -1,4 +1,4 @@
-"""How long averages and updates take, for a schedule that chooses the period by it."""
+"""What averages and updates cost, for a schedule that chooses the period by it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from localavg.algorithms.base import Costs
 from localavg.interfaces import Laps
 from localavg.parallel.fleet import Fleet
 from localavg.simulate.clock import Synchronous
@@ -17,7 +18,9 @@ Write = Callable[..., None]
 
 
 class Pace:
-    """The seconds of an average and of an update since the last average, alike on all ranks.
+    """The costs of the rounds since the schedule chose, alike on all ranks.
+
+    A round is what lies from an average to the next.
 
     settle: waits until all queued work is done. laps: the clock. outside_s: returns the seconds of
     the run so far that are of neither, such as those of evaluations. write(group, **row): writes
@@ -41,6 +44,7 @@ class Pace:
     def begin(self, t: int) -> None:
         """Begin after update t. The first round does not count: it has start-up, or a part."""
         self.t, self.whole = t, False
+        self.rounds: list[tuple[float, ...]] = []  # as of Costs, of this rank
         self._last, self._out_s = perf_counter(), self.outside_s()
         self.average_s = self.update_s = 0.0
         self._before_s = 0.0, 0.0  # of the modelled clock, at the last average
@@ -83,37 +87,48 @@ class Pace:
         self._last, self._out_s = now, out_s
         return took
 
-    def take(self, t: int) -> tuple[float, float]:
-        """Return the seconds of an average without waiting, and of an update, up to update t.
-
-        The rank that comes last does not wait, so the least time of an average counts; of updates
-        that of the slowest rank. Both are NaN in a round that does not count. Collective.
-        """
-        if self.modelled is not None:
-            return self._take_modelled(t)
-        updates = t - self.t
-        known = self.whole and updates > 0
-        mine = (self.average_s, self.update_s / updates) if known else (math.nan, math.nan)
-        self.laps.computed()
-        found = np.array(self.fleet.world.allgather(mine))  # [R, 2]
-        self.laps.met()
+    def end(self, t: int, first: float, last: float) -> None:
+        """End the round after update t. first, last: sums over this rank's learners, of losses."""
+        times = self._times(t) if self.modelled is None else self._modelled_times(t)
+        self.rounds.append((t - self.t, *times, first, last))
         self.t, self.whole = t, True
         self.average_s = self.update_s = 0.0
         self._lap()
-        return float(found[:, 0].min()), float(found[:, 1].max())
 
-    def _take_modelled(self, t: int) -> tuple[float, float]:
+    def _times(self, t: int) -> tuple[float, float]:
+        """Return the seconds of an average and of an update, NaN in a round that does not count."""
+        updates = t - self.t
+        known = self.whole and updates > 0
+        return (self.average_s, self.update_s / updates) if known else (math.nan, math.nan)
+
+    def _modelled_times(self, t: int) -> tuple[float, float]:
         """Return the same by the modelled clock: means over the learners that work."""
         clock = self.modelled
         assert clock is not None
         working = clock.P if clock.participants is None else clock.participants.working
         now = clock.communicate_s, clock.compute_s * clock.P / working
-        found, updates = (math.nan, math.nan), t - self.t
-        if self.whole and updates > 0:
-            found = now[0] - self._before_s[0], (now[1] - self._before_s[1]) / updates
-        self.t, self.whole = t, True
-        self._before_s = now
-        return found
+        before, self._before_s = self._before_s, now
+        updates = t - self.t
+        if not self.whole or updates <= 0:
+            return math.nan, math.nan
+        return now[0] - before[0], (now[1] - before[1]) / updates
+
+    def take(self) -> list[Costs]:
+        """Return the rounds since the last call. Collective.
+
+        The rank that comes last does not wait, so the least time of an average counts; of updates
+        that of the slowest rank.
+        """
+        mine = np.array(self.rounds, np.float64).reshape(-1, 5)
+        self.laps.computed()
+        found = np.array(self.fleet.world.allgather(mine))  # [R, rounds, 5]
+        self.laps.met()
+        self.rounds = []
+        self._lap()
+        P = self.fleet.P
+        columns = [found[..., 1].min(0), found[..., 2].max(0), *(found[..., 3:].sum(0) / P).T]
+        rounds = np.array(columns).T.tolist()  # [rounds, 4]
+        return [Costs(int(n), *of) for n, of in zip(mine[:, 0], rounds, strict=True)]
 
     def note(self, t: int, decision: Mapping[str, float | str]) -> None:
         """Write what was chosen at the average after update t, and why."""

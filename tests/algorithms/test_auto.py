@@ -13,7 +13,7 @@ from mpi4py import MPI
 import localavg
 from localavg import algorithms
 from localavg.algorithms.auto import Auto, best_K, time_K
-from localavg.algorithms.base import NO_COSTS, Costs
+from localavg.algorithms.base import Costs
 from localavg.algorithms.switch import Switched
 from localavg.cli import in_flags
 from localavg.errors import UserError
@@ -29,11 +29,14 @@ NOT_KNOWN = math.nan, math.nan
 
 def periods(schedule, T, a=lambda t: 1.0, c=lambda t: 2.0, f=lambda t: 1.0, l=lambda t: 1.0):
     """The periods of a schedule that begins at update 0; the first round's times are not known."""
-    found, last = [], 0
+    found, last, heard = [], 0, []
     for t in range(1, T + 1):
         if schedule.after(t) is Scope.WORLD:
             known = (a(t), c(t)) if last else NOT_KNOWN
-            schedule.observe(t, math.nan, 1.0, costs=Costs(*known, f(t), l(t)))
+            heard.append(Costs(t - last, *known, f(t), l(t)))
+            if schedule.chooses:
+                schedule.observe(t, math.nan, 1.0, costs=heard)
+                heard = []
             found.append(t - last)
             last = t
     return found
@@ -42,6 +45,7 @@ def periods(schedule, T, a=lambda t: 1.0, c=lambda t: 2.0, f=lambda t: 1.0, l=la
 def by_the_rule(T, a, c, f, l):
     """The same, from the rule in words and with nothing of the package."""
     K, ends, times, undone, ones = 4, [0], [], [], 0
+    due, pause = 2, 1  # the average at which K is chosen, and how many come before the next choice
     while ends[-1] + K <= T:
         t = ends[-1] + K
         if len(ends) > 1:
@@ -50,7 +54,8 @@ def by_the_rule(T, a, c, f, l):
             if before > 1:
                 undone.append((f(t) - l(ends[-1]), (before - 1) * l(ends[-1])))
         ends.append(t)
-        if not times:
+        ones = ones + 1 if K == 1 else 0
+        if len(ends) - 1 < due:
             continue
         A, C = (
             Fraction(float(np.median(x))).limit_denominator(10**6)
@@ -58,14 +63,16 @@ def by_the_rule(T, a, c, f, l):
         )
         by_time = math.ceil(20 * A / C)
         x = max(0, sum(u for u, _ in undone[-16:]) / sum(s for _, s in undone[-16:]))
-        # equal ones, as all are without x, rounded apart: the longest that averages may take
         cost = {
             k: float(1 + A / (k * C)) * math.sqrt(1 + (k - 1) * x) for k in range(1, by_time + 1)
         }
         best = min(cost, key=cost.get)
-        ones = ones + 1 if K == best == 1 else 0
-        if ones == 16 and by_time > 1:
-            best = 2
+        look = K == best == 1 and ones >= 16 and by_time > 1
+        best = 2 if look else best
+        if look or best > 2 * K:
+            due += 1
+        else:
+            due, pause = due + pause, min(8, 2 * pause)
         K = min(best, 2 * K)
     return np.diff(ends).tolist()
 
@@ -83,10 +90,21 @@ def test_the_period_at_most_doubles():
 
 
 def test_the_times_are_medians_of_the_last_five_rounds():
-    jump = periods(Auto(), 400, a=lambda t: 1.0 if t < 40 else 2.0)
-    assert jump[:8] == [4] * 2 + [8] + [10] * 5 and jump[8] == 20
-    once = periods(Auto(), 400, a=lambda t: 50.0 if t == 36 else 1.0)
+    """K is chosen at 8, 16, 26, 46, 86 and then at every 8th average; 86 sees a of 56 to 86."""
+    jump = periods(Auto(), 400, a=lambda t: 1.0 if t < 60 else 2.0)
+    assert jump[:10] == [4] * 2 + [8] + [10] * 7 and set(jump[10:]) == {20}
+    late = periods(Auto(), 400, a=lambda t: 1.0 if t < 70 else 2.0)
+    assert late[:18] == [4] * 2 + [8] + [10] * 15 and late[18] == 20
+    once = periods(Auto(), 400, a=lambda t: 50.0 if t == 86 else 1.0)
     assert once[:3] == [4] * 2 + [8] and set(once[3:]) == {10}
+
+
+def test_ranks_meet_for_a_choice_after_more_and_more_averages():
+    schedule, found = Auto(), []
+    real = schedule.observe
+    schedule.observe = lambda t, *x, **y: (found.append((t, len(y["costs"]))), real(t, *x, **y))
+    periods(schedule, 400)
+    assert found == [(8, 2), (16, 1), (26, 1), (46, 2), (86, 4), (166, 8), (246, 8), (326, 8)]
 
 
 def test_a_mean_on_its_way_arrives_before_the_next_begins():
@@ -97,8 +115,9 @@ def test_a_mean_on_its_way_arrives_before_the_next_begins():
 
 def test_times_that_are_not_known_do_not_count():
     schedule = Auto()
-    for t in (4, 8, 12, 16, 20):
-        schedule.observe(t, 1.0, 1.0, costs=NO_COSTS)
+    for t in (8, 12, 16, 20):
+        schedule.observe(t, math.nan, 1.0, costs=[Costs(4), Costs(4)])
+        assert schedule.left == 1
     assert (schedule.K, schedule.reason) == (
         4,
         "start",
@@ -145,7 +164,8 @@ def test_learners_that_lose_all_at_an_average_average_always_and_look_again():
     """With K = 1 nothing shows, so after 16 rounds one has 2; where nothing is lost K grows."""
     schedule = Auto()
     found = periods(schedule, 500, f=lambda t: 50.0 if t < 90 else 1.0)
-    assert found[:20] == [4] * 2 + [1] * 16 + [2, 1]
+    ones = found[2:].index(2)
+    assert found[:2] == [4] * 2 and 16 <= ones < 24 and found[3 + ones] == 1
     assert found[-1] == 10 and schedule.decision["reason"] == "time"
 
 
@@ -160,40 +180,37 @@ def test_it_is_the_rule_in_words():
 
 
 def test_it_resumes_where_it_was():
+    """What the ranks have not agreed on is lost with a stop, so it stops where they do."""
     draw = np.random.default_rng(1)
     f, l, a = (draw.lognormal(of, 0.6, 700) for of in (0.1, 0, 2))
     of = {name: lambda t, x=x: float(x[t]) for name, x in (("f", f), ("l", l), ("a", a))}
-    whole = Auto()
-    expected = np.cumsum(periods(whole, 600, **of)).tolist()
-    assert len(set(np.diff(expected))) > 4
-    for stop in (3, 10, 17, 55, 300, 501):
-        cut, other = Auto(), Auto()
-        made = np.cumsum(periods(cut, stop, **of)).astype(int).tolist()
-        other.load_state_dict({name: np.array(x) for name, x in cut.state_dict().items()})
-        assert (
-            other.state_dict() == cut.state_dict() and other.decision.keys() == cut.decision.keys()
-        )
-        for t in range(stop + 1, 601):
-            if other.after(t):
-                times = (of["a"](t), 2.0) if made else NOT_KNOWN
-                costs = Costs(*times, of["f"](t), of["l"](t))
-                other.observe(t, math.nan, 1.0, costs=costs)
-                made.append(t)
-        assert made == expected and other.state_dict() == whole.state_dict()
+    expected = periods(Auto(), 600, **of)
+    assert len(set(expected)) > 4
+    schedule, last, heard, found = Auto(), 0, [], []
+    for t in range(1, 601):
+        if t % 7 == 0 and not heard:
+            state = schedule.state_dict()
+            schedule = Auto()
+            schedule.load_state_dict({name: np.array(x) for name, x in state.items()})
+            assert schedule.state_dict() == state
+        if schedule.after(t):
+            known = (of["a"](t), 2.0) if last else NOT_KNOWN
+            heard.append(Costs(t - last, *known, of["f"](t), of["l"](t)))
+            if schedule.chooses:
+                schedule.observe(t, math.nan, 1.0, costs=heard)
+                heard = []
+            found.append(t - last)
+            last = t
+    assert found == expected
 
 
 def test_it_counts_from_the_switch():
     switched = Switched(Auto(), 5)
     assert switched.needs == "pace" and switched.hears and not switched.spread
-    of = {"f": lambda t: 1.5, "l": lambda t: 1.0}
-    ends = np.cumsum(periods(Auto(), 60, a=lambda t: 9.0, **of)).tolist()
-    found = []
-    for t in range(1, 66):
-        if switched.after(t):
-            known = (9.0, 2.0) if found else NOT_KNOWN
-            switched.observe(t, 1.0, 1.0, costs=Costs(*known, 1.5, 1.0))
-            found.append(t - 5)
-    assert found == ends and switched.decision["K"] == switched.rest.K
+    found = [t for t in range(1, 14) if switched.after(t)]
+    assert found == [9, 13] and switched.chooses and switched.rest.chooses
+    switched.observe(13, math.nan, 1.0, costs=[Costs(4), Costs(4, 9.0, 2.0, 1.5, 1.0)])
+    assert switched.decision == switched.rest.decision and switched.decision["K"] == 8
 
 
 @pytest.mark.parametrize(
@@ -251,16 +268,14 @@ def paced(monkeypatch, **how):
 
 def test_losses_from_before_the_switch_do_not_count(monkeypatch, tmp_path, hooks):
     """The first round after it, of 4 updates, has the losses of its first and last update."""
-    heard = []
-    real = Auto.observe
-    monkeypatch.setattr(
-        Auto, "observe", lambda self, *x, **y: (heard.append((x, y)), real(self, *x, **y))[1]
-    )
+    heard, take = [], paces.Pace.take
+    monkeypatch.setattr(paces.Pace, "take", lambda self: (heard.append(take(self)), heard[-1])[1])
     run = trained(f"postlocal --K auto --switch 1 {LINK}", tmp_path, "run", log_every=1)
-    (t, *_, costs), _ = heard[0]
+    first, _ = heard[0]
     losses = run.train.set_index("t").loss
-    assert t == 4 and run.averages.t.tolist()[:4] == [1, 2, 3, 7]  # an epoch has 3 updates
-    assert math.isnan(costs.update_s) and costs[2:] == pytest.approx((losses[4], losses[7]))
+    assert run.averages.t.tolist()[:4] == [1, 2, 3, 7]  # an epoch has 3 updates
+    assert first.updates == 4 and math.isnan(first.update_s)
+    assert first[3:] == pytest.approx((losses[4], losses[7]))
 
 
 def test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out(monkeypatch):
@@ -272,7 +287,8 @@ def test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out(mo
         before(t, Scope.WORLD)
         now["s"] += average_s
         after(t, Scope.WORLD, 0.5)
-        return pace.take(t)
+        pace.end(t, 0.0, 0.0)
+        return pace.take()[0][1:3]
 
     assert math.isnan(lasts(9.0, 7.0, 4)[0])  # the first round does not count
     assert lasts(2.0, 0.5, 8) == (0.5, 0.5)
@@ -292,17 +308,18 @@ def test_both_parts_of_a_delayed_average_count(monkeypatch):
         before(t, Scope.WORLD)
         now["s"] += took_s
         hook(t, Scope.WORLD)
-    assert pace.take(4) == (0.625, 1.0)
+    pace.end(4, 3.0, 5.0)
+    assert pace.take() == [Costs(4, 0.625, 1.0, 3.0, 5.0)] and pace.take() == []
 
 
 def test_modelled_times_are_those_of_the_clock():
     timing = Timing(step_s=0.5, step_cv=0, latency_s=0, bandwidth_bytes_per_s=100)
     clock = Synchronous(timing, 4, 0, averages(timing, 4, 100))
     pace = paces.Pace(Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: 0.0, None, modelled=clock)
-    found = []
     for t in (4, 8, 13):
         clock.meet(Scope.WORLD, t, t)
-        found.append(pace.take(t))
+        pace.end(t, 0.0, 0.0)
+    found = [each[1:3] for each in pace.take()]
     assert math.isnan(found[0][0]) and found[1:] == [pytest.approx((1.5, 0.5))] * 2
 
 
@@ -328,8 +345,8 @@ def test_modelled_time_chooses_the_period_of_the_rule(tmp_path, hooks):
     """20 bytes in 20 ms, 6/4 of it for 4 learners, and updates of 50 ms: K = ⌈30/2.5⌉ = 12."""
     run = trained(f"mavg --K auto {LINK}", tmp_path, "run")
     assert run.averages.t.tolist() == [4, 8, 16, *range(28, 90, 12), 90]
-    assert run.periods.t.tolist() == run.averages.t.tolist() and run.config["K"] == "auto"
-    assert run.periods.reason.tolist() == ["start", "growth", *["time"] * (len(run.periods) - 2)]
+    assert run.periods.t.tolist() == [8, 16, 28, 52] and run.config["K"] == "auto"
+    assert run.periods.reason.tolist() == ["growth", *["time"] * 3]
     late = run.periods[run.periods.t >= 16]
     assert set(late.K) == set(late.time_K) == {12}
     assert late.average_s.tolist() == pytest.approx([0.03] * len(late))
