@@ -37,6 +37,7 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "python3 -m venv .venv && MPICC=mpicc .venv/bin/pip install --no-binary=mpi4py "
     "-c constraints.txt -e '.[analysis,torch]'": "needs a cluster's MPI and a package index",
     "jobs/local/mpirun -n 2 localavg bench average": "long; make bench",
+    ".venv/bin/localavg bench start": "long; make bench",
     "jobs/local/mpirun -n 2 python "
     "jobs/examples/attach.py": "test_averager.py runs it and looks at its accuracy",
     "jobs/local/mpirun --with-ft ulfm -n 3 python "
