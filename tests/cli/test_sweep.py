@@ -335,9 +335,9 @@ def test_the_launch_lines_in_a_sweep_are_commands_that_start_it():
         lines = [
             line.strip("# ").split()
             for line in path.read_text().splitlines()
-            if " -m localavg sweep " in line
+            if line.startswith("#   .venv/bin/localavg sweep ")
         ]
-        assert lines and {str(parser().parse_args(words[3:]).file) for words in lines} == {
+        assert lines and {str(parser().parse_args(words[1:]).file) for words in lines} == {
             f"jobs/sweeps/{path.name}"
         }
 
