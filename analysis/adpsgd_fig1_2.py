@@ -11,6 +11,7 @@ Cost: about 2 s for 5 runs.
 
 import curves
 import output
+import pandas as pd
 import quantities
 import results
 import style
@@ -19,11 +20,19 @@ NAMES: dict[tuple[str, int | None], str] = {
     **{("kavg", p): f"CPSGD p = {p}" for p in (2, 4, 5, 8)},
     ("adpsgd", None): "ADPSGD",
 }
+ROUNDING = 1e-9
+"""part of the largest V_t that is rounding"""
 
 
 def line(run: results.Run) -> tuple[str, int | None] | None:
     """Return (algorithm, p)."""
     return quantities.kind(run) if run.config.get("algorithm") in ("kavg", "adpsgd") else None
+
+
+def shown(run: results.Run) -> pd.DataFrame:
+    """Return the averages whose V_t is more than rounding, which equal learners have too."""
+    rows = quantities.variances(run)
+    return rows[rows.mean_variance > ROUNDING * rows.mean_variance.max()]
 
 
 def main() -> None:
@@ -35,9 +44,8 @@ def main() -> None:
         for number, (key, repeats) in enumerate(lines.items()):
             name = NAMES.get(key, f"CPSGD p = {key[1]}")
             places = [key[0] == "kavg", key[0] == "adpsgd" or key[1] == 8]
-            rows_of = quantities.variances
             for axes in [axes for axes, here in zip(panels[2 * i :], places, strict=False) if here]:
-                curves.curve(axes, repeats, "t", "mean_variance", name, number, rows_of)
+                curves.curve(axes, repeats, "t", "mean_variance", name, number, shown)
             rows.append(
                 (
                     panel,
@@ -55,8 +63,8 @@ def main() -> None:
     style.legend(figure, ncols=5)
     header = ("problem", "algorithm", "averages", "weighted variance (9)", "final training loss")
     caption = (
-        "Mean variance of the learners between two averages, where above 0. Dotted vertical lines: "
-        "the step size drops."
+        "Mean variance of the learners between two averages, where above rounding. Dotted vertical "
+        "lines: the step size drops."
     )
     output.finish(args, "adpsgd_fig1_2", figure, caption, groups, header, rows)
 

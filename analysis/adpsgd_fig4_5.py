@@ -68,13 +68,19 @@ def times(groups: results.Groups) -> tuple[Times, list[tuple[str, ...]]]:
                         clock,
                         name(key),
                         output.over(some, quantities.rounds, 0),
-                        output.over(some, quantities.sent_MB, 1),
+                        payload(some),
                         output.over(some, "train_loss", 4),
                         output.over(some, quantities.best_accuracy),
                         output.over(some, quantities.wall_s, 3),
                     )
                 )
     return dict(sorted(found.items())), rows
+
+
+def payload(repeats: list[results.Run]) -> str:
+    """Return the MB of all averages; "-" where one rank had all learners and nothing was sent."""
+    sent = any(quantities.sent_MB(run) for run in repeats)
+    return output.over(repeats, quantities.sent_MB, 1) if sent else "-"
 
 
 def draw(
@@ -84,7 +90,7 @@ def draw(
 
     levels: accuracies of the paper in percent, by their names.
     """
-    figure = curves.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
+    figure = curves.curves(groups, ("train_loss", "test_accuracy"), name)
     for axes in figure.axes:
         if axes.get_ylabel() == curves.Y_LABELS["test_accuracy"]:
             for label, percent in levels.items():
@@ -100,7 +106,10 @@ def draw(
         "best accuracy (%)",
         "seconds",
     )
-    caption = "Training loss and test accuracy of the averaged model."
+    caption = (
+        "Training loss and test accuracy of the averaged model, without the first part of the "
+        "curves. No payload where one rank has all learners."
+    )
     output.finish(args, stem, figure, caption, groups, header, rows)
     figure, panels = style.grid(len(found), across=2)
     for axes, (clock, parts) in zip(panels, found.items(), strict=True):

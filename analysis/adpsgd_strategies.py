@@ -34,7 +34,7 @@ def main() -> None:
     args = results.arguments(__doc__)
     expected = {key: name(key) for key in ((4, 8), (8, 4), (8,), (5,), (20, 5))}
     groups = results.gather(args.folder, line, expected=expected)
-    figure = curves.curves(groups, ("train_loss", "test_accuracy"), name, log=True)
+    figure = curves.curves(groups, ("train_loss", "test_accuracy"), name)
     rows = [
         (
             panel,

@@ -69,8 +69,8 @@ def cells(repeats: Sequence[Run], level: float, of: str) -> dict[float, list[flo
 
 def draw(lines: dict[Hashable, list[Run]], level: float) -> Figure:
     """Make the figure of one problem."""
-    figure, panels = style.panels(2)
-    labels = {"s": f"modelled seconds to a loss of {level:g}", "MB": "MB between nodes until then"}
+    figure, panels = style.panels(2, height_in=2.8)
+    labels = {"s": f"modelled seconds to loss {level:g}", "MB": "MB between nodes until then"}
     for axes, (of, label) in zip(panels, labels.items(), strict=True):
         for key, repeats in lines.items():
             look = list(NAMES).index(str(key))
@@ -78,6 +78,9 @@ def draw(lines: dict[Hashable, list[Run]], level: float) -> Figure:
         axes.set(xlabel="bandwidth of a link (Gbit/s)", ylabel=label)
         if axes.lines:
             axes.set(xscale="log", yscale="log")
+            rates = {gbit(run) for repeats in lines.values() for run in repeats}
+            style.plain_log(axes.xaxis, sorted(rates))
+            style.plain_log(axes.yaxis)
     style.legend(figure)
     return figure
 
@@ -109,8 +112,8 @@ def main() -> None:
     for i, (problem, lines) in enumerate(groups.items()):
         caption = (
             f"{problem}: modelled seconds to a training loss of {args.level:g}, and MB between "
-            "nodes until then, against the bandwidth of a link; medians. Below, the seconds; * is "
-            "the least at that bandwidth."
+            "nodes until then, against the bandwidth of a link; medians. Delayed averages send as "
+            "much as those that wait. Below, the seconds; * is the least at that bandwidth."
         )
         header, *rows = table(lines, args.level)
         name = "bandwidth" + f"_{i + 1}" * (len(groups) > 1)

@@ -103,14 +103,13 @@ def curves(
     columns: Sequence[str],
     name: Callable[[Hashable], str],
     x: str = "epoch",
-    log: bool = False,
     rows: Callable[[Run], pd.DataFrame] = rows_of,
 ) -> Figure:
     """Make a figure with a panel for every column of /eval and every one of `groups`.
 
     A panel has a curve for every line, labelled by `name`; a line looks alike in all panels.
-    Columns that no run of a panel has are left out. log: draw losses on a logarithmic axis. Axes of
-    accuracies do not show the first part of the curves.
+    Columns that no run of a panel has are left out. The y axes do not show the first part of the
+    curves.
     """
     places = _places(groups, columns)
     across = len(places) // len(columns) if 1 < len(places) // len(columns) <= 4 else 4
@@ -125,10 +124,7 @@ def curves(
             ylabel=Y_LABELS[column],
             title=style.short(panel, 20 if across > 2 else 46),
         )
-        if column.endswith("loss"):
-            at.set_yscale("log" if log else "linear")
-        else:
-            _focus(at)
+        _focus(at, percent=not column.endswith("loss"))
     same_x(axes)
     style.legend(figure)
     return figure
@@ -156,16 +152,25 @@ def _places(
     return places
 
 
-def _focus(axes: Axes) -> None:
-    """Let the y axis cover the curves after the first fifth of the x axis.
+def _focus(axes: Axes, percent: bool = True) -> None:
+    """Let the y axis cover the curves after the first fifth of the x axis, and the later bands.
 
-    It covers at least IMAGES times the least difference of two points: one image of the test.
+    An axis of percent covers at least IMAGES times the least difference of two points: one image
+    of the test.
     """
     points = np.concatenate([line.get_xydata() for line in axes.lines])  # [n, 2]
-    later = points[points[:, 0] >= 0.2 * points[:, 0].max(), 1]
+    bands = [path.vertices for drawn in axes.collections for path in drawn.get_paths()]
+    edges = np.concatenate([np.empty((0, 2)), *bands])  # [m, 2]
+    last = points[:, 0].max()
+    later = points[points[:, 0] >= 0.2 * last, 1]
     apart = np.diff(np.unique(np.round(later, 6)))
+    later = np.concatenate([later, edges[edges[:, 0] >= 0.5 * last, 1]])
+    room = 0.15 * float(np.ptp(later))
+    if not percent:
+        axes.set_ylim(later.min() - room, later.max() + room)
+        return
     image = float(apart.min()) if len(apart) else 0.0
-    room = max(0.15 * np.ptp(later), 0.2, (IMAGES * min(image, 0.5) - np.ptp(later)) / 2)
+    room = max(room, 0.2, (IMAGES * min(image, 0.5) - np.ptp(later)) / 2)
     axes.set_ylim(later.min() - room, min(later.max() + room, 100 + room / 2))
 
 

@@ -67,6 +67,7 @@ def main() -> None:
         top = accuracy.dataLim.y1
         accuracy.set_ylim(max(accuracy.get_ylim()[0], top - 10), top + 0.5)
         loss.set_yscale("log")
+        style.plain_log(loss.yaxis)
     style.legend(figure)
     caption = "M-AVG's test accuracy (from 10 points below the best) and training loss at the end."
     output.finish(args, "mavg_fig9_12", figure, caption, groups, HEADER, rows)

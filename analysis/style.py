@@ -16,7 +16,9 @@ import matplotlib
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 from tabulate import tabulate
 
 from localavg.files.record import Run, UserError
@@ -105,6 +107,15 @@ def doubling(axes: Axes, xs: Iterable[float]) -> None:
     axes.minorticks_off()
 
 
+def plain_log(axis: Axis, ticks: Sequence[float] | None = None) -> None:
+    """Write plain numbers on a logarithmic axis, at `ticks` or at a few of each decade."""
+    axis.set_major_locator(
+        FixedLocator(ticks) if ticks else LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7))
+    )
+    axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def mark(axes: Axes, x: Sequence[float], y: Sequence[float], label: str = "paper") -> None:
     """Draw the values that a paper reports as hollow grey stars."""
     axes.plot(
@@ -186,7 +197,7 @@ def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> No
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set_axisbelow(True)
-    axes.set_xlabel(label)
+    axes.set(xlabel=label, xlim=(0, 1.05 * left.max() or 1.0))
 
 
 def short(panel: str, width: int = 46) -> str:

@@ -26,6 +26,13 @@ def test_every_advice_rests_on_claims():
             assert any(text.startswith(start) for text in claims.CLAIMS), (words, start)
 
 
+def test_every_claim_is_on_the_page_once():
+    texts = [
+        text for _, beginnings in conclusions.ADVICE for text in conclusions.rests_on(beginnings)
+    ]
+    assert sorted(texts) == sorted(claims.CLAIMS)
+
+
 @pytest.mark.parametrize(
     "kind, heading, said",
     [
