@@ -95,7 +95,7 @@ def would_decide(text: str, finding: Finding) -> str:
     if finding.verdict != OPEN:
         return "-"
     if seeds is None and finding.decision.seen.startswith("- (0)"):
-        return f"3 seeds that have the number, which no run here has; {CLAIMS[text].scale}"
+        return f"3 seeds that come to it, as none here does; {CLAIMS[text].scale}"
     if seeds is None:
         return "3 seeds or more"
     return f"{seeds} seeds" if seeds <= MOST else f"over {MOST} seeds; {CLAIMS[text].scale}"
