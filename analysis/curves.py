@@ -51,19 +51,20 @@ def curve(
     middle = np.median(values, axis=0)
     axes.plot(grid, middle, label=label, markevery=(first, step), drawstyle=how, **look)
     if len(lines) > 1:
-        low, high = band(values)  # [n], [n]
+        low, high = band(values, len({run.config.get("seed") for run in runs}))  # [n], [n]
         between = "pre" if steps else None
         axes.fill_between(
             grid, low, high, color=look["color"], alpha=0.2, linewidth=0, step=between
         )
 
 
-def band(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def band(values: np.ndarray, seeds: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the ends of a band over repeats [runs, n]: the quartiles of ROBUST or more, else all.
 
-    Fewer repeats have no quartiles, and their band is from the least to the greatest.
+    Fewer repeats have no quartiles, and their band is from the least to the greatest. seeds: how
+    many there are, if several runs have the same.
     """
-    part = 0.25 if len(values) >= ROBUST else 0.0
+    part = 0.25 if (seeds or len(values)) >= ROBUST else 0.0
     return np.quantile(values, part, axis=0), np.quantile(values, 1 - part, axis=0)
 
 

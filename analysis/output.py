@@ -70,12 +70,16 @@ def bands(figure: Figure, groups: Groups) -> str:
     """Write what lines and bands of a figure are, if it has bands."""
     if not any(axes.collections for axes in figure.axes):
         return ""
-    counts = [len(repeats) for panel in groups.values() for repeats in panel.values()]
-    ends = (
-        "from quartile to quartile"
-        if max(counts, default=0) >= curves.ROBUST
-        else "from least to most"
-    )
+    counts = [
+        len({run.config.get("seed") for run in repeats})
+        for panel in groups.values()
+        for repeats in panel.values()
+    ]
+    ends = "from least to most"
+    if max(counts, default=0) >= curves.ROBUST:
+        ends = "from quartile to quartile"
+        if min(counts) < curves.ROBUST:
+            ends += f" of {curves.ROBUST} repeats or more, else from least to most,"
     return f"Lines: medians; bands: {ends} over repeats."
 
 
