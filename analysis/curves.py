@@ -123,7 +123,7 @@ def curves(
         at.set(
             xlabel=X_LABELS.get(x, x),
             ylabel=Y_LABELS[column],
-            title=style.short(panel, 20 if across > 2 else 46),
+            title=style.short(panel, 16 if across > 2 else 46),
         )
         _focus(at, percent=not column.endswith("loss"))
     same_x(axes)
