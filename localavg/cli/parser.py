@@ -76,7 +76,9 @@ def refuse(top: Parser, found: argparse.Namespace, unknown: list[str]) -> NoRetu
     like: list[str] = []
     for word in unknown:
         name = word.partition("=")[0].replace("_", "-")
-        like += get_close_matches(name, options, 1, ALIKE) if name.startswith("-") else []
+        if name.startswith("-"):
+            same = [option for option in options if option.lower() == name.lower()]
+            like += same[:1] or get_close_matches(name, options, 1, ALIKE)
     hint = f"; did you mean {like[0]}?" if like else ""
     raise UserError(f"unrecognized arguments: {' '.join(unknown)}{hint} (see {prog} --help)")
 

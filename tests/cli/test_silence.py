@@ -158,6 +158,7 @@ def test_the_list_of_libraries_is_that_of_the_project():
         ("train kavg --batch_size 3", "--batch-size", "train kavg"),
         ("train kavg --batchsize=3", "--batch-size", "train kavg"),
         ("train hieravg --k1 3", "--K1", "train hieravg"),
+        ("train kavg --k 3", "--K", "train kavg"),
         ("train mavg --outter nesterov", "--outer", "train mavg"),
         ("train --leaners 3 kavg", "--learners", "train ALGORITHM"),
         ("prepare libsvm folder --zerobased --out b", "--zero-based", "prepare libsvm"),
