@@ -1347,6 +1347,13 @@ MUTANTS = [
         "tests/algorithms/test_auto.py::test_ranks_meet_for_a_choice_after_more_and_more_averages",
     ),
     Mutant(
+        "auto: a resumed run forgets the rounds since the last choice",
+        "localavg/training/pace.py",
+        "self.rounds = list(rows.swapaxes(0, 1))",
+        "self.rounds = []",
+        "tests/training/test_checkpoint.py::test_a_chosen_period_goes_on_to_the_same_bits",
+    ),
+    Mutant(
         "auto: the first round counts",
         "localavg/training/pace.py",
         "self.t, self.whole = t, False",

@@ -187,7 +187,7 @@ class Averaging:
         elif schedule.needs == "variance":
             schedule.observe(t, S, gamma)
         elif self.pace is not None:
-            self.pace.end(t, *self._heard.ends())
+            self.pace.end(t, self._heard.ends())
             if not schedule.chooses:
                 return
             schedule.observe(t, math.nan, gamma, costs=self.pace.take())
@@ -210,9 +210,10 @@ class Averaging:
         return self.participants.at_work
 
     def state_dict(self) -> Settings:
-        """Return which round it is, and what the wire keeps."""
+        """Return which round it is, what the wire keeps, and what a choice of K will need."""
         kept = {} if self.wired is None else self.wired.state_dict()
-        return {**self.participants.state_dict(), **kept}
+        costs = {} if self.pace is None else self.pace.state_dict()
+        return {**self.participants.state_dict(), **kept, **costs}
 
     def note(self) -> Settings:
         """Return what is small of the state, and the same on all ranks, with no mean on its way.
@@ -226,6 +227,8 @@ class Averaging:
         self.participants.load_state_dict(state)
         if self.wired is not None:
             self.wired.load_state_dict(state)
+        if self.pace is not None:
+            self.pace.load_state_dict(state)
         self.transport.weights = self.participants.weights
 
     def finish_(self) -> Scope:

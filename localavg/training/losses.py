@@ -8,6 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from localavg.interfaces import Array, Laps
 from localavg.parallel.device import numbers
 from localavg.parallel.fleet import Fleet
@@ -27,10 +29,10 @@ class Losses:
         """Add the losses of an update, of this rank's learners in their order."""
         self.found += losses
 
-    def ends(self) -> tuple[float, float]:
-        """Return this rank's sums of the losses of the first and of the last update, and forget."""
+    def ends(self) -> Array:
+        """Return this rank's losses in the first and in the last update [L, 2], and forget them."""
         rows = self._taken()
-        return (float(rows[:, 0].sum()), float(rows[:, -1].sum())) if rows.size else (0.0, 0.0)
+        return rows[:, [0, -1]] if rows.size else np.zeros((self.fleet.L, 2))
 
     def take(self) -> tuple[float, float]:
         """Return the mean over all learners and the updates since the last call, and the seconds.

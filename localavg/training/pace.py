@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from localavg.algorithms.base import Costs
-from localavg.interfaces import Laps
+from localavg.interfaces import Array, Laps
 from localavg.parallel.fleet import Fleet
 from localavg.simulate.clock import Synchronous
 
@@ -44,7 +44,7 @@ class Pace:
     def begin(self, t: int) -> None:
         """Begin after update t. The first round does not count: it has start-up, or a part."""
         self.t, self.whole = t, False
-        self.rounds: list[tuple[float, ...]] = []  # as of Costs, of this rank
+        self.rounds: list[Array] = []  # [L, 5] as of Costs, with each learner's losses
         self._last, self._out_s = perf_counter(), self.outside_s()
         self.average_s = self.update_s = 0.0
         self._before_s = 0.0, 0.0  # of the modelled clock, at the last average
@@ -87,10 +87,10 @@ class Pace:
         self._last, self._out_s = now, out_s
         return took
 
-    def end(self, t: int, first: float, last: float) -> None:
-        """End the round after update t. first, last: sums over this rank's learners, of losses."""
+    def end(self, t: int, ends: Array) -> None:
+        """End the round after update t. ends [L, 2]: losses in its first and in its last update."""
         times = self._times(t) if self.modelled is None else self._modelled_times(t)
-        self.rounds.append((t - self.t, *times, first, last))
+        self.rounds.append(np.column_stack([np.tile((t - self.t, *times), (len(ends), 1)), ends]))
         self.t, self.whole = t, True
         self.average_s = self.update_s = 0.0
         self._lap()
@@ -119,7 +119,8 @@ class Pace:
         The rank that comes last does not wait, so the least time of an average counts; of updates
         that of the slowest rank.
         """
-        mine = np.array(self.rounds, np.float64).reshape(-1, 5)
+        rounds = np.array(self.rounds).reshape(-1, self.fleet.L, 5)
+        mine = np.column_stack([rounds[:, 0, :3], rounds[..., 3:].sum(1)])  # [rounds, 5]
         self.laps.computed()
         found = np.array(self.fleet.world.allgather(mine))  # [R, rounds, 5]
         self.laps.met()
@@ -127,8 +128,24 @@ class Pace:
         self._lap()
         P = self.fleet.P
         columns = [found[..., 1].min(0), found[..., 2].max(0), *(found[..., 3:].sum(0) / P).T]
-        rounds = np.array(columns).T.tolist()  # [rounds, 4]
-        return [Costs(int(n), *of) for n, of in zip(mine[:, 0], rounds, strict=True)]
+        costs = np.array(columns).T.tolist()  # [rounds, 4]
+        return [Costs(int(n), *of) for n, of in zip(mine[:, 0], costs, strict=True)]
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the rounds since the last choice, a row a learner, and the present one."""
+        rows = np.array(self.rounds).reshape(-1, self.fleet.L, 5).swapaxes(0, 1)
+        now = np.array([self.t, self.whole, *self._before_s], np.float64)
+        return {"costs": rows.reshape(self.fleet.L, -1), "pace": now}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from `state`. A round that was measured in part does not count."""
+        if "costs" not in state:  # after a recovery
+            return
+        rows = np.asarray(state["costs"], np.float64).reshape(self.fleet.L, -1, 5)
+        self.rounds = list(rows.swapaxes(0, 1))
+        t, whole, *before_s = np.asarray(state["pace"]).tolist()
+        self.t, self._before_s = int(t), (before_s[0], before_s[1])
+        self.whole = bool(whole) and self.modelled is not None
 
     def note(self, t: int, decision: Mapping[str, float | str]) -> None:
         """Write what was chosen at the average after update t, and why."""

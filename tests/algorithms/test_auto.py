@@ -287,7 +287,7 @@ def test_updates_and_averages_are_timed_apart_and_what_is_outside_is_left_out(mo
         before(t, Scope.WORLD)
         now["s"] += average_s
         after(t, Scope.WORLD, 0.5)
-        pace.end(t, 0.0, 0.0)
+        pace.end(t, np.zeros((pace.fleet.L, 2)))
         return pace.take()[0][1:3]
 
     assert math.isnan(lasts(9.0, 7.0, 4)[0])  # the first round does not count
@@ -308,7 +308,7 @@ def test_both_parts_of_a_delayed_average_count(monkeypatch):
         before(t, Scope.WORLD)
         now["s"] += took_s
         hook(t, Scope.WORLD)
-    pace.end(4, 3.0, 5.0)
+    pace.end(4, np.array([[3.0, 5.0]]))
     assert pace.take() == [Costs(4, 0.625, 1.0, 3.0, 5.0)] and pace.take() == []
 
 
@@ -318,7 +318,7 @@ def test_modelled_times_are_those_of_the_clock():
     pace = paces.Pace(Fleet(MPI.COMM_SELF), lambda: None, Laps(), lambda: 0.0, None, modelled=clock)
     for t in (4, 8, 13):
         clock.meet(Scope.WORLD, t, t)
-        pace.end(t, 0.0, 0.0)
+        pace.end(t, np.zeros((pace.fleet.L, 2)))
     found = [each[1:3] for each in pace.take()]
     assert math.isnan(found[0][0]) and found[1:] == [pytest.approx((1.5, 0.5))] * 2
 

@@ -316,8 +316,8 @@ def test_a_chosen_period_goes_on_to_the_same_bits(tmp_path, hooks, monkeypatch):
     folder.mkdir()
     same(*alone(folder, f"{line} --replay {whole.path}"))
     monkeypatch.setattr(
-        "localavg.training.pace.Pace.take",
-        lambda self, t: (0.01 * (1 + t % 3), 0.05 + 0.01 * (t % 2)),
+        "localavg.training.pace.Pace._times",
+        lambda self, t: (0.005 + 0.001 * t, 0.05 + 0.01 * (t % 2)),
     )
     folder = tmp_path / "repeating"
     folder.mkdir()
