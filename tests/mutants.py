@@ -1328,8 +1328,8 @@ MUTANTS = [
     Mutant(
         "auto: the last losses count twice",
         "localavg/training/losses.py",
-        "rows[:, 0].sum()",
-        "rows[:, -1].sum()",
+        "rows[:, [0, -1]]",
+        "rows[:, [-1, -1]]",
         "tests/algorithms/test_auto.py::test_losses_from_before_the_switch_do_not_count",
     ),
     Mutant(

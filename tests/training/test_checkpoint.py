@@ -112,7 +112,7 @@ def stopped_and_resumed(world, folder, lines, stops):
     """
     from localavg.training.keeper import Interrupted, Keeper
 
-    visit, wanted, statuses = Keeper.visit, [None], []
+    wanted, statuses = [None], []
 
     def stopping(self, t):
         if wanted and t == wanted[0]:
@@ -121,14 +121,13 @@ def stopped_and_resumed(world, folder, lines, stops):
             raise Interrupted(f"stopped after {t}")
         self.due = t + 1
 
-    Keeper.visit = stopping
-    for name, line in lines.items():
-        wanted[:] = []
-        command_lines(world, [words(line, f"{folder}/{name}-whole.h5")])
-        wanted[:] = stops
-        again = words(line, f"{folder}/{name}.h5", "--resume")
-        statuses.append(command_lines(world, [again] * (len(stops) + 2)))
-    Keeper.visit = visit
+    with mock.patch.object(Keeper, "visit", stopping):
+        for name, line in lines.items():
+            wanted[:] = []
+            command_lines(world, [words(line, f"{folder}/{name}-whole.h5")])
+            wanted[:] = stops
+            again = words(line, f"{folder}/{name}.h5", "--resume")
+            statuses.append(command_lines(world, [again] * (len(stops) + 2)))
     return statuses
 
 
