@@ -282,6 +282,7 @@ class Averager:
 
         Save all three on every rank: between averages they differ from rank to rank.
         """
+        self._agreement.saved = self.t
         about: dict[str, object] = {"start": self._start, "variance": self.variance}
         about |= {"scope": self.scope.kind, "level": int(self.scope)}
         about |= {"gamma": self._gamma, "feedback": self._feedback.state_dict()}
@@ -302,7 +303,8 @@ class Averager:
 
     def _load(self, state: Settings) -> None:
         """Set everything but the model and the optimisers to a state that fits."""
-        self._agreement.t, self._start = state["t"], state["start"]
+        self._agreement.t = self._agreement.saved = state["t"]
+        self._start = state["start"]
         self.scope = Scope.recorded(state["scope"], state.get("level", 1))
         self.variance, self._began = state["variance"], state["t"]
         self._gamma = state.get("gamma", self._gamma)

@@ -8,6 +8,7 @@ integers, which costs about a microsecond within a node.
 from __future__ import annotations
 
 import atexit
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from itertools import count
@@ -51,6 +52,7 @@ class Agreement:
     ) -> None:
         self.outlives = outlives
         self.world, self.t, self.finished = fleet.world, 0, -1
+        self.saved = 0  # t of the last state that was taken or loaded
         self.failed = self.detached = False
         # by which an averager differs from others of the same ranks: the same number on all ranks
         self._number = fleet.world.bcast(next(NUMBERS) % 16)
@@ -164,5 +166,13 @@ class Agreement:
         self.leave()
         if not over:
             self.ended("interrupted", "the program ended without averager.finish()")
+            if self.saved != self.t and self.world.rank == 0:
+                print(
+                    f"localavg: the program ended after update {self.t} without averager.finish(), "
+                    "so the models may not be the average; call it after the last update, or save "
+                    "state_dict() to go on later",
+                    file=sys.stderr,
+                    flush=True,
+                )
         if len(survive.survivors) > 1:
             survive.leave(FINISHED)

@@ -661,12 +661,16 @@ def test_who_waits_for_long_is_told_and_the_job_goes_on(tmp_path):
     )
 
 
-def test_ranks_that_all_end_alike_without_finish_end_well(tmp_path):
-    """A job that saves itself in mid-period and leaves the rest to another."""
+@pytest.mark.parametrize("saves", [True, False])
+def test_ranks_that_all_end_alike_without_finish_end_well(saves, tmp_path):
+    """A job that saves itself in mid-period and leaves the rest to another; else it is told."""
     script = tmp_path / "loop.py"
-    script.write_text(SCRIPT.format(attach=KAVG.replace("{}", ""), loop="updates(6)"))
+    loop = "updates(6)" + "; averager.state_dict()" * saves
+    script.write_text(SCRIPT.format(attach=KAVG.replace("{}", ""), loop=loop))
     done = run(2, script, program=("python",), timeout=60, check=True)
-    assert "localavg: " not in done.stderr
+    told = [line for line in done.stderr.splitlines() if "localavg: " in line]
+    assert len(told) == (not saves), done.stderr
+    assert saves or "ended after update 6 without averager.finish()" in told[0]
 
 
 EQUAL = """\
