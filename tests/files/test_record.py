@@ -632,5 +632,5 @@ def test_a_run_draws_its_loss_and_periods(path, monkeypatch):
     assert seconds.lines[0].get_xdata().tolist() == [0, 2, 4]
     assert periods.lines[0].get_ydata().tolist() == [4]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(UserError, match=r"matplotlib.*pip install 'localavg\[analysis\]'"):
+    with pytest.raises(UserError, match=r"matplotlib.*pip install matplotlib"):
         load(path).plot()
