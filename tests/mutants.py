@@ -1354,6 +1354,13 @@ MUTANTS = [
         "tests/training/test_checkpoint.py::test_a_chosen_period_goes_on_to_the_same_bits",
     ),
     Mutant(
+        "auto: after a recovery a round is as long as the run",
+        "localavg/training/pace.py",
+        "        self.t, self._before_s = int(t), (before_s[0], before_s[1])",
+        "        self._before_s = before_s[0], before_s[1]",
+        "tests/algorithms/test_auto.py::test_after_a_recovery_a_round_begins_where_the_run_goes_on",
+    ),
+    Mutant(
         "auto: the first round counts",
         "localavg/training/pace.py",
         "self.t, self.whole = t, False",

@@ -16,7 +16,7 @@ updates a loss takes. Where learners hold different data each one's loss falls b
 and an average undoes a part: f > l. In runs f/l was about 1 + (K − 1)x for all K, and the updates
 to a loss grew about as √(f/l) (BENCHMARKS.md has them). Where the learners' data are alike, f ≤ l
 and K* = K_time: averages take at most ε/(1 + ε) of the time. The spread S of the learners does not
-tell these cases apart: with different data, too, S/(γK) was the same for all K.
+tell these cases apart: with different data, too, S/(γK) hardly depended on K.
 
 A choice takes a meeting of all ranks, which may cost as much as an average: so after 8 of them.
 K at most doubles from one average to the next, so that a run on a slow link, whose K_time may be as

@@ -220,7 +220,8 @@ class Averaging:
 
         `load_state_dict` takes it with the weights as z, and with what the wire keeps.
         """
-        return {**self.participants.state_dict()}
+        present = {} if self.pace is None else self.pace.present()
+        return {**self.participants.state_dict(), **present}
 
     def load_state_dict(self, state: Settings) -> None:
         """Resume in the round of `state`."""

@@ -134,15 +134,20 @@ class Pace:
     def state_dict(self) -> dict[str, Array]:
         """Return the rounds since the last choice, a row a learner, and the present one."""
         rows = np.array(self.rounds).reshape(-1, self.fleet.L, 5).swapaxes(0, 1)
-        now = np.array([self.t, self.whole, *self._before_s], np.float64)
-        return {"costs": rows.reshape(self.fleet.L, -1), "pace": now}
+        return {"costs": rows.reshape(self.fleet.L, -1), **self.present()}
+
+    def present(self) -> dict[str, Array]:
+        """Return where the present round began; the same on all ranks."""
+        return {"pace": np.array([self.t, self.whole, *self._before_s], np.float64)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Resume from `state`. A round that was measured in part does not count."""
-        if "costs" not in state:  # after a recovery
-            return
-        rows = np.asarray(state["costs"], np.float64).reshape(self.fleet.L, -1, 5)
-        self.rounds = list(rows.swapaxes(0, 1))
+        """Resume from `state`, after a recovery from what `present` returned.
+
+        The time of a round that was measured in part does not count.
+        """
+        if "costs" in state:
+            rows = np.asarray(state["costs"], np.float64).reshape(self.fleet.L, -1, 5)
+            self.rounds = list(rows.swapaxes(0, 1))
         t, whole, *before_s = np.asarray(state["pace"]).tolist()
         self.t, self._before_s = int(t), (before_s[0], before_s[1])
         self.whole = bool(whole) and self.modelled is not None

@@ -312,6 +312,18 @@ def test_both_parts_of_a_delayed_average_count(monkeypatch):
     assert pace.take() == [Costs(4, 0.625, 1.0, 3.0, 5.0)] and pace.take() == []
 
 
+def test_after_a_recovery_a_round_begins_where_the_run_goes_on(monkeypatch):
+    pace, *_ = paced(monkeypatch)
+    pace.end(40, np.zeros((1, 2)))
+    pace.end(48, np.zeros((1, 2)))
+    other, *_ = paced(monkeypatch)
+    other.load_state_dict(pace.present())
+    other.end(60, np.array([[2.0, 1.0]]))
+    (found,) = other.take()
+    assert (found.updates, found.first, found.last) == (12, 2.0, 1.0)
+    assert math.isnan(found.update_s)
+
+
 def test_modelled_times_are_those_of_the_clock():
     timing = Timing(step_s=0.5, step_cv=0, latency_s=0, bandwidth_bytes_per_s=100)
     clock = Synchronous(timing, 4, 0, averages(timing, 4, 100))
