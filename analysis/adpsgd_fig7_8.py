@@ -24,7 +24,6 @@ def main() -> None:
         args.folder,
         lambda run: a if (a := run.config.get("algorithm")) in expected else None,
         expected=expected,
-        over=("bandwidth_bytes_per_s",),
     )
     levels = {
         f"{network}, B = 256 or 128 alone": percent

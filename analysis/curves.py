@@ -32,6 +32,7 @@ def curve(
     rows: Callable[[Run], pd.DataFrame] = lambda run: run.eval,
     marks: int = 10,
     steps: bool = False,
+    behind: bool = False,
 ) -> None:
     """Draw repeats of one run as their median, with their `band`.
 
@@ -39,6 +40,7 @@ def curve(
     finite are left out; of points with equal x the last one counts. Repeats with different x are
     interpolated at all of these x, within their common range. `number` chooses the look from
     `LINES`. marks: about as many markers. steps: a value holds from the point before up to its own.
+    behind: draw the median alone, thin, grey and without a name, behind the others.
     """
     lines = [line for line in (_clean(rows(run), x, y) for run in runs) if len(line[0])]
     if not lines:
@@ -49,6 +51,9 @@ def curve(
     first = min(number % 4 * step // 4, len(grid) - 1)  # lines on top of each other show markers
     how = "steps-pre" if steps else "default"
     middle = np.median(values, axis=0)
+    if behind:
+        axes.plot(grid, middle, color="0.82", linewidth=0.7, zorder=1, drawstyle=how)
+        return
     axes.plot(grid, middle, label=label, markevery=(first, step), drawstyle=how, **look)
     if len(lines) > 1:
         low, high = band(values, len({run.config.get("seed") for run in runs}))  # [n], [n]

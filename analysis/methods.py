@@ -29,26 +29,36 @@ from matplotlib.figure import Figure
 from localavg.files.record import Run
 
 MEASURES = {"train_loss": "methods", "test_accuracy": "methods_accuracy"}  # column: its figure
-NAMES = {  # in the order of the legend, and of the table
-    "sync": "sync",
-    "qsgd": "QSGD",
-    "kavg": "K-AVG",
-    "mavg": "M-AVG",
-    "slowmo": "SlowMo",
-    "diloco": "DiLoCo",
-    "postlocal": "post-local",
-    "hieravg": "Hier-AVG",
-    "hieravg levels": "Hier-AVG, 3 levels",
-    "piecewise": "piecewise",
-    "adpsgd": "ADPSGD",
-    "adalupa": "ADA-LUPA",
-    "adacomm": "AdaComm",
-    "qsr": "QSR",
-    "oneshot": "one-shot",
-    "fedavg": "FedAvg, half of P",
-    "gossip ring": "gossip, ring",
-    "gossip one-peer-exp": "gossip, one peer",
+FAMILIES = {  # column of panels: its methods, and their names in the legend and the table
+    "everyone, or neighbours, at each update": {
+        "sync": "sync",
+        "qsgd": "QSGD",
+        "gossip ring": "gossip, ring",
+        "gossip one-peer-exp": "gossip, one peer",
+    },
+    "a fixed period": {
+        "kavg": "K-AVG",
+        "mavg": "M-AVG",
+        "slowmo": "SlowMo",
+        "diloco": "DiLoCo",
+        "fedavg": "FedAvg, half of P",
+    },
+    "a period that changes": {
+        "postlocal": "post-local",
+        "piecewise": "piecewise",
+        "adpsgd": "ADPSGD",
+        "adalupa": "ADA-LUPA",
+        "adacomm": "AdaComm",
+        "qsr": "QSR",
+    },
+    "clusters, or no average till the end": {
+        "hieravg": "Hier-AVG",
+        "hieravg levels": "Hier-AVG, 3 levels",
+        "oneshot": "one-shot",
+    },
 }
+NAMES = {key: name for family in FAMILIES.values() for key, name in family.items()}
+REFERENCE = "sync"  # the method that stands in every panel
 FAR = "oneshot"  # the line that is so far from the others that they could not be told apart
 SECONDS = [quantities.seconds_at(gbit) for gbit in quantities.GBITS]
 COSTS = {
@@ -79,18 +89,32 @@ def shared(run: Run) -> pd.DataFrame:
 
 
 def draw(lines: dict[Hashable, list[Run]], column: str) -> Figure:
-    """Make the figure of a column of /eval for one problem: a panel for every cost."""
-    figure, panels = style.panels(3, rows=2, height_in=2.2, sharey="row")
-    for i, (axes, cost) in enumerate(zip(panels, COSTS, strict=True)):
+    """Make the figure of a column of /eval for one problem: a row of panels for every cost.
+
+    A column of panels shows a family, the other methods in grey behind it.
+    """
+    families = {
+        title: [key for key in lines if key in family] for title, family in FAMILIES.items()
+    }
+    families = {title: keys for title, keys in families.items() if keys}
+    across = len(families)
+    figure, panels = style.panels(across, rows=len(COSTS), height_in=1.5, sharey=True)
+    for i, axes in enumerate(panels):
+        cost, title = [*COSTS][i // across], [*families][i % across]
         rows = rows_of if cost == "t" else shared
         for key, repeats in lines.items():
-            look = list(NAMES).index(key)
+            behind = key not in families[title] and key != REFERENCE
             name = NAMES[key] + " (off the scale)" * (key == FAR and len(lines) > 1)
-            curves.curve(axes, repeats, cost, column, name, look, rows, marks=4)
-        axes.set(xlabel=COSTS[cost], ylabel="" if i % 3 else curves.Y_LABELS[column])
+            look = list(NAMES).index(key)
+            curves.curve(axes, repeats, cost, column, name, look, rows, marks=4, behind=behind)
+        axes.set(xlabel=COSTS[cost], ylabel="" if i % across else curves.Y_LABELS[column])
+        if i < across:
+            axes.set_title(style.short(title, 24))
         if cost != "t":
             axes.set_xscale("log", nonpositive="mask")
-    same_range(panels[3:])
+    for first in range(0, 3 * across, across):
+        same_range(panels[first : first + across])
+    same_range(panels[3 * across :])
     zoom(panels, lines, column)
     style.legend(figure)
     return figure

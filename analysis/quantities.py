@@ -1,6 +1,7 @@
 """What one run shows: its names, and the quantities that the figures and claims compare."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -15,6 +16,8 @@ LEVEL = 0.4
 """the training loss to which the figure of all methods measures time"""
 GBITS = (1, 10, 100)
 """rates of the links for which `on_links` models the clock, in Gbit/s"""
+ADPSGD_GBITS = (10, 100)
+"""rates of the links of ADPSGD's paper"""
 NETWORKS = {
     "vgg": "VGG",
     "vgg16": "VGG16",
@@ -160,12 +163,41 @@ def on_links(run: Run) -> pd.DataFrame:
     """
     rows, averages = evaluations(run), run.averages.sort_values("t", kind="stable")
     link = run.config["bandwidth_bytes_per_s"]
-    spent_s = np.concatenate([[0.0], averages.seconds.cumsum()])  # [averages + 1]
-    spent_s = spent_s[np.searchsorted(averages.t, rows.t, "right")]  # [n]
+    spent_s = _until(rows, averages, averages.seconds)  # [n]
     clocks = {
         seconds_at(gbit): rows.wall_s + spent_s * (link / (1.25e8 * gbit) - 1) for gbit in GBITS
     }
     return rows.assign(MB=1e-6 * link * spent_s, **clocks)
+
+
+def at_rate(run: Run, gbit: float) -> Run:
+    """Return a run with its clock as it is modelled for links of so many Gbit/s.
+
+    What it trains does not change: no learner sees the clock. All averages are of everyone: each
+    has its 2 log₂P messages, and the rest of its time is that of its bytes. As in `on_links`, what
+    makes an average longer makes the whole run longer.
+    """
+    averages, link = run.averages.sort_values("t", kind="stable"), 1.25e8 * gbit
+    messages_s = 2 * np.log2(run.config["learners"] or 1) * run.config["latency_s"]
+    longer_s = (averages.seconds - messages_s) * (run.config["bandwidth_bytes_per_s"] / link - 1)
+
+    def later(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
+        more_s = _until(rows, averages, longer_s)  # [n]
+        return rows.assign(**{column: rows[column] + more_s for column in columns})
+
+    return replace(
+        run,
+        config={**run.config, "bandwidth_bytes_per_s": link},
+        train=later(run.train, "wall_s", "communicate_s"),
+        eval=later(run.eval, "wall_s"),
+        averages=averages.assign(seconds=averages.seconds + longer_s),
+    )
+
+
+def _until(rows: pd.DataFrame, averages: pd.DataFrame, values: pd.Series) -> np.ndarray:
+    """Return the sum of the values [averages] of the averages up to each of the rows [n]."""
+    sums = np.concatenate([[0.0], values.cumsum()])  # [averages + 1]
+    return sums[np.searchsorted(averages.t, rows.t, "right")]
 
 
 def update_s(run: Run) -> float:

@@ -165,9 +165,21 @@ def lowest(cells: Mapping[Hashable, Sequence[float]]) -> Hashable:
     return min(cells, key=lambda x: float(np.mean(cells[x])))
 
 
-def by_clock(repeats: Iterable[Run]) -> dict[str, list[Run]]:
-    """Group runs by their problem and clock."""
+def by_clock(repeats: Iterable[Run], gbits: Sequence[float] = ()) -> dict[str, list[Run]]:
+    """Group runs by their problem and clock.
+
+    gbits: the rates of links at which a run with a modelled clock counts, by default its own.
+    """
     cells: dict[str, list[Run]] = {}
-    for run in repeats:
+    runs = [
+        other
+        for run in repeats
+        for other in (
+            [quantities.at_rate(run, gbit) for gbit in gbits]
+            if gbits and run.config.get("simulate")
+            else [run]
+        )
+    ]
+    for run in runs:
         cells.setdefault(quantities.clock(run), []).append(run)
     return cells

@@ -39,7 +39,8 @@ def gbit(run: Run) -> str:
 
 def faster(found: list[Run]) -> Iterator[Finding]:
     """Is ADPSGD faster than FULLSGD by GAINS at each modelled bandwidth?"""
-    for some in results.by_clock([r for r in found if r.config.get("simulate")]).values():
+    modelled = [run for run in found if run.config.get("simulate")]
+    for some in results.by_clock(modelled, quantities.ADPSGD_GBITS).values():
         for group in alike(some):
             ours, theirs = (of(group, quantities.wall_s, **line) for line in (OURS, FULL))
             if ours and theirs and (gain := GAINS.get(gbit(group[0]))):
@@ -55,7 +56,7 @@ def per_example(run: Run) -> float:
 
 def _on_most_nodes(found: list[Run]) -> Iterator[tuple[str, int, dict[str, Values]]]:
     """Yield (clock, P, {algorithm: seconds an example}) for the most nodes P of every clock."""
-    for some in results.by_clock(found).values():
+    for some in results.by_clock(found, quantities.ADPSGD_GBITS).values():
         for group in alike(some, "learners"):
             alone = of(group, per_example, "sgd")
             if alone and (Ps := settings_of(group, "learners", "adpsgd")):

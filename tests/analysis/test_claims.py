@@ -41,7 +41,7 @@ def test_every_claim_has_a_maker_and_a_sweep():
 )
 def test_a_claim_is_judged_right(text, difference, noise, seeds, verdict):
     found = list(claims.CLAIMS[text].check(pairs(MAKERS[maker_of(text)], difference, noise, seeds)))
-    assert [finding.verdict for finding in found] == [verdict]
+    assert {finding.verdict for finding in found} == {verdict}
     assert f"({seeds})" in found[0].numbers and f"({seeds})" in found[0].decision.seen
     assert "<" in found[0].decision.asked
     wanted = claims.would_decide(text, found[0])
@@ -207,6 +207,8 @@ def test_a_claim_is_decided_on_the_runs_of_its_own_sweep(tmp_path):
 def test_every_claim_finds_the_runs_that_its_sweep_makes(tmp_path):
     for script, sweep in SWEEPS.items():
         for name, config in planned(script, seeds=1).items() if script in SCRIPTS else ():
-            write(tmp_path / f"{sweep}-laptop" / f"{name}.h5", config)
+            # LUPA's bound on P grows as T², and made-up runs have few updates
+            long = {"steps": 2048} if script == "many_learners" else {}
+            write(tmp_path / f"{sweep}-laptop" / f"{name}.h5", {**config, **long})
     found = list(claims.findings(load_many(tmp_path)))
     assert [text for text, finding in found if finding.verdict == "missing"] == []

@@ -41,6 +41,31 @@ def test_one_run_has_the_seconds_of_runs_on_other_links(run_at):
     assert rows[quantities.seconds_at(1)].iloc[-1] > 1.1 * rows[quantities.seconds_at(100)].iloc[-1]
 
 
+@pytest.mark.parametrize("words", ["sync", "kavg --K 4", "qsgd", "sgd"])
+def test_a_run_has_the_clock_of_the_same_run_at_another_rate_also_with_latency(words, tmp_path):
+    learners = 1 if words == "sgd" else P
+    lines = [
+        f"train {words} --learners {learners} --data epsilon-like:400x{D} --batch-size 4 --steps {T}"
+        f" --eval-every 7 --simulate --latency-s 2e-6 --step-s 3e-6 --step-cv 0.3"
+        f" --bandwidth-bytes-per-s {1.25e8 * gbit} --out {tmp_path}/{gbit}.h5"
+        for gbit in (1, 50)
+    ]
+    assert command_lines(MPI.COMM_WORLD, [line.split() for line in lines]) == [0, 0]
+    slow, fast = (load(tmp_path / f"{gbit}.h5") for gbit in (1, 50))
+    found = quantities.at_rate(fast, 1)
+    assert found.config == {**slow.config, "out": found.config.get("out")}
+    for table, column in (
+        ("train", "wall_s"),
+        ("train", "communicate_s"),
+        ("train", "wait_s"),
+        ("eval", "wall_s"),
+        ("averages", "seconds"),
+    ):
+        theirs = getattr(slow, table)[column]
+        np.testing.assert_allclose(getattr(found, table)[column], theirs, rtol=1e-9, atol=1e-15)
+    assert words == "sgd" or slow.eval.wall_s.iloc[-1] > 1.02 * fast.eval.wall_s.iloc[-1]
+
+
 def test_bytes_are_those_of_clusters_too_and_rounds_are_not(run_at):
     run = run_at(10)
     rows = quantities.on_links(run).set_index("t")
@@ -87,10 +112,15 @@ def test_every_curve_is_drawn_against_every_cost(tmp_path, draw):
         write(tmp_path / f"{name}.h5", config)
     _, _, _, (losses, accuracies) = draw("methods", tmp_path)
     for figure in (losses, accuracies):
-        assert [axes.get_xlabel() for axes in figure.axes] == [*methods.COSTS.values()]
+        costs = [cost for cost in methods.COSTS.values() for _ in methods.FAMILIES]
+        assert [axes.get_xlabel() for axes in figure.axes] == costs
         assert all(len(axes.lines) == len(methods.NAMES) for axes in figure.axes)
+        named = [[*axes.get_legend_handles_labels()[1]] for axes in figure.axes]
+        for names, family in zip(named, [*methods.FAMILIES.values()] * len(costs), strict=False):
+            plain = {name.removesuffix(" (off the scale)") for name in names}
+            assert plain == {*family.values(), methods.NAMES["sync"]}
     runs = [load(tmp_path / f"kavg-s{seed}.h5") for seed in range(3)]
     for figure, column, unit in ((losses, "train_loss", 1), (accuracies, "test_accuracy", 100)):
         median = np.median([unit * run.eval[column] for run in runs], axis=0)
-        (kavg,) = [line for line in figure.axes[0].lines if line.get_label() == "K-AVG"]
+        (kavg,) = [line for line in figure.axes[1].lines if line.get_label() == "K-AVG"]
         np.testing.assert_allclose(kavg.get_ydata(), median)

@@ -16,14 +16,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from localavg.cli import shell_words
-from localavg.cli.sweep import state
+from localavg.cli.sweep import state, warm
 from localavg.cli.sweep.plan import Planned
+from localavg.cli.sweep.warm import STOPS
 from localavg.errors import FAILED, FINISHED, GO_ON, MISTAKE, UserError
 from localavg.files.hdf5 import clear_errors
 from localavg.parallel.gpus import find_gpus
-
-# Signals that a batch system sends ahead of the time limit.
-STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
 
 BESIDE = {  # environment of a run beside others, unless told
     "OMP_NUM_THREADS": "1",
@@ -40,7 +38,7 @@ def command(run: Planned, path: Path, mpirun: str | None = None, at_once: int = 
     launcher is `mpirun`, or none for a run of one rank. at_once: ranks of all runs at work.
     """
     train = ["-m", "localavg", *run.words, "--out", str(path), "--resume"]
-    if mpirun is None and run.ranks == 1 and "SLURM_JOB_ID" not in os.environ:
+    if alone(run, mpirun):
         return [sys.executable, *train]  # quicker than with a launcher
     launcher, n = shell_words("mpirun", mpirun or "") or [_mpirun()], str(run.ranks)
     if any("{ranks}" in word for word in launcher):
@@ -50,6 +48,11 @@ def command(run: Planned, path: Path, mpirun: str | None = None, at_once: int = 
     if Path(launcher[0]).name == "srun":
         launcher += _step(run.ranks, at_once)
     return [*launcher, sys.executable, "-m", "mpi4py", *train]
+
+
+def alone(run: Planned, mpirun: str | None) -> bool:
+    """Return whether a run is started without a launcher."""
+    return mpirun is None and run.ranks == 1 and "SLURM_JOB_ID" not in os.environ
 
 
 def _step(ranks: int, at_once: int) -> list[str]:
@@ -94,7 +97,8 @@ class Queue:
         self.folder, self.mpirun, self.keep_going, self.report = folder, mpirun, keep_going, report
         self.at_once = at_once
         self._stopped = False  # a signal came
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._children: set[subprocess.Popen[bytes] | warm.Child] = set()
+        self._env = environment() if at_once == 1 else {**BESIDE, **environment()}
         self._free = [uuid for _, uuid in find_gpus()[0]] if at_once > 1 else []  # GPUs
         self._gpus = len(self._free)
         self._lock = threading.Lock()
@@ -129,6 +133,8 @@ class Queue:
         ends = {GO_ON} | (set() if self.keep_going else {MISTAKE})
         busy: dict[Future[int], int] = {}  # a run at work: its ranks
         waiting = list(enumerate(runs, 1))
+        if any(self._is_warm(run) for run in runs):
+            warm.start(self._env)
         with ThreadPoolExecutor(self.at_once) as pool:
             try:
                 while busy or (waiting and not self._stopped and not statuses & ends):
@@ -180,10 +186,15 @@ class Queue:
         with log.open("ab") as out:
             out.write(f"$ {shlex.join(line)}\n".encode())
             out.flush()
-            with clear_errors(f"{line[0]}: cannot start this launcher", "give another --mpirun"):
-                child = subprocess.Popen(
-                    line, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
-                )
+            if self._is_warm(run):
+                child: subprocess.Popen[bytes] | warm.Child = warm.Child(line, env, log)
+            else:
+                with clear_errors(
+                    f"{line[0]}: cannot start this launcher", "give another --mpirun"
+                ):
+                    child = subprocess.Popen(
+                        line, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out
+                    )
             self._children.add(child)
             if self._stopped:  # by a signal that came before there was a child
                 child.send_signal(signal.SIGUSR1)
@@ -200,13 +211,18 @@ class Queue:
         srun and jsrun share out GPUs and cores by themselves. Where there are more runs than GPUs,
         those that find none left use all of them.
         """
-        env = environment()
-        if self.at_once == 1 or Path(launcher).name in ("srun", "jsrun"):
-            return [], env
+        if self.at_once == 1:
+            return [], self._env
+        if Path(launcher).name in ("srun", "jsrun"):
+            return [], environment()
         with self._lock:
             each = max(1, self._gpus * min(run.ranks, self.at_once) // self.at_once)
             gpus, self._free = self._free[:each], self._free[each:]
-        return gpus, {**BESIDE, **env} | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
+        return gpus, self._env | ({"CUDA_VISIBLE_DEVICES": ",".join(gpus)} if gpus else {})
+
+    def _is_warm(self, run: Planned) -> bool:
+        """Return whether a run is forked from a process that has imported torch."""
+        return alone(run, self.mpirun) and run.given.get("model") is not None
 
     def _stop(self, *_: object) -> None:
         """Start no other run, let those at work save themselves; launchers send USR1 to ranks."""
@@ -215,7 +231,7 @@ class Queue:
             child.send_signal(signal.SIGUSR1)
 
 
-def _wait(child: subprocess.Popen[bytes], lock: Path) -> int:
+def _wait(child: subprocess.Popen[bytes] | warm.Child, lock: Path) -> int:
     """Wait for the child and return its status; touch the lock meanwhile."""
     while True:
         try:
