@@ -75,7 +75,7 @@ def findings(found: list[Run]) -> Iterator[tuple[str, Finding]]:
     for text, claim in CLAIMS.items():
         others = sweeps - {claim.sweep}
         own = [run for run, name in zip(found, names, strict=True) if name not in others]
-        why = f"no runs to compare: localavg sweep jobs/sweeps/{claim.sweep}.toml"
+        why = f"no runs to compare: .venv/bin/localavg sweep jobs/sweeps/{claim.sweep}.toml"
         for finding in list(claim.check(own)) or [Finding("-", Decision(MISSING), why)]:
             yield text, finding
 

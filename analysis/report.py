@@ -221,7 +221,7 @@ def launch(name: str) -> list[str]:
     assert cost and data, f"{name}.toml states no cost or no data of the paper's scale"
     return [
         f"The paper's scale, {cost[1]}:",
-        f"    .venv/bin/python -m localavg sweep jobs/sweeps/{name}.toml --scale paper "
+        f"    .venv/bin/localavg sweep jobs/sweeps/{name}.toml --scale paper "
         f"--launcher slurm --set data={data[1]}",
     ]
 

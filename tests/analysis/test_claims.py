@@ -172,7 +172,7 @@ def test_claims_prints_a_table_and_says_what_is_missing(draw, tmp_path):
     assert any("smaller K₁" in line and "| pass" in line for line in lines)
     missing = len(claims.CLAIMS) - 2
     assert f" {missing} missing" in out
-    assert "no runs to compare: localavg sweep jobs/sweeps/lupa-fig2.toml" in out
+    assert "no runs to compare: .venv/bin/localavg sweep jobs/sweeps/lupa-fig2.toml" in out
     assert (tmp_path / "figures" / "claims.md").read_text() in out
 
 
