@@ -94,6 +94,7 @@ KNOWN_AS = {  # names of others, without spaces and hyphens
 SETTINGS: dict[str, Settings] = {  # of a run, whose defaults are others with some algorithms
     "fedavg": {"state": "reset"}
 }
+OWN = "localavg.train takes a function of your own; CONTRIBUTING.md says how it gets a name here"
 LONG = {"T": 10**16, "epoch": 10**6}  # a run that is long enough for all options
 
 
@@ -120,8 +121,8 @@ def unknown(name: str) -> UserError:
     """Make the error of a name that no algorithm has, with the name that it is like."""
     plain = name.lower().translate({ord(c): None for c in " -_"})
     like = [KNOWN_AS[plain]] if plain in KNOWN_AS else get_close_matches(name, BOTH, 1)
-    hint = f"; did you mean {like[0]}?" if like else ""
-    return UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}{hint}")
+    hint = f"did you mean {like[0]}?" if like else OWN
+    return UserError(f"algorithm {name}: must be one of {', '.join(BOTH)}; {hint}")
 
 
 def filled_in(options: Settings) -> Settings:

@@ -154,7 +154,9 @@ def by_type(tensors: Mapping[str, X]) -> dict[str, X]:
 def check_tensor(name: str, x: Tensor) -> None:
     """Raise UserError if a tensor is of another type, or elsewhere, than rows can hold."""
     if str(x.dtype) not in TYPES or x.device.type not in ("cpu", "cuda"):
+        wide = x.is_floating_point() and str(x.dtype) not in TYPES
         raise UserError(
             f"attach: {name} is {x.dtype} on {x.device}; weights must be {TYPES[0]}, bfloat16 or "
             "float16, on the CPU or on a CUDA GPU"
+            + ("; call model.float() before attach" if wide else "")
         )

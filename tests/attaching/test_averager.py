@@ -1301,7 +1301,8 @@ def mistakes(world):
 
 
 SAID = {
-    "float64": "weight is torch.float64 on cpu; weights must be torch.float32, bfloat16 or float16",
+    "float64": "weight is torch.float64 on cpu; weights must be torch.float32, bfloat16 or "
+    "float16, .*; call model.float.. before attach",
     "L": "ranks: a model is one learner; use as many learners as ranks",
     "S": "`S = .* a cluster's size must divide P",
     **dict.fromkeys(("sync", "qsgd", "adpsgd", "adacomm", "slowmo", "average"), "pass optimizer="),

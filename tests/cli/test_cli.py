@@ -618,6 +618,12 @@ def test_a_misspelt_algorithm_names_the_nearest(name, like):
             refuse()
 
 
+def test_an_algorithm_that_is_like_none_is_told_where_ones_own_belong():
+    """`coin` is that of jobs/examples/own_algorithm.py, which no command line knows."""
+    with pytest.raises(UserError, match=r"coin: must be one of sgd, .*; localavg.train takes a f"):
+        checks.read({"algorithm": "coin"})
+
+
 @pytest.mark.parametrize(
     ("given", "now"),
     [
