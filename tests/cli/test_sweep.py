@@ -946,6 +946,29 @@ def test_nothing_is_submitted_before_data_account_and_partition_are_there(
     assert done.returncode == 0 and given in (tmp_path / "submitted").read_text()
 
 
+def test_a_plan_names_each_missing_data_set_once_and_says_what_its_columns_mean(
+    tmp_path, capsys, monkeypatch
+):
+    """Two runs of each of five sets, of which one needs no file and one is copied to the nodes."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("localavg.datasets.where.CHECKOUT", tmp_path)
+    monkeypatch.setenv("STAGE", f"{tmp_path}/gone.h5 {tmp_path}/imagenet.h5")
+    (tmp_path / "imagenet.h5").write_text("")
+    sets = ["cifar10.h5", "fashion-mnist", "digits", "gone.h5", "imagenet.h5"]
+    text = f'{LEARNERS}learners = 2\nmodel = "nin"\ngrid.lr = [0.1, 0.2]\ngrid.data = {sets}\n'
+    for launcher in ("slurm", "lsf"):
+        _, printed = submitted(tmp_path, capsys, launcher, text)
+        needed = dict(re.findall(r": data (\S+): 2 runs need it, .* make it by (.*), or", printed))
+        assert needed == {
+            "cifar10.h5": "make cifar10",
+            "fashion-mnist": "make fashion-mnist",
+            "gone.h5": "localavg prepare (see its --help)",
+        }
+        above, table, below = printed.partition("job arrays, one for each number of ranks")
+        assert table and "kavg-" not in above and "10 runs: 0 done" in above
+        assert "\nruns at once: " in below and "\nidle: " in below
+
+
 def test_several_runs_at_once_share_the_gpus(small, fake, tmp_path, monkeypatch):
     """Each run has two of four ranks: it writes its GPUs and waits for the other run."""
     gpus = tuple((f"GPU {i}", f"GPU-{i}") for i in range(5))

@@ -184,6 +184,7 @@ def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     from localavg.cli.sweep import launch, state
     from localavg.cli.sweep.folder import states_of, title, write_plan
     from localavg.cli.sweep.gpu import check_gpu
+    from localavg.cli.sweep.lacking import without_data
 
     runs = sweep.runs
     if args.only_ranks is not None:
@@ -198,12 +199,14 @@ def _run_here(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
         todo += [run for run in runs if states[run.name].kind == "failed"]
     if args.scale == "gpu" and not args.dry_run:
         check_gpu(todo)
-    print_states(title(sweep, folder), states, every=args.dry_run)
+    print_states(title(sweep, folder), states)
     if args.scale == "gpu":
         _print_hours(args, todo)
     if args.dry_run:
         for run in todo:
             print(shlex.join(launch.command(run, folder / f"{run.name}.h5", args.mpirun)))
+        for what in without_data(todo):
+            print(f"before it can start: {what}")
         return 0
     write_plan(sweep, folder)
     report = partial(print, flush=True)

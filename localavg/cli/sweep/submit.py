@@ -19,11 +19,14 @@ from localavg.cli.sweep import state
 from localavg.cli.sweep.arrays import Array, Node, arrays, hours
 from localavg.cli.sweep.cost import RateOf, found_rate, given_rate
 from localavg.cli.sweep.folder import states_of, title, write_plan
-from localavg.cli.sweep.plan import Planned, Sweep
-from localavg.datasets import NAMED, where
+from localavg.cli.sweep.lacking import without_data
+from localavg.cli.sweep.plan import Sweep
 from localavg.errors import UserError
-from localavg.training import checks
 
+COLUMNS = (
+    "runs at once: the runs that a job does at the same time, where several fit on its nodes\n"
+    "idle: the part of the hours in which a GPU, or the place of a rank, is held and has no learner"
+)
 JOBS = Path(__file__).resolve().parents[3] / "jobs"
 
 
@@ -66,7 +69,7 @@ def submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     """
     states = states_of(sweep.runs, folder)
     kinds = (*state.WANTED, *(("failed",) if args.retry_failed else ()))
-    print_states(title(sweep, folder), states, every=args.dry_run)
+    print_states(title(sweep, folder), states)
     todo = [run for run in sweep.runs if states[run.name].kind in kinds]
     if not todo:
         print("nothing to submit")
@@ -81,7 +84,7 @@ def submit(args: argparse.Namespace, sweep: Sweep, folder: Path) -> int:
     text = template.read_text()
     found = arrays(sweep.runs, todo, _node(system, text, more), args.jobs, sweep.scale == "gpu")
     _print_hours(found, given_rate(args.rate) if args.rate else found_rate(folder))
-    lacking = [*_without_data(todo), *_to_fill_in(system, template, text, more)]
+    lacking = [*without_data(todo), *_to_fill_in(system, template, text, more)]
     calls = [_call(args, sweep, folder, array, more) for array in found]
     for command, env in calls:
         shown = " ".join(f"{key}={shlex.quote(value)}" for key, value in env.items())
@@ -118,17 +121,6 @@ def _node(system: System, text: str, more: Sequence[str]) -> Node:
     ranks, gpus = (re.findall(pattern, lines, re.M) for pattern in (system.ranks, system.gpus))
     per_node = int(ranks[-1]) if ranks else 1
     return Node(max(1, per_node), int(gpus[-1]) if gpus else per_node, system.whole)
-
-
-def _without_data(todo: Sequence[Planned]) -> list[str]:
-    """Describe the data of the runs that are no named set and no file here."""
-    specs = dict.fromkeys(str(checks.read(run.given).data) for run in todo)
-    return [
-        f"--set data={spec}: no such file, here or in {where.places(spec)[-1].parent}; prepare it "
-        "(make cifar10; localavg prepare --help), or give its path"
-        for spec in specs
-        if spec.partition(":")[0] not in NAMED and where.found(spec) is None
-    ]
 
 
 def _to_fill_in(system: System, template: Path, text: str, more: Sequence[str]) -> list[str]:
@@ -170,6 +162,7 @@ def _print_hours(found: Sequence[Array], rate_of: RateOf) -> None:
         for a, c in zip(found, costs, strict=True)
     ]
     print_table("job arrays, one for each number of ranks", rows)
+    print(COLUMNS)
     weight = sum(c.weight for c in costs)
     idle = 100 * sum(c.weight * c.idle for c in costs) / weight
     if why := next((c.why for c in costs if c.why), ""):
