@@ -1,13 +1,23 @@
 # shellcheck shell=bash
 # What this cluster needs before a run: sourced by every template in jobs/slurm and jobs/lsf. Fill it in once.
 
+if [ "$0" = "${BASH_SOURCE[0]}" ]; then # not sourced: `stage` and `unstage` start this file once on every node
+    folder=$1 && shift
+    [ $# -gt 0 ] || exec rm -rf "$folder"
+    mkdir -p "$folder" && for file; do # under another name first, so that no run reads a part of a file
+        copy=$folder/${file##*/} part=$folder/part-$$
+        [ "$copy" -nt "$file" ] || { cp "$file" "$part" && mv "$part" "$copy"; } || exit
+    done
+    exit
+fi
+
 # module load gcc cuda openmpi        # the modules with which mpi4py was built
 
 requeues=${REQUEUES:-20} # an interrupted job is put back into the queue at most so many times
 export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-/tmp/cupy-$(id -u)} # compiled kernels: on the node, not in a shared home
 
 # InfiniBand, where the defaults of MPI and NCCL are not right (ibv_devinfo and ip link show the names):
-# export UCX_NET_DEVICES=mlx5_0:1 NCCL_SOCKET_IFNAME=ib0
+# export UCX_NET_DEVICES=mlx5_0:1 NCCL_SOCKET_IFNAME==ib0 # the second = asks for this very name
 # PyPI's Open MPI under srun prints "find-available:not-valid"; this line stops it:
 # export PMIX_MCA_gds=hash PMIX_MCA_psec=native
 
@@ -30,24 +40,46 @@ srun_mpi() { # srun's --mpi: the first that mpi4py's library prefers and this Sl
     return 2
 }
 
-stage() { # copy the files in STAGE to a folder on every node of a Slurm job, where --data looks first
+stage() { # copy the files in STAGE to a folder on every node of the job, where --data looks first
+    # $1: what starts a command on the nodes, srun (the default), jsrun or blaunch
     [ -n "${STAGE:-}" ] || return 0
-    export LOCALAVG_DATA=${LOCAL:-${TMPDIR:-/tmp}}/localavg-$SLURM_JOB_ID
-    # shellcheck disable=SC2016,SC2086 # the variables of each node; STAGE may be several files
-    srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c 'mkdir -p "$LOCALAVG_DATA" && for file; do
-        copy=$LOCALAVG_DATA/${file##*/} part=$LOCALAVG_DATA/part-$SLURM_NODEID
-        [ "$copy" -nt "$file" ] || { cp "$file" "$part" && mv "$part" "$copy"; } || exit
-    done' stage $STAGE && return
+    local disk=${TMPDIR:-/tmp}
+    [ "${1:-srun}" = srun ] || disk=/tmp # on the other hosts LSF removes TMPDIR when the copy has ended
+    export LOCALAVG_DATA=${LOCAL:-$disk}/localavg-${SLURM_JOB_ID:-$LSB_JOBID-${LSB_JOBINDEX:-0}}
+    # shellcheck disable=SC2046,SC2086 # STAGE may be several files
+    on_nodes "${1:-srun}" "$LOCALAVG_DATA" $(realpath -m -- $STAGE) && return
     echo "modules.sh: cannot copy $STAGE to $LOCALAVG_DATA on every node: set LOCAL to a disk with room, or leave STAGE out" >&2
     return 2
 }
 
-unstage() { # remove the copies
-    # shellcheck disable=SC2016
-    [ -z "${STAGE:-}" ] || srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash -c 'rm -rf "$LOCALAVG_DATA"'
+unstage() { # remove the copies; $1 as for stage
+    [ -z "${STAGE:-}" ] || on_nodes "${1:-srun}" "$LOCALAVG_DATA"
+}
+
+on_nodes() { # start this file once on every node of the job, with the words after $1
+    local me host task tasks=() status=0
+    me=$(realpath -- "${BASH_SOURCE[0]}")
+    case $1 in
+    srun) srun --ntasks="$SLURM_NNODES" --ntasks-per-node=1 bash "$me" "${@:2}" ;;
+    jsrun) # the first host of the list is the one on which this shell runs, and is no node of the job
+        jsrun --nrs "$(tail -n +2 "$LSB_DJOB_HOSTFILE" | sort -u | wc -l)" --rs_per_host 1 --tasks_per_rs 1 \
+            --cpu_per_rs 1 --gpu_per_rs 0 --bind none bash "$me" "${@:2}" </dev/null
+        ;;
+    blaunch)
+        for host in $(sort -u "$LSB_DJOB_HOSTFILE"); do
+            blaunch -n "$host" bash "$me" "${@:2}" &
+            tasks+=($!)
+        done
+        for task in "${tasks[@]}"; do
+            wait "$task" || status=$?
+        done
+        return "$status"
+        ;;
+    esac
 }
 
 lsf_mpirun() { # mpirun under LSF: alone where it knows LSF, else with LSF's hosts and with blaunch for ssh
+    local staged=${LOCALAVG_DATA:+ -x LOCALAVG_DATA} # Open MPI passes on what it is told to
     case $(mpirun --version 2>/dev/null) in
     *'Open MPI'*) ;;
     *) # MPICH's and Intel's Hydra ask LSF by themselves
@@ -56,11 +88,11 @@ lsf_mpirun() { # mpirun under LSF: alone where it knows LSF, else with LSF's hos
         ;;
     esac
     if { prte_info || ompi_info; } 2>/dev/null | grep -q 'MCA ras: lsf'; then
-        echo mpirun
+        echo "mpirun$staged"
     elif mpirun --version | grep -q ' 4\.'; then
-        echo "mpirun --hostfile $LSB_DJOB_HOSTFILE --mca plm_rsh_agent blaunch"
+        echo "mpirun$staged --hostfile $LSB_DJOB_HOSTFILE --mca plm_rsh_agent blaunch"
     else
-        echo "mpirun --hostfile $LSB_DJOB_HOSTFILE --prtemca plm_ssh_agent blaunch"
+        echo "mpirun$staged --hostfile $LSB_DJOB_HOSTFILE --prtemca plm_ssh_agent blaunch"
     fi
 }
 

@@ -1977,7 +1977,7 @@ MUTANTS = [
     Mutant(
         "a sweep is submitted without its data",
         "localavg/cli/sweep/submit.py",
-        "lacking = [*_without_data(todo), *_to_fill_in(",
+        "lacking = [*without_data(todo), *_to_fill_in(",
         "lacking = [*_to_fill_in(",
         f"{TESTS['sweep']}::test_nothing_is_submitted_before_data_account_and_partition_are_there",
     ),
@@ -2001,6 +2001,43 @@ MUTANTS = [
         "self.average_s * (1 - PART) / (PART",
         "self.average_s / (PART",
         f"{TESTS['doctor']}::test_the_period_keeps_averages_under_five_hundredths_of_the_time",
+    ),
+    Mutant(
+        "a sweep forgets that Fashion-MNIST has a file",
+        "localavg/cli/sweep/lacking.py",
+        'if name == "fashion-mnist":',
+        'if name == "":',
+        f"{TESTS['sweep']}::"
+        "test_a_plan_names_each_missing_data_set_once_and_says_what_its_columns_mean",
+    ),
+    Mutant(
+        "data that the jobs copy is missed where the sweep is submitted",
+        "localavg/cli/sweep/lacking.py",
+        " and file not in staged",
+        "",
+        f"{TESTS['sweep']}::"
+        "test_a_plan_names_each_missing_data_set_once_and_says_what_its_columns_mean",
+    ),
+    Mutant(
+        "LSF copies data to the host of the script alone",
+        "jobs/modules.sh",
+        'for host in $(sort -u "$LSB_DJOB_HOSTFILE"); do',
+        'for host in $(sort -u "$LSB_DJOB_HOSTFILE" | head -n 1); do',
+        "tests/project/test_lsf.py::test_data_is_on_every_node_while_the_run_lasts[train.lsf]",
+    ),
+    Mutant(
+        "a copy that failed on one host starts the run",
+        "jobs/modules.sh",
+        'wait "$task" || status=$?',
+        'wait "$task" || true',
+        "tests/project/test_lsf.py::test_data_is_on_every_node_while_the_run_lasts[train.lsf]",
+    ),
+    Mutant(
+        "an unknown algorithm gets no hint",
+        "localavg/algorithms/__init__.py",
+        "if like else OWN",
+        'if like else ""',
+        f"{TESTS['cli']}::test_an_algorithm_that_is_like_none_is_told_where_ones_own_belong",
     ),
     Mutant(
         "an interrupted LSF job is requeued for ever",

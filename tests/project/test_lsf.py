@@ -102,6 +102,34 @@ def test_a_sweep_is_submitted_and_finishes(launcher, bsub, tmp_path):
     ], logs
 
 
+@pytest.mark.parametrize("script", ["train.lsf", "train.jsrun"])
+def test_data_is_on_every_node_while_the_run_lasts(script, bsub, tmp_path):
+    """Stand-ins of mpirun and Python: a rank prints what --data would find."""
+    need("openmpi")  # the stand-in of jsrun starts tasks with it
+    texts = {"mpirun": 'shift 2; exec "$@"', "python": 'echo rank; ls "$LOCALAVG_DATA"'}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "rows.h5").write_text("rows")
+    more = "" if script == "train.jsrun" else "-n 2 -R span[ptile=1]"
+    env = {
+        "TRAIN": "kavg --data rows.h5 --out a.h5",
+        "PYTHON": str(tmp_path / "python"),
+        "LOCAL": str(tmp_path / "disk"),
+        "LSF_HOSTS": "here there",
+        "STAGE": "rows.h5",
+    }
+    done, logs = bsub(script, *GIVEN.split(), *more.split(), **env)
+    assert "status 0" in done.stdout, logs
+    assert logs.count("rank") == logs.count("rows.h5") == (8 if script == "train.jsrun" else 1)
+    assert list((tmp_path / "disk").iterdir()) == []
+    if script == "train.lsf":
+        hosts = (tmp_path / "blaunch.log").read_text().split()
+        assert sorted(hosts) == ["here", "here", "there", "there"]
+    done, logs = bsub(script, *GIVEN.split(), *more.split(), **env | {"STAGE": "nothing.h5"})
+    assert "status 2" in done.stdout and "set LOCAL to a disk with room" in logs
+
+
 def test_a_job_is_requeued_so_many_times_and_no_more(bsub, tmp_path):
     """A stand-in of Python is interrupted each time, as localavg with a time limit is."""
     python = tmp_path / "python"

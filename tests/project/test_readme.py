@@ -68,7 +68,8 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     SMOKE + "--epochs 20 --lr 0.5 --out runs/smoke.h5": "needs Slurm; test_slurm.py",
     SMOKE + "--steps 100000000 --time-limit 1min --out runs/stops.h5": "needs Slurm; test_slurm.py",
     "sbatch jobs/examples/imagenet.sbatch": "needs a cluster; test_jobs.py reads what it starts",
-    "export STAGE=/scratch/me/imagenet.h5 LOCAL=/local": "paths of a cluster; test_jobs.py stages",
+    "export STAGE=/scratch/me/imagenet.h5 LOCAL=/local": "paths of a cluster; test_jobs.py and "
+    "test_lsf.py stage",
     "sbatch jobs/slurm/train.sbatch adpsgd --data imagenet.h5 --model resnet50 --device cuda "
     "--epochs 90 --out runs/imagenet.h5": "needs a cluster; test_slurm.py stages a small file",
     # --- docs/lsf.md
