@@ -958,7 +958,7 @@ def test_a_plan_names_each_missing_data_set_once_and_says_what_its_columns_mean(
     text = f'{LEARNERS}learners = 2\nmodel = "nin"\ngrid.lr = [0.1, 0.2]\ngrid.data = {sets}\n'
     for launcher in ("slurm", "lsf"):
         _, printed = submitted(tmp_path, capsys, launcher, text)
-        needed = dict(re.findall(r": data (\S+): 2 runs need it, .* make it by (.*), or", printed))
+        needed = dict(re.findall(r": data (\S+): 2 runs need it, .* run (.*), or give", printed))
         assert needed == {
             "cifar10.h5": "make cifar10",
             "fashion-mnist": "make fashion-mnist",

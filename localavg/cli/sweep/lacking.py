@@ -32,7 +32,7 @@ def without_data(todo: Sequence[Planned]) -> list[str]:
     needed = Counter(str(checks.read(run.given).data) for run in todo)
     return [
         f"data {spec}: {count} run{'s need' if count > 1 else ' needs'} it, and there is no such "
-        f"file, here or in {where.places(file)[-1].parent}; make it by "
+        f"file, here or in {where.places(file)[-1].parent}; run "
         f"{BRINGS.get(Path(file).stem, 'localavg prepare (see its --help)')}, or give another by "
         "--set data=FILE.h5"
         for spec, count in needed.items()
