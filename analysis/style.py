@@ -46,6 +46,7 @@ LINES = (
     {"color": "#DDCC77", "linestyle": "-.", "marker": "1"},
     {"color": "#CC6677", "linestyle": ":", "marker": "2"},
 )
+SUBS = {1.5: (1, 1.5, 2, 3, 4, 5, 7), 3: (1, 3), np.inf: (1,)}  # most decades: labels in each
 RC: Any = {  # matplotlib's settings
     "font.family": "sans-serif",
     "font.size": 8,
@@ -108,10 +109,11 @@ def doubling(axes: Axes, xs: Iterable[float]) -> None:
 
 
 def plain_log(axis: Axis, ticks: Sequence[float] | None = None) -> None:
-    """Write plain numbers on a logarithmic axis, at `ticks` or at a few of each decade."""
-    axis.set_major_locator(
-        FixedLocator(ticks) if ticks else LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7))
-    )
+    """Write plain numbers on a logarithmic axis, at `ticks` or at some of each decade drawn."""
+    low, high = axis.get_view_interval()
+    decades = np.log10(high / low)
+    subs = next(s for most, s in SUBS.items() if not decades > most)
+    axis.set_major_locator(FixedLocator(ticks) if ticks else LogLocator(subs=subs))
     axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
     axis.set_minor_locator(NullLocator())
 
