@@ -952,8 +952,9 @@ def test_a_plan_names_each_missing_data_set_once_and_says_what_its_columns_mean(
     """Two runs of each of five sets, of which one needs no file and one is copied to the nodes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("localavg.datasets.where.CHECKOUT", tmp_path)
-    monkeypatch.setenv("STAGE", f"{tmp_path}/gone.h5 {tmp_path}/imagenet.h5")
-    (tmp_path / "imagenet.h5").write_text("")
+    (tmp_path / "scratch").mkdir()
+    (tmp_path / "scratch" / "imagenet.h5").write_text("")
+    monkeypatch.setenv("STAGE", f"{tmp_path}/gone.h5 {tmp_path}/scratch/imagenet.h5")
     sets = ["cifar10.h5", "fashion-mnist", "digits", "gone.h5", "imagenet.h5"]
     text = f'{LEARNERS}learners = 2\nmodel = "nin"\ngrid.lr = [0.1, 0.2]\ngrid.data = {sets}\n'
     for launcher in ("slurm", "lsf"):
