@@ -763,8 +763,8 @@ def greedy(world):
     """Who is served of three, two of whom push again at once, by an MPI that always shows the
     lowest first.
     """
+    from localavg.training.asynchronous.first_server import FirstServer
     from localavg.training.asynchronous.messages import Nap
-    from localavg.training.asynchronous.server import FirstServer
 
     here = {0, 1, 2}
 

@@ -26,10 +26,11 @@ from localavg.interfaces import Array
 from localavg.parallel import survive
 from localavg.parallel.device import on_host, put_
 from localavg.training.asynchronous.client import Client
+from localavg.training.asynchronous.first_server import FirstServer
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.log import Log
 from localavg.training.asynchronous.messages import Roles, span
-from localavg.training.asynchronous.server import FirstServer, Server
+from localavg.training.asynchronous.server import Server
 from localavg.training.build import Task
 from localavg.training.ending import Diverged, Interrupted
 from localavg.training.evaluate import Evaluator, by_rank

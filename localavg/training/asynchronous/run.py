@@ -35,13 +35,14 @@ from localavg.parallel.gpus import find_gpus
 from localavg.training import header, where
 from localavg.training.asynchronous import saver
 from localavg.training.asynchronous.client import Client
+from localavg.training.asynchronous.first_server import FirstServer
 from localavg.training.asynchronous.learners import Local
 from localavg.training.asynchronous.log import Log
 from localavg.training.asynchronous.messages import Roles, span
 from localavg.training.asynchronous.play import Play
 from localavg.training.asynchronous.replay import check, order_of
 from localavg.training.asynchronous.saver import Saver
-from localavg.training.asynchronous.server import FirstServer, Server
+from localavg.training.asynchronous.server import Server
 from localavg.training.asynchronous.simulate import simulate
 from localavg.training.build import Task, load_task, start_equal_
 from localavg.training.ending import Outcome, ended
