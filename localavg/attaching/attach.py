@@ -17,8 +17,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localavg.algorithms.base import Algorithm
+from localavg.attaching.asked import Asked
 from localavg.attaching.averager import Averager
-from localavg.attaching.checks import Asked, check, check_kinds
+from localavg.attaching.checks import check, check_kinds
 from localavg.attaching.meetings import check_alone, meet_again
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.watchdog import watched
@@ -92,14 +93,15 @@ def attach(
     job after this many seconds of waiting; never if it is None.
 
     on_failure: what happens when a rank dies: the job ends ("end"), or the living ranks go back to
-    the last average of everyone, and the averager raises `localavg.Recovered` ("continue"). That
-    needs Open MPI 5 and mpirun --with-ft ulfm. There is one learner on each living rank then, so P
-    is smaller; K, the schedule and the seeds stay, and learners have new numbers. The row and the
-    optimiser's state lie elsewhere then, so torch.compile and samplers must begin anew. A rank
-    keeps two copies of its weights and buffers for that, and after a loss the row of before.
-    recovery_state: what of the optimiser's state goes back with them: what is equal on all ranks
-    after an average by `state` or by exchanged gradients, while other state starts anew ("policy"),
-    or all of it, two copies more ("all").
+    the last average of everyone, and the averager raises `localavg.Recovered` ("continue"). With
+    `delay`, `fragments` and gossip each goes back to its own weights where all ranks met last:
+    docs/torch.md has the list. That needs Open MPI 5 and mpirun --with-ft ulfm, and host memory.
+    There is one learner on each living rank then, so P is smaller; K, the schedule and the seeds
+    stay, and learners have new numbers. The row and the optimiser's state lie elsewhere then, so
+    torch.compile and samplers must begin anew. A rank keeps two copies of its weights and buffers
+    for that, and after a loss the row of before. recovery_state: what of the optimiser's state goes
+    back with them: what `state` or exchanged gradients handle, while other state starts anew
+    ("policy"), or all of it, two copies more ("all").
 
     Every rank must make the same calls at the same updates. Raises UserError on every rank where
     they differ, for several learners on a rank, for models that differ between ranks, lie on

@@ -3,32 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from copy import deepcopy
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
-from localavg.attaching.checks import CONTINUE, Asked, check_same, diverged
+from localavg.attaching.around import unfinished
+from localavg.attaching.asked import CONTINUE, Asked
+from localavg.attaching.checks import diverged
 from localavg.attaching.copies import Copy
-from localavg.attaching.exchange import Exchanging
-from localavg.attaching.feedback import Feedback
 from localavg.attaching.log import Log
-from localavg.attaching.meetings import Meetings
-from localavg.attaching.place import place_of
+from localavg.attaching.parts import lay_out
 from localavg.attaching.recovery import Now, Recovery, outlived
-from localavg.attaching.row import Row, averaged, by_type
 from localavg.attaching.saved import check_state, load_, saved, tell_other_sums
-from localavg.attaching.start import Rows, start
 from localavg.attaching.state import step_size
 from localavg.errors import UserError
-from localavg.interfaces import UNTIMED, Array, Settings
+from localavg.interfaces import UNTIMED, Settings
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.places import What
 from localavg.scope import Scope
-from localavg.training.averaging import Averaging
-from localavg.training.delayed import Delayed
-from localavg.training.payload import Payload
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,16 +28,15 @@ if TYPE_CHECKING:
 class Averager:
     """What `attach` returns.
 
-    scope: who averaged weights or gradients at the last step. variance: S of the parameters at the
-    last average (adpsgd Alg. 2, line 11), NaN if the algorithm does not need it. algorithm: a copy
-    of the algorithm that was given. fleet: the one that was given, or that of the last Recovered.
+    scope: who averaged weights or gradients at the last step. algorithm: a copy of the algorithm
+    that was given. fleet: the one that was given, or that of the last Recovered.
     """
 
     def __init__(self, asked: Asked) -> None:
         import torch
 
         torch.set_num_threads(min(asked.fleet.threads, torch.get_num_threads()))
-        self.model, self.optimizers, self.objective = asked.model, asked.optimizers, asked.objective
+        self.model, self.optimizers = asked.model, asked.optimizers
         self._asked = asked
         self._log: Log | None = None
         # of fleets whose ranks died: a message that failed may still read their rows
@@ -57,60 +47,26 @@ class Averager:
         self._lay_out(asked.fleet)
         with self._place.here():
             self._averaging.begin(0, math.nan)
+        if self._recovery is not None:
+            self._recovery.start()
 
     def _lay_out(self, fleet: Fleet) -> None:
         """Begin on the ranks of `fleet`, with the weights of its first rank. Collective."""
-        import torch
-
-        # the algorithm of self._asked never begins
-        asked = replace(self._asked, fleet=fleet, algorithm=deepcopy(self._asked.algorithm))
-        self.fleet, self.algorithm = fleet, asked.algorithm
-        self._evaluating = False  # whether the model holds w̄ for a while
         self._start = 0  # t at which the period began
-        self._began = 0  # t after which the last average began
-        self.scope, self.variance = Scope.NONE, math.nan
+        self.scope = Scope.NONE
         self._gamma = step_size(self.optimizers)  # γ of the last update
-        tensors = by_type(averaged(self.model, asked.statistics == "average"))
-        check_same(fleet, tensors)
-        first = next(iter(tensors.values()), torch.empty(0))
-        self._place = place_of(first.device, fleet)
-        self.algorithm.exchange.start(fleet.learners, asked.seed)
-        self.algorithm.average.lay_out(fleet.learners, fleet.P, asked.seed)
-        with self._place.here():
-            self._set_up(asked, start(asked, tensors, self._place))
-
-    def _set_up(self, asked: Asked, rows: Rows) -> None:
-        """Make what works on these rows. Collective."""
-        place, exchange = self._place, self.algorithm.exchange
-        self.transport, background, self.flat, gradients, state = rows
-        transport, travels = self.transport, gradients.row.d_trained
-        carrier = background or transport
-        self._payload = Payload(self.algorithm, carrier, self.flat, state, gradients=travels)
-        if asked.log is not None and self._log is None:
-            self._log = Log(asked, place, transport, self._payload, self.flat.size)
-        elif self._log is not None:
-            self._log.move(self.fleet, transport, self._payload)
-        self._laps = self._log or UNTIMED
-        self._feedback = Feedback(self.fleet, self._laps, self.algorithm, asked.log is not None)
-        self._meetings = Meetings(asked, self.flat)
-        self._exchanging = Exchanging(
-            exchange, transport, gradients, self._meetings, self._log, place, self.watching
+        parts = lay_out(
+            self._asked, fleet, self._log, self.watching, self._recovery, again=bool(self._old)
         )
-        self._agreement = self._meetings.agreement
+        (
+            self.fleet, self.algorithm, self._place, self.transport, self.flat, self._payload,
+            self._log, self._feedback, self._meetings, self._exchanging, self._around,
+            self._averaging, self._look,
+        ) = parts  # fmt: skip
+        self._agreement, self._laps = self._meetings.agreement, self._log or UNTIMED
         if self._log is not None:
             self._agreement.ended = self._log.end
         self._agreement.guard(self)
-        pieces = self.algorithm, transport, self.flat, state
-        how: dict[str, Any] = {
-            "objective": self._objective, "losses": self._feedback, "laps": self._laps,
-            "pace": self._log.pace() if self._log else self._feedback.pace(transport.settle),
-            "before": self._before, "after": self._after,
-        }  # fmt: skip
-        self._averaging = (
-            Averaging(*pieces, **how)
-            if background is None
-            else Delayed(*pieces, background=background, begun=self._begun, **how)
-        )
 
     def __repr__(self) -> str:
         return (
@@ -128,6 +84,14 @@ class Averager:
         return self.t - self._start
 
     @property
+    def variance(self) -> float:
+        """S of the parameters at the last average, NaN if the algorithm does not need it.
+
+        adpsgd Alg. 2, line 11.
+        """
+        return self._around.variance
+
+    @property
     def participates(self) -> bool:
         """Whether this rank works in the present round; else the next average drops its updates."""
         return self._averaging.at_work != []
@@ -140,8 +104,7 @@ class Averager:
         the same gradients and skip the same steps. The optimiser's step does not exchange again.
         Return who exchanged.
         """
-        if self._recovery is not None and self._recovery.lacking:
-            self._recovery.copy()
+        self._copy_first()
         with self._place.here():
             return self._exchanging.everything()
 
@@ -154,11 +117,13 @@ class Averager:
         clusters of higher levels.
         """
         self._agreement.refuse_detached()
-        if self._evaluating:
+        if self._look.on:
             raise UserError(
                 "attach: averager.step() inside averaged(), whose end brings the weights from "
                 "before it back; train outside of it"
             )
+        if not self.participates:  # its optimiser may have made no step
+            self._copy_first()
         with self._place.here():
             kept = self._feedback.noted(loss if self.participates else 0.0)
             if self.scope:
@@ -168,6 +133,8 @@ class Averager:
             exchanged = self._exchanging.made()
             scope = self._averaging.average_(self.t, self._gamma)
             self.scope = scope or exchanged
+            if exchanged:
+                self._averaging.equal_after = self.t
             if self._log is not None:
                 self._log.step(self.t, self.scope, self._gamma, kept)
             if self._recovery is not None:
@@ -188,14 +155,7 @@ class Averager:
         self._meet(What.FINISH)
         self._laps.met()
         scope = Scope.NONE
-        algorithm, exchanged = self.algorithm, self.algorithm.exchange.at(self.t)
-        pieces = len(algorithm.average.pieces)
-        # Something may not have averaged, or arrived, yet. What a wire has lost comes too, but an
-        # outer optimiser must not make its step twice.
-        averaged = self.scope is algorithm.schedule.final
-        lost = algorithm.wire and not (averaged and algorithm.average.kept)
-        late = algorithm.delay or lost or pieces > 1
-        if not exchanged and (late or algorithm.schedule.final is not self.scope):
+        if unfinished(self.algorithm, self.scope, self.t):
             if self.scope:
                 self._start = self.t
             scope = self.scope = self._averaging.average_(self.t, self._gamma, last=True)
@@ -213,45 +173,12 @@ class Averager:
         self._agreement.finished = self.t
         return scope
 
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def averaged(self) -> AbstractContextManager[None]:
         """Give the model the average of all learners, w̄, while the context lasts. Collective.
 
         The model has its own weights again after it.
         """
-        pace = self._averaging.pace
-        if pace is not None:
-            with self._place.here():
-                pace.pause()
-        flat, own = self._averaged_()
-        self._evaluating = True
-        try:
-            yield
-        finally:
-            self._evaluating = False
-            with self._place.here():
-                flat.restore_(own)
-                if self._log is not None:
-                    self.transport.settle()
-                    self._log.clock.lap("outside")
-                if pace is not None:
-                    pace.go_on()
-
-    @outlived
-    def _averaged_(self) -> tuple[Row, list[Tensor]]:
-        """Set the model to w̄. Return its row, and what was in it. Collective."""
-        flat = self.flat
-        with self._place.here():
-            self._meet(What.AVERAGED)
-            self._laps.met()
-            own = flat.copied()
-            flat.load_()
-            flat.w[0] = self.transport.mean(flat.w)
-            if self._recovery is not None:
-                self._recovery.sure()
-            flat.store_()
-            self._agreement.leave()
-        return flat, own
+        return self._look.averaged()
 
     def watching(self) -> AbstractContextManager[None]:
         """Return a context for meetings of your own, such as averager.fleet.world.allgather(…).
@@ -270,13 +197,14 @@ class Averager:
     def payload_bytes(self) -> tuple[int, int]:
         """Return the bytes of all ranks at the last step: (in nodes, across). Collective."""
         self._meet(What.BYTES)
-        began = self.t if self.algorithm.exchange.at(self.t) else self._began
+        began = self.t if self.algorithm.exchange.at(self.t) else self._around.began
         mine = self._payload.handed_over(began, self.scope) if self.scope else (0, 0)
         within, across = zip(*self.fleet.world.allgather(mine), strict=True)
         self._agreement.leave()
         self._laps.met()
         return sum(within), sum(across)
 
+    @outlived
     def state_dict(self) -> dict[str, object]:
         """Return what a restart needs in addition to the model and the optimiser.
 
@@ -295,9 +223,9 @@ class Averager:
         check_state(state, self.algorithm, self.flat)
         if self.fleet.rank == 0:
             tell_other_sums(state, self.transport.name)
+        self._load(state)
         if self._recovery is not None:
             self._recovery.copies.forget()
-        self._load(state)
         if self._log is not None:
             self._log.resume(self.t, last=self.t if self.scope else self._start)
 
@@ -306,7 +234,9 @@ class Averager:
         self._agreement.t = self._agreement.saved = state["t"]
         self._start = state["start"]
         self.scope = Scope.recorded(state["scope"], state.get("level", 1))
-        self.variance, self._began = state["variance"], state["t"]
+        self._around.variance, self._around.began = state["variance"], state["t"]
+        if self.scope is Scope.WORLD:
+            self._averaging.equal_after = self.t
         self._gamma = state.get("gamma", self._gamma)
         self._feedback.load_state_dict(state.get("feedback", {}))
         if self._averaging.pace is not None:
@@ -314,56 +244,30 @@ class Averager:
         with self._place.here():
             load_(state, self.algorithm, self.flat, self._averaging)
 
+    def _copy_first(self) -> None:
+        """Copy the rank before its first update, where ranks may die."""
+        if self._recovery is not None and self._recovery.lacking:
+            self._recovery.copy()
+
     def _now(self) -> Now:
         """Return what the recovery needs."""
-        equal = self.t == 0 or self.scope is Scope.WORLD
-        return Now(self.fleet, self._agreement, equal, self.flat, self._log)
+        met = self.scope in (Scope.WORLD, Scope.NEIGHBOURS)
+        point = self.t == 0 or self._averaging.at_point(self.t, met)
+        return Now(self.fleet, self._agreement, point, self.flat, self._averaging, self._log)
 
     def _go_back(self, fleet: Fleet, copy: Copy) -> None:
         """Go on from a copy, on the ranks of `fleet`. Collective over them."""
-        self._old += [self.flat, self.transport, self._exchanging]
+        self._old += [self.flat, self.transport, self._exchanging, self._averaging]
         if self._log is not None and copy.log is not None:
             self._log.back_to(copy.log, fleet, copy.t)
         self._lay_out(fleet)
         copy.restore_(self.model, self.optimizers, self.flat)
-        self._load(deepcopy(copy.state))
+        assert self._recovery is not None, "it goes back"
+        state = self._recovery.copies.state(copy, fleet, self._averaging.wired)
+        self._load(state)
+        self._meetings.begin()
 
     def _meet(self, what: What) -> None:
         """Agree with the others on what comes next; what was before it counts as computing."""
         self._laps.computed()
         self._meetings.meet(what)
-
-    def _before(self, t: int, scope: Scope) -> None:
-        """Do what comes before an average of the weights."""
-        if self._log is not None:
-            self._log.begin_average(t, scope)
-        self._meetings.meet(What.AVERAGE, scope)
-        self.flat.load_()
-        if scope in (Scope.WORLD, Scope.NEIGHBOURS):
-            self._meetings.warn_equal(t)
-
-    def _begun(self, t: int, scope: Scope) -> None:
-        """Do what comes after the copies of a delayed average."""
-        self.flat.store_()
-        self._agreement.leave()
-        if self._log is not None:
-            self._log.average_begun(t, scope)
-
-    def _after(
-        self, t: int, scope: Scope, S: float, begun: int | None = None, travelled_s: float = 0.0
-    ) -> None:
-        """Do what comes after an average of the weights."""
-        self.flat.store_()
-        self._agreement.leave()
-        self.variance, self._began = S, t if begun is None else begun
-        if self._log is not None:
-            self._log.averaged(t, scope, S, begun, travelled_s)
-
-    def _objective(self, t: int, w: Array) -> float:
-        """Return F at the average, which every learner's model holds now."""
-        assert self.objective is not None, "attach refuses such an algorithm without an objective"
-        F = float(self.objective())
-        self._laps.computed()
-        total = sum(self.fleet.world.allgather(F))
-        self._laps.met()
-        return total / self.fleet.P

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from localavg.algorithms.base import Algorithm
+from localavg.attaching.asked import CONTINUE, Asked
+from localavg.attaching.covered import covered, foreign, parts, uncovered
 from localavg.attaching.row import averaged, check_tensor
 from localavg.attaching.state import as_text, check_moments, words
 from localavg.config.state import by_name
@@ -19,56 +20,13 @@ from localavg.errors import UserError, bad, check_choice, positive
 from localavg.interfaces import Array
 from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
-from localavg.scope import Scope
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module, Parameter
-    from torch.optim import Optimizer
+    from torch.nn import Module
 
 
-CONTINUE = survive.CONTINUE
 LAUNCH = "mpirun --with-ft ulfm -n N python PROGRAM"
-START_S = 60.0  # how long a rank waits in attach before it prints that others do not come
-
-
-@dataclass(frozen=True, eq=False)
-class Asked:
-    """What a user asked `attach` for; the names are its arguments."""
-
-    model: Module
-    fleet: Fleet
-    algorithm: Algorithm
-    optimizers: Sequence[Optimizer]
-    state: str | Mapping[str, str]
-    statistics: str
-    master: bool
-    objective: Callable[[], float] | None
-    seed: int
-    log: str | None
-    config: Mapping[str, object]
-    warn_after: float
-    hang_limit: float | None
-    rows: int | None = None
-    on_failure: str = "end"
-    recovery_state: str = "policy"
-
-    @property
-    def stepped(self) -> bool:
-        """Whether the steps of the optimisers matter: gradients or states are handled."""
-        return bool(self.algorithm.exchange.scope) or words(self.state) != {"keep"}
-
-    @property
-    def patience(self) -> tuple[float, float | None]:
-        """The seconds after which a rank that waits in attach prints it, and ends the job.
-
-        The arguments are not checked yet.
-        """
-        warn_after, limit = (
-            x if isinstance(x, int | float) and x > 0 else None
-            for x in (self.warn_after, self.hang_limit)
-        )
-        return min(warn_after or START_S, START_S), limit
 
 
 def check_kinds(asked: Asked) -> None:
@@ -159,21 +117,12 @@ def _check_recovery(asked: Asked) -> None:
                 '`on_failure = "continue"`; add it, or leave this out'
             )
         return
-    algorithm = asked.algorithm
-    if algorithm.delay is not None:
-        why = "with `delay`: after a delayed average learners are not equal"
-    elif algorithm.wire is not None:
-        why = "with `wire`: what its code leaves over is lost with a node"
-    elif len(algorithm.average.pieces) > 1:
-        why = "with `fragments`: after an average of a piece learners are not equal"
-    elif Scope.NEIGHBOURS in (algorithm.schedule.after(1), algorithm.schedule.final):
-        why = "with gossip: its learners are never equal"
-    elif any(x.device.type != "cpu" for x in averaged(asked.model).values()):
-        why = "on a GPU: it takes averages of the host's memory only"
-    else:
-        survive.check(LAUNCH)
-        return
-    raise UserError(f"attach: `on_failure = {CONTINUE}` {why}; leave one of them out")
+    if any(x.device.type != "cpu" for x in averaged(asked.model).values()):
+        raise UserError(
+            f"attach: `on_failure = {CONTINUE}` on a GPU: it takes averages of the host's memory "
+            "only; leave one of them out"
+        )
+    survive.check(LAUNCH)
 
 
 def _check_seconds(name: str, value: float | None) -> None:
@@ -207,58 +156,6 @@ def _check_optimizers(asked: Asked) -> None:
         raise UserError(fault)
     if asked.stepped and (fault := uncovered(asked.model, covered(asked.optimizers))):
         raise UserError(fault)
-
-
-def parts(
-    parameters: Mapping[str, Parameter], optimizers: Sequence[Optimizer]
-) -> list[dict[str, Parameter]]:
-    """Return the model's parameters that each optimiser has, by name.
-
-    Raises UserError for a parameter that two optimisers have.
-    """
-    held = [covered([optimizer]) for optimizer in optimizers]
-    for name, p in parameters.items():
-        if sum(id(p) in ids for ids in held) > 1:
-            raise UserError(
-                f"attach: {name} is in two of the optimizers given; leave it in one of them"
-            )
-    return [{name: p for name, p in parameters.items() if id(p) in ids} for ids in held]
-
-
-def covered(optimizers: Sequence[Optimizer]) -> set[int]:
-    """Return the identities of the parameters that some optimiser has."""
-    return {id(p) for x in optimizers for group in x.param_groups for p in group["params"]}
-
-
-def uncovered(model: Module, known: set[int]) -> str:
-    """Return what is wrong if a trainable parameter is not among the `known` ones, else ""."""
-    for name, p in model.named_parameters():
-        if p.requires_grad and id(p) not in known:
-            return (
-                f"attach: {name} is trainable and in none of the optimizers given at attach; give "
-                "all of them when the model is complete, or freeze it (requires_grad_(False))"
-            )
-    return ""
-
-
-def foreign(model: Module, optimizers: Sequence[Optimizer], known: Collection[int] = ()) -> str:
-    """Return what is wrong if an optimiser trains a tensor that is not in the model, else "".
-
-    known: the identities of tensors that are left out.
-    """
-    mine = {id(p) for p in model.parameters()}
-    for optimizer in optimizers:
-        for number, group in enumerate(optimizer.param_groups):
-            names = group.get("param_names") or [""] * len(group["params"])
-            for p, name in zip(group["params"], names, strict=True):
-                if p.requires_grad and id(p) not in mine and id(p) not in known:
-                    what = name or f"a tensor {tuple(p.shape)}"
-                    return (
-                        f"attach: {type(optimizer).__name__} trains {what} (group {number}), which "
-                        "is not in the model and would never be averaged; attach one module that "
-                        "has everything, as nn.ModuleList([model, head])"
-                    )
-    return ""
 
 
 def _check_tensors(model: Module, statistics: bool) -> None:

@@ -1,7 +1,15 @@
-"""Copies of a rank's model after averages of everyone, to go back to when other ranks die.
+"""Copies of a rank's model where all ranks have met, to go back to when other ranks die.
 
-A rank copies its own model alone: after a loss there are fewer learners, and none is made anew. A
-copy has the weights, all buffers, what the averager saves, and perhaps the optimisers' state.
+A rank copies its own model alone: after a loss there are fewer learners, and none is made anew. So
+learners may differ. A copy has the weights, all buffers, what the averager saves, and perhaps the
+optimisers' state. A model is copied after an update t where `Averaging.at_point` says so
+
+    learners are equal    after an average of everyone, or of everyone's gradients
+    delay, fragments      when a delayed average of everyone has been merged and the next one has
+                          not begun; of pieces, the last one of a round
+    gossip                after every gossip, for which all ranks meet
+
+What codes of a wire have lost is the node's, and lies in memory that its ranks share.
 """
 
 from __future__ import annotations
@@ -9,21 +17,25 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from localavg.attaching.checks import Asked
+from localavg.attaching.asked import Asked
 from localavg.attaching.log import Log
 from localavg.attaching.row import Row
 from localavg.attaching.state import words
 from localavg.parallel.fleet import Fleet
+from localavg.parallel.transport.in_code import InCode
 from localavg.training.marks import NEVER, Marks
+from localavg.training.owed import Owed
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
     from torch.optim import Optimizer
 
+WHAT, INSTEAD = "the copies that living ranks go on from", "leave `on_failure` out"
 Moments = Sequence[Mapping[Any, Mapping[str, Any]]]  # of each optimiser, its `state`
 
 
@@ -59,19 +71,28 @@ class Copy:
                 optimizer.state.update(_moments(self.moments[i]))
 
 
-class Copies:
-    """The last two copies, in turn, and marks of them that the node shares.
+class Shared(NamedTuple):
+    """What of the copies the ranks of a node share."""
 
-    A rank copies after an average, and no rank is two averages ahead of another one. So every rank
-    has the last copy that all ranks have made, the dead too. Making this object is collective.
+    marks: Marks
+    owed: Owed
+
+
+class Copies:
+    """The last two copies, in turn, and what of them the node shares.
+
+    A rank copies after a meeting of all ranks, and no rank is two meetings ahead of another one. So
+    every rank has the last copy that all ranks have made, the dead too. `start` comes first.
     """
 
     def __init__(self, asked: Asked) -> None:
         self.asked = asked
         self._copies: list[Copy | None] = [None, None]
         self.first = NEVER  # the update of the first one, for which no ranks met
-        self.marks = Marks(asked.fleet)
-        self.marks.share()
+
+    def start(self, shared: Shared) -> None:
+        """Take what `share` returned."""
+        self.marks, self.owed = shared
 
     @property
     def held(self) -> list[int]:
@@ -86,22 +107,33 @@ class Copies:
         found = [copy for copy in self._copies if copy is not None and copy.t == last]
         return found[0] if found else None
 
-    def marked(self, t: int, fleet: Fleet) -> Marks:
-        """Return marks of the copy after update t for the ranks of `fleet`. Collective."""
-        marks = Marks(fleet)
-        marks.share()
-        marks.finish(0, t)
-        return marks
+    def state(self, copy: Copy, fleet: Fleet, wired: InCode | None) -> dict[str, Any]:
+        """Return what the averager loads of a copy on the ranks of `fleet`. Collective over them.
 
-    def only(self, copy: Copy, marks: Marks) -> None:
-        """Keep this copy alone, which has these marks."""
-        self._copies, self.marks, self.first = [copy, None], marks, copy.t
+        wired: their transport, if it codes averages.
+        """
+        state = deepcopy({**copy.state})
+        if wired is not None:
+            import torch
+
+            slot, averaging = self._copies.index(copy), state["averaging"]
+            owed = self.owed.restored(fleet.world, fleet.node, slot, wired.total)
+            for name in ("wire_feedback", "wire_nodes"):  # of this rank's lanes before
+                del averaging[name]
+            averaging |= {name: torch.from_numpy(x) for name, x in owed.items()}
+        return state
+
+    def only(self, copy: Copy, shared: Shared) -> None:
+        """Keep this copy alone, which is the first one of what the node shares."""
+        self._copies, self.first = [copy, None], copy.t
+        self.start(shared)
 
     def forget(self) -> None:
-        """Forget all copies: the model becomes another one."""
+        """Forget all copies: the model has become another one."""
         self._copies = [None, None]
         for slot in (0, 1):
             self.marks.begin(slot, NEVER)
+            self.owed.copy(slot)
 
     def copy(self, t: int, flat: Row, state: Mapping[str, Any], log: Log | None) -> None:
         """Copy the rank after update t, in place of the older copy; see `Copy`."""
@@ -120,12 +152,29 @@ class Copies:
             None if log is None else log.still(),
             perf_counter(),
         )
+        self.owed.copy(slot)
         self.marks.finish(slot, t)
 
     def _keeps(self, t: int) -> bool:
         """Return whether the optimisers' state is copied: all of it is asked for, or all equal."""
         equal = "keep" not in words(self.asked.state) or self.asked.algorithm.exchange.at(t)
         return self.asked.recovery_state == "all" or bool(equal)
+
+
+def share(fleet: Fleet, wired: InCode | None, t: int = NEVER) -> Shared:
+    """Make what the ranks of a node share of their copies. Collective.
+
+    wired: the transport that codes averages, None if none does. t: of the first copy, if there is
+    one.
+    """
+    owed = Owed(wired, fleet, partial(fleet.node_array, what=WHAT, instead=INSTEAD))
+    for slot in (0, 1):  # of a rank that dies before its first copy, too
+        owed.copy(slot)
+    marks = Marks(fleet)
+    marks.share()
+    if t != NEVER:
+        marks.finish(0, t)
+    return Shared(marks, owed)
 
 
 def _moments(state: Mapping[Any, Mapping[str, Any]]) -> dict[Any, dict[str, Any]]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 from localavg.algorithms.base import Exchange
-from localavg.attaching.checks import parts as parts_of
+from localavg.attaching.covered import parts as parts_of
 from localavg.attaching.gradients import Gradients, Steps
 from localavg.attaching.log import Log
 from localavg.attaching.meetings import Meetings

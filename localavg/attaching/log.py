@@ -11,7 +11,7 @@ from typing import Any
 
 from localavg import algorithms
 from localavg.algorithms.base import Algorithm
-from localavg.attaching.checks import CONTINUE, Asked
+from localavg.attaching.asked import CONTINUE, Asked
 from localavg.attaching.place import Place
 from localavg.attaching.state import as_text
 from localavg.errors import UserError

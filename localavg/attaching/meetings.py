@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
-from localavg.attaching.checks import CONTINUE, Asked, covered, foreign, uncovered
+from localavg.attaching.asked import CONTINUE, Asked
+from localavg.attaching.covered import covered, foreign, uncovered
 from localavg.attaching.gradients import Steps
 from localavg.attaching.row import Row, averaged
 from localavg.errors import UserError
@@ -71,12 +72,15 @@ class Meetings:
         self.steps: Steps | None = None
         self.fault = ""
         self._known = covered(asked.optimizers)
-        # of the start, until learners differ
-        self._first = digest(on_host(flat.w[0])) if self.fleet.P > 1 else None
+        self.begin()
         for module in asked.model.modules():
             if (before := ATTACHED.get(module)) is not None:
                 before.detach()
             ATTACHED[module] = self.agreement
+
+    def begin(self) -> None:
+        """Take the present weights as those of the start, until learners differ."""
+        self._first = digest(on_host(self.flat.w[0])) if self.fleet.P > 1 else None
 
     @property
     def tensors(self) -> Mapping[str, Tensor]:

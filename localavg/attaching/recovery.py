@@ -1,9 +1,12 @@
 """Outlive ranks that die in a user's own loop: the others go back to the last average of everyone.
 
     a call of the averager fails, as a rank has died
-    revoke, agree                               all living ranks come here
+    revoke, abandon a delayed average, agree    all living ranks come here
     shrink; one learner on each rank that lives; restore its copy of the last average; agree
     raise Recovered
+
+With delayed averages, fragments and gossip learners are never equal. `copies.py` says after which
+updates a model is copied.
 
 There are fewer learners then, because a model is one learner. `training/recover.py` does the same
 for a run of the command, where the living ranks take over the learners of the dead.
@@ -18,8 +21,8 @@ from functools import wraps
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
-from localavg.attaching.checks import Asked
-from localavg.attaching.copies import Copies, Copy
+from localavg.attaching.asked import Asked
+from localavg.attaching.copies import Copies, Copy, Shared, share
 from localavg.attaching.log import Log
 from localavg.attaching.row import Row
 from localavg.errors import SharedError, UserError
@@ -27,7 +30,7 @@ from localavg.parallel import survive
 from localavg.parallel.abort import on_exception
 from localavg.parallel.agreement import AGAIN, Agreement
 from localavg.parallel.fleet import Fleet
-from localavg.training.marks import Marks
+from localavg.training.averaging import Averaging
 from localavg.training.recover import tell
 
 if TYPE_CHECKING:
@@ -49,7 +52,7 @@ class Recovered(Exception):
 
     Every living rank gets it from a call of the averager, or from the step of an optimiser that
     exchanges gradients. The averager and its model are as they were after update t, with one
-    learner on each rank that lives.
+    learner on each rank that lives. With `delay`, `fragments` or gossip learners differ then too.
 
     t: the number of updates that the model has. lost: the ranks that died, by their numbers before.
     fleet: the ranks that live, with new numbers; fleet.P learners, of which this rank has number
@@ -67,9 +70,10 @@ class Now(NamedTuple):
     fleet: Fleet
     agreement: Agreement
     """which knows t"""
-    equal: bool
-    """whether all learners are equal after update t"""
+    point: bool
+    """whether the model can be gone back to after update t"""
     flat: Row
+    averaging: Averaging
     log: Log | None
 
 
@@ -80,7 +84,7 @@ class Recovery:
     it out on the ranks of `fleet`, and sets it to a copy.
 
     The model is copied before the first step of a torch optimiser that trains it, as the user may
-    load weights until then, and after each average of everyone.
+    load weights until then, and after each average of everyone; of gossip after each one.
     """
 
     def __init__(
@@ -108,11 +112,16 @@ class Recovery:
 
         torch_optimizer.register_optimizer_step_pre_hook(begin)
 
+    def start(self) -> None:
+        """Make room for the copies, once the averager is laid out. Collective."""
+        now = self.now()
+        self.copies.start(share(now.fleet, now.averaging.wired))
+
     @property
     def lacking(self) -> bool:
         """Whether there is no copy yet, and one can be made now."""
         now = self.now()
-        return not self.copies.held and now.equal and not now.agreement.detached
+        return not self.copies.held and now.point and not now.agreement.detached
 
     def copy(self) -> None:
         """Copy the rank. No rank waits for another."""
@@ -120,9 +129,11 @@ class Recovery:
         self.copies.copy(now.agreement.t, now.flat, self.state(), now.log)
 
     def met(self) -> None:
-        """Copy the rank if all learners are equal now."""
-        if self.now().equal:
+        """Copy the rank if it can be gone back to; then a delayed average may begin."""
+        now = self.now()
+        if now.point:
             self.copy()
+        now.averaging.depart_()
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -143,6 +154,8 @@ class Recovery:
             now = self.now()
             survive.revoke(now.fleet.made)
             now.agreement.watchdog.here = PLACE, now.agreement.t
+            with survive.limited(now.fleet.world, AGAIN):
+                now.averaging.abandon()
             survive.agreed(now.fleet.world, False)
             now.agreement.leave()
             raise self._recovered() from None
@@ -166,23 +179,25 @@ class Recovery:
         """
         at_s, before, t = perf_counter(), self.now().fleet, self.now().agreement.t
 
-        def again(world: Any, made: list[Any]) -> tuple[Fleet, Copy, Marks, int, float]:
+        def again(world: Any, made: list[Any]) -> tuple[Fleet, Copy, Shared, int, float]:
             self.now().agreement.abandon()
+            self.now().averaging.abandon()
             fleet = Fleet(world, None, before.ranks_per_node, made)
             copy = self.copies.common(fleet)
             if copy is None:
                 raise SharedError("there is no average of everyone yet to go back to")
             self.go_back(fleet, copy)
-            marks = self.copies.marked(copy.t, fleet)
+            shared = share(fleet, self.now().averaging.wired, copy.t)
             repeated, seconds = -fleet.least(copy.t - t), -fleet.least(copy.at_s - perf_counter())
             if (log := self.now().log) is not None:
                 log.lost(seconds)
-            return fleet, copy, marks, int(repeated), seconds
+            self.now().averaging.depart_()
+            return fleet, copy, shared, int(repeated), seconds
 
-        fleet, copy, marks, repeated, seconds = survive.without_lost(
+        fleet, copy, shared, repeated, seconds = survive.without_lost(
             before.world, before.made, again, AGAIN
         )
-        self.copies.only(copy, marks)
+        self.copies.only(copy, shared)
         log = self.now().log
         file = None if log is None else log.file
         names = tell(file, before, fleet, copy.t, repeated, seconds, at_s)

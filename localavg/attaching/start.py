@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
-from localavg.attaching.checks import Asked, parts
+from localavg.attaching.asked import Asked
+from localavg.attaching.covered import parts
 from localavg.attaching.gradients import Gradients
 from localavg.attaching.place import Place
 from localavg.attaching.row import Row, by_type
@@ -36,8 +37,11 @@ class Rows(NamedTuple):
     state: TorchState
 
 
-def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
-    """Move these tensors into a row, equal on all ranks, and make the other rows. Collective."""
+def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place, again: bool = False) -> Rows:
+    """Move these tensors into a row, equal on all ranks, and make the other rows. Collective.
+
+    again: whether ranks were lost before.
+    """
     start_rounds(asked)
     fleet, algorithm, where = asked.fleet, asked.algorithm, place.where
     floats = sum(-(-x.numel() // ALIGN) * ALIGN for x in tensors.values())
@@ -52,7 +56,7 @@ def start(asked: Asked, tensors: Mapping[str, Tensor], place: Place) -> Rows:
     aware = known() if between and fleet.rank == 0 else None
     transport = choose("auto", fleet, algorithm.clusters, nbytes, place.device, aware, n=floats)
     if algorithm.wire is not None:
-        transport = in_code(transport, fleet)
+        transport = in_code(transport, fleet, crossed=again)
     flat = start_equal_(asked, tensors, transport, where)
     fleet.together(lambda: algorithm.average.cut(flat.d))
     held = parts(by_type(dict(asked.model.named_parameters())), asked.optimizers)

@@ -198,6 +198,17 @@ class Averaging:
         if last or self.average.piece(begun) in (0, len(self.average.pieces) - 1):
             self.round_after = t
 
+    def at_point(self, t: int, met: bool) -> bool:
+        """Return whether the learners can go back to the end of update t when ranks die.
+
+        met: whether all ranks have met after update t. The same on all ranks.
+        """
+        if not self.algorithm.apart:
+            return self.equal_after == t
+        if self.average.neighbours or self.exchange.at(t):
+            return met
+        return self.round_after == t
+
     def depart_(self) -> None:
         """Let an average begin that was held back to the end of the update; here there is none."""
 

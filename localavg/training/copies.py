@@ -44,6 +44,7 @@ from localavg.training.beyond import Beyond
 from localavg.training.build import Experiment
 from localavg.training.marks import Marks
 from localavg.training.monitor import Monitor
+from localavg.training.owed import Owed
 from localavg.training.resume import Part
 
 WHAT, INSTEAD = "the copies that living ranks go on from", "leave `on_failure` out"
@@ -107,9 +108,7 @@ class Copies:
         if fleet.nodes > 1 and rows and self.e.config.recovery_state == "all":
             widths = {name: x.shape[1] for name, x in rows.items()}
             self.beyond = Beyond(fleet, widths, span, memory)
-        wired = averaging.wired
-        self.lost = [*wired.by_column()] if wired else []  # what codes have lost, on this rank
-        self.wire = {k: memory((2, wired.how.n)) for k in wired.keeps} if wired else {}
+        self.owed = Owed(averaging.wired, fleet, memory)
         self._reported = self.monitor.reported
         self.marks.share()
         if self.recovered and begun:
@@ -153,13 +152,10 @@ class Copies:
         """Return whether the run is to be copied after update t; the same on all ranks."""
         assert self._averaging is not None, "`start` comes first"
         algorithm, averaging = self.e.algorithm, self._averaging
-        if not algorithm.apart:
-            if algorithm.schedule.hears and self.parts["losses"].found:  # type: ignore[attr-defined]
-                return False  # gradients are exchanged before the schedule begins
-            return averaging.equal_after == t
-        if algorithm.average.neighbours or algorithm.exchange.at(t):
-            return self.monitor.reported == t
-        return averaging.round_after == t
+        hears = algorithm.schedule.hears and not algorithm.apart
+        if hears and self.parts["losses"].found:  # type: ignore[attr-defined]
+            return False  # gradients are exchanged before the schedule begins
+        return averaging.at_point(t, met=self.monitor.reported == t)
 
     def copy(self, t: int) -> None:
         """Copy the run after update t. Where rows go to the next node, collective."""
@@ -170,8 +166,7 @@ class Copies:
                 copy_lane(x, copies[slot], self.e.fleet)
         for x, copies in self.rows.values():
             copies[slot, self.mine] = x
-        for key, columns, x in self.lost:
-            self.wire[key][slot, columns] = x
+        self.owed.copy(slot)
         new = self._copy_losses()
         if self.beyond is not None:
             mine = {name: copies[slot, self.mine] for name, (_, copies) in self.rows.items()}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -69,9 +68,10 @@ class Kept(Copies):
         state: dict[str, Any] = {**note.parts, "weights": {"w": w}}
         state["combine"] = {**note.parts["combine"], **_of_average({**common, **rows})}
         state["averaging"] = {**note.parts["averaging"], "z": w}
-        if self.wire:
+        if self.owed.copies:
             base = common.get("wire_base", w[0, :n])
-            state["averaging"] |= {"wire_base": base, **self._lost(world, e, slot)}
+            owed = self.owed.restored(world, e.fleet.node, slot)
+            state["averaging"] |= {"wire_base": base, **owed}
         state["optimizer"] = self._moments(common, rows, L, note)
         state["monitor"] = {**_arrays(note.monitor.state_dict()), "losses": rows["losses"]}
         state["losses"] = {}
@@ -136,39 +136,6 @@ class Kept(Copies):
                         f"the node of learner {j} died, and so did the next one, which kept its "
                         "rows too"
                     )
-
-    def _lost(self, world: MPI.Intracomm, e: Experiment, slot: int) -> dict[str, Array]:
-        """Return what codes of the wire have lost, by column, for this rank's node in e.
-
-        What those of a node have lost goes where its first living rank goes. Collective.
-        """
-        old = self.e.fleet.layout.node_of
-        nodes = world.allgather(old[self.e.fleet.rank])
-        speaks = nodes.index(nodes[world.rank]) == world.rank
-        self._say_dropped(world, dead=len(set(nodes)) < len(set(old)))
-        found: dict[str, Array] = {}
-        for key, copies in self.wire.items():
-            found[f"wire_{key}"] = x = copies[slot].copy()
-            if key == "Q":  # alike on all nodes
-                continue
-            x *= speaks
-            # e is the node's; r is of all, in other columns on each node
-            (e.fleet.node if key == "e" else world).Allreduce(MPI.IN_PLACE, x)
-        return found
-
-    def _say_dropped(self, world: MPI.Intracomm, dead: bool) -> None:
-        """Print what of the codes' losses is not restored. dead: whether a whole node died."""
-        assert self._averaging is not None, "there is a copy"
-        wired = self._averaging.wired
-        clusters = wired is not None and any(map(wired.crosses, [*wired.sizes][:-1]))
-        whose = ["on a node that died"] * dead + ["in averages of clusters"] * clusters
-        if whose and world.rank == 0:
-            print(
-                f"localavg: wire: what its codes have lost {' and '.join(whose)} is dropped, and "
-                "not sent later",
-                file=sys.stderr,
-                flush=True,
-            )
 
 
 def _of_average(found: Mapping[str, Array]) -> dict[str, Array]:

@@ -25,7 +25,7 @@ torch = pytest.importorskip(
 from late_torch import Late, Stream  # noqa: E402
 from torch import nn  # noqa: E402
 
-from localavg.attaching import averager as averagers  # noqa: E402
+from localavg.attaching import parts  # noqa: E402
 from localavg.attaching import place as places  # noqa: E402
 from localavg.attaching import row as rows  # noqa: E402
 from localavg.attaching.place import Place  # noqa: E402
@@ -109,10 +109,7 @@ def on_gpu(late):
     def place_of(where, fleet):
         return Place(Cuda(stand_in, fleet.rank, "here"), where, late)
 
-    with (
-        mock.patch.object(averagers, "place_of", place_of),
-        mock.patch.object(rows, "tensor", tensor),
-    ):
+    with mock.patch.object(parts, "place_of", place_of), mock.patch.object(rows, "tensor", tensor):
         yield
 
 

@@ -3,7 +3,6 @@
 import math
 import platform
 import shlex
-from types import SimpleNamespace
 
 import numpy as np
 import oracles as oracle
@@ -27,7 +26,7 @@ from localavg.parallel.wires.float32 import Float32
 from localavg.parallel.wires.scaled import Scaled8
 from localavg.scope import Scope
 from localavg.streams import Stream, generator
-from localavg.training.kept import Kept
+from localavg.training.owed import Owed
 
 TOLERANCE = 1e-6  # of weights, relative, in the 2-norm
 BUCKET = 16  # lanes, pieces and slices begin at multiples of it, so buckets are of all columns
@@ -304,44 +303,46 @@ def test_bytes_are_those_sent(answers, name):
 LIVING = ((0, 1, 2, 3), (0, 2, 3), (0, 3))  # of nodes of two ranks; the last are on one node
 
 
-def gone_on(world, wire):
-    """The rows of a rank that lives to the end; after every other round others are lost."""
-    w = before = None
+def gone_on(world, wire, P):
+    """The rows of a rank that lives to the end; after every other round others are lost.
+
+    P: the learners; None for one on each rank that lives.
+    """
+    w = owed = None
     for part, ranks in enumerate(LIVING):
         if world.rank not in ranks:
             return None
         comm = world.Create_group(world.group.Incl(ranks), tag=part)
-        fleet = Fleet(comm, 8, ranks_per_node=2)
+        fleet = Fleet(comm, P, ranks_per_node=2)
         plain = choose("shared", fleet, (), 4 * PLACES.d)
         transport = in_code(plain, fleet, crossed=True)
         transport.use(coding_of(wire))
         rows = transport.zeros((fleet.L, PLACES.d))
         transport.watch(rows)
-        rows[...] = start_of() if before is None else w[0]
-        if before is None:
+        rows[...] = start_of() if owed is None else w[0]
+        if owed is None:
             transport.begin(rows)
         else:
-            lost = Kept._lost(before, comm, SimpleNamespace(fleet=fleet), 0)
+            lost = owed.restored(comm, fleet.node, 0, transport.total)
             transport.load_state_dict({"wire_base": rows[0, :n], **lost})
         w = rows
         for t in (2 * part, 2 * part + 1):
             w += np.array([drift(t, j) for j in fleet.learners])
             transport.mean_(w, Scope.WORLD)
-        kept = {key: fleet.node_array((1, n)) for key in transport.keeps}
-        for key, columns, x in transport.by_column():
-            kept[key][0, columns] = x
+        owed = Owed(transport, fleet, fleet.node_array)
+        owed.copy(0)
         comm.Barrier()
-        before = SimpleNamespace(
-            e=SimpleNamespace(fleet=fleet), wire=kept, _say_dropped=lambda world, dead: None
-        )
     return w.copy()
 
 
-@pytest.mark.parametrize("wire", ["int8", "lowrank:2"])
-def test_what_codes_have_lost_outlives_ranks(wire):
+@pytest.mark.parametrize(("wire", "P"), [("int8", 8), ("lowrank:2", 8), ("int8", None)])
+def test_what_codes_have_lost_outlives_ranks(wire, P):
     """Of two nodes each loses a rank, and those that are left are one node."""
-    first, *_, last = call(4, gone_on, wire)
-    added = sum(drift(t, j).astype(np.float64) for t in range(6) for j in range(8)) / 8
+    first, *_, last = call(4, gone_on, wire, P)
+    learners = [P or len(LIVING[t // 2]) for t in range(6)]
+    added = sum(
+        drift(t, j).astype(np.float64) / P for t, P in enumerate(learners) for j in range(P)
+    )
     for w in (*first, *last):
         np.testing.assert_allclose(w, start_of() + added, rtol=0, atol=2e-6)
 

@@ -20,11 +20,15 @@ POINTS = {
     "step": "localavg.attaching.averager:Averager.step",
     "meet": "localavg.parallel.agreement:Agreement.meet",
     "mean": "localavg.parallel.transport.shared:SharedMemory.mean_",
+    "travel": "localavg.training.flights:Flights._travel",
+    "merge": "localavg.training.delayed:Delayed._merge_",
+    "depart": "localavg.training.delayed:Delayed.depart_",
+    "mix": "localavg.parallel.transport.mixing:Mix.mix_",
     "keep": "localavg.attaching.copies:Copies._keeps",
     "back": "localavg.attaching.averager:Averager._go_back",
     "restore": "localavg.attaching.copies:Copy.restore_",
     "row": "localavg.attaching.log:Log.row",
-    "averaged": "localavg.attaching.averager:Averager._averaged_",
+    "averaged": "localavg.attaching.look:Look.begin_",
     "finish": "localavg.attaching.averager:Averager._finish",
 }
 

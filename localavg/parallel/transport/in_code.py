@@ -192,6 +192,11 @@ class InCode(SharedMemory):
             return () if self.late is None else ("r",)
         return ("e", "Q") if self.how.code is None else ("e", "r")
 
+    @property
+    def total(self) -> int:
+        """By what a sum over all nodes is divided, and what codes have lost of it."""
+        return 1 if self.weights else self.P
+
     def by_column(self) -> Iterator[Feedback]:
         """Yield what averages of everyone keep on this rank, by the columns that are coded."""
         if self.late is not None:
@@ -211,7 +216,7 @@ class InCode(SharedMemory):
         for key, columns, x in self.by_column():
             x[...] = kept[key][columns]
         if not self.crosses(Scope.WORLD):  # everything arrives in float32 from now on
-            self.late = kept["r"] + kept["e"] / np.float32(1 if self.weights else self.P)
+            self.late = kept["r"] + kept["e"] / np.float32(self.total)
 
     def load_state_dict(self, state: Mapping[str, Array]) -> None:
         """Resume from `state`; feedback of other lanes is dropped, with a line on stderr."""
