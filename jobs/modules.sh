@@ -23,7 +23,7 @@ export CUPY_CACHE_DIR=${CUPY_CACHE_DIR:-/tmp/cupy-$(id -u)} # compiled kernels: 
 
 srun_mpi() { # srun's --mpi: the first that mpi4py's library prefers and this Slurm has. SRUN_MPI=pmi2 chooses by hand
     local order list mpi
-    case $("$python" -m mpi4py --mpi-lib-version 2>/dev/null) in
+    case $("$python" -m mpi4py --mpi-lib-version 2>/dev/null | tr -d '\0') in
     *CRAY*) order='cray_shasta pmi2 pmix' ;;
     *MPICH* | *Intel*) order='pmi2 pmix' ;;
     *) order='pmix pmi2' ;; # Open MPI and its kin

@@ -23,8 +23,9 @@ def columns(group: str, rows: list[Mapping[str, float | str]]) -> dict[str, np.n
 
 
 def cut(file: h5py.File, rows: Mapping[str, int]) -> None:
-    """Cut every table to at most its number of rows, and forget how the run failed."""
-    file.attrs.pop("failure", None)
+    """Cut every table to at most its number of rows, and forget how the run ended before."""
+    for name in ("failure", "stopped_by", "stopped_after"):
+        file.attrs.pop(name, None)
     for group in set(file) & set(TABLES):
         for column in file[group].values():
             column.resize(min(len(column), rows[group]), axis=0)

@@ -19,10 +19,10 @@ def tried() -> tuple[bool | None, str]:
 
     It starts an mpirun, so call it before MPI starts.
     """
-    from mpi4py import MPI
+    from localavg.parallel import survive
 
-    if not MPI.Get_library_version().startswith("Open MPI v"):
-        return None, "not tried: it needs Open MPI 5 or later"
+    if not survive.able():
+        return False, f"that needs Open MPI 5 or later, and MPI is {survive.library()}"
     if (mpirun := which("mpirun")) is None:
         return None, "not tried: no mpirun on PATH"
     program = [sys.executable, "-m", "mpi4py", "-m", __name__]

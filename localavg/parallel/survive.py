@@ -53,12 +53,10 @@ def check(launch: str = LAUNCH) -> None:
 
     launch: how to launch the program so that it can.
     """
-    library = MPI.Get_library_version().splitlines()[0].rstrip("\0 ")
-    number = library.removeprefix("Open MPI v").partition(".")[0]
-    if not (number.isdigit() and int(number) >= 5 and hasattr(MPI.Comm, "Shrink")):
+    if not able():
         raise UserError(
-            f"`on_failure = continue` needs Open MPI 5 or later, and MPI is {library}; launch with "
-            f"Open MPI: {launch}, or leave it out"
+            f"`on_failure = continue` needs Open MPI 5 or later, and MPI is {library()}; "
+            f"launch with Open MPI: {launch}, or leave it out"
         )
     if os.environ.get(ENABLED, "").lower() not in ("1", "true", "yes"):
         raise UserError(
@@ -262,3 +260,14 @@ def leave(status: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
+
+
+def able() -> bool:
+    """Return whether this MPI has ULFM."""
+    number = library().removeprefix("Open MPI v").partition(".")[0]
+    return number.isdigit() and int(number) >= 5 and hasattr(MPI.Comm, "Shrink")
+
+
+def library() -> str:
+    """Return the name and version of the MPI library."""
+    return MPI.Get_library_version().splitlines()[0].rstrip("\0 ")

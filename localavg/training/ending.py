@@ -24,12 +24,12 @@ class Diverged(Exception):
 class Interrupted(Exception):
     """The run was told to stop, and is saved. Every rank raises it.
 
-    by: the name of the signal, or "the time limit".
+    by: the name of the signal, or "the time limit". after: the local updates made, 0 if not known.
     """
 
-    def __init__(self, message: str, by: str = "") -> None:
+    def __init__(self, message: str, by: str = "", after: int = 0) -> None:
         super().__init__(message)
-        self.by = by
+        self.by, self.after = by, after
 
 
 class Outcome(NamedTuple):
@@ -70,7 +70,7 @@ def ended(
         finish("failed", failure=f"{e}; {remedy}")
         return FAILED, f"{e}; {remedy}"
     except Interrupted as e:
-        finish("interrupted", failure=str(e), stopped_by=e.by)
+        finish("interrupted", failure=str(e), stopped_by=e.by, stopped_after=e.after)
         return GO_ON, str(e)
     except Lost:
         raise
@@ -102,7 +102,7 @@ def short_of_memory(e: BaseException) -> UserError | None:
     )
 
 
-def _finish(file: Record | None, log: Closed, status: str, **why: str) -> None:
+def _finish(file: Record | None, log: Closed, status: str, **why: object) -> None:
     """Write to the run file, on the rank that writes it, how the run ended."""
     if file is not None:
         log.close()

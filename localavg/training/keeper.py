@@ -127,6 +127,7 @@ class Keeper:
                 f"stopped by {by} after step {t}, saved in {self.folder}; the same command with "
                 "`resume` resumes it",
                 by,
+                t,
             )
         self._met, self._met_s = t, monotonic()
         self._plan(t)

@@ -18,7 +18,7 @@ from localavg.cli.doctor.advice import ADVICE, wrong_numbers
 from localavg.cli.doctor.command import _rows
 from localavg.cli.doctor.facts import Facts, Rank
 from localavg.cli.doctor.line import launch_line, launcher
-from localavg.parallel import losing, probe
+from localavg.parallel import losing, probe, survive
 from localavg.parallel.probe import Probe, cached, tried
 
 GPU = (("Fake GPU", "GPU-0"), ("Fake GPU", "GPU-1"))
@@ -272,6 +272,21 @@ def test_the_table_says_whether_a_job_outlives_a_rank(status, out, words, monkey
     survives, why = losing.tried()
     text = dict(_rows(replace(WELL, survives=survives, survives_why=why)))["a rank that dies"]
     assert re.match(words, text.replace("\n", " ")), text
+
+
+def test_an_mpi_that_cannot_be_loaded_is_one_line():
+    """As in a shell where the module is missing that mpi4py was built with."""
+    done = alone("doctor", MPI4PY_LIBMPI="/nowhere/libmpi.so")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("localavg: MPI cannot be loaded (") and done.stdout == ""
+
+
+@pytest.mark.parametrize("library", ["Open MPI v4.1.4, package: Debian\0", "MPICH Version: 4.2.3"])
+def test_an_mpi_without_ulfm_is_not_tried(library, monkeypatch):
+    monkeypatch.setattr(survive.MPI, "Get_library_version", lambda: library)
+    survives, why = losing.tried()
+    text = dict(_rows(replace(WELL, survives=survives, survives_why=why)))["a rank that dies"]
+    assert text.startswith("the others cannot go on: that needs Open MPI 5 or later, and MPI is ")
 
 
 def test_the_period_keeps_averages_under_five_hundredths_of_the_time():
@@ -625,7 +640,11 @@ def test_two_ranks(mpi, library, more):
         assert found["size"].startswith("2 ranks, 1 node,") and found["link"] == "unknown: one node"
         assert "0.61 GB needed" in found["/dev/shm"] and found["transport"].startswith("shared: ")
     assert re.match("(yes|hardly): a delay hides [0-9]+% of one", found["averages overlap"])
-    goes_on = "unknown: not tried: it needs Open MPI" if more else "the others can go on: one of 3"
+    goes_on = (
+        "the others cannot go on: that needs Open MPI 5"
+        if more
+        else "the others can go on: one of 3"
+    )
     assert found["a rank that dies"].startswith(goes_on)
     assert ("warning", "OMP_NUM_THREADS=999") in [
         (kind, what.partition(",")[0]) for kind, what, _ in told(done.stdout)

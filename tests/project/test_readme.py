@@ -22,8 +22,8 @@ MAKE = set(re.findall(r"^([a-z0-9.-]+):.*##", (ROOT / "Makefile").read_text(), r
 CIFAR = "kavg --K 16 --data cifar10.h5 --model resnet18 --epochs 200 --out runs/cifar.h5"
 CUDA = CIFAR.replace("resnet18", "resnet18 --device cuda")
 SMOKE = (
-    "sbatch --time=5 --gpus-per-node=0 jobs/slurm/train.sbatch kavg --K 16 "
-    "--data epsilon-like:20000x200 "
+    "sbatch --time=5 --gpus-per-node=0 --ntasks-per-node=2 --cpus-per-task=1 --mem-per-cpu=1G "
+    "jobs/slurm/train.sbatch kavg --K 16 --data epsilon-like:20000x200 "
 )
 ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what runs them
     # --- README.md and the pages that are not named below
@@ -67,6 +67,7 @@ ELSEWHERE = {  # commands that a test cannot run as they stand: why, and what ru
     "doctor on two emulated nodes",
     SMOKE + "--epochs 20 --lr 0.5 --out runs/smoke.h5": "needs Slurm; test_slurm.py",
     SMOKE + "--steps 100000000 --time-limit 1min --out runs/stops.h5": "needs Slurm; test_slurm.py",
+    ".venv/bin/localavg status runs": "the runs are those of the lines above it, which need Slurm",
     "sbatch jobs/examples/imagenet.sbatch": "needs a cluster; test_jobs.py reads what it starts",
     "export STAGE=/scratch/me/imagenet.h5 LOCAL=/local": "paths of a cluster; test_jobs.py and "
     "test_lsf.py stage",

@@ -29,6 +29,7 @@ from samples import write
 
 from localavg.__main__ import parser
 from localavg.cli import age_s
+from localavg.cli.sweep import state
 from localavg.cli.train import given
 from localavg.config import TrainConfig, seconds
 from localavg.errors import UserError
@@ -896,7 +897,12 @@ def test_checkpoints_by_time(tmp_path):
     limit = f"--checkpoint-every 0.1s --time-limit 1.2s --out {out}"
     words = f"train {LONG} --steps 200000 {limit}".split()
     assert call(2, limited, words) == [75, 75]
-    assert len(checkpoint.found(checkpoint.folder_of(out))) == checkpoint.KEPT
+    saved = checkpoint.found(checkpoint.folder_of(out))
+    assert len(saved) == checkpoint.KEPT
+    run = load(out)  # rows come rarely in a run of so many updates
+    assert run.attrs["stopped_after"] > run.train.t.max()
+    assert state.look(out).t == run.attrs["stopped_after"]
+    assert f"after step {state.look(out).t}," in run.attrs["failure"]
 
 
 if sys.platform != "linux":

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localavg.cli import Commands, above_0, print_table, rank
+from localavg.cli import Commands, above_0, print_table, rank, started
 from localavg.cli.doctor.facts import PART, STEP_S
 from localavg.parallel import losing
 from localavg.parallel.probe import counted, find_gpus, probe
@@ -70,6 +70,7 @@ def _doctor(args: argparse.Namespace) -> int:
     import mpi4py
 
     mpi4py.rc.initialize = False  # the children run first
+    started()
     from mpi4py import MPI
 
     gpus, why = find_gpus()

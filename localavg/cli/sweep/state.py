@@ -62,6 +62,7 @@ def look(path: Path) -> State:
             return State("running", why=holder or "about to start")
         return State("stale", why="empty") if empty else State("failed", why=in_flags(str(e)))
     t = int(run.train.t.iloc[-1]) if len(run.train) else 0
+    t = max(t, int(run.attrs.get("stopped_after", 0)))  # it may stop between two rows
     kind, why = run.status, in_flags(str(run.attrs.get("failure", "")))
     if kind == "finished" and len(run.events):
         lost = int((run.events.ranks_before - run.events.ranks_after).sum())
