@@ -62,6 +62,8 @@ POINTS = {
 TIMES = {
     "time": "localavg.training.recover:outlive",
     "recovery": "localavg.training.recover:_recovered",
+    "playing": "localavg.training.asynchronous.play:Play.run",
+    "rejoining": "localavg.training.asynchronous.play:Play._recover",
 }
 BARRIERS = {  # where the world's barriers are called: their names in turn
     "slots": ("slots",),

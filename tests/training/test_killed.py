@@ -1,8 +1,8 @@
 """Ranks are killed at every point of a run, and no run hangs, loses its file or ends otherwise.
 
 Over a hundred runs on 3 and 4 ranks, up to two in a launch. Each ends as the run on one rank: with
-status 0, or with 75 and then resumed. A rank that dies leaves a record of where it died. The last
-test counts these.
+status 0, or with 75 and then resumed. A rank that dies leaves a record of where it died. A test
+counts these. Then learners and servers are killed at random times of Downpour and EAMSGD.
 """
 
 import json
@@ -13,8 +13,13 @@ from typing import NamedTuple
 
 import pytest
 from mpi import run
+from test_asynchronous import line
 from test_survive import LINES, NETWORK, Hit, check, launched, whole, words
+from test_survive_center import check as check_center
+from test_survive_center import launched as launched_center
+from test_survive_center import moved_in
 
+from localavg.files import checkpoint
 from localavg.files.record import load
 
 __all__ = ["whole"]  # a fixture
@@ -196,3 +201,87 @@ def test_ranks_died_at_every_point():
     assert sum(len(hits) for _, hits in LAUNCHES) >= 100
     asked = [*POINTS, "two at once", "rank 0"]
     assert {point: points[point] for point in asked if points[point] < EACH} == {}
+
+
+# ---------------------------------------------------------------------------------- around a center
+
+
+class Fall(NamedTuple):
+    """A run around a center, and who dies in it when: by rank, in ms. The last ranks serve."""
+
+    algorithm: str
+    ranks: int
+    servers: int
+    kills: tuple[tuple[str, int, int], ...]
+
+    @property
+    def words(self):
+        return ",".join(f"{point}@{rank}:{ms}" for point, rank, ms in self.kills)
+
+
+LEARNERS, UPDATES, LATEST = 6, 200, 150  # ms: about as long as a run takes
+CENTER = {"downpour": "", "eamsgd": "--momentum 0.8"}
+
+
+def falls(seed, each=10):
+    """Runs of each algorithm. In every third one a server dies, in the others a learner's rank.
+
+    In some of them another rank dies too, whoever it is, or one in the recovery.
+    """
+    rng = random.Random(seed)
+    for i in range(each * len(CENTER)):
+        ranks, servers = rng.choice((4, 5)), rng.choice((1, 2))
+        serving = range(ranks - servers, ranks)
+        first = rng.choice(serving) if i % 3 == 0 else rng.randrange(ranks - servers)
+        kills = [("playing", first, rng.randint(1, LATEST))]
+        if rng.random() < 0.5:
+            other = rng.choice([r for r in range(ranks) if r != first])
+            late = rng.random() < 0.5
+            kills.append(("rejoining", other, rng.randint(1, 20)) if late else
+                         ("playing", other, rng.randint(1, LATEST)))  # fmt: skip
+        yield Fall([*CENTER][i % 2], ranks, servers, tuple(kills))
+
+
+FALLS = [*falls(SEED)]
+FELL = {}  # by run, whether a server died, of each death
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("number", range(len(FALLS)))
+def test_no_run_around_a_center_hangs_or_ends_otherwise(number, shards, tmp_path):
+    """Without a server it ends with its checkpoint and resumes; learners go on without a rank."""
+    fall, out = FALLS[number], tmp_path / "0.h5"
+    print(f"seed {SEED}, run {number}: {fall}")
+    more = f"{CENTER[fall.algorithm]} --checkpoint-every 20 --servers"
+    words = line(shards, fall.algorithm, LEARNERS, UPDATES, 4, 0.05, more)
+    run_of = [(fall.words, f"{words} {fall.servers}")]
+    done, statuses = launched_center(fall.ranks, run_of, tmp_path, timeout=limit_s(1))
+    record = tmp_path / "reply.json.hits"
+    died = [json.loads(each) for each in record.read_text().splitlines()] if record.exists() else []
+    FELL[number] = [rank >= fall.ranks - fall.servers for _, _, rank in died]
+    print(done.returncode, statuses, died)
+    assert done.returncode in (0, 75), done.stderr[-4000:]
+    moved = set().union(*moved_in(done.stderr))
+    if done.returncode == 75:
+        assert any(FELL[number]) or len(died) > 1, done.stderr[-4000:]
+        assert "the same command with --resume resumes the run" in done.stderr
+        assert load(out).status in ("running", "died")
+        saved = checkpoint.found(checkpoint.folder_of(out))
+        again = f"train {words} 1 --resume --out {out}".split()
+        done = run(3, "-m", "localavg", *again, timeout=limit_s(1))
+        assert done.returncode == 0, done.stderr[-4000:]
+        assert not saved or f"resumes after step {saved[0]}" in done.stderr
+        moved = {*range(LEARNERS)}
+    else:
+        assert statuses == [0], done.stderr[-4000:]
+    check_center(shards, load(out), moved)
+
+
+@pytest.mark.long
+def test_learners_and_servers_fell():
+    """By their own record."""
+    if len(FELL) < len(FALLS):
+        pytest.skip("only a part of the runs ran to their end")
+    fell = Counter(server for servers in FELL.values() for server in servers)
+    print(dict(fell))
+    assert fell[False] >= EACH and fell[True] >= EACH

@@ -75,7 +75,7 @@ def check(data, found, moved):
         np.testing.assert_allclose(found.weights, center, rtol=2e-4, atol=2e-5)
 
 
-def launched(ranks, runs, folder, **how):
+def launched(ranks, runs, folder, timeout=120):
     """How a launch ended, and the exit statuses of its runs: (kills, command line) each."""
     request, reply = folder / "request.json", folder / "reply.json"
     words = [
@@ -83,7 +83,7 @@ def launched(ranks, runs, folder, **how):
         for i, (kills, words) in enumerate(runs)
     ]
     request.write_text(json.dumps(words))
-    done = run(ranks, SUPPORT / "killing.py", request, reply, ft=True, timeout=120, **how)
+    done = run(ranks, SUPPORT / "killing.py", request, reply, ft=True, timeout=timeout)
     return done, json.loads(reply.read_text()) if reply.exists() else []
 
 
