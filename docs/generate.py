@@ -73,7 +73,11 @@ def costs() -> str:
 def cost(name: str) -> tuple[str, ...]:
     """Return the row of an algorithm in the table of costs."""
     about = about_of(BOTH[name])
-    assert about is not None, f"{name}: decorate it with @about"
+    if about is None:
+        raise SystemExit(
+            f"make docs: algorithm {name} has no row in the tables of docs/algorithms.md: put "
+            f"@about(…) above its @algorithm, in {inspect.getsourcefile(BOTH[name])}"
+        )
     own = [option for option in declared(name) if option not in COMMON]
     paper = re.sub(r"arXiv (\d+\.\d+)", r"[\1](https://arxiv.org/abs/\1)", about.source)
     return code(name), about.rounds, rounds(name), about.sent, flags(own), common(name), paper

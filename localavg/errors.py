@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import re
 import sys
+from collections.abc import Iterable
+from difflib import get_close_matches
 from numbers import Integral
 
 FINISHED, FAILED, MISTAKE, GO_ON = 0, 1, 2, 75
 """Exit statuses. MISTAKE: a UserError. GO_ON (EX_TEMPFAIL): the run was interrupted and saved, and
 the same command resumes it.
 """
+ALIKE = 0.7
+"""least likeness, from 0 to 1, of a name that is suggested"""
 LARGEST = 2**63 - 1
 """largest integer of a setting: larger ones do not fit into a run file"""
 
@@ -64,6 +68,13 @@ def whole(name: str, value: object) -> None:
         raise bad(name, repr(value), "must be a whole number, such as 4")
     if abs(int(value)) > LARGEST:
         raise bad(name, value, "must be below 2^63")
+
+
+def like(name: str, known: Iterable[str]) -> str:
+    """Return the known name that `name` is like, with other capitals at the least; "" if none."""
+    names = list(known)
+    same = [word for word in names if word.lower() == name.lower()]
+    return next(iter(same or get_close_matches(name, names, 1, ALIKE)), "")
 
 
 def at_least(name: str, value: int | None, least: int) -> None:

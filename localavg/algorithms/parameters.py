@@ -22,7 +22,7 @@ from numbers import Real
 from typing import Any, ClassVar, NamedTuple, ParamSpec, TypeVar, get_args, get_type_hints
 
 from localavg.algorithms.base import Algorithm
-from localavg.errors import LARGEST, UserError, bad, positive, whole
+from localavg.errors import LARGEST, UserError, bad, like, positive, whole
 from localavg.interfaces import Settings
 
 Given = ParamSpec("Given")
@@ -203,7 +203,8 @@ def algorithm(function: Callable[Given, Made]) -> Callable[Given, Made]:
     @wraps(function)
     def make(*args: Given.args, **kwargs: Given.kwargs) -> Made:
         if stray := [name for name in kwargs if name not in takes]:
-            raise TypeError(f"{function.__name__} takes {', '.join(takes)}, not {stray[0]}")
+            meant = f"; did you mean {known}?" if (known := like(stray[0], takes)) else ""
+            raise UserError(f"{function.__name__} takes {', '.join(takes)}, not {stray[0]}{meant}")
         bound = signature.bind(*args, **kwargs)
         given = {**{name: p.default for name, p in takes.items()}, **bound.arguments, **kwargs}
         given = {name: given[name] for name in takes if given[name] is not inspect.Parameter.empty}

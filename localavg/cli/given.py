@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import Field, fields
-from difflib import get_close_matches
 from numbers import Real
 from typing import Any
 
 from localavg import algorithms
 from localavg.algorithms.parameters import AUTO, Option, updates_or_auto
+from localavg.cli import flag
 from localavg.cli.own import name_of
+from localavg.cli.parser import meant
 from localavg.cli.train import ALSO, kind_of
 from localavg.config import TrainConfig
 from localavg.errors import UserError, bad, whole
@@ -50,8 +51,9 @@ def _known(algorithm: str) -> dict[str, Field | Option]:
 def _value(name: str, value: Any, about: Field | Option | None) -> object:
     """Return a setting's value in its kind; UserError for another kind or an unknown setting."""
     if about is None and name != "nesterov":  # which `checks.read` translates
-        like = get_close_matches(name, [*_known("kavg")], 1)
-        hint = f"; did you mean `{like[0]}`?" if like else ""
+        known = {flag(setting): setting for setting in _known("kavg")}
+        option = meant(flag(name), known)
+        hint = f"; did you mean `{known[option]}`?" if option else ""
         raise UserError(f"`{name}`: no setting of a run has this name{hint}")
     if isinstance(about, Field) and isinstance(about.default, tuple):
         if not isinstance(value, list | tuple) or not value:

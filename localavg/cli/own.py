@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
 
 from localavg import algorithms
 from localavg.algorithms.parameters import declared, options_of
-from localavg.cli.train import ALSO
-from localavg.config import TrainConfig
+from localavg.cli.train import check_names
 from localavg.errors import UserError
 
 FORM = "def mine(K: int = 16) -> Algorithm, as a row of the table is made (CONTRIBUTING.md)"
@@ -36,14 +34,8 @@ def name_of(function: Callable[..., algorithms.Algorithm]) -> str:
 
 def _check_options(name: str, function: Callable) -> None:
     """Raise UserError unless each parameter can be an option of a run."""
-    earlier = {word.removeprefix("--") for words in ALSO.values() for word in words}
-    taken = earlier.union(f.name for f in fields(TrainConfig)) - {"tau"}
+    check_names(name, declared(function))
     for parameter, about in declared(function).items():
-        if parameter in taken:
-            raise UserError(
-                f"algorithm {name}: `{parameter}` is a setting of every run; give the parameter "
-                "another name"
-            )
         if about.default is inspect.Parameter.empty:
             raise UserError(f"algorithm {name}: `{parameter}` needs a default: {FORM}")
     options_of(function)

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
-from difflib import get_close_matches
+from collections.abc import Collection, Sequence
 from typing import Any, NoReturn
 
-from localavg.errors import LARGEST, UserError
+from localavg.errors import LARGEST, UserError, like
 
-ALIKE = 0.7
-"""least likeness, from 0 to 1, of an option that is suggested"""
+CALLED = {
+    "--batch": "--batch-size",
+    "--bs": "--batch-size",
+    "--dataset": "--data",
+    "--iterations": "--steps",
+    "--learning-rate": "--lr",
+    "--local-steps": "--K",
+    "--max-epochs": "--epochs",
+    "--max-steps": "--steps",
+    "--network": "--model",
+    "--num-epochs": "--epochs",
+    "--num-learners": "--learners",
+    "--num-steps": "--steps",
+    "--num-workers": "--learners",
+    "--output": "--out",
+    "--period": "--K",
+    "--random-seed": "--seed",
+    "--scheduler": "--lr-schedule",
+    "--sync-every": "--K",
+    "--updates": "--steps",
+    "--wd": "--weight-decay",
+    "--workers": "--learners",
+}
+"""options by the names that they have elsewhere"""
 KINDS = {
     "int": "a whole number",
     "float": "a number",
@@ -73,14 +94,16 @@ def refuse(top: Parser, found: argparse.Namespace, unknown: list[str]) -> NoRetu
         if algorithm in BOTH:
             prog = prog.replace(ANY, algorithm)
             options = list(help_of("", algorithm)._option_string_actions)
-    like: list[str] = []
-    for word in unknown:
-        name = word.partition("=")[0].replace("_", "-")
-        if name.startswith("-"):
-            same = [option for option in options if option.lower() == name.lower()]
-            like += same[:1] or get_close_matches(name, options, 1, ALIKE)
-    hint = f"; did you mean {like[0]}?" if like else ""
+    names = [word.partition("=")[0].replace("_", "-") for word in unknown]
+    found_like = [meant(name, options) for name in names if name.startswith("-")]
+    hint = next((f"; did you mean {option}?" for option in found_like if option), "")
     raise UserError(f"unrecognized arguments: {' '.join(unknown)}{hint} (see {prog} --help)")
+
+
+def meant(name: str, options: Collection[str]) -> str:
+    """Return the option that an unknown one is elsewhere, or is like; "" if there is none."""
+    called = CALLED.get(name.lower(), "")
+    return called if called in options else like(name, options)
 
 
 def _innermost(

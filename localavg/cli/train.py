@@ -9,7 +9,7 @@ import argparse
 import sys
 import textwrap
 from argparse import SUPPRESS
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import Field, fields
 from functools import cache
 from inspect import getdoc
@@ -21,6 +21,7 @@ from localavg.algorithms.about import about_of
 from localavg.algorithms.parameters import updates_or_auto
 from localavg.cli import age_s, flag, in_flags, probed, rank, world
 from localavg.config import TrainConfig
+from localavg.errors import UserError
 from localavg.interfaces import Settings
 from localavg.models import MODELS
 from localavg.training import checks
@@ -39,6 +40,7 @@ ALSO = {  # other names of options: those of the papers, and earlier ones
     "decay_every": ("--every",),
     "timing_from": ("--machine",),
 }
+RESERVED = {"call", "command", "help", "nesterov"}  # what the command line itself uses
 SHOWN = {"--tau"}  # those of them that --help shows
 METAVARS: dict[Callable, str] = {int: "N", float: "X", updates_or_auto: "N"}
 
@@ -51,6 +53,8 @@ def add(commands: argparse._SubParsersAction) -> None:
     p.set_defaults(call=_train)
     p.add_argument("-h", "--help", action=_Help)
     p.add_argument("algorithm", metavar=ANY)
+    for name in BOTH:
+        check_names(name, algorithms.declared(name))
     for name, option in _any_option().items():
         _add_own(p, name, option)
     for f in fields(TrainConfig):
@@ -58,6 +62,17 @@ def add(commands: argparse._SubParsersAction) -> None:
             _add_common(p, f)
     # the earlier name of --outer nesterov --outer-lr 1, which `checks.read` translates
     p.add_argument("--nesterov", action="store_true", default=SUPPRESS, help=SUPPRESS)
+
+
+def check_names(algorithm: str, options: Iterable[str]) -> None:
+    """Raise UserError if an option of an algorithm has the name of a setting of every run."""
+    also = {word.removeprefix("--").replace("-", "_") for words in ALSO.values() for word in words}
+    taken = (also | RESERVED).union(f.name for f in fields(TrainConfig)) - {"tau"}
+    if found := [name for name in options if name in taken]:
+        raise UserError(
+            f"algorithm {algorithm}: `{found[0]}` is a setting of every run; give the parameter "
+            "another name"
+        )
 
 
 def _any_option() -> dict[str, algorithms.Option]:

@@ -73,12 +73,14 @@ def run(
     if c.on_failure == recover.CONTINUE:
         survive.check_device(e.device)
     rehearse(e)
+    notes = _notes(e)  # a schedule of the user's that fails does so here, and leaves no file
 
     # 3. Find the checkpoint to resume from, and open the run file.
     origin = {**(provenance or {}), **header.machine(e)}
     d = None if e.timing else e.flat.d
     start = resume(c, fleet, before, header.config(e), origin, writes, d)
-    _print_notes(e)
+    for note in notes:
+        print(f"localavg: {note}", file=sys.stderr)
 
     # 4. Train.
     lost = ""
@@ -187,31 +189,38 @@ def _summary(e: Experiment, monitor: Monitor) -> str:
     return f"{took}{monitor.summary()}{modelled}"
 
 
-def _print_notes(e: Experiment) -> None:
-    """Print what the user may not have meant, on rank 0."""
-    if e.fleet.rank == 0 and e.config.engine == AUTO and e.device.name != "cpu":
-        print(f"localavg: engine {e.engine.name}, {e.engine_why}", file=sys.stderr)
-    _say_what_is_not_averaged(e)
-    _warn_never_steered(e)
+def _notes(e: Experiment) -> list[str]:
+    """Return what the user may not have meant, on rank 0."""
+    if e.fleet.rank > 0:
+        return []
+    deepcopy(e.algorithm.schedule).after(1)
+    notes = _not_averaged(e)
+    if e.config.engine == AUTO and e.device.name != "cpu":
+        notes.insert(0, f"engine {e.engine.name}, {e.engine_why}")
+    if (after := e.algorithm.schedule.steered_after) >= e.length.T:
+        notes.append(
+            f"{e.config.algorithm}'s warm-up and sampling take {after} updates of {e.length.T}: "
+            "its period is never steered; train for longer, or lower warmup and Ks"
+        )
+    return notes
 
 
-def _say_what_is_not_averaged(e: Experiment) -> None:
-    """Print that one learner averages nothing, or that the run ends before its first average."""
+def _not_averaged(e: Experiment) -> list[str]:
+    """Return that one learner averages nothing, or that the run ends before its first average."""
     name, P, T = e.config.algorithm, e.fleet.P, e.length.T
-    if e.fleet.rank > 0 or name == "sgd":
-        return
+    if name == "sgd":
+        return []
     if P == 1:
-        print(
-            f"localavg: {name} with 1 learner: nothing is averaged; use more learners (--learners "
-            "8), or more ranks (mpirun -n 8)",
-            file=sys.stderr,
-        )
-    elif (periods := _too_long(e)) is not None:
-        print(
-            f"localavg: {name}{periods}: there is one average of all learners, after the last of "
-            f"{T} updates; use a shorter period, or train for longer",
-            file=sys.stderr,
-        )
+        return [
+            f"{name} with 1 learner: nothing is averaged; use more learners (--learners 8), or "
+            "more ranks (mpirun -n 8)"
+        ]
+    if (periods := _too_long(e)) is None:
+        return []
+    return [
+        f"{name}{periods}: there is one average of all learners, after the last of {T} updates; "
+        "use a shorter period, or train for longer"
+    ]
 
 
 def _too_long(e: Experiment) -> str | None:
@@ -227,13 +236,3 @@ def _too_long(e: Experiment) -> str | None:
         return None
     named = [f"{option} = {given[option]}" for option in PERIODS if given.get(option) is not None]
     return f" with {named[0]}" if named else ""
-
-
-def _warn_never_steered(e: Experiment) -> None:
-    after, T = e.algorithm.schedule.steered_after, e.length.T
-    if after >= T and e.fleet.rank == 0:
-        print(
-            f"localavg: {e.config.algorithm}'s warm-up and sampling take {after} updates of {T}: "
-            "its period is never steered; train for longer, or lower warmup and Ks",
-            file=sys.stderr,
-        )

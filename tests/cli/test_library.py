@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 import localavg
 from localavg import algorithms, library
+from localavg.__main__ import parser
 from localavg.algorithms.base import Algorithm, Schedule
 from localavg.algorithms.common import Common, composed
 from localavg.cli import in_flags
@@ -125,6 +126,7 @@ def test_a_mistake_is_the_error_of_the_command_line(settings, line, tmp_path, ca
     ("settings", "told"),
     [
         ({"learner": 4}, "`learner`: no setting .* did you mean `learners`"),
+        ({"learning_rate": 4}, "`learning_rate`: no setting .* did you mean `lr`"),
         ({"K": 2.5}, "`K = 2.5`: must be a whole number"),
         ({"K": "4"}, "`K = '4'`: must be a whole number"),
         ({"lr": "0.1"}, "`lr = '0.1'`: must be a number"),
@@ -225,6 +227,48 @@ def nothing(K: int = 4) -> Algorithm:
 def test_a_function_that_makes_no_algorithm_is_refused(function, told, table):
     with pytest.raises(localavg.UserError, match=told):
         localavg.train(function, **SMALL)
+
+
+@pytest.mark.parametrize("function", [with_lr, with_every])
+def test_a_row_whose_option_is_a_setting_of_every_run_is_refused(function, table):
+    algorithms.BOTH[function.__name__] = function
+    with pytest.raises(localavg.UserError, match=f"^algorithm {function.__name__}: `.*` is a set"):
+        parser()
+
+
+def failing(K: int = 0) -> Algorithm:
+    """Divides by K at its first update."""
+    return composed(Failing(K))
+
+
+class Failing(Schedule):
+    def __init__(self, K):
+        self.K = K
+
+    def after(self, t):
+        return Scope.NONE if t % self.K else Scope.WORLD
+
+
+@pytest.mark.parametrize("P", [1, 2])
+def test_a_schedule_that_fails_at_once_leaves_no_file(P, tmp_path, table):
+    with pytest.raises(ZeroDivisionError):
+        localavg.train(failing, learners=P, out=tmp_path / "a.h5", **SMALL)
+    assert not list(tmp_path.iterdir())
+    run = localavg.train(failing, K=6, learners=P, out=tmp_path / "a.h5", **SMALL)
+    assert run.status == "finished"
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ({"k": 8}, r"^kavg takes K, .*, not k; did you mean K\?$"),
+        ({"K": 8, "partcipants": 2}, r"not partcipants; did you mean participants\?$"),
+        ({"zebra": 8}, r"not zebra$"),
+    ],
+)
+def test_a_misspelt_argument_of_an_algorithm_names_the_nearest(given, told):
+    with pytest.raises(localavg.UserError, match=told):
+        localavg.kavg(**given)
 
 
 def test_the_packages_own_functions_may_be_given_too():

@@ -163,6 +163,9 @@ def test_the_list_of_libraries_is_that_of_the_project():
         ("train --leaners 3 kavg", "--learners", "train ALGORITHM"),
         ("prepare libsvm folder --zerobased --out b", "--zero-based", "prepare libsvm"),
         ("theory --gama 3", "--gamma", "theory"),
+        ("train kavg --learning-rate 0.1", "--lr", "train kavg"),
+        ("train kavg --period 4", "--K", "train kavg"),
+        ("train oneshot --period 4", None, "train oneshot"),
         ("train kavg --zebra 2", None, "train kavg"),
         ("train kavg digits", None, "train kavg"),
     ],
@@ -204,24 +207,23 @@ def experiment(name, T, P, rank=0, **given):
     )
 
 
-def noted(capsys, *what, **more):
-    run._say_what_is_not_averaged(experiment(*what, **more))
-    out, err = capsys.readouterr()
-    assert out == "" and err.count("\n") == err.count("localavg: ")
-    return err
+def noted(*what, **more):
+    notes = run._not_averaged(experiment(*what, **more))
+    assert len(notes) <= 1 and "\n" not in str(notes)
+    return "".join(notes)
 
 
 @pytest.mark.parametrize("name", [name for name in algorithms.ALGORITHMS if name != "sgd"])
-def test_one_learner_averages_nothing_which_is_printed(capsys, name):
+def test_one_learner_averages_nothing_which_is_printed(name):
     given = {"hieravg": {"S": 1}, "qsr": {"alpha": 0.2}, "postlocal": {"switch": 0.5}}.get(name, {})
-    said = noted(capsys, name, 1000, 1, **given)
-    assert said.startswith(f"localavg: {name} with 1 learner: nothing is averaged; ")
+    said = noted(name, 1000, 1, **given)
+    assert said.startswith(f"{name} with 1 learner: nothing is averaged; ")
     assert "--learners" in said and "mpirun" in said
-    assert "nothing is averaged" not in noted(capsys, name, 1000, 2, **given)
+    assert "nothing is averaged" not in noted(name, 1000, 2, **given)
 
 
-def test_sequential_sgd_is_meant_to_average_nothing(capsys):
-    assert noted(capsys, "sgd", 1000, 1) == ""
+def test_sequential_sgd_is_meant_to_average_nothing():
+    assert noted("sgd", 1000, 1) == ""
 
 
 @pytest.mark.parametrize(
@@ -238,21 +240,21 @@ def test_sequential_sgd_is_meant_to_average_nothing(capsys):
         ("qsr", {"alpha": 0.65}, " with alpha = 0.65"),
     ],
 )
-def test_a_period_longer_than_the_run_is_one_average_which_is_printed(capsys, name, given, with_):
-    said = noted(capsys, name, 40, 4, **given)
-    assert said.startswith(f"localavg: {name}{with_}: there is one average of all learners, after ")
+def test_a_period_longer_than_the_run_is_one_average_which_is_printed(name, given, with_):
+    said = noted(name, 40, 4, **given)
+    assert said.startswith(f"{name}{with_}: there is one average of all learners, after ")
     assert "40 updates; use a shorter period" in said
-    assert noted(capsys, name, 40, 4, rank=1, **given) == ""
-    assert noted(capsys, name, 100, 4, **given) == ""
+    assert run._notes(experiment(name, 40, 4, rank=1, **given)) == []
+    assert noted(name, 100, 4, **given) == ""
 
 
 @pytest.mark.parametrize("name", ["oneshot", "sync", "qsgd"])
-def test_an_algorithm_without_a_period_has_none_that_is_too_long(capsys, name):
-    assert noted(capsys, name, 40, 4) == ""
+def test_an_algorithm_without_a_period_has_none_that_is_too_long(name):
+    assert noted(name, 40, 4) == ""
 
 
-def test_a_period_as_long_as_the_run_is_what_was_asked_for(capsys):
-    assert noted(capsys, "kavg", 40, 4, K=40) == ""
+def test_a_period_as_long_as_the_run_is_what_was_asked_for():
+    assert noted("kavg", 40, 4, K=40) == ""
 
 
 def test_the_look_ahead_leaves_the_schedule_as_it_was():

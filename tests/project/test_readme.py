@@ -114,6 +114,12 @@ def test_generated_parts_are_up_to_date(name):
     assert generate.fresh(PAGES[name]) == PAGES[name]
 
 
+def test_an_algorithm_without_its_row_in_the_tables_is_one_clear_line(monkeypatch):
+    monkeypatch.setitem(algorithms.BOTH, "mine", lambda: None)
+    with pytest.raises(SystemExit, match=r"^make docs: algorithm mine .* put @about\(…\) above"):
+        generate.costs()
+
+
 def test_every_generated_part_is_on_a_page():
     names = [name for text in PAGES.values() for _, name, _ in generate.PART.findall(text)]
     assert sorted(names) == sorted(generate.PARTS)

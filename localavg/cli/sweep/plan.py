@@ -27,11 +27,10 @@ import argparse
 import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from localavg import algorithms
-from localavg.cli.parser import ALIKE
+from localavg.cli.parser import meant
 from localavg.cli.sweep.file import SCALES, Table, levels, scales, tables
 from localavg.cli.sweep.names import Value, named
 from localavg.cli.train import given as settings
@@ -217,8 +216,8 @@ class _Reader:
                 section, option, value, f"the sweep sets this itself: leave it out{more}"
             )
         if (action := self.flags.get(f"--{option}")) is None:
-            like = get_close_matches(f"--{option.replace('_', '-')}", self.flags, 1, ALIKE)
-            hint = f" (write it {like[0].removeprefix('--')})" if like else ""
+            like = meant(f"--{option.replace('_', '-')}", self.flags)
+            hint = f" (write it {like.removeprefix('--')})" if like else ""
             rule = f"localavg train has no option --{option}{hint}; see its --help"
             raise self.fail(section, option, value, rule)
         values = value if grid else [value]
