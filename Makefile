@@ -48,7 +48,7 @@ $(if $(filter $(ID),$(IDS)),,$(error ID=$(ID): must be one of $(IDS)))
 endif
 figure: .venv/test $(EVEN) ## one figure or table at laptop scale, its runs too: make figure ID=lupa-fig4 (an unknown ID lists them)
 	test "$(ID)" = theory || jobs/local/sweep $(ID)
-	$(BIN)/python analysis $(ID) --scale $$(jobs/local/scale)
+	$(BIN)/python analysis $(ID) --scale $$(jobs/local/scale $(ID))
 
 paper: .venv/test $(EVEN) ## every sweep at laptop scale, every figure, and the papers' claims checked (under an hour; goes on if stopped)
 	$(MAKE) fashion-mnist || echo 'without Fashion-MNIST: the digits take its place'

@@ -2757,6 +2757,13 @@ MUTANTS = [
         f"{TESTS['library']}::test_a_misspelt_argument_of_an_algorithm_names_the_nearest",
     ),
     Mutant(
+        "a sweep without digits is run as digits",
+        "jobs/local/scale",
+        "[ $# -gt 0 ] &&",
+        "[ $# -gt 1 ] &&",
+        "tests/project/test_jobs.py::test_a_sweep_without_digits_takes_its_own_data",
+    ),
+    Mutant(
         "an option's name elsewhere is unknown",
         "localavg/cli/parser.py",
         "called if called in options else like(name, options)",

@@ -42,4 +42,8 @@ def test_the_examples_of_adding_something_work(tmp_path):
             status, text = perform(what, tmp_path, {"PYTHONPATH": tmp_path})
             assert status == 0, text
             assert " train " not in what or "updates of 4 learners" in text, text
+        assert ("@about" in what) == ("\n@algorithm\n" in what)  # which `make docs` needs
+    refused = ".venv/bin/localavg train doubling --K 0 --data epsilon-like:200x5 --out no.h5"
+    status, text = perform(refused, tmp_path, {"PYTHONPATH": tmp_path})
+    assert status == 2 and text == "localavg: --K 0: a period must be at least 1\n", text
     assert (tmp_path / "figures" / "periods.png").exists()

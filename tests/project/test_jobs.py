@@ -291,3 +291,18 @@ def test_an_unknown_figure_lists_the_ids_before_anything_is_set_up():
     assert done.returncode == 2 and "ID=kavg-fig9: must be one of" in done.stderr
     ids = {path.stem for path in (JOBS / "sweeps").glob("*.toml")} | {"theory"}
     assert ids <= set(done.stderr.replace(".", " ").split()) and "pip" not in done.stdout
+
+
+def test_a_sweep_without_digits_takes_its_own_data(tmp_path):
+    """And so does `theory`, which has no runs. What `make paper` did as digits is not run again."""
+
+    def scale(*words):
+        done = subprocess.run(
+            [JOBS / "local" / "scale", *words], cwd=tmp_path, capture_output=True, text=True
+        )
+        return done.stdout.strip(), "Fashion" in done.stderr or "fashion" in done.stderr
+
+    assert scale("lupa-fig1") == scale("theory") == ("laptop", False)
+    assert scale("kavg-fig1-2") == scale() == ("digits", True)
+    (tmp_path / "runs" / "lupa-fig1-digits").mkdir(parents=True)
+    assert scale("lupa-fig1") == ("digits", True)
