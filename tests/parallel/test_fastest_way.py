@@ -53,7 +53,6 @@ def chosen(
 ):  # fmt: skip
     """What `choose` takes in one case, why, and how many averages it tried."""
     fleet, zeros, sums, now = Fleet(world, P), stand_in.zeros, [], [0.0]
-    stand_in.came_over[0] = world
     fleet.hosts = hosts or fleet.hosts
     stand_in.gpus[0] = gpus
 

@@ -34,7 +34,6 @@ WAYS = ("cuda_aware", "staged", "nccl")
 
 def made(name, fleet, clusters=()):
     """A transport of this name between stand-ins, and one for another thread."""
-    stand_in.came_over[0] = fleet.world
     transport = choose(name, fleet, clusters, 0, device_of(fleet), AWARE)
     return transport, transports.in_background(transport, fleet)
 

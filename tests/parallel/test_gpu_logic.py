@@ -47,7 +47,6 @@ class Checked:
         self.comm, self.rank, self.size = comm, comm.rank, comm.size
 
     def bcast(self, value):
-        stand_in.came_over[0] = self.comm
         return self.comm.bcast(value)
 
     def Allreduce(self, place, x):

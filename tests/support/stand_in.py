@@ -3,27 +3,28 @@ NumPy's, streams that keep count, and kernels whose CUDA text is compiled by the
 compiler.
 
 Kernels and copies happen only when somebody waits for their stream, the main one too, so that a
-missing wait gives wrong numbers; `log` has what was queued and waited for, in order. NCCL's sums
-happen when they are queued, after all that was queued before. It says nothing about the speed or
-the faults of a GPU.
+missing wait gives wrong numbers; `log` has what was queued and waited for, in order. A sum of
+NCCL's sends its numbers when it is queued, after all that was queued before, and never ends where
+a rank has died, until it is aborted. It says nothing about the speed or the faults of a GPU.
 """
 
 import ctypes
 import hashlib
+import os
 import platform
 import subprocess
 import sys
 import tempfile
 import threading
-from functools import cache
+import time
+from collections import deque
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-from mpi4py import MPI
 
 log = []
-lock = threading.RLock()
 
 
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
@@ -33,6 +34,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
         self.x = x
 
     shape = property(lambda self: self.x.shape)
+    ndim = property(lambda self: self.x.ndim)
     dtype = property(lambda self: self.x.dtype)
     size = property(lambda self: self.x.size)
     nbytes = property(lambda self: self.x.nbytes)
@@ -88,9 +90,14 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):
     def __int__(self):
         return int(float(self))
 
-    def get(self):
+    def get(self, out=None):
         now().synchronize()
-        return self.x.copy()
+        if out is None:
+            return self.x.copy()
+        assert type(out) is np.ndarray and out.flags.c_contiguous
+        assert (out.shape, out.dtype) == (self.shape, self.dtype)
+        out[...] = self.x
+        return out
 
     def set(self, value):
         assert type(value) is np.ndarray and value.dtype == self.dtype and value.shape == self.shape
@@ -123,20 +130,25 @@ def asarray(x, dtype=None):
 # --------------------------------------------------------------------------------------------------
 
 
+WAITS = object()  # returned by work that waits for other ranks
+PAUSE_S = 1e-3
+
+
 class Stream:
     """Work that is done when it is waited for; `dirty`: something is queued that nobody has waited
-    for.
+    for. lock: of the thread that works.
     """
 
     known = {}  # noqa: RUF012
 
     def __init__(self, non_blocking=True, name="side"):
-        self.name, self.pending, self.done, self.dirty, self.ptr = (
+        self.name, self.pending, self.done, self.dirty, self.ptr, self.lock = (
             name,
-            [],
+            deque(),
             0,
             False,
             1 + len(self.known),
+            threading.RLock(),
         )
         self.known[self.ptr] = self
 
@@ -163,22 +175,36 @@ class Stream:
         self.dirty = True
 
     def record(self):
-        with lock:  # another thread may be in `run`
+        with self.lock:  # another thread may be in `run`
             return Event(self, self.done + len(self.pending))
 
     def wait_event(self, event):
         self.pending.append(event.reach)
 
-    def run(self, until):
-        with lock:  # threads may wait too
-            while self.done < until:
-                work = self.pending.pop(0)
+    def run(self, until, once=False):
+        """Do the work up to a place; `once`: up to what waits for other ranks or threads."""
+        while self.done < until and not (self._step(until) and once):
+            pass
+
+    def _step(self, until):
+        """Do the next work, if it is before a place. Return whether it waits."""
+        if not self.lock.acquire(timeout=PAUSE_S):
+            return True  # another thread does it
+        waits = False
+        try:
+            if self.done < until:
+                waits = self.pending[0]() is WAITS
+        finally:
+            if self.done < until and not waits:
+                self.pending.popleft()
                 self.done += 1
-                work()
+            self.lock.release()
+        if waits:
+            time.sleep(PAUSE_S)
+        return waits
 
     def run_all(self):
-        with lock:
-            self.run(self.done + len(self.pending))
+        self.run(self.record().place)
 
     def synchronize(self):
         log.append((self.name, "synchronize"))
@@ -191,6 +217,11 @@ class Event:
 
     def __init__(self, stream, place):
         self.stream, self.place = stream, place
+
+    @property
+    def done(self):
+        self.stream.run(self.place, once=True)
+        return self.stream.done >= self.place
 
     def reach(self):
         self.stream.run(self.place)
@@ -222,25 +253,68 @@ def _copy(to, x, nbytes, kind, stream):
 # --------------------------------------------------------------------------------------------------
 
 
+ROOM = 1 << 26  # floats that a communicator can sum in all
+
+
+def _unique_id():
+    """A file that the ranks share, of zeros."""
+    handle, path = tempfile.mkstemp(prefix="stand-in-")
+    os.ftruncate(handle, 4 * ROOM)  # its pages are made when they are written
+    os.close(handle)
+    return path
+
+
 class NcclCommunicator:
-    """Sums over the ranks of the MPI communicator that the id came over."""
+    """Sums over ranks by a file that they share: all have come, and then it has no name.
+
+    No rank notices that another one has died. aborted: how many were, in this process.
+    """
+
+    aborted = 0
 
     def __init__(self, size, key, rank):
-        self.comm = came_over[0].Dup()
-        assert (size, rank) == (self.comm.size, self.comm.rank) and key == 12345
+        self.size, self.rank, self.over = size, rank, False
+        self.memory = np.memmap(key, np.float32, "r+")
+        self.come = self.memory[: 2 * size].view(np.int64)  # [size] sums begun, and 1
+        self.begun, self.at = 1, 2 * size
+        self.come[rank] = 1
+        while not self.come.all():
+            time.sleep(PAUSE_S)
+        if rank == 0:
+            os.unlink(key)
 
     def allReduce(self, x, out, n, dtype, op, stream):
         assert x == out and (dtype, op) == (7, 0) and n < 2**31 - 1
-        now().queue("allReduce")
         assert Stream.known[stream] is now()
+        if self.over:
+            raise RuntimeError("NCCL_ERROR_INVALID_ARGUMENT")
         now().run_all()
-        self.comm.Allreduce(
-            MPI.IN_PLACE,
-            np.ctypeslib.as_array(ctypes.cast(x, ctypes.POINTER(ctypes.c_float)), (n,)),
-        )
+        x = np.ctypeslib.as_array(ctypes.cast(x, ctypes.POINTER(ctypes.c_float)), (n,))
+        rows = self.memory[self.at : self.at + self.size * n].reshape(self.size, n)
+        self.at += self.size * n
+        self.begun += 1
+        rows[self.rank] = x
+        self.come[self.rank] = self.begun
+        now().queue("allReduce", partial(self._sum, rows, x, self.begun))
 
+    def _sum(self, rows, x, begun):
+        if self.over:
+            x[...] = np.nan
+        elif self.come.min() < begun:
+            return WAITS
+        else:
+            x[...] = rows[0]
+            for row in rows[1:]:
+                x += row
+        return None
 
-came_over = [None]
+    def abort(self):
+        self.over = True
+        NcclCommunicator.aborted += 1
+
+    def destroy(self):
+        assert self.over or self.come.min() >= self.begun, "a sum is on its way"
+        self.over = True
 
 
 class CUDARuntimeError(RuntimeError):
@@ -283,7 +357,7 @@ cuda = SimpleNamespace(
 )
 nccl = SimpleNamespace(
     available=True,
-    get_unique_id=lambda: 12345,
+    get_unique_id=_unique_id,
     NcclCommunicator=NcclCommunicator,
     NCCL_FLOAT32=7,
     NCCL_SUM=0,
