@@ -160,6 +160,7 @@ TESTS = {
             "monitor",
             "where",
             "rehearsal",
+            "survive_device",
         ),
     }.items()
     for name in names
@@ -2815,8 +2816,8 @@ MUTANTS = [
     Mutant(
         "an error that is not MPI's is never taken for a loss",
         "localavg/parallel/survive.py",
-        "            if world.Is_revoked() or world.Get_failed().size > 0:\n",
-        "            if isinstance(error, MPI.Exception) and world.Get_failed().size > 0:\n",
+        "    while not reported(world):\n",
+        "    while not (isinstance(error, MPI.Exception) and reported(world)):\n",
         f"{TESTS['survive']}::test_any_error_may_follow_from_a_death",
     ),
     Mutant(
@@ -2929,9 +2930,53 @@ MUTANTS = [
     Mutant(
         "the communicators of averages in the background are not revoked",
         "localavg/parallel/fleet.py",
-        "self.P, self.ranks_per_node, self.made)",
-        "self.P, self.ranks_per_node)",
+        "self.ranks_per_node, self.made, self.outlives)",
+        "self.ranks_per_node, None, self.outlives)",
         f"{TESTS['survive']}::test_every_communicator_of_a_run_is_revoked",
+    ),
+    Mutant(
+        "communicators of NCCL are not aborted",
+        TRANSPORT["nccl"],
+        "                    fleet.made.append(ring)\n",
+        "                    pass\n",
+        f"{TESTS['survive_device']}::test_a_sum_with_a_rank_that_is_dead_is_ended",
+    ),
+    Mutant(
+        "NCCL sums with ranks that are dead already",
+        TRANSPORT["nccl"],
+        "        group.comm.Barrier()  # raises where a rank has died\n",
+        "",
+        f"{TESTS['survive_device']}::"
+        "test_ranks_meet_before_a_sum_and_do_not_begin_it_with_a_dead_one",
+    ),
+    Mutant(
+        "a sum of NCCL that another thread has ended counts",
+        TRANSPORT["nccl"],
+        "        ring.check()\n",
+        "",
+        f"{TESTS['survive_device']}::test_a_sum_that_another_thread_has_ended_is_no_sum",
+    ),
+    Mutant(
+        "NCCL may connect the ranks for ever",
+        TRANSPORT["nccl"],
+        "        with nullcontext() if len(x) in ring.lengths else self._limited():\n",
+        "        with nullcontext():\n",
+        f"{TESTS['survive_device']}::test_a_sum_that_nccl_never_begins_ends_the_job",
+    ),
+    Mutant(
+        "the mean on a GPU is not copied to the host",
+        "localavg/parallel/device.py",
+        "        x.get(out=to)",
+        "        x.get()",
+        f"{TESTS['survive_device']}::"
+        "test_what_is_rolled_back_on_a_device_is_made_again_to_the_same_bits",
+    ),
+    Mutant(
+        "losses in a vector count as one update's scalar",
+        TRAINING["copies"],
+        "        found[updates * L :] = new.T.ravel().tolist()",
+        "        _ = found",
+        f"{TESTS['survive_device']}::test_losses_that_are_vectors_count_as_their_updates",
     ),
     Mutant(
         "the communicator of gossip is not revoked",

@@ -391,7 +391,6 @@ class TrainConfig:
         "server ends the job; that needs Open MPI 5 and mpirun --with-ft ulfm, and with --delay, "
         "--fragments and gossip --recovery-state all",
         KEPT,
-        only_with("device", "auto", "cpu", because="whose averages it cannot go on from"),
         group="stopping and resuming",
         choices=("end", "continue"),
     )

@@ -38,7 +38,9 @@ DEFAULT = 4  # cudaMemcpyDefault: the direction follows from the addresses
 
 
 class Event(Protocol):
-    """The part of CuPy's events that is needed here."""
+    """The part of CuPy's events that is needed here. done: whether the work before it is."""
+
+    done: bool
 
     def synchronize(self) -> None:
         """Wait until the work before it is done."""
@@ -137,8 +139,10 @@ class Cuda(Device):
             side.wait_event(after)
             yield
 
-    def holding(self, x: np.ndarray) -> Array:
-        """Return a copy of the host's values x on the GPU, made without a second host copy."""
+    def holding(self, x: Array) -> Array:
+        """Return x if it lies on the GPU, else a copy there, made without a second host copy."""
+        if _on_gpu(x):
+            return x
         held = self.xp.empty(x.shape, x.dtype)
         put_(held, x)
         return held
@@ -179,6 +183,14 @@ def queue_copy(xp: ModuleType, to: Array, x: Array, stream: Stream) -> None:
 def on_host(x: X) -> X:
     """Return a NumPy copy of an array that lies on a GPU, and anything else as it is."""
     return x.get() if _on_gpu(x) else x  # type: ignore[attr-defined]  # CuPy has no types
+
+
+def fetch_(to: np.ndarray, x: Array) -> None:
+    """Copy an array of the host or of a GPU into the host's memory `to`, which is contiguous."""
+    if _on_gpu(x):
+        x.get(out=to)  # type: ignore[attr-defined]  # CuPy has no types
+    else:
+        to[...] = x
 
 
 def put_(to: Array, x: np.ndarray) -> None:

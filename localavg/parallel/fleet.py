@@ -26,6 +26,7 @@ from localavg.parallel.abort import abort_on_exception
 from localavg.parallel.aligned import host_zeros
 from localavg.parallel.layout import Layout
 from localavg.parallel.patient import Patient
+from localavg.parallel.survive import Revocable
 
 T = TypeVar("T")
 
@@ -60,7 +61,7 @@ class Fleet:
 
     world: any intracommunicator. P: learners, one for each rank if not given. ranks_per_node: treat
     every N ranks of a host as one node, so that averages within and between nodes differ on a
-    laptop too.
+    laptop too. outlives: whether the run goes on without ranks that die.
 
     layout: which rank holds which learners. learners: those of this rank, the rows of its matrices
     [L, n]. Their number L may differ by one between ranks. made: the list to which this fleet adds
@@ -77,12 +78,13 @@ class Fleet:
         world: MPI.Intracomm,
         P: int | None = None,
         ranks_per_node: int | None = None,
-        made: list[MPI.Comm] | None = None,
+        made: list[Revocable] | None = None,
+        outlives: bool = False,
     ) -> None:
         check_world_size(MPI.COMM_WORLD.size, os.environ)  # `world` may be a part of it
-        self.world, self.ranks_per_node = world, ranks_per_node
+        self.world, self.ranks_per_node, self.outlives = world, ranks_per_node, outlives
         self.rank, self.ranks = world.rank, world.size
-        self.made = [] if made is None else made
+        self.made: list[Revocable] = [] if made is None else made
         self.made.append(world)
         if world.size > 1:
             abort_on_exception(world)
@@ -110,7 +112,8 @@ class Fleet:
 
         `made` of both is one list.
         """
-        return Fleet(Patient(self.world.Dup()), self.P, self.ranks_per_node, self.made)
+        world = Patient(self.world.Dup())
+        return Fleet(world, self.P, self.ranks_per_node, self.made, self.outlives)
 
     def everyone(self) -> MPI.Intracomm:
         """Make a communicator of all ranks, for messages that nobody may mistake. Collective."""

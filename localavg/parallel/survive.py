@@ -15,13 +15,12 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from time import monotonic, sleep
-from typing import NoReturn, TypeVar
+from typing import NoReturn, Protocol, TypeVar
 
 from mpi4py import MPI
 
 from localavg.errors import GO_ON, SharedError, UserError
 from localavg.parallel.abort import FIRST_RANK_S, LAST_WORDS_S
-from localavg.parallel.device import Device
 
 T = TypeVar("T")
 
@@ -33,6 +32,7 @@ ENABLED = "OMPI_MCA_mpi_ft_enable"  # set by mpirun --with-ft
 LOST = ("ERR_PROC_FAILED", "ERR_PROC_FAILED_PENDING", "ERR_REVOKED")
 LIMIT_S = 25.0
 """how long a recovery may take; then the job ends, to be resumed from its checkpoint"""
+RECOVERY = "the run could not go on without the lost ranks"
 HEARD_S = 300.0
 """how long ranks that know of a loss wait for those that do not, which may evaluate for long"""
 NOTICE_S = 1.0  # how long after an exception MPI may report the death that it follows from
@@ -46,6 +46,19 @@ other runs"""
 
 class Lost(Exception):
     """Ranks died, and the others go on without them. Every living rank raises it."""
+
+
+class Revocable(Protocol):
+    """A communicator of MPI, or another one that waits for ranks, whose calls can be ended."""
+
+    def Is_revoked(self) -> bool:
+        """Return whether this rank has revoked it, or has heard of it."""
+
+    def Revoke(self) -> None:
+        """Let every call fail, also those that wait for a dead rank."""
+
+    def Free(self) -> None:
+        """Free it, on all its ranks."""
 
 
 def check(launch: str = LAUNCH) -> None:
@@ -65,13 +78,13 @@ def check(launch: str = LAUNCH) -> None:
         )
 
 
-def check_device(device: Device) -> None:
-    """Raise UserError for a run on a GPU; on all ranks, which have the same kind of device."""
-    if device.name != "cpu":
-        raise SharedError(
-            "`on_failure = continue`: it takes averages of the host's memory only; add "
-            "`device = cpu`, or leave it out"
-        )
+def reported(world: MPI.Intracomm) -> bool:
+    """Return whether MPI reports that a rank has died, or that another rank has noticed it."""
+    try:
+        world.Iprobe()  # MPI learns of a death while it works
+        return world.Is_revoked() or world.Get_failed().size > 0
+    except MPI.Exception:
+        return True
 
 
 def is_loss(world: MPI.Intracomm, error: BaseException, notice_s: float = NOTICE_S) -> bool:
@@ -86,16 +99,11 @@ def is_loss(world: MPI.Intracomm, error: BaseException, notice_s: float = NOTICE
     ]:
         return True
     until = monotonic() + notice_s
-    try:
-        while True:
-            world.Iprobe()  # MPI learns of a death while it works
-            if world.Is_revoked() or world.Get_failed().size > 0:
-                return True
-            if monotonic() > until:
-                return False
-            sleep(1e-2)
-    except MPI.Exception:
-        return True
+    while not reported(world):
+        if monotonic() > until:
+            return False
+        sleep(1e-2)
+    return True
 
 
 @contextmanager
@@ -112,7 +120,7 @@ def noticing(world: MPI.Intracomm, usual: tuple[type[Exception], ...] = ()) -> I
         raise Lost from error
 
 
-def revoke(communicators: Sequence[MPI.Comm]) -> None:
+def revoke(communicators: Sequence[Revocable]) -> None:
     """Let every call in these communicators fail, on all their ranks.
 
     But mpi4py's reductions of objects (allreduce, reduce, scan) travel in a copy that it makes of
@@ -174,8 +182,8 @@ def summary(losses: int, repeated: str, seconds: float) -> str:
 
 def without_lost(
     world: MPI.Intracomm,
-    made: Sequence[MPI.Comm],
-    build: Callable[[MPI.Intracomm, list[MPI.Comm]], T],
+    made: Sequence[Revocable],
+    build: Callable[[MPI.Intracomm, list[Revocable]], T],
     remedy: str = RESUME,
 ) -> T:
     """Return what `build` makes on the ranks that live, or on fewer if more of them die.
@@ -189,7 +197,7 @@ def without_lost(
         while True:
             revoke(made)
             limit.living = world = shrunk(world)
-            made, done = list[MPI.Comm](), False
+            made, done = list[Revocable](), False
             try:
                 found = build(world, made)
                 done = True
@@ -211,22 +219,30 @@ def _give_up(world: MPI.Intracomm, error: Exception, remedy: str) -> NoReturn:
 
 
 class Limit:
-    """The ranks whose recovery has a limit. living: those that live, None while nobody knows."""
+    """The ranks whose work has a limit. living: those that live, None while nobody knows.
 
-    def __init__(self, world: MPI.Intracomm, limit_s: float, remedy: str) -> None:
-        self.world, self.limit_s, self.remedy = world, limit_s, remedy
+    why: what has not happened within the limit.
+    """
+
+    def __init__(self, world: MPI.Intracomm, limit_s: float, remedy: str, why: str) -> None:
+        self.world, self.limit_s, self.remedy, self.why = world, limit_s, remedy, why
         self.living: MPI.Intracomm | None = None
 
     def late(self) -> None:
         """End the job; the first rank that lives says why, or every rank if that is not known."""
-        why = f"the run could not go on without the lost ranks within {self.limit_s:g} s"
-        give_up(self.living or self.world, why, self.living is not None, self.remedy)
+        why, known = f"{self.why} within {self.limit_s:g} s", self.living is not None
+        give_up(self.living or self.world, why, known, self.remedy)
 
 
 @contextmanager
-def limited(world: MPI.Intracomm, remedy: str, limit_s: float | None = None) -> Iterator[Limit]:
-    """End the job with status 75 if the code takes longer than limit_s, by default LIMIT_S."""
-    limit = Limit(world, LIMIT_S if limit_s is None else limit_s, remedy)
+def limited(
+    world: MPI.Intracomm, remedy: str, limit_s: float | None = None, why: str = RECOVERY
+) -> Iterator[Limit]:
+    """End the job with status 75 if the code takes longer than limit_s, by default LIMIT_S.
+
+    why: what has not happened then.
+    """
+    limit = Limit(world, LIMIT_S if limit_s is None else limit_s, remedy, why)
     timer = threading.Timer(limit.limit_s, limit.late)
     timer.daemon = True
     timer.start()
@@ -249,7 +265,7 @@ def give_up(world: MPI.Intracomm, why: str, shared: bool = False, remedy: str = 
     else:
         print(f"localavg: {why}; {remedy}", file=sys.stderr, flush=True)
     sleep(LAST_WORDS_S)
-    survivors[0].Abort(GO_ON)
+    (survivors or [world])[0].Abort(GO_ON)
     os._exit(GO_ON)
 
 

@@ -79,7 +79,15 @@ def read(given: Settings) -> TrainConfig:
 
 
 def _check_recovery(c: TrainConfig) -> None:
-    """Raise UserError for learners that are apart, if what each of them has is not kept."""
+    """Raise UserError for learners that are apart, if what each of them has is not kept.
+
+    And for learners with servers on GPUs, which nobody has tried.
+    """
+    if c.algorithm in algorithms.ASYNCHRONOUS and c.device == "cuda":
+        raise UserError(
+            f"`on_failure = {c.on_failure}` with `device = cuda`: learners of {c.algorithm} go on "
+            "only on the CPU; use `device = cpu`, or leave `on_failure` out"
+        )
     if c.recovery_state == "all":
         return
     if c.options.get("delay"):

@@ -37,6 +37,7 @@ import numpy as np
 
 from localavg.files.mirror import Mirror
 from localavg.interfaces import Array
+from localavg.parallel.device import fetch_, numbers
 from localavg.parallel.fleet import Fleet
 from localavg.parallel.transport.lanes import lane
 from localavg.training.averaging import Averaging
@@ -165,7 +166,7 @@ class Copies:
             if self._equal(name, t):
                 copy_lane(x, copies[slot], self.e.fleet)
         for x, copies in self.rows.values():
-            copies[slot, self.mine] = x
+            fetch_(copies[slot, self.mine], x)
         self.owed.copy(slot)
         new = self._copy_losses()
         if self.beyond is not None:
@@ -202,7 +203,8 @@ class Copies:
         found, L = self.monitor.losses, self.e.fleet.L
         if self.monitor.reported != self._reported:
             half, updates, self._reported = 1 - half, 0, self.monitor.reported
-        new = np.array(found[updates * L :], np.float64).reshape(-1, L).T  # [L, new updates]
+        new = numbers(found[updates * L :]).reshape(-1, L).T  # [L, new updates]
+        found[updates * L :] = new.T.ravel().tolist()  # a GPU's are L scalars an update now
         self.losses[half, self.mine, updates : updates + new.shape[1]] = new
         self._losses = half, updates + new.shape[1]
         return new
@@ -214,6 +216,9 @@ class Copies:
 
 
 def copy_lane(x: Array, copy: Array, fleet: Fleet) -> None:
-    """Copy this rank's lane of x [n], which all ranks have, to `copy` [n] of its node."""
+    """Copy this rank's lane of x [n], which all ranks have, to `copy` [n] of its node.
+
+    So what lies on GPUs comes to the host once a node.
+    """
     columns = lane(len(x), fleet.node.rank, fleet.node.size)
-    copy[columns] = x[columns]
+    fetch_(copy[columns], x[columns])

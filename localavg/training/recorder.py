@@ -31,7 +31,7 @@ class Recorder:
     """What is measured between two rows of /train.
 
     record: the run file on rank 0, None elsewhere; or a mirror of it, on all ranks. losses: those
-    since the last row, L scalars an update; a GPU's scalars stay on the GPU.
+    since the last row, L scalars or a vector [L] an update; a GPU's stay on the GPU.
     reported: t of the last row. wall_s: the time at the last row, a mean over the ranks. split:
     compute_s, data_s, communicate_s and wait_s so far, likewise.
     """
@@ -47,6 +47,11 @@ class Recorder:
         self.reported = 0
         self.wall_s, self.split = 0.0, np.zeros(4)
         self._begun = 0  # number of meetings before the average that is under way
+
+    @property
+    def updates(self) -> int:
+        """The updates since the last row."""
+        return sum(math.prod(getattr(x, "shape", ())) for x in self.losses) // self.fleet.L
 
     def computed(self) -> None:
         """Wait until all queued work is done, and record the time that it took as computing."""

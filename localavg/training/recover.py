@@ -25,7 +25,10 @@ from localavg.files.mirror import Mirror
 from localavg.files.record import Record
 from localavg.parallel import survive
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.transport.mpi import HostMPI
+from localavg.parallel.probe import Probe
+from localavg.parallel.transport.cuda_aware import CudaAware
+from localavg.parallel.transport.nccl import Nccl
+from localavg.parallel.transport.shared import SharedMemory
 from localavg.training.build import Chosen, Experiment, assemble, task_of
 from localavg.training.ending import Diverged, Interrupted
 from localavg.training.keeper import Keeper
@@ -65,7 +68,7 @@ class Attempt:
     def t(self) -> int:
         """The updates made so far."""
         begun = self.start.saved.t if self.start.saved else 0
-        return max(begun, self.monitor.reported + len(self.monitor.losses) // self.e.fleet.L)
+        return max(begun, self.monitor.reported + self.monitor.updates)
 
     @property
     def mirror(self) -> Mirror:
@@ -107,8 +110,8 @@ def outlive(
                 status, why = train(a)
             except survive.Lost:
                 done = False
-                survive.revoke(a.e.fleet.made)
                 with survive.limited(a.e.fleet.world, survive.RESUME):
+                    survive.revoke(a.e.fleet.made)
                     a.kept.abandon()
             if survive.agreed(a.e.fleet.world, done):
                 return a, status, why
@@ -132,15 +135,15 @@ def _recovered(a: Attempt, watched: Watched) -> Attempt:
 
 
 def _again(
-    a: Attempt, t: int, watched: Watched, world: MPI.Intracomm, made: list[MPI.Comm]
+    a: Attempt, t: int, watched: Watched, world: MPI.Intracomm, made: list[survive.Revocable]
 ) -> Attempt:
     """Build the run on the ranks of `world`, and find what it goes on from. Collective."""
     e, c = a.e, a.e.config
-    fleet = Fleet(world, e.fleet.P, c.ranks_per_node, made)
+    fleet = Fleet(world, e.fleet.P, c.ranks_per_node, made, outlives=True)
     problem = make_problem(c, e.problem.data, fleet, e.device)
     task = task_of(c, fleet, fleet.P, e.device, problem)
     chosen = Chosen(e.device.name, e.engine.name, e.transport.name)
-    now = assemble(task, earlier=chosen, recovers=True)
+    now = assemble(task, _tried(e), chosen, recovers=True)
     kept = a.kept.latest(world)
     if kept is None and a.resumed:
         raise SharedError("there was no average of everyone since the run was resumed")
@@ -178,9 +181,16 @@ def _again(
     )
 
 
+def _tried(e: Experiment) -> Probe | None:
+    """Return that MPI takes device memory, if the run has given it some."""
+    aware = e.transport.name == CudaAware.name
+    return Probe(True, "as before ranks were lost", nodes=2) if aware else None
+
+
 def _may_read(e: Experiment) -> bool:
     """Return whether a message that failed may still read rows of this run."""
-    return e.fleet.nodes > 1 or e.transport.name == HostMPI.name
+    quiet = [SharedMemory.name] + [Nccl.name] * (not e.algorithm.average.neighbours)
+    return e.fleet.nodes > 1 or e.transport.name not in quiet
 
 
 def _take_over(path: str, mirror: Mirror, keeper: Keeper, begun: int) -> None:

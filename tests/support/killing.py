@@ -8,7 +8,8 @@ to the point for the Nth time. A point is a function of POINTS before it does it
 before its name after it; a barrier of BARRIERS likewise; or of TIMES, N milliseconds after that
 function has begun. With "~" before its name the rank stops there for a minute and does not die;
 then a recovery may take 3 seconds only. The first living rank writes the exit statuses to REPLY,
-and a rank that dies a line to REPLY.hits, in JSON: the number of the run, POINT, and RANK.
+and a rank that dies a line to REPLY.hits, in JSON: the number of the run, POINT, and RANK. A run
+with --device cuda is on the stand-in for CuPy, or on a GPU where CARD is set.
 """
 
 import importlib
@@ -30,6 +31,8 @@ from localavg.__main__ import parser
 from localavg.cli import in_flags, train
 from localavg.errors import UserError
 from localavg.parallel import survive
+from localavg.parallel.device import choose_device
+from localavg.parallel.probe import Probe
 
 POINTS = {
     "gradient": "localavg.problems.logistic:Logistic.gradient_",
@@ -58,6 +61,12 @@ POINTS = {
     "serve": "localavg.training.asynchronous.server:Server.serve",
     "plan": "localavg.training.asynchronous.play:Play._planned",
     "rejoin": "localavg.training.asynchronous.client:Client.rejoin",
+    "staged": "localavg.parallel.transport.staged:Staged._sum_over_ranks_",
+    "aware": "localavg.parallel.transport.cuda_aware:CudaAware._sum_over_ranks_",
+    "nccl": "localavg.parallel.transport.nccl:Nccl._sum_over_ranks_",
+    "sum": "stand_in:NcclCommunicator.allReduce",  # others have begun it
+    "aside": "stand_in:NcclCommunicator.allReduce",  # in the background
+    "connect": "stand_in:NcclCommunicator.__init__",
 }
 TIMES = {
     "time": "localavg.training.recover:outlive",
@@ -71,6 +80,7 @@ BARRIERS = {  # where the world's barriers are called: their names in turn
 }
 RANK = MPI.COMM_WORLD.rank
 STUCK_S, LIMIT_S = 60, 3
+CARD = "LOCALAVG_TEST_CARD"  # environment variable
 
 
 def stop():
@@ -108,16 +118,21 @@ class Deadly(MPI.Intracomm):
             end()
 
 
-def counted(plain, N, after, end):
-    """A function like `plain` that calls `end` before or after its Nth call."""
+def counted(plain, N, after, end, aside=False):
+    """A function like `plain` that calls `end` before or after its Nth call.
+
+    aside: of those in other threads than the main one.
+    """
     calls = [0]
 
     def call(*args, **how):
-        calls[0] += 1
-        if calls[0] == N and not after:
+        counts = not aside or threading.current_thread() is not threading.main_thread()
+        calls[0] += counts
+        ends = counts and calls[0] == N
+        if ends and not after:
             end()
         found = plain(*args, **how)
-        if calls[0] == N and after:
+        if ends and after:
             end()
         return found
 
@@ -155,16 +170,26 @@ def deadly(point, N, end):
         owner = getattr(owner, part)
     if name in TIMES:
         return timed(owner, attribute, N, end)
-    return mock.patch.object(owner, attribute, counted(getattr(owner, attribute), N, after, end))
+    plain = getattr(owner, attribute)
+    return mock.patch.object(owner, attribute, counted(plain, N, after, end, name == "aside"))
 
 
 def world():
     return Deadly(survive.survivors[-1] if survive.survivors else MPI.COMM_WORLD)
 
 
+def device_of(name, fleet):
+    import stand_in
+
+    return choose_device(name, fleet, load=lambda _: stand_in, driver=lambda: None)
+
+
 def status_of(number, kills, words, hits):
     with ExitStack() as armed:
         armed.enter_context(mock.patch.object(train, "world", world))
+        armed.enter_context(mock.patch.object(train, "probed", lambda *how: Probe(True, "it is")))
+        if CARD not in os.environ:
+            armed.enter_context(mock.patch("localavg.training.where.choose_device", device_of))
         for kill in filter(None, kills.split(",")):
             point, _, where = kill.partition("@")
             rank, _, N = where.partition(":")

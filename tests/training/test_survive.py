@@ -11,7 +11,6 @@ import signal
 import time
 import weakref
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 from typing import NamedTuple
@@ -34,7 +33,6 @@ from localavg.parallel.transport import in_background
 from localavg.parallel.transport.shared import SharedMemory
 from localavg.problems.logistic import Logistic
 from localavg.problems.network import Network
-from localavg.training import run as run_module
 from localavg.training.averaging import Averaging
 from localavg.training.beyond import Beyond
 from localavg.training.ending import Interrupted
@@ -112,7 +110,7 @@ def words(line, out, *more):
     return ["train", *line.split(), *COMMON.split(), "--out", str(out), *more]
 
 
-def launched(ranks, hits, folder, timeout=120, more=()):
+def launched(ranks, hits, folder, timeout=120, more=(), env=None):
     """How a launch ended, and the exit statuses of its runs."""
     request, reply = folder / "request.json", folder / "reply.json"
     how = (*SURVIVING, "--checkpoint-every", "7", *more)
@@ -121,7 +119,7 @@ def launched(ranks, hits, folder, timeout=120, more=()):
         for i, hit in enumerate(hits)
     ]
     request.write_text(json.dumps(runs))
-    done = run(ranks, SUPPORT / "killing.py", request, reply, ft=True, timeout=timeout)
+    done = run(ranks, SUPPORT / "killing.py", request, reply, ft=True, timeout=timeout, env=env)
     return done, json.loads(reply.read_text()) if reply.exists() else []
 
 
@@ -339,17 +337,6 @@ def test_losses_before_the_first_average_stay_on_the_clock(tmp_path, hooks):
     lost_s = found.events.seconds
     assert found.events.t.tolist() == [0, 0] and (lost_s >= 0.2).all() and lost_s.sum() < took_s
     assert lost_s.sum() <= found.train.wall_s.iloc[0] < took_s
-
-
-def test_a_gpu_is_refused_before_there_is_a_run_file(tmp_path):
-    plain, out = run_module.build, tmp_path / "run.h5"
-
-    def on_gpu(*args):
-        return replace(plain(*args), device=SimpleNamespace(name="cuda:0"))
-
-    with mock.patch.object(run_module, "build", on_gpu), mock.patch.object(survive, "check"):
-        assert command_lines(MPI.COMM_WORLD, [words(LINES["kavg"], out, *SURVIVING)]) == [2]
-    assert not out.exists()
 
 
 def test_memory_that_is_short_is_that_of_the_copies(tmp_path, hooks):

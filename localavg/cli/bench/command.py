@@ -127,13 +127,12 @@ def _average(args: argparse.Namespace) -> int:
     from localavg.parallel.fleet import Fleet
     from localavg.training.recover import CONTINUE
 
-    fleet = Fleet(here, args.learners, args.ranks_per_node)
+    kept = args.on_failure == CONTINUE
+    fleet = Fleet(here, args.learners, args.ranks_per_node, outlives=kept)
     device = choose_device(args.device, fleet)
     how = args.transport, floats(args.sizes) if args.sizes else SIZES, args.repeats
-    kept = args.on_failure == CONTINUE
     if kept:
         survive.check()
-        survive.check_device(device)
     more: tuple[Any, ...] = device, aware, args.outer, args.graph, args.wire, kept
     file = new_file(fleet, *how, args.out, origin, *more) if args.out else None
     rows = bench_average(fleet, *how, file, *more)

@@ -27,6 +27,7 @@ class MixOnDevice:
         # numbers of rows too, which float32 holds up to 2^24
         lists = ends, [source for source, _ in flat], [weight for _, weight in flat]
         self.terms = [device.xp.asarray(np.array(each, np.float32)) for each in lists]
+        self._travels: list[object] = []  # MPI may read and write it after a failure
 
     def mix_(self) -> None:
         """Mix the rows in place. Collective over all ranks."""
@@ -47,6 +48,7 @@ class MixOnDevice:
         requests = [self.comm.Irecv(row, rank) for row, rank in zip(come, ranks, strict=True)]
         given = sorted({row for each in gives.values() for row in each})
         host = {row: on_host(rows[row]) for row in given}  # waits for the stream
+        self._travels = [come, host]
         requests += [self.comm.Isend(host[row], rank) for rank in gives for row in gives[rank]]
         MPI.Request.Waitall(requests)
         if not self.route.come:

@@ -21,6 +21,7 @@ from mpi4py import MPI
 
 from localavg.errors import UserError, bad
 from localavg.parallel.layout import Layout
+from localavg.parallel.survive import Revocable
 
 FIRST_S, LONGEST_S = 2e-5, 1e-3
 # the numbers of a learner's note, float64
@@ -60,7 +61,7 @@ class Roles:
         servers: int,
         name: str,
         held: Sequence[Sequence[int]] | None = None,
-        made: list[MPI.Comm] | None = None,
+        made: list[Revocable] | None = None,
     ) -> None:
         self.clients = clients = world.size - servers
         if clients < 1:
@@ -88,7 +89,7 @@ class Roles:
         self.learners = held[world.rank] if world.rank < clients else range(0)
         self.serves = world.rank >= clients
         self.notes = world.Dup()
-        self.made = [] if made is None else made
+        self.made: list[Revocable] = [] if made is None else made
         self.made += [world, self.notes]
         self.vectors = world.Dup()
         self.made.append(self.vectors)

@@ -169,7 +169,7 @@ class Play:
             self._first.lead_again(plan.clients, plan.anew)
         self._tell(plan, before, perf_counter() - at_s)
 
-    def _planned(self, world: MPI.Intracomm, made: list[MPI.Comm]) -> Plan:
+    def _planned(self, world: MPI.Intracomm, made: list[survive.Revocable]) -> Plan:
         """Return how the ranks of `world` go on. Nothing but x̃ changes. Collective."""
         before, role = self.roles, self.role
         gone = survive.lost(before.world, world)
