@@ -3,15 +3,15 @@ each rank. Skipped where MPI ends the job with the rank.
 """
 
 import json
-import subprocess
+import re
 import sys
 
 import numpy as np
 import pytest
 from gpus import LIMIT_S, SIDE_BY_SIDE, answered, wheels
-from mpi import ROOT, SUPPORT, run
+from mpi import SUPPORT, run
 
-CAN = "import json; from localavg.parallel.losing import tried; print(json.dumps(tried()))"
+CANNOT = "with-ft|needs Open MPI 5|this launcher ends the job"  # in what MPI or the run prints
 LINE = (
     "mavg --K 6 --mu 0.6 --data epsilon-like:400x20 --batch-size 8 --lr 0.5 --steps 40 --learners 6 "
     "--optimizer momentum --on-failure continue --recovery-state all --device cuda "
@@ -22,12 +22,6 @@ KILLED_AT = 50  # gradients of rank 1, which makes two an update
 
 def begin_survivors(folder):
     """The statuses of the runs of a launch: one that nobody hits, and one in which a rank dies."""
-    done = subprocess.run(
-        [sys.executable, "-c", CAN], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    lives, why = json.loads(done.stdout.splitlines()[-1]) if done.stdout else (None, done.stderr)
-    if not lives:
-        return [], why, folder
     words = {name: ["train", *LINE.split(), "--out", f"{folder}/{name}.h5"] for name in ("a", "b")}
     request, reply = folder / "request.json", folder / "reply.json"
     request.write_text(json.dumps([["", words["a"]], [f"gradient@1:{KILLED_AT}", words["b"]]]))
@@ -47,7 +41,7 @@ def test_ranks_on_a_gpu_go_on_when_one_is_killed(survivors):
     from localavg.files import record
 
     statuses, said, folder = survivors
-    if not statuses and "died" not in said:
+    if statuses != [0, 0] and re.search(CANNOT, said):
         pytest.skip(said[-500:])
     assert statuses == [0, 0], said[-4000:]
     whole, found = (record.load(folder / f"{name}.h5") for name in ("a", "b"))
