@@ -4,6 +4,7 @@ Its NCCL never notices a death: a sum that a dead rank has begun with others han
 aborted. No GPU is claimed.
 """
 
+import os
 import threading
 from types import SimpleNamespace
 from unittest import mock
@@ -154,6 +155,7 @@ class Rank:
         self.key = stand_in.nccl.get_unique_id()
 
     def bcast(self, key):
+        os.unlink(key)
         return self.key
 
     def Barrier(self):
