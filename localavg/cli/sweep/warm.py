@@ -8,13 +8,13 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import os
+import runpy
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing import forkserver
 from pathlib import Path
-from typing import NoReturn
 
 # Signals that a batch system sends ahead of the time limit.
 STOPS = (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM)
@@ -65,7 +65,7 @@ def _environment(env: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _train(line: list[str], env: dict[str, str], log: Path) -> NoReturn:
+def _train(line: list[str], env: dict[str, str], log: Path) -> None:
     """Be the run of a command line, `python -m localavg …`, whose output goes to `log`."""
     out = os.open(log, os.O_WRONLY | os.O_APPEND)
     for stream in (1, 2):
@@ -77,6 +77,5 @@ def _train(line: list[str], env: dict[str, str], log: Path) -> NoReturn:
     for number in STOPS:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
-    from localavg.__main__ import main
-
-    main(line[line.index("localavg") + 1 :])
+    sys.argv = line[line.index("localavg") :]
+    runpy.run_module("localavg", run_name="__main__", alter_sys=True)
