@@ -78,4 +78,5 @@ def _train(line: list[str], env: dict[str, str], log: Path) -> None:
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPS)
     sys.argv = line[line.index("localavg") :]
+    sys.modules.pop("localavg.__main__", None)  # the sweep's own, if it was started as a script
     runpy.run_module("localavg", run_name="__main__", alter_sys=True)
