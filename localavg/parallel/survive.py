@@ -265,7 +265,9 @@ def give_up(world: MPI.Intracomm, why: str, shared: bool = False, remedy: str = 
     else:
         print(f"localavg: {why}; {remedy}", file=sys.stderr, flush=True)
     sleep(LAST_WORDS_S)
-    (survivors or [world])[0].Abort(GO_ON)
+    everyone = (survivors or [world])[0]
+    if everyone.Get_failed().size < everyone.size - 1:  # mpirun returns 0 if the last rank aborts
+        everyone.Abort(GO_ON)
     os._exit(GO_ON)
 
 

@@ -606,3 +606,26 @@ def test_whoever_knows_of_a_loss_does_not_wait_for_ever_for_a_rank_that_never_he
     done = run(2, tmp_path / "unheard.py", ft=True, timeout=150)
     assert done.returncode == 75, done.stderr
     assert "could not go on without the lost ranks within 1 s" in done.stderr
+
+
+ALONE = """
+import os, signal, time
+from mpi4py import MPI
+from localavg.parallel import survive
+
+world = MPI.COMM_WORLD
+survive.survivors[:] = [world]
+world.Barrier()
+if world.rank:
+    os.kill(os.getpid(), signal.SIGKILL)
+while not survive.is_loss(world, RuntimeError()) or world.Get_failed().size < world.size - 1:
+    time.sleep(0.1)
+survive.give_up(world, "no way")
+"""
+
+
+def test_the_last_rank_that_lives_gives_up_with_the_status_of_a_run_to_resume(tmp_path):
+    """mpirun's status is 0 where the last rank of a job aborts (Open MPI 5.0.11)."""
+    (tmp_path / "alone.py").write_text(ALONE)
+    done = run(3, tmp_path / "alone.py", ft=True, timeout=150)
+    assert done.returncode == 75 and "no way; the same command with --resume" in done.stderr
