@@ -2765,6 +2765,20 @@ MUTANTS = [
         "tests/project/test_jobs.py::test_a_sweep_without_digits_takes_its_own_data",
     ),
     Mutant(
+        "a state is loaded on another number of ranks",
+        "localavg/attaching/saved.py",
+        '(P := state.get("P", fleet.P)) != fleet.P',
+        "(P := fleet.P) != fleet.P",
+        "tests/attaching/test_saved.py::test_a_state_is_loaded_by_its_own_rank_of_as_many",
+    ),
+    Mutant(
+        "a rank that made fewer updates is sent to a condition that is not there",
+        "localavg/parallel/places.py",
+        "if len(counts) > 1 else CALLS",
+        "if False else CALLS",
+        "tests/attaching/test_saved.py::test_ranks_elsewhere_after_different_updates_may_have_lost_count",
+    ),
+    Mutant(
         "an option's name elsewhere is unknown",
         "localavg/cli/parser.py",
         "called if called in options else like(name, options)",

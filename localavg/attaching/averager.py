@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from localavg.attaching.around import unfinished
 from localavg.attaching.asked import CONTINUE, Asked
-from localavg.attaching.checks import diverged
+from localavg.attaching.checks import diverged, tell_no_update
 from localavg.attaching.copies import Copy
 from localavg.attaching.log import Log
 from localavg.attaching.parts import lay_out
@@ -164,6 +164,7 @@ class Averager:
         self.flat.store_()
         if self._log is not None:
             self._log.row(self.t, self._gamma)
+        tell_no_update(self.t, self.fleet.rank)
         why = diverged(self.flat.w[0, : self.flat.d_trained], self.t, self.fleet.rank)
         if self._log is not None:
             self._log.end("failed" if why else "finished", why)
@@ -211,7 +212,8 @@ class Averager:
         Save all three on every rank: between averages they differ from rank to rank.
         """
         self._agreement.saved = self.t
-        about: dict[str, object] = {"start": self._start, "variance": self.variance}
+        about: dict[str, object] = {"P": self.fleet.P, "rank": self.fleet.rank}
+        about |= {"start": self._start, "variance": self.variance}
         about |= {"scope": self.scope.kind, "level": int(self.scope)}
         about |= {"gamma": self._gamma, "feedback": self._feedback.state_dict()}
         with self._place.here():
@@ -219,8 +221,11 @@ class Averager:
         return {"t": self.t, **about, **parts}
 
     def load_state_dict(self, state: Settings) -> None:
-        """Resume from `state`, which an averager with the same algorithm and model returned."""
-        check_state(state, self.algorithm, self.flat)
+        """Resume from `state`, which this rank's averager returned in a job of as many ranks.
+
+        Raises UserError for a state of another rank, number of ranks, algorithm or model.
+        """
+        check_state(state, self.algorithm, self.flat, self.fleet)
         if self.fleet.rank == 0:
             tell_other_sums(state, self.transport.name)
         self._load(state)

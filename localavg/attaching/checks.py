@@ -194,6 +194,17 @@ def diverged(w: Array, t: int, rank: int) -> str:
     return why
 
 
+def tell_no_update(t: int, rank: int) -> None:
+    """Print on rank 0 that a program finishes which made no update: t = 0."""
+    if t == 0 and rank == 0:
+        print(
+            "localavg: averager.finish(): no update was made: is the batch larger than a rank's "
+            "part of the data?",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
 def check_same(fleet: Fleet, tensors: Mapping[str, Tensor]) -> None:
     """Raise UserError on every rank if any tensors look other than rank 0's. Collective."""
     own = [

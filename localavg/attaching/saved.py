@@ -9,9 +9,10 @@ from copy import deepcopy
 from localavg.algorithms.base import Algorithm
 from localavg.algorithms.switch import Switched
 from localavg.attaching.row import Row
-from localavg.errors import UserError
+from localavg.errors import SharedError, UserError
 from localavg.interfaces import Settings
 from localavg.parallel.device import on_host
+from localavg.parallel.fleet import Fleet
 from localavg.parallel.places import shown
 from localavg.training.averaging import Averaging
 
@@ -59,8 +60,11 @@ def tell_other_sums(state: Settings, transport: str) -> None:
         )
 
 
-def check_state(state: Settings, algorithm: Algorithm, flat: Row) -> None:
-    """Raise UserError if a state is of another algorithm, or of a model of another size or type."""
+def check_state(state: Settings, algorithm: Algorithm, flat: Row, fleet: Fleet) -> None:
+    """Raise UserError if a state is of another algorithm, or of a model of another size or type.
+
+    So is the state of another rank, or of another number of ranks; earlier versions saved neither.
+    """
     remedy = "load what the state_dict of this algorithm's averager returned"
     names = {"t", "start", "scope", "variance", "schedule", "combine"}
     if not isinstance(state, Mapping) or not names <= state.keys():
@@ -68,6 +72,15 @@ def check_state(state: Settings, algorithm: Algorithm, flat: Row) -> None:
     made, mine = state.get("algorithm", _parts(algorithm)), _parts(algorithm)
     if made != mine:
         raise UserError(f"attach: the state is of {made}, not of {mine}; {remedy}")
+    if (P := state.get("P", fleet.P)) != fleet.P:
+        raise SharedError(
+            f"attach: the state is of a job of {P} ranks, not {fleet.P}: start as many as before"
+        )
+    if (rank := state.get("rank", fleet.rank)) != fleet.rank:
+        raise UserError(
+            f"attach: the state is of rank {rank}, and this is rank {fleet.rank}: save a file on "
+            "every rank, and load on each its own"
+        )
     if (n := state.get("d", flat.size)) != flat.size:
         raise UserError(
             f"attach: the state is of a model with {n} numbers, not {flat.size}; build the same "

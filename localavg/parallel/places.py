@@ -34,7 +34,10 @@ TEXTS = (  # of What
     "the end of its program, after averager.finish() after update {t}",
     "localavg.attach() of the same model again after update {t}",
 )
-COUNT = "give every rank the same number of updates, such as by drop_last=True"
+COUNT = (
+    "give every rank the same number of updates, as by DistributedSampler and drop_last=True, and "
+    "checkpoints of the same update"
+)
 STEPS = "make every step on every rank; a gradient scaler needs averager.exchange() before its step"
 CALLS = "make this call on every rank, not under `if rank == 0`"
 ORDER = "call the averagers in the same order on every rank"
@@ -79,7 +82,8 @@ def differ(places: list[Place]) -> str:
     if several:
         remedy = ORDER
     elif whats & {What.AVERAGED, What.BYTES, What.ATTACH} and len(whats) > 1:
-        remedy = CALLS
+        # a rank that made fewer updates is in a call that the others will make, too
+        remedy = f"{CALLS}, and {COUNT}" if len(counts) > 1 else CALLS
     elif whats & {What.EXCHANGE, What.STEP} and len(counts) == 1:
         remedy = STEPS
     else:

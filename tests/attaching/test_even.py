@@ -344,7 +344,11 @@ def other_states(fleet):
         "optimizer": sgd(mine.model.parameters()).state_dict(),
         "text": "averager.pt",
     }
+    own = mine.state_dict()
+    states["other ranks"] = own | {"P": own["P"] + 1}
+    states["another rank"] = own | {"rank": own["rank"] + 1}
     found = {name: said(lambda s=s: mine.load_state_dict(s)) for name, s in states.items()}
+    mine.load_state_dict({name: x for name, x in own.items() if name not in ("P", "rank")})
     mine.load_state_dict(made(localavg.mavg(K=4)).state_dict())  # another K is the user's business
     return found, before
 
@@ -355,6 +359,8 @@ LOADED = {
     "shape": "the state is of a model with 10 numbers, not 5; build the same model",
     "optimizer": "this is no averager's state",
     "text": "this is no averager's state",
+    "other ranks": r"the state is of a job of \d ranks, not \d: start as many as before",
+    "another rank": r"the state is of rank \d, and this is rank \d: save a file on every rank",
 }
 
 
@@ -454,7 +460,7 @@ UNEVEN = {
     "22, 23, sync": r"finish\(\) after update 22, but rank \d is in the exchange of the gradients of update 23; give",
     "22, 23, no average between": r"finish\(\) after update 22, but rank \d is in averager.finish\(\) after update 23; give",
     "another K": r"in the average after update 4, but rank \d is in the average after update 5; give every",
-    "rank 0 evaluates": r"rank 0 is in averager.averaged\(\) after update 8, but .* in averager.finish\(\) .*not under `if rank == 0`",
+    "rank 0 evaluates": r"rank 0 is in averager.averaged\(\) after update 8, but .* in averager.finish\(\) .*not under `if rank == 0`$",
     "attached twice": "this model was attached again; use the averager of the last attach alone",
     "attached again by some": r"in localavg.attach.. of the same model again after update 0, but .*on every rank",
     "in averaged": r"averager.step\(\) inside averaged\(\)",
