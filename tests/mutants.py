@@ -3163,6 +3163,20 @@ MUTANTS = [
         f"{TESTS['sweep']}::test_a_signal_reaches_the_runs_at_work_and_no_other_starts",
     ),
     Mutant(
+        "a run whose device was chosen is no like run",
+        "localavg/cli/sweep/cost.py",
+        'chosen = name in checks.FILLED_IN and want in (None, "auto")',
+        "chosen = False",
+        f"{TESTS['sweep']}::test_rates_of_runs_that_have_begun_count",
+    ),
+    Mutant(
+        "doctor believes MPI and not srun",
+        "localavg/cli/doctor/advice.py",
+        "if f.srun_nodes is None or seen <= f.srun_nodes:",
+        "if True:",
+        f"{TESTS['doctor']}::test_advice_follows_from_the_facts",
+    ),
+    Mutant(
         "a signal to all processes of a job ends the one that has imported torch",
         "localavg/cli/sweep/preload.py",
         "signal.pthread_sigmask(signal.SIG_BLOCK, STOPS)\n",

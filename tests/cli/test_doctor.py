@@ -83,6 +83,18 @@ def elsewhere(ranks):
 
 CASES = {  # name: (facts, the check that fires or None, words of it, words of its remedy)
     "all is well": (WELL, None, [], []),
+    "srun's one node, seen as two": (
+        replace(on(RANK, replace(OTHER, machine=RANK.machine + 1)), srun_nodes=1),
+        "strangers",
+        ["on 1 node, and MPI sees 2"],
+        ["srun --mpi", "mpirun"],
+    ),
+    "two nodes of srun": (
+        replace(on(RANK, replace(OTHER, machine=RANK.machine + 1)), srun_nodes=2),
+        None,
+        [],
+        [],
+    ),
     # ranks bound to one core
     "one core, two idle": (
         on(*bound((0,), (1,))),
@@ -272,6 +284,12 @@ def test_the_table_says_whether_a_job_outlives_a_rank(status, out, words, monkey
     survives, why = losing.tried()
     text = dict(_rows(replace(WELL, survives=survives, survives_why=why)))["a rank that dies"]
     assert re.match(words, text.replace("\n", " ")), text
+
+
+def test_the_launch_line_asks_for_the_nodes_that_srun_gave():
+    """srun gives one node, and each of the two ranks believes to be on a machine of its own."""
+    apart = facts_of(ranks=(RANK, replace(OTHER, machine=RANK.machine + 1)), srun_nodes=1)
+    assert "--nodes=1 --ntasks=2" in launch_line(replace(apart, launcher=("srun",)))
 
 
 def test_an_mpi_that_cannot_be_loaded_is_one_line():

@@ -875,7 +875,8 @@ def test_rates_of_runs_that_have_begun_count(tmp_path, capsys):
     (tmp_path / "runs").mkdir()
     args = parser().parse_args(["sweep", str(tmp_path / "some.toml"), "--out", "x"])
     asked = plan.read(args.file, "laptop", train_parser()).runs[0].asked
-    made = Record.create(tmp_path / "runs/other.h5", {**asked, "rows": 200}, {"ranks": 2})
+    chosen = {"problem": "logistic", "device": "cpu", "rows": 200}  # by the run
+    made = Record.create(tmp_path / "runs/other.h5", {**asked, **chosen}, {"ranks": 2})
     made.append("train", t=1, samples=50, wall_s=0.5)
     made.finish("finished")
     _, printed = submitted(tmp_path, capsys, "slurm", text)

@@ -18,7 +18,6 @@ from mpi import ROOT, need
 from localavg.cli.sweep import warm
 from localavg.files.record import load
 
-need("torch")
 LIMIT_S = 100
 SWEEP = """
 [sweep]
@@ -36,6 +35,11 @@ steps = STEPS
 algorithm = "kavg"
 grid.K = [4, 8]
 """
+
+
+@pytest.fixture(autouse=True)
+def may_launch():
+    need("openmpi")
 
 
 @pytest.fixture

@@ -166,7 +166,27 @@ def wrong_numbers(f: Facts) -> list[Advice]:
     return found
 
 
+def strangers(f: Facts) -> list[Advice]:
+    """Warn of ranks that srun started on one node and MPI takes for ranks of several."""
+    seen = len(f.machines())
+    if f.srun_nodes is None or seen <= f.srun_nodes:
+        return []
+    return [
+        Advice(
+            f"srun started these ranks on {_nodes(f.srun_nodes)}, and MPI sees {seen}: ranks of a "
+            "node do not find each other, so that their averages go over the network",
+            "try another srun --mpi, or start the ranks by mpirun in the batch script; if the node "
+            "is right, ask your site whether its PMIx tells ranks who shares it",
+        )
+    ]
+
+
+def _nodes(n: int) -> str:
+    return f"{n} node{'s' * (n > 1)}"
+
+
 ADVICE = (
+    strangers,
     one_core,
     oversubscribed,
     threads_above_cores,

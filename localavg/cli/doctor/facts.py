@@ -64,6 +64,7 @@ class Facts:
     step_s: float = STEP_S  # of an update of ResNet-50, which the period follows from
     launcher: tuple[str, ...] = ("mpirun",)  # words by which ranks are started here
     program: str = "localavg"  # the command, as a shell here finds it
+    srun_nodes: int | None = None  # nodes that srun gave these ranks; None: srun did not start them
 
     @property
     def period(self) -> int | None:

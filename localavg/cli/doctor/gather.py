@@ -86,6 +86,7 @@ def gather(
         step_s=step_s or STEP_S,
         launcher=fleet.world.bcast(launcher()),
         program=fleet.world.bcast(program()),
+        srun_nodes=fleet.world.bcast(int(os.environ.get("SLURM_STEP_NUM_NODES") or 0)) or None,
     )
 
 

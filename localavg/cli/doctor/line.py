@@ -46,7 +46,7 @@ def launch_line(f: Facts) -> str:
     first, ranks = f.ranks[0], len(f.ranks)
     if ranks == 1:
         ranks = len(first.gpus) or max(1, first.cores or len(first.cpus or ()) or 1)
-    nodes = len(f.machines())
+    nodes = f.srun_nodes or len(f.machines())
     per_node = -(-ranks // nodes)
     gpus = min(len(first.gpus), per_node)
     cores = max(1, (_cores(f) if len(f.ranks) > 1 else first.cores or 1) // per_node)

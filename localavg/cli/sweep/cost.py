@@ -6,6 +6,7 @@ evaluations and the start of a run are not counted.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def given_rate(examples_per_s: float) -> RateOf:
 
 def found_rate(folder: Path) -> RateOf:
     """Make the `rate_of` that takes the rate of one rank from the runs of a folder."""
-    rates: dict[object, list[Rate]] = {}
+    rates: list[tuple[Mapping[str, object], Rate]] = []  # settings and rate of each run
     for path in sorted(folder.glob("*.h5")) if folder.is_dir() else ():
         try:
             run = record.load(path, weights=False)
@@ -83,14 +84,28 @@ def found_rate(folder: Path) -> RateOf:
         if len(run.train) and run.train.wall_s.iloc[-1] > 0 and "ranks" in run.provenance:
             last = run.train.iloc[-1]
             per_s = last.samples / last.wall_s / int(run.provenance["ranks"])
-            rates.setdefault(_kind(run.config), []).append(Rate(per_s, int(run.config["rows"])))
+            rates.append((run.config, Rate(per_s, int(run.config["rows"]))))
 
     def rate_of(run: Planned) -> Rate | str:
-        if not (found := rates.get(_kind(run.asked))):
+        asked = run.asked
+        found = [rate for config, rate in rates if _alike(asked, config)]
+        if not found:
             return f"no run like {run.name} in {folder} has begun: give --rate X"
         return Rate(median(rate.examples_per_s for rate in found), found[0].rows)
 
     return rate_of
+
+
+def _alike(asked: Mapping[str, object], config: Mapping[str, object]) -> bool:
+    """Return whether a run that is asked for has the rate of one with this config in its file."""
+    for name in SPEED:
+        want, have = asked[name], str(config.get(name))
+        chosen = name in checks.FILLED_IN and want in (None, "auto")
+        file = name == "data" and have == os.path.abspath(where.found(str(want)) or str(want))
+        if not (chosen or file or str(want) == have):
+            return False
+    around = [c["algorithm"] in algorithms.ASYNCHRONOUS for c in (asked, config)]
+    return around[0] == around[1]
 
 
 def _kind(config: Mapping[str, object]) -> object:
