@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from pathlib import Path
 
 import torch
@@ -90,6 +91,8 @@ class Training:
         mine = self.out.glob(f"epoch-*-rank-{self.fleet.rank}.pt")
         numbers = self.fleet.world.allgather({int(path.name.split("-")[1]) for path in mine})
         epoch = max(set.intersection(*numbers), default=0)
+        if not epoch and any(numbers):  # more ranks than before, or some files are lost
+            sys.exit(f"{self.out}: no epoch that all {self.fleet.ranks} ranks have saved")
         if epoch:
             state = torch.load(self.checkpoint(epoch), weights_only=False)
             for name, part in self.parts.items():
