@@ -124,9 +124,9 @@ def test_a_picture_too_large_loses_pixels_not_its_look(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", sorted({*FIGURES} - {"theory"}))
 def test_the_launch_lines_at_the_papers_scale_are_commands(name):
     cost, line = report.launch(name)
-    python, *words = shlex.split(line)
-    assert python == ".venv/bin/python" and words[:2] == ["-m", "localavg"]
-    args = parser().parse_args(words[2:])
+    program, *words = shlex.split(line)
+    assert program == ".venv/bin/localavg"
+    args = parser().parse_args(words)
     assert args.scale == "paper" and str(args.file) == f"jobs/sweeps/{name}.toml"
     assert re.search(r"\d+ runs? of \d+ (epochs|updates)", cost)
     assert args.submit == ""  # the sweep itself asks for no GPU where none is needed
