@@ -11,7 +11,7 @@ import signal
 import time
 import weakref
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import NamedTuple
 from unittest import mock
@@ -123,19 +123,21 @@ def launched(ranks, hits, folder, timeout=120, more=(), env=None):
     return done, json.loads(reply.read_text()) if reply.exists() else []
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """By name, the run on one rank."""
-    runs = {}
+def runs_on_one_rank(folders, *more):
+    """By name, the run on one rank, made when it is asked for first. more: words of its line."""
 
+    @cache
     def get(name):
-        if name not in runs:
-            out = tmp_path_factory.mktemp("whole") / "run.h5"
-            assert command_lines(MPI.COMM_WORLD, [words(LINES[name], out)]) == [0]
-            runs[name] = load(out)
-        return runs[name]
+        out = folders.mktemp("whole") / "run.h5"
+        assert command_lines(MPI.COMM_WORLD, [words(LINES[name], out, *more)]) == [0]
+        return load(out)
 
     return get
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return runs_on_one_rank(tmp_path_factory)
 
 
 def check(found, whole, name, rounded=False):

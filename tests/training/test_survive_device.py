@@ -15,7 +15,7 @@ import pytest
 import stand_in
 from drive import command_lines
 from mpi4py import MPI
-from test_survive import LINES, SURVIVING, Hit, check, failing, launched, words
+from test_survive import LINES, SURVIVING, Hit, check, failing, launched, runs_on_one_rank, words
 
 from localavg.algorithms.base import Due, Mean
 from localavg.files.record import load
@@ -40,17 +40,13 @@ def on_device(monkeypatch):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """By name, the run on one rank and the stand-in."""
-    runs = {}
+    get = runs_on_one_rank(tmp_path_factory, *CARD)
 
-    def get(name):
-        if name not in runs:
-            out = tmp_path_factory.mktemp("whole") / "run.h5"
-            with mock.patch("localavg.training.where.choose_device", killing.device_of):
-                assert command_lines(MPI.COMM_WORLD, [words(LINES[name], out, *CARD)]) == [0]
-            runs[name] = load(out)
-        return runs[name]
+    def on_the_stand_in(name):
+        with mock.patch("localavg.training.where.choose_device", killing.device_of):
+            return get(name)
 
-    return get
+    return on_the_stand_in
 
 
 # What is rolled back differs: moments, an outer optimiser, gradients that travel, a mean that is on
