@@ -165,7 +165,8 @@ def on_links(run: Run) -> pd.DataFrame:
     link = run.config["bandwidth_bytes_per_s"]
     spent_s = _until(rows, averages, averages.seconds)  # [n]
     clocks = {
-        seconds_at(gbit): rows.wall_s + spent_s * (link / (1.25e8 * gbit) - 1) for gbit in GBITS
+        seconds_at(gbit): rows.wall_s + _until(rows, averages, _longer_s(run, averages, gbit))
+        for gbit in GBITS
     }
     return rows.assign(MB=1e-6 * link * spent_s, **clocks)
 
@@ -177,9 +178,8 @@ def at_rate(run: Run, gbit: float) -> Run:
     has its 2 log₂P messages, and the rest of its time is that of its bytes. As in `on_links`, what
     makes an average longer makes the whole run longer.
     """
-    averages, link = run.averages.sort_values("t", kind="stable"), 1.25e8 * gbit
-    messages_s = 2 * np.log2(run.config["learners"] or 1) * run.config["latency_s"]
-    longer_s = (averages.seconds - messages_s) * (run.config["bandwidth_bytes_per_s"] / link - 1)
+    averages = run.averages.sort_values("t", kind="stable")
+    longer_s = _longer_s(run, averages, gbit)
 
     def later(rows: pd.DataFrame, *columns: str) -> pd.DataFrame:
         more_s = _until(rows, averages, longer_s)  # [n]
@@ -187,11 +187,18 @@ def at_rate(run: Run, gbit: float) -> Run:
 
     return replace(
         run,
-        config={**run.config, "bandwidth_bytes_per_s": link},
+        config={**run.config, "bandwidth_bytes_per_s": 1.25e8 * gbit},
         train=later(run.train, "wall_s", "communicate_s"),
         eval=later(run.eval, "wall_s"),
         averages=averages.assign(seconds=averages.seconds + longer_s),
     )
+
+
+def _longer_s(run: Run, averages: pd.DataFrame, gbit: float) -> pd.Series:
+    """Return by how much longer each average takes on links of so many Gbit/s."""
+    messages_s = 2 * np.log2(run.config["learners"] or 1) * run.config["latency_s"]
+    ratio = run.config["bandwidth_bytes_per_s"] / (1.25e8 * gbit)
+    return (averages.seconds - messages_s) * (ratio - 1)
 
 
 def _until(rows: pd.DataFrame, averages: pd.DataFrame, values: pd.Series) -> np.ndarray:
