@@ -18,7 +18,7 @@ from localavg.errors import FAILED, FINISHED, GO_ON, UserError
 if TYPE_CHECKING:
     from localavg.cli.sweep.state import State
 
-WORDS = ("done", "running", "missing", "interrupted", "died", "silent", "failed")
+WORDS = ("done", "running", "to do", "interrupted", "died", "silent", "failed")
 ANY = set(WORDS) - {"died", "silent"}  # those that are counted where no run is in this state too
 
 
@@ -95,15 +95,15 @@ def _planned(path: Path) -> tuple[str, list[str]]:
 def print_states(title: str, states: Mapping[str, State], every: bool = False) -> None:
     """Print a table of runs, and a line with how many are in each state.
 
-    The table has the runs that are neither done nor missing, or with `every` all runs.
+    The table has the runs that are neither done nor to do, or with `every` all runs.
     """
     rows = [
         {
             "run": name,
             "status": word(s),
             "updates": f"{s.t} of {s.T}" if s.T else "-",
-            "pace": ", ".join(pace(s).values()),
-            "": shorten(s.why, 60),
+            "latest": ", ".join(pace(s).values()),
+            "why": shorten(s.why, 60),
         }
         for name, s in states.items()
         if every or s.kind not in ("finished", "missing")

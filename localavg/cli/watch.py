@@ -61,7 +61,7 @@ def word(state: State) -> str:
     A run whose process is gone died. Where that cannot be seen from this host, it is silent.
     """
     stale = "silent" if state.why.startswith("silent") else "died"
-    return {"finished": "done", "stale": stale}.get(state.kind, state.kind)
+    return {"finished": "done", "missing": "to do", "stale": stale}.get(state.kind, state.kind)
 
 
 def progress(state: State) -> str:

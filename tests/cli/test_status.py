@@ -63,7 +63,7 @@ def test_a_watch_shows_the_pace_until_no_run_runs(tmp_path, capsys, monkeypatch)
         "a: running, 200 of 400 updates, loss 0.25, 50 updates/s, 4 s left",
         "a: failed, 200 of 400 updates, loss 0.25, no luck",
     ]
-    assert lines[-1] == "1 runs: 0 done, 0 running, 0 missing, 0 interrupted, 1 failed"
+    assert lines[-1] == "1 runs: 0 done, 0 running, 0 to do, 0 interrupted, 1 failed"
 
 
 def test_ctrl_c_ends_a_watch_as_it_ends_by_itself(tmp_path, capsys, monkeypatch):

@@ -611,7 +611,7 @@ def test_a_dry_run_tells_the_runs_and_starts_none(launcher, small, tmp_path):
         "sweep", small, "--launcher", launcher, "--dry-run", "--out", tmp_path / "runs", "--jobs", 3
     )
     assert done.returncode == 0, done.stderr
-    assert "5 runs: 0 done, 0 running, 5 missing, 0 interrupted, 0 failed" in done.stdout
+    assert "5 runs: 0 done, 0 running, 5 to do, 0 interrupted, 0 failed" in done.stdout
     assert not (tmp_path / "runs").exists()
     if launcher == "local":
         assert len(re.findall(r"-m localavg train .* --resume$", done.stdout, re.M)) == 5
