@@ -199,7 +199,8 @@ def bars(axes: Axes, parts: Mapping[str, Mapping[str, float]], label: str) -> No
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.set_axisbelow(True)
-    axes.set(xlabel=label, xlim=(0, 1.05 * left.max() or 1.0))
+    axes.margins(x=0.05)  # what is drawn beside bars later widens the axis
+    axes.set_xlabel(label)
 
 
 def short(panel: str, width: int = 46) -> str:
