@@ -118,6 +118,17 @@ def test_learners_on_several_hosts_train_as_on_one(ranks, alone, tmp_path):
     np.testing.assert_allclose(run.weights, alone(P), rtol=1e-5, atol=1e-7)
 
 
+def test_no_average_is_faster_than_its_link(tmp_path):
+    """Short messages with pauses between them, fewer bytes than a large bucket lets through."""
+    d, out = 8192, tmp_path / "run.h5"
+    words = ["sync", "--data", f"epsilon-like:50x{d}", "--batch-size", 10, "--steps", 7]
+    words += ["--log-every", 1, "--out", out]
+    done = emulated("--hosts", 2, "--rate", "100mbit", "--", "train", *words)
+    assert done.returncode == 0, done.stderr
+    rounds_s = record.load(out).train[["communicate_s", "wait_s"]].sum(axis=1).diff()
+    assert rounds_s.min() > 0.8 * 32 * d / 100e6, rounds_s
+
+
 def test_gossip_between_hosts_sends_the_rows_of_neighbours_alone(tmp_path):
     """In a ring of two hosts with two learners each, every row has a neighbour on the other host."""
     words = ["gossip", *TRAIN[4:]]  # without --K 3
