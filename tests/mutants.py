@@ -139,6 +139,7 @@ TESTS = {
             "transport",
             "mixing",
             "late_ranks",
+            "lanes",
             "wires",
             "gpu_behind",
             "gpu_logic",
@@ -524,8 +525,8 @@ MUTANTS = [
     Mutant(
         "the next factor is the node's own",
         TRANSPORT["low_rank"],
-        "share.comm.Iallreduce(MPI.IN_PLACE, share.Q)",
-        "share.comm.Iallreduce(MPI.IN_PLACE, share.Q.copy())",
+        "share.comm.Allreduce(MPI.IN_PLACE, share.Q)",
+        "share.comm.Allreduce(MPI.IN_PLACE, share.Q.copy())",
         CODED,
     ),
     Mutant(
@@ -1097,6 +1098,20 @@ MUTANTS = [
         LAST_BARRIER,
         LAST_BARRIER.replace("self.here.Barrier()", "pass"),
         f"{TESTS['late_ranks']}::test_nobody_leaves_before_the_last_lane_is_written",
+    ),
+    Mutant(
+        "all lanes begin at one node",
+        TRANSPORT["lanes"],
+        "comms[(i + k) % len(comms)]",
+        "comms[k % len(comms)]",
+        f"{TESTS['lanes']}::test_as_many_pieces_begin_at_one_node_as_at_the_other",
+    ),
+    Mutant(
+        "a lane of one piece is summed as one of many",
+        TRANSPORT["lanes"],
+        "len(cut) == 1",
+        "len(cut) == 0",
+        f"{TESTS['lanes']}::test_a_lane_of_one_piece_is_summed_by_mpis_best_way",
     ),
     Mutant(
         "slots use one half",

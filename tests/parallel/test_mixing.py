@@ -55,7 +55,7 @@ class Wire:
 
 def mixes(world):
     """What is wrong, in words, over transports, types, layouts, lengths and matrices."""
-    wrong, (sent, mixing.SENT) = [], (mixing.SENT, 1 << 12)  # so that several pieces travel
+    wrong, (sent, mixing.SENT) = [], (mixing.SENT, 1 << 14)  # so that several pieces travel
     for name, how in HOW.items():
         for P, near in LAYOUTS:
             fleet = Fleet(world, {"R": world.size, "3R": 3 * world.size}.get(P, P), near)

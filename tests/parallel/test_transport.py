@@ -58,7 +58,7 @@ def expected(P, n, whole, dtype, S):
 def means(world):
     """What is wrong, in words, over all transports, types, layouts, lengths and scopes."""
     wrong = []
-    sent, lanes.SENT = lanes.SENT, 1 << 12  # so that several chunks travel between nodes
+    sent, lanes.SENT = lanes.SENT, 1 << 14  # so that several chunks travel between nodes
     for name, how in HOW.items():
         transports = {}
         for dtype, layout, n in CASES:

@@ -144,9 +144,9 @@ class Count:
         self.nbytes += x.nbytes if self.comm.rank == root else 0
         return self.comm.Ibcast(x, root)
 
-    def Iallreduce(self, place, x):
+    def Allreduce(self, place, x):
         self.nbytes += x.nbytes
-        return self.comm.Iallreduce(place, x)
+        self.comm.Allreduce(place, x)
 
 
 def count(transport, scope):

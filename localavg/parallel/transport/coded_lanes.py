@@ -79,7 +79,7 @@ class CodedLanes:
         rows, self.here, lanes, mine, self.P, self.spread, base, self.everyone = group
         self.code, n = code, rows.shape[1]
         cuts = [
-            [(comms[0], *piece) for piece in _pieces(lane(n, i, lanes), comms[0].size, code.bucket)]
+            [(comms[0], *piece) for piece in _pieces(lane(n, i, lanes), comms[0].size, code)]
             for i, comms in mine
         ]
         # piece k of every lane in turn, so that all lanes travel at once
@@ -218,17 +218,17 @@ def sent_bytes(n: int, lanes: int, mine: Mine, code: Rounding) -> int:
     return sum(
         sum(_sizes(ends, code))
         for i, comms in mine
-        for _, ends in _pieces(lane(n, i, lanes), comms[0].size, code.bucket)
+        for _, ends in _pieces(lane(n, i, lanes), comms[0].size, code)
     )
 
 
-def _pieces(columns: slice, nodes: int, bucket: int) -> list[tuple[slice, list[int]]]:
-    """Cut a lane's columns into pieces, of at least 8 buckets for each node if there are so many.
+def _pieces(columns: slice, nodes: int, code: Rounding) -> list[tuple[slice, list[int]]]:
+    """Cut a lane's columns into pieces of SENT bytes in code, or of a bucket for each node.
 
     Return each with where the nodes' slices of it begin, and its length; all begin with a bucket.
     """
-    made = []
-    size = max(SENT, 8 * nodes * bucket)
+    made, bucket = [], code.bucket
+    size = max(SENT // code.nbytes(bucket), nodes) * bucket
     for a in range(columns.start, columns.stop, size):
         n = min(size, columns.stop - a)
         buckets = -(-n // bucket)

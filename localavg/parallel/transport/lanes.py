@@ -20,7 +20,10 @@ from localavg.interfaces import Rows, Step
 from localavg.scope import Scope
 
 CHUNK = 1 << 15  # elements summed at a time: with its rows it stays in a core's cache
-SENT = 1 << 17  # elements sent at a time between nodes
+# Bytes sent at a time between nodes. Open MPI's TCP sends up to 64 KiB at once. For more it asks
+# the receiver first, and its question waits behind the data that goes the same way, so that both
+# directions of a link together are little faster than one.
+SENT = 60 << 10
 DEPTH = 8  # chunks on their way at once, over all lanes of a rank
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
 
@@ -55,7 +58,7 @@ class Lanes:
     here: the group's ranks on this node, if there are several. mine: the numbers of this rank's
     lanes, each with the communicators of its ranks on all nodes, which the chunks use in turn (no
     communicator where the whole group is on this node). P: learners of the group on all nodes.
-    scratch [DEPTH or 1, SENT or CHUNK]: memory for sums. spread(rows, mean): Σ ‖w̄ − w_j‖².
+    scratch [DEPTH or 1, at least CHUNK]: memory for sums. spread(rows, mean): Σ ‖w̄ − w_j‖².
     """
 
     def __init__(
@@ -70,20 +73,25 @@ class Lanes:
     ) -> None:
         self.here, self.P, self.spread = here, P, spread
         self.summed: list[Chunk] = []
-        sent: list[list[tuple[MPI.Comm, slice]]] = []
+        sent: list[list[tuple[MPI.Comm, slice, bool]]] = []
         for i, comms in mine:
-            size = SENT if comms else CHUNK
+            size = SENT // rows.itemsize if comms else CHUNK
             columns = lane(rows.shape[1], i, lanes)
             lo, hi = columns.start, columns.stop
             cut = [slice(a, min(a + size, hi)) for a in range(lo, hi, size)]
             if comms:
-                sent.append([(comms[k % len(comms)], piece) for k, piece in enumerate(cut)])
+                # One rank after the other is the first of a communicator, over pieces and lanes.
+                turns = [comms[(i + k) % len(comms)] for k in range(len(cut))]
+                sent.append([(*turn, len(cut) == 1) for turn in zip(turns, cut, strict=True)])
             else:
                 self.summed += [_chunk(rows, piece, scratch[0]) for piece in cut]
         # Everyone posts chunk k of lane i in the order of (k, i) and waits for the oldest, so
         # nobody waits in a ring.
-        turns = enumerate(each for turn in zip_longest(*sent) for each in turn if each is not None)
-        self.sent = [(comm, _chunk(rows, piece, scratch[i % DEPTH])) for i, (comm, piece) in turns]
+        in_turn = [each for turn in zip_longest(*sent) for each in turn if each is not None]
+        self.sent = [
+            (comm, _chunk(rows, piece, scratch[k % DEPTH]), whole)
+            for k, (comm, piece, whole) in enumerate(in_turn)
+        ]
 
     def mean_(
         self, variance: bool = False, step: Step | None = None, weights: Weights | None = None
@@ -101,11 +109,11 @@ class Lanes:
         for chunk in () if alone else self.summed:
             add_up(chunk[1], chunk[2], weights)
             spread += self._finish(chunk, variance, step, weights)
-        for comm, chunk in self.sent:
+        for comm, chunk, whole in self.sent:
             if len(flying) == DEPTH:
                 spread += self._land(flying.popleft(), variance, step, weights)
             add_up(chunk[1], chunk[2], weights)
-            flying.append((chunk, comm.Iallreduce(MPI.IN_PLACE, chunk[2])))
+            flying.append((chunk, _over_nodes(comm, chunk[2], whole)))
         while flying:
             spread += self._land(flying.popleft(), variance, step, weights)
         if self.here is not None:
@@ -135,6 +143,18 @@ class Lanes:
         spread = self.spread(counted(parts, weights), mean) if variance else 0.0
         rows[...] = mean if step is None else step(mean, columns)
         return spread
+
+
+def _over_nodes(comm: MPI.Comm, total: np.ndarray, whole: bool) -> MPI.Request:
+    """Sum `total` over the nodes, in place. whole: it is all of its lane, so nothing else flies.
+
+    Then MPI's blocking sum is twice as fast: Open MPI's other one, in place, reduces to the first
+    rank and afterwards broadcasts from it, so that one direction of the link is always idle.
+    """
+    if not whole:
+        return comm.Iallreduce(MPI.IN_PLACE, total)
+    comm.Allreduce(MPI.IN_PLACE, total)
+    return MPI.REQUEST_NULL
 
 
 def lane(n: int, i: int, lanes: int) -> slice:

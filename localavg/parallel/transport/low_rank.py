@@ -130,7 +130,8 @@ class LowRank:
 
     def _sum_whole(self) -> None:
         """Sum u over the nodes."""
-        _wait([share.comm.Iallreduce(MPI.IN_PLACE, share.e) for share in self.shares])
+        for share in self.shares:
+            share.comm.Allreduce(MPI.IN_PLACE, share.e)
 
     def _sum_factors(self) -> None:
         """Sum the factors over the nodes, and keep in e what they leave out."""
@@ -148,7 +149,8 @@ class LowRank:
             for each in share.matrices:
                 np.matmul(each.u.T, each.A, each.B)
                 each.u -= each.A @ each.B.T  # e ← u − A Bᵀ
-        _wait([share.comm.Iallreduce(MPI.IN_PLACE, share.Q) for share in self.shares])
+        for share in self.shares:
+            share.comm.Allreduce(MPI.IN_PLACE, share.Q)
 
 
 def _to_owner(share: Share) -> MPI.Request:

@@ -106,7 +106,7 @@ class Mix:
         self.rows, self.here, self.comm, self.route = rows, here, comm, route
         R = len(rows)
         self.travels = bool(route.gives or route.takes)
-        size = SENT if self.travels else CHUNK
+        size = SENT // rows.itemsize if self.travels else CHUNK
         weight = rows.dtype.type
         self.sums = [
             (row, [(source, weight(each)) for source, each in terms]) for row, terms in route.sums

@@ -19,7 +19,7 @@ from numpy.typing import DTypeLike
 
 from localavg.interfaces import Step
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.transport.lanes import CHUNK, DEPTH, SENT, Lanes, Weights
+from localavg.parallel.transport.lanes import CHUNK, DEPTH, Lanes, Weights
 from localavg.parallel.transport.mixing import Mix, Mixing, lanes, route
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.parallel.transport.slots import Slots
@@ -49,7 +49,8 @@ class Part:
 class SharedMemory(HostMPI):
     """Means of rows that `zeros` made; other arrays are averaged as HostMPI does.
 
-    The bits do not depend on how many ranks a node has.
+    On one node and on two, the bits do not depend on how many ranks a node has. On more, MPI
+    chooses the order in which it sums the nodes, also by the length.
     """
 
     name = "shared"
@@ -82,7 +83,7 @@ class SharedMemory(HostMPI):
         self._last = {(scope, in_lanes): none for scope in self.sizes for in_lanes in (False, True)}
         here = fleet.layout.by_node(range(fleet.ranks))[fleet.layout.node_of[fleet.rank]]
         self._learners = [j for r in here for j in fleet.layout.learners(r)]  # of the node's rows
-        self._scratch = np.empty((DEPTH, SENT) if fleet.nodes > 1 else (1, CHUNK), dtype)
+        self._scratch = np.empty((DEPTH if fleet.nodes > 1 else 1, CHUNK), dtype)
 
     def zeros(self, shape: tuple[int, int]) -> np.ndarray:
         """Make this rank's zero rows [L, n] of a new matrix that the node shares. Collective."""
@@ -221,7 +222,7 @@ class SharedMemory(HostMPI):
         for lane, handlers in enumerate(lanes):
             if rank in handlers:
                 # MPI may reduce to the first rank and broadcast from it. Each rank is the first in
-                # turn, so that no link carries everything.
+                # turn, so that no link carries everything (`lanes.py` takes the turns).
                 turns = range(min(len(handlers), DEPTH)) if len(handlers) > 1 else ()
                 rotated = (self._communicator(handlers[i:] + handlers[:i]) for i in turns)
                 handled.append((lane, tuple(comm for comm in rotated if comm is not None)))
