@@ -15,6 +15,7 @@ Cost: about 5 s for 45 runs.
 """
 
 from collections.abc import Hashable, Sequence
+from functools import cache
 
 import curves
 import numpy as np
@@ -77,12 +78,14 @@ def line(run: Run) -> str | None:
     return key if key in NAMES and quantities.rescales(run) else None
 
 
+@cache  # every panel asks again
 def rows_of(run: Run) -> pd.DataFrame:
     """Return the evaluations of a run with their costs, and with accuracies in percent."""
     rows = quantities.on_links(run)
     return rows.assign(test_accuracy=100 * rows.test_accuracy)
 
 
+@cache
 def shared(run: Run) -> pd.DataFrame:
     """Return the first of `rows_of` after each round, when every learner has the average."""
     return quantities.by_rounds(run, rows_of)

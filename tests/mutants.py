@@ -3227,10 +3227,10 @@ MUTANTS = [
         f"{TESTS['conclusions']}::test_one_claim_that_does_not_pass_moves_its_advice_and_no_other",
     ),
     Mutant(
-        "QSGD is modelled with the bytes of float32",
+        "a link is modelled with the bytes of both hosts",
         "analysis/measured.py",
-        "coded = 0.25 if",
-        "coded = 1.0 if",
+        "run.averages.bytes_cross.sum() / hosts / rate(run)",
+        "run.averages.bytes_cross.sum() / rate(run)",
         f"{TESTS['measured']}::"
         "test_the_model_has_the_measured_computation_and_the_bytes_over_the_link",
     ),

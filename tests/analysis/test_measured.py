@@ -6,23 +6,28 @@ import pytest
 from claimed import made
 
 
-def at(tmp_path, rate, name, K=None, seconds=1.0, d=1000, ranks=2, **more):
-    """A run of 10 updates on two hosts, half of whose time is computation."""
+def at(tmp_path, rate, name, K=None, seconds=1.0, d=1000, ranks=2, sent=4000, **more):
+    """A run of 10 averages on two hosts, half of whose time is computation.
+
+    sent: bytes of a host in an average.
+    """
     run = made(name, 0, seconds=seconds, K=K, d=d, data_name="digits", **more)
     object.__setattr__(run, "path", tmp_path / f"x-root/{rate}/{name}.h5")
     end = {"compute_s": [0.0, seconds], "data_s": 0.0, "communicate_s": [0.0, seconds]}
     object.__setattr__(run, "train", run.train.assign(wait_s=0.0, **end))
+    object.__setattr__(run, "averages", run.averages.assign(bytes_cross=sent * ranks))
     object.__setattr__(run, "provenance", {"ranks": ranks})
     return run
 
 
 def test_the_model_has_the_measured_computation_and_the_bytes_over_the_link(tmp_path):
-    """By hand: 10 averages of 32000 bits, half of them twice, at 100 Mbit/s, and 2 messages."""
+    """By hand: 10 averages of 32000 bits a host at 100 Mbit/s, and 2 messages each."""
     run = at(tmp_path, "100mbit", "sync")
     assert measured.modelled_s(run) == pytest.approx(1.0 + 10 * (1e-4 + 32_000 / 1e8))
     assert measured.modelled_s(at(tmp_path, "1gbit", "sync")) < measured.modelled_s(run)
-    coded = at(tmp_path, "100mbit", "qsgd")
+    coded = at(tmp_path, "100mbit", "qsgd", sent=1000)
     assert measured.modelled_s(coded) == pytest.approx(1.0 + 10 * (1e-4 + 8_000 / 1e8))
+    assert measured.modelled_s(at(tmp_path, "100mbit", "sgd", ranks=1)) == 1.0
 
 
 def test_a_panel_names_problem_hosts_and_link_and_other_folders_are_left_out(tmp_path):

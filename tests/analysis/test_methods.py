@@ -1,13 +1,15 @@
 """The figure of all methods: what it makes of the modelled clock of a run."""
 
+from dataclasses import replace
+
 import methods
 import numpy as np
 import pytest
 import quantities
 from drive import command_lines
-from figures import planned, write
 from mpi4py import MPI
 
+from figures import planned, write
 from localavg.files.record import CLUSTER, WORLD, load
 
 P, S, T, D = 8, 4, 60, 50
@@ -103,8 +105,8 @@ def test_seconds_to_a_level_are_of_every_run_or_of_none(run_at):
     assert min(at_30) > 0.5 and at_30[1] > 1.5 * at_30[0]
     assert words == f"{np.mean(at_30):.3f} ± {np.std(at_30, ddof=1):.3f}"
     assert methods.seconds_to(0.39, runs, ten) == "-"
-    runs[1].eval.loc[:, "train_loss"] += 0.5
-    assert methods.seconds_to(0.7, runs, ten) == "-"
+    later = runs[1].eval.assign(train_loss=runs[1].eval.train_loss + 0.5)
+    assert methods.seconds_to(0.7, [runs[0], replace(runs[1], eval=later)], ten) == "-"
 
 
 def test_every_curve_is_drawn_against_every_cost(tmp_path, draw):

@@ -135,12 +135,12 @@ def bench_average(
 
     Every learner has one row on `device`. The times are medians of `repeats` turns (MORE times as
     many for rows shorter than LONG), each that of the slowest rank. floor_s: all ranks copy their
-    rows at once, the memory traffic of any mean in place; or the time of one row over the measured
-    link between nodes, if that is longer. aware: as in `transport.choose`; if MPI cannot take the
-    device's memory, Allreduce goes through the host. outer: also time an average with a step of
-    this outer optimiser. graph: also time a gossip on it. wire: also time an average
-    that crosses nodes by it. kept: also time an average that is copied, as runs do whose ranks may
-    die. Each row is written to `file` at once.
+    rows at once, the memory traffic of any mean in place; or what the measured link of H nodes must
+    carry, 2 (H − 1)/H of a row each way (Patarasuk and Yuan 2009), if that takes longer. aware: as
+    in `transport.choose`; if MPI cannot take the device's memory, Allreduce goes through the host.
+    outer: also time an average with a step of this outer optimiser. graph: also time a gossip on
+    it. wire: also time an average that crosses nodes by it. kept: also time an average that is
+    copied, as runs do whose ranks may die. Each row is written to `file` at once.
     """
     device = device or Cpu()
     direct = device.name == "cpu" or fleet.world.bcast(bool(aware and aware.works))
@@ -151,7 +151,8 @@ def bench_average(
         turns = repeats * (MORE if n < LONG else 1)
         row = _time(fleet, ours, n, turns, device, direct, outer, graph, link, wire, kept)
         if link is not None:
-            row["floor_s"] = max(row["floor_s"], 4 * n / link)
+            share = 2 * (fleet.nodes - 1) / fleet.nodes  # of a row, that each link must carry
+            row["floor_s"] = max(row["floor_s"], share * 4 * n / link)
         about = _about(n, fleet, ours)
         rows.append({**about, **dict.fromkeys(SOMETIMES, np.nan), **row})
         if file:
