@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import quantities
 from drive import command_lines
+from figures import planned, write
 from mpi4py import MPI
 
-from figures import planned, write
 from localavg.files.record import CLUSTER, WORLD, load
 
 P, S, T, D = 8, 4, 60, 50

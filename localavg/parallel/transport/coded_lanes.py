@@ -16,8 +16,12 @@ from mpi4py import MPI
 
 from localavg.interfaces import Rounding, Rows, Step
 from localavg.parallel.transport.deltas import add_deltas, divisor, land_
-from localavg.parallel.transport.lanes import SENT, Weights, lane
+from localavg.parallel.transport.lanes import Weights, lane
 from localavg.parallel.wires.float32 import Float32
+
+# Elements of a piece. All pieces of a row are on their way at once, and MPI asks after each again
+# and again: 25 million in bf16 take twice as long in pieces of 60 kB.
+PIECE = 1 << 17
 
 Mine = Sequence[tuple[int, Sequence[MPI.Comm]]]
 """the numbers of a rank's lanes, each with the communicators of its ranks on all nodes"""
@@ -79,7 +83,7 @@ class CodedLanes:
         rows, self.here, lanes, mine, self.P, self.spread, base, self.everyone = group
         self.code, n = code, rows.shape[1]
         cuts = [
-            [(comms[0], *piece) for piece in _pieces(lane(n, i, lanes), comms[0].size, code)]
+            [(comms[0], *piece) for piece in _pieces(lane(n, i, lanes), comms[0].size, code.bucket)]
             for i, comms in mine
         ]
         # piece k of every lane in turn, so that all lanes travel at once
@@ -218,17 +222,17 @@ def sent_bytes(n: int, lanes: int, mine: Mine, code: Rounding) -> int:
     return sum(
         sum(_sizes(ends, code))
         for i, comms in mine
-        for _, ends in _pieces(lane(n, i, lanes), comms[0].size, code)
+        for _, ends in _pieces(lane(n, i, lanes), comms[0].size, code.bucket)
     )
 
 
-def _pieces(columns: slice, nodes: int, code: Rounding) -> list[tuple[slice, list[int]]]:
-    """Cut a lane's columns into pieces of SENT bytes in code, or of a bucket for each node.
+def _pieces(columns: slice, nodes: int, bucket: int) -> list[tuple[slice, list[int]]]:
+    """Cut a lane's columns into pieces, of at least 8 buckets for each node if there are so many.
 
     Return each with where the nodes' slices of it begin, and its length; all begin with a bucket.
     """
-    made, bucket = [], code.bucket
-    size = max(SENT // code.nbytes(bucket), nodes) * bucket
+    made = []
+    size = max(PIECE, 8 * nodes * bucket)
     for a in range(columns.start, columns.stop, size):
         n = min(size, columns.stop - a)
         buckets = -(-n // bucket)

@@ -12,7 +12,7 @@ from localavg.interfaces import Array, Rounding, Step
 from localavg.parallel.device import put_
 from localavg.parallel.transport import coded_lanes, low_rank
 from localavg.parallel.transport.coded_lanes import CodedLanes, Feedback, Group
-from localavg.parallel.transport.lanes import SENT, Lanes, Weights
+from localavg.parallel.transport.lanes import Lanes, Weights
 from localavg.parallel.transport.low_rank import LowRank
 from localavg.parallel.transport.shared import Part, SharedMemory
 from localavg.parallel.wires import factors
@@ -227,8 +227,8 @@ class InCode(SharedMemory):
         if not np.array_equal(state["wire_nodes"], self._nodes()):
             if self.fleet.rank == 0:
                 print(
-                    "localavg: wire: saved with another layout of ranks, nodes or pieces; what its "
-                    "codes have lost so far is dropped, and not sent later",
+                    "localavg: wire: saved with another layout of ranks and nodes; what its codes "
+                    "have lost so far is dropped, and not sent later",
                     file=sys.stderr,
                 )
             return
@@ -248,8 +248,7 @@ class InCode(SharedMemory):
         return [x for lanes in made if not isinstance(lanes, Lanes) for x in lanes.feedback]
 
     def _nodes(self) -> np.ndarray:
-        """Return what the order of the feedback depends on."""
-        return np.array([SENT, self.P, *self.layout.node_of], np.int64)
+        return np.array([self.P, *self.layout.node_of], np.int64)
 
 
 def _crosses(part: Part) -> bool:

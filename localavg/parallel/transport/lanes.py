@@ -2,7 +2,7 @@
 
 A lane is summed chunk by chunk in cache, in the order of the learners. Where other nodes hold rows
 of the lane, its chunks travel while the next chunks are summed. A rank with several lanes sends
-their chunks in turn, so that all lanes travel at once.
+their chunks in turn, so that all lanes travel at once, but for lanes of a single piece.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Lanes:
 
 
 def _over_nodes(comm: MPI.Comm, total: np.ndarray, whole: bool) -> MPI.Request:
-    """Sum `total` over the nodes, in place. whole: it is all of its lane, so nothing else flies.
+    """Sum `total` over the nodes, in place. whole: it is all of its lane.
 
     Then MPI's blocking sum is twice as fast: Open MPI's other one, in place, reduces to the first
     rank and afterwards broadcasts from it, so that one direction of the link is always idle.
