@@ -4,9 +4,10 @@ LUPA Fig. 2 (time), ADPSGD Fig. 4c, 5c and 6, from the runs of `make paper-root`
 RUNS/NAME-root/RATE. Bars: where the measured time went, medians over repeats. Stars: the model,
 the measured time of computation and, for every average, two messages of 50 µs and what each of the
 two hosts sends over the link, as the run file has it: a row of sums, or for QSGD the codes of every
-learner. The table has also the speed-up, per example, over one learner alone.
+learner. The table has means, with the standard deviation over repeats; its last two columns are
+ratios of medians, per example. SGD alone runs on one host.
 
-Cost: about 2 s for 42 runs.
+Cost: about 3 s for 66 runs.
 
     python analysis/measured.py runs --out figures
 """
@@ -123,7 +124,8 @@ def main() -> None:
     rows = [row(name, key, lines) for name, lines in groups.items() for key in lines]
     caption = (
         "Where the time went, measured on emulated hosts whose links have the rate named: medians. "
-        "Stars: modelled for such links."
+        "Stars: modelled for such links. The table has means ± standard deviations; its last two "
+        "columns are ratios of medians, per example. SGD alone runs on one host."
     )
     output.finish(args, "measured", figure, caption, {}, HEADER, rows)
 
