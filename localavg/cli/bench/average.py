@@ -28,7 +28,8 @@ from localavg.models import MODELS
 from localavg.parallel import transport
 from localavg.parallel.device import Cpu, Cuda, on_host, put_
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.measure import link_bytes_per_s, slowest
+from localavg.parallel.link import link_bytes_per_s
+from localavg.parallel.measure import slowest
 from localavg.parallel.probe import Probe
 from localavg.parallel.transport import nccl
 from localavg.scope import Scope

@@ -22,7 +22,8 @@ from localavg.interfaces import Transport
 from localavg.parallel import transport
 from localavg.parallel.device import Cpu
 from localavg.parallel.fleet import Fleet
-from localavg.parallel.measure import latency_s, link_bytes_per_s, slowest
+from localavg.parallel.link import latency_s, link_bytes_per_s
+from localavg.parallel.measure import slowest
 from localavg.parallel.probe import Gpus, Probe
 from localavg.parallel.transport.mpi import HostMPI
 from localavg.scope import Scope
