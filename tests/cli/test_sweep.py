@@ -661,7 +661,7 @@ def test_a_sweep_trains_for_real_and_a_second_one_keeps_it(small, tmp_path):
     assert done.returncode == 0 and "3 runs: 3 done" in done.stdout
     assert [path.stat().st_mtime_ns for path in paths] == before
     done = alone("status", out)  # it knows of the other share
-    assert done.returncode == 1 and "5 runs: 3 done, 0 running, 2 missing" in done.stdout
+    assert done.returncode == 1 and "5 runs: 3 done, 0 running, 2 to do" in done.stdout
     done = alone(*words, "--set", "lr=0.5")
     assert done.returncode == 2 and "kavg-K1-P2-s0.h5 holds another run, finished" in done.stderr
     assert (
@@ -703,7 +703,7 @@ def test_failed_runs_wait_for_retry_failed_and_interrupted_ones_are_resumed(smal
     words = ("sweep", small, "--out", out, "--mpirun", fake("exit 1"))
     done = alone(*words)
     assert (
-        "5 runs: 1 done, 0 running, 2 missing, 1 interrupted, 1 failed" in done.stdout
+        "5 runs: 1 done, 0 running, 2 to do, 1 interrupted, 1 failed" in done.stdout
         and "no luck" in done.stdout
     )
     assert fake.started() == ["kavg-K3-P2-s0.h5", "kavg-K3-P4-s0.h5", "sgd-s0.h5"]
