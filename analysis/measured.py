@@ -7,7 +7,7 @@ two hosts sends over the link, as the run file has it: a row of sums, or for QSG
 learner. The table has means, with the standard deviation over repeats; its last two columns are
 ratios of medians, per example. SGD alone runs on one host.
 
-Cost: about 3 s for 66 runs.
+Cost: about 6 s for 66 runs.
 
     python analysis/measured.py runs --out figures
 """

@@ -9,7 +9,7 @@ evaluation after it: what is evaluated between rounds is an average that no lear
 of repeats is their median. The table has the seconds after which the training loss came down to
 `--level`; `-` where it did not.
 
-Cost: about 5 s for 45 runs.
+Cost: about 20 s for 54 runs.
 
     python analysis/methods.py runs/methods-laptop --out figures
 """

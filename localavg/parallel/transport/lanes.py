@@ -21,8 +21,8 @@ from localavg.scope import Scope
 
 CHUNK = 1 << 15  # elements summed at a time: with its rows it stays in a core's cache
 # Bytes sent at a time between nodes. Open MPI's TCP sends up to 64 KiB at once. For more it asks
-# the receiver first, and its question waits behind the data that goes the same way, so that both
-# directions of a link together are little faster than one.
+# the receiver first, and then both directions of a link together are little faster than one
+# (BENCHMARKS.md, between hosts); with a higher limit for what goes at once they are not.
 SENT = 60 << 10
 DEPTH = 8  # chunks on their way at once, over all lanes of a rank
 LINE = 16  # elements: lanes begin at cache lines, so that two ranks never write to one
@@ -148,8 +148,8 @@ class Lanes:
 def _over_nodes(comm: MPI.Comm, total: np.ndarray, whole: bool) -> MPI.Request:
     """Sum `total` over the nodes, in place. whole: it is all of its lane.
 
-    Then MPI's blocking sum is twice as fast: Open MPI's other one, in place, reduces to the first
-    rank and afterwards broadcasts from it, so that one direction of the link is always idle.
+    Then MPI's blocking sum is twice as fast: Open MPI's other one in place (coll/libnbc) reduces to
+    the first rank and afterwards broadcasts from it, so one direction of the link is always idle.
     """
     if not whole:
         return comm.Iallreduce(MPI.IN_PLACE, total)
